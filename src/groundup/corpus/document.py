@@ -1,0 +1,84 @@
+"""A document, and the Arrow tables that hold many of them."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from groundup.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+
+DOCUMENTS = pa.schema(
+    [
+        ("id", pa.string()),  # sha256 of the text, in hexadecimal
+        ("text", pa.large_string()),
+        ("source", pa.string()),  # file, and line or part within it
+        ("metadata", pa.string()),  # the other fields of a .jsonl line, as JSON
+    ]
+)
+DROPPED = DOCUMENTS.append(pa.field("reason", pa.string()))
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and where it came from. With a `reason` it is one that could not be read."""
+
+    text: str
+    source: str
+    metadata: str = "{}"
+    reason: str | None = None
+
+    @property
+    def id(self) -> str:
+        """sha256 of the text, in hexadecimal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+class DocumentWriter:
+    """Appends documents to a parquet file: zstd-compressed, with page checksums, a batch at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema = DOCUMENTS) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._schema = schema
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+        self._rows: list[dict[str, str]] = []
+        self._waiting_characters = 0
+
+    def write(self, document: Document, reason: str | None = None) -> None:
+        row = {"id": document.id, "text": document.text, "source": document.source, "metadata": document.metadata}
+        self._rows.append(row if reason is None else {**row, "reason": reason})
+        self._waiting_characters += len(document.text)
+        if self._waiting_characters > 16_000_000 or len(self._rows) >= 10_000:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
+            self._rows, self._waiting_characters = [], 0
+
+
+def read_batches(path: Path, columns: Iterable[str] = DOCUMENTS.names) -> Iterator[pa.RecordBatch]:
+    """The documents of a parquet file in Arrow batches of bounded size, page checksums verified.
+
+    Raises:
+        DataError: when the file is damaged.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield from file.iter_batches(batch_size=1_000, columns=list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """The texts of a parquet file of documents, in order."""
+    for batch in read_batches(path, ["text"]):
+        yield from batch.column("text").to_pylist()

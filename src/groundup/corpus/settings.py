@@ -1,0 +1,90 @@
+"""Settings of the corpus."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from groundup.settings import Settings
+
+
+class Length(Settings):
+    """Drop documents shorter or longer than this, counted in characters after cleaning."""
+
+    kind: Literal["length"] = "length"
+    minimum: int = Field(default=100, ge=0)
+    maximum: int | None = Field(default=None, ge=1)
+
+
+class Characters(Settings):
+    """Drop documents that are mostly not words: tables of numbers, rules of dashes, broken encodings."""
+
+    kind: Literal["characters"] = "characters"
+    letters: float = Field(default=0.6, ge=0, le=1)
+    """Smallest share of letters and marks among the characters that are not blank."""
+    replacement: float = Field(default=0.001, ge=0, le=1)
+    """Largest share of U+FFFD, the mark that an earlier conversion left where it could not read."""
+
+
+Filter = Annotated[Length | Characters, Field(discriminator="kind")]
+
+
+class RepairUnicode(Settings):
+    """Undo wrong decodings (`â€™` → `’`), remove control characters, compose to NFC, with ftfy."""
+
+    kind: Literal["repair"] = "repair"
+
+
+class KeepUnicode(Settings):
+    """Leave characters as they are, for code and other text where every byte counts."""
+
+    kind: Literal["none"] = "none"
+
+
+class CleanWhitespace(Settings):
+    """One kind of line end, no blanks at line ends, at most one empty line, none at either end of a document."""
+
+    kind: Literal["clean"] = "clean"
+
+
+class KeepWhitespace(Settings):
+    """Leave blanks and line ends as they are."""
+
+    kind: Literal["none"] = "none"
+
+
+class CorpusSettings(Settings):
+    """Where documents come from, how they are cleaned, and which are kept."""
+
+    sources: tuple[str, ...]
+    """Files and folders of .txt, .md and .jsonl, also .gz, .zst, .xz; relative to the recipe, else to where you are.
+    `groundup:storybook` is the collection of tales inside the package."""
+    text_field: str = Field(default="text", min_length=1)
+    """The field of a .jsonl line that holds the text."""
+    encoding: str = "utf-8"
+    """How .txt and .md files are encoded. A file that is not is dropped with its reason."""
+    max_document_bytes: int = Field(default=100_000, ge=1_000)
+    """A longer document is cut, at an empty line where there is one, into documents of at most this many bytes."""
+    unicode: Annotated[RepairUnicode | KeepUnicode, Field(discriminator="kind")] = RepairUnicode()
+    whitespace: Annotated[CleanWhitespace | KeepWhitespace, Field(discriminator="kind")] = CleanWhitespace()
+    filters: tuple[Filter, ...] = (Length(), Characters())
+    """Asked in this order; the first that refuses names the reason."""
+    validation_share: float = Field(default=0.05, gt=0, le=0.4)
+    """Share of documents, chosen by the sha256 of their text, for curves and for choosing settings."""
+    test_share: float = Field(default=0.05, gt=0, le=0.4)
+    """Share of documents, chosen likewise, that is read once, for the reported number."""
+
+    @field_validator("sources")
+    @classmethod
+    def _at_least_one(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        if not sources:
+            raise ValueError("names no file or folder; give at least one, such as [\"my-texts\"]")
+        return sources
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str) -> str:
+        try:
+            "".encode(encoding)
+        except LookupError:
+            raise ValueError(f"{encoding!r} is not an encoding that Python knows; try utf-8 or latin-1") from None
+        return encoding

@@ -1,0 +1,187 @@
+"""Sources: files and folders → documents. What cannot be read comes out too, with the reason."""
+
+import codecs
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import BinaryIO
+
+import orjson
+
+from groundup.corpus.document import Document
+from groundup.corpus.settings import CorpusSettings
+from groundup.errors import DataError
+from groundup.files import OPENERS, reading
+
+PACKAGED = {"groundup:storybook": "storybook.jsonl.gz"}
+MAX_LINE_BYTES = 256_000_000
+"""A longer .jsonl line is dropped unread: parsing it would take several times this much memory."""
+
+
+@dataclass
+class Found:
+    """The files of a corpus, and those left out because nothing here reads them."""
+
+    files: list[tuple[str, Path]] = field(default_factory=list)
+    """(name in the corpus, path), sorted."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Suffix → number of files."""
+
+
+def find(settings: CorpusSettings, beside: Path) -> Found:
+    """The readable files under the sources, each looked for beside the recipe first, then from the working directory.
+
+    Raises:
+        DataError: a source that is missing, or holds nothing readable.
+    """
+    found = Found()
+    for source in settings.sources:
+        root = _locate(source, beside)
+        if root.is_file():
+            if reader_of(root) is None:
+                raise DataError(f"source {source}: nothing here reads {_kind(root)!r} files; it reads {_readable()}")
+            found.files.append((source, root))
+            continue
+        before = len(found.files)
+        for path in sorted(root.rglob("*")):
+            parts = path.relative_to(root).parts
+            if any(part.startswith(".") for part in parts) or not path.is_file():
+                continue
+            if reader_of(path) is None:
+                found.left_out[_kind(path)] += 1
+            else:
+                found.files.append((_printable("/".join([source.rstrip("/"), *parts])), path))
+        if len(found.files) == before:
+            others = ", ".join(f"{count} {kind}" for kind, count in sorted(found.left_out.items()))
+            raise DataError(f"source {source} ({root}) has no readable file; it reads {_readable()}, found {others or 'none'}")
+    return found
+
+
+def _locate(source: str, beside: Path) -> Path:
+    if source.startswith("groundup:"):
+        if source not in PACKAGED:
+            raise DataError(f"no packaged corpus {source}; there is {', '.join(PACKAGED)}")
+        return Path(str(resources.files("groundup.data") / PACKAGED[source]))
+    tried = [beside / Path(source).expanduser(), Path(source).expanduser()]
+    for path in tried:
+        if path.exists():
+            return path
+    places = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
+    raise DataError(f"source {source} is missing: looked at {places}. Sources are set in [corpus] sources = [...]")
+
+
+def _kind(path: Path) -> str:
+    """The suffix that chooses the reader: that of `a.txt.gz` is .txt."""
+    suffixes = path.suffixes
+    if suffixes and suffixes[-1] in OPENERS:
+        suffixes.pop()
+    return _printable(suffixes[-1].lower()) if suffixes else "(no suffix)"
+
+
+def _printable(name: str) -> str:
+    """File names may hold bytes that are not UTF-8; Arrow and JSON may not."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _readable() -> str:
+    return f"{', '.join(READERS)}, also with {', '.join(OPENERS)}"
+
+
+def reader_of(path: Path) -> "Callable[[BinaryIO, str, CorpusSettings], Iterator[Document]] | None":
+    return READERS.get(_kind(path))
+
+
+def read(name: str, path: Path, settings: CorpusSettings) -> Iterator[Document]:
+    """The documents of one file, none longer than `max_document_bytes`.
+
+    Raises:
+        DataError: when the file cannot be opened, or its compression is damaged or cut short.
+    """
+    reader = reader_of(path)
+    assert reader is not None, "find() leaves out files without a reader"
+    with reading(path) as stream:
+        for document in reader(stream, name, settings):
+            yield from _cut(document, settings.max_document_bytes)
+
+
+def read_text(stream: BinaryIO, name: str, settings: CorpusSettings) -> Iterator[Document]:
+    """A whole file as one document."""
+    raw = stream.read()
+    encoding = settings.encoding
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    try:
+        yield Document(raw.decode(encoding).removeprefix("\ufeff"), name)
+    except UnicodeDecodeError as error:
+        shown = raw.decode(encoding, "backslashreplace") if encoding != "utf-16" else raw.decode("latin-1")
+        yield Document(shown, name, reason=f"not {encoding}: {error.reason} at byte {error.start:,}")
+
+
+def read_jsonl(stream: BinaryIO, name: str, settings: CorpusSettings) -> Iterator[Document]:
+    """A JSON object a line; its `text_field` is the document, the other fields its metadata."""
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        source = f"{name}:{number}"
+        if len(line) > MAX_LINE_BYTES:
+            length = len(line)
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(1 << 20)
+                length += len(line)
+            yield Document("", source, reason=f"line of {length:,} bytes; at most {MAX_LINE_BYTES:,} are read")
+            continue
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            yield _from_json(line, source, settings.text_field)
+
+
+def _from_json(line: bytes, source: str, text_field: str) -> Document:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return Document(line.decode("utf-8", "backslashreplace"), source, reason=f"not JSON: {error}")
+    as_text = line.decode().strip()
+    if not isinstance(row, dict):
+        return Document(as_text, source, reason=f"a JSON {type(row).__name__}, not an object")
+    text = row.pop(text_field, None)
+    if not isinstance(text, str):
+        was = f"no field {text_field!r}" if text is None else f"field {text_field!r} is not a string"
+        return Document(as_text, source, reason=f"{was}; fields: {', '.join(row) or 'none'} (set corpus.text_field)")
+    return Document(text, source, json.dumps(row, ensure_ascii=False))
+
+
+def _cut(document: Document, limit: int) -> Iterator[Document]:
+    """Documents of at most `limit` UTF-8 bytes, cut after an empty line, else a line, else a blank, else a character."""
+    raw = document.text.encode()
+    if document.reason or len(raw) <= limit:
+        yield document
+        return
+    part = start = 0
+    while start < len(raw):
+        end = min(start + limit, len(raw))
+        if end < len(raw):
+            end = _boundary(raw, start, end)
+        part += 1
+        yield Document(raw[start:end].decode(), f"{document.source}#{part}", document.metadata)
+        start = end
+
+
+def _boundary(raw: bytes, start: int, end: int) -> int:
+    for mark in (b"\n\n", b"\n", b" "):
+        found = raw.rfind(mark, start + (end - start) // 2, end)
+        if found >= 0:
+            return found + len(mark)
+    while raw[end] & 0xC0 == 0x80:  # inside a UTF-8 character
+        end -= 1
+    return end
+
+
+READERS: dict[str, Callable[[BinaryIO, str, CorpusSettings], Iterator[Document]]] = {
+    ".txt": read_text,
+    ".md": read_text,
+    ".jsonl": read_jsonl,
+}

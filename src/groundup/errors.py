@@ -1,0 +1,37 @@
+"""The errors a person can cause or must act on, each with the exit code the command line ends in."""
+
+
+class GroundupError(Exception):
+    """An error whose message is an answer: the thing, what it was, what it should be, the next step."""
+
+    exit_code = 1
+
+
+class SettingsError(GroundupError, ValueError):
+    """Settings or usage that cannot work: unknown names, wrong types, values that contradict each other or the data."""
+
+    exit_code = 2
+
+
+class DataError(GroundupError):
+    """A source that is missing, empty or unreadable; an artifact that is damaged, foreign or a pickle."""
+
+    exit_code = 3
+
+
+class ResourceError(GroundupError):
+    """The machine said no: disk full, read-only, lock held, out of memory."""
+
+    exit_code = 4
+
+
+class DivergedError(GroundupError):
+    """Training produced a loss or gradient that is not a finite number."""
+
+    exit_code = 5
+
+
+class SavedAndStopped(GroundupError):
+    """Work was interrupted after saving; the same command goes on from there."""
+
+    exit_code = 75

@@ -1,0 +1,351 @@
+"""Directories that are whole or absent: written aside, digested, renamed into place, checked before use.
+
+Every artifact is a directory whose `manifest.json` is written last. The digest of a directory is the sha256 of the
+canonical JSON of its manifest without `made`, so two directories with equal contents and origins have equal digests.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import platform
+import shlex
+import shutil
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import zstandard
+
+from groundup.errors import DataError, ResourceError
+
+FORMAT = 1
+Progress = Callable[[int, int, str], None]
+"""How a long job says how far it is: `progress(done, total, note)`; the doors draw it."""
+
+
+def no_progress(done: int, total: int, note: str) -> None:
+    """For callers who do not watch."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a directory is, what made it, and the sha256 of everything in it."""
+
+    kind: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Name of each input → its digest."""
+    files: Mapping[str, tuple[int, str]]
+    """Relative path → (bytes, sha256)."""
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        identity = {name: value for name, value in dataclasses.asdict(self).items() if name != "made"}
+        return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """One byte string for one value: sorted keys, no blanks, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_of_file(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass
+class Draft:
+    """A directory while it is being made: write files under `path`, then leave `statistics` behind."""
+
+    path: Path
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def making(
+    directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]
+) -> Iterator[Draft]:
+    """Make `directory` all at once: the caller fills `draft.path`; on success it gets its manifest and its name.
+
+    An exception leaves nothing behind; a killed process leaves a `.partial` directory that the next attempt removes.
+
+    Raises:
+        ResourceError: disk full, or a place where nothing may be written, naming it.
+    """
+    started = time.monotonic()
+    partial = directory.with_name(f".{directory.name}.partial")
+    with naming_the_place(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        draft = Draft(partial)
+        try:
+            yield draft
+            manifest = Manifest(
+                kind=kind,
+                settings=dict(settings),
+                inputs=dict(inputs),
+                files=_digest_files(partial),
+                statistics=draft.statistics,
+                made=_provenance(time.monotonic() - started),
+            )
+            write_json(partial / "manifest.json", dataclasses.asdict(manifest))
+            _rename_over(partial, directory)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _digest_files(directory: Path) -> dict[str, tuple[int, str]]:
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+            files[path.relative_to(directory).as_posix()] = (path.stat().st_size, sha256_of_file(path))
+    return files
+
+
+def _provenance(seconds: float) -> dict[str, Any]:
+    torch = sys.modules.get("torch")  # told, if this process used it; never imported for this
+    return {
+        "code": metadata.version("groundup"),
+        "torch": str(torch.__version__) if torch else None,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seconds": round(seconds, 3),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _rename_over(partial: Path, directory: Path) -> None:
+    """Give `partial` its final name. Killed between the two renames, the old directory is gone and its stage runs again."""
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    partial.rename(directory)
+    _sync_directory(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` under a temporary name, then rename: a reader never sees half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    with naming_the_place(path):
+        with open(partial, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+
+
+@contextlib.contextmanager
+def naming_the_place(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into a `ResourceError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(_existing(path)).free
+            raise ResourceError(
+                f"no room to write {path}: {error.strerror}, {free:,} bytes free there. "
+                "Free some space and run the same command again; nothing half-written was kept"
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise ResourceError(
+                f"cannot write {path}: {error.strerror}. Choose another place with --run, or make it writable"
+            ) from error
+        raise
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def is_made(directory: Path) -> bool:
+    """Whether there is a finished artifact here."""
+    return (directory / "manifest.json").is_file()
+
+
+def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
+    """The manifest of an artifact, of the given kind if one is asked for.
+
+    Raises:
+        DataError: missing, unreadable or of another kind.
+    """
+    path = directory / "manifest.json"
+    if not path.is_file():
+        raise DataError(f"{directory} is not a finished artifact: it has no manifest.json")
+    try:
+        raw = json.loads(path.read_bytes())
+        manifest = Manifest(**{**raw, "files": {name: tuple(value) for name, value in raw["files"].items()}})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error}): make it again with `groundup build`") from None
+    if manifest.format != FORMAT:
+        raise DataError(f"{directory} has format {manifest.format}; this version reads format {FORMAT}")
+    if kind is not None and manifest.kind != kind:
+        raise DataError(f"{directory} is of kind {manifest.kind!r}; a directory of kind {kind!r} is wanted here")
+    return manifest
+
+
+def verify(directory: Path, kind: str | None = None) -> Manifest:
+    """Read the manifest and check every byte against it.
+
+    Raises:
+        DataError: naming the first file that is missing, of another size, or changed.
+    """
+    manifest = read_manifest(directory, kind)
+    for name, (size, sha256) in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise DataError(f"{directory} is damaged: {name} is missing")
+        if path.stat().st_size != size:
+            raise DataError(f"{directory} is damaged: {name} has {path.stat().st_size:,} bytes, {size:,} were written")
+        if sha256_of_file(path) != sha256:
+            raise DataError(f"{directory} is damaged: the sha256 of {name} is not the one that was written")
+    return manifest
+
+
+def share(source: Path, target: Path) -> None:
+    """Give a finished artifact a second name without a second copy (hard links; copies where links cannot be)."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with naming_the_place(target):
+        shutil.copytree(source, partial, copy_function=_link_or_copy)
+        _rename_over(partial, target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Hold `directory/lock` while this process works there; a killed process lets go by itself.
+
+    Raises:
+        ResourceError: naming the process that holds it.
+    """
+    path = directory / "lock"
+    with naming_the_place(path):
+        directory.mkdir(parents=True, exist_ok=True)
+        stream = open(path, "a+", encoding="utf-8")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            raise ResourceError(
+                f"{directory} is in use by {stream.read().strip() or 'another process'}: "
+                "wait for it to end, or build elsewhere with --run"
+            ) from None
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield
+
+
+class _CheckedZstd(io.RawIOBase):
+    """zstd frames, one after another. zstandard's own stream reader takes a file cut in half for a whole one."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._frame: Any = None
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if self._frame is not None and self._frame.eof:
+                compressed, self._frame = self._frame.unused_data, None
+            else:
+                compressed = b""
+            compressed = compressed or self._stream.read(1 << 12)  # small: a few bytes of a hostile frame unfold into megabytes
+            if not compressed:
+                if self._frame is not None:
+                    raise EOFError("the file ends in the middle of a zstd frame")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = self._frame.decompress(compressed)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _open_zstd(path: Path) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_CheckedZstd(open(path, "rb"))))
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed by its suffix.
+
+    Raises:
+        DataError: missing, unreadable, or a compressed stream that is damaged or cut short.
+    """
+    try:
+        with OPENERS.get(path.suffix, _open_plain)(path) as stream:
+            yield stream
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zstandard.ZstdError, zlib.error) as error:
+        raise DataError(f"{path} is damaged or cut short: {error}") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _open_plain(path: Path) -> BinaryIO:
+    return open(path, "rb")
+
+
+def _open_gzip(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb"))
+
+
+def _open_xz(path: Path) -> BinaryIO:
+    return cast(BinaryIO, lzma.open(path, "rb"))
+
+
+OPENERS: dict[str, Callable[[Path], BinaryIO]] = {".gz": _open_gzip, ".xz": _open_xz, ".zst": _open_zstd}

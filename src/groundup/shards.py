@@ -1,0 +1,111 @@
+"""Shards: the ids of all documents one after another, with the place where each begins.
+
+`<|endoftext|>` opens each document and belongs to it; one more closes the stream, so that every document's last token
+has a target. For each split there are three NumPy files: `train.npy` (uint16, or uint32 when the vocabulary needs
+it), `train.offsets.npy` (where each document begins, then where the last one ends), `train.bytes.npy` (UTF-8 bytes of
+each document's text).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from groundup.corpus.document import SPLITS, read_texts
+from groundup.errors import DataError
+from groundup.files import Draft, Progress, no_progress
+from groundup.settings import Settings
+from groundup.tokenizer.tokenizer import Tokenizer
+
+
+class ShardSettings(Settings):
+    """Nothing to choose yet: width and order follow from the tokenizer and the corpus."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One split of the shards, memory-mapped."""
+
+    ids: npt.NDArray[Any]
+    """(N,) all documents, then the closing `<|endoftext|>`."""
+    offsets: npt.NDArray[np.int64]
+    """(documents + 1,) where each document begins; the last entry is the closing token's place."""
+    n_bytes: npt.NDArray[np.int64]
+    """(documents,) UTF-8 bytes of each document's text."""
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.n_bytes)
+
+    def rows(self, context_length: int) -> int:
+        """How many rows of `context_length` targets the stream is cut into; the last may be padded."""
+        return max(0, -(-(len(self.ids) - 1) // context_length))
+
+
+def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = no_progress) -> None:
+    """Encode every split of a corpus into shards, and leave the counts in `draft.statistics`."""
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    usage = np.zeros(tokenizer.vocab_size, np.int64)
+    for number, split in enumerate(SPLITS):
+        progress(number, len(SPLITS), f"{split} documents")
+        offsets, sizes = [0], []
+        with open(draft.path / f"{split}.npy", "wb") as stream:
+            header_bytes = _write_header(stream, dtype, 0)
+            for text in read_texts(corpus / f"{split}.parquet"):
+                ids = np.array([tokenizer.end_of_text, *tokenizer.encode(text)], dtype)
+                usage += np.bincount(ids, minlength=tokenizer.vocab_size)
+                stream.write(ids.tobytes())
+                offsets.append(offsets[-1] + len(ids))
+                sizes.append(len(text.encode()))
+            stream.write(np.array([tokenizer.end_of_text], dtype).tobytes())
+            stream.seek(0)
+            assert _write_header(stream, dtype, offsets[-1] + 1) == header_bytes, "the header must not move the data"
+        np.save(draft.path / f"{split}.offsets.npy", np.array(offsets, np.int64))
+        np.save(draft.path / f"{split}.bytes.npy", np.array(sizes, np.int64))
+        draft.statistics[split] = {"documents": len(sizes), "tokens": offsets[-1] + 1, "bytes": sum(sizes)}
+    draft.statistics |= {
+        "vocab_size": tokenizer.vocab_size,
+        "ids_never_used": int((usage == 0).sum()),
+        "most_used": [int(i) for i in np.argsort(-usage, kind="stable")[:20]],
+    }
+    progress(len(SPLITS), len(SPLITS), "")
+
+
+def _write_header(stream: BinaryIO, dtype: "np.dtype[Any]", length: int) -> int:
+    """A .npy header; NumPy leaves room in it for the length to grow."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.tell()
+
+
+def open_split(directory: Path, split: str) -> Tokens:
+    """Memory-map one split.
+
+    Raises:
+        DataError: when the three files do not fit each other.
+    """
+    try:
+        ids = np.load(directory / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+        offsets = np.load(directory / f"{split}.offsets.npy", allow_pickle=False)
+        n_bytes = np.load(directory / f"{split}.bytes.npy", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"shards {directory}, split {split}: {error}. Make them again with `groundup pack`") from None
+    if ids.dtype not in (np.uint16, np.uint32) or len(offsets) != len(n_bytes) + 1 or offsets[-1] + 1 != len(ids):
+        raise DataError(f"shards {directory}: the files of split {split} do not fit each other; run `groundup pack` again")
+    return Tokens(ids, offsets, n_bytes)
+
+
+def stream_of(documents: Iterable[tuple[str, int]], tokenizer: Tokenizer) -> Tokens:
+    """The same, in memory, for texts that are not in a corpus: (cleaned text, its UTF-8 bytes) of each."""
+    ids: list[int] = []
+    offsets, sizes = [0], []
+    for text, size in documents:
+        ids += [tokenizer.end_of_text, *tokenizer.encode(text)]
+        offsets.append(len(ids))
+        sizes.append(size)
+    return Tokens(
+        np.array([*ids, tokenizer.end_of_text], np.uint32), np.array(offsets, np.int64), np.array(sizes, np.int64)
+    )

@@ -1,0 +1,1 @@
+"""Tokenizer: byte-level BPE, learned here or loaded from published vocabularies; lossless on every byte string."""
