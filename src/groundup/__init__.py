@@ -1,0 +1,36 @@
+"""groundup: build a language model from the ground up, on your own text.
+
+The public names below are imported when they are first used, so `import groundup` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from groundup.generation.text import generate as generate
+    from groundup.model.settings import ModelConfig as ModelConfig
+    from groundup.model.transformer import Transformer as Transformer
+    from groundup.pretrained import load as load
+    from groundup.recipe import build as build
+    from groundup.tokenizer.tokenizer import Tokenizer as Tokenizer
+
+_HOME = {
+    "ModelConfig": "groundup.model.settings",
+    "Tokenizer": "groundup.tokenizer.tokenizer",
+    "Transformer": "groundup.model.transformer",
+    "build": "groundup.recipe",
+    "generate": "groundup.generation.text",
+    "load": "groundup.pretrained",
+}
+__all__ = ["ModelConfig", "Tokenizer", "Transformer", "build", "generate", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562: import the room that a public name lives in."""
+    if name not in _HOME:
+        raise AttributeError(f"groundup has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -17,12 +17,7 @@ import numpy.typing as npt
 from groundup.corpus.document import SPLITS, read_texts
 from groundup.errors import DataError
 from groundup.files import Draft, Progress, no_progress
-from groundup.settings import Settings
 from groundup.tokenizer.tokenizer import Tokenizer
-
-
-class ShardSettings(Settings):
-    """Nothing to choose yet: width and order follow from the tokenizer and the corpus."""
 
 
 @dataclass(frozen=True)

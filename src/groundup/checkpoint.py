@@ -1,0 +1,122 @@
+"""Checkpoints: everything a run needs to go on, written whole or not at all, checked before it is believed.
+
+A checkpoint is a directory `step-00001000/` with safetensors (weights in float32, the optimizer's state), written
+through torch.distributed.checkpoint, and `state.json` (where the data was). It holds no pickle: DCP's own storage
+format has one (`.metadata`), its Hugging Face format has none.
+"""
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+
+from groundup.errors import DataError
+from groundup.files import making, verify
+
+STEP_NAME = re.compile(r"step-(\d{8})$")
+Refusal = Callable[[Path, str], None]
+"""Is told which checkpoint was passed over, and why."""
+
+
+def tensors_of(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and optimizer state under one flat set of names: `model.NAME`, `optimizer.NAME.exp_avg`, …"""
+    tensors = {f"model.{name}": weight.detach() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        for key, value in optimizer.state[weight].items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    return tensors
+
+
+def save(
+    checkpoints: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any],
+    origin: Mapping[str, str], keep: int,
+) -> Path:
+    """Write `checkpoints/step-N`, then remove all but the newest `keep`.
+
+    Args:
+        state: `step` and whatever else the run needs to go on, as JSON values.
+        origin: name of each input of the run → its digest.
+
+    Raises:
+        ResourceError: disk full or read-only; the checkpoints that were there are untouched.
+    """
+    directory = checkpoints / f"step-{state['step']:08d}"
+    with making(directory, "checkpoint", {}, origin) as draft:
+        with _one_process():
+            dcp.save(
+                tensors_of(weights, optimizer),
+                storage_writer=HuggingFaceStorageWriter(str(draft.path)),
+                no_dist=True,
+            )
+        (draft.path / "state.json").write_text(json.dumps(dict(state), indent=1))
+    for old in found(checkpoints)[:-keep]:
+        shutil.rmtree(old)
+    return directory
+
+
+def found(checkpoints: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(path for path in checkpoints.iterdir() if STEP_NAME.match(path.name))
+
+
+def load_newest(
+    checkpoints: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, refused: Refusal
+) -> dict[str, Any] | None:
+    """Load the newest checkpoint that is whole into `weights` and `optimizer`, in place; return its state.
+
+    A damaged one is passed over, and `refused` is told; None when there is none to load.
+
+    Raises:
+        DataError: when there are checkpoints and every one of them is damaged.
+    """
+    candidates = found(checkpoints)
+    for directory in reversed(candidates):
+        try:
+            verify(directory, "checkpoint")
+            return _load(directory, weights, optimizer)
+        except DataError as error:
+            refused(directory, str(error))
+    if candidates:
+        raise DataError(
+            f"none of the {len(candidates)} checkpoints in {checkpoints} is whole; start this run anew with --replace"
+        )
+    return None
+
+
+def _load(
+    directory: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    for weight in weights.values():
+        optimizer.state[weight] = {
+            "step": torch.zeros((), device=weight.device),
+            "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": torch.zeros_like(weight),
+        }
+    tensors = tensors_of(weights, optimizer)
+    try:
+        with _one_process(), torch.no_grad():
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
+    except (CheckpointException, RuntimeError, KeyError) as error:  # CheckpointException is a BaseException
+        raise DataError(f"{directory} does not fit this model: {error}") from None
+    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
+    return state
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """DCP warns that no process group exists; here that is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -1,0 +1,340 @@
+"""The command line: one function a command. A room is imported when its command runs, so `--help` is quick."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from groundup.files import Manifest, Progress
+    from groundup.recipe import Built
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Build a language model from the ground up, on your own text.\n\n"
+    "Begin with:  groundup build recipes/storybook.toml",
+)
+
+
+def _example(*lines: str) -> str:
+    """An epilog that keeps its lines."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, such as recipes/storybook.toml.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as pretrain.steps=500.")
+]
+Run = Annotated[Path | None, typer.Option("--run", help="The run directory; runs/NAME if not given.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Make stages again that no longer fit the recipe, instead of stopping.")
+]
+
+
+@app.command(
+    epilog=_example(
+        "groundup build recipes/storybook.toml",
+        "groundup build my-recipe.toml pretrain.steps=500 --run runs/short",
+    )
+)
+def build(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False) -> None:
+    """Make everything a recipe describes: corpus, tokenizer, shards, model, evaluation, report.
+
+    Stages that are up to date are not run again. Interrupted, the same command goes on.
+    """
+    _build(recipe, overrides, run, replace, None)
+
+
+def _stage_command(name: str, does: str) -> None:
+    """Add the command that runs one stage alone."""
+
+    def command(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False) -> None:
+        _build(recipe, overrides, run, replace, name)
+
+    command.__doc__ = does
+    app.command(name, epilog=_example(f"groundup {name} recipes/storybook.toml"))(command)
+
+
+_stage_command("corpus", "Read the sources of a recipe; clean, filter and deduplicate them; hold documents out.")
+_stage_command("tokenizer", "Learn the tokenizer of a recipe on its corpus, or take the one it names.")
+_stage_command("pack", "Encode the corpus of a recipe into shards of token ids.")
+_stage_command("pretrain", "Train the model of a recipe on its shards, or go on training it.")
+
+
+@app.command(
+    "eval",
+    epilog=_example(
+        "groundup eval recipes/storybook.toml",
+        "groundup eval runs/storybook another-book.txt",
+    ),
+)
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE]... | [KEY=VALUE]...", help="Files or folders to score; with a recipe, overrides."),
+    ] = None,
+    run: Run = None,
+    replace: Replace = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the score as JSON.")] = False,
+) -> None:
+    """Measure bits per byte and perplexity: on the test documents of a recipe, or on any file."""
+    from groundup.errors import SettingsError
+
+    if target.suffix == ".toml":
+        directory = _build(target, rest, run, replace, "eval", quiet=as_json).run
+        result = json.loads((directory / "evals" / "test.json").read_text())
+    elif rest:
+        from groundup.evals.run import score_files
+        from groundup.evals.score import table_of
+        from groundup.pretrained import load
+
+        model, tokenizer = load(target)
+        with _watch("eval") as progress:
+            result = table_of(score_files(model, tokenizer, tuple(rest), progress))
+    elif (target / "evals" / "test.json").is_file():
+        result = json.loads((target / "evals" / "test.json").read_text())
+    else:
+        raise SettingsError(f"name the files to score: groundup eval {target} FILE..., or a recipe for its test documents")
+    if as_json:
+        print(json.dumps(result))
+        return
+    error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.4f}"
+    print(f"{result['bits_per_byte']:.4f}{error} bits per byte, perplexity {result['perplexity']:.2f} a token")
+    print(f"{result['documents']:,} documents, {result['tokens']:,} tokens, {result['bytes']:,} bytes")
+
+
+@app.command(
+    epilog=_example(
+        'groundup generate runs/storybook "Once upon a time"',
+        'echo "The king said" | groundup generate runs/storybook - --temperature 0.5',
+    )
+)
+def generate(
+    model: Annotated[Path, typer.Argument(help="A run or a model directory.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="What to continue; - reads it from standard input.")] = "",
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Scores are divided by this; 0 takes the best.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only among the k best tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only among the best whose probabilities add up to p.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be repeated.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; the best present if not given.")] = None,
+) -> None:
+    """Let a model continue a text."""
+    from groundup.errors import DataError
+    from groundup.generation.settings import Sampling
+    from groundup.generation.text import stream
+    from groundup.pretrained import load, model_directory
+
+    options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop,
+    }
+    loaded, tokenizer = load(model, device=device)
+    if tokenizer is None:
+        raise DataError(f"{model} has no tokenizer: put its tokenizer.json beside config.json")
+    defaults = model_directory(model) / "generation.json"
+    table = json.loads(defaults.read_text()) if defaults.is_file() else {}
+    given = {name: value for name, value in options.items() if value is not None}
+    sampling = Sampling.from_table({**table, **given}, "generate")
+    prompt = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+    print(prompt, end="", flush=True)
+    for part in stream(loaded, tokenizer, prompt, sampling):
+        print(part, end="", flush=True)
+    print()
+
+
+@app.command(epilog=_example("groundup report runs/storybook", "groundup report recipes/storybook.toml"))
+def report(
+    target: Annotated[Path, typer.Argument(help="A run, or a recipe.", show_default=False)],
+    overrides: Overrides = None,
+    run: Run = None,
+) -> None:
+    """Write the page that tells what was built, from what, how good it is and what it cost."""
+    if target.is_dir():
+        from groundup.recipe import report_of
+
+        print(report_of(target))
+    else:
+        _build(target, overrides, run, False, "report")
+
+
+def _build(
+    recipe: Path, overrides: list[str] | None, run: Path | None, replace: bool, only: str | None, quiet: bool = False
+) -> "Built":
+    from groundup import recipe as recipes
+
+    say = (lambda text: print(text, file=sys.stderr)) if quiet else print
+    built = recipes.build(recipe, overrides or (), run=run, replace=replace, only=only, watch=_watch, say=say)
+    if not quiet:
+        _show(built, whole=only is None)
+    return built
+
+
+def _show(built: "Built", whole: bool) -> None:
+    """The table of stages and, after a whole build, what came out and what to try next."""
+    from groundup.files import is_made, read_manifest
+
+    directories = {"corpus": "corpus", "tokenizer": "tokenizer", "pack": "shards", "pretrain": "model", "eval": "evals"}
+    manifests = {
+        stage: read_manifest(built.run / directory)
+        for stage, directory in directories.items()
+        if is_made(built.run / directory)
+    }
+    rows = [("stage", "time", "in", "out", "digest")]
+    for row in built.rows:
+        read, wrote = _in_and_out(row.stage, manifests, built.run)
+        took = f"{row.seconds:.1f} s" if row.what == "made" else row.what
+        rows.append((row.stage, took, read, wrote, row.digest[:12]))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    print()
+    for line in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if not whole:
+        return
+    test = manifests["eval"].statistics["test"]
+    error = "" if test["standard_error"] is None else f" ± {test['standard_error']:.3f}"
+    print(f"\n{test['bits_per_byte']:.3f}{error} bits per byte on {test['documents']} documents it never saw\n")
+    for sample in json.loads((built.run / "evals" / "samples.json").read_text()):
+        print(f"“{sample['prompt']}{sample['text']}”\n")
+    command = _own_name()
+    print("Try next:")
+    print(f'  {command} generate {built.run} "There was once a"')
+    print(f"  open {built.run / 'report.html'} in a browser")
+    print(f"  {command} build my-recipe.toml          (a copy of a recipe, with sources naming a folder of your own)")
+
+
+def _in_and_out(stage: str, manifests: dict[str, "Manifest"], run: Path) -> tuple[str, str]:
+    """What a stage read and what it wrote, in a few words."""
+    facts: dict[str, Any] = {name: manifest.statistics for name, manifest in manifests.items()}
+
+    def total(name: str, key: str) -> int:
+        return sum(int(facts[name][split][key]) for split in ("train", "validation", "test"))
+
+    match stage:
+        case "corpus":
+            read = facts["corpus"]["read"]
+            kept = f"{total('corpus', 'documents'):,} documents, {total('corpus', 'bytes') / 1e6:.1f} MB"
+            return f"{read['documents']:,} documents, {read['bytes'] / 1e6:.1f} MB", kept
+        case "tokenizer":
+            return f"{facts['corpus']['train']['documents']:,} documents", f"{facts['tokenizer']['vocab_size']:,} ids"
+        case "pack":
+            packed = f"{total('pack', 'tokens'):,} tokens, {total('pack', 'bytes') / total('pack', 'tokens'):.2f} bytes each"
+            return f"{total('corpus', 'documents'):,} documents", packed
+        case "pretrain":
+            model = facts["pretrain"]
+            size = f"{sum(model['parameters'].values()) / 1e6:.1f} M parameters"
+            validation = f"{model['validation_bits_per_byte']:.3f} bits per byte (validation)"
+            return f"{model['tokens']:,} tokens", f"{size}, {validation}"
+        case "eval":
+            test = facts["eval"]["test"]
+            return f"{test['documents']:,} documents", f"{test['bits_per_byte']:.3f} bits per byte (test)"
+        case _:
+            return "all of the above", str(run / "report.html")
+
+
+def _own_name() -> str:
+    """How this program was called, as one would type it again."""
+    called = Path(sys.argv[0])
+    if shutil.which(called.name) and Path(str(shutil.which(called.name))).samefile(called):
+        return called.name
+    return os.path.relpath(called) if called.is_absolute() else str(called)
+
+
+@contextlib.contextmanager
+def _watch(stage: str) -> Iterator["Progress"]:
+    """A progress bar on a terminal; now and then a plain line elsewhere. Both on standard error."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn(f"{stage:<10}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
+        )  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, total, note: bar.update(task, completed=done, total=total, description=note)
+        return
+    last = time.monotonic()
+
+    def plain(done: int, total: int, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"{stage}: {done:,} of {total:,} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    yield plain
+
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def main() -> None:
+    """Run the command line; end in the exit code of the error, if any (docs/architecture.md lists them)."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    from groundup.errors import GroundupError, ResourceError, SavedAndStopped
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except GroundupError as error:
+        return _tell(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _tell("stopped; the stages that were finished are kept, the same command goes on", SavedAndStopped.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read this has left; nothing to say
+        return 0
+    except MemoryError:
+        return _tell("out of memory: lower pretrain.micro_batch_rows or the size of the model", ResourceError.exit_code)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            return _tell(f"{error.filename or 'writing'}: {error.strerror}", ResourceError.exit_code)
+        return _bug()
+    except Exception as error:
+        if isinstance(error, typer._click.exceptions.ClickException):
+            error.show()
+            return error.exit_code
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            return _tell(
+                f"out of memory: lower pretrain.micro_batch_rows or the size of the model ({error})",
+                ResourceError.exit_code,
+            )
+        return _bug()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _tell(message: str, code: int) -> int:
+    print(f"groundup: {message}", file=sys.stderr)
+    return code
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    return _tell("this is a bug in groundup, not your mistake; the lines above say where", 1)

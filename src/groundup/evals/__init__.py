@@ -1,0 +1,1 @@
+"""Evals: how good a model is, with the error of the number."""

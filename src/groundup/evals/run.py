@@ -1,0 +1,57 @@
+"""The evaluation stage: the test documents are read once, and the model is asked to write."""
+
+from pathlib import Path
+
+from groundup import pretrained
+from groundup.corpus.clean import clean
+from groundup.corpus.settings import CorpusSettings
+from groundup.corpus.sources import find, read
+from groundup.errors import DataError, SettingsError
+from groundup.evals.score import Score, score, table_of
+from groundup.evals.settings import EvalSettings
+from groundup.files import Draft, Progress, no_progress, write_json
+from groundup.generation.text import generate
+from groundup.model.transformer import Transformer
+from groundup.shards import open_split, stream_of
+from groundup.tokenizer.tokenizer import Tokenizer
+
+
+def evaluate(model_directory: Path, shards: Path, settings: EvalSettings, draft: Draft, progress: Progress) -> None:
+    """Write `test.json` and `samples.json`, and leave the score in `draft.statistics`."""
+    model, tokenizer = pretrained.load(model_directory)
+    assert tokenizer is not None, "a model of a run has its tokenizer"
+    result = score(model, open_split(shards, "test"), batch_rows=settings.batch_rows, progress=progress)
+    write_json(draft.path / "test.json", table_of(result))
+    samples = []
+    for number, prompt in enumerate(settings.prompts):
+        progress(number, len(settings.prompts), "samples")
+        options = settings.sampling.model_copy(update={"seed": settings.sampling.seed + number})
+        text = generate(model, tokenizer, prompt, **options.model_dump())
+        samples.append({"prompt": prompt, "seed": options.seed, "text": text})
+    write_json(draft.path / "samples.json", samples)
+    draft.statistics |= {"test": table_of(result)}
+
+
+def score_files(
+    model: Transformer, tokenizer: Tokenizer | None, sources: tuple[str, ...], progress: Progress = no_progress
+) -> Score:
+    """Bits per byte on any files or folders, cleaned as a corpus is by default; every document counts, even a short one.
+
+    Raises:
+        SettingsError: when the model has no tokenizer.
+        DataError: when a document cannot be read, or there is none.
+    """
+    if tokenizer is None:
+        raise SettingsError("this model directory has no tokenizer, so it cannot read text; put its tokenizer.json there")
+    settings = CorpusSettings(sources=sources)
+    texts = []
+    for name, path in find(settings, Path()).files:
+        for document in read(name, path, settings):
+            if document.reason:
+                raise DataError(f"{document.source}: {document.reason}")
+            text = clean(document.text, settings)
+            if text:
+                texts.append((text, len(text.encode())))
+    if not texts:
+        raise DataError(f"nothing to score: {', '.join(sources)} holds no text")
+    return score(model, stream_of(texts, tokenizer), progress=progress)

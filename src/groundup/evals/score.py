@@ -1,0 +1,94 @@
+"""Bits per byte and perplexity of documents, with the standard error over documents."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from groundup.batch import to
+from groundup.files import Progress, no_progress
+from groundup.loader import cut
+from groundup.losses import Attending, by_document, token_logprobs
+from groundup.model.transformer import Transformer
+from groundup.shards import Tokens
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model makes of some documents."""
+
+    bits_per_byte: float
+    """−Σ log2 p over all tokens, closing `<|endoftext|>` included, divided by the UTF-8 bytes of the text."""
+    standard_error: float
+    """Of bits per byte, over documents."""
+    perplexity: float
+    """exp of the mean negative log-probability of a token."""
+    documents: int
+    tokens: int
+    bytes: int
+
+
+def score(
+    model: Transformer,
+    shards: Tokens,
+    *,
+    max_tokens: int | None = None,
+    batch_rows: int = 16,
+    attending: Attending = by_document,
+    progress: Progress = no_progress,
+) -> Score:
+    """Score documents, each in windows of the context length that do not overlap and begin with the document.
+
+    Args:
+        max_tokens: stop after the document that reaches this many tokens; all documents if not given.
+    """
+    context = model.config.context_length
+    lengths = np.diff(shards.offsets)
+    n_documents = len(lengths)
+    if max_tokens is not None:
+        n_documents = min(n_documents, int(np.searchsorted(np.cumsum(lengths), max_tokens)) + 1)
+    starts = np.concatenate([np.arange(shards.offsets[d], shards.offsets[d + 1], context) for d in range(n_documents)])
+    owner = np.searchsorted(shards.offsets, starts, side="right") - 1
+    nats = np.zeros(n_documents)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        for first in range(0, len(starts), batch_rows):
+            progress(first, len(starts), "windows")
+            window = slice(first, first + batch_rows)
+            batch = to(cut(shards, starts[window], context), device)
+            documents = torch.from_numpy(owner[window]).to(device)
+            with torch.no_grad():
+                logprobs = token_logprobs(model, batch, attending).double()
+            own = batch.document == documents[:, None]  # a short document's window runs on into the next
+            np.add.at(nats, owner[window], -(logprobs * own).sum(dim=1).cpu().numpy())
+    finally:
+        model.train(was_training)
+    progress(len(starts), len(starts), "")
+    tokens = int(lengths[:n_documents].sum())
+    return _score(nats / math.log(2), shards.n_bytes[:n_documents], tokens)
+
+
+def _score(bits: "np.ndarray[tuple[int], np.dtype[np.float64]]", n_bytes: np.ndarray, tokens: int) -> Score:
+    """The ratio of the sums, and its standard error over documents by linearisation (Cochran 1977, eq. 2.45)."""
+    total = float(n_bytes.sum())
+    ratio = float(bits.sum()) / total
+    n = len(bits)
+    spread = float(((bits - ratio * n_bytes) ** 2).sum()) * n / (n - 1) if n > 1 else math.nan
+    return Score(
+        bits_per_byte=ratio,
+        standard_error=math.sqrt(spread) / total,
+        perplexity=2 ** (float(bits.sum()) / tokens),
+        documents=n,
+        tokens=tokens,
+        bytes=int(total),
+    )
+
+
+def table_of(result: Score) -> dict[str, float | int | None]:
+    """As JSON values; a standard error that one document does not give is None."""
+    table = dataclasses.asdict(result)
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in table.items()}

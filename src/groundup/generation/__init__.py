@@ -1,0 +1,1 @@
+"""Generation: ids in, ids out, one at a time; text around them."""

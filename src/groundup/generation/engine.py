@@ -1,0 +1,53 @@
+"""Engine: continues a sequence of ids. It knows nothing of text."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from groundup.errors import SettingsError
+from groundup.generation.cache import ContiguousCache
+from groundup.generation.sample import sample
+from groundup.generation.settings import Sampling
+from groundup.model.transformer import Transformer
+
+
+def continue_ids(
+    model: Transformer, prompt: Sequence[int], sampling: Sampling, end: int | None = None
+) -> Iterator[int]:
+    """The ids after `prompt`, one at a time, until `end` or `max_tokens`.
+
+    When the context is full, the later half of it is read again from position 0 and the earlier half forgotten.
+
+    Raises:
+        SettingsError: an empty prompt, or one longer than the context.
+    """
+    room = model.config.context_length
+    if not prompt:
+        raise SettingsError("the prompt is empty, and this model has no token that opens a document; give a prompt")
+    if len(prompt) > room:
+        raise SettingsError(f"the prompt has {len(prompt)} tokens; this model sees at most {room} at once: shorten it")
+    generator = torch.Generator().manual_seed(sampling.seed)
+    weight = next(model.parameters())
+    held, unread = list(prompt), list(prompt)
+    cache = ContiguousCache.empty(model.config, 1, weight.device, weight.dtype)
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(sampling.max_tokens):
+            if cache.length + len(unread) > room:
+                held = held[-(room // 2) :]
+                unread, cache.length = list(held), 0
+            with torch.no_grad():
+                position = torch.arange(cache.length, cache.length + len(unread), device=weight.device)[None]
+                tokens = torch.tensor([unread], device=weight.device)
+                hidden = model.hidden(tokens, position, cache)
+                logits = model.logits(hidden[0, -1])
+            cache.length += len(unread)
+            chosen = sample(logits, sampling, generator)
+            if chosen == end:
+                return
+            yield chosen
+            held.append(chosen)
+            unread = [chosen]
+    finally:
+        model.train(was_training)

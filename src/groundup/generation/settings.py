@@ -1,0 +1,20 @@
+"""Settings of sampling."""
+
+from pydantic import Field
+
+from groundup.settings import Settings
+
+
+class Sampling(Settings):
+    """How the next token is chosen, and when to stop."""
+
+    max_tokens: int = Field(default=200, ge=0)
+    temperature: float = Field(default=0.8, ge=0)
+    """Scores are divided by this; 0 always takes the best."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Only among the k best."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Only among the best whose probabilities add up to p (Holtzman et al. 2020, arXiv:1904.09751)."""
+    seed: int = Field(default=0, ge=0)
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it."""

@@ -1,0 +1,77 @@
+"""Text around the engine: prompts in, whole characters out, stop strings."""
+
+import codecs
+from collections.abc import Iterable, Iterator
+
+from groundup.generation.engine import continue_ids
+from groundup.generation.settings import Sampling
+from groundup.model.transformer import Transformer
+from groundup.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+
+
+def generate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    *,
+    max_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop: Iterable[str] = (),
+) -> str:
+    """What the model writes after `prompt`; see `Sampling` for the options."""
+    sampling = Sampling(
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=tuple(stop)
+    )
+    return "".join(stream(model, tokenizer, prompt, sampling))
+
+
+def stream(model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> Iterator[str]:
+    """The same in parts as they come: never half a character, never a part of a stop string."""
+    end = tokenizer.special.get(END_OF_TEXT)
+    ids = [*([] if end is None else [end]), *tokenizer.encode(prompt)]
+    parts = whole_characters(tokenizer.decode_bytes([i]) for i in continue_ids(model, ids, sampling, end))
+    return until_stop(parts, sampling.stop)
+
+
+def whole_characters(parts: Iterable[bytes]) -> Iterator[str]:
+    """Text as soon as its UTF-8 is complete; what never completes becomes U+FFFD.
+
+    >>> list(whole_characters([b"caf", "é".encode()[:1], "é".encode()[1:], b"!"]))
+    ['caf', 'é', '!']
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for part in parts:
+        if text := decoder.decode(part):
+            yield text
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def until_stop(parts: Iterable[str], stop: tuple[str, ...]) -> Iterator[str]:
+    """The text before the first stop string, wherever the parts cut it.
+
+    >>> "".join(until_stop(["one t", "wo th", "ree"], ("two",)))
+    'one '
+    """
+    waiting = ""
+    for part in parts:
+        waiting += part
+        found = [waiting.find(text) for text in stop if text in waiting]
+        if found:
+            if before := waiting[: min(found)]:
+                yield before
+            return
+        held = max((_overlap(waiting, text) for text in stop), default=0)
+        if ready := waiting[: len(waiting) - held]:
+            yield ready
+        waiting = waiting[len(waiting) - held :]
+    if waiting:
+        yield waiting
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How much of the end of `text` could be the beginning of `stop`."""
+    return max((n for n in range(1, min(len(text), len(stop)) + 1) if text.endswith(stop[:n])), default=0)

@@ -1,0 +1,54 @@
+"""Loader: rows of packed tokens as a pure function of their number.
+
+Row i of a split holds the `context_length + 1` ids from place `i × context_length` on, so every id but the first is a
+target exactly once. An epoch is a seeded permutation of the rows; row numbers run on through epochs.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from groundup.batch import Batch
+from groundup.shards import Tokens
+
+
+def rows(shards: Tokens, context_length: int, seed: int, first: int, count: int) -> Batch:
+    """Rows `first` to `first + count − 1` of the endless shuffled sequence.
+
+    Args:
+        shards: one split.
+        seed: of the permutations.
+    """
+    n_rows = shards.rows(context_length)
+    numbers = [_permutation(seed, row // n_rows, n_rows)[row % n_rows] for row in range(first, first + count)]
+    return cut(shards, np.array(numbers) * context_length, context_length)
+
+
+def cut(shards: Tokens, starts: npt.NDArray[np.int64], context_length: int) -> Batch:
+    """The rows that begin at these places of the stream; past its end they are padded."""
+    last = len(shards.ids) - 1
+    place = starts[:, None] + np.arange(context_length + 1)  # (B, T + 1)
+    ids = shards.ids[np.minimum(place, last)].astype(np.int64)
+    inside = place[:, :-1] < last  # a token whose target exists
+    document = np.searchsorted(shards.offsets, place[:, :-1], side="right") - 1
+    opened = shards.offsets[np.clip(document, 0, None)]
+    position = place[:, :-1] - np.maximum(opened, starts[:, None])
+    return Batch(
+        tokens=_tensor(ids[:, :-1]),
+        targets=_tensor(ids[:, 1:]),
+        weight=_tensor(inside.astype(np.float32)),
+        position=_tensor(np.where(inside, position, 0)),
+        document=_tensor(np.where(inside, document, -1)),
+    )
+
+
+def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n_rows: int) -> npt.NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n_rows)

@@ -1,0 +1,29 @@
+"""Settings of the optimizer and the schedule."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from groundup.settings import Settings
+
+
+class AdamW(Settings):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """At the top of the schedule."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    """On matrices; gains and biases are not decayed."""
+
+
+class Cosine(Settings):
+    """Linear warm-up, then half a cosine down (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_steps: int = Field(default=100, ge=0)
+    final: float = Field(default=0.1, ge=0, le=1)
+    """Share of the learning rate that is left at the last step."""

@@ -1,0 +1,1 @@
+"""Pretrain: a model learns to continue the corpus."""

@@ -1,0 +1,353 @@
+"""The pretraining stage: shards in, a model out; interrupted at any moment, it goes on as if it had not been.
+
+Every number of the run is a function of the recipe and the step: rows come from their number, dropout from (seed,
+step, piece), samples from their own seed. So resuming needs only the weights, the optimizer's state and the step.
+"""
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import platform
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+
+from groundup import checkpoint, loader, losses, pretrained
+from groundup.batch import Batch
+from groundup.errors import DataError, DivergedError, SavedAndStopped, SettingsError
+from groundup.evals.score import score
+from groundup.files import Progress, making, naming_the_place, no_progress, write_json, write_text
+from groundup.generation.settings import Sampling
+from groundup.generation.text import generate
+from groundup.model.count import count
+from groundup.model.settings import ModelConfig
+from groundup.model.transformer import Transformer
+from groundup.optim.adamw import Masters, make_adamw
+from groundup.optim.schedule import make_schedule
+from groundup.optim.settings import AdamW
+from groundup.pretrain.settings import PretrainSettings
+from groundup.shards import Tokens, open_split
+from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.train.fit import Step, accumulate, fit
+
+Precision = Literal["float32", "bfloat16"]
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STEPS_PER_FLUSH = 10
+"""Metrics are written this often: reading a loss waits for the device."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run keeps what pretraining reads and writes."""
+
+    shards: Path
+    tokenizer: Path
+    work: Path
+    """metrics.jsonl, events.jsonl, checkpoints/"""
+    model: Path
+
+
+def prepare_process() -> str:
+    """Let freed memory stay with the process, and say what was set.
+
+    Each step frees and takes hundreds of megabytes; handing them back to the system and faulting them in again takes
+    half of a small model's step on Linux (docs/numbers.md).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return "allocator as it is"
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    libc = ctypes.CDLL(None)
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    return "glibc keeps freed pages"
+
+
+def check_fits(model: ModelConfig, settings: PretrainSettings, shards: Path) -> None:
+    """Refuse settings that contradict each other or the data.
+
+    Raises:
+        SettingsError: batch not a multiple of the context length, or context longer than a split.
+    """
+    context = model.context_length
+    if settings.batch_tokens % context:
+        below = settings.batch_tokens // context * context
+        nearest = sorted({max(context, below), below + context})
+        raise SettingsError(
+            f"pretrain.batch_tokens = {settings.batch_tokens:,} is not a multiple of model.context_length = {context}; "
+            f"nearest: {', '.join(f'{n:,}' for n in nearest)}"
+        )
+    tokens = len(open_split(shards, "train").ids)
+    if tokens <= context:
+        raise SettingsError(
+            f"model.context_length = {context:,}, but the training documents have only {tokens:,} tokens together: "
+            "shorten the context or add text"
+        )
+
+
+def faster_precision(
+    model: ModelConfig, settings: PretrainSettings, shards: Path, device: torch.device, seconds: float = 1.0
+) -> tuple[Precision, dict[Precision, float]]:
+    """Train a throw-away model in each precision for `seconds`; the faster one, and tokens per second of each."""
+    train = open_split(shards, "train")
+    rows = min(settings.micro_batch_rows, settings.batch_tokens // model.context_length)
+    speeds: dict[Precision, float] = {}
+    for precision, dtype in DTYPES.items():
+        throw_away = _new_model(model, settings.seed, device)
+        masters = Masters(throw_away, dtype)
+        optimizer = make_adamw(masters, settings.optimizer)
+        masters.follow(optimizer)
+        batches = _batches(train, model.context_length, settings.seed, rows, 0)
+        gradients = accumulate(throw_away, losses.next_token, 1)
+        taken: list[float] = []
+        last = started = time.monotonic()
+        for step in fit(optimizer, lambda _: 1.0, batches, gradients, steps=1000):
+            step.loss.item()  # waits for the device
+            now = time.monotonic()
+            taken.append(now - last)
+            last = now
+            if now - started > seconds and len(taken) > 2:
+                break
+        speeds[precision] = rows * model.context_length / statistics.median(taken[1:])  # the first one warms up
+    return max(speeds, key=lambda name: speeds[name]), speeds
+
+
+def pretrain(
+    model_config: ModelConfig,
+    settings: PretrainSettings,
+    places: Places,
+    inputs: dict[str, str],
+    progress: Progress = no_progress,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Train, or go on training, and write `places.model`.
+
+    Args:
+        settings: with `device` and `precision` chosen.
+        inputs: name of each input → its digest, recorded in checkpoints and model.
+
+    Raises:
+        SavedAndStopped: after Ctrl-C or SIGTERM, with a checkpoint written.
+        DivergedError: when the loss is no longer a number.
+    """
+    assert settings.precision is not None and settings.device is not None, "chosen before the stage begins"
+    tokenizer = Tokenizer.load(places.tokenizer)
+    config = model_config.with_vocabulary(tokenizer.vocab_size)
+    check_fits(config, settings, places.shards)
+    train, validation = open_split(places.shards, "train"), open_split(places.shards, "validation")
+    model = _new_model(config, settings.seed, torch.device(settings.device))
+    masters = Masters(model, DTYPES[settings.precision])
+    optimizer = make_adamw(masters, settings.optimizer)
+    masters.follow(optimizer)
+    log = RunLog(places.work)
+    checkpoints = places.work / "checkpoints"
+
+    def refused(directory: Path, why: str) -> None:
+        say(f"passed over {directory.name}: {why}")
+        log.event("checkpoint refused", checkpoint=directory.name, why=why)
+
+    state = checkpoint.load_newest(checkpoints, masters.copies, optimizer, refused)
+    masters.publish()
+    state = state or {"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}
+    start = int(state["step"])
+    log.cut_after(start)
+    log.event("resumed" if start else "started", step=start, process=os.getpid())
+    if start:
+        say(f"going on from step {start:,}")
+    rows = settings.batch_tokens // config.context_length
+    counted = count(config)
+    flops_per_token = counted.training_flops_per_token
+    began = time.monotonic() - state["seconds"]
+
+    def save(step: int) -> None:
+        log.flush()
+        state.update(step=step, next_row=step * rows, tokens=tokens, seconds=round(time.monotonic() - began, 3))
+        checkpoint.save(checkpoints, masters.copies, optimizer, state, inputs, settings.keep_checkpoints)
+        log.event("saved", step=step)
+
+    tokens, number = int(state["tokens"]), start
+    with noticing_signals() as stop:
+        steps = fit(
+            optimizer,
+            make_schedule(settings.schedule, settings.steps),
+            _batches(train, config.context_length, settings.seed, rows, start),
+            accumulate(
+                model, losses.next_token, -(-rows // settings.micro_batch_rows), seed=settings.seed, start=start
+            ),
+            steps=settings.steps,
+            start=start,
+            clip=settings.clip,
+            accept=_finite,
+        )
+        for step in steps:
+            number = step.number
+            tokens += settings.batch_tokens
+            if not step.accepted:
+                log.flush()
+                log.event("diverged", step=number, loss=str(step.loss.item()))
+                raise DivergedError(_divergence(step, settings, checkpoints))
+            log.step(step, tokens, time.monotonic() - began, flops_per_token * settings.batch_tokens)
+            last = number == settings.steps
+            if number % settings.validate_every == 0 or last:
+                measured = score(
+                    model, validation, max_tokens=settings.validation_tokens, batch_rows=settings.micro_batch_rows
+                )
+                log.add(step=number, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
+            if number % settings.sample_every == 0 or last:
+                text = generate(model, tokenizer, settings.sample_prompt, max_tokens=settings.sample_tokens)
+                log.add(step=number, sample=settings.sample_prompt + text)
+            if number % settings.checkpoint_every == 0 or last or stop.asked:
+                save(number)
+            if stop.asked and not last:
+                log.event("stopped", step=number, signal=stop.asked)
+                raise SavedAndStopped(
+                    f"saved at step {number:,} of {settings.steps:,}; the same command goes on from there"
+                )
+            progress(number, settings.steps, log.summary())
+    log.flush()
+    with making(places.model, "model", {"model": model_config.table(), "pretrain": settings.table()}, inputs) as draft:
+        pretrained.save(draft.path, config, dict(masters.copies), tokenizer)
+        write_json(draft.path / "generation.json", Sampling().table())
+        draft.statistics |= {
+            "steps": settings.steps,
+            "tokens": tokens,
+            "seconds": round(time.monotonic() - began, 1),
+            "training_flops": flops_per_token * tokens,
+            "parameters": dict(counted.parameters),
+            "forward_flops_per_token": dict(counted.forward_flops_per_token),
+            "validation_bits_per_byte": log.last("validation_bits_per_byte"),
+        }
+    log.event("finished", step=settings.steps)
+
+
+def _finite(step: Step) -> bool:
+    return math.isfinite(step.loss.item()) and math.isfinite(step.grad_norm.item())
+
+
+def _divergence(step: Step, settings: PretrainSettings, checkpoints: Path) -> str:
+    kept = checkpoint.found(checkpoints)
+    where = f"the last good checkpoint is {kept[-1].name}" if kept else "no checkpoint was written yet"
+    return (
+        f"the loss at step {step.number:,} is {step.loss.item()} (gradient norm {step.grad_norm.item()}): training "
+        f"diverged. Lower pretrain.optimizer.learning_rate (now {settings.optimizer.learning_rate}) or lengthen "
+        f"pretrain.schedule.warmup_steps; {where}"
+    )
+
+
+def _new_model(config: ModelConfig, seed: int, device: torch.device) -> Transformer:
+    torch.manual_seed(seed)
+    return Transformer(config).to(device)  # drawn on the CPU: the same weights on every device
+
+
+def _batches(shards: Tokens, context_length: int, seed: int, rows: int, first_step: int) -> Iterator[Batch]:
+    step = first_step
+    while True:
+        yield loader.rows(shards, context_length, seed, step * rows, rows)
+        step += 1
+
+
+class RunLog:
+    """metrics.jsonl, what each step did, cut back to the checkpoint on resume; events.jsonl, what happened to the run."""
+
+    def __init__(self, directory: Path) -> None:
+        with naming_the_place(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = directory / "metrics.jsonl"
+        self._events = directory / "events.jsonl"
+        self._waiting: list[Callable[[], dict[str, Any]]] = []
+        self._last: dict[str, Any] = {}
+
+    def cut_after(self, step: int) -> None:
+        """Forget lines of later steps, and a line that a killed process left half-written."""
+        kept = [line for line in read_lines(self._metrics) if line["step"] <= step]
+        write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        for line in kept:
+            self._last |= line
+
+    def step(self, step: Step, tokens: int, seconds: float, flops: int) -> None:
+        self._waiting.append(
+            lambda: {
+                "step": step.number,
+                "loss": step.loss.item(),
+                "grad_norm": step.grad_norm.item(),
+                "learning_rate": step.learning_rate,
+                "tokens": tokens,
+                "seconds": round(seconds, 3),
+                "flops": flops * step.number,
+            }
+        )
+        if len(self._waiting) >= STEPS_PER_FLUSH:
+            self.flush()
+
+    def add(self, **line: Any) -> None:
+        self._waiting.append(lambda: line)
+
+    def flush(self) -> None:
+        lines = [make() for make in self._waiting]
+        self._waiting = []
+        for line in lines:
+            self._last |= line
+        _append(self._metrics, lines)
+
+    def event(self, kind: str, **details: Any) -> None:
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        _append(self._events, [{"at": at, "event": kind, **details}])
+
+    def last(self, name: str) -> Any:
+        return self._last.get(name)
+
+    def summary(self) -> str:
+        """A few words for the progress bar."""
+        shown = {"loss": ("loss", ".3f"), "validation_bits_per_byte": ("validation bits/byte", ".3f")}
+        return ", ".join(f"{label} {self._last[name]:{form}}" for name, (label, form) in shown.items() if name in self._last)
+
+
+def _append(path: Path, lines: list[dict[str, Any]]) -> None:
+    with naming_the_place(path), open(path, "a", encoding="utf-8") as stream:
+        stream.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a .jsonl file that a running process appends to."""
+    lines = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
+
+
+@dataclass
+class Stop:
+    """Whether a signal asked this process to stop, and which."""
+
+    asked: str | None = None
+
+
+@contextlib.contextmanager
+def noticing_signals() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM are remembered, to be obeyed between two steps; a second one ends the process at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may set handlers; its owner decides
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            os._exit(128 + number)
+        stop.asked = signal.Signals(number).name
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,41 @@
+"""Settings of pretraining."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from groundup.optim.settings import AdamW, Cosine
+from groundup.settings import Settings
+
+
+class PretrainSettings(Settings):
+    """How long, how large the steps, how often it looks up from the work."""
+
+    steps: int = Field(default=1000, ge=1)
+    """Optimizer steps. Fixed here, never by a clock: the same recipe is the same run on any machine."""
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Tokens per step, a multiple of the context length."""
+    micro_batch_rows: int = Field(default=16, ge=1)
+    """Most rows that go through the model at once; gradients of the others are added up. Memory, not results."""
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    """Of the initial weights, the order of the rows, and dropout."""
+    device: str | None = None
+    """Such as `cpu` or `cuda`; the best present if not set."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """`bfloat16`: weights and activations in bfloat16, float32 master copies. If not set, both are timed for a second
+    before step 1, and the faster is written into the run's recipe."""
+    optimizer: AdamW = AdamW()
+    schedule: Cosine = Cosine()
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; a longer one is shortened to it."""
+    validate_every: int = Field(default=200, ge=1)
+    """Steps between measurements on the validation documents."""
+    validation_tokens: int = Field(default=200_000, ge=1)
+    """How much of them is read each time; the whole, if they have fewer."""
+    sample_every: int = Field(default=200, ge=1)
+    """Steps between texts written during the run."""
+    sample_prompt: str = "Once upon a time"
+    sample_tokens: int = Field(default=80, ge=0)
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints. One more is written on Ctrl-C or SIGTERM, and one at the end."""
+    keep_checkpoints: int = Field(default=2, ge=1)

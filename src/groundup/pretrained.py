@@ -1,0 +1,168 @@
+"""Trained models: our directories and Hugging Face's, read; ours, written. Safetensors only, never a pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from groundup.errors import DataError, GroundupError, SettingsError
+from groundup.files import check, is_made, write_json
+from groundup.model.names import ARCHITECTURES
+from groundup.model.settings import ModelConfig
+from groundup.model.transformer import Transformer
+from groundup.tokenizer.tokenizer import Tokenizer
+
+FORMAT = "groundup"
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def load(
+    path: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
+) -> tuple[Transformer, Tokenizer | None]:
+    """A trained model and its tokenizer, if there is one beside it.
+
+    Args:
+        path: a model directory of ours, a run (its `model/` is meant), or a Hugging Face directory.
+        device: the best present if not given.
+        dtype: of the weights, such as `torch.bfloat16` or its name.
+
+    Raises:
+        DataError: missing, damaged, a pickle, or an architecture that is not represented here, naming the setting.
+    """
+    directory = model_directory(Path(path))
+    if is_made(directory):
+        check(directory, "model")
+    config, weights = read_weights(directory)
+    model = build(config, weights, str(directory)).to(device or best_device(), _dtype(dtype)).eval()
+    return model, _tokenizer_in(directory, config)
+
+
+def model_directory(path: Path) -> Path:
+    """The directory that holds the model; of a run, its `model/`."""
+    if path.is_file():
+        if path.suffix in PICKLES:
+            raise DataError(f"{path} is a pickle, which can run any program when it is loaded; ask for safetensors")
+        raise DataError(f"{path} is a file; a model is a directory with config.json and model.safetensors")
+    if not path.is_dir():
+        raise DataError(f"no model at {path}")
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    if (path / "recipe.toml").is_file() and not (path / "config.json").is_file():
+        raise DataError(f"the run {path} has no finished model yet: go on with `groundup build {path / 'recipe.toml'}`")
+    return path
+
+
+def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The config and the tensors under our names."""
+    try:
+        table = json.loads((directory / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{directory} holds no model: it has no config.json") from None
+    except ValueError as error:
+        raise DataError(f"{directory / 'config.json'} is damaged: {error}") from None
+    if table.get("format") == FORMAT:
+        return ModelConfig.from_table(table["model"], str(directory / "config.json")), _read_tensors(directory)
+    kind = table.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise DataError(f"{directory} is of model_type {kind!r}; read here: {FORMAT}, {', '.join(ARCHITECTURES)}")
+    try:
+        config = ARCHITECTURES[kind].config(table)
+    except KeyError as error:
+        raise DataError(f"{directory / 'config.json'} does not say {error}") from None
+    except (ValueError, TypeError) as error:
+        if isinstance(error, GroundupError):
+            raise
+        raise DataError(f"{directory / 'config.json'} describes a model that cannot be: {error}") from None
+    return config, ARCHITECTURES[kind].weights(_read_tensors(directory))
+
+
+def _read_tensors(directory: Path) -> dict[str, Tensor]:
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        files = [single]
+    elif index.is_file():
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        files = [directory / Path(name).name for name in names]
+    else:
+        pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix in PICKLES]
+        if pickles:
+            raise DataError(
+                f"{directory} has its weights in {pickles[0]}, a pickle, which can run any program when it is loaded; "
+                "ask for model.safetensors"
+            )
+        raise DataError(f"{directory} has no model.safetensors")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, FileNotFoundError, ValueError, OSError) as error:
+            raise DataError(f"{file} is not a whole safetensors file: {error}") from None
+    return tensors
+
+
+def build(config: ModelConfig, weights: dict[str, Tensor], origin: str) -> Transformer:
+    """A model with these weights, in their precision.
+
+    Raises:
+        DataError: naming tensors that are missing, left over or of another shape.
+    """
+    with torch.device("meta"):
+        model = Transformer(config)
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if config.tied_embeddings:
+        weights.pop("head.weight", None)
+    problems = [f"missing {name}" for name in wanted if name not in weights]
+    problems += [f"left over {name}" for name in weights if name not in wanted]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    if problems:
+        raise DataError(f"{origin}: the weights do not fit the config: {'; '.join(problems[:5])}")
+    model.load_state_dict({name: weight.contiguous() for name, weight in weights.items()}, strict=False, assign=True)
+    if config.tied_embeddings:
+        assert model.head is not None and model.embed is not None, "a whole model has both"
+        model.head.weight = model.embed.weight
+    return model
+
+
+def save(
+    directory: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None
+) -> None:
+    """Write `config.json`, `model.safetensors` and `tokenizer.json` into a directory that is being made."""
+    write_json(directory / "config.json", {"format": FORMAT, "model": config.table()})
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    if tokenizer is not None:
+        tokenizer.save(directory / "tokenizer.json")
+
+
+def _tokenizer_in(directory: Path, config: ModelConfig) -> Tokenizer | None:
+    names = ("tokenizer.json", "vocab.json", "encoder.json")
+    if not any((directory / name).is_file() for name in names):
+        return None
+    tokenizer = Tokenizer.load(directory)
+    if config.vocab_size is not None and tokenizer.vocab_size > config.vocab_size:
+        raise DataError(
+            f"the tokenizer in {directory} has {tokenizer.vocab_size:,} ids, the model {config.vocab_size:,}: "
+            "they do not belong together"
+        )
+    return tokenizer
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise SettingsError(f"dtype {dtype!r} is not one of torch's; try float32 or bfloat16")
+    return found

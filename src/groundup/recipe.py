@@ -1,0 +1,501 @@
+"""The recipe, root of all settings, and `build`: its stages in order, skipping what is up to date.
+
+Only settings are imported at the top. A room, and torch with it, is imported when its stage runs.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field
+
+from groundup.corpus.settings import CorpusSettings
+from groundup.errors import DataError, SettingsError
+from groundup.evals.settings import EvalSettings
+from groundup.files import (
+    Manifest,
+    Progress,
+    canonical_json,
+    is_made,
+    lock,
+    making,
+    no_progress,
+    read_manifest,
+    share,
+    verify,
+    write_json,
+    write_text,
+)
+from groundup.model.settings import ModelConfig
+from groundup.pretrain.settings import PretrainSettings
+from groundup.settings import Settings, Table, differences, read_toml
+from groundup.tokenizer.settings import Existing, TokenizerSettings
+
+Watch = Callable[[str], AbstractContextManager[Progress]]
+"""Opens something that draws the progress of the stage of that name."""
+Say = Callable[[str], None]
+
+
+class ShardSettings(Settings):
+    """Nothing to choose yet: order and width of the ids follow from corpus and tokenizer."""
+
+
+class Recipe(Settings):
+    """A whole model, one table a stage."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run is written to `runs/NAME`."""
+    corpus: CorpusSettings
+    tokenizer: TokenizerSettings
+    shards: ShardSettings = ShardSettings()
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainSettings = PretrainSettings()
+    evals: EvalSettings = EvalSettings()
+
+    @classmethod
+    def from_table(cls, table: Table, origin: str = "settings") -> Self:
+        if isinstance(table.get("model"), dict) and "vocab_size" in table["model"]:
+            raise SettingsError(f"{origin}: model.vocab_size follows from the tokenizer; set tokenizer.vocab_size instead")
+        return super().from_table(table, origin)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of one run, with everything its function needs."""
+
+    recipe: Recipe
+    run: Path
+    beside: Path
+    """The recipe's folder, where relative paths are looked for first."""
+    settings: Table
+    inputs: Mapping[str, str]
+    progress: Progress
+    say: Say
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step from directories to a directory."""
+
+    name: str
+    """The command that runs it alone."""
+    directory: str
+    kind: str
+    settings: Callable[[Recipe], Table]
+    """What decides, besides the inputs, whether it is up to date."""
+    inputs: tuple[str, ...]
+    """Directories of earlier stages that it reads."""
+    sources: Callable[[Recipe, Path], dict[str, str]]
+    """Name of each input from outside the run → its digest."""
+    make: Callable[[Job], None]
+    work: str | None = None
+    """Where it keeps unfinished work that it can go on from."""
+    shared: bool = True
+    """Whether another run's result may be taken over. A training run is never: two runs of a recipe are two runs."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What `build` tells of a stage."""
+
+    stage: str
+    seconds: float
+    what: str
+    """`made`, `up to date`, or where it was taken from."""
+    digest: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` made."""
+
+    run: Path
+    rows: list[Row]
+
+
+def load(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> tuple[Recipe, Path]:
+    """The recipe, and the folder beside which its relative paths are looked for."""
+    if isinstance(recipe, Recipe):
+        return recipe, Path()
+    return Recipe.load(Path(recipe), overrides), Path(recipe).parent
+
+
+def build(
+    recipe: str | Path | Recipe,
+    overrides: Iterable[str] = (),
+    *,
+    run: str | Path | None = None,
+    replace: bool = False,
+    only: str | None = None,
+    watch: Watch = lambda stage: nullcontext(no_progress),
+    say: Say = print,
+) -> Built:
+    """Make everything that a recipe describes and that is not there yet.
+
+    Args:
+        recipe: a TOML file, or a loaded Recipe.
+        overrides: such as `["pretrain.steps=500"]`.
+        run: the run directory; `runs/NAME` if not given.
+        replace: throw away stages that the settings or inputs no longer fit, instead of stopping.
+        only: run this one stage; those before it must be up to date.
+
+    Raises:
+        SettingsError: when finished stages no longer fit the recipe, listing what changed.
+    """
+    loaded, beside = load(recipe, overrides)
+    directory = Path(run) if run is not None else Path("runs") / loaded.name
+    _refuse_foreign(directory)
+    with lock(directory):
+        recorded = read_toml(directory / "recipe.toml") if (directory / "recipe.toml").is_file() else {}
+        loaded = _with_recorded_choices(loaded, recorded)
+        stages = STAGES if only is None else _up_to(only)
+        stale = _stale(stages, loaded, beside, directory, replace)
+        if stale and not replace:
+            raise SettingsError(_conflict(stale, recorded, loaded, directory))
+        for stage in STAGES:
+            if stage.name in stale:
+                shutil.rmtree(directory / stage.directory, ignore_errors=True)
+                if stage.work:
+                    shutil.rmtree(directory / stage.work, ignore_errors=True)
+        write_text(directory / "recipe.toml", loaded.to_toml())
+        rows = []
+        for stage in stages:
+            loaded = _choose(stage, loaded, directory, say)
+            rows.append(_run_stage(stage, loaded, beside, directory, only, watch, say))
+        if only in (None, "report"):
+            rows.append(_run_report(directory))
+    return Built(directory, rows)
+
+
+def _up_to(name: str) -> tuple["Stage", ...]:
+    """The stages that the command of this name needs, itself included; the report needs all."""
+    names = [stage.name for stage in STAGES]
+    return STAGES[: names.index(name) + 1] if name in names else STAGES
+
+
+def _refuse_foreign(directory: Path) -> None:
+    known = {"recipe.toml", "lock", "report.html"} | {stage.directory for stage in STAGES}
+    if directory.is_dir() and any(directory.iterdir()) and not any((directory / name).exists() for name in known):
+        raise SettingsError(f"{directory} holds other files and is not a run of groundup; choose another with --run")
+
+
+def _run_stage(
+    stage: Stage, recipe: Recipe, beside: Path, run: Path, only: str | None, watch: Watch, say: Say
+) -> Row:
+    started = time.monotonic()
+    target = run / stage.directory
+    if is_made(target):
+        return Row(stage.name, 0.0, "up to date", read_manifest(target).digest)
+    if only not in (None, stage.name):
+        raise SettingsError(
+            f"`groundup {only}` needs the result of `groundup {stage.name}`, which {run} does not have yet: "
+            f"run that first, or `groundup build` for all"
+        )
+    settings, inputs = stage.settings(recipe), _inputs(stage, recipe, beside, run)
+    other = _made_elsewhere(stage, settings, inputs, run) if stage.shared else None
+    if other is not None:
+        share(other, target)
+        return Row(stage.name, time.monotonic() - started, f"from {other.parent}", verify(target, stage.kind).digest)
+    with watch(stage.name) as progress:
+        stage.make(Job(recipe, run, beside, settings, inputs, progress, say))
+    return Row(stage.name, time.monotonic() - started, "made", read_manifest(target).digest)
+
+
+def _inputs(stage: Stage, recipe: Recipe, beside: Path, run: Path) -> dict[str, str]:
+    before = {name: read_manifest(run / name).digest for name in stage.inputs}
+    return {**before, **stage.sources(recipe, beside)}
+
+
+def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str], run: Path) -> Path | None:
+    """A finished and whole directory of another run that was made from the same settings and inputs."""
+    for other in sorted(run.parent.glob(f"*/{stage.directory}")):
+        if other.parent != run and is_made(other):
+            try:
+                manifest = read_manifest(other, stage.kind)
+                if (manifest.settings, manifest.inputs) == (settings, inputs):
+                    verify(other)
+                    return other
+            except DataError:
+                continue  # that run's damage is that run's to report
+    return None
+
+
+def _stale(stages: Iterable[Stage], recipe: Recipe, beside: Path, run: Path, replace: bool) -> dict[str, str]:
+    """Finished or begun stages that no longer fit settings or inputs: name → why.
+
+    Raises:
+        DataError: when a stage that does fit is damaged and is not to be replaced.
+    """
+    stale: dict[str, str] = {}
+    stale_directories: set[str] = set()
+    for stage in stages:
+        target = run / stage.directory
+        origin = run / (stage.work or stage.directory) / "origin.json"
+        if is_made(target):
+            made = _origin(read_manifest(target, stage.kind))
+        elif stage.work and origin.is_file():
+            made = json.loads(origin.read_text())
+        else:
+            continue
+        missing = [name for name in stage.inputs if not is_made(run / name)]
+        upstream = [name for name in stage.inputs if name in stale_directories]
+        if missing or upstream:
+            why = f"{', '.join(missing or upstream)} {'is gone' if missing else 'will be another'}"
+        else:
+            why = _why_stale(made, {"settings": stage.settings(recipe), "inputs": _inputs(stage, recipe, beside, run)})
+        if not why and is_made(target):
+            try:
+                verify(target, stage.kind)
+            except DataError as error:
+                if not replace:
+                    raise DataError(f"{error}. Make it again with --replace") from None
+                why = "damaged"
+        if why:
+            stale[stage.name] = why
+            stale_directories.add(stage.directory)
+    return stale
+
+
+def _origin(manifest: Manifest) -> dict[str, Any]:
+    return {"settings": manifest.settings, "inputs": manifest.inputs}
+
+
+def _why_stale(made: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if made["settings"] != now["settings"]:
+        return "its settings changed"
+    changed = [name for name in {**made["inputs"], **now["inputs"]} if made["inputs"].get(name) != now["inputs"].get(name)]
+    if not changed:
+        return ""
+    told = [f"{name} was {_short(made['inputs'].get(name))}, is {_short(now['inputs'].get(name))}" for name in changed[:3]]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f"made from other inputs: {'; '.join(told)}{more}"
+
+
+def _short(digest: str | None) -> str:
+    return f"{digest[:8]}…" if digest else "not there"
+
+
+def _conflict(stale: Mapping[str, str], recorded: Table, recipe: Recipe, run: Path) -> str:
+    changed = differences(recorded, recipe.table())
+    lines = [f"{run} was built from another recipe or other inputs."]
+    lines += [f"  {name}: {_shown(old)} → {_shown(new)}" for name, (old, new) in changed.items()]
+    lines += [f"  stale: {stage} ({why})" for stage, why in stale.items()]
+    lines += [
+        f"Build beside it with --run {_next_to(run)} (stages that fit are shared), or make the stale stages again "
+        "with --replace"
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _next_to(run: Path) -> Path:
+    number = 2
+    while run.with_name(f"{run.name}-{number}").exists():
+        number += 1
+    return run.with_name(f"{run.name}-{number}")
+
+
+def _with_recorded_choices(recipe: Recipe, recorded: Table) -> Recipe:
+    """What the recipe leaves open and this run has already chosen stays chosen."""
+    before = recorded.get("pretrain", {})
+    chosen = {
+        name: before[name]
+        for name in ("device", "precision")
+        if getattr(recipe.pretrain, name) is None and before.get(name) is not None
+    }
+    return _with_pretrain(recipe, **chosen)
+
+
+def _with_pretrain(recipe: Recipe, **chosen: str) -> Recipe:
+    return recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update=chosen)})
+
+
+def _choose(stage: Stage, recipe: Recipe, run: Path, say: Say) -> Recipe:
+    """Choose device and precision before the first step, if the recipe leaves them open, and write them down."""
+    settings = recipe.pretrain
+    if stage.name != "pretrain" or is_made(run / "model") or (settings.device and settings.precision):
+        return recipe
+    if not is_made(run / "shards"):
+        return recipe
+    import torch
+
+    from groundup.pretrain.run import check_fits, faster_precision, prepare_process
+    from groundup.pretrained import best_device
+
+    prepare_process()
+    device = settings.device or str(best_device())
+    precision = settings.precision
+    if precision is None:
+        check_fits(recipe.model, settings, run / "shards")
+        vocab_size = read_manifest(run / "shards").statistics["vocab_size"]
+        model = recipe.model.with_vocabulary(vocab_size)
+        precision, speeds = faster_precision(model, settings, run / "shards", torch.device(device))
+        told = ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items())
+        say(f"timed both precisions on {device}: {told}; taking {precision}")
+    chosen = _with_pretrain(recipe, device=device, precision=precision)
+    write_text(run / "recipe.toml", chosen.to_toml())
+    return chosen
+
+
+# The stages
+
+
+def _no_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
+    return {}
+
+
+def _corpus_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
+    from groundup.corpus.refine import source_digests
+    from groundup.corpus.sources import find
+
+    return source_digests(find(recipe.corpus, beside))
+
+
+def _tokenizer_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
+    if not isinstance(recipe.tokenizer, Existing):
+        return {}
+    from groundup.tokenizer.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(_existing_tokenizer(recipe.tokenizer, beside))
+    return {"existing tokenizer": hashlib.sha256(canonical_json(tokenizer.to_hugging_face())).hexdigest()}
+
+
+def _existing_tokenizer(settings: Existing, beside: Path) -> Path:
+    there = beside / Path(settings.path).expanduser()
+    return there if there.exists() else Path(settings.path).expanduser()
+
+
+def _make_corpus(job: Job) -> None:
+    from groundup.corpus.refine import refine
+    from groundup.corpus.sources import find
+
+    found = find(job.recipe.corpus, job.beside)
+    if found.left_out:
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(found.left_out.items()))
+        job.say(f"left out, because nothing here reads them: {told}")
+    with making(job.run / "corpus", "corpus", job.settings, job.inputs) as draft:
+        refine(found, job.recipe.corpus, draft, job.progress)
+    dropped = draft.statistics["dropped"]
+    if dropped:
+        told = ", ".join(f"{count:,} × {reason}" for reason, count in dropped.items())
+        job.say(f"dropped: {told}; each with its reason in {job.run / 'corpus' / 'dropped'}")
+
+
+def _make_tokenizer(job: Job) -> None:
+    from groundup.corpus.document import read_texts
+    from groundup.tokenizer.tokenizer import Tokenizer
+
+    settings = job.recipe.tokenizer
+    with making(job.run / "tokenizer", "tokenizer", job.settings, job.inputs) as draft:
+        if isinstance(settings, Existing):
+            tokenizer = Tokenizer.load(_existing_tokenizer(settings, job.beside))
+        else:
+            texts = read_texts(job.run / "corpus" / "train.parquet")
+            tokenizer = Tokenizer.learn(
+                texts, vocab_size=settings.vocab_size, pattern=settings.split, progress=job.progress
+            )
+            if tokenizer.vocab_size < settings.vocab_size:
+                job.say(
+                    f"the corpus ran out of pairs: the vocabulary has {tokenizer.vocab_size:,} ids, "
+                    f"{settings.vocab_size:,} were asked for"
+                )
+        tokenizer.save(draft.path / "tokenizer.json")
+        draft.statistics |= {
+            "vocab_size": tokenizer.vocab_size,
+            "merges": len(tokenizer.merges),
+            "special": len(tokenizer.special),
+            "split": tokenizer.pattern,
+        }
+
+
+def _make_shards(job: Job) -> None:
+    from groundup.shards import pack
+    from groundup.tokenizer.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(job.run / "tokenizer")
+    with making(job.run / "shards", "shards", job.settings, job.inputs) as draft:
+        pack(job.run / "corpus", tokenizer, draft, job.progress)
+
+
+def _make_model(job: Job) -> None:
+    from groundup.pretrain.run import Places, prepare_process, pretrain
+
+    prepare_process()
+    run = job.run
+    (run / "pretrain").mkdir(exist_ok=True)
+    write_json(run / "pretrain" / "origin.json", {"settings": job.settings, "inputs": job.inputs})
+    places = Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model")
+    pretrain(job.recipe.model, job.recipe.pretrain, places, dict(job.inputs), job.progress, job.say)
+
+
+def _make_evals(job: Job) -> None:
+    from groundup.evals.run import evaluate
+
+    with making(job.run / "evals", "evals", job.settings, job.inputs) as draft:
+        evaluate(job.run / "model", job.run / "shards", job.recipe.evals, draft, job.progress)
+
+
+def report_of(run: Path) -> Path:
+    """Write the report of a finished run, if it does not show it yet, and say where it is."""
+    missing = [stage.name for stage in STAGES if not is_made(run / stage.directory)]
+    if missing:
+        raise DataError(f"{run} has no result of {', '.join(missing)} yet: run `groundup build` with its recipe first")
+    _run_report(run)
+    return run / "report.html"
+
+
+def _run_report(run: Path) -> Row:
+    """The page is made anew unless it says that it shows just these directories."""
+    from groundup.report.run import write_report
+
+    started = time.monotonic()
+    shown = {stage.directory: read_manifest(run / stage.directory).digest for stage in STAGES}
+    digest = hashlib.sha256(canonical_json(shown)).hexdigest()
+    made = write_report(run, digest)
+    return Row("report", time.monotonic() - started, "made" if made else "up to date", digest)
+
+
+STAGES = (
+    Stage("corpus", "corpus", "corpus", lambda r: r.corpus.table(), (), _corpus_sources, _make_corpus),
+    Stage(
+        "tokenizer",
+        "tokenizer",
+        "tokenizer",
+        lambda r: r.tokenizer.table(),
+        ("corpus",),
+        _tokenizer_sources,
+        _make_tokenizer,
+    ),
+    Stage("pack", "shards", "shards", lambda r: r.shards.table(), ("corpus", "tokenizer"), _no_sources, _make_shards),
+    Stage(
+        "pretrain",
+        "model",
+        "model",
+        lambda r: {"model": r.model.table(), "pretrain": r.pretrain.table()},
+        ("shards", "tokenizer"),
+        _no_sources,
+        _make_model,
+        work="pretrain",
+        shared=False,
+    ),
+    Stage(
+        "eval",
+        "evals",
+        "evals",
+        lambda r: r.evals.table(),
+        ("model", "shards"),
+        _no_sources,
+        _make_evals,
+        shared=False,
+    ),
+)
+"""The report comes after these: a file, not a directory."""

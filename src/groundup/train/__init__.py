@@ -1,0 +1,1 @@
+"""Train: the one loop under everything that learns."""

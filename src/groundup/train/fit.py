@@ -1,0 +1,116 @@
+"""The loop: one optimizer step at a time, as an iterator. Logging, evaluating and saving are the caller's `for` body."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from groundup.batch import Weighted, split, to, total_weight
+from groundup.losses import Loss
+from groundup.model.transformer import Transformer
+from groundup.optim.schedule import Schedule
+
+Rows = TypeVar("Rows", bound=Weighted)
+Gradients = Callable[[Rows], tuple[Tensor, dict[str, Tensor]]]
+"""Forward and backward over a batch; returns the loss and its parts."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did. Nothing waits for the device until a tensor is read."""
+
+    number: int
+    """Steps finished, this one included."""
+    loss: Float[Tensor, ""]
+    grad_norm: Float[Tensor, ""]
+    """Before clipping."""
+    learning_rate: float
+    tokens: Float[Tensor, ""]
+    """Weight of the batch: targets that counted."""
+    accepted: bool
+    parts: dict[str, Tensor]
+
+
+def fit(
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    batches: Iterator[Rows],
+    gradients: Gradients[Rows],
+    *,
+    steps: int,
+    start: int = 0,
+    clip: float | None = 1.0,
+    scaler: torch.amp.GradScaler | None = None,
+    accept: Callable[[Step], bool] | None = None,
+) -> Iterator[Step]:
+    """Train from step `start` to `steps`, yielding once a step, after the update.
+
+    Args:
+        batches: pulled one item a step and never ahead.
+        gradients: leaves gradients on the optimizer's parameters.
+        clip: largest gradient norm; None for no clipping.
+        scaler: unscales gradients that were made of a scaled loss, and skips a step whose gradients overflowed.
+        accept: asked once the gradient norm is known; False leaves the weights as they are.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number in range(start, steps):
+        batch = next(batches)
+        factor = schedule(number)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        optimizer.zero_grad()
+        loss, parts = gradients(batch)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if clip is None else clip)
+        step = Step(
+            number + 1, loss, grad_norm, optimizer.param_groups[0]["lr"], total_weight(batch), accepted=True, parts=parts
+        )
+        if accept is not None and not accept(step):
+            step = Step(**{**vars(step), "accepted": False})
+        elif scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        yield step
+
+
+def accumulate(model: Transformer, loss: Loss, pieces: int, *, seed: int = 0, start: int = 0) -> Gradients[Any]:
+    """Gradients of a batch, one piece after another; the pieces add up to the whole, however uneven they are.
+
+    Args:
+        pieces: into how many the rows are split, to save memory.
+        seed: of dropout, together with the step and the piece.
+        start: number of the first step.
+    """
+    step = itertools.count(start)
+    device = next(model.parameters()).device
+
+    def gradients(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        number = next(step)
+        divisor = total_weight(batch).to(device)
+        total = torch.zeros((), device=device)
+        parts: dict[str, Tensor] = {}
+        for piece_number, piece in enumerate(split(batch, pieces)):
+            torch.manual_seed(dropout_seed(seed, number, piece_number))
+            summed, _, piece_parts = loss(model, to(piece, device))
+            (summed / divisor).backward()
+            total += summed.detach()
+            for name, part in piece_parts.items():
+                parts[name] = parts.get(name, 0) + part.detach() / divisor
+        return total / divisor, parts
+
+    return gradients
+
+
+def dropout_seed(seed: int, step: int, piece: int, rank: int = 0) -> int:
+    """One seed for each (seed, step, piece, data-parallel rank), so that no generator state needs saving."""
+    mixed = 0
+    for number in (seed, step, piece, rank):
+        mixed = (mixed * 0x9E3779B97F4A7C15 + number + 1) % (1 << 63)  # golden-ratio multiplier, as in splitmix64
+    return mixed
