@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from groundup.errors import DataError
 from groundup.files import making, verify
@@ -38,8 +38,12 @@ def tensors_of(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) 
 
 
 def save(
-    checkpoints: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any],
-    origin: Mapping[str, str], keep: int,
+    checkpoints: Path,
+    weights: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    origin: Mapping[str, str],
+    keep: int,
 ) -> Path:
     """Write `checkpoints/step-N`, then remove all but the newest `keep`.
 
@@ -53,7 +57,7 @@ def save(
     directory = checkpoints / f"step-{state['step']:08d}"
     with making(directory, "checkpoint", {}, origin) as draft:
         with _one_process():
-            dcp.save(
+            state_dict_saver.save(
                 tensors_of(weights, optimizer),
                 storage_writer=HuggingFaceStorageWriter(str(draft.path)),
                 no_dist=True,
@@ -95,9 +99,7 @@ def load_newest(
     return None
 
 
-def _load(
-    directory: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
+def _load(directory: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     for weight in weights.values():
         optimizer.state[weight] = {
             "step": torch.zeros((), device=weight.device),
@@ -107,7 +109,7 @@ def _load(
     tensors = tensors_of(weights, optimizer)
     try:
         with _one_process(), torch.no_grad():
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
+            state_dict_loader.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
     except (CheckpointException, RuntimeError, KeyError) as error:  # CheckpointException is a BaseException
         raise DataError(f"{directory} does not fit this model: {error}") from None
     state: dict[str, Any] = json.loads((directory / "state.json").read_text())

@@ -37,7 +37,7 @@ def _example(*lines: str) -> str:
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, such as recipes/storybook.toml.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as pretrain.steps=500.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as pretrain.steps=500.")
 ]
 Run = Annotated[Path | None, typer.Option("--run", help="The run directory; runs/NAME if not given.")]
 Replace = Annotated[
@@ -86,7 +86,7 @@ def evaluate(
     target: Annotated[Path, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
     rest: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FILE]... | [KEY=VALUE]...", help="Files or folders to score; with a recipe, overrides."),
+        typer.Argument(metavar="FILE|KEY=VALUE", help="Files or folders to score; with a recipe, overrides."),
     ] = None,
     run: Run = None,
     replace: Replace = False,
@@ -109,7 +109,9 @@ def evaluate(
     elif (target / "evals" / "test.json").is_file():
         result = json.loads((target / "evals" / "test.json").read_text())
     else:
-        raise SettingsError(f"name the files to score: groundup eval {target} FILE..., or a recipe for its test documents")
+        raise SettingsError(
+            f"name the files to score: groundup eval {target} FILE..., or a recipe for its test documents"
+        )
     if as_json:
         print(json.dumps(result))
         return
@@ -238,7 +240,9 @@ def _in_and_out(stage: str, manifests: dict[str, "Manifest"], run: Path) -> tupl
         case "tokenizer":
             return f"{facts['corpus']['train']['documents']:,} documents", f"{facts['tokenizer']['vocab_size']:,} ids"
         case "pack":
-            packed = f"{total('pack', 'tokens'):,} tokens, {total('pack', 'bytes') / total('pack', 'tokens'):.2f} bytes each"
+            packed = (
+                f"{total('pack', 'tokens'):,} tokens, {total('pack', 'bytes') / total('pack', 'tokens'):.2f} bytes each"
+            )
             return f"{total('corpus', 'documents'):,} documents", packed
         case "pretrain":
             model = facts["pretrain"]
@@ -304,7 +308,9 @@ def _run() -> int:
     except GroundupError as error:
         return _tell(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _tell("stopped; the stages that were finished are kept, the same command goes on", SavedAndStopped.exit_code)
+        return _tell(
+            "stopped; the stages that were finished are kept, the same command goes on", SavedAndStopped.exit_code
+        )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read this has left; nothing to say
         return 0

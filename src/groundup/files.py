@@ -79,9 +79,7 @@ class Draft:
 
 
 @contextlib.contextmanager
-def making(
-    directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]
-) -> Iterator[Draft]:
+def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Draft]:
     """Make `directory` all at once: the caller fills `draft.path`; on success it gets its manifest and its name.
 
     An exception leaves nothing behind; a killed process leaves a `.partial` directory that the next attempt removes.
@@ -137,7 +135,7 @@ def _provenance(seconds: float) -> dict[str, Any]:
 
 
 def _rename_over(partial: Path, directory: Path) -> None:
-    """Give `partial` its final name. Killed between the two renames, the old directory is gone and its stage runs again."""
+    """Give `partial` its final name. Killed between the renames, the old one is gone and its stage runs again."""
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
@@ -275,7 +273,7 @@ def lock(directory: Path) -> Iterator[None]:
     path = directory / "lock"
     with naming_the_place(path):
         directory.mkdir(parents=True, exist_ok=True)
-        stream = open(path, "a+", encoding="utf-8")
+        stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -308,7 +306,9 @@ class _CheckedZstd(io.RawIOBase):
                 compressed, self._frame = self._frame.unused_data, None
             else:
                 compressed = b""
-            compressed = compressed or self._stream.read(1 << 12)  # small: a few bytes of a hostile frame unfold into megabytes
+            compressed = compressed or self._stream.read(
+                1 << 12
+            )  # small: a few bytes of a hostile frame unfold into megabytes
             if not compressed:
                 if self._frame is not None:
                     raise EOFError("the file ends in the middle of a zstd frame")

@@ -137,9 +137,7 @@ def build(config: ModelConfig, weights: dict[str, Tensor], origin: str) -> Trans
     return model
 
 
-def save(
-    directory: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None
-) -> None:
+def save(directory: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None) -> None:
     """Write `config.json`, `model.safetensors` and `tokenizer.json` into a directory that is being made."""
     write_json(directory / "config.json", {"format": FORMAT, "model": config.table()})
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}

@@ -61,7 +61,9 @@ class Recipe(Settings):
     @classmethod
     def from_table(cls, table: Table, origin: str = "settings") -> Self:
         if isinstance(table.get("model"), dict) and "vocab_size" in table["model"]:
-            raise SettingsError(f"{origin}: model.vocab_size follows from the tokenizer; set tokenizer.vocab_size instead")
+            raise SettingsError(
+                f"{origin}: model.vocab_size follows from the tokenizer; set tokenizer.vocab_size instead"
+            )
         return super().from_table(table, origin)
 
 
@@ -185,9 +187,7 @@ def _refuse_foreign(directory: Path) -> None:
         raise SettingsError(f"{directory} holds other files and is not a run of groundup; choose another with --run")
 
 
-def _run_stage(
-    stage: Stage, recipe: Recipe, beside: Path, run: Path, only: str | None, watch: Watch, say: Say
-) -> Row:
+def _run_stage(stage: Stage, recipe: Recipe, beside: Path, run: Path, only: str | None, watch: Watch, say: Say) -> Row:
     started = time.monotonic()
     target = run / stage.directory
     if is_made(target):
@@ -269,10 +269,14 @@ def _origin(manifest: Manifest) -> dict[str, Any]:
 def _why_stale(made: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if made["settings"] != now["settings"]:
         return "its settings changed"
-    changed = [name for name in {**made["inputs"], **now["inputs"]} if made["inputs"].get(name) != now["inputs"].get(name)]
+    changed = [
+        name for name in {**made["inputs"], **now["inputs"]} if made["inputs"].get(name) != now["inputs"].get(name)
+    ]
     if not changed:
         return ""
-    told = [f"{name} was {_short(made['inputs'].get(name))}, is {_short(now['inputs'].get(name))}" for name in changed[:3]]
+    told = [
+        f"{name} was {_short(made['inputs'].get(name))}, is {_short(now['inputs'].get(name))}" for name in changed[:3]
+    ]
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f"made from other inputs: {'; '.join(told)}{more}"
 

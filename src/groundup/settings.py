@@ -127,17 +127,16 @@ def _refuse_non_finite(table: Table) -> None:
 
 
 def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
-    """A table that does not say its `kind` means the default one: `position.base=500.0` needs no `kind`."""
+    """A table without `kind` means the default one, or the first: `position.base=500.0` needs no `kind`."""
     filled = dict(table)
     for name, field in cls.model_fields.items():
         value = table.get(name)
         if not isinstance(value, dict):
             continue
-        default_kind = getattr(field.default, "kind", None)
-        if default_kind:
-            value = {"kind": default_kind, **value}
         arms = _settings_in(field.annotation)
-        chosen = [arm for arm in arms if len(arms) == 1 or arm.model_fields["kind"].default == value.get("kind")]
+        if len(arms) > 1:
+            value = {"kind": getattr(field.default, "kind", arms[0].model_fields["kind"].default), **value}
+        chosen = [arm for arm in arms if len(arms) == 1 or arm.model_fields["kind"].default == value["kind"]]
         filled[name] = _with_default_kinds(chosen[0], value) if chosen else value
     return filled
 
@@ -177,7 +176,9 @@ def _locate(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
     classes: list[type[BaseModel]] = [cls]
     known: list[str] = []
     for part in location:
-        arm = [found for found in classes if "kind" in found.model_fields and found.model_fields["kind"].default == part]
+        arm = [
+            found for found in classes if "kind" in found.model_fields and found.model_fields["kind"].default == part
+        ]
         if len(classes) > 1 and arm:
             classes = arm
             continue

@@ -89,7 +89,9 @@ def open_split(directory: Path, split: str) -> Tokens:
     except (OSError, ValueError) as error:
         raise DataError(f"shards {directory}, split {split}: {error}. Make them again with `groundup pack`") from None
     if ids.dtype not in (np.uint16, np.uint32) or len(offsets) != len(n_bytes) + 1 or offsets[-1] + 1 != len(ids):
-        raise DataError(f"shards {directory}: the files of split {split} do not fit each other; run `groundup pack` again")
+        raise DataError(
+            f"shards {directory}: the files of split {split} do not fit each other; run `groundup pack` again"
+        )
     return Tokens(ids, offsets, n_bytes)
 
 

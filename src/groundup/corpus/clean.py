@@ -18,7 +18,7 @@ def clean(text: str, settings: CorpusSettings) -> str:
     """Repair the characters and the blanks of one document, as far as the settings say."""
     match settings.unicode:
         case RepairUnicode():
-            text = ftfy.fix_text(text, _REPAIR)
+            text = str(ftfy.fix_text(text, _REPAIR))
     match settings.whitespace:
         case CleanWhitespace():
             text = clean_whitespace(text)
@@ -32,4 +32,4 @@ def clean_whitespace(text: str) -> str:
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _BLANKS_AT_LINE_END.sub("", text)
-    return _EMPTY_LINES.sub("\n\n", text).strip()
+    return str(_EMPTY_LINES.sub("\n\n", text)).strip()

@@ -155,4 +155,3 @@ def statistics_of(table: dict[str, Any]) -> str:
     kept = sum(table[split]["documents"] for split in SPLITS)
     size = sum(table[split]["bytes"] for split in SPLITS)
     return f"{kept:,} documents, {size / 1e6:.1f} MB"
-

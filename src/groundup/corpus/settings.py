@@ -77,7 +77,7 @@ class CorpusSettings(Settings):
     @classmethod
     def _at_least_one(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
         if not sources:
-            raise ValueError("names no file or folder; give at least one, such as [\"my-texts\"]")
+            raise ValueError('names no file or folder; give at least one, such as ["my-texts"]')
         return sources
 
     @field_validator("encoding")

@@ -56,7 +56,9 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
                 found.files.append((_printable("/".join([source.rstrip("/"), *parts])), path))
         if len(found.files) == before:
             others = ", ".join(f"{count} {kind}" for kind, count in sorted(found.left_out.items()))
-            raise DataError(f"source {source} ({root}) has no readable file; it reads {_readable()}, found {others or 'none'}")
+            raise DataError(
+                f"source {source} ({root}) has no readable file; it reads {_readable()}, found {others or 'none'}"
+            )
     return found
 
 
@@ -155,7 +157,7 @@ def _from_json(line: bytes, source: str, text_field: str) -> Document:
 
 
 def _cut(document: Document, limit: int) -> Iterator[Document]:
-    """Documents of at most `limit` UTF-8 bytes, cut after an empty line, else a line, else a blank, else a character."""
+    """Documents of at most `limit` UTF-8 bytes, cut after an empty line, else a line, a blank, a character."""
     raw = document.text.encode()
     if document.reason or len(raw) <= limit:
         yield document

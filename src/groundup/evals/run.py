@@ -35,14 +35,16 @@ def evaluate(model_directory: Path, shards: Path, settings: EvalSettings, draft:
 def score_files(
     model: Transformer, tokenizer: Tokenizer | None, sources: tuple[str, ...], progress: Progress = no_progress
 ) -> Score:
-    """Bits per byte on any files or folders, cleaned as a corpus is by default; every document counts, even a short one.
+    """Bits per byte on any files or folders, cleaned as a corpus is by default; even a short document counts.
 
     Raises:
         SettingsError: when the model has no tokenizer.
         DataError: when a document cannot be read, or there is none.
     """
     if tokenizer is None:
-        raise SettingsError("this model directory has no tokenizer, so it cannot read text; put its tokenizer.json there")
+        raise SettingsError(
+            "this model directory has no tokenizer, so it cannot read text; put its tokenizer.json there"
+        )
     settings = CorpusSettings(sources=sources)
     texts = []
     for name, path in find(settings, Path()).files:

@@ -35,7 +35,12 @@ class ContiguousCache:
         place = torch.arange(end, device=q.device)
         distance = (place[self.length :, None] - place)[None, None]  # (1, 1, T, S)
         return dot_product_attention(
-            q, self.keys[:, layer, :, :end], self.values[:, layer, :, :end], distance >= 0, distance, **options  # type: ignore[arg-type]
+            q,
+            self.keys[:, layer, :, :end],
+            self.values[:, layer, :, :end],
+            distance >= 0,
+            distance,
+            **options,  # type: ignore[arg-type]
         )
 
 

@@ -143,9 +143,7 @@ class GroupedQueryAttention(nn.Module):
         if config.attention.qk_norm:
             self.query_norm, self.key_norm = (nn.RMSNorm(self.d_head, eps=config.norm.epsilon) for _ in range(2))
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], rotation: Rotation | None, attend: Attend
-    ) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], rotation: Rotation | None, attend: Attend) -> Float[Tensor, "B T D"]:
         q = self.query_norm(self._heads(self.query(x)))  # (B, H, T, K)
         k = self.key_norm(self._heads(self.key(x)))  # (B, G, T, K)
         v = self._heads(self.value(x))
@@ -156,4 +154,5 @@ class GroupedQueryAttention(nn.Module):
         return output
 
     def _heads(self, x: Float[Tensor, "B T N*K"]) -> Float[Tensor, "B N T K"]:
-        return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        return heads

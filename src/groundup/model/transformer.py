@@ -95,13 +95,14 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, attend, lambda name, tensor, layer=layer: tap(f"blocks.{layer}.{name}", tensor))
             tap(f"blocks.{layer}", x)
-        x = self.norm(x)
-        tap("norm", x)
-        return x
+        hidden: Tensor = self.norm(x)
+        tap("norm", hidden)
+        return hidden
 
     def logits(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
         """Scores over the vocabulary; the hidden states themselves where `head` is None."""
-        return hidden if self.head is None else self.head(hidden)
+        scores: Tensor = hidden if self.head is None else self.head(hidden)
+        return scores
 
 
 def _no_tap(name: str, tensor: Tensor) -> None:

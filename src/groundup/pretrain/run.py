@@ -24,7 +24,7 @@ import torch
 
 from groundup import checkpoint, loader, losses, pretrained
 from groundup.batch import Batch
-from groundup.errors import DataError, DivergedError, SavedAndStopped, SettingsError
+from groundup.errors import DivergedError, SavedAndStopped, SettingsError
 from groundup.evals.score import score
 from groundup.files import Progress, making, naming_the_place, no_progress, write_json, write_text
 from groundup.generation.settings import Sampling
@@ -34,7 +34,6 @@ from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.adamw import Masters, make_adamw
 from groundup.optim.schedule import make_schedule
-from groundup.optim.settings import AdamW
 from groundup.pretrain.settings import PretrainSettings
 from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -256,7 +255,7 @@ def _batches(shards: Tokens, context_length: int, seed: int, rows: int, first_st
 
 
 class RunLog:
-    """metrics.jsonl, what each step did, cut back to the checkpoint on resume; events.jsonl, what happened to the run."""
+    """metrics.jsonl: what each step did, cut back to the checkpoint on resume. events.jsonl: what happened."""
 
     def __init__(self, directory: Path) -> None:
         with naming_the_place(directory):
@@ -308,7 +307,9 @@ class RunLog:
     def summary(self) -> str:
         """A few words for the progress bar."""
         shown = {"loss": ("loss", ".3f"), "validation_bits_per_byte": ("validation bits/byte", ".3f")}
-        return ", ".join(f"{label} {self._last[name]:{form}}" for name, (label, form) in shown.items() if name in self._last)
+        return ", ".join(
+            f"{label} {self._last[name]:{form}}" for name, (label, form) in shown.items() if name in self._last
+        )
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:

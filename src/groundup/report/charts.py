@@ -46,7 +46,9 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
         )
         parts.append(f'<polyline class="line{" faint" if line.faint else ""}" points="{points}"/>')
         if not line.faint and len(drawn) > 1 and line.name:
-            parts.append(f'<text x="{WIDTH - RIGHT}" y="{TOP + 12 + 16 * number}" class="end">{html.escape(line.name)}</text>')
+            parts.append(
+                f'<text x="{WIDTH - RIGHT}" y="{TOP + 12 + 16 * number}" class="end">{html.escape(line.name)}</text>'
+            )
     return _svg(parts, f"{y_label} over {x_label}", HEIGHT)
 
 
@@ -85,7 +87,8 @@ def _axes(low_x: float, high_x: float, low_y: float, high_y: float, x_label: str
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" class="middle label">{html.escape(x_label)}</text>')
     middle = (HEIGHT - BOTTOM) / 2
     parts.append(
-        f'<text x="14" y="{middle}" transform="rotate(-90 14 {middle})" class="middle label">{html.escape(y_label)}</text>'
+        f'<text x="14" y="{middle}" transform="rotate(-90 14 {middle})" class="middle label">'
+        f"{html.escape(y_label)}</text>"
     )
     return "".join(parts)
 

@@ -20,7 +20,7 @@ STAGES = {"corpus": "corpus", "tokenizer": "tokenizer", "shards": "pack", "model
 
 
 def write_report(run: Path, digest: str) -> bool:
-    """Write `run/report.html`, unless it is there and carries this digest of what it shows. Returns whether it wrote."""
+    """Write `run/report.html`, unless it carries this digest of what it shows. Returns whether it wrote."""
     target = run / "report.html"
     mark = f"<!-- shows {digest} -->"
     if target.is_file() and mark in target.read_text(encoding="utf-8")[:400]:
@@ -44,7 +44,8 @@ def write_report(run: Path, digest: str) -> bool:
     write_text(
         target,
         f'<!doctype html>\n{mark}\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(run.name)}: groundup</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(run.name)}: groundup</title>"
         f"<style>{style}</style></head>\n<body><main>\n{body}\n</main></body></html>\n",
     )
     return True
@@ -123,7 +124,8 @@ def _chain(manifests: Mapping[str, Manifest]) -> str:
             ", ".join(f"{key} {digest[:8]}" for key, digest in manifest.inputs.items()) or "–",
             manifest.digest[:16],
             manifest.made["at"],
-            f"groundup {manifest.made['code']}" + (f", torch {manifest.made['torch']}" if manifest.made["torch"] else ""),
+            f"groundup {manifest.made['code']}"
+            + (f", torch {manifest.made['torch']}" if manifest.made["torch"] else ""),
         )
         for name, manifest in manifests.items()
     ]
@@ -141,11 +143,11 @@ def _chain(manifests: Mapping[str, Manifest]) -> str:
 
 
 def _samples(samples: list[dict[str, Any]]) -> str:
-    parts = [
-        f"<blockquote><b>{_text(sample['prompt'])}</b>{_text(sample['text'])}</blockquote>" for sample in samples
-    ]
+    parts = [f"<blockquote><b>{_text(sample['prompt'])}</b>{_text(sample['text'])}</blockquote>" for sample in samples]
     return _section(
-        "What it writes", _sentence("Sampled, not chosen: the seeds are 0, 1, 2, … in order. The prompt is bold."), *parts
+        "What it writes",
+        _sentence("Sampled, not chosen: the seeds are 0, 1, 2, … in order. The prompt is bold."),
+        *parts,
     )
 
 
@@ -161,7 +163,7 @@ def _training(lines: list[dict[str, Any]], model: Manifest) -> str:
         _sentence(
             f"{len(steps):,} steps of {settings['batch_tokens']:,} tokens in {settings['precision']} on "
             f"{settings['device']}, seed {settings['seed']}; {speed:,.0f} tokens per second, "
-            f"{model.statistics['training_flops'] / model.statistics['seconds'] / 1e9:,.0f} GFLOP/s of model arithmetic."
+            f"{model.statistics['training_flops'] / model.statistics['seconds'] / 1e9:,.0f} GFLOP/s."
         ),
         _figure(
             line_chart(
@@ -216,7 +218,7 @@ def _evaluation(evals: Manifest) -> str:
     return _section(
         "Evaluation",
         _sentence(
-            "On the test documents, read once, after every choice was made. Bits per byte is −Σ log2 p over all tokens, "
+            "On the test documents, read once, after all choices were made. Bits per byte is −Σ log2 p over all tokens, "
             "the closing <|endoftext|> included, in windows of the context length that do not overlap, divided by the "
             "UTF-8 bytes of the cleaned text. It does not depend on the tokenizer, so models with different "
             "vocabularies can be compared."
@@ -233,7 +235,9 @@ def _corpus(corpus: Manifest) -> str:
     ]
     read = statistics["read"]
     parts = [
-        _sentence(f"{read['documents']:,} documents read from {read['files']:,} files, {read['bytes']:,} bytes of text."),
+        _sentence(
+            f"{read['documents']:,} documents read from {read['files']:,} files, {read['bytes']:,} bytes of text."
+        ),
         _table(["split", "documents", "bytes", "characters", "words"], rows),
         _figure(
             bar_chart(statistics["documents_by_bytes"], "documents by length"),
@@ -284,7 +288,8 @@ def _tokens(tokens: Iterable[bytes]) -> str:
 def _model(model: Manifest) -> str:
     parameters, flops = model.statistics["parameters"], model.statistics["forward_flops_per_token"]
     rows = [
-        (part, f"{parameters.get(part, 0):,}", f"{flops.get(part, 0):,}") for part in dict.fromkeys([*parameters, *flops])
+        (part, f"{parameters.get(part, 0):,}", f"{flops.get(part, 0):,}")
+        for part in dict.fromkeys([*parameters, *flops])
     ]
     total = ("together", f"{sum(parameters.values()):,}", f"{sum(flops.values()):,}")
     return _section(
@@ -296,7 +301,11 @@ def _model(model: Manifest) -> str:
 
 def _events(events: list[dict[str, Any]]) -> str:
     rows = [
-        (event["at"], event["event"], ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("at", "event")))
+        (
+            event["at"],
+            event["event"],
+            ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("at", "event")),
+        )
         for event in events
     ]
     return _section("What happened during training", _table(["at", "event", ""], rows))

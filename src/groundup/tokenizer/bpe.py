@@ -5,6 +5,7 @@ version, which looks over the whole piece for every merge, is in the tests.
 """
 
 import heapq
+import itertools
 from collections.abc import Mapping, Sequence
 
 Pair = tuple[int, int]
@@ -42,9 +43,7 @@ def encode_piece(ids: Sequence[int], merges: Mapping[Pair, tuple[int, int]]) -> 
     end = len(alive)
     after = list(range(1, end + 1))
     before = list(range(-1, end - 1))
-    heap = [
-        (merges[pair][0], i, pair) for i, pair in enumerate(zip(alive, alive[1:], strict=False)) if pair in merges
-    ]
+    heap = [(merges[pair][0], i, pair) for i, pair in enumerate(itertools.pairwise(alive)) if pair in merges]
     heapq.heapify(heap)
     while heap:
         _, left, pair = heapq.heappop(heap)

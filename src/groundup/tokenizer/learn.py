@@ -6,6 +6,7 @@ are the choices of Hugging Face tokenizers, so the merges are too.
 """
 
 import heapq
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
@@ -40,7 +41,7 @@ def learn_merges(
     counts: Counter[Pair] = Counter()
     where: defaultdict[Pair, set[int]] = defaultdict(set)
     for number, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in itertools.pairwise(word):
             counts[pair] += frequency[number]
             where[pair].add(number)
     heap = [(-count, pair) for pair, count in counts.items()]
@@ -56,10 +57,10 @@ def learn_merges(
         for number in where.pop(pair):
             word = words[number]
             joined = merge(word, pair, 256 + len(merges))
-            for old in zip(word, word[1:], strict=False):
+            for old in itertools.pairwise(word):
                 counts[old] -= frequency[number]
                 changed.add(old)
-            for new in zip(joined, joined[1:], strict=False):
+            for new in itertools.pairwise(joined):
                 counts[new] += frequency[number]
                 where[new].add(number)
                 changed.add(new)

@@ -46,7 +46,9 @@ def _to_bytes(characters: str) -> bytes:
 class Tokenizer:
     """A vocabulary and the two directions through it."""
 
-    def __init__(self, tokens: Sequence[bytes], merges: Sequence[Pair], special: Mapping[str, int], pattern: str) -> None:
+    def __init__(
+        self, tokens: Sequence[bytes], merges: Sequence[Pair], special: Mapping[str, int], pattern: str
+    ) -> None:
         """
         Args:
             tokens: bytes of each id; for a special token, its text.
@@ -60,9 +62,7 @@ class Tokenizer:
         self._pairs = list(merges)
         ids = {token: i for i, token in enumerate(tokens) if i not in set(special.values())}
         self._byte_ids = [ids[bytes([byte])] for byte in range(N_BYTES)]
-        self._merges = {
-            pair: (rank, ids[tokens[pair[0]] + tokens[pair[1]]]) for rank, pair in enumerate(self._pairs)
-        }
+        self._merges = {pair: (rank, ids[tokens[pair[0]] + tokens[pair[1]]]) for rank, pair in enumerate(self._pairs)}
         self._split = split.compiled(pattern)
         self._cache: dict[str, list[int]] = {}
 
@@ -75,7 +75,9 @@ class Tokenizer:
     def end_of_text(self) -> int:
         """The id that opens each document."""
         if END_OF_TEXT not in self.special:
-            raise SettingsError(f"this tokenizer has no {END_OF_TEXT}; its special tokens: {', '.join(self.special) or 'none'}")
+            raise SettingsError(
+                f"this tokenizer has no {END_OF_TEXT}; its special tokens: {', '.join(self.special) or 'none'}"
+            )
         return self.special[END_OF_TEXT]
 
     @property
@@ -123,12 +125,15 @@ class Tokenizer:
         one piece, as in tiktoken.
 
         >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
-        >>> tokenizer.decode(tokenizer.encode("lower <|endoftext|>")), tokenizer.encode("<|endoftext|>", frozenset({"<|endoftext|>"}))
+        >>> (
+        ...     tokenizer.decode(tokenizer.encode("lower <|endoftext|>")),
+        ...     tokenizer.encode("<|endoftext|>", frozenset({"<|endoftext|>"})),
+        ... )
         ('lower <|endoftext|>', [269])
         """
         if isinstance(text, bytes):
             try:
-                text = text.decode()
+                return self.encode(text.decode(), allowed)
             except UnicodeDecodeError as error:
                 return self._encode_broken(text, error.start)
         if not allowed:
@@ -319,7 +324,9 @@ def _pattern_in(pre_tokenizer: dict[str, Any] | None) -> str:
     cuts = [part["pattern"].get("Regex") for part in parts if part and part["type"] == "Split"]
     levels = [part for part in parts if part and part["type"] == "ByteLevel"]
     if len(levels) != 1 or len(cuts) + len(levels) != len(parts) or levels[0].get("add_prefix_space"):
-        raise ValueError(f"its pre-tokenizer is {json.dumps(pre_tokenizer)[:200]}; only splitting and byte level are read")
+        raise ValueError(
+            f"its pre-tokenizer is {json.dumps(pre_tokenizer)[:200]}; only splitting and byte level are read"
+        )
     if levels[0].get("use_regex", True) and not cuts:
         return "gpt2"
     name = split.named(cuts[0]) if len(cuts) == 1 else None

@@ -1,4 +1,4 @@
-"""The loop: one optimizer step at a time, as an iterator. Logging, evaluating and saving are the caller's `for` body."""
+"""The loop: an iterator over optimizer steps. Logging, evaluating and saving are the caller's `for` body."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -68,7 +68,13 @@ def fit(
             scaler.unscale_(optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if clip is None else clip)
         step = Step(
-            number + 1, loss, grad_norm, optimizer.param_groups[0]["lr"], total_weight(batch), accepted=True, parts=parts
+            number + 1,
+            loss,
+            grad_norm,
+            optimizer.param_groups[0]["lr"],
+            total_weight(batch),
+            accepted=True,
+            parts=parts,
         )
         if accept is not None and not accept(step):
             step = Step(**{**vars(step), "accepted": False})
