@@ -1,7 +1,7 @@
 """Batch: the rows of one step as tensors, rows first, and the three functions that work on any such dataclass."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ class Batch:
     """Number of the document in its split; −1 for padding."""
 
 
+@runtime_checkable
 class Weighted(Protocol):
     """Any frozen dataclass of tensors, rows first, that says how much each of its targets counts."""
 

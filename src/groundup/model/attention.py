@@ -8,7 +8,7 @@ below, or a cache. Every such object has the signature of `Attend`.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from groundup.model.position import Rotation, rotate
 from groundup.model.settings import ModelConfig
 
 
+@runtime_checkable
 class Attend(Protocol):
     """How queries meet keys and values.
 

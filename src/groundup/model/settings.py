@@ -1,6 +1,6 @@
 """Settings of the model: its sizes, and which block stands in each place."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -96,7 +96,7 @@ class ModelConfig(Settings):
     """Share of activations set to zero in training: after the embedding and after every sublayer."""
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
+    def _heads_fit(self) -> "ModelConfig":
         if self.d_head is None and self.d_model % self.n_heads:
             below = max(n for n in range(1, self.n_heads + 1) if self.d_model % n == 0)
             raise ValueError(

@@ -218,7 +218,7 @@ def _evaluation(evals: Manifest) -> str:
     return _section(
         "Evaluation",
         _sentence(
-            "On the test documents, read once, after all choices were made. Bits per byte is −Σ log2 p over all tokens, "
+            "On the test documents, read once, after every choice. Bits per byte is −Σ log2 p over all tokens, "
             "the closing <|endoftext|> included, in windows of the context length that do not overlap, divided by the "
             "UTF-8 bytes of the cleaned text. It does not depend on the tokenizer, so models with different "
             "vocabularies can be compared."

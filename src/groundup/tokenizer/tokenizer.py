@@ -129,7 +129,7 @@ class Tokenizer:
         ...     tokenizer.decode(tokenizer.encode("lower <|endoftext|>")),
         ...     tokenizer.encode("<|endoftext|>", frozenset({"<|endoftext|>"})),
         ... )
-        ('lower <|endoftext|>', [269])
+        ('lower <|endoftext|>', [263])
         """
         if isinstance(text, bytes):
             try:

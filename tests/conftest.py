@@ -1,0 +1,150 @@
+"""What several test files need: the shared data, a small model, a small corpus and tokenizer."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from groundup.model.settings import ModelConfig
+from groundup.model.transformer import Transformer
+from groundup.tokenizer.tokenizer import Tokenizer
+
+SHARED = Path(os.environ.get("GROUNDUP_SHARED", Path(__file__).parents[2] / "shared"))
+WORDS = "the king and the little fox went over the hill to find a golden apple for the old queen who sat by the well"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real corpora and vocabularies that do not belong to the project; CI has them."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the data under {SHARED}, which is not here (set GROUNDUP_SHARED)")
+    return SHARED
+
+
+@pytest.fixture
+def llama() -> ModelConfig:
+    """Llama's shape, tiny: rotary, RMSNorm, SwiGLU, grouped heads, QK-norm."""
+    return ModelConfig.from_table(
+        {
+            "vocab_size": 97,
+            "context_length": 24,
+            "d_model": 32,
+            "n_layers": 2,
+            "n_heads": 4,
+            "n_kv_heads": 2,
+            "d_ff": 48,
+            "attention": {"qk_norm": True},
+        }
+    )
+
+
+@pytest.fixture
+def gpt2() -> ModelConfig:
+    """GPT-2's shape, tiny: learned positions, LayerNorm, GELU, multi-head, biases."""
+    return ModelConfig.from_table(
+        {
+            "vocab_size": 97,
+            "context_length": 24,
+            "d_model": 32,
+            "n_layers": 2,
+            "n_heads": 4,
+            "position": {"kind": "learned"},
+            "norm": {"kind": "layernorm"},
+            "attention": {"bias": True},
+            "feedforward": {"kind": "gelu"},
+        }
+    )
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    """Both shapes, one after the other."""
+    chosen: ModelConfig = request.getfixturevalue(request.param)
+    return chosen
+
+
+@pytest.fixture
+def model(config: ModelConfig) -> Transformer:
+    """A model of each shape, its weights large enough that every part matters."""
+    torch.manual_seed(0)
+    model = Transformer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.learn([WORDS], vocab_size=320)
+
+
+@pytest.fixture
+def tales(tmp_path: Path) -> Path:
+    """A folder of forty short documents, no two alike."""
+    folder = tmp_path / "tales"
+    folder.mkdir()
+    words = WORDS.split()
+    for number in range(40):
+        turned = words[number % len(words) :] + words[: number % len(words)]
+        (folder / f"{number:02}.txt").write_text(f"Tale {number}. " + " ".join(turned * 4) + ".\n")
+    return folder
+
+
+TINY = """
+name = "tiny"
+
+[corpus]
+sources = ["tales"]
+
+[tokenizer]
+vocab_size = 320
+
+[model]
+context_length = 16
+d_model = 16
+n_layers = 1
+n_heads = 2
+d_ff = 32
+dropout = 0.1
+
+[pretrain]
+steps = 40
+batch_tokens = 64
+micro_batch_rows = 3
+device = "cpu"
+precision = "float32"
+validate_every = 20
+sample_every = 20
+sample_tokens = 8
+checkpoint_every = 10
+
+[evals]
+prompts = ["Tale", ""]
+sampling = { max_tokens = 8 }
+"""
+
+
+@pytest.fixture
+def recipe(tales: Path) -> Path:
+    """A recipe that builds in seconds, beside the tales it reads."""
+    path = tales.parent / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs to mount a small file system: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)

@@ -1,0 +1,146 @@
+"""Files: whole or absent, checked before use."""
+
+import gzip
+import lzma
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundup.errors import DataError, ResourceError
+from groundup.files import (
+    Manifest,
+    canonical_json,
+    check,
+    is_made,
+    lock,
+    making,
+    read_manifest,
+    reading,
+    share,
+    verify,
+)
+
+
+def make(directory: Path, text: str = "hello") -> Manifest:
+    with making(directory, "note", {"size": 1}, {"source": "abc"}) as draft:
+        (draft.path / "sub").mkdir()
+        (draft.path / "sub" / "text").write_text(text)
+        draft.statistics["letters"] = len(text)
+    return read_manifest(directory, "note")
+
+
+def test_a_made_directory_has_the_digest_of_what_is_in_it(tmp_path: Path) -> None:
+    one, two, other = make(tmp_path / "one"), make(tmp_path / "two"), make(tmp_path / "other", "hallo")
+    assert one.digest == two.digest != other.digest
+    assert verify(tmp_path / "one").statistics == {"letters": 5}
+    assert one.made["seconds"] >= 0
+
+
+def test_digest_is_the_sha256_of_the_canonical_manifest_without_made(tmp_path: Path) -> None:
+    import hashlib
+    import json
+
+    manifest = make(tmp_path / "one")
+    raw = json.loads((tmp_path / "one" / "manifest.json").read_text())
+    raw.pop("made")
+    assert hashlib.sha256(canonical_json(raw)).hexdigest() == manifest.digest
+
+
+def test_an_exception_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
+    before = make(tmp_path / "a").digest
+    with pytest.raises(RuntimeError), making(tmp_path / "a", "note", {}, {}) as draft:
+        (draft.path / "half").write_text("x")
+        raise RuntimeError
+    assert verify(tmp_path / "a").digest == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_killed_process_leaves_no_artifact_and_the_next_attempt_cleans_up(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom groundup.files import making\n"
+        "with making(Path(sys.argv[1]), 'note', {}, {}) as draft:\n"
+        "    (draft.path / 'half').write_text('x')\n    os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "a"], check=False).returncode == -9
+    assert not is_made(tmp_path / "a")
+    make(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_flipped_bit_is_noticed(tmp_path: Path, place: int) -> None:
+    make(tmp_path / "a")
+    path = tmp_path / "a" / "sub" / "text"
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1 << place
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match="the sha256 of sub/text"):
+        verify(tmp_path / "a")
+
+
+def test_missing_cut_and_foreign_directories_are_named(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(DataError, match="'other' is wanted"):
+        read_manifest(tmp_path / "a", "other")
+    (tmp_path / "a" / "sub" / "text").write_text("hell")
+    with pytest.raises(DataError, match="has 4 bytes, 5 were written"):
+        check(tmp_path / "a")
+    (tmp_path / "a" / "sub" / "text").unlink()
+    with pytest.raises(DataError, match="sub/text is missing"):
+        verify(tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        read_manifest(tmp_path / "a")
+    with pytest.raises(DataError, match="no manifest"):
+        read_manifest(tmp_path)
+
+
+def test_a_shared_artifact_is_the_same_artifact(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "a")
+    share(tmp_path / "a", tmp_path / "b")
+    assert verify(tmp_path / "b").digest == manifest.digest
+
+
+def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
+    with lock(tmp_path):
+        code = "import sys\nfrom pathlib import Path\nfrom groundup.files import lock\nwith lock(Path(sys.argv[1])): pass"
+        second = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert f"in use by process {os.getpid()}" in second.stderr
+    with lock(tmp_path):
+        pass  # free again
+
+
+def test_disk_full_names_the_place_and_leaves_nothing(small_disk: Path) -> None:
+    with pytest.raises(ResourceError, match="no room to write .*big"), making(small_disk / "big", "x", {}, {}) as draft:
+        (draft.path / "data").write_bytes(bytes(2_000_000))
+    assert list(small_disk.iterdir()) == []
+
+
+@given(st.lists(st.binary(max_size=3000), max_size=4))
+def test_compressed_files_read_as_their_content(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes]) -> None:
+    folder = tmp_path_factory.mktemp("compressed")
+    content = b"".join(parts)
+    (folder / "a.gz").write_bytes(gzip.compress(content))
+    (folder / "a.xz").write_bytes(lzma.compress(content))
+    (folder / "a.zst").write_bytes(b"".join(zstandard.compress(part) for part in parts))  # several frames in a row
+    (folder / "a.txt").write_bytes(content)
+    for path in folder.iterdir():
+        with reading(path) as stream:
+            assert stream.read() == content
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_a_file_cut_in_half_is_an_error_not_a_short_file(tmp_path: Path, suffix: str) -> None:
+    content = os.urandom(200_000)
+    packed = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[suffix](content)
+    path = tmp_path / f"a{suffix}"
+    for damaged in (packed[: len(packed) // 2], b"this is no archive"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="damaged or cut short"), reading(path) as stream:
+            stream.read()

@@ -1,0 +1,256 @@
+"""The tokenizer: nothing lost, and the ids of the libraries that others use."""
+
+import gzip
+import json
+import lzma
+import os
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiktoken.load import load_tiktoken_bpe
+
+from groundup.errors import DataError, SettingsError
+from groundup.tokenizer.split import PUBLISHED
+from groundup.tokenizer.tokenizer import BYTE_CHARACTERS, Tokenizer
+
+HARD = [
+    "",
+    " ",
+    "  two  blanks  ",
+    "don't DON'T we'll I'VE",
+    "tabs\tand\nlines\r\n\r\nand\x1cseparators\x1d\x1e\x1f\x85\u2028",
+    "1234567 ½ ² ٣٤ 四",
+    "naïve café ﬁne Ǆ ß İ",
+    "मराठी แมว 漢字 ひらがな 한국어 עברית العربية",
+    "👩‍👩‍👧 🧚🏽‍♀️ \U0001f1ee\U0001f1f8",
+    "<|endoftext|> and <|im_start|>",
+    "zero\u200bwidth\u200djoin\ufeffbom\u00a0nbsp",
+    "def f(x):\n    return x**2  # ^^^^^^^^",
+    "a" * 300,
+]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "cl100k"])
+def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    from groundup.corpus import sources
+    from groundup.corpus.settings import CorpusSettings
+
+    chosen = CorpusSettings(sources=("groundup:storybook",))
+    ((name, path),) = sources.find(chosen, Path()).files
+    texts = [document.text for document, _ in zip(sources.read(name, path, chosen), range(150), strict=False)]
+    return Tokenizer.learn([*texts, *HARD], vocab_size=1024, pattern=request.param)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, tiktoken.Encoding]:
+    """GPT-2's vocabulary, read here and by tiktoken."""
+    shared = Path(os.environ.get("GROUNDUP_SHARED", Path(__file__).parents[3] / "shared"))
+    folder = shared / "data" / "tokenizers"
+    if not folder.is_dir():
+        pytest.skip(f"needs GPT-2's published vocabulary under {folder}")
+    ranks = tmp_path_factory.mktemp("ranks") / "r50k_base.tiktoken"
+    ranks.write_bytes(lzma.decompress((folder / "r50k_base.tiktoken.xz").read_bytes()))
+    encoding = tiktoken.Encoding(
+        "gpt2",
+        pat_str=PUBLISHED["gpt2"],
+        mergeable_ranks=load_tiktoken_bpe(str(ranks)),
+        special_tokens={"<|endoftext|>": 50256},
+    )
+    return Tokenizer.load(folder / "gpt2"), encoding
+
+
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=100).map(str.encode)))
+def test_every_byte_string_comes_back(tokenizer: Tokenizer, raw: bytes) -> None:
+    assert tokenizer.decode_bytes(tokenizer.encode(raw)) == raw
+
+
+@given(st.text(max_size=200))
+def test_every_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(text=st.text(max_size=200))
+@settings(max_examples=300)
+def test_gpt2_ids_equal_tiktokens_on_any_text(published: tuple[Tokenizer, tiktoken.Encoding], text: str) -> None:
+    ours, theirs = published
+    assert ours.encode(text) == theirs.encode_ordinary(text)
+
+
+@given(raw=st.one_of(st.binary(max_size=120), st.text(max_size=40).map(lambda t: t.encode() + b"\xff tail\n\n \xc3")))
+@settings(max_examples=300)
+def test_gpt2_ids_equal_tiktokens_on_any_bytes(published: tuple[Tokenizer, tiktoken.Encoding], raw: bytes) -> None:
+    ours, theirs = published
+    assert ours.encode(raw) == theirs._encode_bytes(raw)
+    assert ours.decode_bytes(ours.encode(raw)) == raw
+
+
+def test_gpt2_ids_equal_tiktokens_on_many_languages(
+    published: tuple[Tokenizer, tiktoken.Encoding], shared: Path
+) -> None:
+    ours, theirs = published
+    with zipfile.ZipFile(shared / "data" / "messy" / "multilingual" / "udhr2.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".txt")]
+        texts = [archive.read(name).decode() for name in names]
+    assert len(texts) > 300
+    for name, text in zip(names, texts, strict=True):
+        assert ours.encode(text) == theirs.encode_ordinary(text), name
+
+
+def test_gpt2_ids_equal_tiktokens_on_a_real_corpus(published: tuple[Tokenizer, tiktoken.Encoding]) -> None:
+    from importlib import resources
+
+    ours, theirs = published
+    packed = (resources.files("groundup.data") / "storybook.jsonl.gz").read_bytes()
+    texts = [json.loads(line)["text"] for line in gzip.decompress(packed).splitlines()]
+    assert ours.encode_batch(texts) == theirs.encode_ordinary_batch(texts)
+
+
+def test_gpt2_vocabulary_is_the_published_one(published: tuple[Tokenizer, tiktoken.Encoding]) -> None:
+    ours, _ = published
+    assert (ours.vocab_size, len(ours.merges), ours.end_of_text) == (50257, 50000, 50256)
+    assert ours.encode("Hello world") == [15496, 995]
+    assert ours.encode("a<|endoftext|>", frozenset({"<|endoftext|>"})) == [64, 50256]
+
+
+def test_lone_surrogates_are_encoded_as_tiktoken_does(published: tuple[Tokenizer, tiktoken.Encoding]) -> None:
+    ours, theirs = published
+    for text in ("\ud800", "a\udcff b", "\ud83d\ude00"):
+        assert ours.encode(text) == theirs.encode_ordinary(text)
+
+
+def hugging_face(tokenizer: Tokenizer, folder: Path) -> tokenizers.Tokenizer:
+    tokenizer.save(folder / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs.encode_special_tokens = True
+    return theirs
+
+
+@pytest.mark.parametrize("text", HARD)
+def test_hugging_face_reads_our_file_to_the_same_ids(learned: Tokenizer, tmp_path: Path, text: str) -> None:
+    theirs = hugging_face(learned, tmp_path)
+    assert theirs.encode(text).ids == learned.encode(text)
+    assert theirs.decode(learned.encode(text)) == text
+    assert theirs.get_vocab_size() == learned.vocab_size
+
+
+def test_hugging_face_reads_our_file_to_the_same_ids_on_random_text(learned: Tokenizer, tmp_path: Path) -> None:
+    theirs = hugging_face(learned, tmp_path)
+    draw = random.Random(0)
+    alphabet = "ab C\n\t '1²é漢👩.\u200d\u00a0\x1c-—"
+    texts = ["".join(draw.choices(alphabet, k=draw.randrange(60))) for _ in range(500)]
+    assert [found.ids for found in theirs.encode_batch(texts)] == learned.encode_batch(texts)
+
+
+def test_hugging_face_learns_the_same_merges(learned: Tokenizer, tmp_path: Path) -> None:
+    from groundup.corpus import sources
+    from groundup.corpus.settings import CorpusSettings
+
+    chosen = CorpusSettings(sources=("groundup:storybook",))
+    ((name, path),) = sources.find(chosen, Path()).files
+    texts = [document.text for document, _ in zip(sources.read(name, path, chosen), range(150), strict=False)]
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    cut = tokenizers.pre_tokenizers.Split(tokenizers.Regex(PUBLISHED[learned.pattern]), "isolated")
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([cut, level])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1024 - 16, initial_alphabet=list(BYTE_CHARACTERS.values()), show_progress=False
+    )
+    theirs.train_from_iterator([*texts, *HARD], trainer)
+    merges = json.loads(theirs.to_str())["model"]["merges"]
+    ours = learned.to_hugging_face()["model"]["merges"]
+    assert [tuple(pair) for pair in merges] == [tuple(pair) for pair in ours]
+
+
+def test_our_file_comes_back_the_same(learned: Tokenizer, tmp_path: Path) -> None:
+    learned.save(tmp_path / "tokenizer.json")
+    again = Tokenizer.load(tmp_path)
+    assert (again.tokens, again.merges, again.special) == (learned.tokens, learned.merges, learned.special)
+    assert again.pattern == learned.pattern
+
+
+def test_learned_vocabulary_is_bytes_then_merges_then_special(learned: Tokenizer) -> None:
+    assert learned.vocab_size == 1024
+    assert learned.tokens[:256] == [bytes([byte]) for byte in BYTE_CHARACTERS]
+    assert [learned.tokens[256 + i] for i in range(3)] == [left + right for left, right in learned.merges[:3]]
+    assert list(learned.special)[:4] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|reserved_0|>"]
+    assert sorted(learned.special.values()) == list(range(1008, 1024))
+
+
+def test_special_text_is_ordinary_text_unless_allowed(learned: Tokenizer) -> None:
+    text = "a<|endoftext|><|im_start|>"
+    assert not set(learned.encode(text)) & set(learned.special.values())
+    ids = learned.encode(text, frozenset({"<|im_start|>"}))
+    assert ids[-1] == learned.special["<|im_start|>"]
+    assert learned.decode(ids) == text
+    with pytest.raises(SettingsError, match=r"not special tokens of this tokenizer: <\|no\|>"):
+        learned.encode(text, frozenset({"<|no|>"}))
+
+
+def test_a_corpus_that_runs_out_of_pairs_fills_up_with_reserved_ids() -> None:
+    tokenizer = Tokenizer.learn(["ab ab"], vocab_size=4096)
+    assert tokenizer.merges == [(b"a", b"b"), (b" ", b"ab")]
+    assert tokenizer.vocab_size == 320
+    assert len(tokenizer.special) == 320 - 256 - 2
+
+
+@pytest.mark.parametrize(("size", "nearest"), [(100, 320), (271, 320), (1000, 1024), (-5, 320)])
+def test_impossible_vocabulary_sizes_name_the_nearest(size: int, nearest: int) -> None:
+    with pytest.raises(SettingsError, match=f"nearest: {nearest}"):
+        Tokenizer.learn(["a"], vocab_size=size)
+
+
+def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
+    for wrong in (-1, 320):
+        with pytest.raises(ValueError, match="0 to 319"):
+            tokenizer.decode([wrong])
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"model": {"type": "Unigram", "vocab": {}, "merges": []}}, "its model is Unigram"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "its pre-tokenizer is"),
+        ({"normalizer": {"type": "NFC"}}, r"it has a normalizer \(NFC\)"),
+        ({"added_tokens": [{"content": "<x>", "id": 9999}]}, "its ids have gaps"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "cannot|is not a tokenizer"),
+    ],
+)
+def test_tokenizers_that_cannot_be_represented_are_refused_by_name(
+    tokenizer: Tokenizer, tmp_path: Path, change: dict[str, object], answer: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**tokenizer.to_hugging_face(), **change}))
+    with pytest.raises(DataError, match=answer):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_cut_or_missing_file_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    raw = (tmp_path / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(DataError, match=r"tokenizer\.json is not a tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+def test_learning_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "from groundup.tokenizer.tokenizer import Tokenizer\n"
+        "print(Tokenizer.learn(['the fox and the king went over the hill to the well'], vocab_size=320).merges)"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(outputs) == 1
