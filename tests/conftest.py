@@ -12,6 +12,7 @@ from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
 
+torch.set_num_threads(1)  # small tensors; and test files run side by side
 SHARED = Path(os.environ.get("GROUNDUP_SHARED", Path(__file__).parents[2] / "shared"))
 WORDS = "the king and the little fox went over the hill to find a golden apple for the old queen who sat by the well"
 

@@ -52,7 +52,7 @@ class _PickedLogprob(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """d log p(target) / d logits = onehot(target) − softmax(logits)."""
         logits, targets, total = ctx.saved_tensors
-        softmax = logits.float().sub_(total[:, None]).exp_()
+        softmax = (logits.float() - total[:, None]).exp_()
         softmax.scatter_add_(-1, targets[:, None], torch.full_like(softmax[:, :1], -1.0))
         return softmax.mul_(-gradients[0][:, None]).to(logits.dtype), None
 

@@ -86,7 +86,7 @@ def open_split(directory: Path, split: str) -> Tokens:
         ids = np.load(directory / f"{split}.npy", mmap_mode="r", allow_pickle=False)
         offsets = np.load(directory / f"{split}.offsets.npy", allow_pickle=False)
         n_bytes = np.load(directory / f"{split}.bytes.npy", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"shards {directory}, split {split}: {error}. Make them again with `groundup pack`") from None
     if ids.dtype not in (np.uint16, np.uint32) or len(offsets) != len(n_bytes) + 1 or offsets[-1] + 1 != len(ids):
         raise DataError(

@@ -154,6 +154,6 @@ class GroupedQueryAttention(nn.Module):
         output: Tensor = self.out(read.transpose(1, 2).flatten(2))
         return output
 
-    def _heads(self, x: Float[Tensor, "B T N*K"]) -> Float[Tensor, "B N T K"]:
+    def _heads(self, x: Float[Tensor, "B T NK"]) -> Float[Tensor, "B N T K"]:
         heads: Tensor = x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
         return heads

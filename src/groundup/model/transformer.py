@@ -64,7 +64,10 @@ class Transformer(nn.Module):
         initialise(self)
 
     def forward(
-        self, tokens: Int[Tensor, "B T"], position: Int[Tensor, "B T"] | None = None, attend: Attend | None = None
+        self,
+        tokens: Int[Tensor, "B T"] | Float[Tensor, "B T D"],
+        position: Int[Tensor, "B T"] | None = None,
+        attend: Attend | None = None,
     ) -> Float[Tensor, "B T V"]:
         """The logits of the token after each position."""
         return self.logits(self.hidden(tokens, position, attend))

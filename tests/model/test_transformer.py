@@ -1,0 +1,129 @@
+"""The model: the future stays unseen, documents and rows stay apart, intermediates are shown."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from groundup.model.attention import Causal, Packed
+from groundup.model.settings import ModelConfig
+from groundup.model.transformer import Transformer
+
+SAME_SUMS_OTHER_ORDER = 1e-5  # float32
+
+
+def ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_future_token_never_changes_a_past_logit(model: Transformer) -> None:
+    tokens = ids(2, 24)
+    before = model(tokens)
+    for place in range(1, 24):
+        changed = tokens.clone()
+        changed[:, place:] = (changed[:, place:] + 1) % 97
+        assert torch.equal(model(changed)[:, :place], before[:, :place])
+        assert not torch.equal(model(changed)[:, place], before[:, place])
+
+
+def test_packed_documents_do_not_see_each_other(model: Transformer) -> None:
+    tokens = ids(1, 24)
+    document = torch.tensor([[0] * 5 + [1] * 11 + [2] * 8])
+    position = torch.tensor([[*range(5), *range(11), *range(8)]])
+    together = model(tokens, position, Packed(document))
+    for begin, end in ((0, 5), (5, 16), (16, 24)):
+        alone = model(tokens[:, begin:end])
+        assert_close(together[:, begin:end], alone, atol=SAME_SUMS_OTHER_ORDER, rtol=0)
+
+
+def test_a_row_never_changes_another(model: Transformer) -> None:
+    tokens = ids(3, 24)
+    before = model(tokens)
+    changed = tokens.clone()
+    changed[1] = (changed[1] + 1) % 97
+    after = model(changed)
+    assert torch.equal(after[[0, 2]], before[[0, 2]])
+    assert not torch.equal(after[1], before[1])
+
+
+def test_padding_does_not_change_the_rest(model: Transformer) -> None:
+    tokens = ids(1, 24)
+    document = torch.tensor([[0] * 10 + [-1] * 14])
+    position = torch.tensor([[*range(10), *([0] * 14)]])
+    assert_close(
+        model(tokens, position, Packed(document))[:, :10], model(tokens[:, :10]), atol=SAME_SUMS_OTHER_ORDER, rtol=0
+    )
+
+
+def test_defaults_are_positions_from_nought_and_plain_causal(model: Transformer) -> None:
+    tokens = ids(2, 7)
+    explicit = model(tokens, torch.arange(7).expand(2, 7), Causal())
+    assert torch.equal(model(tokens), explicit)
+    assert explicit.shape == (2, 7, 97)
+
+
+def test_tap_sees_every_intermediate_and_changes_nothing(model: Transformer) -> None:
+    seen: dict[str, torch.Tensor] = {}
+    tokens = ids(1, 5)
+    hidden = model.hidden(tokens, tap=lambda name, tensor: seen.update({name: tensor}))
+    assert list(seen) == [
+        "embed",
+        *[f"blocks.{layer}{part}" for layer in range(2) for part in (".attention", ".feedforward", "")],
+        "norm",
+    ]
+    assert torch.equal(seen["norm"], hidden)
+    assert torch.equal(hidden, model.hidden(tokens))
+
+
+def test_a_model_cut_in_two_composes_to_the_whole(llama: ModelConfig) -> None:
+    """Pipeline stages are models without a head or an embedding."""
+    torch.manual_seed(0)
+    whole, first, second = Transformer(llama), Transformer(llama), Transformer(llama)
+    for part in (first, second):
+        part.load_state_dict(whole.state_dict())
+    first.head, first.norm, first.blocks = None, torch.nn.Identity(), first.blocks[:1]
+    second.embed, second.blocks = None, second.blocks[1:]
+    tokens = ids(2, 9)
+    assert_close(second(first(tokens)), whole(tokens))
+
+
+@pytest.mark.parametrize("n_layers", [1, 8])
+def test_initialisation_is_gpt2s(n_layers: int) -> None:
+    config = ModelConfig(vocab_size=512, d_model=256, n_layers=n_layers, n_heads=4, tied_embeddings=False)
+    torch.manual_seed(0)
+    model = Transformer(config)
+    block = model.blocks[-1]
+    for weight, deviation in [
+        (model.embed.weight, 0.02),
+        (model.head.weight, 0.02),
+        (block.attention.query.weight, 0.02),
+        (block.feedforward.up.weight, 0.02),
+        (block.attention.out.weight, 0.02 / math.sqrt(2 * n_layers)),
+        (block.feedforward.down.weight, 0.02 / math.sqrt(2 * n_layers)),
+    ]:
+        assert weight.std().item() == pytest.approx(deviation, rel=0.02)
+    assert (model.norm.weight == 1).all()
+    tokens = torch.randint(0, 512, (4, 64))
+    loss = torch.nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(512), abs=0.1)
+
+
+def test_dropout_acts_in_training_only(llama: ModelConfig) -> None:
+    config = llama.model_copy(update={"dropout": 0.5})
+    torch.manual_seed(0)
+    model = Transformer(config)
+    tokens = ids(1, 6)
+    assert not torch.equal(model(tokens), model(tokens))
+    model.eval()
+    assert torch.equal(model(tokens), model(tokens))
+
+
+def test_a_config_without_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match="vocab_size is not set"):
+        Transformer(ModelConfig())
+
+
+def test_shapes_are_checked_in_this_test_run(model: Transformer) -> None:
+    with pytest.raises(Exception, match="(?i)type"):
+        model(torch.zeros(3, dtype=torch.long))

@@ -1,0 +1,58 @@
+"""The loader: rows are a function of their number, and every token is a target once."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from groundup.loader import cut, rows
+from groundup.shards import Tokens
+
+LENGTHS = [5, 1, 12, 3, 9, 2, 20]
+END = 999
+
+
+@pytest.fixture
+def shards() -> Tokens:
+    """Documents whose ids say where they stand; each begins with END."""
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
+    ids = np.arange(offsets[-1] + 1)
+    ids[offsets] = END
+    return Tokens(ids.astype(np.uint16), offsets, np.ones(len(LENGTHS), np.int64))
+
+
+@pytest.mark.parametrize("context", [1, 4, 7, 52, 60])
+def test_every_token_but_the_first_is_a_target_exactly_once_an_epoch(shards: Tokens, context: int) -> None:
+    n = shards.rows(context)
+    batch = rows(shards, context, seed=3, first=5 * n, count=n)
+    seen = Counter(batch.targets[batch.weight > 0].tolist())
+    assert seen == Counter(shards.ids[1:].tolist())
+    assert (batch.document[batch.weight == 0] == -1).all()
+
+
+def test_a_row_depends_on_its_number_alone(shards: Tokens) -> None:
+    together = rows(shards, 8, seed=1, first=3, count=9)
+    for number in range(9):
+        alone = rows(shards, 8, seed=1, first=3 + number, count=1)
+        assert torch.equal(alone.tokens[0], together.tokens[number])
+
+
+def test_seed_and_epoch_change_the_order_and_nothing_else(shards: Tokens) -> None:
+    n = shards.rows(2)
+    orders = [rows(shards, 2, seed, first, n).tokens[:, 0].tolist() for seed, first in ((0, 0), (0, n), (1, 0))]
+    assert len({tuple(order) for order in orders}) == 3
+    assert len({tuple(sorted(order)) for order in orders}) == 1
+
+
+def test_position_counts_within_row_and_document(shards: Tokens) -> None:
+    batch = cut(shards, np.array([3]), 8)  # two tokens of document 0, one of 1, five of 2
+    assert batch.document.tolist() == [[0, 0, 1, 2, 2, 2, 2, 2]]
+    assert batch.position.tolist() == [[0, 1, 0, 0, 1, 2, 3, 4]]
+    assert batch.targets.tolist() == [[4, END, END, 7, 8, 9, 10, 11]]  # the opening token is the last one's target
+
+
+def test_the_tail_is_padded_with_weight_nought(shards: Tokens) -> None:
+    batch = cut(shards, np.array([48]), 8)
+    assert batch.weight.tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
+    assert batch.targets[0, 3] == END
