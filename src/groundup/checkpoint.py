@@ -56,12 +56,12 @@ def save(
     """
     directory = checkpoints / f"step-{state['step']:08d}"
     with making(directory, "checkpoint", {}, origin) as draft:
-        with _one_process():
-            state_dict_saver.save(
-                tensors_of(weights, optimizer),
-                storage_writer=HuggingFaceStorageWriter(str(draft.path)),
-                no_dist=True,
-            )
+        writer = HuggingFaceStorageWriter(str(draft.path))
+        try:
+            with _one_process():
+                state_dict_saver.save(tensors_of(weights, optimizer), storage_writer=writer, no_dist=True)
+        except CheckpointException as error:  # a BaseException that wraps what happened, such as a full disk
+            raise next(iter(error.failures.values()))[0] from None
         (draft.path / "state.json").write_text(json.dumps(dict(state), indent=1))
     for old in found(checkpoints)[:-keep]:
         shutil.rmtree(old)
@@ -110,7 +110,7 @@ def _load(directory: Path, weights: Mapping[str, Tensor], optimizer: torch.optim
     try:
         with _one_process(), torch.no_grad():
             state_dict_loader.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
-    except (CheckpointException, RuntimeError, KeyError) as error:  # CheckpointException is a BaseException
+    except (CheckpointException, RuntimeError, KeyError) as error:
         raise DataError(f"{directory} does not fit this model: {error}") from None
     state: dict[str, Any] = json.loads((directory / "state.json").read_text())
     return state

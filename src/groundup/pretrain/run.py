@@ -219,7 +219,6 @@ def pretrain(
         draft.statistics |= {
             "steps": settings.steps,
             "tokens": tokens,
-            "seconds": round(time.monotonic() - began, 1),
             "training_flops": flops_per_token * tokens,
             "parameters": dict(counted.parameters),
             "forward_flops_per_token": dict(counted.forward_flops_per_token),

@@ -158,12 +158,12 @@ def _training(lines: list[dict[str, Any]], model: Manifest) -> str:
     x = [line["step"] for line in steps]
     loss = [line["loss"] for line in steps]
     settings = model.settings["pretrain"]
-    speed = model.statistics["tokens"] / model.statistics["seconds"]
+    seconds = steps[-1]["seconds"]
     parts = [
         _sentence(
             f"{len(steps):,} steps of {settings['batch_tokens']:,} tokens in {settings['precision']} on "
-            f"{settings['device']}, seed {settings['seed']}; {speed:,.0f} tokens per second, "
-            f"{model.statistics['training_flops'] / model.statistics['seconds'] / 1e9:,.0f} GFLOP/s."
+            f"{settings['device']}, seed {settings['seed']}; {model.statistics['tokens'] / seconds:,.0f} tokens per second, "
+            f"{model.statistics['training_flops'] / seconds / 1e9:,.0f} GFLOP/s."
         ),
         _figure(
             line_chart(

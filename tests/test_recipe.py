@@ -1,0 +1,221 @@
+"""The whole chain, in process: what is made, what is shared, what is refused, and that it never changes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import groundup
+from groundup.errors import DataError, DivergedError, SettingsError
+from groundup.files import read_manifest
+from groundup.recipe import Built, Recipe, build
+
+DIRECTORIES = {"corpus": "corpus", "tokenizer": "tokenizer", "pack": "shards", "pretrain": "model", "eval": "evals"}
+
+
+@pytest.fixture
+def home(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(recipe.parent)
+    return recipe.parent
+
+
+def quietly(*arguments: object, **options: object) -> Built:
+    return build("tiny.toml", *arguments, **options, say=lambda text: None)  # type: ignore[arg-type]
+
+
+def what(built: Built) -> dict[str, str]:
+    return {row.stage: row.what for row in built.rows}
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_build_makes_everything_once_and_then_nothing(home: Path) -> None:
+    first = quietly()
+    assert set(what(first).values()) == {"made"}
+    assert [row.stage for row in first.rows] == ["corpus", "tokenizer", "pack", "pretrain", "eval", "report"]
+    second = quietly()
+    assert set(what(second).values()) == {"up to date"}
+    assert [row.digest for row in first.rows] == [row.digest for row in second.rows]
+    model, tokenizer = groundup.load("runs/tiny", device="cpu")
+    assert tokenizer is not None
+    assert groundup.generate(model, tokenizer, "Tale", max_tokens=5)
+    for name in ("metrics.jsonl", "events.jsonl", "checkpoints"):
+        assert (home / "runs" / "tiny" / "pretrain" / name).exists()
+    assert Recipe.load(home / "runs" / "tiny" / "recipe.toml").pretrain.steps == 40
+
+
+def test_every_stage_names_its_inputs_by_digest(home: Path) -> None:
+    run = quietly().run
+    digests = {name: read_manifest(run / name).digest for name in DIRECTORIES.values()}
+    for name, inputs in {
+        "tokenizer": ["corpus"],
+        "shards": ["corpus", "tokenizer"],
+        "model": ["shards", "tokenizer"],
+        "evals": ["model", "shards"],
+    }.items():
+        assert read_manifest(run / name).inputs == {given: digests[given] for given in inputs}
+    assert len(read_manifest(run / "corpus").inputs) == 40  # one for each file
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_recipe_twice_gives_the_same_losses_and_weights(home: Path, precision: str) -> None:
+    runs = [quietly([f"pretrain.precision={precision}"], run=f"runs/{name}").run for name in ("one", "two")]
+    assert losses(runs[0]) == losses(runs[1])
+    assert len(losses(runs[0])) == 40
+    digests = [read_manifest(run / "model").digest for run in runs]
+    assert digests[0] == digests[1]
+
+
+def test_stages_one_by_one_are_the_build(home: Path) -> None:
+    whole = quietly(run="runs/whole")
+    for stage in ("corpus", "tokenizer", "pack", "pretrain", "eval", "report"):
+        alone = quietly(run="elsewhere/alone", only=stage)
+        assert what(alone)[stage] == "made"
+    for name in DIRECTORIES.values():
+        assert read_manifest(alone.run / name).digest == read_manifest(whole.run / name).digest
+
+
+def test_a_stage_whose_inputs_are_missing_says_what_to_run(home: Path) -> None:
+    with pytest.raises(SettingsError, match="`groundup pack` needs the result of `groundup corpus`"):
+        quietly(only="pack")
+
+
+def test_changed_settings_under_a_finished_run_are_refused_with_the_list(home: Path) -> None:
+    quietly()
+    with pytest.raises(SettingsError) as caught:
+        quietly(["pretrain.steps=20", "model.d_ff=48"])
+    told = str(caught.value)
+    assert "model.d_ff: 32 → 48" in told
+    assert "pretrain.steps: 40 → 20" in told
+    assert "stale: pretrain (its settings changed)" in told
+    assert "stale: eval (model will be another)" in told
+    assert "--run runs/tiny-2" in told
+    assert "--replace" in told
+    assert what(quietly())["pretrain"] == "up to date"  # nothing was touched
+
+
+def test_beside_it_what_fits_is_shared_and_the_training_is_its_own(home: Path) -> None:
+    first = quietly()
+    beside = quietly(["pretrain.steps=20"], run="runs/tiny-2")
+    assert what(beside) == {
+        "corpus": "from runs/tiny",
+        "tokenizer": "from runs/tiny",
+        "pack": "from runs/tiny",
+        "pretrain": "made",
+        "eval": "made",
+        "report": "made",
+    }
+    assert (first.run / "shards" / "train.npy").samefile(beside.run / "shards" / "train.npy")
+    assert len(losses(beside.run)) == 20
+
+
+def test_replace_makes_stale_stages_again(home: Path) -> None:
+    quietly()
+    again = quietly(["tokenizer.vocab_size=384"], replace=True)
+    assert what(again) == {"corpus": "up to date"} | dict.fromkeys(("tokenizer", "pack", "pretrain", "eval", "report"), "made")
+    assert len(losses(again.run)) == 40
+
+
+def test_a_changed_source_makes_everything_stale_and_is_named(home: Path) -> None:
+    quietly()
+    (home / "tales" / "07.txt").write_text("Another tale of a king and a fox that went over the hill. " * 4)
+    with pytest.raises(SettingsError, match=r"stale: corpus \(made from other inputs: tales/07\.txt was .* is .*"):
+        quietly()
+
+
+def test_a_begun_training_with_changed_settings_is_refused_too(home: Path) -> None:
+    with pytest.raises(DivergedError):
+        quietly(["pretrain.optimizer.learning_rate=1e9", "pretrain.clip=1e9", "pretrain.optimizer.epsilon=1e-30"])
+    with pytest.raises(SettingsError, match=r"stale: pretrain \(its settings changed\)"):
+        quietly()
+    assert what(quietly(replace=True))["pretrain"] == "made"
+
+
+def test_a_divergence_says_where_and_what_to_do(home: Path) -> None:
+    with pytest.raises(DivergedError, match="training diverged. Lower pretrain.optimizer.learning_rate"):
+        quietly(["pretrain.optimizer.learning_rate=1e9", "pretrain.clip=1e9", "pretrain.optimizer.epsilon=1e-30"])
+
+
+@pytest.mark.parametrize("directory", list(DIRECTORIES.values()))
+def test_one_flipped_bit_anywhere_is_refused_by_digest(home: Path, directory: str) -> None:
+    run = quietly().run
+    for name in read_manifest(run / directory).files:
+        path = run / directory / name
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 16
+        path.write_bytes(raw)
+        with pytest.raises(DataError, match=r"the sha256 of .*--replace"):
+            quietly()
+        raw[len(raw) // 2] ^= 16
+        path.write_bytes(raw)
+    assert set(what(quietly()).values()) == {"up to date"}
+    path.write_bytes(b"")
+    assert what(quietly(replace=True))[{v: k for k, v in DIRECTORIES.items()}[directory]] == "made"
+
+
+def test_a_tokenizer_from_elsewhere_is_refused(home: Path) -> None:
+    run = quietly().run
+    other = quietly(["tokenizer.vocab_size=384"], run="runs/other").run
+    shutil.rmtree(run / "tokenizer")
+    shutil.copytree(other / "tokenizer", run / "tokenizer")
+    with pytest.raises(SettingsError, match=r"stale: tokenizer \(its settings changed\)"):
+        quietly()
+    shutil.rmtree(run / "tokenizer")
+    with pytest.raises(SettingsError, match=r"stale: pack \(tokenizer is gone\)"):
+        quietly()
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "answer"),
+    [
+        ("corpus.sources=['nowhere']", DataError, "source nowhere is missing"),
+        ("model.context_length=100000", SettingsError, "batch_tokens = 64 is not a multiple"),
+        ("pretrain.batch_tokens=100", SettingsError, "nearest: 96, 112"),
+        ("tokenizer={kind='existing', path='nowhere'}", DataError, "nowhere"),
+    ],
+)
+def test_settings_that_contradict_the_data_are_refused(
+    home: Path, override: str, error: type[Exception], answer: str
+) -> None:
+    with pytest.raises(error, match=answer):
+        quietly([override])
+
+
+def test_a_context_longer_than_the_corpus_is_refused(home: Path) -> None:
+    with pytest.raises(SettingsError, match="the training documents have only .* tokens together"):
+        quietly(["model.context_length=100000", "pretrain.batch_tokens=100000"])
+
+
+def test_an_existing_tokenizer_is_taken_over(home: Path) -> None:
+    first = quietly(run="runs/first").run
+    second = quietly(["tokenizer={kind='existing', path='runs/first/tokenizer'}"], run="runs/second").run
+    assert read_manifest(second / "shards").files == read_manifest(first / "shards").files
+
+
+def test_precision_is_timed_once_written_down_and_kept(home: Path) -> None:
+    text = Path("tiny.toml").read_text().replace('precision = "float32"\n', "").replace('device = "cpu"\n', "")
+    Path("tiny.toml").write_text(text)
+    said: list[str] = []
+    run = build("tiny.toml", say=said.append).run
+    chosen = Recipe.load(run / "recipe.toml").pretrain
+    assert chosen.precision in ("float32", "bfloat16")
+    assert chosen.device is not None
+    assert any(f"taking {chosen.precision}" in line for line in said)
+    assert set(what(quietly()).values()) == {"up to date"}  # though the user's recipe leaves both open
+
+
+def test_a_foreign_directory_is_not_touched(home: Path) -> None:
+    (home / "precious").mkdir()
+    (home / "precious" / "thesis.txt").write_text("years of work")
+    with pytest.raises(SettingsError, match="holds other files and is not a run"):
+        quietly(run="precious")
+    assert [path.name for path in (home / "precious").iterdir()] == ["thesis.txt"]
+
+
+def test_the_json_schema_in_the_repository_is_that_of_the_recipe() -> None:
+    written = json.loads(Path("recipes/recipe.schema.json").read_text())
+    assert written == Recipe.model_json_schema(), "run `make docs`"
