@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -83,18 +83,6 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.learn([WORDS], vocab_size=320)
 
 
-@pytest.fixture
-def tales(tmp_path: Path) -> Path:
-    """A folder of forty short documents, no two alike."""
-    folder = tmp_path / "tales"
-    folder.mkdir()
-    words = WORDS.split()
-    for number in range(40):
-        turned = words[number % len(words) :] + words[: number % len(words)]
-        (folder / f"{number:02}.txt").write_text(f"Tale {number}. " + " ".join(turned * 4) + ".\n")
-    return folder
-
-
 TINY = """
 name = "tiny"
 
@@ -129,12 +117,26 @@ sampling = { max_tokens = 8 }
 """
 
 
+@pytest.fixture(scope="session")
+def settle() -> Callable[[Path], Path]:
+    """Writes a recipe that builds in seconds, and beside it the forty short tales it reads."""
+
+    def write(home: Path) -> Path:
+        (home / "tales").mkdir()
+        words = WORDS.split()
+        for number in range(40):
+            turned = words[number % len(words) :] + words[: number % len(words)]
+            (home / "tales" / f"{number:02}.txt").write_text(f"Tale {number}. " + " ".join(turned * 4) + ".\n")
+        (home / "tiny.toml").write_text(TINY)
+        return home / "tiny.toml"
+
+    return write
+
+
 @pytest.fixture
-def recipe(tales: Path) -> Path:
-    """A recipe that builds in seconds, beside the tales it reads."""
-    path = tales.parent / "tiny.toml"
-    path.write_text(TINY)
-    return path
+def recipe(tmp_path: Path, settle: Callable[[Path], Path]) -> Path:
+    """That recipe, in a folder of its own."""
+    return settle(tmp_path)
 
 
 @pytest.fixture

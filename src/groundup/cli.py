@@ -301,13 +301,14 @@ def main() -> None:
 def _run() -> int:
     from groundup.errors import GroundupError, ResourceError, SavedAndStopped
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except GroundupError as error:
         return _tell(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except _Interrupted:
         return _tell(
             "stopped; the stages that were finished are kept, the same command goes on", SavedAndStopped.exit_code
         )
@@ -332,8 +333,12 @@ def _run() -> int:
         return _bug()
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, which typer would turn into an exit code of its own."""
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise _Interrupted
 
 
 def _tell(message: str, code: int) -> int:

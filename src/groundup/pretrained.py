@@ -20,10 +20,19 @@ FORMAT = "groundup"
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
-def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
+def find_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name; without one the accelerator, if there is any, else the CPU.
+
+    Raises:
+        SettingsError: a device that this machine does not have.
+    """
+    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if name is None:
+        return best
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise SettingsError(f"device {str(name)!r} is not one of this machine; the best here is {best}") from None
 
 
 def load(
@@ -43,7 +52,7 @@ def load(
     if is_made(directory):
         check(directory, "model")
     config, weights = read_weights(directory)
-    model = build(config, weights, str(directory)).to(device or best_device(), _dtype(dtype)).eval()
+    model = build(config, weights, str(directory)).to(find_device(device), _dtype(dtype)).eval()
     return model, _tokenizer_in(directory, config)
 
 

@@ -330,22 +330,20 @@ def _choose(stage: Stage, recipe: Recipe, run: Path, say: Say) -> Recipe:
         return recipe
     if not is_made(run / "shards"):
         return recipe
-    import torch
-
     from groundup.pretrain.run import check_fits, faster_precision, prepare_process
-    from groundup.pretrained import best_device
+    from groundup.pretrained import find_device
 
     prepare_process()
-    device = settings.device or str(best_device())
+    device = find_device(settings.device)
     precision = settings.precision
     if precision is None:
         check_fits(recipe.model, settings, run / "shards")
         vocab_size = read_manifest(run / "shards").statistics["vocab_size"]
         model = recipe.model.with_vocabulary(vocab_size)
-        precision, speeds = faster_precision(model, settings, run / "shards", torch.device(device))
+        precision, speeds = faster_precision(model, settings, run / "shards", device)
         told = ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items())
         say(f"timed both precisions on {device}: {told}; taking {precision}")
-    chosen = _with_pretrain(recipe, device=device, precision=precision)
+    chosen = _with_pretrain(recipe, device=str(device), precision=precision)
     write_text(run / "recipe.toml", chosen.to_toml())
     return chosen
 

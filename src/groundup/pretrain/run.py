@@ -143,7 +143,7 @@ def pretrain(
     config = model_config.with_vocabulary(tokenizer.vocab_size)
     check_fits(config, settings, places.shards)
     train, validation = open_split(places.shards, "train"), open_split(places.shards, "validation")
-    model = _new_model(config, settings.seed, torch.device(settings.device))
+    model = _new_model(config, settings.seed, pretrained.find_device(settings.device))
     masters = Masters(model, DTYPES[settings.precision])
     optimizer = make_adamw(masters, settings.optimizer)
     masters.follow(optimizer)

@@ -1,0 +1,182 @@
+"""Processes that are killed: the next one goes on, and nobody could tell from the numbers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from groundup.files import read_manifest, verify
+
+LONGER = ["pretrain.steps=160", "pretrain.checkpoint_every=15", "pretrain.validate_every=50", "pretrain.sample_every=50"]
+PATIENCE = 120  # seconds; a bound on a hang, not a claim about speed
+
+
+def start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "groundup", *arguments],
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out + err
+
+
+def wait_for(process: "subprocess.Popen[str]", happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"ended or hung before it happened: {finish(process)}")
+        time.sleep(0.001)
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def steps_written(run: Path) -> int:
+    path = run / "pretrain" / "metrics.jsonl"
+    return path.read_bytes().count(b'"loss"') if path.is_file() else 0
+
+
+@pytest.fixture
+def unbroken(recipe: Path) -> Path:
+    code, told = finish(start(recipe.parent, "build", "tiny.toml", *LONGER, "--run", "unbroken"))
+    assert code == 0, told
+    return recipe.parent / "unbroken"
+
+
+def assert_the_same_run(run: Path, unbroken: Path) -> None:
+    assert losses(run) == losses(unbroken)
+    assert len(losses(run)) == 160
+    for name in ("model", "evals"):
+        assert verify(run / name).digest == read_manifest(unbroken / name).digest
+    weights = Path("model/model.safetensors")
+    assert (run / weights).read_bytes() == (unbroken / weights).read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_killed_at_random_steps_the_run_is_the_unbroken_one(recipe: Path, precision: str) -> None:
+    home, arguments = recipe.parent, ["build", "tiny.toml", *LONGER, f"pretrain.precision={precision}"]
+    code, told = finish(start(home, *arguments, "--run", "unbroken"))
+    assert code == 0, told
+    draw = random.Random()  # another moment in every test run
+    for _ in range(3):
+        process = start(home, *arguments, "--run", "killed")
+        before = steps_written(home / "killed")
+        goal = min(before + draw.randrange(10, 60), 150)
+        wait_for(process, lambda goal=goal: steps_written(home / "killed") >= goal)
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        assert finish(process)[0] == -signal.SIGKILL
+    code, told = finish(start(home, *arguments, "--run", "killed"))
+    assert code == 0, told
+    assert "going on from step" in told
+    assert_the_same_run(home / "killed", home / "unbroken")
+
+
+def test_killed_while_it_writes_a_checkpoint(recipe: Path, unbroken: Path) -> None:
+    home, run = recipe.parent, recipe.parent / "killed"
+    checkpoints = run / "pretrain" / "checkpoints"
+    for number in (1, 2, 3):
+        process = start(home, "build", "tiny.toml", *LONGER, "--run", "killed")
+        wait_for(process, lambda n=number: len(list(checkpoints.glob(".step-*.partial"))) > 0 and steps_written(run) >= 15 * n - 15)
+        process.kill()
+        finish(process)
+    code, told = finish(start(home, "build", "tiny.toml", *LONGER, "--run", "killed"))
+    assert code == 0, told
+    assert not list(checkpoints.glob(".*"))
+    assert_the_same_run(run, unbroken)
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_says_so_and_goes_on(recipe: Path, unbroken: Path, asked: signal.Signals) -> None:
+    home, run = recipe.parent, recipe.parent / "stopped"
+    process = start(home, "build", "tiny.toml", *LONGER, "--run", "stopped")
+    wait_for(process, lambda: steps_written(run) >= 20)
+    process.send_signal(asked)
+    code, told = finish(process)
+    assert code == 75
+    assert "saved at step" in told
+    assert "the same command goes on from there" in told
+    events = [json.loads(line) for line in (run / "pretrain" / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "stopped"
+    assert events[-1]["signal"] == asked.name
+    code, told = finish(start(home, "build", "tiny.toml", *LONGER, "--run", "stopped"))
+    assert code == 0, told
+    assert f"going on from step {events[-1]['step']}" in told
+    assert_the_same_run(run, unbroken)
+
+
+@pytest.mark.parametrize("stage", ["corpus", "tokenizer", "shards", "evals"])
+def test_killed_in_any_other_stage_the_next_build_completes(recipe: Path, stage: str) -> None:
+    home, run = recipe.parent, recipe.parent / "killed"
+    text = recipe.read_text().replace('"tales"', '"groundup:storybook"').replace("max_tokens = 8", "max_tokens = 400")
+    recipe.write_text(text)
+    arguments = ["build", "tiny.toml", "tokenizer.vocab_size=2048", "pretrain.steps=5", "--run", "killed"]
+    process = start(home, *arguments)
+    wait_for(process, (run / f".{stage}.partial").is_dir)
+    time.sleep(random.random() * 0.2)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    assert not (run / stage).exists(), "nothing half-written is taken for whole"
+    code, told = finish(start(home, *arguments))
+    assert code == 0, told
+    for name in ("corpus", "tokenizer", "shards", "model", "evals"):
+        verify(run / name)
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_ctrl_c_in_another_stage_keeps_what_was_finished(recipe: Path) -> None:
+    home, run = recipe.parent, recipe.parent / "stopped"
+    recipe.write_text(recipe.read_text().replace('"tales"', '"groundup:storybook"'))
+    process = start(home, "build", "tiny.toml", "tokenizer.vocab_size=4096", "--run", "stopped")
+    wait_for(process, (run / ".tokenizer.partial").is_dir)
+    process.send_signal(signal.SIGINT)
+    code, told = finish(process)
+    assert code == 75
+    assert "the same command goes on" in told
+    assert "Traceback" not in told
+    verify(run / "corpus")
+    assert not (run / ".tokenizer.partial").exists()
+
+
+def test_two_runs_in_one_directory_the_second_is_refused(recipe: Path) -> None:
+    home = recipe.parent
+    first = start(home, "build", "tiny.toml", "pretrain.steps=100000")
+    wait_for(first, lambda: steps_written(home / "runs" / "tiny") > 0)
+    code, told = finish(start(home, "build", "tiny.toml", "pretrain.steps=100000"))
+    first.kill()
+    finish(first)
+    assert code == 4
+    assert f"in use by process {first.pid}" in told
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(recipe: Path, unbroken: Path) -> None:
+    home, run = recipe.parent, recipe.parent / "killed"
+    process = start(home, "build", "tiny.toml", *LONGER, "--run", "killed")
+    wait_for(process, lambda: steps_written(run) >= 70)
+    process.kill()
+    finish(process)
+    newest = sorted((run / "pretrain" / "checkpoints").glob("step-*"))[-1]
+    weights = newest / "model-00001-of-00001.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[len(raw) // 3] ^= 1
+    weights.write_bytes(raw)
+    code, told = finish(start(home, "build", "tiny.toml", *LONGER, "--run", "killed"))
+    assert code == 0, told
+    assert f"passed over {newest.name}" in told
+    assert_the_same_run(run, unbroken)
