@@ -82,7 +82,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     damage(tmp_path / "step-00000030" / name)  # type: ignore[operator]
     refused = []
     fresh = trained(llama, seed=9, steps=0)
-    state = checkpoint.load_newest(tmp_path, fresh[0].copies, fresh[1], lambda path, why: refused.append((path.name, why)))
+    state = checkpoint.load_newest(
+        tmp_path, fresh[0].copies, fresh[1], lambda path, why: refused.append((path.name, why))
+    )
     assert state is not None
     assert state["step"] == 20
     assert same(made[1], fresh)

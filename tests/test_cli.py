@@ -39,7 +39,10 @@ def built(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Pat
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help_has_an_example_and_imports_no_torch(command: str | None) -> None:
     arguments = [] if command is None else [command]
-    code = f"import sys; sys.argv = ['groundup', *{arguments!r}, '--help']\nfrom groundup import cli\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
+    code = (
+        f"import sys; sys.argv = ['groundup', *{arguments!r}, '--help']\n"
+        "from groundup import cli\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.rstrip().endswith("False")
     assert "groundup build recipes/storybook.toml" in done.stdout if command is None else "Example:" in done.stdout
@@ -115,7 +118,11 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["build", "tiny.toml", "corpus.sources=['gone']", "--run", "x1"], 3, "source gone is missing: looked at"),
     (["build", "tiny.toml", "corpus.sources=['empty']", "--run", "x2"], 3, "has no readable file"),
     (["build", "tiny.toml", "corpus.sources=['latin']", "--run", "x3"], 3, "not utf-8"),
-    (["build", "tiny.toml", "model.context_length=64000", "pretrain.batch_tokens=64000", "--run", "x4"], 2, "have only"),
+    (
+        ["build", "tiny.toml", "model.context_length=64000", "pretrain.batch_tokens=64000", "--run", "x4"],
+        2,
+        "have only",
+    ),
     (["build", "tiny.toml", "pretrain.steps=41"], 2, "pretrain.steps: 40 → 41"),
     (["pack", "tiny.toml", "--run", "x5"], 2, "needs the result of `groundup corpus`"),
     (["build", "tiny.toml", "stray"], 2, "is not of the form dotted.key=value"),

@@ -14,7 +14,12 @@ import pytest
 
 from groundup.files import read_manifest, verify
 
-LONGER = ["pretrain.steps=160", "pretrain.checkpoint_every=15", "pretrain.validate_every=50", "pretrain.sample_every=50"]
+LONGER = [
+    "pretrain.steps=160",
+    "pretrain.checkpoint_every=15",
+    "pretrain.validate_every=50",
+    "pretrain.sample_every=50",
+]
 PATIENCE = 120  # seconds; a bound on a hang, not a claim about speed
 
 
@@ -93,7 +98,10 @@ def test_killed_while_it_writes_a_checkpoint(recipe: Path, unbroken: Path) -> No
     checkpoints = run / "pretrain" / "checkpoints"
     for number in (1, 2, 3):
         process = start(home, "build", "tiny.toml", *LONGER, "--run", "killed")
-        wait_for(process, lambda n=number: len(list(checkpoints.glob(".step-*.partial"))) > 0 and steps_written(run) >= 15 * n - 15)
+        wait_for(
+            process,
+            lambda n=number: len(list(checkpoints.glob(".step-*.partial"))) > 0 and steps_written(run) >= 15 * n - 15,
+        )
         process.kill()
         finish(process)
     code, told = finish(start(home, "build", "tiny.toml", *LONGER, "--run", "killed"))

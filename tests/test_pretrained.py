@@ -110,8 +110,16 @@ def test_dtype_is_as_asked(tmp_path: Path) -> None:
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_type = 'linear'"),
-        ("llama", {"num_attention_heads": 3, "num_key_value_heads": 2, "head_dim": 8}, "n_kv_heads = 2 does not divide"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_type = 'linear'",
+        ),
+        (
+            "llama",
+            {"num_attention_heads": 3, "num_key_value_heads": 2, "head_dim": 8},
+            "n_kv_heads = 2 does not divide",
+        ),
     ],
 )
 def test_what_cannot_be_represented_is_refused_by_name(

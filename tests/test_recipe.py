@@ -116,7 +116,9 @@ def test_beside_it_what_fits_is_shared_and_the_training_is_its_own(home: Path) -
 def test_replace_makes_stale_stages_again(home: Path) -> None:
     quietly()
     again = quietly(["tokenizer.vocab_size=384"], replace=True)
-    assert what(again) == {"corpus": "up to date"} | dict.fromkeys(("tokenizer", "pack", "pretrain", "eval", "report"), "made")
+    assert what(again) == {"corpus": "up to date"} | dict.fromkeys(
+        ("tokenizer", "pack", "pretrain", "eval", "report"), "made"
+    )
     assert len(losses(again.run)) == 40
 
 
@@ -175,6 +177,12 @@ def test_a_tokenizer_from_elsewhere_is_refused(home: Path) -> None:
         ("corpus.sources=['nowhere']", DataError, "source nowhere is missing"),
         ("model.context_length=100000", SettingsError, "batch_tokens = 64 is not a multiple"),
         ("pretrain.batch_tokens=100", SettingsError, "nearest: 96, 112"),
+        (
+            "evals.prompts=['the king and the little fox went over the hill']",
+            SettingsError,
+            "has .* tokens; model.context",
+        ),
+        ("pretrain.sample_prompt=ABCDEFGHIJKLMNOPQ", SettingsError, "has 18 tokens; model.context_length is 16"),
         ("tokenizer={kind='existing', path='nowhere'}", DataError, "nowhere"),
     ],
 )

@@ -102,7 +102,10 @@ def test_broken_toml_and_missing_files_are_answered(file: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("override", "answer"),
     [
-        ("pretrain.optimizer.learning_rat=1", "unknown setting pretrain.optimizer.learning_rat; did you mean learning_"),
+        (
+            "pretrain.optimizer.learning_rat=1",
+            "unknown setting pretrain.optimizer.learning_rat; did you mean learning_",
+        ),
         ("tokenizer.vocab_size=200", "nearest: 320"),
         ("tokenizer.vocab_size=5000", "nearest: 4992"),
         ("model.n_heads=5", "n_heads = 5 does not divide d_model = 256"),

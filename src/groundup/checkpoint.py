@@ -85,6 +85,8 @@ def load_newest(
     Raises:
         DataError: when there are checkpoints and every one of them is damaged.
     """
+    for partial in checkpoints.glob(".step-*"):
+        shutil.rmtree(partial)  # left by a process that was killed while it saved
     candidates = found(checkpoints)
     for directory in reversed(candidates):
         try:

@@ -143,6 +143,8 @@ def generate(
     from groundup.generation.text import stream
     from groundup.pretrained import load, model_directory
 
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this quietly, as any other filter
     options = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -312,9 +314,6 @@ def _run() -> int:
         return _tell(
             "stopped; the stages that were finished are kept, the same command goes on", SavedAndStopped.exit_code
         )
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read this has left; nothing to say
-        return 0
     except MemoryError:
         return _tell("out of memory: lower pretrain.micro_batch_rows or the size of the model", ResourceError.exit_code)
     except OSError as error:

@@ -76,6 +76,8 @@ class Draft:
 
     path: Path
     statistics: dict[str, Any] = field(default_factory=dict)
+    seconds_before: float = 0.0
+    """What the work took that was done before the directory was opened; recorded with the rest."""
 
 
 @contextlib.contextmanager
@@ -102,7 +104,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
                 inputs=dict(inputs),
                 files=_digest_files(partial),
                 statistics=draft.statistics,
-                made=_provenance(time.monotonic() - started),
+                made=_provenance(draft.seconds_before + time.monotonic() - started),
             )
             write_json(partial / "manifest.json", dataclasses.asdict(manifest))
             _rename_over(partial, directory)
@@ -167,6 +169,15 @@ def write_text(path: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a .jsonl file that a running process appends to."""
+    lines = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 @contextlib.contextmanager

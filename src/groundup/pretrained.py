@@ -1,6 +1,8 @@
 """Trained models: our directories and Hugging Face's, read; ours, written. Safetensors only, never a pickle."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,7 @@ def model_directory(path: Path) -> Path:
     if (path / "model" / "config.json").is_file():
         return path / "model"
     if (path / "recipe.toml").is_file() and not (path / "config.json").is_file():
-        raise DataError(f"the run {path} has no finished model yet: go on with `groundup build {path / 'recipe.toml'}`")
+        raise DataError(f"the run {path} has no finished model yet: go on with the command that began it")
     return path
 
 
@@ -79,8 +81,11 @@ def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         raise DataError(f"{directory} holds no model: it has no config.json") from None
     except ValueError as error:
         raise DataError(f"{directory / 'config.json'} is damaged: {error}") from None
+    if not isinstance(table, dict):
+        raise DataError(f"{directory / 'config.json'} is damaged: it is not a JSON object")
     if table.get("format") == FORMAT:
-        return ModelConfig.from_table(table["model"], str(directory / "config.json")), _read_tensors(directory)
+        config = ModelConfig.from_table(table.get("model", {}), str(directory / "config.json"))
+        return config, _read_tensors(directory)
     kind = table.get("model_type")
     if kind not in ARCHITECTURES:
         raise DataError(f"{directory} is of model_type {kind!r}; read here: {FORMAT}, {', '.join(ARCHITECTURES)}")
@@ -100,7 +105,10 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     if single.is_file():
         files = [single]
     elif index.is_file():
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"{index} is damaged: {error}") from None
         files = [directory / Path(name).name for name in names]
     else:
         pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix in PICKLES]
@@ -150,7 +158,11 @@ def save(directory: Path, config: ModelConfig, weights: dict[str, Tensor], token
     """Write `config.json`, `model.safetensors` and `tokenizer.json` into a directory that is being made."""
     write_json(directory / "config.json", {"format": FORMAT, "model": config.table()})
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # the library hides which error the system gave
+        number = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else error) from None
     if tokenizer is not None:
         tokenizer.save(directory / "tokenizer.json")
 

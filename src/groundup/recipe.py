@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
 
@@ -35,7 +35,10 @@ from groundup.files import (
 from groundup.model.settings import ModelConfig
 from groundup.pretrain.settings import PretrainSettings
 from groundup.settings import Settings, Table, differences, read_toml
-from groundup.tokenizer.settings import Existing, TokenizerSettings
+from groundup.tokenizer.settings import N_BYTES, N_SPECIAL, Existing, TokenizerSettings
+
+if TYPE_CHECKING:
+    from groundup.pretrain.run import Places
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
 """Opens something that draws the progress of the stage of that name."""
@@ -124,7 +127,7 @@ class Built:
 def load(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> tuple[Recipe, Path]:
     """The recipe, and the folder beside which its relative paths are looked for."""
     if isinstance(recipe, Recipe):
-        return recipe, Path()
+        return recipe.override(overrides), Path()
     return Recipe.load(Path(recipe), overrides), Path(recipe).parent
 
 
@@ -157,7 +160,7 @@ def build(
         recorded = read_toml(directory / "recipe.toml") if (directory / "recipe.toml").is_file() else {}
         loaded = _with_recorded_choices(loaded, recorded)
         stages = STAGES if only is None else _up_to(only)
-        stale = _stale(stages, loaded, beside, directory, replace)
+        stale = _stale(STAGES, loaded, beside, directory, replace)
         if stale and not replace:
             raise SettingsError(_conflict(stale, recorded, loaded, directory))
         for stage in STAGES:
@@ -168,7 +171,8 @@ def build(
         write_text(directory / "recipe.toml", loaded.to_toml())
         rows = []
         for stage in stages:
-            loaded = _choose(stage, loaded, directory, say)
+            if stage.name == "pretrain" and only in (None, "pretrain"):
+                loaded = _ready_to_train(loaded, directory, say)
             rows.append(_run_stage(stage, loaded, beside, directory, only, watch, say))
         if only in (None, "report"):
             rows.append(_run_report(directory))
@@ -323,21 +327,20 @@ def _with_pretrain(recipe: Recipe, **chosen: str) -> Recipe:
     return recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update=chosen)})
 
 
-def _choose(stage: Stage, recipe: Recipe, run: Path, say: Say) -> Recipe:
-    """Choose device and precision before the first step, if the recipe leaves them open, and write them down."""
+def _ready_to_train(recipe: Recipe, run: Path, say: Say) -> Recipe:
+    """Check that the settings fit the data; choose device and precision if the recipe leaves them open, and write
+    them down before the first step."""
     settings = recipe.pretrain
-    if stage.name != "pretrain" or is_made(run / "model") or (settings.device and settings.precision):
-        return recipe
-    if not is_made(run / "shards"):
+    if is_made(run / "model") or not is_made(run / "shards"):
         return recipe
     from groundup.pretrain.run import check_fits, faster_precision, prepare_process
     from groundup.pretrained import find_device
 
     prepare_process()
+    check_fits(recipe.model, settings, _places(run), [settings.sample_prompt, *recipe.evals.prompts])
     device = find_device(settings.device)
     precision = settings.precision
     if precision is None:
-        check_fits(recipe.model, settings, run / "shards")
         vocab_size = read_manifest(run / "shards").statistics["vocab_size"]
         model = recipe.model.with_vocabulary(vocab_size)
         precision, speeds = faster_precision(model, settings, run / "shards", device)
@@ -405,10 +408,11 @@ def _make_tokenizer(job: Job) -> None:
             tokenizer = Tokenizer.learn(
                 texts, vocab_size=settings.vocab_size, pattern=settings.split, progress=job.progress
             )
-            if tokenizer.vocab_size < settings.vocab_size:
+            wanted = settings.vocab_size - N_BYTES - N_SPECIAL
+            if len(tokenizer.merges) < wanted:
                 job.say(
-                    f"the corpus ran out of pairs: the vocabulary has {tokenizer.vocab_size:,} ids, "
-                    f"{settings.vocab_size:,} were asked for"
+                    f"the corpus ran out of pairs after {len(tokenizer.merges):,} merges of {wanted:,}: the vocabulary "
+                    f"has {tokenizer.vocab_size:,} ids"
                 )
         tokenizer.save(draft.path / "tokenizer.json")
         draft.statistics |= {
@@ -429,14 +433,18 @@ def _make_shards(job: Job) -> None:
 
 
 def _make_model(job: Job) -> None:
-    from groundup.pretrain.run import Places, prepare_process, pretrain
+    from groundup.pretrain.run import pretrain
 
-    prepare_process()
     run = job.run
     (run / "pretrain").mkdir(exist_ok=True)
     write_json(run / "pretrain" / "origin.json", {"settings": job.settings, "inputs": job.inputs})
-    places = Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model")
-    pretrain(job.recipe.model, job.recipe.pretrain, places, dict(job.inputs), job.progress, job.say)
+    pretrain(job.recipe.model, job.recipe.pretrain, _places(run), dict(job.inputs), job.progress, job.say)
+
+
+def _places(run: Path) -> "Places":
+    from groundup.pretrain.run import Places
+
+    return Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model")
 
 
 def _make_evals(job: Job) -> None:

@@ -52,10 +52,18 @@ class Settings(BaseModel):
             SettingsError: naming the dotted path, the value and the nearest known name.
             DataError: when there is no such file.
         """
-        table = read_toml(file)
+        return cls._from_overridden(read_toml(file), overrides, str(file))
+
+    def override(self, overrides: Iterable[str]) -> Self:
+        """The same settings with `dotted.key=value` changes."""
+        return self._from_overridden(self.table(), overrides, type(self).__name__)
+
+    @classmethod
+    def _from_overridden(cls, table: Table, overrides: Iterable[str], origin: str) -> Self:
+        table = _with_default_kinds(cls, table)  # so that naming the kind a table has anyway drops nothing
         for override in overrides:
             _apply(table, override)
-        return cls.from_table(table, str(file))
+        return cls.from_table(table, origin)
 
     def table(self) -> Table:
         """As plain TOML values; fields that are not set are left out."""
@@ -154,6 +162,8 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:
         case "union_tag_invalid":
             kinds = [kind.strip("' ") for kind in context["expected_tags"].split(",")]
             return f"{dotted}.kind is {context['tag']!r}; {_nearest(context['tag'], kinds)}"
+        case "model_type" | "model_attributes_type":
+            return f"{dotted} is {detail['input']!r}; it should be a table, such as {dotted}.kind=..."
         case "value_error":
             message = detail["msg"].removeprefix("Value error, ")
             return f"{dotted}: {message}" if dotted else message
@@ -164,7 +174,9 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known here: {', '.join(sorted(known))}" if known else "nothing can be set here"
 
 
 def _locate(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:

@@ -58,8 +58,10 @@ def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = 
             stream.write(np.array([tokenizer.end_of_text], dtype).tobytes())
             stream.seek(0)
             assert _write_header(stream, dtype, offsets[-1] + 1) == header_bytes, "the header must not move the data"
-        np.save(draft.path / f"{split}.offsets.npy", np.array(offsets, np.int64))
-        np.save(draft.path / f"{split}.bytes.npy", np.array(sizes, np.int64))
+        for name, numbers in (("offsets", offsets), ("bytes", sizes)):
+            with open(draft.path / f"{split}.{name}.npy", "wb") as stream:  # np.save hides a full disk's error number
+                _write_header(stream, np.dtype(np.int64), len(numbers))
+                stream.write(np.array(numbers, np.int64).tobytes())
         draft.statistics[split] = {"documents": len(sizes), "tokens": offsets[-1] + 1, "bytes": sum(sizes)}
     draft.statistics |= {
         "vocab_size": tokenizer.vocab_size,

@@ -119,7 +119,9 @@ def test_a_line_longer_than_the_limit_is_passed_over_unread(tmp_path: Path, monk
     assert after.text == "after"
 
 
-@pytest.mark.parametrize("text", ["word " * 30_000, "x" * 150_000, "ü" * 80_000, "line\n\n" * 30_000, "漢字かな\n" * 9_000])
+@pytest.mark.parametrize(
+    "text", ["word " * 30_000, "x" * 150_000, "ü" * 80_000, "line\n\n" * 30_000, "漢字かな\n" * 9_000]
+)
 def test_a_long_document_is_cut_and_nothing_is_lost(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text)
     parts = documents(tmp_path, "a.txt")

@@ -57,7 +57,7 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_bits_a_token(llama: ModelC
 
 def test_standard_error_is_that_of_resampled_documents(llama: ModelConfig, tokenizer: Tokenizer) -> None:
     draw = np.random.default_rng(0)
-    words = "the king and little fox went over hill to find golden apple for old queen".split()
+    words = ["the", "king", "and", "little", "fox", "went", "over", "hill", "to", "find", "golden", "apple"]
     texts = [" ".join(draw.choice(words, size=draw.integers(5, 60))) for _ in range(150)]
     torch.manual_seed(0)
     model = Transformer(llama.with_vocabulary(320)).eval()

@@ -72,7 +72,13 @@ def test_the_same_seed_gives_the_same_losses_with_dropout(llama: ModelConfig) ->
 
 
 def test_dropout_differs_by_step_piece_and_seed() -> None:
-    seeds = {dropout_seed(seed, step, piece, rank) for seed in range(5) for step in range(9) for piece in range(4) for rank in range(2)}
+    seeds = {
+        dropout_seed(seed, step, piece, rank)
+        for seed in range(5)
+        for step in range(9)
+        for piece in range(4)
+        for rank in range(2)
+    }
     assert len(seeds) == 5 * 9 * 4 * 2
 
 
@@ -111,7 +117,9 @@ def test_batches_are_pulled_one_a_step_and_never_ahead(llama: ModelConfig) -> No
             yield batch(number, rows=2)
 
     model = Transformer(llama)
-    steps = fit(make_adamw(model.parameters(), AdamW()), lambda _: 1.0, counted(), accumulate(model, next_token, 1), steps=9)
+    steps = fit(
+        make_adamw(model.parameters(), AdamW()), lambda _: 1.0, counted(), accumulate(model, next_token, 1), steps=9
+    )
     for number, _ in enumerate(steps):
         assert len(pulled) == number + 1
 

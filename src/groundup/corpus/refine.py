@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import DROPPED, SPLITS, Document, DocumentWriter, read_batches
@@ -103,6 +102,8 @@ def _judge(raw: Document, settings: CorpusSettings, seen: set[bytes]) -> tuple[D
 
 def _without_numbers(reason: str) -> str:
     """`not utf-8: invalid start byte at byte 17` is counted as `not utf-8`; `dropped/` keeps the whole reason."""
+    if reason.startswith("line of"):
+        return "line too long"
     return reason.split(":")[0].split(";")[0] if reason.startswith(("not ", "no field", "field ")) else reason
 
 
@@ -148,10 +149,3 @@ def _documents(path: Path) -> Iterator[Document]:
 def source_digests(found: Found) -> dict[str, str]:
     """Name of each source file → sha256 of its bytes."""
     return {name: sha256_of_file(path) for name, path in found.files}
-
-
-def statistics_of(table: dict[str, Any]) -> str:
-    """One line for people: documents kept and their bytes."""
-    kept = sum(table[split]["documents"] for split in SPLITS)
-    size = sum(table[split]["bytes"] for split in SPLITS)
-    return f"{kept:,} documents, {size / 1e6:.1f} MB"

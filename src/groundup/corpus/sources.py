@@ -46,19 +46,21 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
             found.files.append((source, root))
             continue
         before = len(found.files)
+        left_out: Counter[str] = Counter()
         for path in sorted(root.rglob("*")):
             parts = path.relative_to(root).parts
             if any(part.startswith(".") for part in parts) or not path.is_file():
                 continue
             if reader_of(path) is None:
-                found.left_out[_kind(path)] += 1
+                left_out[_kind(path)] += 1
             else:
                 found.files.append((_printable("/".join([source.rstrip("/"), *parts])), path))
         if len(found.files) == before:
-            others = ", ".join(f"{count} {kind}" for kind, count in sorted(found.left_out.items()))
+            others = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
             raise DataError(
                 f"source {source} ({root}) has no readable file; it reads {_readable()}, found {others or 'none'}"
             )
+        found.left_out += left_out
     return found
 
 
@@ -173,7 +175,7 @@ def _cut(document: Document, limit: int) -> Iterator[Document]:
 
 
 def _boundary(raw: bytes, start: int, end: int) -> int:
-    for mark in (b"\n\n", b"\n", b" "):
+    for mark in (b"\n\n", b"\r\n\r\n", b"\n", b" "):
         found = raw.rfind(mark, start + (end - start) // 2, end)
         if found >= 0:
             return found + len(mark)

@@ -6,7 +6,7 @@ from groundup import pretrained
 from groundup.corpus.clean import clean
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import find, read
-from groundup.errors import DataError, SettingsError
+from groundup.errors import DataError
 from groundup.evals.score import Score, score, table_of
 from groundup.evals.settings import EvalSettings
 from groundup.files import Draft, Progress, no_progress, write_json
@@ -38,13 +38,10 @@ def score_files(
     """Bits per byte on any files or folders, cleaned as a corpus is by default; even a short document counts.
 
     Raises:
-        SettingsError: when the model has no tokenizer.
-        DataError: when a document cannot be read, or there is none.
+        DataError: when the model has no tokenizer, a document cannot be read, or there is none.
     """
     if tokenizer is None:
-        raise SettingsError(
-            "this model directory has no tokenizer, so it cannot read text; put its tokenizer.json there"
-        )
+        raise DataError("this model directory has no tokenizer, so it cannot read text; put its tokenizer.json there")
     settings = CorpusSettings(sources=sources)
     texts = []
     for name, path in find(settings, Path()).files:

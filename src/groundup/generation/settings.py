@@ -1,5 +1,7 @@
 """Settings of sampling."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from groundup.settings import Settings
@@ -16,5 +18,5 @@ class Sampling(Settings):
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Only among the best whose probabilities add up to p (Holtzman et al. 2020, arXiv:1904.09751)."""
     seed: int = Field(default=0, ge=0)
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end the answer; they are not part of it."""

@@ -19,12 +19,13 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    stop: Iterable[str] = (),
+    stop: str | Iterable[str] = (),
 ) -> str:
     """What the model writes after `prompt`; see `Sampling` for the options."""
-    sampling = Sampling(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=tuple(stop)
-    )
+    options = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    given = {name: value for name, value in options.items() if value is not None}
+    sampling = Sampling.from_table({**given, "stop": stops}, "generate")
     return "".join(stream(model, tokenizer, prompt, sampling))
 
 
@@ -32,7 +33,11 @@ def stream(model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Samp
     """The same in parts as they come: never half a character, never a part of a stop string."""
     end = tokenizer.special.get(END_OF_TEXT)
     ids = [*([] if end is None else [end]), *tokenizer.encode(prompt)]
-    parts = whole_characters(tokenizer.decode_bytes([i]) for i in continue_ids(model, ids, sampling, end))
+    parts = whole_characters(
+        # A model's vocabulary may be padded beyond its tokenizer's; such an id has no text.
+        tokenizer.decode_bytes([i]) if i < tokenizer.vocab_size else b""
+        for i in continue_ids(model, ids, sampling, end)
+    )
     return until_stop(parts, sampling.stop)
 
 

@@ -26,4 +26,4 @@ class Cosine(Settings):
     kind: Literal["cosine"] = "cosine"
     warmup_steps: int = Field(default=100, ge=0)
     final: float = Field(default=0.1, ge=0, le=1)
-    """Share of the learning rate that is left at the last step."""
+    """Share of the learning rate towards which it falls; reached just after the last step."""

@@ -14,7 +14,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,7 +26,7 @@ from groundup import checkpoint, loader, losses, pretrained
 from groundup.batch import Batch
 from groundup.errors import DivergedError, SavedAndStopped, SettingsError
 from groundup.evals.score import score
-from groundup.files import Progress, making, naming_the_place, no_progress, write_json, write_text
+from groundup.files import Progress, making, naming_the_place, no_progress, read_lines, write_json, write_text
 from groundup.generation.settings import Sampling
 from groundup.generation.text import generate
 from groundup.model.count import count
@@ -56,26 +56,29 @@ class Places:
     model: Path
 
 
-def prepare_process() -> str:
-    """Let freed memory stay with the process, and say what was set.
+def prepare_process() -> None:
+    """Let freed memory stay with the process, where the C library is glibc.
 
     Each step frees and takes hundreds of megabytes; handing them back to the system and faulting them in again takes
     half of a small model's step on Linux (docs/numbers.md).
     """
     if platform.libc_ver()[0] != "glibc":
-        return "allocator as it is"
+        return
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     libc = ctypes.CDLL(None)
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, 2**31 - 1)
-    return "glibc keeps freed pages"
 
 
-def check_fits(model: ModelConfig, settings: PretrainSettings, shards: Path) -> None:
-    """Refuse settings that contradict each other or the data.
+def check_fits(model: ModelConfig, settings: PretrainSettings, places: Places, prompts: Iterable[str]) -> None:
+    """Refuse, before the first step, settings that contradict each other or the data.
+
+    Args:
+        prompts: texts that the model will be asked to continue, in the run or after it.
 
     Raises:
-        SettingsError: batch not a multiple of the context length, or context longer than a split.
+        SettingsError: batch not a multiple of the context length; context longer than the corpus; prompt longer than
+            the context.
     """
     context = model.context_length
     if settings.batch_tokens % context:
@@ -85,12 +88,17 @@ def check_fits(model: ModelConfig, settings: PretrainSettings, shards: Path) -> 
             f"pretrain.batch_tokens = {settings.batch_tokens:,} is not a multiple of model.context_length = {context}; "
             f"nearest: {', '.join(f'{n:,}' for n in nearest)}"
         )
-    tokens = len(open_split(shards, "train").ids)
+    tokens = len(open_split(places.shards, "train").ids)
     if tokens <= context:
         raise SettingsError(
             f"model.context_length = {context:,}, but the training documents have only {tokens:,} tokens together: "
             "shorten the context or add text"
         )
+    tokenizer = Tokenizer.load(places.tokenizer)
+    for prompt in prompts:
+        length = 1 + len(tokenizer.encode(prompt))
+        if length > context:
+            raise SettingsError(f"the prompt {prompt!r} has {length} tokens; model.context_length is {context}")
 
 
 def faster_precision(
@@ -141,7 +149,6 @@ def pretrain(
     assert settings.precision is not None and settings.device is not None, "chosen before the stage begins"
     tokenizer = Tokenizer.load(places.tokenizer)
     config = model_config.with_vocabulary(tokenizer.vocab_size)
-    check_fits(config, settings, places.shards)
     train, validation = open_split(places.shards, "train"), open_split(places.shards, "validation")
     model = _new_model(config, settings.seed, pretrained.find_device(settings.device))
     masters = Masters(model, DTYPES[settings.precision])
@@ -167,8 +174,14 @@ def pretrain(
     flops_per_token = counted.training_flops_per_token
     began = time.monotonic() - state["seconds"]
 
+    def flush() -> None:
+        broken = log.flush()
+        if broken is not None:
+            log.event("diverged", **broken)
+            raise DivergedError(_divergence(broken, settings, checkpoints))
+
     def save(step: int) -> None:
-        log.flush()
+        flush()
         state.update(step=step, next_row=step * rows, tokens=tokens, seconds=round(time.monotonic() - began, 3))
         checkpoint.save(checkpoints, masters.copies, optimizer, state, inputs, settings.keep_checkpoints)
         log.event("saved", step=step)
@@ -178,23 +191,20 @@ def pretrain(
         steps = fit(
             optimizer,
             make_schedule(settings.schedule, settings.steps),
-            _batches(train, config.context_length, settings.seed, rows, start),
+            _batches(train, config.context_length, settings.seed, rows, state["next_row"]),
             accumulate(
                 model, losses.next_token, -(-rows // settings.micro_batch_rows), seed=settings.seed, start=start
             ),
             steps=settings.steps,
             start=start,
             clip=settings.clip,
-            accept=_finite,
         )
         for step in steps:
             number = step.number
             tokens += settings.batch_tokens
-            if not step.accepted:
-                log.flush()
-                log.event("diverged", step=number, loss=str(step.loss.item()))
-                raise DivergedError(_divergence(step, settings, checkpoints))
-            log.step(step, tokens, time.monotonic() - began, flops_per_token * settings.batch_tokens)
+            log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
+            if number % STEPS_PER_FLUSH == 0:
+                flush()
             last = number == settings.steps
             if number % settings.validate_every == 0 or last:
                 measured = score(
@@ -212,10 +222,11 @@ def pretrain(
                     f"saved at step {number:,} of {settings.steps:,}; the same command goes on from there"
                 )
             progress(number, settings.steps, log.summary())
-    log.flush()
+    flush()
     with making(places.model, "model", {"model": model_config.table(), "pretrain": settings.table()}, inputs) as draft:
         pretrained.save(draft.path, config, dict(masters.copies), tokenizer)
         write_json(draft.path / "generation.json", Sampling().table())
+        draft.seconds_before = time.monotonic() - began
         draft.statistics |= {
             "steps": settings.steps,
             "tokens": tokens,
@@ -227,15 +238,11 @@ def pretrain(
     log.event("finished", step=settings.steps)
 
 
-def _finite(step: Step) -> bool:
-    return math.isfinite(step.loss.item()) and math.isfinite(step.grad_norm.item())
-
-
-def _divergence(step: Step, settings: PretrainSettings, checkpoints: Path) -> str:
+def _divergence(broken: dict[str, Any], settings: PretrainSettings, checkpoints: Path) -> str:
     kept = checkpoint.found(checkpoints)
     where = f"the last good checkpoint is {kept[-1].name}" if kept else "no checkpoint was written yet"
     return (
-        f"the loss at step {step.number:,} is {step.loss.item()} (gradient norm {step.grad_norm.item()}): training "
+        f"the loss at step {broken['step']:,} is {broken['loss']} (gradient norm {broken['grad_norm']}): training "
         f"diverged. Lower pretrain.optimizer.learning_rate (now {settings.optimizer.learning_rate}) or lengthen "
         f"pretrain.schedule.warmup_steps; {where}"
     )
@@ -246,11 +253,10 @@ def _new_model(config: ModelConfig, seed: int, device: torch.device) -> Transfor
     return Transformer(config).to(device)  # drawn on the CPU: the same weights on every device
 
 
-def _batches(shards: Tokens, context_length: int, seed: int, rows: int, first_step: int) -> Iterator[Batch]:
-    step = first_step
+def _batches(shards: Tokens, context_length: int, seed: int, rows: int, first: int) -> Iterator[Batch]:
     while True:
-        yield loader.rows(shards, context_length, seed, step * rows, rows)
-        step += 1
+        yield loader.rows(shards, context_length, seed, first, rows)
+        first += rows
 
 
 class RunLog:
@@ -280,21 +286,24 @@ class RunLog:
                 "learning_rate": step.learning_rate,
                 "tokens": tokens,
                 "seconds": round(seconds, 3),
-                "flops": flops * step.number,
+                "flops": flops,
             }
         )
-        if len(self._waiting) >= STEPS_PER_FLUSH:
-            self.flush()
 
     def add(self, **line: Any) -> None:
         self._waiting.append(lambda: line)
 
-    def flush(self) -> None:
+    def flush(self) -> dict[str, Any] | None:
+        """Write what waits. A step whose loss or gradient is not a finite number is not written but returned."""
         lines = [make() for make in self._waiting]
         self._waiting = []
-        for line in lines:
+        for number, line in enumerate(lines):
+            if "loss" in line and not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
+                _append(self._metrics, lines[:number])
+                return {"step": line["step"], "loss": str(line["loss"]), "grad_norm": str(line["grad_norm"])}
             self._last |= line
         _append(self._metrics, lines)
+        return None
 
     def event(self, kind: str, **details: Any) -> None:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -314,15 +323,6 @@ class RunLog:
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
     with naming_the_place(path), open(path, "a", encoding="utf-8") as stream:
         stream.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a .jsonl file that a running process appends to."""
-    lines = []
-    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
 
 
 @dataclass

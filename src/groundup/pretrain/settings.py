@@ -16,7 +16,8 @@ class PretrainSettings(Settings):
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens per step, a multiple of the context length."""
     micro_batch_rows: int = Field(default=16, ge=1)
-    """Most rows that go through the model at once; gradients of the others are added up. Memory, not results."""
+    """Most rows that go through the model at once; gradients of the others are added up. A matter of memory:
+    results change only by rounding, and by which units dropout drops."""
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Of the initial weights, the order of the rows, and dropout."""
     device: str | None = None

@@ -80,7 +80,7 @@ def _figure(chart: str, caption: str) -> str:
 def duration(seconds: float) -> str:
     """
     >>> duration(3.21), duration(421), duration(7300)
-    ('3.2 s', '7 min 1 s', '2 h 2 min')
+    ('3.2 s', '7 min 1 s', '2 h 1 min')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -143,10 +143,14 @@ def _chain(manifests: Mapping[str, Manifest]) -> str:
 
 
 def _samples(samples: list[dict[str, Any]]) -> str:
-    parts = [f"<blockquote><b>{_text(sample['prompt'])}</b>{_text(sample['text'])}</blockquote>" for sample in samples]
+    parts = [
+        f"<blockquote><b>{_text(sample['prompt'])}</b>{_text(sample['text'])} <small>seed {sample['seed']}</small>"
+        "</blockquote>"
+        for sample in samples
+    ]
     return _section(
         "What it writes",
-        _sentence("Sampled, not chosen: the seeds are 0, 1, 2, … in order. The prompt is bold."),
+        _sentence("Sampled once with these seeds, not chosen. The prompt is bold."),
         *parts,
     )
 
@@ -162,7 +166,7 @@ def _training(lines: list[dict[str, Any]], model: Manifest) -> str:
     parts = [
         _sentence(
             f"{len(steps):,} steps of {settings['batch_tokens']:,} tokens in {settings['precision']} on "
-            f"{settings['device']}, seed {settings['seed']}; {model.statistics['tokens'] / seconds:,.0f} tokens per second, "
+            f"{settings['device']}, seed {settings['seed']}; {model.statistics['tokens'] / seconds:,.0f} tokens/s, "
             f"{model.statistics['training_flops'] / seconds / 1e9:,.0f} GFLOP/s."
         ),
         _figure(
@@ -314,6 +318,6 @@ def _events(events: list[dict[str, Any]]) -> str:
 def _recipe(recipe: str) -> str:
     return _section(
         "Recipe",
-        _sentence("With every setting as it ran. Saved as recipe.toml, it builds this model again."),
+        _sentence("With every setting as it ran. Beside the same sources, it builds this model again."),
         f"<pre>{_text(recipe)}</pre>",
     )

@@ -205,19 +205,14 @@ class Tokenizer:
             DataError: missing, damaged, or of a kind that is not byte-level BPE.
         """
         path = Path(path)
-        if path.is_dir():
-            for vocabulary, merges in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
-                files = [_with_suffix(path / name) for name in (vocabulary, merges)]
-                if not (path / "tokenizer.json").is_file() and all(file.is_file() for file in files):
-                    return cls._load_gpt2(*files)
+        files = _gpt2_files(path)
+        if not files and path.is_dir():
             path = path / "tokenizer.json"
-        with reading(path) as stream:
-            raw = stream.read()
         try:
-            return cls._from_hugging_face(json.loads(raw))
+            return cls._load_gpt2(*files) if files else cls._load_hugging_face(path)
+        except SettingsError:
+            raise
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            if isinstance(error, SettingsError):
-                raise
             raise DataError(f"{path} is not a tokenizer that can be read here: {error}") from None
 
     @classmethod
@@ -230,7 +225,9 @@ class Tokenizer:
         return cls._from_strings(ids, pairs, {END_OF_TEXT: ids[END_OF_TEXT]}, "gpt2")
 
     @classmethod
-    def _from_hugging_face(cls, file: dict[str, Any]) -> Self:
+    def _load_hugging_face(cls, path: Path) -> Self:
+        with reading(path) as stream:
+            file = json.loads(stream.read())
         model = file["model"]
         if model.get("type", "BPE") != "BPE":
             raise ValueError(f"its model is {model.get('type')}; only byte-level BPE is read")
@@ -309,9 +306,16 @@ def _special_pattern(allowed: frozenset[str]) -> "regex.Pattern[str]":
     return regex.compile("(" + "|".join(regex.escape(text) for text in longest_first) + ")")
 
 
-def _with_suffix(path: Path) -> Path:
-    compressed = path.with_name(path.name + ".gz")
-    return compressed if compressed.is_file() else path
+def _gpt2_files(directory: Path) -> tuple[Path, Path] | None:
+    """GPT-2's vocabulary and merges under either of their names, also gzipped, where there is no tokenizer.json."""
+    if (directory / "tokenizer.json").is_file():
+        return None
+    for vocabulary, merges in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
+        for suffix in ("", ".gz"):
+            files = directory / (vocabulary + suffix), directory / (merges + suffix)
+            if all(file.is_file() for file in files):
+                return files
+    return None
 
 
 def _pattern_in(pre_tokenizer: dict[str, Any] | None) -> str:

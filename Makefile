@@ -1,0 +1,41 @@
+# demo: the storybook model.  test: what the README promises.  check: style, types, floors.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo check test test-slow docs bench clean
+
+demo: $(VENV)/demo
+	$(BIN)/groundup build recipes/storybook.toml
+
+$(VENV)/demo: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/demo
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check src tests bench docs
+	$(BIN)/ruff check src tests bench docs
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(VENV)/dev
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/dev
+	$(BIN)/pytest -m slow
+
+docs: $(VENV)/dev
+	$(BIN)/python docs/make.py
+
+bench: $(VENV)/dev
+	@echo "one question a file; results belong into docs/numbers.md:"
+	@grep -h -m1 '^"""' bench/*.py
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
