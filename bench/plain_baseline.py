@@ -1,4 +1,4 @@
-"""How good is a plain GPT-2-shaped model after the same minutes? (Hugging Face's model, AdamW, float32, as nanoGPT on a CPU)
+"""How good is a plain GPT-2-shaped model after the same minutes? (Hugging Face, AdamW, float32, as nanoGPT on a CPU)
 
     python bench/plain_baseline.py runs/storybook [--minutes 5.3]
 

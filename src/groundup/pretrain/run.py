@@ -156,23 +156,11 @@ def pretrain(
     masters.follow(optimizer)
     log = RunLog(places.work)
     checkpoints = places.work / "checkpoints"
-
-    def refused(directory: Path, why: str) -> None:
-        say(f"passed over {directory.name}: {why}")
-        log.event("checkpoint refused", checkpoint=directory.name, why=why)
-
-    state = checkpoint.load_newest(checkpoints, masters.copies, optimizer, refused)
-    masters.publish()
-    state = state or {"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}
-    start = int(state["step"])
-    log.cut_after(start)
-    log.event("resumed" if start else "started", step=start, process=os.getpid())
-    if start:
-        say(f"going on from step {start:,}")
-    rows = settings.batch_tokens // config.context_length
-    counted = count(config)
-    flops_per_token = counted.training_flops_per_token
+    state = _restore(checkpoints, masters, optimizer, log, say)
+    start, tokens = int(state["step"]), int(state["tokens"])
     began = time.monotonic() - state["seconds"]
+    rows = settings.batch_tokens // config.context_length
+    flops_per_token = count(config).training_flops_per_token
 
     def flush() -> None:
         broken = log.flush()
@@ -186,7 +174,6 @@ def pretrain(
         checkpoint.save(checkpoints, masters.copies, optimizer, state, inputs, settings.keep_checkpoints)
         log.event("saved", step=step)
 
-    tokens, number = int(state["tokens"]), start
     with noticing_signals() as stop:
         steps = fit(
             optimizer,
@@ -222,20 +209,46 @@ def pretrain(
                     f"saved at step {number:,} of {settings.steps:,}; the same command goes on from there"
                 )
             progress(number, settings.steps, log.summary())
-    flush()
-    with making(places.model, "model", {"model": model_config.table(), "pretrain": settings.table()}, inputs) as draft:
+    described = {"model": model_config.table(), "pretrain": settings.table()}
+    with making(places.model, "model", described, inputs) as draft:
         pretrained.save(draft.path, config, dict(masters.copies), tokenizer)
         write_json(draft.path / "generation.json", Sampling().table())
         draft.seconds_before = time.monotonic() - began
-        draft.statistics |= {
-            "steps": settings.steps,
-            "tokens": tokens,
-            "training_flops": flops_per_token * tokens,
-            "parameters": dict(counted.parameters),
-            "forward_flops_per_token": dict(counted.forward_flops_per_token),
-            "validation_bits_per_byte": log.last("validation_bits_per_byte"),
-        }
+        draft.statistics |= _statistics(config, settings.steps, tokens, log)
     log.event("finished", step=settings.steps)
+
+
+def _restore(
+    checkpoints: Path, masters: Masters, optimizer: torch.optim.Optimizer, log: "RunLog", say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Bring weights, optimizer and log to the newest whole checkpoint, or the beginning; the state of the run there."""
+
+    def refused(directory: Path, why: str) -> None:
+        say(f"passed over {directory.name}: {why}")
+        log.event("checkpoint refused", checkpoint=directory.name, why=why)
+
+    found = checkpoint.load_newest(checkpoints, masters.copies, optimizer, refused)
+    masters.publish()
+    state = found or {"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}
+    log.cut_after(state["step"])
+    log.event(
+        "resumed" if found else "started", step=state["step"], process=os.getpid(), threads=torch.get_num_threads()
+    )
+    if found:
+        say(f"going on from step {state['step']:,}")
+    return state
+
+
+def _statistics(config: ModelConfig, steps: int, tokens: int, log: "RunLog") -> dict[str, Any]:
+    counted = count(config)
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "training_flops": counted.training_flops_per_token * tokens,
+        "parameters": dict(counted.parameters),
+        "forward_flops_per_token": dict(counted.forward_flops_per_token),
+        "validation_bits_per_byte": log.last("validation_bits_per_byte"),
+    }
 
 
 def _divergence(broken: dict[str, Any], settings: PretrainSettings, checkpoints: Path) -> str:
