@@ -8,7 +8,7 @@ from pydantic import Field
 
 from groundup.errors import DataError, SettingsError
 from groundup.recipe import Recipe
-from groundup.settings import Settings, differences
+from groundup.settings import Settings, describe, differences
 
 
 class Circle(Settings):
@@ -126,3 +126,17 @@ def test_recipe_mistakes_are_answered(override: str, answer: str) -> None:
 
 def test_differences_name_what_changed_with_both_values() -> None:
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 3}}) == {"a.c": (2, None), "a.d": (None, 3)}
+
+
+def test_every_setting_of_a_recipe_is_described_in_a_sentence() -> None:
+    rows = list(describe(Recipe))
+    names = [name for name, _, _ in rows]
+    assert {"corpus.sources", "model.position.kind", "model.position.base", "pretrain.optimizer.learning_rate"} <= {*names}
+    assert [name for name, _, text in rows if not text.endswith(".")] == []
+
+
+def test_described_defaults_are_the_defaults() -> None:
+    shown = {name: default for name, default, _ in describe(Drawing)}
+    assert shown["shape.kind"] == '"circle"'
+    assert shown["shape.radius"] == "1.0"
+    assert shown["name"] == ""

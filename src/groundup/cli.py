@@ -52,27 +52,44 @@ Replace = Annotated[
     )
 )
 def build(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False) -> None:
-    """Make everything a recipe describes: corpus, tokenizer, shards, model, evaluation, report.
+    """Make all that a recipe describes, from corpus to report.
 
     Stages that are up to date are not run again. Interrupted, the same command goes on.
     """
     _build(recipe, overrides, run, replace, None)
 
 
-def _stage_command(name: str, does: str) -> None:
+def _stage_command(name: str, tables: tuple[str, ...], does: str) -> None:
     """Add the command that runs one stage alone."""
 
     def command(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False) -> None:
         _build(recipe, overrides, run, replace, name)
 
+    class Command(_WithSettings):
+        prefixes = tuple(f"{table}." for table in tables)
+
     command.__doc__ = does
-    app.command(name, epilog=_example(f"groundup {name} recipes/storybook.toml"))(command)
+    app.command(name, cls=Command, epilog=_example(f"groundup {name} recipes/storybook.toml"))(command)
 
 
-_stage_command("corpus", "Read the sources of a recipe; clean, filter and deduplicate them; hold documents out.")
-_stage_command("tokenizer", "Learn the tokenizer of a recipe on its corpus, or take the one it names.")
-_stage_command("pack", "Encode the corpus of a recipe into shards of token ids.")
-_stage_command("pretrain", "Train the model of a recipe on its shards, or go on training it.")
+class _WithSettings(typer.core.TyperCommand):
+    """A command whose help ends with the settings of its tables, read off their fields."""
+
+    prefixes: tuple[str, ...] = ()
+
+    def get_help(self, ctx: Any) -> str:
+        from groundup.recipe import Recipe
+        from groundup.settings import describe
+
+        rows = [row for row in describe(Recipe) if row[0].startswith(self.prefixes) and row[0] != "model.vocab_size"]
+        lines = [f"  {name} = {default}".rstrip(" =").ljust(58) + f"  {text}" for name, default, text in rows]
+        return "\n".join([super().get_help(ctx), "", "Settings:" if rows else "", *lines]).rstrip()
+
+
+_stage_command("corpus", ("corpus",), "Read, clean, filter and deduplicate the sources; hold documents out.")
+_stage_command("tokenizer", ("tokenizer",), "Learn the tokenizer on the corpus, or take the one named.")
+_stage_command("pack", ("shards",), "Encode the corpus into shards of token ids.")
+_stage_command("pretrain", ("model", "pretrain"), "Train the model on the shards, or go on training.")
 
 
 @app.command(
@@ -92,7 +109,7 @@ def evaluate(
     replace: Replace = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the score as JSON.")] = False,
 ) -> None:
-    """Measure bits per byte and perplexity: on the test documents of a recipe, or on any file."""
+    """Measure bits per byte on the test documents, or on any file."""
     from groundup.errors import SettingsError
 
     if target.suffix == ".toml":
@@ -173,7 +190,7 @@ def report(
     overrides: Overrides = None,
     run: Run = None,
 ) -> None:
-    """Write the page that tells what was built, from what, how good it is and what it cost."""
+    """Write the page that tells what was built, how good it is, and what it cost."""
     if target.is_dir():
         from groundup.recipe import report_of
 

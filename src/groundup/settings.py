@@ -7,8 +7,9 @@ settings of their own are unions told apart by `kind`.
 import difflib
 import json
 import math
+import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
@@ -72,6 +73,39 @@ class Settings(BaseModel):
     def to_toml(self) -> str:
         """As a TOML document that `load` reads back to the same settings."""
         return tomli_w.dumps(self.table())
+
+
+def describe(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every setting under `cls`: dotted name, default as TOML (empty where there is none), first sentence of its text.
+
+    Of a union, `kind` comes first with its alternatives, then the fields of each.
+    """
+    for name, field in cls.model_fields.items():
+        arms = _settings_in(field.annotation)
+        is_list = get_origin(field.annotation) in (tuple, list)
+        if not arms or is_list:
+            default = "" if field.is_required() or field.default is None else _toml_value(field.default)
+            yield prefix + name, default, _first_sentence(field.description or "")
+            continue
+        if len(arms) > 1:
+            kinds = [arm.model_fields["kind"].default for arm in arms]
+            chosen = getattr(field.default, "kind", kinds[0])
+            yield f"{prefix}{name}.kind", json.dumps(chosen), f"One of {', '.join(kinds)}."
+        for arm in arms:
+            whose = f"({arm.model_fields['kind'].default}) " if len(arms) > 1 else ""
+            for inner, default, text in describe(arm, f"{prefix}{name}."):
+                if inner != f"{prefix}{name}.kind":
+                    yield inner, default, whose + text
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.)\s+(?=[A-Z`])", text.strip())[0].replace("\n", " ")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = [item.table() if isinstance(item, Settings) else item for item in value]
+    return json.dumps(value, ensure_ascii=False)
 
 
 def read_toml(file: Path) -> Table:

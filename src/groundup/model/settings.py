@@ -26,7 +26,9 @@ class LayerNorm(Settings):
 
     kind: Literal["layernorm"] = "layernorm"
     epsilon: float = Field(default=1e-5, gt=0)
+    """Added to the variance, so that nothing is divided by nought."""
     bias: bool = True
+    """A learned shift besides the gain."""
 
 
 class RMSNorm(Settings):
@@ -34,6 +36,7 @@ class RMSNorm(Settings):
 
     kind: Literal["rmsnorm"] = "rmsnorm"
     epsilon: float = Field(default=1e-5, gt=0)
+    """Added to the mean square, so that nothing is divided by nought."""
 
 
 class GroupedQuery(Settings):
@@ -56,6 +59,7 @@ class GELU(Settings):
     approximate: Literal["tanh", "none"] = "tanh"
     """`tanh` is GPT-2's approximation, `none` the exact function."""
     bias: bool = True
+    """A bias on both matrices."""
 
 
 class SwiGLU(Settings):
@@ -63,6 +67,7 @@ class SwiGLU(Settings):
 
     kind: Literal["swiglu"] = "swiglu"
     bias: bool = False
+    """A bias on all three matrices."""
 
 
 Position = Annotated[LearnedPosition | Rotary, Field(discriminator="kind")]
@@ -78,8 +83,11 @@ class ModelConfig(Settings):
     context_length: int = Field(default=256, ge=2)
     """Tokens that one row holds, and the most that the model sees at once."""
     d_model: int = Field(default=256, ge=1)
+    """Width of the stream of vectors that the blocks add to."""
     n_layers: int = Field(default=6, ge=1)
+    """Blocks, one after another."""
     n_heads: int = Field(default=4, ge=1)
+    """Query heads in each block."""
     n_kv_heads: int | None = Field(default=None, ge=1)
     """Key/value heads; as many as `n_heads` if not set."""
     d_head: int | None = Field(default=None, ge=1)

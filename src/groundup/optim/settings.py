@@ -14,8 +14,11 @@ class AdamW(Settings):
     learning_rate: float = Field(default=1e-3, gt=0)
     """At the top of the schedule."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """How much of the mean gradient is kept at each step."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
+    """How much of the mean squared gradient is kept at each step."""
     epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the mean square, so that nothing is divided by nought."""
     weight_decay: float = Field(default=0.1, ge=0)
     """On matrices; gains and biases are not decayed."""
 
@@ -25,5 +28,6 @@ class Cosine(Settings):
 
     kind: Literal["cosine"] = "cosine"
     warmup_steps: int = Field(default=100, ge=0)
+    """Steps over which the learning rate rises from nought."""
     final: float = Field(default=0.1, ge=0, le=1)
     """Share of the learning rate towards which it falls; reached just after the last step."""

@@ -12,7 +12,7 @@ class PretrainSettings(Settings):
     """How long, how large the steps, how often it looks up from the work."""
 
     steps: int = Field(default=1000, ge=1)
-    """Optimizer steps. Fixed here, never by a clock: the same recipe is the same run on any machine."""
+    """Optimizer steps to take. Fixed here, never by a clock: the same recipe is the same run on any machine."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens per step, a multiple of the context length."""
     micro_batch_rows: int = Field(default=16, ge=1)
@@ -36,7 +36,10 @@ class PretrainSettings(Settings):
     sample_every: int = Field(default=200, ge=1)
     """Steps between texts written during the run."""
     sample_prompt: str = "Once upon a time"
+    """What such a text begins with."""
     sample_tokens: int = Field(default=80, ge=0)
+    """How long it may become."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints. One more is written on Ctrl-C or SIGTERM, and one at the end."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest so many stay; older ones are removed."""
