@@ -83,10 +83,11 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
-    began = time.monotonic()
-    for _ in range(5):
-        step(1e-3)
-    steps = int(seconds / ((time.monotonic() - began) / 5))
+    for number in range(20):  # the first few warm up; the learning rate is next to nothing
+        if number == 5:
+            began = time.monotonic()
+        step(1e-6)
+    steps = int(seconds / ((time.monotonic() - began) / 15))
     print(f"{sum(p.numel() for p in parameters):,} parameters, {steps} steps of {rows * context} tokens")
     began, evaluating = time.monotonic(), 0.0
     for number in range(steps):

@@ -59,8 +59,8 @@ class Places:
 def prepare_process() -> None:
     """Let freed memory stay with the process, where the C library is glibc.
 
-    Each step frees and takes hundreds of megabytes; handing them back to the system and faulting them in again takes
-    half of a small model's step on Linux (docs/numbers.md).
+    Each step frees and takes hundreds of megabytes; handing them back to the system and faulting them in again costs
+    a part of every step, the larger the more there is (docs/numbers.md).
     """
     if platform.libc_ver()[0] != "glibc":
         return

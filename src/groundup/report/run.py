@@ -122,8 +122,8 @@ def _chain(manifests: Mapping[str, Manifest]) -> str:
             STAGES[name],
             duration(manifest.made["seconds"]),
             ", ".join(f"{key} {digest[:8]}" for key, digest in manifest.inputs.items()) or "–",
-            manifest.digest[:16],
-            manifest.made["at"],
+            manifest.digest[:12],
+            manifest.made["at"].replace("T", " ")[:16],
             f"groundup {manifest.made['code']}"
             + (f", torch {manifest.made['torch']}" if manifest.made["torch"] else ""),
         )
@@ -134,9 +134,9 @@ def _chain(manifests: Mapping[str, Manifest]) -> str:
         "What was built from what",
         _sentence(
             "Each stage names what it read by digest (sha256), so a change anywhere shows further down. "
-            "`groundup build` checks every byte against these digests."
+            "groundup build checks every byte against these digests."
         ),
-        _table(["stage", "time", "made from", "digest", "at", "with"], rows),
+        _table(["stage", "time", "made from", "digest", "at (UTC)", "with"], rows),
         _sentence("Commands:"),
         "".join(f"<pre>{_text(command)}</pre>" for command in commands),
     )
