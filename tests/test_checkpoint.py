@@ -39,7 +39,7 @@ def save_three(folder: Path, config: ModelConfig) -> list[tuple[Masters, torch.o
     made = []
     for number in (1, 2, 3):
         masters, optimizer = trained(config, seed=number)
-        checkpoint.save(folder, masters.copies, optimizer, {"step": number * 10, "tokens": number}, {}, keep=2)
+        checkpoint.save(folder, masters.copies, optimizer, {"step": number * 10, "tokens": number}, {}, {}, keep=2)
         made.append((masters, optimizer))
     return made
 
@@ -47,7 +47,7 @@ def save_three(folder: Path, config: ModelConfig) -> list[tuple[Masters, torch.o
 def test_everything_comes_back_bit_for_bit(tmp_path: Path, config: ModelConfig) -> None:
     made = save_three(tmp_path, config)
     fresh = trained(config, seed=9, steps=0)
-    state = checkpoint.load_newest(tmp_path, fresh[0].copies, fresh[1], never)
+    state = checkpoint.load_newest(tmp_path, fresh[0].copies, fresh[1], {}, {}, never)
     assert state == {"step": 30, "tokens": 3}
     assert same(made[2], fresh)
 
@@ -59,7 +59,7 @@ def test_only_the_newest_are_kept(tmp_path: Path, llama: ModelConfig) -> None:
 
 def test_nothing_to_load_is_none(tmp_path: Path, llama: ModelConfig) -> None:
     fresh = trained(llama, steps=0)
-    assert checkpoint.load_newest(tmp_path / "none", fresh[0].copies, fresh[1], never) is None
+    assert checkpoint.load_newest(tmp_path / "none", fresh[0].copies, fresh[1], {}, {}, never) is None
 
 
 def flip(path: Path) -> None:
@@ -83,15 +83,15 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     refused = []
     fresh = trained(llama, seed=9, steps=0)
     state = checkpoint.load_newest(
-        tmp_path, fresh[0].copies, fresh[1], lambda path, why: refused.append((path.name, why))
+        tmp_path, fresh[0].copies, fresh[1], {}, {}, lambda path, why: refused.append((path.name, why))
     )
     assert state is not None
     assert state["step"] == 20
     assert same(made[1], fresh)
     assert [name for name, _ in refused] == ["step-00000030"]
     flip(tmp_path / "step-00000020" / "state.json")
-    with pytest.raises(DataError, match="none of the 2 checkpoints"):
-        checkpoint.load_newest(tmp_path, fresh[0].copies, fresh[1], lambda path, why: None)
+    with pytest.raises(DataError, match="none of the 1 checkpoints"):
+        checkpoint.load_newest(tmp_path, fresh[0].copies, fresh[1], {}, {}, lambda path, why: None)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, llama: ModelConfig, gpt2: ModelConfig) -> None:
@@ -99,7 +99,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, llama: ModelCo
     other = trained(gpt2, steps=0)
     why = []
     with pytest.raises(DataError, match="none of the 2"):
-        checkpoint.load_newest(tmp_path, other[0].copies, other[1], lambda path, reason: why.append(reason))
+        checkpoint.load_newest(tmp_path, other[0].copies, other[1], {}, {}, lambda path, reason: why.append(reason))
     assert "does not fit this model" in why[0]
 
 
@@ -116,10 +116,10 @@ def test_a_full_disk_keeps_the_checkpoint_that_was_there(small_disk: Path, llama
     masters, optimizer = trained(big)
     size = sum(tensor.nbytes for tensor in checkpoint.tensors_of(masters.copies, optimizer).values())
     assert 600_000 < size < 1_000_000, "one fits on the disk, two do not"
-    checkpoint.save(small_disk, masters.copies, optimizer, {"step": 1}, {}, keep=2)
+    checkpoint.save(small_disk, masters.copies, optimizer, {"step": 1}, {}, {}, keep=2)
     with pytest.raises(ResourceError, match="no room to write .*step-00000002"):
-        checkpoint.save(small_disk, masters.copies, optimizer, {"step": 2}, {}, keep=2)
+        checkpoint.save(small_disk, masters.copies, optimizer, {"step": 2}, {}, {}, keep=2)
     fresh = trained(big, seed=5, steps=0)
-    state = checkpoint.load_newest(small_disk, fresh[0].copies, fresh[1], never)
+    state = checkpoint.load_newest(small_disk, fresh[0].copies, fresh[1], {}, {}, never)
     assert state == {"step": 1}
     shutil.rmtree(small_disk / "step-00000001")

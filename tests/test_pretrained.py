@@ -90,7 +90,7 @@ def test_the_tokenizer_beside_the_model_is_loaded(tmp_path: Path, tokenizer: Tok
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     hugging_face("llama", {}).save_pretrained(tmp_path)
     tokenizer.save(tmp_path / "tokenizer.json")
-    with pytest.raises(DataError, match="320 ids, the model 90: they do not belong together"):
+    with pytest.raises(SettingsError, match="320 ids, the model 90: they do not belong together"):
         groundup.load(tmp_path, device="cpu")
 
 

@@ -155,7 +155,9 @@ def test_one_flipped_bit_anywhere_is_refused_by_digest(home: Path, directory: st
         raw[len(raw) // 2] ^= 16
         path.write_bytes(raw)
     assert set(what(quietly()).values()) == {"up to date"}
-    path.write_bytes(b"")
+    (run / directory / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest.json is damaged.*--replace"):
+        quietly()
     assert what(quietly(replace=True))[{v: k for k, v in DIRECTORIES.items()}[directory]] == "made"
 
 

@@ -131,7 +131,9 @@ def test_differences_name_what_changed_with_both_values() -> None:
 def test_every_setting_of_a_recipe_is_described_in_a_sentence() -> None:
     rows = list(describe(Recipe))
     names = [name for name, _, _ in rows]
-    assert {"corpus.sources", "model.position.kind", "model.position.base", "pretrain.optimizer.learning_rate"} <= {*names}
+    assert {"corpus.sources", "model.position.kind", "model.position.base", "pretrain.optimizer.learning_rate"} <= {
+        *names
+    }
     assert [name for name, _, text in rows if not text.endswith(".")] == []
 
 

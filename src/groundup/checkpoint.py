@@ -42,20 +42,22 @@ def save(
     weights: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
-    origin: Mapping[str, str],
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
     keep: int,
 ) -> Path:
     """Write `checkpoints/step-N`, then remove all but the newest `keep`.
 
     Args:
         state: `step` and whatever else the run needs to go on, as JSON values.
-        origin: name of each input of the run → its digest.
+        settings: those of the run, and
+        inputs: the name of each of its inputs → its digest; a run with others will not take this checkpoint.
 
     Raises:
         ResourceError: disk full or read-only; the checkpoints that were there are untouched.
     """
     directory = checkpoints / f"step-{state['step']:08d}"
-    with making(directory, "checkpoint", {}, origin) as draft:
+    with making(directory, "checkpoint", settings, inputs) as draft:
         writer = HuggingFaceStorageWriter(str(draft.path))
         try:
             with _one_process():
@@ -76,11 +78,17 @@ def found(checkpoints: Path) -> list[Path]:
 
 
 def load_newest(
-    checkpoints: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, refused: Refusal
+    checkpoints: Path,
+    weights: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    refused: Refusal,
 ) -> dict[str, Any] | None:
-    """Load the newest checkpoint that is whole into `weights` and `optimizer`, in place; return its state.
+    """Load the newest whole checkpoint of this run into `weights` and `optimizer`, in place; return its state.
 
-    A damaged one is passed over, and `refused` is told; None when there is none to load.
+    A damaged one, or one of a run with other settings or inputs, is renamed to `….refused`, and `refused` is told;
+    None when there is none to load.
 
     Raises:
         DataError: when there are checkpoints and every one of them is damaged.
@@ -90,15 +98,26 @@ def load_newest(
     candidates = found(checkpoints)
     for directory in reversed(candidates):
         try:
-            verify(directory, "checkpoint")
+            manifest = verify(directory, "checkpoint")
+            if (manifest.settings, manifest.inputs) != (settings, inputs):
+                raise DataError(f"{directory} was written by a run with other settings or inputs")
             return _load(directory, weights, optimizer)
         except DataError as error:
             refused(directory, str(error))
+            _set_aside(directory)
     if candidates:
         raise DataError(
-            f"none of the {len(candidates)} checkpoints in {checkpoints} is whole; start this run anew with --replace"
+            f"none of the {len(candidates)} checkpoints in {checkpoints} can be used; remove that folder to begin this "
+            "training anew"
         )
     return None
+
+
+def _set_aside(directory: Path) -> None:
+    """Keep a refused checkpoint for whoever wants to look, where it no longer counts as one."""
+    aside = directory.with_name(f"{directory.name}.refused")
+    shutil.rmtree(aside, ignore_errors=True)
+    directory.rename(aside)
 
 
 def _load(directory: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -107,10 +107,14 @@ def evaluate(
     ] = None,
     run: Run = None,
     replace: Replace = False,
+    device: Annotated[str | None, typer.Option(help="For files: such as cpu or cuda; else the best present.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the score as JSON.")] = False,
 ) -> None:
     """Measure bits per byte on the test documents, or on any file."""
+    from groundup.corpus.settings import CorpusSettings
     from groundup.errors import SettingsError
+    from groundup.files import verify
+    from groundup.recipe import Recipe
 
     if target.suffix == ".toml":
         directory = _build(target, rest, run, replace, "eval", quiet=as_json).run
@@ -120,10 +124,13 @@ def evaluate(
         from groundup.evals.score import table_of
         from groundup.pretrained import load
 
-        model, tokenizer = load(target)
+        model, tokenizer = load(target, device=device)
+        own = target / "recipe.toml"
+        corpus = Recipe.load(own).corpus if own.is_file() else CorpusSettings(sources=tuple(rest))
         with _watch("eval") as progress:
-            result = table_of(score_files(model, tokenizer, tuple(rest), progress))
+            result = table_of(score_files(model, tokenizer, tuple(rest), corpus, progress))
     elif (target / "evals" / "test.json").is_file():
+        verify(target / "evals", "evals")
         result = json.loads((target / "evals" / "test.json").read_text())
     else:
         raise SettingsError(
@@ -133,7 +140,8 @@ def evaluate(
         print(json.dumps(result))
         return
     error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.4f}"
-    print(f"{result['bits_per_byte']:.4f}{error} bits per byte, perplexity {result['perplexity']:.2f} a token")
+    perplexity = "beyond number" if result["perplexity"] is None else f"{result['perplexity']:.2f}"
+    print(f"{result['bits_per_byte']:.4f}{error} bits per byte, perplexity {perplexity} a token")
     print(f"{result['documents']:,} documents, {result['tokens']:,} tokens, {result['bytes']:,} bytes")
 
 
@@ -177,7 +185,8 @@ def generate(
     table = json.loads(defaults.read_text()) if defaults.is_file() else {}
     given = {name: value for name, value in options.items() if value is not None}
     sampling = Sampling.from_table({**table, **given}, "generate")
-    prompt = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+    raw = sys.stdin.buffer.read().rstrip(b"\n") if prompt == "-" else os.fsencode(prompt)
+    prompt = raw.decode("utf-8", "replace")
     print(prompt, end="", flush=True)
     for part in stream(loaded, tokenizer, prompt, sampling):
         print(part, end="", flush=True)
@@ -203,9 +212,13 @@ def _build(
     recipe: Path, overrides: list[str] | None, run: Path | None, replace: bool, only: str | None, quiet: bool = False
 ) -> "Built":
     from groundup import recipe as recipes
+    from groundup.errors import SavedAndStopped
 
     say = (lambda text: print(text, file=sys.stderr)) if quiet else print
-    built = recipes.build(recipe, overrides or (), run=run, replace=replace, only=only, watch=_watch, say=say)
+    try:
+        built = recipes.build(recipe, overrides or (), run=run, replace=replace, only=only, watch=_watch, say=say)
+    except _Interrupted:
+        raise SavedAndStopped("stopped; the stages that were finished are kept, the same command goes on") from None
     if not quiet:
         _show(built, whole=only is None)
     return built
@@ -318,7 +331,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    from groundup.errors import GroundupError, ResourceError, SavedAndStopped
+    from groundup.errors import GroundupError, ResourceError
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -327,10 +340,8 @@ def _run() -> int:
         return code if isinstance(code, int) else 0
     except GroundupError as error:
         return _tell(str(error), error.exit_code)
-    except _Interrupted:
-        return _tell(
-            "stopped; the stages that were finished are kept, the same command goes on", SavedAndStopped.exit_code
-        )
+    except _Interrupted as error:
+        return _tell("stopped", 128 + error.args[0])
     except MemoryError:
         return _tell("out of memory: lower pretrain.micro_batch_rows or the size of the model", ResourceError.exit_code)
     except OSError as error:
@@ -354,7 +365,7 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise _Interrupted
+    raise _Interrupted(number)
 
 
 def _tell(message: str, code: int) -> int:

@@ -19,6 +19,14 @@ class DataError(GroundupError):
     exit_code = 3
 
 
+class DamagedError(DataError):
+    """An artifact of ours whose bytes are not the ones that were written."""
+
+
+class UnsupportedError(DataError):
+    """Something well-formed that the blocks and formats here do not represent."""
+
+
 class ResourceError(GroundupError):
     """The machine said no: disk full, read-only, lock held, out of memory."""
 

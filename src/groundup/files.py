@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
-from groundup.errors import DataError, ResourceError
+from groundup.errors import DamagedError, DataError, ResourceError, SettingsError
 
 FORMAT = 1
 Progress = Callable[[int, int, str], None]
@@ -92,6 +92,10 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
     started = time.monotonic()
     partial = directory.with_name(f".{directory.name}.partial")
     with naming_the_place(directory):
+        if directory.exists() and not is_made(directory):
+            raise SettingsError(
+                f"{directory} is in the way: it is not an artifact of groundup. Move it, or use another --run"
+            )
         directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -138,6 +142,7 @@ def _provenance(seconds: float) -> dict[str, Any]:
 
 def _rename_over(partial: Path, directory: Path) -> None:
     """Give `partial` its final name. Killed between the renames, the old one is gone and its stage runs again."""
+    _sync_directory(partial)
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
@@ -169,6 +174,7 @@ def write_text(path: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
+        _sync_directory(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -192,6 +198,8 @@ def naming_the_place(path: Path) -> Iterator[None]:
                 f"no room to write {path}: {error.strerror}, {free:,} bytes free there. "
                 "Free some space and run the same command again; nothing half-written was kept"
             ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise SettingsError(f"{path} cannot be made: {error.strerror} ({error.filename})") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise ResourceError(
                 f"cannot write {path}: {error.strerror}. Choose another place with --run, or make it writable"
@@ -223,7 +231,7 @@ def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
         raw = json.loads(path.read_bytes())
         manifest = Manifest(**{**raw, "files": {name: tuple(value) for name, value in raw["files"].items()}})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error}): make it again with `groundup build`") from None
+        raise DamagedError(f"{path} is damaged: {error}") from None
     if manifest.format != FORMAT:
         raise DataError(f"{directory} has format {manifest.format}; this version reads format {FORMAT}")
     if kind is not None and manifest.kind != kind:
@@ -250,11 +258,13 @@ def check(directory: Path, kind: str | None = None, digest_up_to: int | None = 1
     for name, (size, sha256) in manifest.files.items():
         path = directory / name
         if not path.is_file():
-            raise DataError(f"{directory} is damaged: {name} is missing")
+            raise DamagedError(f"{directory} is damaged: {name} is missing")
         if path.stat().st_size != size:
-            raise DataError(f"{directory} is damaged: {name} has {path.stat().st_size:,} bytes, {size:,} were written")
+            raise DamagedError(
+                f"{directory} is damaged: {name} has {path.stat().st_size:,} bytes, {size:,} were written"
+            )
         if (digest_up_to is None or size <= digest_up_to) and sha256_of_file(path) != sha256:
-            raise DataError(f"{directory} is damaged: the sha256 of {name} is not the one that was written")
+            raise DamagedError(f"{directory} is damaged: the sha256 of {name} is not the one that was written")
     return manifest
 
 
@@ -352,7 +362,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
             yield stream
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zstandard.ZstdError, zlib.error) as error:
         raise DataError(f"{path} is damaged or cut short: {error}") from None
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 

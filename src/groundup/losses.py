@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from groundup.batch import Batch, total_weight
 from groundup.model.attention import Attend, Packed
@@ -33,8 +34,15 @@ def token_logprobs(model: Transformer, batch: Batch, attending: Attending = by_d
     """
     hidden = model.hidden(batch.tokens, batch.position, attending(batch)).flatten(0, 1)
     chunks = zip(hidden.split(CHUNK), batch.targets.flatten().split(CHUNK), strict=True)
-    logprobs = [_picked_logprob(model.logits(rows), targets) for rows, targets in chunks]
+    if hidden.dtype == torch.float32:  # keep no logits for the backward pass: together they would be that tensor
+        logprobs = [checkpoint(_chunk_logprobs, model, rows, targets, use_reentrant=False) for rows, targets in chunks]
+    else:
+        logprobs = [_chunk_logprobs(model, rows, targets) for rows, targets in chunks]
     return torch.cat(logprobs).view_as(batch.targets)
+
+
+def _chunk_logprobs(model: Transformer, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+    return _picked_logprob(model.logits(hidden), targets)
 
 
 class _PickedLogprob(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from groundup.errors import DataError, GroundupError, SettingsError
+from groundup.errors import DataError, GroundupError, SettingsError, UnsupportedError
 from groundup.files import check, is_made, write_json
 from groundup.model.names import ARCHITECTURES
 from groundup.model.settings import ModelConfig
@@ -32,7 +33,8 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     if name is None:
         return best
     try:
-        return torch.empty(0, device=name).device
+        torch.ones(1, device=name).item()
+        return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise SettingsError(f"device {str(name)!r} is not one of this machine; the best here is {best}") from None
 
@@ -49,6 +51,9 @@ def load(
 
     Raises:
         DataError: missing, damaged, a pickle, or an architecture that is not represented here, naming the setting.
+        SettingsError: a tokenizer with more ids than the model; a device that is not there.
+
+    A tokenizer of a kind that is not represented here is left out with a warning.
     """
     directory = model_directory(Path(path))
     if is_made(directory):
@@ -171,9 +176,13 @@ def _tokenizer_in(directory: Path, config: ModelConfig) -> Tokenizer | None:
     names = ("tokenizer.json", "vocab.json", "encoder.json")
     if not any((directory / name).is_file() for name in names):
         return None
-    tokenizer = Tokenizer.load(directory)
+    try:
+        tokenizer = Tokenizer.load(directory)
+    except UnsupportedError as error:
+        warnings.warn(f"the model is loaded without its tokenizer: {error}", stacklevel=3)
+        return None
     if config.vocab_size is not None and tokenizer.vocab_size > config.vocab_size:
-        raise DataError(
+        raise SettingsError(
             f"the tokenizer in {directory} has {tokenizer.vocab_size:,} ids, the model {config.vocab_size:,}: "
             "they do not belong together"
         )

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from groundup.corpus.settings import CorpusSettings
-from groundup.errors import DataError, SettingsError
+from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.evals.settings import EvalSettings
 from groundup.files import (
-    Manifest,
     Progress,
     canonical_json,
     is_made,
@@ -60,6 +59,18 @@ class Recipe(Settings):
     model: ModelConfig = ModelConfig()
     pretrain: PretrainSettings = PretrainSettings()
     evals: EvalSettings = EvalSettings()
+
+    @model_validator(mode="after")
+    def _batch_is_whole_rows(self) -> Self:
+        batch, context = self.pretrain.batch_tokens, self.model.context_length
+        if batch % context:
+            below = batch // context * context
+            nearest = sorted({max(context, below), below + context})
+            raise ValueError(
+                f"pretrain.batch_tokens = {batch:,} is not a multiple of model.context_length = {context:,}; "
+                f"nearest: {', '.join(f'{n:,}' for n in nearest)}"
+            )
+        return self
 
     @classmethod
     def from_table(cls, table: Table, origin: str = "settings") -> Self:
@@ -155,6 +166,8 @@ def build(
     """
     loaded, beside = load(recipe, overrides)
     directory = Path(run) if run is not None else Path("runs") / loaded.name
+    if not directory.name:
+        directory = directory.resolve()
     _refuse_foreign(directory)
     with lock(directory):
         recorded = read_toml(directory / "recipe.toml") if (directory / "recipe.toml").is_file() else {}
@@ -163,7 +176,11 @@ def build(
         stale = _stale(STAGES, loaded, beside, directory, replace)
         if stale and not replace:
             raise SettingsError(_conflict(stale, recorded, loaded, directory))
-        for stage in STAGES:
+        if "pretrain" in stale:
+            loaded, _ = load(recipe, overrides)  # what was chosen for another model is open again
+            if not {"tokenizer", "pack"} & stale.keys():
+                _check_fits(loaded, directory)  # before anything is thrown away
+        for stage in reversed(stages):  # a kill in between leaves no stage whose input is gone
             if stage.name in stale:
                 shutil.rmtree(directory / stage.directory, ignore_errors=True)
                 if stage.work:
@@ -186,8 +203,7 @@ def _up_to(name: str) -> tuple["Stage", ...]:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    known = {"recipe.toml", "lock", "report.html"} | {stage.directory for stage in STAGES}
-    if directory.is_dir() and any(directory.iterdir()) and not any((directory / name).exists() for name in known):
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / "lock").exists():
         raise SettingsError(f"{directory} holds other files and is not a run of groundup; choose another with --run")
 
 
@@ -234,53 +250,56 @@ def _stale(stages: Iterable[Stage], recipe: Recipe, beside: Path, run: Path, rep
     """Finished or begun stages that no longer fit settings or inputs: name → why.
 
     Raises:
-        DataError: when a stage that does fit is damaged and is not to be replaced.
+        DamagedError: when a stage is damaged and is not to be replaced.
     """
     stale: dict[str, str] = {}
     stale_directories: set[str] = set()
     for stage in stages:
-        target = run / stage.directory
-        origin = run / (stage.work or stage.directory) / "origin.json"
-        if is_made(target):
-            made = _origin(read_manifest(target, stage.kind))
-        elif stage.work and origin.is_file():
-            made = json.loads(origin.read_text())
-        else:
-            continue
-        missing = [name for name in stage.inputs if not is_made(run / name)]
-        upstream = [name for name in stage.inputs if name in stale_directories]
-        if missing or upstream:
-            why = f"{', '.join(missing or upstream)} {'is gone' if missing else 'will be another'}"
-        else:
-            why = _why_stale(made, {"settings": stage.settings(recipe), "inputs": _inputs(stage, recipe, beside, run)})
-        if not why and is_made(target):
-            try:
-                verify(target, stage.kind)
-            except DataError as error:
-                if not replace:
-                    raise DataError(f"{error}. Make it again with --replace") from None
-                why = "damaged"
+        try:
+            made = _made_from(stage, run)
+            if made is None:
+                continue
+            missing = [name for name in stage.inputs if not is_made(run / name)]
+            upstream = [name for name in stage.inputs if name in stale_directories]
+            if missing or upstream:
+                why = f"{', '.join(missing or upstream)} {'is gone' if missing else 'will be another'}"
+            else:
+                why = _why_stale(made, stage.settings(recipe), _inputs(stage, recipe, beside, run))
+            if not why and is_made(run / stage.directory):
+                verify(run / stage.directory, stage.kind)
+        except DamagedError as error:
+            if not replace:
+                raise DamagedError(f"{error}. Make it again with --replace") from None
+            why = "damaged"
         if why:
             stale[stage.name] = why
             stale_directories.add(stage.directory)
     return stale
 
 
-def _origin(manifest: Manifest) -> dict[str, Any]:
-    return {"settings": manifest.settings, "inputs": manifest.inputs}
+def _made_from(stage: Stage, run: Path) -> dict[str, Any] | None:
+    """Settings and inputs of a finished or begun stage; None if it was not begun."""
+    if is_made(run / stage.directory):
+        manifest = read_manifest(run / stage.directory, stage.kind)
+        return {"settings": manifest.settings, "inputs": manifest.inputs}
+    origin = run / stage.work / "origin.json" if stage.work else None
+    if origin is None or not origin.is_file():
+        return None
+    try:
+        begun = json.loads(origin.read_bytes())
+        return {"settings": begun["settings"], "inputs": begun["inputs"]}
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f"{origin} is damaged") from None
 
 
-def _why_stale(made: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    if made["settings"] != now["settings"]:
+def _why_stale(made: Mapping[str, Any], settings: Table, inputs: Mapping[str, str]) -> str:
+    if made["settings"] != settings:
         return "its settings changed"
-    changed = [
-        name for name in {**made["inputs"], **now["inputs"]} if made["inputs"].get(name) != now["inputs"].get(name)
-    ]
+    before = made["inputs"]
+    changed = [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
     if not changed:
         return ""
-    told = [
-        f"{name} was {_short(made['inputs'].get(name))}, is {_short(now['inputs'].get(name))}" for name in changed[:3]
-    ]
+    told = [f"{name} was {_short(before.get(name))}, is {_short(inputs.get(name))}" for name in changed[:3]]
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f"made from other inputs: {'; '.join(told)}{more}"
 
@@ -333,11 +352,11 @@ def _ready_to_train(recipe: Recipe, run: Path, say: Say) -> Recipe:
     settings = recipe.pretrain
     if is_made(run / "model") or not is_made(run / "shards"):
         return recipe
-    from groundup.pretrain.run import check_fits, faster_precision, prepare_process
+    from groundup.pretrain.run import faster_precision, prepare_process
     from groundup.pretrained import find_device
 
     prepare_process()
-    check_fits(recipe.model, settings, _places(run), [settings.sample_prompt, *recipe.evals.prompts])
+    _check_fits(recipe, run)
     device = find_device(settings.device)
     precision = settings.precision
     if precision is None:
@@ -346,9 +365,15 @@ def _ready_to_train(recipe: Recipe, run: Path, say: Say) -> Recipe:
         precision, speeds = faster_precision(model, settings, run / "shards", device)
         told = ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items())
         say(f"timed both precisions on {device}: {told}; taking {precision}")
-    chosen = _with_pretrain(recipe, device=str(device), precision=precision)
+    chosen = _with_pretrain(recipe, device=settings.device or str(device), precision=precision)
     write_text(run / "recipe.toml", chosen.to_toml())
     return chosen
+
+
+def _check_fits(recipe: Recipe, run: Path) -> None:
+    from groundup.pretrain.run import check_fits
+
+    check_fits(recipe.model, _places(run), [recipe.pretrain.sample_prompt, *recipe.evals.prompts])
 
 
 # The stages
@@ -376,7 +401,10 @@ def _tokenizer_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
 
 def _existing_tokenizer(settings: Existing, beside: Path) -> Path:
     there = beside / Path(settings.path).expanduser()
-    return there if there.exists() else Path(settings.path).expanduser()
+    path = there if there.exists() else Path(settings.path).expanduser()
+    if is_made(path):
+        verify(path)
+    return path
 
 
 def _make_corpus(job: Job) -> None:
@@ -451,7 +479,8 @@ def _make_evals(job: Job) -> None:
     from groundup.evals.run import evaluate
 
     with making(job.run / "evals", "evals", job.settings, job.inputs) as draft:
-        evaluate(job.run / "model", job.run / "shards", job.recipe.evals, draft, job.progress)
+        device = job.recipe.pretrain.device
+        evaluate(job.run / "model", job.run / "shards", job.recipe.evals, device, draft, job.progress)
 
 
 def report_of(run: Path) -> Path:

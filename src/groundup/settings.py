@@ -113,7 +113,9 @@ def read_toml(file: Path) -> Table:
     try:
         with open(file, "rb") as stream:
             return tomllib.load(stream)
-    except (FileNotFoundError, IsADirectoryError):
+    except PermissionError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         beside = sorted(str(path) for path in file.parent.glob("*.toml")) if file.parent.is_dir() else []
         hint = f"; recipes there: {', '.join(beside)}" if beside else ""
         raise DataError(f"no recipe file {file}{hint}") from None

@@ -10,7 +10,7 @@ _REPAIR = ftfy.TextFixerConfig(
 )
 """Only what is broken; ligatures, wide characters and curled quotes are the author's choice."""
 
-_BLANKS_AT_LINE_END = regex.compile(r"[ \t]+$", regex.MULTILINE)
+_BLANKS_AT_LINE_END = regex.compile(r"(?<![ \t])[ \t]+$", regex.MULTILINE)
 _EMPTY_LINES = regex.compile(r"\n{3,}")
 
 

@@ -62,7 +62,8 @@ def refine(found: Found, settings: CorpusSettings, draft: Draft, progress: Progr
         told = "; ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common()) or "nothing"
         raise DataError(
             f"the corpus has {kept} documents left of {read_documents:,} read, at least {len(SPLITS)} are needed to "
-            f"train, validate and test. Dropped: {told}. Look at corpus.filters, or at sources"
+            f"train, validate and test. Dropped: {told}. Look at corpus.filters, add sources, or cut long ones with "
+            "a smaller corpus.max_document_bytes"
         )
     _fill_empty_splits(draft.path, counts)
     draft.statistics |= {
@@ -148,4 +149,10 @@ def _documents(path: Path) -> Iterator[Document]:
 
 def source_digests(found: Found) -> dict[str, str]:
     """Name of each source file → sha256 of its bytes."""
-    return {name: sha256_of_file(path) for name, path in found.files}
+    digests = {}
+    for name, path in found.files:
+        try:
+            digests[name] = sha256_of_file(path)
+        except OSError as error:
+            raise DataError(f"cannot read source {name} ({path}): {error.strerror}") from None
+    return digests

@@ -1,7 +1,6 @@
 """Sources: files and folders → documents. What cannot be read comes out too, with the reason."""
 
 import codecs
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -155,7 +154,10 @@ def _from_json(line: bytes, source: str, text_field: str) -> Document:
     if not isinstance(text, str):
         was = f"no field {text_field!r}" if text is None else f"field {text_field!r} is not a string"
         return Document(as_text, source, reason=f"{was}; fields: {', '.join(row) or 'none'} (set corpus.text_field)")
-    return Document(text, source, json.dumps(row, ensure_ascii=False))
+    try:
+        return Document(text, source, orjson.dumps(row).decode())
+    except orjson.JSONEncodeError as error:
+        return Document(text, source, reason=f"not JSON that can be written again: {error}")
 
 
 def _cut(document: Document, limit: int) -> Iterator[Document]:

@@ -1,5 +1,6 @@
 """The evaluation stage: the test documents are read once, and the model is asked to write."""
 
+import sys
 from pathlib import Path
 
 from groundup import pretrained
@@ -16,9 +17,11 @@ from groundup.shards import open_split, stream_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
 
-def evaluate(model_directory: Path, shards: Path, settings: EvalSettings, draft: Draft, progress: Progress) -> None:
+def evaluate(
+    model_directory: Path, shards: Path, settings: EvalSettings, device: str | None, draft: Draft, progress: Progress
+) -> None:
     """Write `test.json` and `samples.json`, and leave the score in `draft.statistics`."""
-    model, tokenizer = pretrained.load(model_directory)
+    model, tokenizer = pretrained.load(model_directory, device=device)
     assert tokenizer is not None, "a model of a run has its tokenizer"
     result = score(model, open_split(shards, "test"), batch_rows=settings.batch_rows, progress=progress)
     write_json(draft.path / "test.json", table_of(result))
@@ -33,16 +36,20 @@ def evaluate(model_directory: Path, shards: Path, settings: EvalSettings, draft:
 
 
 def score_files(
-    model: Transformer, tokenizer: Tokenizer | None, sources: tuple[str, ...], progress: Progress = no_progress
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    sources: tuple[str, ...],
+    corpus: CorpusSettings,
+    progress: Progress = no_progress,
 ) -> Score:
-    """Bits per byte on any files or folders, cleaned as a corpus is by default; even a short document counts.
+    """Bits per byte on any files or folders, read and cleaned as `corpus` says, neither filtered nor cut.
 
     Raises:
         DataError: when the model has no tokenizer, a document cannot be read, or there is none.
     """
     if tokenizer is None:
         raise DataError("this model directory has no tokenizer, so it cannot read text; put its tokenizer.json there")
-    settings = CorpusSettings(sources=sources)
+    settings = corpus.model_copy(update={"sources": sources, "max_document_bytes": sys.maxsize})
     texts = []
     for name, path in find(settings, Path()).files:
         for document in read(name, path, settings):

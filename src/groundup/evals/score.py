@@ -60,11 +60,11 @@ def score(
             progress(first, len(starts), "windows")
             window = slice(first, first + batch_rows)
             batch = to(cut(shards, starts[window], context), device)
-            documents = torch.from_numpy(owner[window]).to(device)
+            documents = torch.from_numpy(owner[window])
             with torch.no_grad():
-                logprobs = token_logprobs(model, batch, attending).double()
-            own = batch.document == documents[:, None]  # a short document's window runs on into the next
-            np.add.at(nats, owner[window], -(logprobs * own).sum(dim=1).cpu().numpy())
+                logprobs = token_logprobs(model, batch, attending).cpu().double()
+            own = batch.document.cpu() == documents[:, None]  # a short document's window runs on into the next
+            np.add.at(nats, owner[window], -(logprobs * own).sum(dim=1).numpy())
     finally:
         model.train(was_training)
     progress(len(starts), len(starts), "")
@@ -81,7 +81,7 @@ def _score(bits: "np.ndarray[tuple[int], np.dtype[np.float64]]", n_bytes: np.nda
     return Score(
         bits_per_byte=ratio,
         standard_error=math.sqrt(spread) / total,
-        perplexity=2 ** (float(bits.sum()) / tokens),
+        perplexity=2**mean if (mean := float(bits.sum()) / tokens) < 1024 else math.inf,
         documents=n,
         tokens=tokens,
         bytes=int(total),
@@ -89,6 +89,6 @@ def _score(bits: "np.ndarray[tuple[int], np.dtype[np.float64]]", n_bytes: np.nda
 
 
 def table_of(result: Score) -> dict[str, float | int | None]:
-    """As JSON values; a standard error that one document does not give is None."""
+    """As JSON values; None for what is no number: the error of one document, the perplexity of a diverged model."""
     table = dataclasses.asdict(result)
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in table.items()}
+    return {name: value if math.isfinite(value) else None for name, value in table.items()}

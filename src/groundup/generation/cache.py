@@ -44,4 +44,8 @@ class ContiguousCache:
         )
 
 
-pytree.register_dataclass(ContiguousCache, field_names=["keys", "values"], drop_field_names=["length"])
+pytree.register_pytree_node(
+    ContiguousCache,
+    lambda cache: ([cache.keys, cache.values], cache.length),
+    lambda tensors, length: ContiguousCache(tensors[0], tensors[1], length),
+)

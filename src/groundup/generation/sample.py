@@ -10,7 +10,7 @@ from groundup.generation.settings import Sampling
 def probabilities(logits: Float[Tensor, "V"], sampling: Sampling) -> Float[Tensor, "V"]:
     """The distribution that is drawn from: temperature first, then top-k, then top-p."""
     logits = logits.float()
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-6:  # as good as 0, and dividing by it would overflow
         return torch.zeros_like(logits).scatter_(0, logits.argmax(dim=0, keepdim=True), 1.0)
     scores = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(scores):

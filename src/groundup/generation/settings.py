@@ -17,6 +17,6 @@ class Sampling(Settings):
     """Only among the k best."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Only among the best whose probabilities add up to p (Holtzman et al. 2020, arXiv:1904.09751)."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end the answer; they are not part of it."""

@@ -40,11 +40,11 @@ class Attend(Protocol):
         v: Float[Tensor, "B G T W"],
         *,
         layer: int,
-        window: int | None = None,
-        slopes: Float[Tensor, "H"] | None = None,
-        scale: float | None = None,
-        soft_cap: float | None = None,
-        dropout: float = 0.0,
+        window: int | None,
+        slopes: Float[Tensor, "H"] | None,
+        scale: float | None,
+        soft_cap: float | None,
+        dropout: float,
     ) -> Float[Tensor, "B H T W"]: ...
 
 
@@ -150,7 +150,8 @@ class GroupedQueryAttention(nn.Module):
         v = self._heads(self.value(x))
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        read = attend(q, k, v, layer=self.layer, dropout=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        read = attend(q, k, v, layer=self.layer, window=None, slopes=None, scale=None, soft_cap=None, dropout=dropout)
         output: Tensor = self.out(read.transpose(1, 2).flatten(2))
         return output
 

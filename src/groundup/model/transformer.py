@@ -17,7 +17,7 @@ from groundup.model.position import Rotation, make_position
 from groundup.model.settings import LayerNorm, ModelConfig, RMSNorm
 
 Tap = Callable[[str, Tensor], None]
-"""Is shown every intermediate by name, such as `blocks.3.attention`."""
+"""Is shown by name what enters the stream of vectors and what the stream then is, such as `blocks.3.attention`."""
 
 
 class Block(nn.Module):
@@ -85,7 +85,7 @@ class Transformer(nn.Module):
             tokens: ids; hidden states where `embed` is None, as in the later stages of a pipeline.
             position: of each token in its document; 0..T−1 if not given.
             attend: which keys each query may read; all before it if not given.
-            tap: is shown every intermediate.
+            tap: is shown what each sublayer adds, and the stream after each block.
         """
         tap = tap or _no_tap
         if position is None:

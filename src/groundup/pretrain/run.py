@@ -70,24 +70,16 @@ def prepare_process() -> None:
     libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def check_fits(model: ModelConfig, settings: PretrainSettings, places: Places, prompts: Iterable[str]) -> None:
-    """Refuse, before the first step, settings that contradict each other or the data.
+def check_fits(model: ModelConfig, places: Places, prompts: Iterable[str]) -> None:
+    """Refuse, before the first step, settings that contradict the data.
 
     Args:
         prompts: texts that the model will be asked to continue, in the run or after it.
 
     Raises:
-        SettingsError: batch not a multiple of the context length; context longer than the corpus; prompt longer than
-            the context.
+        SettingsError: context longer than the corpus, or a prompt longer than the context.
     """
     context = model.context_length
-    if settings.batch_tokens % context:
-        below = settings.batch_tokens // context * context
-        nearest = sorted({max(context, below), below + context})
-        raise SettingsError(
-            f"pretrain.batch_tokens = {settings.batch_tokens:,} is not a multiple of model.context_length = {context}; "
-            f"nearest: {', '.join(f'{n:,}' for n in nearest)}"
-        )
     tokens = len(open_split(places.shards, "train").ids)
     if tokens <= context:
         raise SettingsError(
@@ -156,7 +148,8 @@ def pretrain(
     masters.follow(optimizer)
     log = RunLog(places.work)
     checkpoints = places.work / "checkpoints"
-    state = _restore(checkpoints, masters, optimizer, log, say)
+    described = {"model": model_config.table(), "pretrain": settings.table()}
+    state = _restore(checkpoints, masters, optimizer, described, inputs, log, say)
     start, tokens = int(state["step"]), int(state["tokens"])
     began = time.monotonic() - state["seconds"]
     rows = settings.batch_tokens // config.context_length
@@ -171,7 +164,8 @@ def pretrain(
     def save(step: int) -> None:
         flush()
         state.update(step=step, next_row=step * rows, tokens=tokens, seconds=round(time.monotonic() - began, 3))
-        checkpoint.save(checkpoints, masters.copies, optimizer, state, inputs, settings.keep_checkpoints)
+        keep = settings.keep_checkpoints
+        checkpoint.save(checkpoints, masters.copies, optimizer, state, described, inputs, keep)
         log.event("saved", step=step)
 
     with noticing_signals() as stop:
@@ -190,9 +184,10 @@ def pretrain(
             number = step.number
             tokens += settings.batch_tokens
             log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
-            if number % STEPS_PER_FLUSH == 0:
-                flush()
             last = number == settings.steps
+            looks_up = number % settings.validate_every == 0 or number % settings.sample_every == 0 or last
+            if looks_up or number % STEPS_PER_FLUSH == 0:
+                flush()  # before a model that diverged is asked for anything
             if number % settings.validate_every == 0 or last:
                 measured = score(
                     model, validation, max_tokens=settings.validation_tokens, batch_rows=settings.micro_batch_rows
@@ -209,17 +204,24 @@ def pretrain(
                     f"saved at step {number:,} of {settings.steps:,}; the same command goes on from there"
                 )
             progress(number, settings.steps, log.summary())
-    described = {"model": model_config.table(), "pretrain": settings.table()}
     with making(places.model, "model", described, inputs) as draft:
         pretrained.save(draft.path, config, dict(masters.copies), tokenizer)
         write_json(draft.path / "generation.json", Sampling().table())
         draft.seconds_before = time.monotonic() - began
         draft.statistics |= _statistics(config, settings.steps, tokens, log)
     log.event("finished", step=settings.steps)
+    if stop.asked:
+        raise SavedAndStopped("the model is finished and saved; the same command goes on from there")
 
 
 def _restore(
-    checkpoints: Path, masters: Masters, optimizer: torch.optim.Optimizer, log: "RunLog", say: Callable[[str], None]
+    checkpoints: Path,
+    masters: Masters,
+    optimizer: torch.optim.Optimizer,
+    described: dict[str, Any],
+    inputs: dict[str, str],
+    log: "RunLog",
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Bring weights, optimizer and log to the newest whole checkpoint, or the beginning; the state of the run there."""
 
@@ -227,7 +229,7 @@ def _restore(
         say(f"passed over {directory.name}: {why}")
         log.event("checkpoint refused", checkpoint=directory.name, why=why)
 
-    found = checkpoint.load_newest(checkpoints, masters.copies, optimizer, refused)
+    found = checkpoint.load_newest(checkpoints, masters.copies, optimizer, described, inputs, refused)
     masters.publish()
     state = found or {"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}
     log.cut_after(state["step"])
@@ -334,8 +336,10 @@ class RunLog:
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
-    with naming_the_place(path), open(path, "a", encoding="utf-8") as stream:
-        stream.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    with naming_the_place(path), open(path, "a+b") as stream:
+        if stream.tell() and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":
+            stream.write(b"\n")  # a killed process left half a line; it must not swallow the next
+        stream.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.corpus.document import SPLITS
-from groundup.files import Manifest, read_manifest, write_text
+from groundup.files import Manifest, read_lines, read_manifest, verify, write_text
 from groundup.report.charts import Line, bar_chart, line_chart, smooth
 from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -26,17 +26,18 @@ def write_report(run: Path, digest: str) -> bool:
     if target.is_file() and mark in target.read_text(encoding="utf-8")[:400]:
         return False
     manifests = {name: read_manifest(run / name, name) for name in STAGES}
+    verify(run / "evals")
     body = "\n".join(
         [
             _head(run, manifests),
             _chain(manifests),
             _samples(json.loads((run / "evals" / "samples.json").read_text())),
-            _training(_lines(run / "pretrain" / "metrics.jsonl"), manifests["model"]),
+            _training(read_lines(run / "pretrain" / "metrics.jsonl"), manifests["model"]),
             _evaluation(manifests["evals"]),
             _corpus(manifests["corpus"]),
             _tokenizer(manifests["tokenizer"], manifests["shards"], Tokenizer.load(run / "tokenizer")),
             _model(manifests["model"]),
-            _events(_lines(run / "pretrain" / "events.jsonl")),
+            _events(read_lines(run / "pretrain" / "events.jsonl")),
             _recipe((run / "recipe.toml").read_text(encoding="utf-8")),
         ]
     )
@@ -51,12 +52,12 @@ def write_report(run: Path, digest: str) -> bool:
     return True
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
 def _text(value: object) -> str:
     return html.escape(str(value))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _section(title: str, *parts: str) -> str:
@@ -98,7 +99,7 @@ def _head(run: Path, manifests: Mapping[str, Manifest]) -> str:
     error = f" ± {test['standard_error']:.3f}" if test["standard_error"] is not None else ""
     cards = {
         "bits per byte on unseen documents": f"{test['bits_per_byte']:.3f}{error}",
-        "perplexity of a token": f"{test['perplexity']:.1f}",
+        "perplexity of a token": _number(test["perplexity"], ".1f"),
         "parameters": f"{parameters:,}",
         "tokens trained on": f"{model['tokens']:,} ({model['tokens'] / train:.1f} × the corpus)",
         "time for everything": duration(seconds),
@@ -159,6 +160,8 @@ def _training(lines: list[dict[str, Any]], model: Manifest) -> str:
     steps = [line for line in lines if "loss" in line]
     validations = [line for line in lines if "validation_bits_per_byte" in line]
     samples = [line for line in lines if "sample" in line]
+    if not steps:
+        return _section("Training", _sentence("The metrics of this run are gone."))
     x = [line["step"] for line in steps]
     loss = [line["loss"] for line in steps]
     settings = model.settings["pretrain"]
@@ -213,8 +216,8 @@ def _evaluation(evals: Manifest) -> str:
     test = evals.statistics["test"]
     rows = [
         ("bits per byte", f"{test['bits_per_byte']:.4f}"),
-        ("standard error over documents", "–" if test["standard_error"] is None else f"{test['standard_error']:.4f}"),
-        ("perplexity of a token", f"{test['perplexity']:.2f}"),
+        ("standard error over documents", _number(test["standard_error"], ".4f")),
+        ("perplexity of a token", _number(test["perplexity"], ".2f")),
         ("documents", f"{test['documents']:,}"),
         ("tokens", f"{test['tokens']:,}"),
         ("bytes", f"{test['bytes']:,}"),

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import regex
 
-from groundup.errors import DataError, SettingsError
+from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.files import Progress, no_progress, reading, write_json
 from groundup.tokenizer import split
 from groundup.tokenizer.bpe import Pair, encode_piece
@@ -60,7 +60,8 @@ class Tokenizer:
         self.pattern = pattern
         self._tokens = list(tokens)
         self._pairs = list(merges)
-        ids = {token: i for i, token in enumerate(tokens) if i not in set(special.values())}
+        special_ids = set(special.values())
+        ids = {token: i for i, token in enumerate(tokens) if i not in special_ids}
         self._byte_ids = [ids[bytes([byte])] for byte in range(N_BYTES)]
         self._merges = {pair: (rank, ids[tokens[pair[0]] + tokens[pair[1]]]) for rank, pair in enumerate(self._pairs)}
         self._split = split.compiled(pattern)
@@ -131,19 +132,18 @@ class Tokenizer:
         ... )
         ('lower <|endoftext|>', [263])
         """
-        if isinstance(text, bytes):
-            try:
-                return self.encode(text.decode(), allowed)
-            except UnicodeDecodeError as error:
-                return self._encode_broken(text, error.start)
-        if not allowed:
-            return self._encode_ordinary(text)
         unknown = allowed - self.special.keys()
         if unknown:
             raise SettingsError(f"not special tokens of this tokenizer: {', '.join(sorted(unknown))}")
+        if not allowed:
+            return self._encode_bytes(text) if isinstance(text, bytes) else self._encode_ordinary(text)
+        as_text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
         ids: list[int] = []
-        for part in _special_pattern(allowed).split(text):
-            ids += [self.special[part]] if part in allowed else self._encode_ordinary(part)
+        for part in _special_pattern(allowed).split(as_text):
+            if part in allowed:
+                ids.append(self.special[part])
+            else:
+                ids += self.encode(part.encode("utf-8", "surrogateescape") if isinstance(text, bytes) else part)
         return ids
 
     def encode_batch(self, texts: Iterable[str | bytes], allowed: frozenset[str] = frozenset()) -> list[list[int]]:
@@ -176,7 +176,7 @@ class Tokenizer:
         for piece in self._split.findall(text):
             known = self._cache.get(piece)
             if known is None:
-                known = self._encode_bytes(_utf8(piece))
+                known = self._encode_piece(_utf8(piece))
                 if len(self._cache) >= CACHED_PIECES:
                     self._cache.clear()
                 if len(piece) <= 64:
@@ -184,16 +184,19 @@ class Tokenizer:
             ids += known
         return ids
 
-    def _encode_bytes(self, piece: bytes) -> list[int]:
+    def _encode_piece(self, piece: bytes) -> list[int]:
         return encode_piece([self._byte_ids[byte] for byte in piece], self._merges)
 
-    def _encode_broken(self, raw: bytes, wrong: int) -> list[int]:
-        pieces = self._split.findall(raw[:wrong].decode())
+    def _encode_bytes(self, raw: bytes) -> list[int]:
+        try:
+            return self._encode_ordinary(raw.decode())
+        except UnicodeDecodeError as error:
+            pieces = self._split.findall(raw[: error.start].decode())
         last = len(pieces) - 1
         while last > 0 and pieces[last].isspace() and pieces[last - 1].isspace():
             last -= 1
         whole = "".join(pieces[: max(last, 0)])
-        return self._encode_ordinary(whole) + self._encode_bytes(raw[len(whole.encode()) :])
+        return self._encode_ordinary(whole) + self._encode_piece(raw[len(whole.encode()) :])
 
     # Files
 
@@ -221,7 +224,8 @@ class Tokenizer:
             ids: dict[str, int] = json.loads(stream.read())
         with reading(merges) as stream:
             lines = stream.read().decode().split("\n")
-        pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines[1:] if line)]
+        lines = [line for line in lines if line and not line.startswith("#version")]
+        pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
         return cls._from_strings(ids, pairs, {END_OF_TEXT: ids[END_OF_TEXT]}, "gpt2")
 
     @classmethod
@@ -230,10 +234,16 @@ class Tokenizer:
             file = json.loads(stream.read())
         model = file["model"]
         if model.get("type", "BPE") != "BPE":
-            raise ValueError(f"its model is {model.get('type')}; only byte-level BPE is read")
+            raise UnsupportedError(f"{path}: its model is {model.get('type')}; only byte-level BPE is read")
+        for option in ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout"):
+            if model.get(option):
+                raise UnsupportedError(f"{path}: its model has {option} = {model[option]!r}, which is not read")
+        ordinary = [token["content"] for token in file.get("added_tokens", []) if not token.get("special", True)]
+        if ordinary:
+            raise UnsupportedError(f"{path}: it has added tokens that are not special, such as {ordinary[0]!r}")
         pattern = _pattern_in(file["pre_tokenizer"])
         if file.get("normalizer"):
-            raise ValueError(f"it has a normalizer ({file['normalizer'].get('type')}), which is not read")
+            raise UnsupportedError(f"{path}: it has a normalizer ({file['normalizer'].get('type')}), which is not read")
         pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
         special = {token["content"]: token["id"] for token in file.get("added_tokens", [])}
         return cls._from_strings(model["vocab"], pairs, special, pattern)
@@ -322,18 +332,18 @@ def _pattern_in(pre_tokenizer: dict[str, Any] | None) -> str:
     """The name of the split pattern that a Hugging Face pre-tokenizer stands for.
 
     Raises:
-        ValueError: for one that we do not know.
+        UnsupportedError: for one that we do not know.
     """
     parts = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
     cuts = [part["pattern"].get("Regex") for part in parts if part and part["type"] == "Split"]
     levels = [part for part in parts if part and part["type"] == "ByteLevel"]
     if len(levels) != 1 or len(cuts) + len(levels) != len(parts) or levels[0].get("add_prefix_space"):
-        raise ValueError(
+        raise UnsupportedError(
             f"its pre-tokenizer is {json.dumps(pre_tokenizer)[:200]}; only splitting and byte level are read"
         )
     if levels[0].get("use_regex", True) and not cuts:
         return "gpt2"
     name = split.named(cuts[0]) if len(cuts) == 1 else None
     if name is None:
-        raise ValueError(f"its split pattern {cuts} is none of {', '.join(split.PUBLISHED)}")
+        raise UnsupportedError(f"its split pattern {cuts} is none of {', '.join(split.PUBLISHED)}")
     return name

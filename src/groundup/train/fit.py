@@ -78,6 +78,8 @@ def fit(
         )
         if accept is not None and not accept(step):
             step = Step(**{**vars(step), "accepted": False})
+            if scaler is not None:
+                scaler.update()
         elif scaler is not None:
             scaler.step(optimizer)
             scaler.update()
