@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -63,7 +64,8 @@ def test_help_answers_within_the_promised_time(command: str | None) -> None:
 def test_examples_in_help_are_commands_that_parse() -> None:
     for command in COMMANDS:
         text = run(command, "--help").stdout
-        examples = [line.strip() for line in text[text.index("Example:") :].splitlines()[1:] if line.strip()]
+        shown = text[text.index("Example:") :].split("Settings:")[0]
+        examples = [line.strip() for line in shown.splitlines()[1:] if line.strip()]
         assert examples
         for example in examples:
             words = shlex.split(example.split("|")[-1])
@@ -135,6 +137,13 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["eval", "runs/tiny", "nowhere.txt"], 3, "source nowhere.txt is missing"),
     (["eval", "runs/tiny", "weights.pt"], 3, "nothing here reads '.pt' files"),
     (["report", "empty"], 3, "has no result of corpus"),
+    (["build", "tiny.toml", "--run", "weights.pt"], 2, "weights.pt"),
+    (["build", "weights.pt/x.toml"], 3, "no recipe file"),
+    (["build", "tiny.toml", f"name={'x' * 300}"], 2, "at most 100 characters"),
+    (["build", "tiny.toml", "--run", "x" * 300], 2, "cannot be made: File name too long"),
+    (["generate", "runs/tiny", "--device", "meta"], 2, "device 'meta'"),
+    (["generate", "runs/tiny", "--seed", str(1 << 64)], 2, "seed is"),
+    (["eval", "damaged"], 3, "is damaged"),
 ]
 
 
@@ -146,6 +155,9 @@ def test_a_mistake_is_answered_with_a_paragraph_and_its_code(
     (built / "latin").mkdir(exist_ok=True)
     (built / "latin" / "a.txt").write_bytes("über ".encode("latin-1") * 100)
     (built / "weights.pt").write_bytes(b"\x80\x04\x95")
+    if not (built / "damaged").exists():
+        shutil.copytree(built / "runs" / "tiny", built / "damaged")
+        (built / "damaged" / "evals" / "test.json").write_text("{}")
     done = run(*arguments, cwd=built)
     assert answer in done.stderr + done.stdout
     assert done.returncode == code

@@ -87,6 +87,14 @@ def test_the_tokenizer_beside_the_model_is_loaded(tmp_path: Path, tokenizer: Tok
     assert loaded.encode("the king") == tokenizer.encode("the king")
 
 
+def test_a_tokenizer_that_is_not_represented_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    hugging_face("llama", {}).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    with pytest.warns(UserWarning, match="without its tokenizer.*Unigram"):
+        _, loaded = groundup.load(tmp_path, device="cpu")
+    assert loaded is None
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     hugging_face("llama", {}).save_pretrained(tmp_path)
     tokenizer.save(tmp_path / "tokenizer.json")

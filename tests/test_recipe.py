@@ -218,6 +218,60 @@ def test_precision_is_timed_once_written_down_and_kept(home: Path) -> None:
     assert set(what(quietly()).values()) == {"up to date"}  # though the user's recipe leaves both open
 
 
+def test_replace_checks_before_it_throws_away(home: Path) -> None:
+    before = read_manifest(quietly().run / "model").digest
+    for override in ("pretrain.sample_prompt=ABCDEFGHIJKLMNOPQ", "pretrain.batch_tokens=100"):
+        with pytest.raises(SettingsError):
+            quietly([override], replace=True)
+    assert read_manifest(Path("runs/tiny/model")).digest == before
+    assert set(what(quietly()).values()) == {"up to date"}
+
+
+def test_replacing_one_stage_leaves_the_later_ones_for_whoever_asks(home: Path) -> None:
+    quietly()
+    quietly(["tokenizer.vocab_size=384"], replace=True, only="tokenizer")
+    assert Path("runs/tiny/model/model.safetensors").is_file()
+    with pytest.raises(SettingsError, match="stale: pack"):
+        quietly(["tokenizer.vocab_size=384"])
+
+
+def test_overriding_a_kind_with_itself_drops_nothing(home: Path) -> None:
+    recipe = Recipe.load(Path("tiny.toml"), ["model.position.base=500.0", "model.position.kind=rotary"])
+    assert recipe.model.position.base == 500.0
+    assert build(recipe, ["pretrain.steps=3"], run="runs/three", say=lambda text: None).run.name == "three"
+    assert len(losses(Path("runs/three"))) == 3
+
+
+def test_a_character_that_splits_lines_elsewhere_does_not_split_a_log(home: Path) -> None:
+    run = quietly(["pretrain.sample_prompt='a\u2028b\u0085c'"], run="runs/odd").run
+    assert "a\u2028b" in (run / "report.html").read_text()
+
+
+def test_files_of_a_persons_own_are_never_replaced(home: Path) -> None:
+    (home / "mine" / "corpus").mkdir(parents=True)
+    (home / "mine" / "corpus" / "poem.txt").write_text("mine")
+    with pytest.raises(SettingsError, match="holds other files"):
+        quietly(run="mine")
+    (home / "mine" / "lock").write_text("")
+    with pytest.raises(SettingsError, match="corpus is in the way"):
+        quietly(run="mine")
+    assert (home / "mine" / "corpus" / "poem.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(home: Path) -> None:
+    other = quietly(["pretrain.seed=5"], run="runs/other").run
+    run = Path("runs/tiny")
+    for stage in ("corpus", "tokenizer", "pack"):
+        quietly(only=stage)
+    shutil.copytree(other / "pretrain" / "checkpoints", run / "pretrain" / "checkpoints")
+    said: list[str] = []
+    with pytest.raises(DataError, match="can be used; remove that folder"):
+        build("tiny.toml", say=said.append)
+    assert any("other settings or inputs" in line for line in said)
+    shutil.rmtree(run / "pretrain" / "checkpoints")
+    assert len(losses(quietly().run)) == 40
+
+
 def test_a_foreign_directory_is_not_touched(home: Path) -> None:
     (home / "precious").mkdir()
     (home / "precious" / "thesis.txt").write_text("years of work")

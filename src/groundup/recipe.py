@@ -24,6 +24,7 @@ from groundup.files import (
     is_made,
     lock,
     making,
+    naming_the_place,
     no_progress,
     read_manifest,
     share,
@@ -51,7 +52,7 @@ class ShardSettings(Settings):
 class Recipe(Settings):
     """A whole model, one table a stage."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """The run is written to `runs/NAME`."""
     corpus: CorpusSettings
     tokenizer: TokenizerSettings
@@ -168,7 +169,8 @@ def build(
     directory = Path(run) if run is not None else Path("runs") / loaded.name
     if not directory.name:
         directory = directory.resolve()
-    _refuse_foreign(directory)
+    with naming_the_place(directory):
+        _refuse_foreign(directory)
     with lock(directory):
         recorded = read_toml(directory / "recipe.toml") if (directory / "recipe.toml").is_file() else {}
         loaded = _with_recorded_choices(loaded, recorded)

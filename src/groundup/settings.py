@@ -61,8 +61,8 @@ class Settings(BaseModel):
 
     @classmethod
     def _from_overridden(cls, table: Table, overrides: Iterable[str], origin: str) -> Self:
-        table = _with_default_kinds(cls, table)  # so that naming the kind a table has anyway drops nothing
         for override in overrides:
+            table = _with_default_kinds(cls, table)  # so that naming the kind a table has anyway drops nothing
             _apply(table, override)
         return cls.from_table(table, origin)
 
@@ -198,7 +198,7 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:
         case "union_tag_invalid":
             kinds = [kind.strip("' ") for kind in context["expected_tags"].split(",")]
             return f"{dotted}.kind is {context['tag']!r}; {_nearest(context['tag'], kinds)}"
-        case "model_type" | "model_attributes_type":
+        case "model_type" | "model_attributes_type" | "dict_type":
             return f"{dotted} is {detail['input']!r}; it should be a table, such as {dotted}.kind=..."
         case "value_error":
             message = detail["msg"].removeprefix("Value error, ")

@@ -37,7 +37,7 @@ def test_a_folder_is_read_in_order_and_the_rest_is_counted(tmp_path: Path) -> No
     found = sources.find(settings("in"), tmp_path)
     assert [name for name, _ in found.files] == ["in/a.txt", "in/b.md", "in/deep/c.jsonl"]
     assert found.left_out == {".png": 1}
-    assert documents(tmp_path, "in")[2] == Document("sea", "in/deep/c.jsonl:1", '{"year": 1900}')
+    assert documents(tmp_path, "in")[2] == Document("sea", "in/deep/c.jsonl:1", '{"year":1900}')
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])

@@ -66,6 +66,7 @@ LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
         ({"temperature": 1.0}, LOGITS.softmax(0)),
         ({"temperature": 0.5}, (LOGITS * 2).softmax(0)),
         ({"temperature": 0.0}, torch.tensor([1.0, 0, 0, 0, 0])),
+        ({"temperature": 1e-45}, torch.tensor([1.0, 0, 0, 0, 0])),
         ({"temperature": 1.0, "top_k": 2}, torch.cat([LOGITS[:2].softmax(0), torch.zeros(3)])),
         ({"temperature": 1.0, "top_k": 9}, LOGITS.softmax(0)),
         # shares 0.606, 0.223, 0.135, …: the first two reach 0.7, one alone reaches 0.6
@@ -101,6 +102,14 @@ def test_streamed_parts_put_together_the_text(llama: ModelConfig, tokenizer: Tok
     parts = list(stream(model, tokenizer, "the", Sampling(max_tokens=40, temperature=1.5)))
     assert "".join(parts) == groundup.generate(model, tokenizer, "the", max_tokens=40, temperature=1.5)
     assert len(parts) > 5
+
+
+def test_a_cache_moved_as_a_pytree_keeps_its_length(llama: ModelConfig) -> None:
+    cache = ContiguousCache.empty(llama, 1, torch.device("cpu"), torch.float32)
+    cache.length = 7
+    moved = torch.utils._pytree.tree_map(lambda tensor: tensor + 1, cache)
+    assert moved.length == 7
+    assert (moved.keys == 1).all()
 
 
 @given(st.text(max_size=30), st.data())

@@ -81,6 +81,18 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
     assert_close(score(0, 0), (q * k).sum())
 
 
+def test_the_model_calls_attend_with_every_argument_that_is_pinned(model) -> None:  # type: ignore[no-untyped-def]
+    seen = []
+
+    def attend(q, k, v, *, layer, window, slopes, scale, soft_cap, dropout):  # type: ignore[no-untyped-def]
+        seen.append((layer, window, slopes, scale, soft_cap, dropout))
+        return Packed(torch.zeros(q.shape[0], q.shape[2]).long())(q, k, v, layer=layer)
+
+    tokens = torch.arange(6)[None]
+    assert_close(model(tokens, attend=attend), model(tokens))
+    assert seen == [(0, None, None, None, None, 0.0), (1, None, None, None, None, 0.0)]
+
+
 def test_attend_objects_are_pytrees() -> None:
     document = torch.tensor([[0, 0, 1]])
     leaves, spec = torch.utils._pytree.tree_flatten(Packed(document))

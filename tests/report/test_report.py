@@ -21,7 +21,7 @@ def page(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "tiny.toml",
             ["evals.prompts=['<img src=x onerror=alert(1)>']", "model.context_length=32"],
             say=lambda text: None,
-        ).run
+        ).run.resolve()
         / "report.html"
     )
 

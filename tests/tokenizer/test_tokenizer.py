@@ -205,6 +205,23 @@ def test_impossible_vocabulary_sizes_name_the_nearest(size: int, nearest: int) -
         Tokenizer.learn(["a"], vocab_size=size)
 
 
+def test_special_tokens_are_found_among_bytes_that_are_not_utf8(tokenizer: Tokenizer) -> None:
+    raw = b"the \xff<|endoftext|>king\xfe"
+    ids = tokenizer.encode(raw, frozenset({"<|endoftext|>"}))
+    assert ids.count(tokenizer.end_of_text) == 1
+    assert tokenizer.decode_bytes(ids) == raw
+
+
+@pytest.mark.parametrize("header", ["#version: 0.2\n", ""])
+def test_gpt2s_merges_are_read_with_and_without_a_header(tmp_path: Path, tokenizer: Tokenizer, header: str) -> None:
+    file = tokenizer.to_hugging_face()["model"]
+    vocabulary = {**file["vocab"], **tokenizer.special}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text(header + "\n".join(" ".join(pair) for pair in file["merges"]) + "\n")
+    (tmp_path / "vocab.json").write_text(json.dumps(dict(sorted(vocabulary.items(), key=lambda item: item[1])[:-15])))
+    assert Tokenizer.load(tmp_path).merges == tokenizer.merges
+
+
 def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
     for wrong in (-1, 320):
         with pytest.raises(ValueError, match="0 to 319"):
@@ -217,6 +234,8 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
         ({"model": {"type": "Unigram", "vocab": {}, "merges": []}}, "its model is Unigram"),
         ({"pre_tokenizer": {"type": "Metaspace"}}, "its pre-tokenizer is"),
         ({"normalizer": {"type": "NFC"}}, r"it has a normalizer \(NFC\)"),
+        ({"added_tokens": [{"content": "<x>", "id": 320, "special": False}]}, "added tokens that are not special"),
+        ({"model": {"type": "BPE", "vocab": {}, "merges": [], "ignore_merges": True}}, "ignore_merges = True"),
         ({"added_tokens": [{"content": "<x>", "id": 9999}]}, "its ids have gaps"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "cannot|is not a tokenizer"),
     ],

@@ -108,6 +108,15 @@ def test_a_refused_step_leaves_the_weights(llama: ModelConfig) -> None:
     assert seen[0].grad_norm > 0
 
 
+def test_a_refused_step_lets_a_scaled_training_go_on(llama: ModelConfig) -> None:
+    model = Transformer(llama)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    inner = accumulate(model, lambda *a: (scaler.scale((found := next_token(*a))[0]), *found[1:]), 1)
+    optimizer = make_adamw(model.parameters(), AdamW())
+    steps = fit(optimizer, lambda _: 1.0, batches(), inner, steps=4, scaler=scaler, accept=lambda s: s.number != 2)
+    assert [step.accepted for step in steps] == [True, False, True, True]
+
+
 def test_batches_are_pulled_one_a_step_and_never_ahead(llama: ModelConfig) -> None:
     pulled = []
 

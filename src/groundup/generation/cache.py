@@ -3,6 +3,7 @@
 B rows, L layers, G key/value heads, S room in tokens, K head width, T new tokens.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +45,13 @@ class ContiguousCache:
         )
 
 
-pytree.register_pytree_node(
-    ContiguousCache,
-    lambda cache: ([cache.keys, cache.values], cache.length),
-    lambda tensors, length: ContiguousCache(tensors[0], tensors[1], length),
-)
+def _flatten(cache: ContiguousCache) -> tuple[list[Tensor], int]:
+    return [cache.keys, cache.values], cache.length
+
+
+def _unflatten(tensors: Iterable[Tensor], length: int) -> ContiguousCache:
+    keys, values = tensors
+    return ContiguousCache(keys, values, length)
+
+
+pytree.register_pytree_node(ContiguousCache, _flatten, _unflatten)
