@@ -486,10 +486,11 @@ def _make_evals(job: Job) -> None:
 
 
 def report_of(run: Path) -> Path:
-    """Write the report of a finished run, if it does not show it yet, and say where it is."""
+    """Write the report of a finished run anew, and say where it is."""
     missing = [stage.name for stage in STAGES if not is_made(run / stage.directory)]
     if missing:
         raise DataError(f"{run} has no result of {', '.join(missing)} yet: run `groundup build` with its recipe first")
+    (run / "report.html").unlink(missing_ok=True)
     _run_report(run)
     return run / "report.html"
 
