@@ -49,7 +49,7 @@ def test_curves_go_through_their_points() -> None:
     points = re.search(r'points="([^"]+)"', chart)
     assert points is not None
     places = [tuple(map(float, point.split(","))) for point in points[1].split()]
-    assert [x for x, _ in places] == [64.0, 346.0, 628.0]  # left edge, middle, right edge
+    assert [x for x, _ in places] == [76.0, 344.0, 612.0]  # left edge, middle, right edge
     assert [y for _, y in places] == [220.0, 12.0, 116.0]  # lowest at the bottom, highest on top
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 76, 28, 12, 40
 MAX_POINTS = 800
 
 
@@ -38,6 +38,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
     scale_x = (WIDTH - LEFT - RIGHT) / (high_x - low_x)
     scale_y = (HEIGHT - TOP - BOTTOM) / (high_y - low_y)
     parts = [_axes(low_x, high_x, low_y, high_y, x_label, y_label)]
+    named = [line.name for line in drawn if not line.faint]
     for number, line in enumerate(drawn):
         every = max(1, len(line.x) // MAX_POINTS)
         points = " ".join(
@@ -45,7 +46,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
             for x, y in list(zip(line.x, line.y, strict=True))[::every]
         )
         parts.append(f'<polyline class="line{" faint" if line.faint else ""}" points="{points}"/>')
-        if not line.faint and len(drawn) > 1 and line.name:
+        if not line.faint and len(named) > 1:
             parts.append(
                 f'<text x="{WIDTH - RIGHT}" y="{TOP + 12 + 16 * number}" class="end">{html.escape(line.name)}</text>'
             )
