@@ -258,6 +258,31 @@ def test_files_of_a_persons_own_are_never_replaced(home: Path) -> None:
     assert (home / "mine" / "corpus" / "poem.txt").read_text() == "mine"
 
 
+def test_nothing_of_ones_own_is_replaced_by_a_shared_stage(home: Path) -> None:
+    quietly()
+    (home / "runs" / "second" / "corpus").mkdir(parents=True)
+    (home / "runs" / "second" / "lock").write_text("")
+    (home / "runs" / "second" / "corpus" / "poem.txt").write_text("mine")
+    with pytest.raises(SettingsError, match="corpus is in the way"):
+        quietly(run="runs/second")
+    assert (home / "runs" / "second" / "corpus" / "poem.txt").read_text() == "mine"
+
+
+def test_odd_lines_and_lost_files_of_a_run_end_in_no_traceback(home: Path) -> None:
+    run = quietly().run
+    (run / "pretrain" / "events.jsonl").write_text('[1]\n"x"\nnull\n{}\n')
+    (run / "report.html").unlink()
+    (run / "lock").unlink()
+    assert what(quietly())["report"] == "made"
+    (run / "recipe.toml").write_text("= junk")
+    quietly()
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "evals")
+    (run / "pretrain" / "metrics.jsonl").unlink()
+    assert what(quietly())["pretrain"] == "made"
+    assert read_manifest(run / "model").statistics["validation_bits_per_byte"] > 0
+
+
 def test_a_checkpoint_of_another_run_is_not_taken(home: Path) -> None:
     other = quietly(["pretrain.seed=5"], run="runs/other").run
     run = Path("runs/tiny")
@@ -268,6 +293,8 @@ def test_a_checkpoint_of_another_run_is_not_taken(home: Path) -> None:
     with pytest.raises(DataError, match="can be used; remove that folder"):
         build("tiny.toml", say=said.append)
     assert any("other settings or inputs" in line for line in said)
+    with pytest.raises(DataError, match="can be used; remove that folder"):
+        quietly()  # it does not begin anew by itself
     shutil.rmtree(run / "pretrain" / "checkpoints")
     assert len(losses(quietly().run)) == 40
 

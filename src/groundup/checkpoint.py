@@ -87,8 +87,8 @@ def load_newest(
 ) -> dict[str, Any] | None:
     """Load the newest whole checkpoint of this run into `weights` and `optimizer`, in place; return its state.
 
-    A damaged one, or one of a run with other settings or inputs, is renamed to `….refused`, and `refused` is told;
-    None when there is none to load.
+    A damaged one, or one of a run with other settings or inputs, is passed over: `refused` is told, and once another
+    has been loaded it is renamed to `….refused`. None when there is none to load.
 
     Raises:
         DataError: when there are checkpoints and every one of them is damaged.
@@ -96,15 +96,20 @@ def load_newest(
     for partial in checkpoints.glob(".step-*"):
         shutil.rmtree(partial)  # left by a process that was killed while it saved
     candidates = found(checkpoints)
+    useless = []
     for directory in reversed(candidates):
         try:
             manifest = verify(directory, "checkpoint")
             if (manifest.settings, manifest.inputs) != (settings, inputs):
                 raise DataError(f"{directory} was written by a run with other settings or inputs")
-            return _load(directory, weights, optimizer)
+            state = _load(directory, weights, optimizer)
         except DataError as error:
             refused(directory, str(error))
-            _set_aside(directory)
+            useless.append(directory)
+            continue
+        for other in useless:
+            _set_aside(other)
+        return state
     if candidates:
         raise DataError(
             f"none of the {len(candidates)} checkpoints in {checkpoints} can be used; remove that folder to begin this "

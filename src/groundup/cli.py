@@ -248,11 +248,13 @@ def _show(built: "Built", whole: bool) -> None:
     test = manifests["eval"].statistics["test"]
     error = "" if test["standard_error"] is None else f" ± {test['standard_error']:.3f}"
     print(f"\n{test['bits_per_byte']:.3f}{error} bits per byte on {test['documents']} documents it never saw\n")
-    for sample in json.loads((built.run / "evals" / "samples.json").read_text()):
+    samples = json.loads((built.run / "evals" / "samples.json").read_text())
+    for sample in samples:
         print(f"“{sample['prompt']}{sample['text']}”\n")
     command = _own_name()
     print("Try next:")
-    print(f'  {command} generate {built.run} "There was once a"')
+    prompt = next((sample["prompt"] for sample in samples if sample["prompt"]), "")
+    print(f"  {command} generate {built.run} {json.dumps(prompt, ensure_ascii=False)} --seed 7")
     print(f"  open {built.run / 'report.html'} in a browser")
     print(f"  {command} build my-recipe.toml          (a copy of a recipe, with sources naming a folder of your own)")
 

@@ -92,10 +92,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
     started = time.monotonic()
     partial = directory.with_name(f".{directory.name}.partial")
     with naming_the_place(directory):
-        if directory.exists() and not is_made(directory):
-            raise SettingsError(
-                f"{directory} is in the way: it is not an artifact of groundup. Move it, or use another --run"
-            )
+        refuse_in_the_way(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -115,6 +112,19 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def refuse_in_the_way(directory: Path) -> None:
+    """Refuse a place where something stands that is not an artifact: it may be a person's own.
+
+    Raises:
+        SettingsError: naming it.
+    """
+    if directory.exists() and not is_made(directory):
+        raise SettingsError(
+            f"{directory} is in the way: it is not an artifact of groundup, or has lost its manifest.json. "
+            "Move it, or use another --run"
+        )
 
 
 def _digest_files(directory: Path) -> dict[str, tuple[int, str]]:
@@ -178,12 +188,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a .jsonl file that a running process appends to."""
+    """The JSON objects of a .jsonl file that a running process appends to; a line that is none is left out."""
     lines = []
     for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         with contextlib.suppress(ValueError):
             lines.append(json.loads(line))
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
 @contextlib.contextmanager
@@ -270,6 +280,7 @@ def check(directory: Path, kind: str | None = None, digest_up_to: int | None = 1
 
 def share(source: Path, target: Path) -> None:
     """Give a finished artifact a second name without a second copy (hard links; copies where links cannot be)."""
+    refuse_in_the_way(target)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with naming_the_place(target):

@@ -27,6 +27,7 @@ from groundup.files import (
     naming_the_place,
     no_progress,
     read_manifest,
+    refuse_in_the_way,
     share,
     verify,
     write_json,
@@ -165,6 +166,7 @@ def build(
     Raises:
         SettingsError: when finished stages no longer fit the recipe, listing what changed.
     """
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     loaded, beside = load(recipe, overrides)
     directory = Path(run) if run is not None else Path("runs") / loaded.name
     if not directory.name:
@@ -172,7 +174,9 @@ def build(
     with naming_the_place(directory):
         _refuse_foreign(directory)
     with lock(directory):
-        recorded = read_toml(directory / "recipe.toml") if (directory / "recipe.toml").is_file() else {}
+        for stage in STAGES:
+            refuse_in_the_way(directory / stage.directory)
+        recorded = _recorded(directory, say)
         loaded = _with_recorded_choices(loaded, recorded)
         stages = STAGES if only is None else _up_to(only)
         stale = _stale(STAGES, loaded, beside, directory, replace)
@@ -184,9 +188,10 @@ def build(
                 _check_fits(loaded, directory)  # before anything is thrown away
         for stage in reversed(stages):  # a kill in between leaves no stage whose input is gone
             if stage.name in stale:
-                shutil.rmtree(directory / stage.directory, ignore_errors=True)
-                if stage.work:
-                    shutil.rmtree(directory / stage.work, ignore_errors=True)
+                for place in (directory / stage.directory, directory / (stage.work or stage.directory)):
+                    with naming_the_place(place):
+                        if place.exists():
+                            shutil.rmtree(place)
         write_text(directory / "recipe.toml", loaded.to_toml())
         rows = []
         for stage in stages:
@@ -198,6 +203,16 @@ def build(
     return Built(directory, rows)
 
 
+def _recorded(run: Path, say: Say) -> Table:
+    """The recipe that the run was last built from, if there is one that can be read."""
+    path = run / "recipe.toml"
+    try:
+        return read_toml(path) if path.is_file() else {}
+    except SettingsError as error:
+        say(f"the recipe recorded in the run cannot be read and is written anew: {error}")
+        return {}
+
+
 def _up_to(name: str) -> tuple["Stage", ...]:
     """The stages that the command of this name needs, itself included; the report needs all."""
     names = [stage.name for stage in STAGES]
@@ -205,7 +220,8 @@ def _up_to(name: str) -> tuple["Stage", ...]:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / "lock").exists():
+    begun = (directory / "lock").exists() or (directory / "corpus" / "manifest.json").exists()
+    if directory.is_dir() and any(directory.iterdir()) and not begun:
         raise SettingsError(f"{directory} holds other files and is not a run of groundup; choose another with --run")
 
 
@@ -466,7 +482,8 @@ def _make_model(job: Job) -> None:
     from groundup.pretrain.run import pretrain
 
     run = job.run
-    (run / "pretrain").mkdir(exist_ok=True)
+    with naming_the_place(run / "pretrain"):
+        (run / "pretrain").mkdir(exist_ok=True)
     write_json(run / "pretrain" / "origin.json", {"settings": job.settings, "inputs": job.inputs})
     pretrain(job.recipe.model, job.recipe.pretrain, _places(run), dict(job.inputs), job.progress, job.say)
 
@@ -488,6 +505,8 @@ def _make_evals(job: Job) -> None:
 def report_of(run: Path) -> Path:
     """Write the report of a finished run anew, and say where it is."""
     missing = [stage.name for stage in STAGES if not is_made(run / stage.directory)]
+    if not missing and not (run / "recipe.toml").is_file():
+        raise DataError(f"{run} has lost its recipe.toml: build it again with its recipe, which writes it anew")
     if missing:
         raise DataError(f"{run} has no result of {', '.join(missing)} yet: run `groundup build` with its recipe first")
     (run / "report.html").unlink(missing_ok=True)

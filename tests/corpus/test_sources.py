@@ -66,6 +66,14 @@ def test_sources_are_looked_for_beside_the_recipe_first(tmp_path: Path, monkeypa
     assert documents(Path("recipes"), "b.txt")[0].text == "here too"
 
 
+def test_a_run_among_the_sources_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("mine")
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    for name in ("lock", "recipe.toml", "metrics.jsonl"):
+        (tmp_path / "runs" / "x" / name).write_text("")
+    assert [name for name, _ in sources.find(settings("."), tmp_path).files] == ["./a.txt"]
+
+
 def test_missing_empty_and_unreadable_sources_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.zip").write_bytes(b"PK")

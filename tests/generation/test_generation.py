@@ -97,6 +97,11 @@ def test_a_seed_gives_one_text_and_another_seed_another(llama: ModelConfig, toke
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_reserved_tokens_are_never_written(llama: ModelConfig, tokenizer: Tokenizer) -> None:
+    text = groundup.generate(wide(llama), tokenizer, "the", max_tokens=400, temperature=5.0, seed=2)
+    assert "<|" not in text
+
+
 def test_streamed_parts_put_together_the_text(llama: ModelConfig, tokenizer: Tokenizer) -> None:
     model = wide(llama)
     parts = list(stream(model, tokenizer, "the", Sampling(max_tokens=40, temperature=1.5)))

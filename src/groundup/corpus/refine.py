@@ -59,10 +59,11 @@ def refine(found: Found, settings: CorpusSettings, draft: Draft, progress: Progr
             writer.close()
     kept = sum(count["documents"] for count in counts.values())
     if kept < len(SPLITS):
+        field = "corpus.text_field, " if any(reason.startswith("no field") for reason in reasons) else ""
         told = "; ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common()) or "nothing"
         raise DataError(
             f"the corpus has {kept} documents left of {read_documents:,} read, at least {len(SPLITS)} are needed to "
-            f"train, validate and test. Dropped: {told}. Look at corpus.filters, add sources, or cut long ones with "
+            f"train, validate and test. Dropped: {told}. Look at {field}corpus.filters, add sources, or cut them with "
             "a smaller corpus.max_document_bytes"
         )
     _fill_empty_splits(draft.path, counts)

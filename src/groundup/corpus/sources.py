@@ -46,7 +46,10 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
             continue
         before = len(found.files)
         left_out: Counter[str] = Counter()
+        runs = [place.parent for place in root.rglob("lock") if (place.parent / "recipe.toml").is_file()]
         for path in sorted(root.rglob("*")):
+            if any(run in path.parents for run in runs):
+                continue  # what groundup itself writes is not a source, wherever the run is kept
             parts = path.relative_to(root).parts
             if any(part.startswith(".") for part in parts) or not path.is_file():
                 continue

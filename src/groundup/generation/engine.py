@@ -12,9 +12,13 @@ from groundup.model.transformer import Transformer
 
 
 def continue_ids(
-    model: Transformer, prompt: Sequence[int], sampling: Sampling, end: int | None = None
+    model: Transformer,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    end: int | None = None,
+    never: Sequence[int] = (),
 ) -> Iterator[int]:
-    """The ids after `prompt`, one at a time, until `end` or `max_tokens`.
+    """The ids after `prompt`, one at a time, until `end` or `max_tokens`; none of `never` is chosen.
 
     When the context is full, the later half of it is read again from position 0 and the earlier half forgotten.
 
@@ -42,6 +46,7 @@ def continue_ids(
                 tokens = torch.tensor([unread], device=weight.device)
                 hidden = model.hidden(tokens, position, cache)
                 logits = model.logits(hidden[0, -1])
+                logits[list(never)] = float("-inf")
             cache.length += len(unread)
             chosen = sample(logits, sampling, generator)
             if chosen == end:

@@ -33,10 +33,12 @@ def stream(model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Samp
     """The same in parts as they come: never half a character, never a part of a stop string."""
     end = tokenizer.special.get(END_OF_TEXT)
     ids = [*([] if end is None else [end]), *tokenizer.encode(prompt)]
+    # Reserved and chat tokens are no text; a model that never met them in training scores them at random.
+    never = [i for text, i in tokenizer.special.items() if i != end and i < (model.config.vocab_size or 0)]
     parts = whole_characters(
         # A model's vocabulary may be padded beyond its tokenizer's; such an id has no text.
         tokenizer.decode_bytes([i]) if i < tokenizer.vocab_size else b""
-        for i in continue_ids(model, ids, sampling, end)
+        for i in continue_ids(model, ids, sampling, end, never)
     )
     return until_stop(parts, sampling.stop)
 

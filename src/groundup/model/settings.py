@@ -84,7 +84,7 @@ class ModelConfig(Settings):
     """Tokens that one row holds, and the most that the model sees at once."""
     d_model: int = Field(default=256, ge=1)
     """Width of the stream of vectors that the blocks add to."""
-    n_layers: int = Field(default=6, ge=1)
+    n_layers: int = Field(default=6, ge=1, le=1000)
     """Blocks, one after another."""
     n_heads: int = Field(default=4, ge=1)
     """Query heads in each block."""

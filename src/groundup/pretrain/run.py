@@ -204,6 +204,10 @@ def pretrain(
                     f"saved at step {number:,} of {settings.steps:,}; the same command goes on from there"
                 )
             progress(number, settings.steps, log.summary())
+    if log.last("validation_bits_per_byte") is None:  # the metrics of an earlier process are gone
+        measured = score(model, validation, max_tokens=settings.validation_tokens)
+        log.add(step=settings.steps, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
+        flush()
     with making(places.model, "model", described, inputs) as draft:
         pretrained.save(draft.path, config, dict(masters.copies), tokenizer)
         write_json(draft.path / "generation.json", Sampling().table())
@@ -287,7 +291,8 @@ class RunLog:
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and a line that a killed process left half-written."""
-        kept = [line for line in read_lines(self._metrics) if line["step"] <= step]
+        lines = [line for line in read_lines(self._metrics) if isinstance(line.get("step"), int)]
+        kept = [line for line in lines if line["step"] <= step]
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
         for line in kept:
             self._last |= line

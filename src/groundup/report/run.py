@@ -309,8 +309,8 @@ def _model(model: Manifest) -> str:
 def _events(events: list[dict[str, Any]]) -> str:
     rows = [
         (
-            event["at"],
-            event["event"],
+            event.get("at", ""),
+            event.get("event", ""),
             ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("at", "event")),
         )
         for event in events
