@@ -37,7 +37,7 @@ def llama() -> ModelConfig:
             "n_heads": 4,
             "n_kv_heads": 2,
             "d_ff": 48,
-            "attention": {"qk_norm": True},
+            "attention": {"qk_norm": "head"},
         }
     )
 
@@ -54,7 +54,7 @@ def gpt2() -> ModelConfig:
             "n_heads": 4,
             "position": {"kind": "learned"},
             "norm": {"kind": "layernorm"},
-            "attention": {"bias": True},
+            "attention": {"bias": "all"},
             "feedforward": {"kind": "gelu"},
         }
     )

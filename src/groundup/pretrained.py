@@ -1,4 +1,4 @@
-"""Trained models: our directories and Hugging Face's, read; ours, written. Safetensors only, never a pickle."""
+"""Trained models: our directories, Hugging Face's and llama2.c's files, read; ours, written. Never a pickle."""
 
 import json
 import os
@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from groundup import llama2c
 from groundup.errors import DataError, GroundupError, SettingsError, UnsupportedError
 from groundup.files import check, is_made, write_json
-from groundup.model.names import ARCHITECTURES
-from groundup.model.settings import ModelConfig
+from groundup.model.names import ARCHITECTURES, read_config, rename
+from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -45,7 +46,8 @@ def load(
     """A trained model and its tokenizer, if there is one beside it.
 
     Args:
-        path: a model directory of ours, a run (its `model/` is meant), or a Hugging Face directory.
+        path: a model directory of ours, a run (its `model/` is meant), a Hugging Face directory, or a `.bin` file of
+            llama2.c.
         device: the best present if not given.
         dtype: of the weights, such as `torch.bfloat16` or its name.
 
@@ -55,6 +57,9 @@ def load(
 
     A tokenizer of a kind that is not represented here is left out with a warning.
     """
+    if llama2c.is_model(Path(path)):
+        config, weights = llama2c.read_model(Path(path))
+        return build(config, weights, str(path)).to(find_device(device), _dtype(dtype)).eval(), None
     directory = model_directory(Path(path))
     if is_made(directory):
         check(directory, "model")
@@ -67,7 +72,10 @@ def model_directory(path: Path) -> Path:
     """The directory that holds the model; of a run, its `model/`."""
     if path.is_file():
         if path.suffix in PICKLES:
-            raise DataError(f"{path} is a pickle, which can run any program when it is loaded; ask for safetensors")
+            damaged = ", or a file of llama2.c that is not whole" if path.suffix == ".bin" else ""
+            raise DataError(
+                f"{path} is a pickle{damaged}: a pickle can run any program when it is loaded; ask for safetensors"
+            )
         raise DataError(f"{path} is a file; a model is a directory with config.json and model.safetensors")
     if not path.is_dir():
         raise DataError(f"no model at {path}")
@@ -95,14 +103,12 @@ def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if kind not in ARCHITECTURES:
         raise DataError(f"{directory} is of model_type {kind!r}; read here: {FORMAT}, {', '.join(ARCHITECTURES)}")
     try:
-        config = ARCHITECTURES[kind].config(table)
-    except KeyError as error:
-        raise DataError(f"{directory / 'config.json'} does not say {error}") from None
+        config = read_config(table)
     except (ValueError, TypeError) as error:
         if isinstance(error, GroundupError):
             raise
         raise DataError(f"{directory / 'config.json'} describes a model that cannot be: {error}") from None
-    return config, ARCHITECTURES[kind].weights(_read_tensors(directory))
+    return config, rename(ARCHITECTURES[kind], config, _read_tensors(directory))
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -141,7 +147,7 @@ def build(config: ModelConfig, weights: dict[str, Tensor], origin: str) -> Trans
     with torch.device("meta"):
         model = Transformer(config)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if config.tied_embeddings:
+    if isinstance(config.head, LanguageModel) and config.head.tied:
         weights.pop("head.weight", None)
     problems = [f"missing {name}" for name in wanted if name not in weights]
     problems += [f"left over {name}" for name in weights if name not in wanted]
@@ -153,9 +159,7 @@ def build(config: ModelConfig, weights: dict[str, Tensor], origin: str) -> Trans
     if problems:
         raise DataError(f"{origin}: the weights do not fit the config: {'; '.join(problems[:5])}")
     model.load_state_dict({name: weight.contiguous() for name, weight in weights.items()}, strict=False, assign=True)
-    if config.tied_embeddings:
-        assert model.head is not None and model.embed is not None, "a whole model has both"
-        model.head.weight = model.embed.weight
+    model.tie()
     return model
 
 

@@ -33,7 +33,7 @@ from groundup.files import (
     write_json,
     write_text,
 )
-from groundup.model.settings import ModelConfig
+from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.pretrain.settings import PretrainSettings
 from groundup.settings import Settings, Table, differences, read_toml
 from groundup.tokenizer.settings import N_BYTES, N_SPECIAL, Existing, TokenizerSettings
@@ -71,6 +71,14 @@ class Recipe(Settings):
             raise ValueError(
                 f"pretrain.batch_tokens = {batch:,} is not a multiple of model.context_length = {context:,}; "
                 f"nearest: {', '.join(f'{n:,}' for n in nearest)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _predicts_tokens(self) -> Self:
+        if not isinstance(self.model.head, LanguageModel):
+            raise ValueError(
+                f"model.head.kind = {self.model.head.kind!r}, but pretraining predicts tokens: set it to language_model"
             )
         return self
 

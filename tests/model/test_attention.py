@@ -4,12 +4,16 @@ import math
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
-from groundup.model.attention import Packed, dot_product_attention
-from groundup.model.position import RotaryAngles, rotate
+from groundup.generation.cache import ContiguousCache
+from groundup.model.attention import Causal, Packed, dot_product_attention
+from groundup.model.position import Place
+from groundup.model.settings import ModelConfig
+from groundup.model.transformer import Transformer
 
 OPTIONS: list[dict[str, object]] = [
     {},
@@ -67,20 +71,6 @@ def test_plain_operations_agree_with_torchs_kernel(window: int | None, groups: i
     assert_close(dot_product_attention(q, k, v, visible, distance, window=window), kernel, atol=1e-5, rtol=0)
 
 
-def test_rotary_scores_depend_on_the_distance_alone() -> None:
-    torch.manual_seed(0)
-    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
-    angles = RotaryAngles(10_000.0, 16)
-
-    def score(at_q: int, at_k: int) -> Tensor:
-        turned = [rotate(x, angles(x[:, 0], torch.tensor([[at]]))[1]) for x, at in ((q, at_q), (k, at_k))]
-        return (turned[0] * turned[1]).sum()
-
-    assert_close(score(3, 1), score(103, 101), atol=1e-4, rtol=0)
-    assert abs(score(3, 1) - score(9, 1)) > 1e-3
-    assert_close(score(0, 0), (q * k).sum())
-
-
 def test_the_model_calls_attend_with_every_argument_that_is_pinned(model) -> None:  # type: ignore[no-untyped-def]
     seen = []
 
@@ -98,3 +88,143 @@ def test_attend_objects_are_pytrees() -> None:
     leaves, spec = torch.utils._pytree.tree_flatten(Packed(document))
     assert len(leaves) == 1
     assert torch.equal(torch.utils._pytree.tree_unflatten(leaves, spec).document, document)
+
+
+LATENT = {
+    "vocab_size": 90,
+    "context_length": 24,
+    "d_model": 36,
+    "n_layers": 2,
+    "n_heads": 3,
+    "d_head": 10,
+    "d_ff": 50,
+    "norm": {"epsilon": 1e-6},
+    "attention": {"kind": "latent", "d_latent": 14, "d_rotary": 6, "d_value": 8},
+    "head": {"tied": False},
+}
+
+
+@pytest.mark.parametrize("d_query_latent", [None, 11])
+def test_latent_attention_equals_hugging_faces(d_query_latent: int | None) -> None:
+    """DeepSeek-V3's, with its mixtures of experts left out; in training, otherwise, and token by token."""
+    torch.manual_seed(0)
+    theirs = transformers.DeepseekV3ForCausalLM(
+        transformers.DeepseekV3Config(
+            vocab_size=90,
+            hidden_size=36,
+            intermediate_size=50,
+            num_hidden_layers=2,
+            first_k_dense_replace=2,
+            num_attention_heads=3,
+            num_key_value_heads=3,
+            q_lora_rank=d_query_latent,
+            kv_lora_rank=14,
+            qk_rope_head_dim=6,
+            qk_nope_head_dim=10,
+            v_head_dim=8,
+            max_position_embeddings=24,
+            rope_interleave=False,
+            attn_implementation="eager",
+        )
+    ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    attention = {**LATENT["attention"], **({"d_query_latent": d_query_latent} if d_query_latent else {})}
+    ours = Transformer(ModelConfig.from_table({**LATENT, "attention": attention})).eval()
+    names = {
+        "q_proj": "query",
+        "q_a_proj": "query_latent",
+        "q_a_layernorm": "query_norm",
+        "q_b_proj": "query",
+        "kv_a_layernorm": "latent_norm",
+        "o_proj": "out",
+    }
+    weights = {}
+    for name, tensor in theirs.state_dict().items():
+        name = name.removeprefix("model.").replace("layers.", "blocks.").replace("self_attn", "attention")
+        name = name.replace("input_layernorm", "attention_norm").replace("post_attention_layernorm", "feedforward_norm")
+        name = name.replace("embed_tokens", "embed").replace("lm_head", "head").replace("mlp.", "feedforward.")
+        name = name.replace("_proj.weight", ".weight") if "feedforward" in name else name
+        module = name.split(".")[-2]
+        if module == "kv_a_proj_with_mqa":
+            for part, piece in zip(("latent", "rotary_key"), tensor.split((14, 6)), strict=True):
+                weights[name.replace(module, part)] = piece
+        elif module == "kv_b_proj":
+            for part, piece in zip(("key", "value"), tensor.unflatten(0, (3, 18)).split((10, 8), dim=1), strict=True):
+                weights[name.replace(module, part)] = piece.flatten(0, 1)
+        else:
+            weights[name.replace(module, names.get(module, module))] = tensor
+    ours.load_state_dict(weights)
+    tokens = torch.randint(0, 90, (2, 23))
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        assert_close(ours(tokens), expected, atol=1e-4, rtol=0)
+        assert_close(ours.train()(tokens), expected, atol=1e-4, rtol=0)
+    ours.eval()
+    cache = ContiguousCache.empty(ours.config, 2, torch.device("cpu"), torch.float32)
+    assert cache.keys.shape[-1] == 14 + 6
+    assert cache.values.shape[-1] == 0
+    for begin, end in [(0, 7), *((place, place + 1) for place in range(7, 23))]:
+        with torch.no_grad():
+            step = ours(tokens[:, begin:end], torch.arange(begin, end).expand(2, -1), cache)
+        cache.length = end
+        assert_close(step, expected[:, begin:end], atol=1e-4, rtol=0)
+
+
+def test_latent_gradients_are_the_same_in_both_forms() -> None:
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig.from_table(LATENT)).double()
+    tokens = torch.randint(0, 90, (2, 9))
+    gradients = []
+    for training in (True, False):
+        model.train(training).zero_grad()
+        model(tokens).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert_close(one, other, atol=1e-6, rtol=1e-6)  # angles are float32
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_bfloat16_attention_is_near_float32s(options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+    expected = Causal()(q, k, v, layer=0, **options)
+    rounded = Causal()(q.bfloat16(), k.bfloat16(), v.bfloat16(), layer=0, **options)
+    assert rounded.dtype == torch.bfloat16
+    assert_close(rounded.float(), expected, atol=0.05, rtol=0)
+
+
+def test_windows_are_kept_by_the_layers_that_have_one() -> None:
+    """A token further back than all windows together reach does not change the logits, unless one layer sees all."""
+    torch.manual_seed(0)
+    base = {"vocab_size": 50, "d_model": 32, "n_layers": 3, "n_heads": 2}
+    tokens = torch.randint(0, 50, (1, 30))
+    changed = tokens.clone()
+    changed[0, 0] = (changed[0, 0] + 1) % 50
+    for windowed, reaches in (([True], False), ([True, False], True), ([True, True, True, False], False)):
+        attention = {"window": 5, "windowed": windowed}
+        model = Transformer(ModelConfig.from_table({**base, "attention": attention})).eval()
+        same = torch.equal(model(tokens)[0, -1], model(changed)[0, -1])
+        assert same == (not reaches), windowed
+        place = 3 * 4  # the furthest that three windows of five reach
+        assert not torch.equal(model(tokens)[0, place], model(changed)[0, place])
+
+
+def test_qk_norm_makes_scores_blind_to_the_length_of_the_input() -> None:
+    torch.manual_seed(0)
+    for qk_norm in ("head", "full"):
+        table = {"vocab_size": 50, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "attention": {"qk_norm": qk_norm}}
+        attention = Transformer(ModelConfig.from_table(table)).blocks[0].attention
+        seen: list[Tensor] = []
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, seen: list[Tensor] = seen, **options: object) -> Tensor:
+            seen.extend((q, k))
+            return torch.zeros_like(q)
+
+        x = torch.randn(1, 5, 32)
+        attention(x, Place(), attend)
+        attention(100 * x, Place(), attend)
+        assert_close(seen[0], seen[2], atol=1e-2, rtol=0)
+        assert_close(seen[1], seen[3], atol=1e-2, rtol=0)
+        assert not torch.allclose(seen[0], torch.zeros_like(seen[0]))

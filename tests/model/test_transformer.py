@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from groundup.errors import SettingsError
 from groundup.model.attention import Causal, Packed
-from groundup.model.settings import ModelConfig
+from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
 
 SAME_SUMS_OTHER_ORDER = 1e-5  # float32
@@ -90,7 +91,7 @@ def test_a_model_cut_in_two_composes_to_the_whole(llama: ModelConfig) -> None:
 
 @pytest.mark.parametrize("n_layers", [1, 8])
 def test_initialisation_is_gpt2s(n_layers: int) -> None:
-    config = ModelConfig(vocab_size=512, d_model=256, n_layers=n_layers, n_heads=4, tied_embeddings=False)
+    config = ModelConfig(vocab_size=512, d_model=256, n_layers=n_layers, n_heads=4, head=LanguageModel(tied=False))
     torch.manual_seed(0)
     model = Transformer(config)
     block = model.blocks[-1]
@@ -127,3 +128,108 @@ def test_a_config_without_vocabulary_is_refused() -> None:
 def test_shapes_are_checked_in_this_test_run(model: Transformer) -> None:
     with pytest.raises(Exception, match="(?i)type"):
         model(torch.zeros(3, dtype=torch.long))
+
+
+SMALL = {"vocab_size": 50, "context_length": 24, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48}
+
+
+def stream_of(table: dict[str, object], tokens: torch.Tensor) -> tuple[Transformer, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig.from_table({**SMALL, **table})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    seen: dict[str, torch.Tensor] = {}
+    model.hidden(tokens, tap=seen.__setitem__)
+    return model, seen
+
+
+def no_tap(name: str, tensor: torch.Tensor) -> None:
+    pass
+
+
+@pytest.mark.parametrize("norm", ["before", "after", "output", "around"])
+def test_norms_stand_where_they_are_said_to(norm: str) -> None:
+    """The second block, written out."""
+    model, seen = stream_of({"block": {"norm": norm}}, ids(2, 9) % 50)
+    block, x = model.blocks[1], seen["blocks.0"]
+    _, place = model.position(x, torch.arange(9).expand(2, 9))
+
+    def attend(x: torch.Tensor) -> torch.Tensor:
+        return block.attention(x, place, Causal())
+
+    def feed(x: torch.Tensor) -> torch.Tensor:
+        return block.feedforward(x, no_tap)
+
+    match norm:
+        case "before":
+            x = x + attend(block.attention_norm(x))
+            x = x + feed(block.feedforward_norm(x))
+        case "after":
+            x = block.attention_sum_norm(x + attend(x))
+            x = block.feedforward_sum_norm(x + feed(x))
+        case "output":
+            x = x + block.attention_output_norm(attend(x))
+            x = x + block.feedforward_output_norm(feed(x))
+        case "around":
+            x = x + block.attention_output_norm(attend(block.attention_norm(x)))
+            x = x + block.feedforward_output_norm(feed(block.feedforward_norm(x)))
+    assert_close(seen["blocks.1"], x, atol=SAME_SUMS_OTHER_ORDER, rtol=0)
+    final = seen["norm"]
+    assert_close(final, x if norm == "after" else model.norm(x), atol=SAME_SUMS_OTHER_ORDER, rtol=0)
+
+
+@pytest.mark.parametrize("shared_norm", [True, False])
+def test_parallel_blocks_add_both_to_what_both_read(shared_norm: bool) -> None:
+    model, seen = stream_of({"block": {"kind": "parallel", "shared_norm": shared_norm}}, ids(2, 9) % 50)
+    block, x = model.blocks[1], seen["blocks.0"]
+    _, place = model.position(x, torch.arange(9).expand(2, 9))
+    other = block.attention_norm if shared_norm else block.feedforward_norm
+    expected = x + block.attention(block.attention_norm(x), place, Causal()) + block.feedforward(other(x), no_tap)
+    assert_close(seen["blocks.1"], expected, atol=SAME_SUMS_OTHER_ORDER, rtol=0)
+
+
+def test_heads_of_classes_and_of_one_number() -> None:
+    tokens = ids(2, 9) % 50
+    for head, width in (({"kind": "classes", "n_classes": 3}, 3), ({"kind": "scalar"}, 1)):
+        model, _ = stream_of({"head": head}, tokens)
+        assert model(tokens).shape == (2, 9, width)
+        assert_close(model(tokens), model.hidden(tokens) @ model.head.weight.T)
+
+
+def test_soft_capped_scores_stay_within_the_cap() -> None:
+    tokens = ids(2, 9) % 50
+    model, _ = stream_of({"head": {"soft_cap": 0.5}}, tokens)
+    plain = model.head(model.hidden(tokens))
+    assert plain.abs().max() > 0.5
+    assert model(tokens).abs().max() < 0.5
+    assert_close(model(tokens), 0.5 * torch.tanh(plain / 0.5))
+
+
+def test_embeddings_are_widened_scaled_and_normed() -> None:
+    tokens = ids(1, 9) % 50
+    model, seen = stream_of({"d_embedding": 12, "embedding_scale": 3.0, "embedding_norm": True}, tokens)
+    assert_close(seen["embed"], model.embedding_norm(model.widen(model.embed(tokens) * 3)))
+    assert_close(model(tokens), model.narrow(seen["norm"]) @ model.embed.weight.T)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            {"attention": {"kind": "latent"}, "position": {"kind": "alibi"}},
+            "latent attention keeps channels for rotary",
+        ),
+        ({"attention": {"kind": "latent"}, "n_kv_heads": 2}, "n_kv_heads = 2, but latent attention makes"),
+        ({"position": {"kind": "rotary", "fraction": 0.4}}, "it would turn 3 of a head's 8"),
+        ({"position": {"kind": "rotary", "fraction": 0.01}}, "it would turn 0 of a head's 8"),
+        ({"position": {"kind": "sinusoidal"}, "d_model": 33, "n_heads": 3}, "sinusoidal position fills pairs"),
+        ({"feedforward": {"kind": "experts", "n_active": 9}}, "n_active = 9 is more than n_experts = 8"),
+        ({"position": {"scaling": {"kind": "llama3", "low": 4.0, "high": 1.0}}}, "high = 1.0 must be larger than low"),
+        ({"position": {"scaling": {"kind": "yarn", "slow": 4.0, "fast": 1.0}}}, "fast = 1.0 must be larger than slow"),
+        ({"position": {"kind": "rotray"}}, "rotary"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(table: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        ModelConfig.from_table({**SMALL, **table})

@@ -1,6 +1,6 @@
 """Cache: keys and values of the tokens read so far, as an `attend` object.
 
-B rows, L layers, G key/value heads, S room in tokens, K head width, T new tokens.
+B rows, L layers, G key/value heads, S room in tokens, K key width, W value width, T new tokens.
 """
 
 from collections.abc import Iterable
@@ -20,29 +20,29 @@ class ContiguousCache:
     """One stretch of memory for each row: new keys and values are written behind the old, queries read them all."""
 
     keys: Float[Tensor, "B L G S K"]
-    values: Float[Tensor, "B L G S K"]
+    values: Float[Tensor, "B L G S W"]
+    """W = 0 where the values are the keys' first channels (latent attention)."""
     length: int = 0
     """Tokens held. The caller moves it on after each forward pass, when every layer has written."""
 
     @classmethod
     def empty(cls, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> "ContiguousCache":
-        shape = (rows, config.n_layers, config.kv_heads, config.context_length, config.head_width)
-        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+        shape = (rows, config.n_layers, config.cached_heads, config.context_length)
+        keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in config.cached_widths)
+        return cls(keys, values)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: object) -> Tensor:
         end = self.length + k.shape[2]
         self.keys[:, layer, :, self.length : end] = k
-        self.values[:, layer, :, self.length : end] = v
+        keys = self.keys[:, layer, :, :end]
+        if self.values.shape[-1]:
+            self.values[:, layer, :, self.length : end] = v
+            values = self.values[:, layer, :, :end]
+        else:
+            values = keys[..., : v.shape[-1]]
         place = torch.arange(end, device=q.device)
         distance = (place[self.length :, None] - place)[None, None]  # (1, 1, T, S)
-        return dot_product_attention(
-            q,
-            self.keys[:, layer, :, :end],
-            self.values[:, layer, :, :end],
-            distance >= 0,
-            distance,
-            **options,  # type: ignore[arg-type]
-        )
+        return dot_product_attention(q, keys, values, distance >= 0, distance, **options)  # type: ignore[arg-type]
 
 
 def _flatten(cache: ContiguousCache) -> tuple[list[Tensor], int]:

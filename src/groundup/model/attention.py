@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from groundup.model.position import Rotation, rotate
-from groundup.model.settings import ModelConfig
+from groundup.model.norm import make_norm
+from groundup.model.position import Place
+from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 
 
 @runtime_checkable
@@ -81,10 +82,10 @@ def dot_product_attention(
     scores = (shared @ k.transpose(-1, -2)).reshape(batch, heads, length, -1)  # (B, H, T, S)
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    if slopes is not None:
+    if slopes is not None:  # in float32 whatever the model's precision: bfloat16 cannot tell a distance of 257 from 258
         scores = scores - slopes[:, None, None] * distance
     forbidden = torch.zeros_like(visible, dtype=q.dtype).masked_fill(~visible, float("-inf"))
-    weights = F.dropout((scores + forbidden).softmax(dim=-1), dropout)
+    weights = F.dropout((scores + forbidden).softmax(dim=-1).to(v.dtype), dropout)
     return (weights.reshape(batch, groups, -1, k.shape[2]) @ v).reshape(batch, heads, length, -1)
 
 
@@ -131,30 +132,114 @@ class GroupedQueryAttention(nn.Module):
 
     TP = {"query": "column", "key": "column", "value": "column", "out": "row"}
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, settings: GroupedQuery, layer: int) -> None:
         super().__init__()
-        self.layer, self.d_head, self.dropout = layer, config.head_width, config.attention.dropout
-        bias = config.attention.bias
-        self.query = nn.Linear(config.d_model, config.n_heads * self.d_head, bias=bias)
-        self.key = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=bias)
-        self.value = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=bias)
-        self.out = nn.Linear(config.n_heads * self.d_head, config.d_model, bias=bias)
+        self.layer, self.settings, self.window = layer, settings, settings.window_of(layer)
+        self.d_head = config.head_width
+        read, write = settings.bias != "none", settings.bias == "all"
+        self.query = nn.Linear(config.d_model, config.n_heads * self.d_head, bias=read)
+        self.key = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=read)
+        self.value = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=read)
+        self.out = nn.Linear(config.n_heads * self.d_head, config.d_model, bias=write)
         self.query_norm: nn.Module = nn.Identity()
         self.key_norm: nn.Module = nn.Identity()
-        if config.attention.qk_norm:
-            self.query_norm, self.key_norm = (nn.RMSNorm(self.d_head, eps=config.norm.epsilon) for _ in range(2))
+        if settings.qk_norm != "none":
+            each = settings.qk_norm == "head"
+            self.query_norm = make_norm(config.norm, self.d_head if each else self.query.out_features)
+            self.key_norm = make_norm(config.norm, self.d_head if each else self.key.out_features)
 
-    def forward(self, x: Float[Tensor, "B T D"], rotation: Rotation | None, attend: Attend) -> Float[Tensor, "B T D"]:
-        q = self.query_norm(self._heads(self.query(x)))  # (B, H, T, K)
-        k = self.key_norm(self._heads(self.key(x)))  # (B, G, T, K)
-        v = self._heads(self.value(x))
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        dropout = self.dropout if self.training else 0.0
-        read = attend(q, k, v, layer=self.layer, window=None, slopes=None, scale=None, soft_cap=None, dropout=dropout)
+    def forward(self, x: Float[Tensor, "B T D"], place: Place, attend: Attend) -> Float[Tensor, "B T D"]:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.settings.qk_norm == "full":
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k, v = (_heads(each, self.d_head) for each in (q, k, v))  # (B, H, T, K), (B, G, T, K)
+        if self.settings.qk_norm == "head":
+            q, k = self.query_norm(q), self.key_norm(k)
+        read = attend(
+            place.turn(q),
+            place.turn(k),
+            v,
+            layer=self.layer,
+            window=self.window,
+            slopes=place.slopes,
+            scale=self.settings.scale,
+            soft_cap=self.settings.soft_cap,
+            dropout=self.settings.dropout if self.training else 0.0,
+        )
         output: Tensor = self.out(read.transpose(1, 2).flatten(2))
         return output
 
-    def _heads(self, x: Float[Tensor, "B T NK"]) -> Float[Tensor, "B N T K"]:
-        heads: Tensor = x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
-        return heads
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention (DeepSeek-V2 2024, arXiv:2405.04434, section 2.1, eq. 9–19).
+
+    A token's keys and values are linear in one latent vector c: k = Uc, v = Wc. In training each head's keys and
+    values are written out. Otherwise use is made of q·Uc = (Uᵀq)·c and Σ p Wc = W Σ p c: the queries are brought to
+    the latent vectors, which then serve all heads as their one key and value. Fewer channels are cached, more are
+    multiplied. L latent width, R rotary width, N = K + R channels of a key.
+    """
+
+    TP = {"query": "column", "key": "column", "value": "column", "out": "row"}
+
+    def __init__(self, config: ModelConfig, settings: Latent, layer: int) -> None:
+        super().__init__()
+        self.layer, self.n_heads, self.dropout = layer, config.n_heads, settings.dropout
+        self.d_head, self.d_rotary, self.d_value = (
+            config.head_width,
+            settings.d_rotary,
+            settings.d_value or config.head_width,
+        )
+        self.scale = (self.d_head + self.d_rotary) ** -0.5
+        self.query_latent: nn.Module = nn.Identity()
+        self.query_norm: nn.Module = nn.Identity()
+        if settings.d_query_latent is not None:
+            self.query_latent = nn.Linear(config.d_model, settings.d_query_latent, bias=False)
+            self.query_norm = make_norm(config.norm, settings.d_query_latent)
+        width = settings.d_query_latent or config.d_model
+        self.query = nn.Linear(width, self.n_heads * (self.d_head + self.d_rotary), bias=False)
+        self.latent = nn.Linear(config.d_model, settings.d_latent, bias=False)
+        self.latent_norm = make_norm(config.norm, settings.d_latent)
+        self.rotary_key = nn.Linear(config.d_model, self.d_rotary, bias=False)
+        self.key = nn.Linear(settings.d_latent, self.n_heads * self.d_head, bias=False)
+        self.value = nn.Linear(settings.d_latent, self.n_heads * self.d_value, bias=False)
+        self.out = nn.Linear(self.n_heads * self.d_value, config.d_model, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T D"], place: Place, attend: Attend) -> Float[Tensor, "B T D"]:
+        q = _heads(self.query(self.query_norm(self.query_latent(x))), self.d_head + self.d_rotary)  # (B, H, T, N)
+        q, q_rotary = q.split((self.d_head, self.d_rotary), dim=-1)
+        latent = self.latent_norm(self.latent(x))  # (B, T, L)
+        k_rotary = place.turn(self.rotary_key(x)[:, None])  # (B, 1, T, R)
+        if self.training:
+            k = torch.cat((_heads(self.key(latent), self.d_head), k_rotary.expand_as(q_rotary)), dim=-1)
+            v = _heads(self.value(latent), self.d_value)
+        else:
+            q = q @ self.key.weight.unflatten(0, (self.n_heads, -1))  # (B, H, T, L)
+            k, v = torch.cat((latent[:, None], k_rotary), dim=-1), latent[:, None]
+        read = attend(
+            torch.cat((q, place.turn(q_rotary)), dim=-1),
+            k,
+            v,
+            layer=self.layer,
+            window=None,
+            slopes=None,
+            scale=self.scale,
+            soft_cap=None,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        if not self.training:
+            read = read @ self.value.weight.unflatten(0, (self.n_heads, -1)).transpose(-1, -2)  # (B, H, T, W)
+        output: Tensor = self.out(read.transpose(1, 2).flatten(2))
+        return output
+
+
+def _heads(x: Float[Tensor, "B T NK"], width: int) -> Float[Tensor, "B N T K"]:
+    heads: Tensor = x.unflatten(-1, (-1, width)).transpose(1, 2)
+    return heads
+
+
+def make_attention(config: ModelConfig, layer: int) -> nn.Module:
+    match config.attention:
+        case GroupedQuery() as settings:
+            return GroupedQueryAttention(config, settings, layer)
+        case Latent() as settings:
+            return LatentAttention(config, settings, layer)

@@ -1,51 +1,129 @@
-"""Feed-forward: what each position does with itself. B batch, T time, D width, F inner width."""
+"""Feed-forward: what each position does with itself. B batch, T time, D width, F inner width, E experts.
 
-from typing import Literal
+Each kind is a module `(x, tap) -> x`. A tensor of shape (B, T) that it shows to `tap` under the name `penalty` is added
+to the loss of each token.
+"""
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from groundup.model.settings import GELU, ModelConfig, SwiGLU
+from groundup.model.settings import GELU, Dense, Experts, GeGLU, ModelConfig, ReLU, ReLUSquared, SwiGLU
+
+Activation = Callable[[Tensor], Tensor]
+Tap = Callable[[str, Tensor], None]
+"""Is shown intermediate tensors by name."""
 
 
-class GELUFeedForward(nn.Module):
-    """down(gelu(up(x)))."""
+class PlainFeedForward(nn.Module):
+    """down(activation(up(x)))."""
 
     TP = {"up": "column", "down": "row"}
 
-    def __init__(self, d_model: int, d_ff: int, approximate: Literal["tanh", "none"], bias: bool) -> None:
+    def __init__(self, d_model: int, d_ff: int, activation: Activation, bias: bool) -> None:
         super().__init__()
-        self.approximate = approximate
+        self.activation = activation
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        inner: Tensor = F.gelu(self.up(x), approximate=self.approximate)  # (B, T, F)
-        output: Tensor = self.down(inner)
+    def forward(self, x: Float[Tensor, "*rows D"], tap: Tap) -> Float[Tensor, "*rows D"]:
+        output: Tensor = self.down(self.activation(self.up(x)))
         return output
 
 
-class SwiGLUFeedForward(nn.Module):
-    """down(silu(gate(x)) × up(x))."""
+class GatedFeedForward(nn.Module):
+    """down(activation(gate(x)) × up(x))."""
 
     TP = {"gate": "column", "up": "column", "down": "row"}
 
-    def __init__(self, d_model: int, d_ff: int, bias: bool) -> None:
+    def __init__(self, d_model: int, d_ff: int, activation: Activation, bias: bool) -> None:
         super().__init__()
+        self.activation = activation
         self.gate = nn.Linear(d_model, d_ff, bias=bias)
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        inner: Tensor = F.silu(self.gate(x)) * self.up(x)  # (B, T, F)
-        output: Tensor = self.down(inner)
+    def forward(self, x: Float[Tensor, "*rows D"], tap: Tap) -> Float[Tensor, "*rows D"]:
+        output: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
         return output
+
+
+class MixtureOfExperts(nn.Module):
+    """The router's `n_active` best experts for each token, weighted by how sure it is of them, and the shared ones."""
+
+    TP = {"experts": "expert"}
+
+    def __init__(self, config: ModelConfig, settings: Experts) -> None:
+        super().__init__()
+        self.settings = settings
+        d_model, d_ff = config.d_model, config.feedforward_width
+        self.router = nn.Linear(d_model, settings.n_experts, bias=False)
+        self.experts = nn.ModuleList(make_dense(settings.expert, d_model, d_ff) for _ in range(settings.n_experts))
+        self.shared = make_dense(settings.expert, d_model, settings.n_shared * d_ff) if settings.n_shared else None
+
+    def forward(self, x: Float[Tensor, "B T D"], tap: Tap) -> Float[Tensor, "B T D"]:
+        probability = self.router(x).float().softmax(dim=-1)  # (B, T, E)
+        weight, chosen = probability.topk(self.settings.n_active, dim=-1)  # (B, T, active)
+        if self.settings.normalise:
+            weight = weight / weight.sum(dim=-1, keepdim=True)
+        tap("router", probability)
+        tap("penalty", self.settings.balance * imbalance(probability, chosen))
+        rows, order = x.flatten(0, 1), chosen.flatten().argsort(stable=True)
+        token = order // self.settings.n_active  # the rows that go to expert 0, then those to expert 1, …
+        shares = rows[token].split(_sizes(chosen, self.settings.n_experts))
+        answers = torch.cat([expert(share, tap) for expert, share in zip(self.experts, shares, strict=True)])
+        answers = answers * weight.flatten()[order, None].to(x.dtype)
+        output = torch.zeros_like(rows).index_add(0, token, answers).view_as(x)
+        return output if self.shared is None else output + self.shared(x, tap)
+
+
+def imbalance(probability: Float[Tensor, "B T E"], chosen: Int[Tensor, "B T active"]) -> Float[Tensor, "B T"]:
+    """E Σ share(e) × probability(e) for each token: 1 if the row's tokens are spread evenly, up to E if not.
+
+    `share` is the part of the row's choices that fell on e; the gradient goes through the probability alone (Fedus et
+    al. 2021, arXiv:2101.03961, eq. 4). Over the row and not the batch, as in DeepSeek-V3 (2024, arXiv:2412.19437,
+    eq. 17), so that it does not matter how a batch is cut into pieces.
+    """
+    n_experts = probability.shape[-1]
+    picked = F.one_hot(chosen, n_experts).sum(dim=-2).to(probability.dtype)  # (B, T, E)
+    share = picked.mean(dim=1, keepdim=True) / chosen.shape[-1]
+    return n_experts * (share * probability).sum(dim=-1)
+
+
+def _sizes(chosen: Int[Tensor, "B T active"], n_experts: int) -> list[int]:
+    """How many rows go to each expert; on the meta device, which knows no values, equally many."""
+    if chosen.is_meta:
+        each, left = divmod(chosen.numel(), n_experts)
+        return [each + (number < left) for number in range(n_experts)]
+    sizes: list[int] = chosen.flatten().bincount(minlength=n_experts).tolist()
+    return sizes
+
+
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def make_dense(settings: Dense, d_model: int, d_ff: int) -> nn.Module:
+    match settings:
+        case GELU(approximate=approximate, bias=bias):
+            return PlainFeedForward(d_model, d_ff, partial(F.gelu, approximate=approximate), bias)
+        case ReLU(bias=bias):
+            return PlainFeedForward(d_model, d_ff, F.relu, bias)
+        case ReLUSquared(bias=bias):
+            return PlainFeedForward(d_model, d_ff, _relu_squared, bias)
+        case SwiGLU(bias=bias):
+            return GatedFeedForward(d_model, d_ff, F.silu, bias)
+        case GeGLU(approximate=approximate, bias=bias):
+            return GatedFeedForward(d_model, d_ff, partial(F.gelu, approximate=approximate), bias)
 
 
 def make_feedforward(config: ModelConfig) -> nn.Module:
     match config.feedforward:
-        case GELU(approximate=approximate, bias=bias):
-            return GELUFeedForward(config.d_model, config.feedforward_width, approximate, bias)
-        case SwiGLU(bias=bias):
-            return SwiGLUFeedForward(config.d_model, config.feedforward_width, bias)
+        case Experts() as settings:
+            return MixtureOfExperts(config, settings)
+        case settings:
+            return make_dense(settings, config.d_model, config.feedforward_width)

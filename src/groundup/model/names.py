@@ -1,21 +1,51 @@
 """Name maps: published architectures, read into our blocks.
 
 An entry turns a Hugging Face `config.json` into a `ModelConfig`, and its tensors' names into ours. A setting that our
-blocks cannot represent is refused by name, never ignored.
+blocks cannot represent is refused by name, never ignored. Where a setting is left out, it has the value that the
+architecture's configuration class gives it. Dropout is left at 0: it is no part of what a trained model computes.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from groundup.errors import DataError
-from groundup.model.settings import GELU, GroupedQuery, LayerNorm, LearnedPosition, ModelConfig, RMSNorm, Rotary, SwiGLU
+from groundup.model.settings import (
+    GELU,
+    ALiBi,
+    Dense,
+    Experts,
+    GeGLU,
+    GroupedQuery,
+    LanguageModel,
+    LayerNorm,
+    LearnedPosition,
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    NoScaling,
+    Parallel,
+    ReLU,
+    ReLUSquared,
+    RMSNorm,
+    Rotary,
+    RotaryScaling,
+    Sequential,
+    SwiGLU,
+    YaRNScaling,
+)
 
 Table = Mapping[str, Any]
 Tensors = dict[str, Tensor]
+
+
+def _as_it_is(config: ModelConfig, tensors: Tensors) -> Tensors:
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -23,39 +53,149 @@ class Architecture:
     """How one published architecture maps to ours."""
 
     config: Callable[[Table], ModelConfig]
-    weights: Callable[[Tensors], Tensors]
+    names: Mapping[str, str]
+    """Their module → ours; `*` stands for a number, the same on both sides."""
+    prefix: str
+    """Begins the names in some files and is left out in others."""
+    buffers: tuple[str, ...] = ()
+    """What old files keep besides weights: masks and angles that are computed here."""
+    convert: Callable[[ModelConfig, Tensors], Tensors] = _as_it_is
+    """Brings tensors under our names into our layout."""
 
 
-def _require(table: Table, name: str, representable: object, default: object) -> None:
-    value = table.get(name, default)
-    if value != representable:
+def read_config(table: Table) -> ModelConfig:
+    """Our config for a `config.json` whose `model_type` is in `ARCHITECTURES`.
+
+    Raises:
+        DataError: naming a setting that our blocks cannot represent, or one that is missing.
+    """
+    for name in ("is_encoder_decoder", "add_cross_attention"):
+        _require(table, name, False)
+    _require(table, "quantization_config", None)
+    try:
+        return ARCHITECTURES[table["model_type"]].config(table)
+    except KeyError as error:
+        raise DataError(f"config.json does not say {error}") from None
+
+
+def rename(architecture: Architecture, config: ModelConfig, tensors: Tensors) -> Tensors:
+    """The tensors under our names, in our layout; a name that is not known is kept."""
+    patterns = [(_pattern(theirs), ours) for theirs, ours in architecture.names.items()]
+    buffers = [_pattern(name) for name in architecture.buffers]
+    renamed = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.removeprefix(architecture.prefix).rpartition(".")
+        if any(buffer.fullmatch(f"{module}.{kind}") for buffer in buffers):
+            continue
+        for pattern, ours in patterns:
+            if found := pattern.fullmatch(module):
+                module = ours
+                for number in found.groups():
+                    module = module.replace("*", number, 1)
+                break
+        renamed[f"{module}.{kind}"] = tensor
+    return architecture.convert(config, renamed)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\*", r"(\d+)"))
+
+
+def _require(table: Table, name: str, representable: object) -> None:
+    value = table.get(name)
+    if value is not None and value != representable:
         raise DataError(f"config.json has {name} = {value!r}; the blocks here represent only {representable!r}")
 
 
-def _rename(tensors: Tensors, rules: list[tuple[str, str]], ignored: str) -> Tensors:
-    """Names by the first rule whose pattern matches all of them; what no rule matches keeps its name."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        if re.fullmatch(ignored, name):
-            continue
-        for pattern, ours in rules:
-            if re.fullmatch(pattern, name):
-                name = re.sub(pattern, ours, name)
-                break
-        renamed[name] = tensor
-    return renamed
+def _choose(table: Table, name: str, default: str, known: Mapping[str, Any]) -> Any:
+    value = table.get(name, default)
+    if value not in known:
+        raise DataError(f"config.json has {name} = {value!r}; the blocks here represent {', '.join(known)}")
+    return known[value]
 
 
-GELU_NAMES: dict[str, Any] = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
+def _plain(table: Table, name: str, default: str, bias: bool = True) -> Dense:
+    """A feed-forward of two matrices, by the name of its activation."""
+    tanh, exact = GELU(approximate="tanh", bias=bias), GELU(approximate="none", bias=bias)
+    known = {"gelu_new": tanh, "gelu_pytorch_tanh": tanh, "gelu_fast": tanh, "gelu": exact, "gelu_python": exact}
+    chosen: Dense = _choose(table, name, default, known | {"relu": ReLU(bias=bias), "relu2": ReLUSquared(bias=bias)})
+    return chosen
 
 
-def _gpt2_config(table: Table) -> ModelConfig:
-    _require(table, "scale_attn_weights", True, True)
-    _require(table, "scale_attn_by_inverse_layer_idx", False, False)
-    _require(table, "add_cross_attention", False, False)
-    activation = table.get("activation_function", "gelu_new")
-    if activation not in GELU_NAMES:
-        raise DataError(f"config.json has activation_function = {activation!r}; known: {', '.join(GELU_NAMES)}")
+def _gated(table: Table, name: str, default: str, bias: bool = False) -> Dense:
+    """A feed-forward of three matrices, by the name of its activation."""
+    silu, tanh = SwiGLU(bias=bias), GeGLU(approximate="tanh", bias=bias)
+    known = {"silu": silu, "swish": silu, "gelu_new": tanh, "gelu_pytorch_tanh": tanh}
+    chosen: Dense = _choose(table, name, default, known | {"gelu": GeGLU(approximate="none", bias=bias)})
+    return chosen
+
+
+def _rotary(table: Table, base: float = 10_000.0) -> Rotary:
+    """From `rope_parameters`, or `rope_theta` and `rope_scaling` in older files."""
+    given = {**(table.get("rope_scaling") or {}), **(table.get("rope_parameters") or {})}
+    _require(given, "partial_rotary_factor", 1.0)  # GPT-NeoX, which knows it, takes it out
+    base = float(given.get("rope_theta") or table.get("rope_theta") or base)
+    return Rotary(base=base, scaling=_scaling(table, given))
+
+
+def _scaling(table: Table, given: Table) -> RotaryScaling:
+    longest: int = table["max_position_embeddings"]
+    original = "original_max_position_embeddings"
+    trained: int = table.get(original) or given.get(original) or longest
+    match given.get("rope_type", given.get("type", "default")):
+        case "default":
+            return NoScaling()
+        case "dynamic":  # changes angles beyond max_position_embeddings only, and our context ends there
+            return NoScaling()
+        case "linear":
+            return LinearScaling(factor=float(given["factor"]))
+        case "llama3":
+            return Llama3Scaling(
+                factor=float(given["factor"]),
+                low=float(given["low_freq_factor"]),
+                high=float(given["high_freq_factor"]),
+                trained_length=trained,
+            )
+        case "yarn":
+            _require(given, "truncate", True)
+            factor = float(given.get("factor") or longest / trained)
+            return YaRNScaling(
+                factor=factor,
+                slow=float(given.get("beta_slow") or 1),
+                fast=float(given.get("beta_fast") or 32),
+                trained_length=trained,
+                magnitude=_yarn_magnitude(given, factor),
+            )
+        case other:
+            known = "default, dynamic, linear, llama3, yarn"
+            raise DataError(f"config.json has rope_type = {other!r}; the blocks here represent {known}")
+
+
+def _yarn_magnitude(given: Table, factor: float) -> float | None:
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+    above, below = float(given.get("mscale") or 0), float(given.get("mscale_all_dim") or 0)
+    if not (above and below):
+        return None
+    grown = math.log(factor)
+    return (0.1 * above * grown + 1) / (0.1 * below * grown + 1)
+
+
+def _windowed(table: Table, otherwise: list[bool]) -> tuple[bool, ...]:
+    """Which layers keep to the window."""
+    kinds = table.get("layer_types")
+    known = {"sliding_attention": True, "full_attention": False}
+    for kind in kinds or ():
+        _choose({"layer_types": kind}, "layer_types", "", known)
+    return tuple(known[kind] for kind in kinds) if kinds else tuple(otherwise)
+
+
+# --- GPT-2 and its like ---
+
+
+def _gpt2(table: Table) -> ModelConfig:
+    _require(table, "scale_attn_weights", True)
+    _require(table, "scale_attn_by_inverse_layer_idx", False)
     return ModelConfig(
         vocab_size=table["vocab_size"],
         context_length=table["n_positions"],
@@ -65,86 +205,359 @@ def _gpt2_config(table: Table) -> ModelConfig:
         d_ff=table.get("n_inner"),
         position=LearnedPosition(),
         norm=LayerNorm(epsilon=table.get("layer_norm_epsilon", 1e-5)),
-        attention=GroupedQuery(bias=True),
-        feedforward=GELU(approximate=GELU_NAMES[activation]),
-        tied_embeddings=table.get("tie_word_embeddings", True),
+        attention=GroupedQuery(bias="all"),
+        feedforward=_plain(table, "activation_function", "gelu_new"),
+        head=LanguageModel(tied=table.get("tie_word_embeddings", True)),
     )
 
 
-def _gpt2_weights(tensors: Tensors) -> Tensors:
-    """GPT-2 keeps its matrices transposed, and query, key and value in one (`c_attn`)."""
-    block = r"(?:transformer\.)?h\.(\d+)\."
-    named = _rename(
-        tensors,
-        [
-            (r"(?:transformer\.)?wte\.weight", r"embed.weight"),
-            (r"(?:transformer\.)?wpe\.weight", r"position.table.weight"),
-            (r"(?:transformer\.)?ln_f\.(.*)", r"norm.\1"),
-            (r"lm_head\.weight", r"head.weight"),
-            (block + r"ln_1\.(.*)", r"blocks.\1.attention_norm.\2"),
-            (block + r"ln_2\.(.*)", r"blocks.\1.feedforward_norm.\2"),
-            (block + r"attn\.c_attn\.(.*)", r"blocks.\1.attention.query_key_value.\2"),
-            (block + r"attn\.c_proj\.(.*)", r"blocks.\1.attention.out.\2"),
-            (block + r"mlp\.c_fc\.(.*)", r"blocks.\1.feedforward.up.\2"),
-            (block + r"mlp\.c_proj\.(.*)", r"blocks.\1.feedforward.down.\2"),
-        ],
-        ignored=block + r"attn\.(bias|masked_bias)",  # the causal mask, kept as a buffer
-    )
-    split: Tensors = {}
-    for name, tensor in named.items():
-        if name.startswith("blocks.") and tensor.ndim == 2:
-            tensor = tensor.T
+def _transposed(config: ModelConfig, tensors: Tensors) -> Tensors:
+    """GPT-2 keeps its blocks' matrices transposed, and query, key and value one after another in one."""
+    turned = {
+        name: tensor.T if name.startswith("blocks.") and tensor.ndim == 2 else tensor
+        for name, tensor in tensors.items()
+    }
+    return _split_fused(turned, lambda fused: fused.chunk(3))
+
+
+def _fused_by_head(config: ModelConfig, tensors: Tensors) -> Tensors:
+    """GPT-NeoX and BLOOM keep query, key and value of head 0, then those of head 1, … in one matrix."""
+
+    def split(fused: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part.flatten(0, 1) for part in fused.unflatten(0, (config.n_heads, 3, -1)).unbind(1))
+
+    return _split_fused(tensors, split)
+
+
+def _split_fused(tensors: Tensors, split: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensors:
+    separate: Tensors = {}
+    for name, tensor in tensors.items():
         if "query_key_value" in name:
-            for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                split[name.replace("query_key_value", part)] = piece
+            for part, piece in zip(("query", "key", "value"), split(tensor), strict=True):
+                separate[name.replace("query_key_value", part)] = piece
         else:
-            split[name] = tensor
-    return split
+            separate[name] = tensor
+    return separate
 
 
-def _llama_config(table: Table) -> ModelConfig:
-    rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
-    _require(rope, "rope_type", "default", rope.get("type", "default"))
-    _require(table, "hidden_act", "silu", "silu")
+def _opt(table: Table) -> ModelConfig:
+    _require(table, "_remove_final_layer_norm", False)
+    _require(table, "layer_norm_elementwise_affine", True)
+    width, own = table["hidden_size"], table.get("word_embed_proj_dim")
+    bias = table.get("enable_bias", True)
+    return ModelConfig(
+        vocab_size=table["vocab_size"],
+        context_length=table["max_position_embeddings"],
+        d_model=width,
+        n_layers=table["num_hidden_layers"],
+        n_heads=table["num_attention_heads"],
+        d_ff=table["ffn_dim"],
+        d_embedding=None if own == width else own,
+        position=LearnedPosition(offset=2),
+        norm=LayerNorm(),
+        attention=GroupedQuery(bias="all" if bias else "none"),
+        feedforward=_plain(table, "activation_function", "relu", bias),
+        block=Sequential(norm="before" if table.get("do_layer_norm_before", True) else "after"),
+        head=LanguageModel(tied=table.get("tie_word_embeddings", True)),
+    )
+
+
+def _opt_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
+    """OPT-350M has its norms after the sums, under the names that the others have for norms before."""
+    if config.block != Sequential(norm="after"):
+        return tensors
+    return {re.sub(r"(attention|feedforward)_norm\.", r"\1_sum_norm.", name): t for name, t in tensors.items()}
+
+
+def _gpt_neox(table: Table) -> ModelConfig:
+    given = dict(table.get("rope_parameters") or {})
+    share = given.pop("partial_rotary_factor", table.get("rotary_pct", 0.25))
+    rotary = _rotary({**table, "rope_parameters": given}, table.get("rotary_emb_base", 10_000.0))
+    head = table["hidden_size"] // table["num_attention_heads"]
+    bias = table.get("attention_bias", True)
     return ModelConfig(
         vocab_size=table["vocab_size"],
         context_length=table["max_position_embeddings"],
         d_model=table["hidden_size"],
         n_layers=table["num_hidden_layers"],
         n_heads=table["num_attention_heads"],
-        n_kv_heads=table.get("num_key_value_heads"),
-        d_head=table.get("head_dim"),
         d_ff=table["intermediate_size"],
-        position=Rotary(base=float(rope.get("rope_theta") or table.get("rope_theta", 10_000.0))),
-        norm=RMSNorm(epsilon=table.get("rms_norm_eps", 1e-6)),
-        attention=GroupedQuery(bias=table.get("attention_bias", False)),
-        feedforward=SwiGLU(bias=table.get("mlp_bias", False)),
-        tied_embeddings=table.get("tie_word_embeddings", False),
+        position=rotary.model_copy(update={"fraction": int(head * share) / head}),
+        norm=LayerNorm(epsilon=table.get("layer_norm_eps", 1e-5)),
+        attention=GroupedQuery(bias="all" if bias else "none"),
+        feedforward=_plain(table, "hidden_act", "gelu"),
+        block=Parallel() if table.get("use_parallel_residual", True) else Sequential(),
+        head=LanguageModel(tied=table.get("tie_word_embeddings", False)),
     )
 
 
-def _llama_weights(tensors: Tensors) -> Tensors:
-    block = r"model\.layers\.(\d+)\."
-    return _rename(
-        tensors,
-        [
-            (r"model\.embed_tokens\.weight", r"embed.weight"),
-            (r"model\.norm\.weight", r"norm.weight"),
-            (r"lm_head\.weight", r"head.weight"),
-            (block + r"input_layernorm\.weight", r"blocks.\1.attention_norm.weight"),
-            (block + r"post_attention_layernorm\.weight", r"blocks.\1.feedforward_norm.weight"),
-            (block + r"self_attn\.q_proj\.(.*)", r"blocks.\1.attention.query.\2"),
-            (block + r"self_attn\.k_proj\.(.*)", r"blocks.\1.attention.key.\2"),
-            (block + r"self_attn\.v_proj\.(.*)", r"blocks.\1.attention.value.\2"),
-            (block + r"self_attn\.o_proj\.(.*)", r"blocks.\1.attention.out.\2"),
-            (block + r"mlp\.(gate|up|down)_proj\.(.*)", r"blocks.\1.feedforward.\2.\3"),
-        ],
-        ignored=block + r"self_attn\.rotary_emb\.inv_freq",  # computed here, kept as a buffer by old files
+def _bloom(table: Table) -> ModelConfig:
+    _require(table, "apply_residual_connection_post_layernorm", False)
+    return ModelConfig(
+        vocab_size=table["vocab_size"],
+        context_length=table.get("seq_length", 2048),
+        d_model=table.get("n_embed") or table["hidden_size"],
+        n_layers=table["n_layer"],
+        n_heads=table["n_head"],
+        embedding_norm=True,
+        position=ALiBi(),
+        norm=LayerNorm(epsilon=table.get("layer_norm_epsilon", 1e-5)),
+        attention=GroupedQuery(bias="all"),
+        feedforward=GELU(approximate="tanh"),
+        head=LanguageModel(tied=table.get("tie_word_embeddings", True)),
     )
 
+
+def _gptj(table: Table) -> ModelConfig:
+    width, heads = table["n_embd"], table["n_head"]
+    turned = table.get("rotary_dim", 64)
+    return ModelConfig(
+        vocab_size=table["vocab_size"],
+        context_length=table["n_positions"],
+        d_model=width,
+        n_layers=table["n_layer"],
+        n_heads=heads,
+        d_ff=table.get("n_inner"),
+        position=Rotary(fraction=turned * heads / width if turned is not None else 1.0),
+        norm=LayerNorm(epsilon=table.get("layer_norm_epsilon", 1e-5)),
+        attention=GroupedQuery(),
+        feedforward=_plain(table, "activation_function", "gelu_new"),
+        block=Parallel(shared_norm=True),
+        head=LanguageModel(tied=table.get("tie_word_embeddings", False), bias=True),
+    )
+
+
+def turned_by_pairs(config: ModelConfig, tensors: Tensors) -> Tensors:
+    """GPT-J and Llama's own files turn channels 0 and 1 together, 2 and 3, …; here a channel of the first half goes
+    with one of the second. Queries and keys in another order, but both in the same, have the same products."""
+    pairs = torch.arange(config.rotary_width).unflatten(0, (-1, 2)).T.flatten()  # 0, 2, 4, …, 1, 3, 5, …
+    order = torch.cat((pairs, torch.arange(config.rotary_width, config.head_width)))
+    return {
+        name: tensor.unflatten(0, (-1, config.head_width))[:, order].flatten(0, 1)
+        if re.search(r"attention\.(query|key)\.(weight|bias)$", name)
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+# --- Llama and its like ---
+
+
+def _llama_like(
+    table: Table,
+    attention: GroupedQuery,
+    *,
+    kv_heads: int | None = None,
+    head_width: int | None = None,
+    base: float = 10_000.0,
+    epsilon: float = 1e-6,
+    **others: Any,
+) -> ModelConfig:
+    """What all of them share; the keywords are the architecture's own defaults and blocks."""
+    return ModelConfig(
+        vocab_size=table["vocab_size"],
+        context_length=table["max_position_embeddings"],
+        d_model=table["hidden_size"],
+        n_layers=table["num_hidden_layers"],
+        n_heads=table["num_attention_heads"],
+        n_kv_heads=table.get("num_key_value_heads", kv_heads),
+        d_head=table.get("head_dim", head_width),
+        d_ff=table["intermediate_size"],
+        position=_rotary(table, base),
+        norm=RMSNorm(epsilon=table.get("rms_norm_eps", epsilon)),
+        attention=attention,
+        **{
+            "feedforward": _gated(table, "hidden_act", "silu"),
+            "head": LanguageModel(tied=table.get("tie_word_embeddings", False)),
+            **others,
+        },
+    )
+
+
+def _all_or_none(table: Table) -> Any:
+    return "all" if table.get("attention_bias", False) else "none"
+
+
+def _llama(table: Table) -> ModelConfig:
+    feedforward = _gated(table, "hidden_act", "silu", bias=table.get("mlp_bias", False))
+    return _llama_like(table, GroupedQuery(bias=_all_or_none(table)), feedforward=feedforward)
+
+
+def _mistral(table: Table) -> ModelConfig:
+    return _llama_like(table, GroupedQuery(window=table.get("sliding_window", 4096)), kv_heads=8)
+
+
+def _qwen_window(table: Table) -> dict[str, Any]:
+    """The first `max_window_layers` layers see all, the others a window, if windows are in use."""
+    if not table.get("use_sliding_window", False):
+        return {}
+    full = table.get("max_window_layers", 28)
+    windowed = _windowed(table, [layer >= full for layer in range(table["num_hidden_layers"])])
+    return {"window": table.get("sliding_window", 4096), "windowed": windowed}
+
+
+def _qwen2(table: Table) -> ModelConfig:
+    return _llama_like(table, GroupedQuery(bias="qkv", **_qwen_window(table)), kv_heads=32)
+
+
+def _qwen3(table: Table) -> ModelConfig:
+    attention = GroupedQuery(bias=_all_or_none(table), qk_norm="head", **_qwen_window(table))
+    return _llama_like(table, attention, kv_heads=32, head_width=128)
+
+
+def _olmo2(table: Table) -> ModelConfig:
+    attention = GroupedQuery(bias=_all_or_none(table), qk_norm="full")
+    return _llama_like(table, attention, epsilon=1e-5, block=Sequential(norm="output"))
+
+
+def _mixtral(table: Table) -> ModelConfig:
+    experts = Experts(
+        n_experts=table.get("num_local_experts", 8),
+        n_active=table.get("num_experts_per_tok", 2),
+        balance=table.get("router_aux_loss_coef", 0.001),
+        expert=_gated(table, "hidden_act", "silu"),
+    )
+    attention = GroupedQuery(window=table.get("sliding_window"))
+    return _llama_like(table, attention, kv_heads=8, base=1e6, epsilon=1e-5, feedforward=experts)
+
+
+def _gemma2(table: Table) -> ModelConfig:
+    _require(table, "use_bidirectional_attention", False)
+    alternating = [layer % 2 == 0 for layer in range(table["num_hidden_layers"])]
+    window = table.get("sliding_window", 4096)
+    attention = GroupedQuery(
+        bias=_all_or_none(table),
+        window=window,
+        windowed=_windowed(table, alternating),
+        scale=table.get("query_pre_attn_scalar", 256) ** -0.5,
+        soft_cap=table.get("attn_logit_softcapping", 50.0),
+    )
+    return _llama_like(
+        table,
+        attention,
+        kv_heads=4,
+        head_width=256,
+        embedding_scale=table["hidden_size"] ** 0.5,
+        feedforward=_gated(table, "hidden_activation", "gelu_pytorch_tanh"),
+        block=Sequential(norm="around"),
+        head=LanguageModel(
+            tied=table.get("tie_word_embeddings", True), soft_cap=table.get("final_logit_softcapping", 30.0)
+        ),
+    )
+
+
+def _gains_above_one(config: ModelConfig, tensors: Tensors) -> Tensors:
+    """Gemma keeps a norm's gain as what it has above 1."""
+    return {name: tensor.float() + 1 if "norm." in name else tensor for name, tensor in tensors.items()}
+
+
+GPT2_NAMES = {
+    "wte": "embed",
+    "wpe": "position.table",
+    "ln_f": "norm",
+    "lm_head": "head",
+    "h.*.ln_1": "blocks.*.attention_norm",
+    "h.*.ln_2": "blocks.*.feedforward_norm",
+    "h.*.attn.c_attn": "blocks.*.attention.query_key_value",
+    "h.*.attn.c_proj": "blocks.*.attention.out",
+    "h.*.mlp.c_fc": "blocks.*.feedforward.up",
+    "h.*.mlp.c_proj": "blocks.*.feedforward.down",
+}
+OPT_NAMES = {
+    "decoder.embed_tokens": "embed",
+    "decoder.embed_positions": "position.table",
+    "decoder.project_in": "widen",
+    "decoder.project_out": "narrow",
+    "decoder.final_layer_norm": "norm",
+    "lm_head": "head",
+    "decoder.layers.*.self_attn_layer_norm": "blocks.*.attention_norm",
+    "decoder.layers.*.final_layer_norm": "blocks.*.feedforward_norm",
+    "decoder.layers.*.self_attn.q_proj": "blocks.*.attention.query",
+    "decoder.layers.*.self_attn.k_proj": "blocks.*.attention.key",
+    "decoder.layers.*.self_attn.v_proj": "blocks.*.attention.value",
+    "decoder.layers.*.self_attn.out_proj": "blocks.*.attention.out",
+    "decoder.layers.*.fc1": "blocks.*.feedforward.up",
+    "decoder.layers.*.fc2": "blocks.*.feedforward.down",
+}
+GPT_NEOX_NAMES = {
+    "embed_in": "embed",
+    "final_layer_norm": "norm",
+    "embed_out": "head",
+    "layers.*.input_layernorm": "blocks.*.attention_norm",
+    "layers.*.post_attention_layernorm": "blocks.*.feedforward_norm",
+    "layers.*.attention.query_key_value": "blocks.*.attention.query_key_value",
+    "layers.*.attention.dense": "blocks.*.attention.out",
+    "layers.*.mlp.dense_h_to_4h": "blocks.*.feedforward.up",
+    "layers.*.mlp.dense_4h_to_h": "blocks.*.feedforward.down",
+}
+BLOOM_NAMES = {
+    "word_embeddings": "embed",
+    "word_embeddings_layernorm": "embedding_norm",
+    "ln_f": "norm",
+    "lm_head": "head",
+    "h.*.input_layernorm": "blocks.*.attention_norm",
+    "h.*.post_attention_layernorm": "blocks.*.feedforward_norm",
+    "h.*.self_attention.query_key_value": "blocks.*.attention.query_key_value",
+    "h.*.self_attention.dense": "blocks.*.attention.out",
+    "h.*.mlp.dense_h_to_4h": "blocks.*.feedforward.up",
+    "h.*.mlp.dense_4h_to_h": "blocks.*.feedforward.down",
+}
+GPTJ_NAMES = {
+    "wte": "embed",
+    "ln_f": "norm",
+    "lm_head": "head",
+    "h.*.ln_1": "blocks.*.attention_norm",
+    "h.*.attn.q_proj": "blocks.*.attention.query",
+    "h.*.attn.k_proj": "blocks.*.attention.key",
+    "h.*.attn.v_proj": "blocks.*.attention.value",
+    "h.*.attn.out_proj": "blocks.*.attention.out",
+    "h.*.mlp.fc_in": "blocks.*.feedforward.up",
+    "h.*.mlp.fc_out": "blocks.*.feedforward.down",
+}
+LLAMA_NAMES = {
+    "embed_tokens": "embed",
+    "norm": "norm",
+    "lm_head": "head",
+    "layers.*.input_layernorm": "blocks.*.attention_norm",
+    "layers.*.post_attention_layernorm": "blocks.*.feedforward_norm",
+    "layers.*.self_attn.q_proj": "blocks.*.attention.query",
+    "layers.*.self_attn.k_proj": "blocks.*.attention.key",
+    "layers.*.self_attn.v_proj": "blocks.*.attention.value",
+    "layers.*.self_attn.o_proj": "blocks.*.attention.out",
+    "layers.*.self_attn.q_norm": "blocks.*.attention.query_norm",
+    "layers.*.self_attn.k_norm": "blocks.*.attention.key_norm",
+    "layers.*.mlp.gate_proj": "blocks.*.feedforward.gate",
+    "layers.*.mlp.up_proj": "blocks.*.feedforward.up",
+    "layers.*.mlp.down_proj": "blocks.*.feedforward.down",
+}
+OLMO2_NAMES = LLAMA_NAMES | {
+    "layers.*.post_attention_layernorm": "blocks.*.attention_output_norm",
+    "layers.*.post_feedforward_layernorm": "blocks.*.feedforward_output_norm",
+}
+MIXTRAL_NAMES = LLAMA_NAMES | {
+    "layers.*.block_sparse_moe.gate": "blocks.*.feedforward.router",
+    "layers.*.block_sparse_moe.experts.*.w1": "blocks.*.feedforward.experts.*.gate",
+    "layers.*.block_sparse_moe.experts.*.w2": "blocks.*.feedforward.experts.*.down",
+    "layers.*.block_sparse_moe.experts.*.w3": "blocks.*.feedforward.experts.*.up",
+}
+GEMMA2_NAMES = OLMO2_NAMES | {"layers.*.pre_feedforward_layernorm": "blocks.*.feedforward_norm"}
+
+MASKS = ("h.*.attn.bias", "h.*.attn.masked_bias")
+ANGLES = ("layers.*.self_attn.rotary_emb.inv_freq",)
+NEOX_BUFFERS = ("layers.*.attention.bias", "layers.*.attention.masked_bias", "layers.*.attention.rotary_emb.inv_freq")
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(_gpt2_config, _gpt2_weights),
-    "llama": Architecture(_llama_config, _llama_weights),
+    "gpt2": Architecture(_gpt2, GPT2_NAMES, "transformer.", MASKS, _transposed),
+    "opt": Architecture(_opt, OPT_NAMES, "model.", (), _opt_norms),
+    "gptj": Architecture(_gptj, GPTJ_NAMES, "transformer.", MASKS, turned_by_pairs),
+    "gpt_neox": Architecture(_gpt_neox, GPT_NEOX_NAMES, "gpt_neox.", NEOX_BUFFERS, _fused_by_head),
+    "bloom": Architecture(_bloom, BLOOM_NAMES, "transformer.", (), _fused_by_head),
+    "llama": Architecture(_llama, LLAMA_NAMES, "model.", ANGLES),
+    "mistral": Architecture(_mistral, LLAMA_NAMES, "model.", ANGLES),
+    "mixtral": Architecture(_mixtral, MIXTRAL_NAMES, "model.", ANGLES),
+    "qwen2": Architecture(_qwen2, LLAMA_NAMES, "model.", ANGLES),
+    "qwen3": Architecture(_qwen3, LLAMA_NAMES, "model."),
+    "olmo2": Architecture(_olmo2, OLMO2_NAMES, "model."),
+    "gemma2": Architecture(_gemma2, GEMMA2_NAMES, "model.", (), _gains_above_one),
 }
 """By `model_type` of a Hugging Face config.json."""

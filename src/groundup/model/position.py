@@ -1,55 +1,172 @@
 """Position: how a token's place enters the model.
 
-Each kind is a module `(x, position) -> (x, rotation)`: it may add to the embedded tokens, and may leave angles by
-which attention turns queries and keys. B batch, T time, D width, N heads, K head width.
+Each kind is a module `(x, position) -> (x, place)`: it may add to the embedded tokens, and may leave in `place` angles
+by which attention turns queries and keys, or slopes by which scores fall with distance.
+B batch, T time, D width, N heads, K head width, R turned channels of a head.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from groundup.model.settings import LearnedPosition, ModelConfig, Rotary
+from groundup.model.settings import (
+    ALiBi,
+    LearnedPosition,
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    NoPosition,
+    NoScaling,
+    NTKScaling,
+    Rotary,
+    Sinusoidal,
+    YaRNScaling,
+)
 
-Rotation = tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
-"""Cosine and sine for each position and channel."""
+
+@dataclass(frozen=True)
+class Place:
+    """What position leaves for attention."""
+
+    angles: tuple[Float[Tensor, "B 1 T R"], Float[Tensor, "B 1 T R"]] | None = None
+    """Cosine and sine for each position and turned channel."""
+    slopes: Float[Tensor, "N"] | None = None
+    """What each head takes off a score for every position between query and key."""
+
+    def turn(self, x: Float[Tensor, "B N T K"]) -> Float[Tensor, "B N T K"]:
+        """Queries or keys with their first R channels turned, if there are angles."""
+        return x if self.angles is None else rotate(x, *self.angles)
+
+
+def rotate(
+    x: Float[Tensor, "B N T K"], cosine: Float[Tensor, "B 1 T R"], sine: Float[Tensor, "B 1 T R"]
+) -> Float[Tensor, "B N T K"]:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34), halves paired as in GPT-NeoX."""
+    turned, rest = x.split((cosine.shape[-1], x.shape[-1] - cosine.shape[-1]), dim=-1)
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cosine + torch.cat((-second, first), dim=-1) * sine
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
 class Learned(nn.Module):
     """Adds a learned vector for each position."""
 
-    def __init__(self, context_length: int, d_model: int) -> None:
+    def __init__(self, config: ModelConfig, settings: LearnedPosition) -> None:
         super().__init__()
-        self.table = nn.Embedding(context_length, d_model)
+        self.offset = settings.offset
+        self.table = nn.Embedding(config.context_length + settings.offset, config.d_model)
 
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, None]:
-        return x + self.table(position), None
+    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Place]:
+        return x + self.table(position + self.offset), Place()
+
+
+class SinusoidalWaves(nn.Module):
+    """Adds sin(position × frequency) to even channels and the cosine to odd ones; each pair is slower than the last."""
+
+    def __init__(self, settings: Sinusoidal) -> None:
+        super().__init__()
+        self.base = settings.base
+
+    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Place]:
+        angle = position[..., None] * frequencies(self.base, x.shape[-1], x.device)  # (B, T, D/2)
+        return x + torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2).to(x.dtype), Place()
 
 
 class RotaryAngles(nn.Module):
     """Leaves x alone and computes the angles."""
 
-    def __init__(self, base: float, d_head: int) -> None:
+    def __init__(self, config: ModelConfig, settings: Rotary) -> None:
         super().__init__()
-        self.base, self.d_head = base, d_head
+        self.settings, self.width = settings, config.rotary_width
 
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Rotation]:
+    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Place]:
         # In float32 whatever the model's precision: bfloat16 cannot tell position 257 from 258.
-        channel = torch.arange(0, self.d_head, 2, dtype=torch.float32, device=x.device)
-        angle = position[:, None, :, None].float() * self.base ** (-channel / self.d_head)  # (B, 1, T, K/2)
+        frequency, magnitude = rotary_frequencies(self.settings, self.width, x.device)
+        angle = position[:, None, :, None].float() * frequency  # (B, 1, T, R/2)
         angle = torch.cat((angle, angle), dim=-1)
-        return x, (angle.cos().to(x.dtype), angle.sin().to(x.dtype))
+        return x, Place(angles=((angle.cos() * magnitude).to(x.dtype), (angle.sin() * magnitude).to(x.dtype)))
 
 
-def rotate(x: Float[Tensor, "B N T K"], rotation: Rotation) -> Float[Tensor, "B N T K"]:
-    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34), halves paired as in GPT-NeoX."""
-    cosine, sine = rotation
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-second, first), dim=-1) * sine
+class ALiBiSlopes(nn.Module):
+    """Leaves x alone and gives each head its slope."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+
+    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Place]:
+        return x, Place(slopes=alibi_slopes(self.n_heads, x.device))
+
+
+class Nowhere(nn.Module):
+    """Leaves x alone, and nothing else."""
+
+    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Place]:
+        return x, Place()
+
+
+def frequencies(base: float, width: int, device: torch.device) -> Float[Tensor, "pairs"]:
+    """Radians per position of each pair of channels: base^(−2i/width) for i = 0 … width/2 − 1, in float32."""
+    channel = torch.arange(0, width, 2, dtype=torch.float32, device=device)
+    # 1 / base^x and not base^−x: one float32 rounding apart, and the first is how published models were trained
+    return 1.0 / base ** (channel / width)
+
+
+def rotary_frequencies(settings: Rotary, width: int, device: torch.device) -> tuple[Float[Tensor, "pairs"], float]:
+    """Radians per position of each pair of turned channels, and the factor on cosine and sine."""
+    original = frequencies(settings.base, width, device)
+    match settings.scaling:
+        case NoScaling():
+            return original, 1.0
+        case LinearScaling(factor=factor):
+            return original / factor, 1.0
+        case NTKScaling(factor=factor):
+            # The slowest pair turns `factor` times slower, the fastest as before; a single pair is the fastest.
+            stretched = settings.base * factor ** (width / (width - 2)) if width > 2 else settings.base
+            return frequencies(stretched, width, device), 1.0
+        case Llama3Scaling(factor=factor, low=low, high=high, trained_length=length):
+            turns = length * original / (2 * math.pi)
+            kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1 for fast pairs, 0 for slow ones
+            return original * kept + original / factor * (1 - kept), 1.0
+        case YaRNScaling(factor=factor, slow=slow, fast=fast, trained_length=length, magnitude=magnitude):
+
+            def pair_with(turns: float) -> float:
+                """The (fractional) number of the pair that turns so often in the trained length."""
+                return width * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(settings.base))
+
+            # To whole pairs, and up to width − 1, not pairs − 1, as in the authors' code and all published models.
+            begin = max(math.floor(pair_with(fast)), 0)
+            end = min(math.ceil(pair_with(slow)), width - 1)
+            pair = torch.arange(width // 2, dtype=torch.float32, device=device)
+            kept = 1 - ((pair - begin) / max(end - begin, 0.001)).clamp(0, 1)
+            scaled = original * kept + original / factor * (1 - kept)
+            return scaled, 0.1 * math.log(factor) + 1 if magnitude is None else magnitude
+
+
+def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, "N"]:
+    """2^(−8/N), 2^(−16/N), … 2^−8 where N is a power of two (Press et al. 2022, section 3).
+
+    Otherwise those of the next lower power, and then every second one of the next higher, as in the authors' code.
+    """
+    power = 1 << (n_heads.bit_length() - 1)  # the largest power of two that is not above n_heads
+    number = torch.arange(1, n_heads + 1, dtype=torch.float32, device=device)
+    own = number[:power] * (8 / power)
+    between = (2 * (number[power:] - power) - 1) * (4 / power)
+    return 2.0 ** -torch.cat((own, between))
 
 
 def make_position(config: ModelConfig) -> nn.Module:
     match config.position:
-        case LearnedPosition():
-            return Learned(config.context_length, config.d_model)
-        case Rotary(base=base):
-            return RotaryAngles(base, config.head_width)
+        case LearnedPosition() as settings:
+            return Learned(config, settings)
+        case Sinusoidal() as settings:
+            return SinusoidalWaves(settings)
+        case Rotary() as settings:
+            return RotaryAngles(config, settings)
+        case ALiBi():
+            return ALiBiSlopes(config)
+        case NoPosition():
+            return Nowhere()

@@ -6,11 +6,92 @@ from pydantic import Field, model_validator
 
 from groundup.settings import Settings
 
+# --- position: how a token's place enters the model ---
+
 
 class LearnedPosition(Settings):
     """A learned vector for each position, added to the token's (GPT-2)."""
 
     kind: Literal["learned"] = "learned"
+    offset: int = Field(default=0, ge=0)
+    """Rows of the table before the one of position 0; OPT has 2."""
+
+
+class Sinusoidal(Settings):
+    """Sines and cosines of the position, added to the token's vector (Vaswani et al. 2017, arXiv:1706.03762, 3.5)."""
+
+    kind: Literal["sinusoidal"] = "sinusoidal"
+    base: float = Field(default=10_000.0, gt=1)
+    """The slowest pair of channels repeats after about 2π × base positions."""
+
+
+class NoScaling(Settings):
+    """The angles as they are."""
+
+    kind: Literal["none"] = "none"
+
+
+class LinearScaling(Settings):
+    """Every angle divided by a factor: positions interpolated (Chen et al. 2023, arXiv:2306.15595)."""
+
+    kind: Literal["linear"] = "linear"
+    factor: float = Field(default=2.0, ge=1)
+    """How many times the length that the model was trained on."""
+
+
+class NTKScaling(Settings):
+    """A larger base: slow channels interpolated, fast ones left ("NTK-aware"; Peng et al. 2023, arXiv:2309.00071)."""
+
+    kind: Literal["ntk"] = "ntk"
+    factor: float = Field(default=2.0, ge=1)
+    """How many times slower the slowest pair of channels turns."""
+
+
+class Llama3Scaling(Settings):
+    """Slow channels interpolated, fast ones left, a ramp between (Llama 3.1; Grattafiori et al. 2024)."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: float = Field(default=8.0, ge=1)
+    """How many times slower the slow channels turn."""
+    low: float = Field(default=1.0, gt=0)
+    """A channel with fewer turns than this in `trained_length` is slow."""
+    high: float = Field(default=4.0, gt=0)
+    """A channel with more turns than this is fast."""
+    trained_length: int = Field(default=8192, ge=1)
+    """Context length before the scaling."""
+
+    @model_validator(mode="after")
+    def _ramp_rises(self) -> "Llama3Scaling":
+        if self.high <= self.low:
+            raise ValueError(f"high = {self.high} must be larger than low = {self.low}")
+        return self
+
+
+class YaRNScaling(Settings):
+    """Slow channels interpolated, fast ones left, scores sharpened (Peng et al. 2023, arXiv:2309.00071, 3.4)."""
+
+    kind: Literal["yarn"] = "yarn"
+    factor: float = Field(default=2.0, ge=1)
+    """How many times slower the slow channels turn."""
+    slow: float = Field(default=1.0, gt=0)
+    """Turns in `trained_length` at which interpolation is whole; β slow or α in the paper."""
+    fast: float = Field(default=32.0, gt=0)
+    """Turns in `trained_length` from which on nothing is interpolated; β fast or β in the paper."""
+    trained_length: int = Field(default=2048, ge=1)
+    """Context length before the scaling."""
+    magnitude: float | None = Field(default=None, gt=0)
+    """Factor on the turned queries and keys; 0.1 ln(factor) + 1 if not set."""
+
+    @model_validator(mode="after")
+    def _ramp_rises(self) -> "YaRNScaling":
+        if self.fast <= self.slow:
+            raise ValueError(f"fast = {self.fast} must be larger than slow = {self.slow}")
+        return self
+
+
+RotaryScaling = Annotated[
+    NoScaling | LinearScaling | NTKScaling | Llama3Scaling | YaRNScaling, Field(discriminator="kind")
+]
 
 
 class Rotary(Settings):
@@ -19,6 +100,24 @@ class Rotary(Settings):
     kind: Literal["rotary"] = "rotary"
     base: float = Field(default=10_000.0, gt=1)
     """The slowest pair of channels turns once in about 2π × base positions."""
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of each head's channels that is turned; GPT-NeoX turns a quarter."""
+    scaling: RotaryScaling = NoScaling()
+
+
+class ALiBi(Settings):
+    """Scores fall in proportion to distance, in each head at its own rate (Press et al. 2022, arXiv:2108.12409)."""
+
+    kind: Literal["alibi"] = "alibi"
+
+
+class NoPosition(Settings):
+    """Nothing: order is known from the causal mask alone (Kazemnejad et al. 2023, arXiv:2305.19466)."""
+
+    kind: Literal["none"] = "none"
+
+
+# --- norm ---
 
 
 class LayerNorm(Settings):
@@ -39,17 +138,53 @@ class RMSNorm(Settings):
     """Added to the mean square, so that nothing is divided by nought."""
 
 
+# --- attention: how a position reads others ---
+
+
 class GroupedQuery(Settings):
     """Attention whose key/value heads are each shared by a group of query heads (Ainslie et al. 2023,
-    arXiv:2305.13245); with as many key/value as query heads it is multi-head attention."""
+    arXiv:2305.13245); with as many key/value as query heads it is multi-head, with one multi-query attention."""
 
     kind: Literal["grouped_query"] = "grouped_query"
-    bias: bool = False
-    """A bias on query, key, value and output."""
-    qk_norm: bool = False
-    """RMS-normalise each query and key head before they meet (Dehghani et al. 2023, arXiv:2302.05442)."""
+    bias: Literal["none", "qkv", "all"] = "none"
+    """A bias on no matrix, on query, key and value, or on the output too."""
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """Normalise queries and keys before they meet: each head (Qwen3) or all heads as one vector (OLMo 2); the idea is
+    Dehghani et al.'s (2023, arXiv:2302.05442)."""
+    window: int | None = Field(default=None, ge=1)
+    """Keys that a query may look back over, its own included; all if not set."""
+    windowed: tuple[bool, ...] = Field(default=(True,), min_length=1)
+    """Which layers keep to the window, from the first on, over and over; Gemma 2 has `[true, false]`."""
+    scale: float | None = Field(default=None, gt=0)
+    """Factor on the scores; 1/√d_head if not set."""
+    soft_cap: float | None = Field(default=None, gt=0)
+    """Scores are squeezed into ± this by tanh (Gemma 2)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of attention weights set to zero in training."""
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of one layer, counted from 0."""
+        return self.window if self.windowed[layer % len(self.windowed)] else None
+
+
+class Latent(Settings):
+    """Keys and values made from one small latent vector a token, the only thing to be cached, besides a few rotary
+    channels that all heads share (multi-head latent attention, DeepSeek-V2 2024, arXiv:2405.04434, 2.1)."""
+
+    kind: Literal["latent"] = "latent"
+    d_latent: int = Field(default=128, ge=1)
+    """Width of the vector that keys and values are made from."""
+    d_query_latent: int | None = Field(default=None, ge=1)
+    """Width of a like vector for queries; they are made from the input itself if not set."""
+    d_rotary: int = Field(default=32, ge=2)
+    """Channels a head has besides its `d_head`, which are turned by position."""
+    d_value: int | None = Field(default=None, ge=1)
+    """Width of a head's values; `d_head` if not set."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of attention weights set to zero in training."""
+
+
+# --- feed-forward: what a position does with itself ---
 
 
 class GELU(Settings):
@@ -62,6 +197,22 @@ class GELU(Settings):
     """A bias on both matrices."""
 
 
+class ReLU(Settings):
+    """Two matrices with max(0, x) between (Vaswani et al. 2017, arXiv:1706.03762, 3.3)."""
+
+    kind: Literal["relu"] = "relu"
+    bias: bool = True
+    """A bias on both matrices."""
+
+
+class ReLUSquared(Settings):
+    """Two matrices with max(0, x)² between (So et al. 2021, arXiv:2109.08668)."""
+
+    kind: Literal["relu_squared"] = "relu_squared"
+    bias: bool = False
+    """A bias on both matrices."""
+
+
 class SwiGLU(Settings):
     """Two matrices, the first gated by the SiLU of a third (Shazeer 2020, arXiv:2002.05202)."""
 
@@ -70,9 +221,97 @@ class SwiGLU(Settings):
     """A bias on all three matrices."""
 
 
-Position = Annotated[LearnedPosition | Rotary, Field(discriminator="kind")]
+class GeGLU(Settings):
+    """Two matrices, the first gated by the GELU of a third (Shazeer 2020, arXiv:2002.05202)."""
+
+    kind: Literal["geglu"] = "geglu"
+    approximate: Literal["tanh", "none"] = "tanh"
+    """`none` is the exact function."""
+    bias: bool = False
+    """A bias on all three matrices."""
+
+
+Dense = Annotated[GELU | ReLU | ReLUSquared | SwiGLU | GeGLU, Field(discriminator="kind")]
+
+
+class Experts(Settings):
+    """Many feed-forwards, of which a router picks a few for each token (Shazeer et al. 2017, arXiv:1701.06538)."""
+
+    kind: Literal["experts"] = "experts"
+    n_experts: int = Field(default=8, ge=2)
+    """Feed-forwards to pick from, each `d_ff` wide."""
+    n_active: int = Field(default=2, ge=1)
+    """How many are picked for a token."""
+    n_shared: int = Field(default=0, ge=0)
+    """As many more that every token goes through, as one (Dai et al. 2024, arXiv:2401.06066)."""
+    normalise: bool = True
+    """The weights of the picked experts add up to one; if false they are as the router's softmax over all gave them."""
+    balance: float = Field(default=0.01, ge=0)
+    """Weight of the term in the loss that is least when all experts are picked equally often."""
+    expert: Dense = SwiGLU()
+
+    @model_validator(mode="after")
+    def _enough_to_pick_from(self) -> "Experts":
+        if self.n_active > self.n_experts:
+            raise ValueError(f"n_active = {self.n_active} is more than n_experts = {self.n_experts}")
+        return self
+
+
+# --- block: how the two are joined ---
+
+
+class Sequential(Settings):
+    """Attention adds to the stream first, and the feed-forward reads what came of it."""
+
+    kind: Literal["sequential"] = "sequential"
+    norm: Literal["before", "after", "output", "around"] = "before"
+    """Where the norms stand: before each sublayer, after its sum (Vaswani et al. 2017), on its output (OLMo 2), or
+    before it and on its output (Gemma 2)."""
+
+
+class Parallel(Settings):
+    """Attention and feed-forward read the same stream and add to it together (Wang and Komatsuzaki 2021, GPT-J)."""
+
+    kind: Literal["parallel"] = "parallel"
+    shared_norm: bool = False
+    """One norm before both, as in GPT-J; GPT-NeoX has one for each."""
+
+
+# --- head: what is read off the stream ---
+
+
+class LanguageModel(Settings):
+    """A score for every token of the vocabulary."""
+
+    kind: Literal["language_model"] = "language_model"
+    tied: bool = True
+    """One matrix reads tokens in and scores them out (Press and Wolf 2017, arXiv:1608.05859)."""
+    bias: bool = False
+    """A bias on the scores (GPT-J)."""
+    soft_cap: float | None = Field(default=None, gt=0)
+    """Scores are squeezed into ± this by tanh (Gemma 2)."""
+
+
+class Classes(Settings):
+    """A score for each of some classes."""
+
+    kind: Literal["classes"] = "classes"
+    n_classes: int = Field(default=2, ge=2)
+    """How many there are."""
+
+
+class Scalar(Settings):
+    """One number, such as a reward."""
+
+    kind: Literal["scalar"] = "scalar"
+
+
+Position = Annotated[LearnedPosition | Sinusoidal | Rotary | ALiBi | NoPosition, Field(discriminator="kind")]
 Norm = Annotated[LayerNorm | RMSNorm, Field(discriminator="kind")]
-FeedForward = Annotated[GELU | SwiGLU, Field(discriminator="kind")]
+Attention = Annotated[GroupedQuery | Latent, Field(discriminator="kind")]
+FeedForward = Annotated[GELU | ReLU | ReLUSquared | SwiGLU | GeGLU | Experts, Field(discriminator="kind")]
+BlockKind = Annotated[Sequential | Parallel, Field(discriminator="kind")]
+Head = Annotated[LanguageModel | Classes | Scalar, Field(discriminator="kind")]
 
 
 class ModelConfig(Settings):
@@ -94,12 +333,18 @@ class ModelConfig(Settings):
     """`d_model / n_heads` if not set."""
     d_ff: int | None = Field(default=None, ge=1)
     """Width inside the feed-forward; `4 × d_model` if not set."""
+    d_embedding: int | None = Field(default=None, ge=1)
+    """Width of a token's own vector, if it is not `d_model`: one matrix then leads in and one out (OPT-350M)."""
+    embedding_scale: float | None = Field(default=None, gt=0)
+    """Factor on the tokens' vectors; Vaswani et al. 2017 and Gemma have √d_model."""
+    embedding_norm: bool = False
+    """Normalise the tokens' vectors before the first block (BLOOM)."""
     position: Position = Rotary()
     norm: Norm = RMSNorm()
-    attention: GroupedQuery = GroupedQuery()
+    attention: Attention = GroupedQuery()
     feedforward: FeedForward = SwiGLU()
-    tied_embeddings: bool = True
-    """One matrix reads tokens in and scores them out."""
+    block: BlockKind = Sequential()
+    head: Head = LanguageModel()
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of activations set to zero in training: after the embedding and after every sublayer."""
 
@@ -116,8 +361,28 @@ class ModelConfig(Settings):
                 f"n_kv_heads = {self.kv_heads} does not divide n_heads = {self.n_heads}: each key/value head serves "
                 "equally many query heads"
             )
-        if isinstance(self.position, Rotary) and self.head_width % 2:
-            raise ValueError(f"rotary position turns pairs of channels, but a head has {self.head_width}; make it even")
+        return self
+
+    @model_validator(mode="after")
+    def _position_fits(self) -> "ModelConfig":
+        if isinstance(self.attention, Latent):
+            if not isinstance(self.position, Rotary) or self.position.fraction != 1:
+                raise ValueError(
+                    "latent attention keeps channels for rotary position (attention.d_rotary); set position.kind to "
+                    "rotary, with fraction 1"
+                )
+            if self.kv_heads != self.n_heads:
+                raise ValueError(
+                    f"n_kv_heads = {self.kv_heads}, but latent attention makes a key and value for each of the "
+                    f"{self.n_heads} query heads; leave n_kv_heads out"
+                )
+        if isinstance(self.position, Rotary) and (self.rotary_width % 2 or not self.rotary_width):
+            raise ValueError(
+                f"rotary position turns pairs of channels, but it would turn {self.rotary_width} of a head's "
+                f"{self.head_width}; make that even, and at least 2"
+            )
+        if isinstance(self.position, Sinusoidal) and self.d_model % 2:
+            raise ValueError(f"sinusoidal position fills pairs of channels, but d_model = {self.d_model}; make it even")
         return self
 
     @property
@@ -129,8 +394,27 @@ class ModelConfig(Settings):
         return self.d_head or self.d_model // self.n_heads
 
     @property
+    def rotary_width(self) -> int:
+        """Channels of each head that position turns; 0 for other kinds of position."""
+        if isinstance(self.attention, Latent):
+            return self.attention.d_rotary
+        return round(self.position.fraction * self.head_width) if isinstance(self.position, Rotary) else 0
+
+    @property
     def feedforward_width(self) -> int:
         return self.d_ff or 4 * self.d_model
+
+    @property
+    def cached_heads(self) -> int:
+        """Heads of keys and values that generation keeps of each token and layer."""
+        return 1 if isinstance(self.attention, Latent) else self.kv_heads
+
+    @property
+    def cached_widths(self) -> tuple[int, int]:
+        """Channels of a key and of a value in the cache; 0 where the values are the keys' first channels."""
+        if isinstance(self.attention, Latent):
+            return self.attention.d_latent + self.attention.d_rotary, 0
+        return self.head_width, self.head_width
 
     def with_vocabulary(self, vocab_size: int) -> "ModelConfig":
         """The same model over a vocabulary of this size."""

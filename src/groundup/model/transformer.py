@@ -1,45 +1,94 @@
 """Decoder-only Transformer.
 
-B batch, T time, D width, H query heads, G key/value heads, K head width, V vocabulary.
+B batch, T time, D width, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from groundup.model.attention import Attend, Causal, GroupedQueryAttention
-from groundup.model.feedforward import make_feedforward
-from groundup.model.position import Rotation, make_position
-from groundup.model.settings import LayerNorm, ModelConfig, RMSNorm
-
-Tap = Callable[[str, Tensor], None]
-"""Is shown by name what enters the stream of vectors and what the stream then is, such as `blocks.3.attention`."""
+from groundup.model.attention import Attend, Causal, make_attention
+from groundup.model.feedforward import Tap, make_feedforward
+from groundup.model.norm import make_norm
+from groundup.model.position import Place, make_position
+from groundup.model.settings import Classes, LanguageModel, ModelConfig, Parallel, Scalar, Sequential
 
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feedforward(norm(x))."""
+class SequentialBlock(nn.Module):
+    """x + attention(norm(x)), then x + feedforward(norm(x)); or with the norms in other places."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, settings: Sequential, layer: int) -> None:
         super().__init__()
-        self.attention_norm = make_norm(config)
-        self.attention = GroupedQueryAttention(config, layer)
-        self.feedforward_norm = make_norm(config)
+
+        def norm_if(*places: str) -> nn.Module:
+            return make_norm(config.norm, config.d_model) if settings.norm in places else nn.Identity()
+
+        self.attention_norm = norm_if("before", "around")
+        self.attention = make_attention(config, layer)
+        self.attention_output_norm = norm_if("output", "around")
+        self.attention_sum_norm = norm_if("after")
+        self.feedforward_norm = norm_if("before", "around")
+        self.feedforward = make_feedforward(config)
+        self.feedforward_output_norm = norm_if("output", "around")
+        self.feedforward_sum_norm = norm_if("after")
+        self.dropout = config.dropout
+
+    def forward(self, x: Float[Tensor, "B T D"], place: Place, attend: Attend, tap: Tap) -> Float[Tensor, "B T D"]:
+        attention = self.attention_output_norm(self.attention(self.attention_norm(x), place, attend))
+        tap("attention", attention)
+        x = self.attention_sum_norm(x + F.dropout(attention, self.dropout, self.training))
+        feedforward = self.feedforward(self.feedforward_norm(x), _under("feedforward", tap))
+        feedforward = self.feedforward_output_norm(feedforward)
+        tap("feedforward", feedforward)
+        output: Tensor = self.feedforward_sum_norm(x + F.dropout(feedforward, self.dropout, self.training))
+        return output
+
+
+class ParallelBlock(nn.Module):
+    """x + attention(norm(x)) + feedforward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, settings: Parallel, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config.norm, config.d_model)
+        self.attention = make_attention(config, layer)
+        self.feedforward_norm = None if settings.shared_norm else make_norm(config.norm, config.d_model)
         self.feedforward = make_feedforward(config)
         self.dropout = config.dropout
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], rotation: Rotation | None, attend: Attend, tap: Tap
-    ) -> Float[Tensor, "B T D"]:
-        attention = self.attention(self.attention_norm(x), rotation, attend)
+    def forward(self, x: Float[Tensor, "B T D"], place: Place, attend: Attend, tap: Tap) -> Float[Tensor, "B T D"]:
+        normed = self.attention_norm(x)
+        attention = self.attention(normed, place, attend)
         tap("attention", attention)
-        x = x + F.dropout(attention, self.dropout, self.training)
-        feedforward = self.feedforward(self.feedforward_norm(x))
+        feedforward = self.feedforward(
+            normed if self.feedforward_norm is None else self.feedforward_norm(x), _under("feedforward", tap)
+        )
         tap("feedforward", feedforward)
-        return x + F.dropout(feedforward, self.dropout, self.training)
+        dropped = (F.dropout(each, self.dropout, self.training) for each in (attention, feedforward))
+        return x + sum(dropped)
+
+
+def make_block(config: ModelConfig, layer: int) -> nn.Module:
+    match config.block:
+        case Sequential() as settings:
+            return SequentialBlock(config, settings, layer)
+        case Parallel() as settings:
+            return ParallelBlock(config, settings, layer)
+
+
+class Ahead(nn.Module):
+    """One more block, and a norm, over the last hidden states: what the same head reads a token further on from."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.block = make_block(config, layer)
+        self.norm = make_norm(config.norm, config.d_model)
+
+    def forward(self, x: Float[Tensor, "B T D"], place: Place, attend: Attend, tap: Tap) -> Float[Tensor, "B T D"]:
+        hidden: Tensor = self.norm(self.block(x, place, attend, tap))
+        return hidden
 
 
 class Transformer(nn.Module):
@@ -54,14 +103,42 @@ class Transformer(nn.Module):
         if config.vocab_size is None:
             raise ValueError("ModelConfig.vocab_size is not set: use config.with_vocabulary(tokenizer.vocab_size)")
         self.config = config
-        self.embed: nn.Embedding | None = nn.Embedding(config.vocab_size, config.d_model)
+        d_embedding = config.d_embedding or config.d_model
+        self.embed: nn.Embedding | None = nn.Embedding(config.vocab_size, d_embedding)
+        self.widen = nn.Linear(d_embedding, config.d_model, bias=False) if config.d_embedding else nn.Identity()
+        self.embedding_norm = make_norm(config.norm, config.d_model) if config.embedding_norm else nn.Identity()
         self.position = make_position(config)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = make_norm(config)
-        self.head: nn.Linear | None = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        if config.tied_embeddings:
+        self.blocks = nn.ModuleList(make_block(config, layer) for layer in range(config.n_layers))
+        normed = isinstance(config.block, Sequential) and config.block.norm == "after"
+        self.norm = nn.Identity() if normed else make_norm(config.norm, config.d_model)
+        self.narrow: nn.Module = nn.Identity()
+        self.soft_cap: float | None = None
+        self.head: nn.Linear | None
+        match config.head:
+            case LanguageModel(bias=bias, soft_cap=soft_cap):
+                if config.d_embedding:
+                    self.narrow = nn.Linear(config.d_model, d_embedding, bias=False)
+                self.head = nn.Linear(d_embedding, config.vocab_size, bias=bias)
+                self.soft_cap = soft_cap
+            case Classes(n_classes=n_classes):
+                self.head = nn.Linear(config.d_model, n_classes, bias=False)
+            case Scalar():
+                self.head = nn.Linear(config.d_model, 1, bias=False)
+        self.ahead = nn.ModuleList()
+        """Blocks that a loss reads, for tokens after the next one; `look_ahead` adds them."""
+        self.tie()
+        initialise(self, config.n_layers)
+
+    def look_ahead(self, n: int) -> None:
+        """Add `n` blocks for predicting the tokens after the next one, in training only: `forward` does without."""
+        self.ahead.extend(Ahead(self.config, self.config.n_layers + number) for number in range(n))
+        initialise(self.ahead, self.config.n_layers)
+
+    def tie(self) -> None:
+        """Let the head score with the embedding's own matrix, if the config says so."""
+        if isinstance(self.config.head, LanguageModel) and self.config.head.tied:
+            assert self.head is not None and self.embed is not None, "a whole model has both"
             self.head.weight = self.embed.weight
-        initialise(self)
 
     def forward(
         self,
@@ -86,42 +163,51 @@ class Transformer(nn.Module):
             position: of each token in its document; 0..T−1 if not given.
             attend: which keys each query may read; all before it if not given.
             tap: is shown what each sublayer adds, and the stream after each block.
+
+        Shown as `embed`, `blocks.3.attention`, `blocks.3.feedforward`, `blocks.3`, …, `norm`, and what a sublayer
+        shows of itself, such as `blocks.3.feedforward.router`.
         """
         tap = tap or _no_tap
         if position is None:
             position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
         attend = attend or Causal()
-        x = tokens if self.embed is None else self.embed(tokens)
-        x, rotation = self.position(x, position)
+        x = tokens if self.embed is None else self._embedded(tokens)
+        x, place = self.position(x, position)
         x = F.dropout(x, self.config.dropout, self.training)
         tap("embed", x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, attend, lambda name, tensor, layer=layer: tap(f"blocks.{layer}.{name}", tensor))
+            x = block(x, place, attend, _under(f"blocks.{layer}", tap))
             tap(f"blocks.{layer}", x)
         hidden: Tensor = self.norm(x)
         tap("norm", hidden)
         return hidden
 
+    def _embedded(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        assert self.embed is not None, "asked for only where there is one"
+        x = self.embed(tokens)
+        if self.config.embedding_scale is not None:
+            x = x * self.config.embedding_scale
+        embedded: Tensor = self.embedding_norm(self.widen(x))
+        return embedded
+
     def logits(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
-        """Scores over the vocabulary; the hidden states themselves where `head` is None."""
-        scores: Tensor = hidden if self.head is None else self.head(hidden)
-        return scores
+        """Scores over the vocabulary, the classes, or one number; the hidden states where `head` is None."""
+        if self.head is None:
+            return hidden
+        scores: Tensor = self.head(self.narrow(hidden))
+        return scores if self.soft_cap is None else self.soft_cap * torch.tanh(scores / self.soft_cap)
 
 
 def _no_tap(name: str, tensor: Tensor) -> None:
     """For callers who do not look inside."""
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    match config.norm:
-        case LayerNorm(epsilon=epsilon, bias=bias):
-            return nn.LayerNorm(config.d_model, eps=epsilon, bias=bias)
-        case RMSNorm(epsilon=epsilon):
-            return nn.RMSNorm(config.d_model, eps=epsilon)
+def _under(prefix: str, tap: Tap) -> Tap:
+    return lambda name, tensor: tap(f"{prefix}.{name}", tensor)
 
 
 @torch.no_grad()
-def initialise(model: Transformer) -> None:
+def initialise(module: nn.Module, n_layers: int) -> None:
     """GPT-2's initialisation, all of it.
 
     Every matrix is drawn from a normal distribution of standard deviation 0.02, every bias is zero, every gain one.
@@ -129,13 +215,13 @@ def initialise(model: Transformer) -> None:
     up 2 n_layers independent terms, so its variance at the top then does not grow with depth (Radford et al. 2019,
     section 2.3).
     """
-    residual_deviation = 0.02 / math.sqrt(2 * model.config.n_layers)
-    for name, parameter in model.named_parameters():
+    residual_deviation = 0.02 / math.sqrt(2 * n_layers)
+    for name, parameter in module.named_parameters():
         if name.endswith(".bias"):
             parameter.zero_()
         elif parameter.ndim == 1:
             parameter.fill_(1.0)
-        elif name.endswith(("attention.out.weight", "feedforward.down.weight")):
+        elif name.endswith((".out.weight", ".down.weight")):
             parameter.normal_(0.0, residual_deviation)
         else:
             parameter.normal_(0.0, 0.02)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -34,7 +35,7 @@ from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.adamw import Masters, make_adamw
 from groundup.optim.schedule import make_schedule
-from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.fit import Step, accumulate, fit
@@ -101,12 +102,12 @@ def faster_precision(
     rows = min(settings.micro_batch_rows, settings.batch_tokens // model.context_length)
     speeds: dict[Precision, float] = {}
     for precision, dtype in DTYPES.items():
-        throw_away = _new_model(model, settings.seed, device)
+        throw_away, loss = _new_model(model, settings, device)
         masters = Masters(throw_away, dtype)
         optimizer = make_adamw(masters, settings.optimizer)
         masters.follow(optimizer)
         batches = _batches(train, model.context_length, settings.seed, rows, 0)
-        gradients = accumulate(throw_away, losses.next_token, 1)
+        gradients = accumulate(throw_away, loss, 1)
         taken: list[float] = []
         last = started = time.monotonic()
         for step in fit(optimizer, lambda _: 1.0, batches, gradients, steps=1000):
@@ -142,7 +143,7 @@ def pretrain(
     tokenizer = Tokenizer.load(places.tokenizer)
     config = model_config.with_vocabulary(tokenizer.vocab_size)
     train, validation = open_split(places.shards, "train"), open_split(places.shards, "validation")
-    model = _new_model(config, settings.seed, pretrained.find_device(settings.device))
+    model, loss = _new_model(config, settings, pretrained.find_device(settings.device))
     masters = Masters(model, DTYPES[settings.precision])
     optimizer = make_adamw(masters, settings.optimizer)
     masters.follow(optimizer)
@@ -173,9 +174,7 @@ def pretrain(
             optimizer,
             make_schedule(settings.schedule, settings.steps),
             _batches(train, config.context_length, settings.seed, rows, state["next_row"]),
-            accumulate(
-                model, losses.next_token, -(-rows // settings.micro_batch_rows), seed=settings.seed, start=start
-            ),
+            accumulate(model, loss, -(-rows // settings.micro_batch_rows), seed=settings.seed, start=start),
             steps=settings.steps,
             start=start,
             clip=settings.clip,
@@ -209,7 +208,8 @@ def pretrain(
         log.add(step=settings.steps, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
         flush()
     with making(places.model, "model", described, inputs) as draft:
-        pretrained.save(draft.path, config, dict(masters.copies), tokenizer)
+        finished = {name: copy for name, copy in masters.copies.items() if not name.startswith("ahead.")}
+        pretrained.save(draft.path, config, finished, tokenizer)
         write_json(draft.path / "generation.json", Sampling().table())
         draft.seconds_before = time.monotonic() - began
         draft.statistics |= _statistics(config, settings.steps, tokens, log)
@@ -267,9 +267,17 @@ def _divergence(broken: dict[str, Any], settings: PretrainSettings, checkpoints:
     )
 
 
-def _new_model(config: ModelConfig, seed: int, device: torch.device) -> Transformer:
-    torch.manual_seed(seed)
-    return Transformer(config).to(device)  # drawn on the CPU: the same weights on every device
+def _new_model(
+    config: ModelConfig, settings: PretrainSettings, device: torch.device
+) -> tuple[Transformer, losses.Loss]:
+    torch.manual_seed(settings.seed)
+    model = Transformer(config)  # drawn on the CPU: the same weights on every device
+    match settings.loss:
+        case NextToken():
+            return model.to(device), losses.next_token
+        case MultiToken(ahead=ahead, further=further):
+            model.look_ahead(ahead)
+            return model.to(device), partial(losses.multi_token, further=further)
 
 
 def _batches(shards: Tokens, context_length: int, seed: int, rows: int, first: int) -> Iterator[Batch]:
@@ -302,6 +310,7 @@ class RunLog:
             lambda: {
                 "step": step.number,
                 "loss": step.loss.item(),
+                **{name: part.item() for name, part in step.parts.items()},
                 "grad_norm": step.grad_norm.item(),
                 "learning_rate": step.learning_rate,
                 "tokens": tokens,

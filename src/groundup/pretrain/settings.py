@@ -1,11 +1,28 @@
 """Settings of pretraining."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from groundup.optim.settings import AdamW, Cosine
 from groundup.settings import Settings
+
+
+class NextToken(Settings):
+    """Cross-entropy of the next token."""
+
+    kind: Literal["next_token"] = "next_token"
+
+
+class MultiToken(Settings):
+    """Besides the next token also those after it, each from a block of its own that the finished model does without
+    (Gloeckle et al. 2024, arXiv:2404.19737)."""
+
+    kind: Literal["multi_token"] = "multi_token"
+    ahead: int = Field(default=1, ge=1)
+    """Tokens after the next one."""
+    further: float = Field(default=0.3, gt=0)
+    """Weight of their mean cross-entropy; that of the next token is 1."""
 
 
 class PretrainSettings(Settings):
@@ -25,6 +42,7 @@ class PretrainSettings(Settings):
     precision: Literal["float32", "bfloat16"] | None = None
     """`bfloat16`: weights and activations in bfloat16, float32 master copies. If not set, both are timed for a second
     before step 1, and the faster is written into the run's recipe."""
+    loss: Annotated[NextToken | MultiToken, Field(discriminator="kind")] = NextToken()
     optimizer: AdamW = AdamW()
     schedule: Cosine = Cosine()
     clip: float = Field(default=1.0, gt=0)
