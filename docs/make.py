@@ -1,11 +1,33 @@
-"""Write what is derived from the code: the recipe's JSON Schema and, of a finished run, the README's picture."""
+"""Write what is derived from the code: the recipe's JSON Schema, the pictures of positions and, of a run, the README's.
+
+python docs/make.py [schema|positions|report …]        everything, if nothing is named
+"""
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import torch
+from matplotlib import pyplot
+from matplotlib.axes import Axes
 from playwright.sync_api import sync_playwright
 
+from groundup.model.attention import Causal
+from groundup.model.position import alibi_slopes, make_position, rotary_frequencies
+from groundup.model.settings import (
+    ALiBi,
+    LearnedPosition,
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    NoPosition,
+    NTKScaling,
+    Rotary,
+    Sinusoidal,
+    YaRNScaling,
+)
+from groundup.model.transformer import Transformer
 from groundup.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +38,117 @@ def schema() -> None:
     target.write_text(json.dumps(Recipe.model_json_schema(), indent=1) + "\n")
 
 
-def picture() -> None:
+def positions() -> None:
+    """What each scheme of position does, drawn from the modules themselves."""
+    torch.manual_seed(0)
+    pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = pyplot.subplots(2, 3, figsize=(12.5, 7), layout="constrained")
+    for draw, axis in zip(
+        (waves, similarity, rotary_scores, stretched_angles, falling_scores, order_blindness), axes.flat, strict=True
+    ):
+        draw(axis)
+    figure.savefig(ROOT / "docs" / "positions.png", dpi=110)
+    pyplot.close(figure)
+
+
+def waves(axis: Axes) -> None:
+    table, _ = make_position(ModelConfig(d_model=64, position=Sinusoidal()))(
+        torch.zeros(1, 100, 64), torch.arange(100)[None]
+    )
+    axis.imshow(table[0].T, aspect="auto", cmap="RdBu", vmin=-1, vmax=1)
+    axis.set(title="Sinusoidal: the vector of each position", xlabel="position", ylabel="channel")
+
+
+def similarity(axis: Axes) -> None:
+    table = make_position(ModelConfig(d_model=64, position=Sinusoidal()))(
+        torch.zeros(1, 400, 64), torch.arange(400)[None]
+    )[0][0]
+    for place, style in ((100, "-"), (200, "--"), (300, ":")):
+        axis.plot(range(-90, 91), table[place - 90 : place + 91] @ table[place], style, label=f"around {place}")
+    axis.set(
+        title="Sinusoidal: a shift looks the same everywhere", xlabel="distance", ylabel="product of two positions"
+    )
+    axis.legend(frameon=False)
+
+
+def rotary_scores(axis: Axes) -> None:
+    rotary = make_position(ModelConfig(n_heads=1, d_head=64, d_model=64))
+    query, key = torch.randn(64), torch.randn(64)
+    query = query + key  # alike, so that nearness shows
+
+    def at(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        rotated: torch.Tensor = rotary(torch.zeros(1, 1, 1), where[None])[1].rotate(x.expand(1, 1, len(where), 64))
+        return rotated[0, 0]
+
+    for start, style in ((0, "-"), (1000, "--"), (5000, ":")):
+        distance = torch.arange(200)
+        scores = at(key, torch.tensor([start])) @ at(query, start + distance).T
+        axis.plot(distance, scores[0], style, label=f"key at {start:,}")
+    axis.set(title="Rotary: the score knows the distance alone", xlabel="distance", ylabel="query · key")
+    axis.legend(frameon=False)
+
+
+def stretched_angles(axis: Axes) -> None:
+    plain, _ = rotary_frequencies(Rotary(), 64, torch.device("cpu"))
+    kinds = {
+        "linear": LinearScaling(factor=8.0),
+        "NTK": NTKScaling(factor=8.0),
+        "Llama 3": Llama3Scaling(factor=8.0, trained_length=2048),
+        "YaRN": YaRNScaling(factor=8.0, trained_length=2048),
+    }
+    for (name, scaling), style in zip(kinds.items(), ("-", "--", "-.", ":"), strict=True):
+        scaled, _ = rotary_frequencies(Rotary(scaling=scaling), 64, torch.device("cpu"))
+        axis.plot(plain / scaled, style, label=name)
+    axis.set(
+        title="Rotary: which channels a scaling by 8 slows down",
+        xlabel="pair of channels, fast to slow",
+        ylabel="times slower",
+    )
+    axis.legend(frameon=False)
+
+
+def falling_scores(axis: Axes) -> None:
+    distance = torch.arange(200)
+    for head, slope in enumerate(alibi_slopes(8, torch.device("cpu")), start=1):
+        if head % 2:
+            axis.plot(distance, -slope * distance, label=f"head {head} of 8")
+    axis.axvline(128, color="grey", linewidth=0.8, linestyle=":")
+    axis.text(132, -50, "trained to here:\nthe line just goes on", color="grey")
+    axis.set(title="ALiBi: scores fall in a line with distance", xlabel="distance", ylabel="added to the score")
+    axis.set_ylim(-100, 2)
+    axis.legend(frameon=False, loc="lower left")
+
+
+def order_blindness(axis: Axes) -> None:
+    """How much the last token's attention output moves when the tokens before it are shuffled."""
+    kinds = {
+        "none": NoPosition(),
+        "learned": LearnedPosition(),
+        "sinusoidal": Sinusoidal(),
+        "rotary": Rotary(),
+        "ALiBi": ALiBi(),
+    }
+    tokens = torch.randint(0, 500, (64, 24))
+    shuffled = torch.cat((tokens[:, torch.randperm(23)], tokens[:, -1:]), dim=1)
+    for number, position in enumerate(kinds.values()):
+        model = Transformer(ModelConfig(vocab_size=500, d_model=64, n_layers=2, position=position)).eval()
+        seen: list[dict[str, torch.Tensor]] = [{}, {}]
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(10)
+            for ids, record in zip((tokens, shuffled), seen, strict=True):
+                model.hidden(ids, attend=Causal(), tap=record.__setitem__)
+        for layer, colour in ((0, "tab:blue"), (1, "tab:orange")):
+            before, after = (record[f"blocks.{layer}.attention"][:, -1] for record in seen)
+            moved = (after - before).norm() / before.norm()
+            axis.bar(number + 0.4 * layer, moved, 0.4, color=colour, label=f"layer {layer + 1}" if not number else None)
+    axis.set_xticks([number + 0.2 for number in range(len(kinds))], list(kinds))
+    axis.set(title="None: the first layer is blind to order", ylabel="change when earlier tokens are shuffled")
+    axis.set_ylim(0, 2)
+    axis.legend(frameon=False)
+
+
+def report() -> None:
     page = ROOT / "runs" / "storybook" / "report.html"
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not page.is_file() or not chromium:
@@ -30,6 +162,8 @@ def picture() -> None:
         browser.close()
 
 
+MAKERS = {"schema": schema, "positions": positions, "report": report}
+
 if __name__ == "__main__":
-    schema()
-    picture()
+    for name in sys.argv[1:] or MAKERS:
+        MAKERS[name]()

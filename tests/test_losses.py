@@ -1,5 +1,7 @@
 """Losses: chunks and pieces change nothing."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from groundup import losses
 from groundup.batch import Batch
 from groundup.losses import multi_token, next_token, token_logprobs
 from groundup.model.settings import ModelConfig
-from groundup.model.transformer import Transformer
+from groundup.model.transformer import Transformer, no_tap
 
 
 @pytest.fixture
@@ -63,24 +65,24 @@ def experts(config: ModelConfig) -> Transformer:
     return Transformer(ModelConfig.from_table(table))
 
 
-def test_a_mixtures_penalty_is_in_the_loss_and_shown_apart(llama: ModelConfig, batch: Batch) -> None:
+def test_a_mixtures_auxiliary_loss_is_in_the_loss_and_shown_apart(llama: ModelConfig, batch: Batch) -> None:
     model = experts(llama)
     summed, weight, parts = next_token(model, batch)
-    assert set(parts) == {"next_token", "penalty"}
-    assert_close(summed, parts["next_token"] + parts["penalty"])
+    assert set(parts) == {"next_token", "auxiliary"}
+    assert_close(summed, parts["next_token"] + parts["auxiliary"])
     balanced = 0.1 * llama.n_layers * weight  # 1 for each layer and token, if all experts were picked equally
-    assert 0.95 * balanced < parts["penalty"] < 2 * balanced
+    assert 0.95 * balanced < parts["auxiliary"] < 2 * balanced
     summed.backward()
     assert model.blocks[0].feedforward.router.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("kind", ["experts", "ahead"])
+@pytest.mark.parametrize("kind", ["experts", "multi_token"])
 def test_pieces_of_a_batch_add_up_to_the_batch(llama: ModelConfig, batch: Batch, kind: str) -> None:
     model = experts(llama)
     loss = next_token
-    if kind == "ahead":
-        model.look_ahead(2)
-        loss = multi_token
+    if kind == "multi_token":
+        model.add_multi_token(2)
+        loss = partial(multi_token, weight=0.3)
     whole, weight, parts = loss(model, batch)
     pieces = [loss(model, cut(batch, rows)) for rows in (slice(0, 1), slice(1, 4), slice(4, 5))]
     assert_close(sum(piece[0] for piece in pieces), whole, atol=1e-3, rtol=1e-5)
@@ -93,30 +95,30 @@ def test_tokens_further_ahead_are_predicted_within_the_document(llama: ModelConf
     """Against loops: position t of a document, weighted like the target t + k, predicts target t + k."""
     torch.manual_seed(0)
     model = Transformer(llama)
-    model.look_ahead(2)
+    model.add_multi_token(2)
     hidden = model.hidden(batch.tokens, batch.position, losses.by_document(batch))
-    _, place = model.position(hidden, batch.position)
-    summed, _, parts = multi_token(model, batch, further=0.5)
+    summed, _, parts = multi_token(model, batch, weight=0.5)
     expected = -(token_logprobs(model, batch) * batch.weight).sum()
     assert_close(parts["next_token"], expected)
-    for k, ahead in enumerate(model.ahead, start=1):
-        logits = model.logits(ahead(hidden, place, losses.by_document(batch), lambda *_: None)).log_softmax(-1)
+    further = model.hidden_multi_token(hidden, batch.position, losses.by_document(batch), no_tap)
+    for k, states in enumerate(further, start=1):
+        logits = model.logits(states).log_softmax(-1)
         nats = 0.0
         for row in range(5):
             for t in range(24 - k):
                 if batch.document[row, t] == batch.document[row, t + k]:
                     nats -= logits[row, t, batch.targets[row, t + k]] * batch.weight[row, t + k]
-        assert_close(parts[f"ahead_{k}"], nats, atol=1e-2, rtol=1e-5)
+        assert_close(parts[f"token_{k + 1}"], nats, atol=1e-2, rtol=1e-5)
         expected = expected + 0.5 / 2 * nats
     assert_close(summed, expected, atol=1e-2, rtol=1e-5)
     summed.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_looking_ahead_changes_nothing_else(llama: ModelConfig) -> None:
+def test_multi_token_heads_change_nothing_else(llama: ModelConfig) -> None:
     torch.manual_seed(0)
     model = Transformer(llama)
     tokens = torch.arange(9)[None]
     before = model(tokens)
-    model.look_ahead(1)
+    model.add_multi_token(1)
     assert torch.equal(model(tokens), before)

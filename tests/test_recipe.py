@@ -5,10 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import groundup
+from groundup.batch import Batch
 from groundup.errors import DataError, DivergedError, SettingsError
 from groundup.files import read_manifest
+from groundup.model.settings import ModelConfig
+from groundup.pretrain import run as pretrain_run
+from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.recipe import Built, Recipe, build
 
 DIRECTORIES = {"corpus": "corpus", "tokenizer": "tokenizer", "pack": "shards", "pretrain": "model", "eval": "evals"}
@@ -68,6 +74,64 @@ def test_the_same_recipe_twice_gives_the_same_losses_and_weights(home: Path, pre
     assert len(losses(runs[0])) == 40
     digests = [read_manifest(run / "model").digest for run in runs]
     assert digests[0] == digests[1]
+
+
+BLOCKS = {
+    "experts": ["model.feedforward.kind=experts", "model.feedforward.n_experts=3"],
+    "latent": ["model.attention.kind=latent", "model.attention.d_latent=8", "model.attention.d_rotary=4"],
+    "multi_token": ["pretrain.loss.kind=multi_token", "pretrain.loss.extra_tokens=2"],
+    "parallel, alibi": ["model.block.kind=parallel", "model.position.kind=alibi"],
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_other_blocks_train_stop_and_go_on_to_the_same_weights(home: Path, kind: str) -> None:
+    whole = quietly(BLOCKS[kind], run="runs/whole").run
+    real = pretrain_run.RunLog.event
+
+    def stop_at_twenty(log: object, event: str, **details: object) -> None:
+        real(log, event, **details)  # type: ignore[arg-type]
+        if event == "saved" and details["step"] == 20:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain_run.RunLog, "event", stop_at_twenty)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(BLOCKS[kind], run="runs/cut")
+    cut = quietly(BLOCKS[kind], run="runs/cut").run
+    assert losses(cut) == losses(whole)
+    assert read_manifest(cut / "model").digest == read_manifest(whole / "model").digest
+    model, tokenizer = groundup.load(cut, device="cpu")
+    assert tokenizer is not None
+    assert groundup.generate(model, tokenizer, "Tale", max_tokens=5)
+
+
+def test_parts_of_the_loss_are_in_the_metrics(home: Path) -> None:
+    """What is minimised is their weighted sum."""
+    run = quietly([*BLOCKS["experts"], *BLOCKS["multi_token"], "pretrain.loss.weight=0.5"]).run
+    lines = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if "loss" in line):
+        further = 0.5 * (line["token_2"] + line["token_3"]) / 2
+        assert line["loss"] == pytest.approx(line["next_token"] + further + line["auxiliary"], rel=1e-5)
+
+
+def test_counted_training_flops_are_those_of_the_step(home: Path) -> None:
+    """Forward and backward of the loss itself, by torch's counter; float32 losses compute logits twice."""
+    for loss in (NextToken(), MultiToken(extra_tokens=2)):
+        settings = PretrainSettings(loss=loss, precision="float32", device="cpu")
+        config = ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=2, n_heads=2)
+        model = pretrain_run._new_model(config, settings, torch.device("cpu")).bfloat16()
+        tokens = torch.arange(32).view(2, 16)
+        one = torch.ones(2, 16)
+        batch = Batch(tokens, tokens, one, torch.arange(16).expand(2, 16), torch.zeros(2, 16, dtype=torch.long))
+        with FlopCounterMode(display=False) as counter:
+            pretrain_run._loss(settings)(model, batch)[0].backward()
+        assert counter.get_total_flops() == 32 * pretrain_run.training_flops_per_token(config, loss)
+
+
+def test_a_head_that_predicts_no_tokens_is_refused(home: Path) -> None:
+    with pytest.raises(SettingsError, match="model.head.kind = 'scalar', but pretraining predicts tokens"):
+        quietly(["model.head.kind=scalar"])
 
 
 def test_stages_one_by_one_are_the_build(home: Path) -> None:

@@ -5,47 +5,52 @@ import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from groundup.model.names import turned_by_pairs
+from groundup.model.names import pairs_to_halves
 from groundup.model.settings import LanguageModel, ModelConfig, RMSNorm
 
-HEADER = np.dtype("<i4"), 7
-"""d_model, d_ff, n_layers, n_heads, n_kv_heads, vocab_size (negative: the head is not tied), context_length."""
+
+class Header(NamedTuple):
+    """The seven little-endian 32-bit numbers at the beginning of a model file."""
+
+    d_model: int
+    d_ff: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int
+    """Negative: the head has a matrix of its own, at the end of the file."""
+    context_length: int
+
+
+HEADER = struct.Struct("<7i")
 
 
 def is_model(path: Path) -> bool:
     """Whether a `.bin` file is llama2.c's and not a pickle: it is exactly as long as its header says."""
-    if not path.is_file() or path.suffix != ".bin":
+    if path.suffix != ".bin" or not path.is_file() or path.stat().st_size < HEADER.size:
         return False
-    header = np.fromfile(path, *HEADER)
-    if len(header) < HEADER[1] or not (header[[0, 1, 2, 3, 4, 6]] > 0).all() or header[0] % header[3]:
+    header = _read_header(path)
+    if min(header._replace(vocab_size=abs(header.vocab_size))) < 1 or header.d_model % header.n_heads:
         return False
-    return path.stat().st_size == header.nbytes + 4 * sum(math.prod(shape) for _, shape in _layout(header))
+    return path.stat().st_size == HEADER.size + 4 * sum(math.prod(shape) for _, shape in _layout(header))
 
 
 def read_model(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The config and the tensors under our names, from the first format of llama2.c's `export.py`.
 
-    A tensor of the same kind lies there for all layers together. Channels are turned by neighbouring pairs.
+    A tensor of the same kind lies there for all layers together. Neighbouring channels are rotated together.
     """
-    header = np.fromfile(path, *HEADER)
-    d_model, d_ff, n_layers, n_heads, n_kv_heads, vocab_size, context_length = (int(size) for size in header)
-    config = ModelConfig(
-        vocab_size=abs(vocab_size),
-        context_length=context_length,
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        d_ff=d_ff,
-        norm=RMSNorm(epsilon=1e-5),
-        head=LanguageModel(tied=vocab_size > 0),
-    )
-    flat = torch.from_numpy(np.fromfile(path, np.dtype("<f4"), offset=header.nbytes))
+    header = _read_header(path)
+    sizes = header._asdict() | {"vocab_size": abs(header.vocab_size)}
+    head = LanguageModel(tied=header.vocab_size > 0)
+    config = ModelConfig(**sizes, norm=RMSNorm(epsilon=1e-5), head=head)
+    flat = torch.from_numpy(np.fromfile(path, np.dtype("<f4"), offset=HEADER.size))
     layout = _layout(header)
     tensors: dict[str, Tensor] = {}
     for (name, shape), part in zip(layout, flat.split([math.prod(shape) for _, shape in layout]), strict=True):
@@ -53,18 +58,22 @@ def read_model(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             tensors |= {name.replace("*", str(layer)): of_layer for layer, of_layer in enumerate(part.view(shape))}
         elif name != "angles":
             tensors[name] = part.view(shape)
-    return config, turned_by_pairs(config, tensors)
+    return config, pairs_to_halves(config, tensors)
 
 
-def _layout(header: "np.ndarray[tuple[int], np.dtype[np.int32]]") -> list[tuple[str, tuple[int, ...]]]:
+def _read_header(path: Path) -> Header:
+    with open(path, "rb") as file:
+        return Header(*HEADER.unpack(file.read(HEADER.size)))
+
+
+def _layout(header: Header) -> list[tuple[str, tuple[int, ...]]]:
     """Our name of each tensor in the file, in order, and its shape."""
-    d_model, d_ff, n_layers, n_heads, n_kv_heads, vocab_size, context_length = (int(size) for size in header)
-    d_key = n_kv_heads * (d_model // n_heads)
+    d_model, d_ff, d_head = header.d_model, header.d_ff, header.d_model // header.n_heads
     of_layers = {
         "attention_norm": (d_model,),
         "attention.query": (d_model, d_model),
-        "attention.key": (d_key, d_model),
-        "attention.value": (d_key, d_model),
+        "attention.key": (header.n_kv_heads * d_head, d_model),
+        "attention.value": (header.n_kv_heads * d_head, d_model),
         "attention.out": (d_model, d_model),
         "feedforward_norm": (d_model,),
         "feedforward.gate": (d_ff, d_model),
@@ -72,11 +81,11 @@ def _layout(header: "np.ndarray[tuple[int], np.dtype[np.int32]]") -> list[tuple[
         "feedforward.up": (d_ff, d_model),
     }
     return [
-        ("embed.weight", (abs(vocab_size), d_model)),
-        *((f"blocks.*.{name}.weight", (n_layers, *shape)) for name, shape in of_layers.items()),
+        ("embed.weight", (abs(header.vocab_size), d_model)),
+        *((f"blocks.*.{name}.weight", (header.n_layers, *shape)) for name, shape in of_layers.items()),
         ("norm.weight", (d_model,)),
-        ("angles", (2, context_length, d_model // n_heads // 2)),  # of rotary position, computed here
-        *([("head.weight", (abs(vocab_size), d_model))] if vocab_size < 0 else []),
+        ("angles", (2, header.context_length, d_head // 2)),  # of rotary position, computed here
+        *([("head.weight", (abs(header.vocab_size), d_model))] if header.vocab_size < 0 else []),
     ]
 
 

@@ -31,7 +31,8 @@ def by_document(batch: Batch) -> Attend:
 def token_logprobs(
     model: Transformer, batch: Batch, attending: Attending = by_document, tap: Tap | None = None
 ) -> Float[Tensor, "B T"]:
-    """log p(target) at each position, in float32, `CHUNK` positions at a time: no (B, T, V) tensor is kept.
+    """log p(target) at each position, in float32, `CHUNK` positions at a time: no float32 (B, T, V) tensor is kept, in
+    bfloat16 the logits themselves are.
 
     Padding has a value too; give it weight 0.
     """
@@ -53,7 +54,7 @@ def _chunk_logprobs(model: Transformer, hidden: Float[Tensor, "N D"], targets: I
 
 class _PickedLogprob(torch.autograd.Function):
     """log softmax(logits)[target], in float32. Keeps the logits as they came for the backward pass, not their softmax:
-    in bfloat16 that is a quarter of what autograd would keep for `log_softmax(logits.float())`."""
+    in bfloat16 that is half of what autograd would keep for `log_softmax(logits.float())`."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
@@ -76,55 +77,59 @@ def _picked_logprob(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"]) -> 
     return picked
 
 
-class Penalties:
-    """What blocks ask the loss to add for each token: whatever they show to `tap` as `….penalty`."""
+class AuxiliaryLosses:
+    """What blocks ask the loss to add for each token: whatever they show to `tap` as `….auxiliary_loss`."""
 
     def __init__(self) -> None:
         self._shown: list[Float[Tensor, "B T"]] = []
 
     def tap(self, name: str, tensor: Tensor) -> None:
-        if name.endswith(".penalty"):
+        if name.endswith(".auxiliary_loss"):
             self._shown.append(tensor)
 
-    def added(self, summed: Tensor, batch: Batch, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """A loss's result, with the penalties in it."""
+    def added_to(
+        self, summed: Tensor, parts: dict[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """A loss's result with them in it; parts only where there is more than one."""
         if self._shown:
-            penalty = (torch.stack(self._shown).sum(dim=0) * batch.weight).sum()
-            parts = {"next_token": summed, **parts, "penalty": penalty}
-            summed = summed + penalty
-        return summed, total_weight(batch), parts
+            parts["auxiliary"] = (torch.stack(self._shown).sum(dim=0) * batch.weight).sum()
+            summed = summed + parts["auxiliary"]
+        return summed, total_weight(batch), parts if len(parts) > 1 else {}
 
 
 def next_token(
     model: Transformer, batch: Batch, attending: Attending = by_document
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Cross-entropy of the next token in nats, summed with the batch's weights, and the blocks' penalties.
+    """Cross-entropy of the next token in nats, summed with the batch's weights, and the blocks' auxiliary losses.
 
-    Parts, where a block has a penalty: `next_token` and `penalty`.
+    Parts, where a block has an auxiliary loss: `next_token` and `auxiliary`.
     """
-    penalties = Penalties()
-    summed = -(token_logprobs(model, batch, attending, penalties.tap) * batch.weight).sum()
-    return penalties.added(summed, batch, {})
+    auxiliary = AuxiliaryLosses()
+    summed = -(token_logprobs(model, batch, attending, auxiliary.tap) * batch.weight).sum()
+    return auxiliary.added_to(summed, {"next_token": summed}, batch)
 
 
 def multi_token(
-    model: Transformer, batch: Batch, attending: Attending = by_document, *, further: float = 0.3
+    model: Transformer, batch: Batch, attending: Attending = by_document, *, weight: float
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """`next_token`, and `further` × the mean cross-entropy of the tokens after it, each predicted by a block of
-    `model.ahead` over the shared trunk (Gloeckle et al. 2024, arXiv:2404.19737, section 2).
+    """`next_token`, and `weight` × the mean cross-entropy of the tokens after it, one for each head of
+    `model.multi_token`; a token of another document is not predicted.
 
-    A token of another document is not predicted. Parts: `next_token`, `ahead_1`, `ahead_2`, …, and `penalty`.
+    Heads beside one another over one trunk as in Gloeckle et al. 2024, arXiv:2404.19737, section 2. Unlike there, the
+    next token is read off the trunk itself, and the heads read it after its norm. Weighted as in DeepSeek-V3 (2024,
+    arXiv:2412.19437, eq. 25). Parts: `next_token`, `token_2`, `token_3`, …, and `auxiliary`.
     """
-    penalties = Penalties()
+    assert model.multi_token, "the model has heads for them: add_multi_token(n)"
+    auxiliary = AuxiliaryLosses()
     attend = attending(batch)
-    hidden = model.hidden(batch.tokens, batch.position, attend, penalties.tap)
-    parts = {"next_token": -(_logprobs(model, hidden, batch.targets) * batch.weight).sum()}
-    summed = parts["next_token"]
-    for distance, ahead in enumerate(model.ahead, start=1):
-        _, place = model.position(hidden, batch.position)
-        predicted = _logprobs(model, ahead(hidden, place, attend, penalties.tap), batch.targets.roll(-distance, dims=1))
-        weight = batch.weight.roll(-distance, dims=1) * (batch.document.roll(-distance, dims=1) == batch.document)
-        weight[:, -distance:] = 0  # these have come round from the beginning of the row
-        parts[f"ahead_{distance}"] = -(predicted * weight).sum()
-        summed = summed + further / len(model.ahead) * parts[f"ahead_{distance}"]
-    return penalties.added(summed, batch, parts)
+    hidden = model.hidden(batch.tokens, batch.position, attend, auxiliary.tap)
+    summed = -(_logprobs(model, hidden, batch.targets) * batch.weight).sum()
+    parts = {"next_token": summed}
+    further = model.hidden_multi_token(hidden, batch.position, attend, auxiliary.tap)
+    for shift, states in enumerate(further, start=1):
+        logprobs = _logprobs(model, states, batch.targets.roll(-shift, dims=1))
+        counts = batch.weight.roll(-shift, dims=1) * (batch.document.roll(-shift, dims=1) == batch.document)
+        counts[:, -shift:] = 0  # these have come round from the beginning of the row
+        parts[f"token_{shift + 1}"] = -(logprobs * counts).sum()
+        summed = summed + weight / len(further) * parts[f"token_{shift + 1}"]
+    return auxiliary.added_to(summed, parts, batch)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from groundup.files import check, is_made, write_json
 from groundup.model.names import ARCHITECTURES, read_config, rename
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.settings import explain
 from groundup.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "groundup"
@@ -104,10 +106,11 @@ def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         raise DataError(f"{directory} is of model_type {kind!r}; read here: {FORMAT}, {', '.join(ARCHITECTURES)}")
     try:
         config = read_config(table)
+    except GroundupError:
+        raise
     except (ValueError, TypeError) as error:
-        if isinstance(error, GroundupError):
-            raise
-        raise DataError(f"{directory / 'config.json'} describes a model that cannot be: {error}") from None
+        why = "; ".join(explain(ModelConfig, error)) if isinstance(error, ValidationError) else error
+        raise DataError(f"{directory / 'config.json'} describes a model that cannot be: {why}") from None
     return config, rename(ARCHITECTURES[kind], config, _read_tensors(directory))
 
 

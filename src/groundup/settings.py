@@ -42,8 +42,7 @@ class Settings(BaseModel):
             # Through JSON, because strict validation then still takes a TOML array for a tuple and a string for a Path.
             return cls.model_validate_json(json.dumps(_with_default_kinds(cls, table), default=str))
         except ValidationError as error:
-            lines = [_explain(cls, detail) for detail in error.errors()]
-            raise SettingsError(f"{origin}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+            raise SettingsError(f"{origin}:\n" + "\n".join(f"  {line}" for line in explain(cls, error))) from None
 
     @classmethod
     def load(cls, file: Path, overrides: Iterable[str] = ()) -> Self:
@@ -183,6 +182,11 @@ def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
         chosen = [arm for arm in arms if len(arms) == 1 or arm.model_fields["kind"].default == value["kind"]]
         filled[name] = _with_default_kinds(chosen[0], value) if chosen else value
     return filled
+
+
+def explain(cls: type[BaseModel], error: ValidationError) -> list[str]:
+    """Pydantic's complaints about a `cls` as sentences."""
+    return [_explain(cls, detail) for detail in error.errors()]
 
 
 def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:

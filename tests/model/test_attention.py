@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from groundup.generation.cache import ContiguousCache
 from groundup.model.attention import Causal, Packed, dot_product_attention
-from groundup.model.position import Place
+from groundup.model.position import PositionTerms
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 
@@ -71,16 +71,34 @@ def test_plain_operations_agree_with_torchs_kernel(window: int | None, groups: i
     assert_close(dot_product_attention(q, k, v, visible, distance, window=window), kernel, atol=1e-5, rtol=0)
 
 
-def test_the_model_calls_attend_with_every_argument_that_is_pinned(model) -> None:  # type: ignore[no-untyped-def]
+def test_the_model_hands_attend_every_argument_that_is_pinned() -> None:
+    attention = {"window": 3, "windowed_layers": [True, False], "scale": 0.2, "soft_cap": 4.0, "dropout": 0.5}
+    table = {"vocab_size": 50, "d_model": 32, "n_layers": 2, "n_heads": 4}
+    model = Transformer(ModelConfig.from_table({**table, "position": {"kind": "alibi"}, "attention": attention}))
     seen = []
 
     def attend(q, k, v, *, layer, window, slopes, scale, soft_cap, dropout):  # type: ignore[no-untyped-def]
-        seen.append((layer, window, slopes, scale, soft_cap, dropout))
-        return Packed(torch.zeros(q.shape[0], q.shape[2]).long())(q, k, v, layer=layer)
+        seen.append((layer, window, slopes.tolist(), scale, soft_cap, dropout))
+        return torch.zeros_like(q)
 
-    tokens = torch.arange(6)[None]
-    assert_close(model(tokens, attend=attend), model(tokens))
-    assert seen == [(0, None, None, None, None, 0.0), (1, None, None, None, None, 0.0)]
+    for training in (True, False):
+        model.train(training)(torch.arange(6)[None], attend=attend)
+    slopes = [2**-2, 2**-4, 2**-6, 2**-8]
+    for number, dropout in ((0, 0.5), (2, 0.0)):
+        assert seen[number] == (0, 3, slopes, 0.2, 4.0, dropout)
+        assert seen[number + 1] == (1, None, slopes, 0.2, 4.0, dropout)
+
+
+def test_dropout_leaves_out_that_share_of_the_weights() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 1, 64, 8), torch.randn(1, 1, 64, 8)
+    v = torch.eye(64)[None, None]
+    weights = Causal()(q, k, v, layer=0, dropout=0.25)[0, 0]
+    kept = Causal()(q, k, v, layer=0)[0, 0]
+    lower = torch.ones(64, 64).tril().bool()
+    assert (weights[lower] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    left = weights != 0
+    assert_close(weights[left], kept[left] / 0.75)
 
 
 def test_attend_objects_are_pytrees() -> None:
@@ -135,7 +153,7 @@ def test_latent_attention_equals_hugging_faces(d_query_latent: int | None) -> No
     names = {
         "q_proj": "query",
         "q_a_proj": "query_latent",
-        "q_a_layernorm": "query_norm",
+        "q_a_layernorm": "query_latent_norm",
         "q_b_proj": "query",
         "kv_a_layernorm": "latent_norm",
         "o_proj": "out",
@@ -203,7 +221,7 @@ def test_windows_are_kept_by_the_layers_that_have_one() -> None:
     changed = tokens.clone()
     changed[0, 0] = (changed[0, 0] + 1) % 50
     for windowed, reaches in (([True], False), ([True, False], True), ([True, True, True, False], False)):
-        attention = {"window": 5, "windowed": windowed}
+        attention = {"window": 5, "windowed_layers": windowed}
         model = Transformer(ModelConfig.from_table({**base, "attention": attention})).eval()
         same = torch.equal(model(tokens)[0, -1], model(changed)[0, -1])
         assert same == (not reaches), windowed
@@ -223,8 +241,8 @@ def test_qk_norm_makes_scores_blind_to_the_length_of_the_input() -> None:
             return torch.zeros_like(q)
 
         x = torch.randn(1, 5, 32)
-        attention(x, Place(), attend)
-        attention(100 * x, Place(), attend)
+        attention(x, PositionTerms(), attend)
+        attention(100 * x, PositionTerms(), attend)
         assert_close(seen[0], seen[2], atol=1e-2, rtol=0)
         assert_close(seen[1], seen[3], atol=1e-2, rtol=0)
         assert not torch.allclose(seen[0], torch.zeros_like(seen[0]))

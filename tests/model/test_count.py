@@ -29,7 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "bloom": {**LAYERNORM, "position": {"kind": "alibi"}, "embedding_norm": True, "feedforward": {"kind": "gelu"}},
     "gptj": {"block": {"kind": "parallel", "shared_norm": True}, "head": {"tied": False, "bias": True}},
     "gemma2": {
-        "attention": {"soft_cap": 5.0, "window": 8, "windowed": [True, False]},
+        "attention": {"soft_cap": 5.0, "window": 8, "windowed_layers": [True, False]},
         "feedforward": {"kind": "geglu"},
         "block": {"norm": "around"},
         "head": {"soft_cap": 3.0},
@@ -89,7 +89,7 @@ def test_parameters_are_those_of_the_model(shape: ModelConfig) -> None:
     assert count(shape).total_parameters == sum(p.numel() for p in Transformer(shape).parameters())
 
 
-def test_flops_equal_torchs_counter(shape: ModelConfig) -> None:
+def test_flops_are_those_of_a_whole_model_on_real_tensors(shape: ModelConfig) -> None:
     model = Transformer(shape).train()
     counted = count(shape)
     tokens = torch.randint(0, 97, (3, shape.context_length))

@@ -7,10 +7,7 @@ from torch.testing import assert_close
 
 from groundup.model.feedforward import MixtureOfExperts, imbalance, make_dense, make_feedforward
 from groundup.model.settings import GELU, Experts, GeGLU, ModelConfig, ReLU, ReLUSquared, SwiGLU
-
-
-def no_tap(name: str, tensor: torch.Tensor) -> None:
-    pass
+from groundup.model.transformer import no_tap
 
 
 @pytest.mark.parametrize(
@@ -72,7 +69,7 @@ def test_experts_are_picked_and_weighted_as_by_loops(n_active: int, n_shared: in
             assert_close(out[row, place], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_one_expert_that_is_always_picked_is_a_dense_feedforward() -> None:
+def test_equal_experts_are_one_dense_feedforward() -> None:
     module, x = mixture(n_experts=2, n_active=2)
     module.experts[1].load_state_dict(module.experts[0].state_dict())
     assert_close(module(x, no_tap), module.experts[0](x, no_tap), atol=1e-6, rtol=1e-5)
@@ -85,12 +82,15 @@ def test_every_expert_gets_a_gradient_even_if_no_token_came() -> None:
     assert all(parameter.grad is not None for parameter in module.experts.parameters())
 
 
-def test_imbalance_is_one_when_even_and_the_number_of_experts_when_all_go_to_one() -> None:
+@pytest.mark.parametrize("active", [1, 2])
+def test_imbalance_is_one_when_even_and_most_when_all_choose_the_same(active: int) -> None:
     even = torch.full((1, 8, 4), 0.25)
-    chosen = torch.arange(8)[None, :, None] % 4
+    chosen = torch.stack([torch.arange(8) + number for number in range(active)], dim=-1)[None] % 4
     assert_close(imbalance(even, chosen), torch.ones(1, 8))
-    one = F.one_hot(torch.zeros(1, 8, dtype=torch.long), 4).float()
-    assert_close(imbalance(one, torch.zeros(1, 8, 1, dtype=torch.long)), torch.full((1, 8), 4.0))
+    same = torch.arange(active).expand(1, 8, active)
+    sure = torch.zeros(1, 8, 4)
+    sure[..., :active] = 1 / active
+    assert_close(imbalance(sure, same), torch.full((1, 8), 4.0 / active))
 
 
 def test_following_the_balance_term_evens_the_load() -> None:
@@ -106,7 +106,7 @@ def test_following_the_balance_term_evens_the_load() -> None:
         load = shown["router"].argmax(-1).flatten().bincount(minlength=4) / 512
         busiest.append(load.max().item())
         optimizer.zero_grad()
-        shown["penalty"].mean().backward()
+        shown["auxiliary_loss"].mean().backward()
         optimizer.step()
     assert busiest[0] > 0.9
     assert busiest[-1] < 0.5

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import groundup
 from groundup.errors import DataError
 from groundup.generation.cache import ContiguousCache
-from groundup.model.names import ARCHITECTURES
+from groundup.model.names import ARCHITECTURES, read_config
 from groundup.model.transformer import Transformer
 
 FLOAT32 = 1e-4  # the tolerance the project promises
@@ -213,12 +213,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm = True"),
     ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine = False"),
     ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm = True"),
-    ("gpt_neox", {"rotary_pct": 0.2}, "it would turn 3 of a head's 16"),
-    ("gptj", {"rotary_dim": 3}, "it would turn 3 of a head's 9"),
+    ("gpt_neox", {"rotary_pct": 0.2}, "of a head's 16 is 3"),
+    ("gptj", {"rotary_dim": 3}, "of a head's 9 is 3"),
     ("llama", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
     ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type = 'longrope'"),
     ("llama", {"rope_parameters": {**YARN, "truncate": False}}, "truncate = False"),
     ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
     ("llama", {"num_key_value_heads": 4}, "n_kv_heads = 4 does not divide"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("llama", {"hidden_size": "36"}, "describes a model that cannot be"),
@@ -237,22 +238,19 @@ def test_what_cannot_be_represented_is_refused_by_name(
         groundup.load(tmp_path, device="cpu")
 
 
-def test_what_is_left_out_of_the_config_is_as_in_their_class(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_is_left_out_of_the_config_is_as_in_their_class(kind: str) -> None:
     """Old files say only what differs from the defaults of their time; these are still the class's."""
-    left_out = {
-        "gpt2": ["layer_norm_epsilon", "activation_function", "n_inner", "tie_word_embeddings"],
-        "gptj": ["layer_norm_epsilon", "activation_function", "tie_word_embeddings"],
-        "opt": ["do_layer_norm_before", "activation_function", "word_embed_proj_dim", "enable_bias"],
-        "gpt_neox": ["use_parallel_residual", "hidden_act", "attention_bias", "layer_norm_eps"],
-        "bloom": ["layer_norm_epsilon", "tie_word_embeddings"],
-        "gemma2": ["attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "tie_word_embeddings"],
-    }
-    for kind in CHANGES:
-        directory = tmp_path / kind
-        hugging_face(kind, {}).save_pretrained(directory)
-        whole, _ = groundup.load(directory, device="cpu")
-        table = json.loads((directory / "config.json").read_text())
-        for name in left_out.get(kind, ["rms_norm_eps", "hidden_act", "tie_word_embeddings", "rope_parameters"]):
-            table.pop(name, None)
-        (directory / "config.json").write_text(json.dumps(table))
-        assert groundup.load(directory, device="cpu")[0].config == whole.config
+    sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "ffn_dim", "intermediate_size", "hidden_size")
+    sizes += ("max_position_embeddings", "num_hidden_layers", "num_attention_heads")
+    said = {name: value for name, value in BASE[kind].items() if name in sizes}
+    said |= {
+        name: 64 for name in ("num_attention_heads",) if name in said
+    }  # which all default numbers of groups divide
+    wide = {"num_attention_heads": 64, "hidden_size": 1024, "n_embd": 1024}  # for the default groups and channels
+    said |= {name: value for name, value in wide.items() if name in said}
+    theirs = transformers.AutoConfig.for_model(kind, **said).to_dict()
+    left_out, all_said = read_config({"model_type": kind, **said}), read_config(theirs)
+    assert (left_out.kv_heads, left_out.head_width) == (all_said.kv_heads, all_said.head_width)
+    same = {"n_kv_heads": left_out.n_kv_heads, "d_head": left_out.d_head}
+    assert all_said.model_copy(update=same) == left_out

@@ -30,11 +30,11 @@ CPU = torch.device("cpu")
 def scores(position: Rotary, q: Tensor, k: Tensor, at_q: int, at_k: int) -> Tensor:
     """Scaled product of a query and a key at their places; both (N, K)."""
     config = ModelConfig(n_heads=len(q), d_head=q.shape[1], position=position)
-    place = make_position(config)
+    module = make_position(config)
     turned = []
     for x, at in ((q, at_q), (k, at_k)):
-        _, left = place(torch.zeros(1, 1, 1), torch.tensor([[at]]))
-        turned.append(left.turn(x[None, :, None]))
+        _, terms = module(torch.zeros(1, 1, 1), torch.tensor([[at]]))
+        turned.append(terms.rotate(x[None, :, None]))
     return (turned[0] * turned[1]).sum(-1)
 
 
@@ -62,18 +62,18 @@ def test_rotary_scores_depend_on_the_distance_alone(position: Rotary) -> None:
 def test_rotary_turns_a_pair_by_its_angle_and_keeps_lengths() -> None:
     """Equation 13 of the paper: in two dimensions, position m turns by m radians."""
     config = ModelConfig(n_heads=1, d_head=2)
-    _, place = make_position(config)(torch.zeros(1, 5, 1), torch.arange(5)[None])
-    turned = place.turn(torch.tensor([1.0, 0.0]).expand(1, 1, 5, 2))[0, 0]
+    _, terms = make_position(config)(torch.zeros(1, 5, 1), torch.arange(5)[None])
+    turned = terms.rotate(torch.tensor([1.0, 0.0]).expand(1, 1, 5, 2))[0, 0]
     expected = torch.tensor([[math.cos(m), math.sin(m)] for m in range(5)])
     assert_close(turned, expected)
 
 
 def test_what_is_not_turned_is_left() -> None:
     config = ModelConfig(n_heads=1, d_head=8, position=Rotary(fraction=0.25))
-    _, place = make_position(config)(torch.zeros(1, 5, 1), torch.arange(5)[None])
+    _, terms = make_position(config)(torch.zeros(1, 5, 1), torch.arange(5)[None])
     x = torch.randn(1, 1, 5, 8)
-    assert torch.equal(place.turn(x)[..., 2:], x[..., 2:])
-    assert not torch.equal(place.turn(x)[..., :2], x[..., :2])
+    assert torch.equal(terms.rotate(x)[..., 2:], x[..., 2:])
+    assert not torch.equal(terms.rotate(x)[..., :2], x[..., :2])
 
 
 def test_linear_scaling_puts_positions_closer_together() -> None:
@@ -96,7 +96,7 @@ def test_ntk_scaling_stretches_the_slowest_pair_by_the_factor_and_leaves_the_fas
     ("scaling", "theirs"),
     [
         (
-            Llama3Scaling(factor=8.0, low=1.0, high=4.0, trained_length=256),
+            Llama3Scaling(factor=8.0, slow=1.0, fast=4.0, trained_length=256),
             {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
         ),
         (YaRNScaling(factor=16.0, trained_length=256), {"rope_type": "yarn", "factor": 16.0}),
@@ -153,20 +153,20 @@ def test_alibi_slopes_equal_hugging_faces(n_heads: int) -> None:
 def test_alibi_takes_off_scores_in_proportion_to_distance() -> None:
     """With equal contents the logarithm of the attention weights is a straight line, of a slope for each head."""
     n_heads, length = 8, 30
-    _, place = make_position(ModelConfig(n_heads=n_heads, d_model=64, position=ALiBi()))(
+    _, terms = make_position(ModelConfig(n_heads=n_heads, d_model=64, position=ALiBi()))(
         torch.zeros(1, length, 64), torch.arange(length)[None]
     )
     q = k = torch.zeros(1, n_heads, length, 4)
     v = torch.eye(length).expand(1, n_heads, length, length)
     options = {"window": None, "scale": None, "soft_cap": None, "dropout": 0.0}
-    weights = Causal()(q, k, v, layer=0, slopes=place.slopes, **options)[0]
+    weights = Causal()(q, k, v, layer=0, slopes=terms.slopes, **options)[0]
     steps = weights[:, -1].log().diff(dim=-1)  # from each key to the next nearer one
-    assert_close(steps, place.slopes[:, None].expand(n_heads, length - 1), atol=1e-4, rtol=1e-4)
+    assert_close(steps, terms.slopes[:, None].expand(n_heads, length - 1), atol=1e-4, rtol=1e-4)
 
 
 def test_alibi_reads_further_than_it_was_trained() -> None:
-    """Beyond the context length it is defined, and what lies far back has next to no weight in a steep head: a model
-    whose heads are steep gives the same logits for a long text and for its end."""
+    """Beyond the context length it is defined, and what lies far enough back has next to no weight, even in the head
+    with the flattest slope: the logits for a long text are those for its end."""
     torch.manual_seed(0)
     base = {"vocab_size": 50, "context_length": 16, "d_model": 32, "n_layers": 1, "n_heads": 2, "d_ff": 32}
     model = Transformer(ModelConfig.from_table({**base, "position": {"kind": "alibi"}})).eval()

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from groundup.errors import SettingsError
 from groundup.model.attention import Causal, Packed
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.model.transformer import Transformer
+from groundup.model.transformer import Transformer, no_tap
 
 SAME_SUMS_OTHER_ORDER = 1e-5  # float32
 
@@ -144,19 +144,15 @@ def stream_of(table: dict[str, object], tokens: torch.Tensor) -> tuple[Transform
     return model, seen
 
 
-def no_tap(name: str, tensor: torch.Tensor) -> None:
-    pass
-
-
 @pytest.mark.parametrize("norm", ["before", "after", "output", "around"])
 def test_norms_stand_where_they_are_said_to(norm: str) -> None:
     """The second block, written out."""
     model, seen = stream_of({"block": {"norm": norm}}, ids(2, 9) % 50)
     block, x = model.blocks[1], seen["blocks.0"]
-    _, place = model.position(x, torch.arange(9).expand(2, 9))
+    _, terms = model.position(x, torch.arange(9).expand(2, 9))
 
     def attend(x: torch.Tensor) -> torch.Tensor:
-        return block.attention(x, place, Causal())
+        return block.attention(x, terms, Causal())
 
     def feed(x: torch.Tensor) -> torch.Tensor:
         return block.feedforward(x, no_tap)
@@ -183,9 +179,9 @@ def test_norms_stand_where_they_are_said_to(norm: str) -> None:
 def test_parallel_blocks_add_both_to_what_both_read(shared_norm: bool) -> None:
     model, seen = stream_of({"block": {"kind": "parallel", "shared_norm": shared_norm}}, ids(2, 9) % 50)
     block, x = model.blocks[1], seen["blocks.0"]
-    _, place = model.position(x, torch.arange(9).expand(2, 9))
+    _, terms = model.position(x, torch.arange(9).expand(2, 9))
     other = block.attention_norm if shared_norm else block.feedforward_norm
-    expected = x + block.attention(block.attention_norm(x), place, Causal()) + block.feedforward(other(x), no_tap)
+    expected = x + block.attention(block.attention_norm(x), terms, Causal()) + block.feedforward(other(x), no_tap)
     assert_close(seen["blocks.1"], expected, atol=SAME_SUMS_OTHER_ORDER, rtol=0)
 
 
@@ -209,8 +205,8 @@ def test_soft_capped_scores_stay_within_the_cap() -> None:
 def test_embeddings_are_widened_scaled_and_normed() -> None:
     tokens = ids(1, 9) % 50
     model, seen = stream_of({"d_embedding": 12, "embedding_scale": 3.0, "embedding_norm": True}, tokens)
-    assert_close(seen["embed"], model.embedding_norm(model.widen(model.embed(tokens) * 3)))
-    assert_close(model(tokens), model.narrow(seen["norm"]) @ model.embed.weight.T)
+    assert_close(seen["embed"], model.embedding_norm(model.project_in(model.embed(tokens) * 3)))
+    assert_close(model(tokens), model.project_out(seen["norm"]) @ model.embed.weight.T)
 
 
 @pytest.mark.parametrize(
@@ -218,16 +214,31 @@ def test_embeddings_are_widened_scaled_and_normed() -> None:
     [
         (
             {"attention": {"kind": "latent"}, "position": {"kind": "alibi"}},
-            "latent attention keeps channels for rotary",
+            "position.kind = alibi, but latent attention keeps channels for rotary",
         ),
         ({"attention": {"kind": "latent"}, "n_kv_heads": 2}, "n_kv_heads = 2, but latent attention makes"),
-        ({"position": {"kind": "rotary", "fraction": 0.4}}, "it would turn 3 of a head's 8"),
-        ({"position": {"kind": "rotary", "fraction": 0.01}}, "it would turn 0 of a head's 8"),
+        (
+            {"position": {"kind": "rotary", "fraction": 0.4}},
+            "position.fraction = 0.4 of a head's 8 is 3; set position.fraction to 0.25",
+        ),
+        (
+            {"position": {"kind": "rotary", "fraction": 0.01}},
+            "fraction = 0.01 of a head's 8 is 0; set position.fraction to 0.25",
+        ),
         ({"position": {"kind": "sinusoidal"}, "d_model": 33, "n_heads": 3}, "sinusoidal position fills pairs"),
         ({"feedforward": {"kind": "experts", "n_active": 9}}, "n_active = 9 is more than n_experts = 8"),
-        ({"position": {"scaling": {"kind": "llama3", "low": 4.0, "high": 1.0}}}, "high = 1.0 must be larger than low"),
-        ({"position": {"scaling": {"kind": "yarn", "slow": 4.0, "fast": 1.0}}}, "fast = 1.0 must be larger than slow"),
+        (
+            {"position": {"scaling": {"kind": "llama3", "slow": 4.0, "fast": 1.0}}},
+            "fast = 1.0 is not more than slow = 4.0",
+        ),
+        (
+            {"position": {"scaling": {"kind": "yarn", "slow": 4.0, "fast": 1.0}}},
+            "fast = 1.0 is not more than slow = 4.0",
+        ),
         ({"position": {"kind": "rotray"}}, "rotary"),
+        ({"attention": {"kind": "latent", "d_rotary": 31}}, "attention.*d_rotary"),
+        ({"attention": {"windowed_layers": [True, False]}}, "windowed_layers = .True, False. without a window"),
+        ({"n_kv_heads": 3}, "n_kv_heads = 3 does not divide n_heads = 4.*possible: 1, 2, 4"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(table: dict[str, object], message: str) -> None:

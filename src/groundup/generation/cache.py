@@ -27,8 +27,9 @@ class ContiguousCache:
 
     @classmethod
     def empty(cls, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> "ContiguousCache":
-        shape = (rows, config.n_layers, config.cached_heads, config.context_length)
-        keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in config.cached_widths)
+        heads, *widths = config.cached
+        shape = (rows, config.n_layers, heads, config.context_length)
+        keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in widths)
         return cls(keys, values)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: object) -> Tensor:
@@ -40,8 +41,8 @@ class ContiguousCache:
             values = self.values[:, layer, :, :end]
         else:
             values = keys[..., : v.shape[-1]]
-        place = torch.arange(end, device=q.device)
-        distance = (place[self.length :, None] - place)[None, None]  # (1, 1, T, S)
+        index = torch.arange(end, device=q.device)
+        distance = (index[self.length :, None] - index)[None, None]  # (1, 1, T, S)
         return dot_product_attention(q, keys, values, distance >= 0, distance, **options)  # type: ignore[arg-type]
 
 

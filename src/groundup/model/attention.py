@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from groundup.model.norm import make_norm
-from groundup.model.position import Place
+from groundup.model.position import PositionTerms
 from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 
 
@@ -71,18 +71,19 @@ def dot_product_attention(
     if window is not None:
         visible = visible & (distance < window)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if q.is_cuda and soft_cap is None and slopes is None:
+    if q.is_cuda and soft_cap is None and slopes is None:  # which the kernel does not know
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=visible, dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
-    # On a CPU three plain operations take a third of the time of torch's fused kernel at a few hundred positions.
+    # On a CPU three plain operations take a third of the time of torch's fused kernel at a few hundred positions
+    # (docs/numbers.md).
     batch, heads, length, width = q.shape
     groups = k.shape[1]
     shared = (q * scale).reshape(batch, groups, heads // groups * length, width)  # query heads of a group side by side
     scores = (shared @ k.transpose(-1, -2)).reshape(batch, heads, length, -1)  # (B, H, T, S)
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    if slopes is not None:  # in float32 whatever the model's precision: bfloat16 cannot tell a distance of 257 from 258
+    if slopes is not None:  # in float32 whatever the model's precision: bfloat16 cannot tell 256 from 257
         scores = scores - slopes[:, None, None] * distance
     forbidden = torch.zeros_like(visible, dtype=q.dtype).masked_fill(~visible, float("-inf"))
     weights = F.dropout((scores + forbidden).softmax(dim=-1).to(v.dtype), dropout)
@@ -119,8 +120,8 @@ class Packed:
 
 
 def _distance(length: int, device: torch.device) -> Int[Tensor, "1 1 T T"]:
-    place = torch.arange(length, device=device)
-    return (place[:, None] - place)[None, None]
+    index = torch.arange(length, device=device)
+    return (index[:, None] - index)[None, None]
 
 
 pytree.register_dataclass(Causal, field_names=[])
@@ -148,7 +149,7 @@ class GroupedQueryAttention(nn.Module):
             self.query_norm = make_norm(config.norm, self.d_head if each else self.query.out_features)
             self.key_norm = make_norm(config.norm, self.d_head if each else self.key.out_features)
 
-    def forward(self, x: Float[Tensor, "B T D"], place: Place, attend: Attend) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend) -> Float[Tensor, "B T D"]:
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.settings.qk_norm == "full":
             q, k = self.query_norm(q), self.key_norm(k)
@@ -156,12 +157,12 @@ class GroupedQueryAttention(nn.Module):
         if self.settings.qk_norm == "head":
             q, k = self.query_norm(q), self.key_norm(k)
         read = attend(
-            place.turn(q),
-            place.turn(k),
+            terms.rotate(q),
+            terms.rotate(k),
             v,
             layer=self.layer,
             window=self.window,
-            slopes=place.slopes,
+            slopes=terms.slopes,
             scale=self.settings.scale,
             soft_cap=self.settings.soft_cap,
             dropout=self.settings.dropout if self.training else 0.0,
@@ -176,47 +177,47 @@ class LatentAttention(nn.Module):
     A token's keys and values are linear in one latent vector c: k = Uc, v = Wc. In training each head's keys and
     values are written out. Otherwise use is made of q·Uc = (Uᵀq)·c and Σ p Wc = W Σ p c: the queries are brought to
     the latent vectors, which then serve all heads as their one key and value. Fewer channels are cached, more are
-    multiplied. L latent width, R rotary width, N = K + R channels of a key.
+    multiplied. `key` and `value` are then read as matrices: whoever wraps them has to offer a `weight` that is whole.
+    L latent width, R rotary width, N = K + R channels of a key.
     """
 
     TP = {"query": "column", "key": "column", "value": "column", "out": "row"}
 
     def __init__(self, config: ModelConfig, settings: Latent, layer: int) -> None:
         super().__init__()
-        self.layer, self.n_heads, self.dropout = layer, config.n_heads, settings.dropout
-        self.d_head, self.d_rotary, self.d_value = (
-            config.head_width,
-            settings.d_rotary,
-            settings.d_value or config.head_width,
-        )
+        self.layer, self.dropout, n_heads = layer, settings.dropout, config.n_heads
+        self.d_head, self.d_rotary = config.head_width, settings.d_rotary
+        self.d_value = settings.d_value or self.d_head
         self.scale = (self.d_head + self.d_rotary) ** -0.5
         self.query_latent: nn.Module = nn.Identity()
-        self.query_norm: nn.Module = nn.Identity()
+        self.query_latent_norm: nn.Module = nn.Identity()
         if settings.d_query_latent is not None:
             self.query_latent = nn.Linear(config.d_model, settings.d_query_latent, bias=False)
-            self.query_norm = make_norm(config.norm, settings.d_query_latent)
+            self.query_latent_norm = make_norm(config.norm, settings.d_query_latent)
         width = settings.d_query_latent or config.d_model
-        self.query = nn.Linear(width, self.n_heads * (self.d_head + self.d_rotary), bias=False)
+        self.query = nn.Linear(width, n_heads * (self.d_head + self.d_rotary), bias=False)
         self.latent = nn.Linear(config.d_model, settings.d_latent, bias=False)
         self.latent_norm = make_norm(config.norm, settings.d_latent)
         self.rotary_key = nn.Linear(config.d_model, self.d_rotary, bias=False)
-        self.key = nn.Linear(settings.d_latent, self.n_heads * self.d_head, bias=False)
-        self.value = nn.Linear(settings.d_latent, self.n_heads * self.d_value, bias=False)
-        self.out = nn.Linear(self.n_heads * self.d_value, config.d_model, bias=False)
+        self.key = nn.Linear(settings.d_latent, n_heads * self.d_head, bias=False)
+        self.value = nn.Linear(settings.d_latent, n_heads * self.d_value, bias=False)
+        self.out = nn.Linear(n_heads * self.d_value, config.d_model, bias=False)
 
-    def forward(self, x: Float[Tensor, "B T D"], place: Place, attend: Attend) -> Float[Tensor, "B T D"]:
-        q = _heads(self.query(self.query_norm(self.query_latent(x))), self.d_head + self.d_rotary)  # (B, H, T, N)
+    def forward(self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend) -> Float[Tensor, "B T D"]:
+        q = _heads(
+            self.query(self.query_latent_norm(self.query_latent(x))), self.d_head + self.d_rotary
+        )  # (B, H, T, N)
         q, q_rotary = q.split((self.d_head, self.d_rotary), dim=-1)
         latent = self.latent_norm(self.latent(x))  # (B, T, L)
-        k_rotary = place.turn(self.rotary_key(x)[:, None])  # (B, 1, T, R)
+        k_rotary = terms.rotate(self.rotary_key(x)[:, None])  # (B, 1, T, R)
         if self.training:
             k = torch.cat((_heads(self.key(latent), self.d_head), k_rotary.expand_as(q_rotary)), dim=-1)
             v = _heads(self.value(latent), self.d_value)
         else:
-            q = q @ self.key.weight.unflatten(0, (self.n_heads, -1))  # (B, H, T, L)
+            q = q @ self.key.weight.unflatten(0, (-1, self.d_head))  # (B, H, T, L)
             k, v = torch.cat((latent[:, None], k_rotary), dim=-1), latent[:, None]
         read = attend(
-            torch.cat((q, place.turn(q_rotary)), dim=-1),
+            torch.cat((q, terms.rotate(q_rotary)), dim=-1),
             k,
             v,
             layer=self.layer,
@@ -227,7 +228,7 @@ class LatentAttention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
         )
         if not self.training:
-            read = read @ self.value.weight.unflatten(0, (self.n_heads, -1)).transpose(-1, -2)  # (B, H, T, W)
+            read = read @ self.value.weight.unflatten(0, (-1, self.d_value)).transpose(-1, -2)  # (B, H, T, W)
         output: Tensor = self.out(read.transpose(1, 2).flatten(2))
         return output
 

@@ -1,15 +1,17 @@
 """Counting: parameters, floating-point operations and bytes of a model, found without allocating it.
 
 Parameters are read off the modules. Operations and activations come from one forward pass in training on the meta
-device, where tensors have shapes but no values: a block is counted as it is written, whatever it is. What the parts
-are called: `embed`, `position`, `attention`, `attention_norm`, `feedforward`, …, `norm`, `head`; `attention scores` for
-whatever happens between queries, keys and values, and `stream` for what happens between the parts.
+device, where tensors have shapes but no values: a block is counted as it is written, whatever it is. (Only which of a
+mixture's experts a token meets is asked of the mixture.) Kernels are those of a CPU. What the parts are called:
+`embed`, `position`, `attention`, `attention_norm`, `feedforward`, …, `norm`, `head`; `attention scores` for whatever
+happens between queries, keys and values, and `stream` for what happens between the parts.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +23,9 @@ from groundup.model.feedforward import MixtureOfExperts
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BYTES_PER_PARAMETER: dict[tuple[str, str], dict[str, int]] = {
+Precision = Literal["float32", "bfloat16"]
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BYTES_PER_PARAMETER: dict[tuple[Precision, str], dict[str, int]] = {
     ("float32", "adamw"): {"weight": 4, "gradient": 4, "moments": 8},
     ("bfloat16", "adamw"): {"weight": 2, "master copy": 4, "gradient": 4, "moments": 8},
 }
@@ -41,11 +44,11 @@ class Count:
     """Those that one token meets: of a mixture's experts, only as many as are picked."""
     forward_flops_per_token: Mapping[str, int]
     """By part, two for each multiply-add; scores are counted for the full square."""
-    cache_bytes_per_token: Mapping[str, int]
+    cache_bytes_per_token: Mapping[Precision, int]
     """Keys and values that generation keeps of one token in all layers, by precision."""
-    activation_bytes: Mapping[str, Mapping[str, int]]
+    activation_bytes: Mapping[Precision, Mapping[str, int]]
     """What one row's forward pass keeps for the backward pass, by precision and part; the loss is not included."""
-    checkpointed_activation_bytes: Mapping[str, int]
+    checkpointed_activation_bytes: Mapping[Precision, int]
     """The most that is kept if each block keeps its input alone and is computed again when its turn comes."""
 
     @property
@@ -62,7 +65,7 @@ class Count:
         """Forward and backward (Kaplan et al. 2020, section 2.1)."""
         return 3 * sum(self.forward_flops_per_token.values())
 
-    def state_bytes(self, precision: str, optimizer: str = "adamw") -> int:
+    def state_bytes(self, precision: Precision, optimizer: str = "adamw") -> int:
         """Weights, gradients and optimizer state in training."""
         return self.total_parameters * sum(BYTES_PER_PARAMETER[precision, optimizer].values())
 
@@ -74,14 +77,17 @@ def count(config: ModelConfig) -> Count:
     >>> count(PRESETS["gpt2"].model).total_parameters
     124439808
     """
-    shallow = config.model_copy(update={"n_layers": min(2, config.n_layers)})  # all blocks after the first are alike
+    # All blocks cost the same (a window changes which scores are used, not which are computed), but what they share is
+    # booked on the first.
+    shallow = config.model_copy(update={"n_layers": min(2, config.n_layers)})
     with torch.device("meta"):
         model = Transformer(shallow)
     sizes = Counter({name: parameter.numel() for name, parameter in model.named_parameters()})
     parameters = _by_part(sizes, config.n_layers)
     meters = {precision: _measure(model.to(dtype)) for precision, dtype in DTYPES.items()}
     flops = _by_part(next(iter(meters.values())).flops, config.n_layers)
-    cached = config.n_layers * config.cached_heads * sum(config.cached_widths)
+    heads, key_width, value_width = config.cached
+    cached = config.n_layers * heads * (key_width + value_width)
     return Count(
         parameters=parameters,
         active_parameters=sum(parameters.values()) - config.n_layers * _idle_parameters(model.blocks[0]),
@@ -123,7 +129,7 @@ def _checkpointed(meter: "Meter", config: ModelConfig, dtype: torch.dtype) -> in
     """All blocks' inputs and what stands before the blocks; and either what comes after them, at the end of the
     forward pass, or the rest of the last block, when it has been computed again."""
     block_input = config.context_length * config.d_model * dtype.itemsize
-    after = sum(meter.kept[name] for name in ("norm", "narrow", "head"))
+    after = sum(meter.kept[name] for name in ("norm", "project_out", "head"))
     before = sum(number for name, number in meter.kept.items() if not name.startswith("blocks.")) - after
     block = sum(number for name, number in meter.kept.items() if name.startswith("blocks.0"))
     return before + config.n_layers * block_input + max(after, block - block_input)

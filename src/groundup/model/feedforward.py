@@ -1,7 +1,7 @@
 """Feed-forward: what each position does with itself. B batch, T time, D width, F inner width, E experts.
 
-Each kind is a module `(x, tap) -> x`. A tensor of shape (B, T) that it shows to `tap` under the name `penalty` is added
-to the loss of each token.
+Each kind is a module `(x, tap) -> x`. A tensor of shape (B, T) that it shows to `tap` as `auxiliary_loss` is added to
+the loss of each token.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,7 @@ class MixtureOfExperts(nn.Module):
         if self.settings.normalise:
             weight = weight / weight.sum(dim=-1, keepdim=True)
         tap("router", probability)
-        tap("penalty", self.settings.balance * imbalance(probability, chosen))
+        tap("auxiliary_loss", self.settings.balance * imbalance(probability, chosen))
         rows, order = x.flatten(0, 1), chosen.flatten().argsort(stable=True)
         token = order // self.settings.n_active  # the rows that go to expert 0, then those to expert 1, …
         shares = rows[token].split(_sizes(chosen, self.settings.n_experts))
@@ -82,11 +82,12 @@ class MixtureOfExperts(nn.Module):
 
 
 def imbalance(probability: Float[Tensor, "B T E"], chosen: Int[Tensor, "B T active"]) -> Float[Tensor, "B T"]:
-    """E Σ share(e) × probability(e) for each token: 1 if the row's tokens are spread evenly, up to E if not.
+    """E Σ share(e) × probability(e) for each token: 1 where the row's choices are spread evenly, E / active where all
+    its tokens choose the same experts and are sure of them.
 
-    `share` is the part of the row's choices that fell on e; the gradient goes through the probability alone (Fedus et
-    al. 2021, arXiv:2101.03961, eq. 4). Over the row and not the batch, as in DeepSeek-V3 (2024, arXiv:2412.19437,
-    eq. 17), so that it does not matter how a batch is cut into pieces.
+    `share` is the part of the row's choices that fell on e, padding included; the gradient goes through the probability
+    alone (Fedus et al. 2021, arXiv:2101.03961, eq. 4). Over the row and not the batch, as in DeepSeek-V3 (2024,
+    arXiv:2412.19437, eq. 17), so that it does not matter how a batch is cut into pieces.
     """
     n_experts = probability.shape[-1]
     picked = F.one_hot(chosen, n_experts).sum(dim=-2).to(probability.dtype)  # (B, T, E)

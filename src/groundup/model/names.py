@@ -71,7 +71,10 @@ def read_config(table: Table) -> ModelConfig:
     """
     for name in ("is_encoder_decoder", "add_cross_attention"):
         _require(table, name, False)
-    _require(table, "quantization_config", None)
+    if table.get("quantization_config"):
+        raise DataError(
+            "config.json has quantization_config: quantized weights are not read here; ask for bfloat16 ones"
+        )
     try:
         return ARCHITECTURES[table["model_type"]].config(table)
     except KeyError as error:
@@ -133,7 +136,8 @@ def _gated(table: Table, name: str, default: str, bias: bool = False) -> Dense:
 def _rotary(table: Table, base: float = 10_000.0) -> Rotary:
     """From `rope_parameters`, or `rope_theta` and `rope_scaling` in older files."""
     given = {**(table.get("rope_scaling") or {}), **(table.get("rope_parameters") or {})}
-    _require(given, "partial_rotary_factor", 1.0)  # GPT-NeoX, which knows it, takes it out
+    for place in (given, table):
+        _require(place, "partial_rotary_factor", 1.0)  # GPT-NeoX, which knows it, takes it out
     base = float(given.get("rope_theta") or table.get("rope_theta") or base)
     return Rotary(base=base, scaling=_scaling(table, given))
 
@@ -152,8 +156,8 @@ def _scaling(table: Table, given: Table) -> RotaryScaling:
         case "llama3":
             return Llama3Scaling(
                 factor=float(given["factor"]),
-                low=float(given["low_freq_factor"]),
-                high=float(given["high_freq_factor"]),
+                slow=float(given["low_freq_factor"]),
+                fast=float(given["high_freq_factor"]),
                 trained_length=trained,
             )
         case "yarn":
@@ -181,7 +185,7 @@ def _yarn_magnitude(given: Table, factor: float) -> float | None:
     return (0.1 * above * grown + 1) / (0.1 * below * grown + 1)
 
 
-def _windowed(table: Table, otherwise: list[bool]) -> tuple[bool, ...]:
+def _windowed_layers(table: Table, otherwise: list[bool]) -> tuple[bool, ...]:
     """Which layers keep to the window."""
     kinds = table.get("layer_types")
     known = {"sliding_attention": True, "full_attention": False}
@@ -211,7 +215,7 @@ def _gpt2(table: Table) -> ModelConfig:
     )
 
 
-def _transposed(config: ModelConfig, tensors: Tensors) -> Tensors:
+def _transpose_and_split(config: ModelConfig, tensors: Tensors) -> Tensors:
     """GPT-2 keeps its blocks' matrices transposed, and query, key and value one after another in one."""
     turned = {
         name: tensor.T if name.startswith("blocks.") and tensor.ndim == 2 else tensor
@@ -220,7 +224,7 @@ def _transposed(config: ModelConfig, tensors: Tensors) -> Tensors:
     return _split_fused(turned, lambda fused: fused.chunk(3))
 
 
-def _fused_by_head(config: ModelConfig, tensors: Tensors) -> Tensors:
+def _split_heads(config: ModelConfig, tensors: Tensors) -> Tensors:
     """GPT-NeoX and BLOOM keep query, key and value of head 0, then those of head 1, … in one matrix."""
 
     def split(fused: Tensor) -> tuple[Tensor, ...]:
@@ -262,7 +266,7 @@ def _opt(table: Table) -> ModelConfig:
     )
 
 
-def _opt_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
+def _rename_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
     """OPT-350M has its norms after the sums, under the names that the others have for norms before."""
     if config.block != Sequential(norm="after"):
         return tensors
@@ -327,7 +331,7 @@ def _gptj(table: Table) -> ModelConfig:
     )
 
 
-def turned_by_pairs(config: ModelConfig, tensors: Tensors) -> Tensors:
+def pairs_to_halves(config: ModelConfig, tensors: Tensors) -> Tensors:
     """GPT-J and Llama's own files turn channels 0 and 1 together, 2 and 3, …; here a channel of the first half goes
     with one of the second. Queries and keys in another order, but both in the same, have the same products."""
     pairs = torch.arange(config.rotary_width).unflatten(0, (-1, 2)).T.flatten()  # 0, 2, 4, …, 1, 3, 5, …
@@ -392,8 +396,8 @@ def _qwen_window(table: Table) -> dict[str, Any]:
     if not table.get("use_sliding_window", False):
         return {}
     full = table.get("max_window_layers", 28)
-    windowed = _windowed(table, [layer >= full for layer in range(table["num_hidden_layers"])])
-    return {"window": table.get("sliding_window", 4096), "windowed": windowed}
+    windowed = _windowed_layers(table, [layer >= full for layer in range(table["num_hidden_layers"])])
+    return {"window": table.get("sliding_window", 4096), "windowed_layers": windowed}
 
 
 def _qwen2(table: Table) -> ModelConfig:
@@ -411,10 +415,12 @@ def _olmo2(table: Table) -> ModelConfig:
 
 
 def _mixtral(table: Table) -> ModelConfig:
+    active = table.get("num_experts_per_tok", 2)
     experts = Experts(
         n_experts=table.get("num_local_experts", 8),
-        n_active=table.get("num_experts_per_tok", 2),
-        balance=table.get("router_aux_loss_coef", 0.001),
+        n_active=active,
+        # theirs is a mean over layers of what is n_active when even, ours a sum over layers of what is then 1
+        balance=table.get("router_aux_loss_coef", 0.001) * active / table["num_hidden_layers"],
         expert=_gated(table, "hidden_act", "silu"),
     )
     attention = GroupedQuery(window=table.get("sliding_window"))
@@ -428,7 +434,7 @@ def _gemma2(table: Table) -> ModelConfig:
     attention = GroupedQuery(
         bias=_all_or_none(table),
         window=window,
-        windowed=_windowed(table, alternating),
+        windowed_layers=_windowed_layers(table, alternating) if window else (True,),
         scale=table.get("query_pre_attn_scalar", 256) ** -0.5,
         soft_cap=table.get("attn_logit_softcapping", 50.0),
     )
@@ -446,8 +452,8 @@ def _gemma2(table: Table) -> ModelConfig:
     )
 
 
-def _gains_above_one(config: ModelConfig, tensors: Tensors) -> Tensors:
-    """Gemma keeps a norm's gain as what it has above 1."""
+def _add_one_to_gains(config: ModelConfig, tensors: Tensors) -> Tensors:
+    """Gemma keeps a norm's gain as what it has above 1; in float32, since bfloat16 would round the sum."""
     return {name: tensor.float() + 1 if "norm." in name else tensor for name, tensor in tensors.items()}
 
 
@@ -466,8 +472,8 @@ GPT2_NAMES = {
 OPT_NAMES = {
     "decoder.embed_tokens": "embed",
     "decoder.embed_positions": "position.table",
-    "decoder.project_in": "widen",
-    "decoder.project_out": "narrow",
+    "decoder.project_in": "project_in",
+    "decoder.project_out": "project_out",
     "decoder.final_layer_norm": "norm",
     "lm_head": "head",
     "decoder.layers.*.self_attn_layer_norm": "blocks.*.attention_norm",
@@ -547,17 +553,17 @@ ANGLES = ("layers.*.self_attn.rotary_emb.inv_freq",)
 NEOX_BUFFERS = ("layers.*.attention.bias", "layers.*.attention.masked_bias", "layers.*.attention.rotary_emb.inv_freq")
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(_gpt2, GPT2_NAMES, "transformer.", MASKS, _transposed),
-    "opt": Architecture(_opt, OPT_NAMES, "model.", (), _opt_norms),
-    "gptj": Architecture(_gptj, GPTJ_NAMES, "transformer.", MASKS, turned_by_pairs),
-    "gpt_neox": Architecture(_gpt_neox, GPT_NEOX_NAMES, "gpt_neox.", NEOX_BUFFERS, _fused_by_head),
-    "bloom": Architecture(_bloom, BLOOM_NAMES, "transformer.", (), _fused_by_head),
+    "gpt2": Architecture(_gpt2, GPT2_NAMES, "transformer.", MASKS, _transpose_and_split),
+    "opt": Architecture(_opt, OPT_NAMES, "model.", (), _rename_norms),
+    "gptj": Architecture(_gptj, GPTJ_NAMES, "transformer.", MASKS, pairs_to_halves),
+    "gpt_neox": Architecture(_gpt_neox, GPT_NEOX_NAMES, "gpt_neox.", NEOX_BUFFERS, _split_heads),
+    "bloom": Architecture(_bloom, BLOOM_NAMES, "transformer.", (), _split_heads),
     "llama": Architecture(_llama, LLAMA_NAMES, "model.", ANGLES),
     "mistral": Architecture(_mistral, LLAMA_NAMES, "model.", ANGLES),
     "mixtral": Architecture(_mixtral, MIXTRAL_NAMES, "model.", ANGLES),
     "qwen2": Architecture(_qwen2, LLAMA_NAMES, "model.", ANGLES),
     "qwen3": Architecture(_qwen3, LLAMA_NAMES, "model."),
     "olmo2": Architecture(_olmo2, OLMO2_NAMES, "model."),
-    "gemma2": Architecture(_gemma2, GEMMA2_NAMES, "model.", (), _gains_above_one),
+    "gemma2": Architecture(_gemma2, GEMMA2_NAMES, "model.", (), _add_one_to_gains),
 }
 """By `model_type` of a Hugging Face config.json."""

@@ -1,8 +1,8 @@
 """Position: how a token's place enters the model.
 
-Each kind is a module `(x, position) -> (x, place)`: it may add to the embedded tokens, and may leave in `place` angles
-by which attention turns queries and keys, or slopes by which scores fall with distance.
-B batch, T time, D width, N heads, K head width, R turned channels of a head.
+Each kind is a module `(x, position) -> (x, terms)`: it may add to the embedded tokens, and may leave for attention
+angles by which queries and keys are rotated, or slopes by which scores fall with distance.
+B batch, T time, D width, N heads, K head width, R rotated channels of a head.
 """
 
 import math
@@ -28,16 +28,16 @@ from groundup.model.settings import (
 
 
 @dataclass(frozen=True)
-class Place:
+class PositionTerms:
     """What position leaves for attention."""
 
     angles: tuple[Float[Tensor, "B 1 T R"], Float[Tensor, "B 1 T R"]] | None = None
-    """Cosine and sine for each position and turned channel."""
+    """Cosine and sine for each position and rotated channel."""
     slopes: Float[Tensor, "N"] | None = None
     """What each head takes off a score for every position between query and key."""
 
-    def turn(self, x: Float[Tensor, "B N T K"]) -> Float[Tensor, "B N T K"]:
-        """Queries or keys with their first R channels turned, if there are angles."""
+    def rotate(self, x: Float[Tensor, "B N T K"]) -> Float[Tensor, "B N T K"]:
+        """Queries or keys with their first R channels rotated, if there are angles."""
         return x if self.angles is None else rotate(x, *self.angles)
 
 
@@ -45,13 +45,14 @@ def rotate(
     x: Float[Tensor, "B N T K"], cosine: Float[Tensor, "B 1 T R"], sine: Float[Tensor, "B 1 T R"]
 ) -> Float[Tensor, "B N T K"]:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34), halves paired as in GPT-NeoX."""
-    turned, rest = x.split((cosine.shape[-1], x.shape[-1] - cosine.shape[-1]), dim=-1)
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cosine + torch.cat((-second, first), dim=-1) * sine
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+    width = cosine.shape[-1]
+    channels, rest = x[..., :width], x[..., width:]
+    first, second = channels.chunk(2, dim=-1)
+    rotated = channels * cosine + torch.cat((-second, first), dim=-1) * sine
+    return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
 
 
-class Learned(nn.Module):
+class LearnedVectors(nn.Module):
     """Adds a learned vector for each position."""
 
     def __init__(self, config: ModelConfig, settings: LearnedPosition) -> None:
@@ -59,8 +60,8 @@ class Learned(nn.Module):
         self.offset = settings.offset
         self.table = nn.Embedding(config.context_length + settings.offset, config.d_model)
 
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Place]:
-        return x + self.table(position + self.offset), Place()
+    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
+        return x + self.table(position + self.offset), PositionTerms()
 
 
 class SinusoidalWaves(nn.Module):
@@ -70,9 +71,9 @@ class SinusoidalWaves(nn.Module):
         super().__init__()
         self.base = settings.base
 
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Place]:
+    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
         angle = position[..., None] * frequencies(self.base, x.shape[-1], x.device)  # (B, T, D/2)
-        return x + torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2).to(x.dtype), Place()
+        return x + torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2).to(x.dtype), PositionTerms()
 
 
 class RotaryAngles(nn.Module):
@@ -82,12 +83,12 @@ class RotaryAngles(nn.Module):
         super().__init__()
         self.settings, self.width = settings, config.rotary_width
 
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Place]:
-        # In float32 whatever the model's precision: bfloat16 cannot tell position 257 from 258.
+    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
+        # In float32 whatever the model's precision: bfloat16 cannot tell position 256 from 257.
         frequency, magnitude = rotary_frequencies(self.settings, self.width, x.device)
         angle = position[:, None, :, None].float() * frequency  # (B, 1, T, R/2)
         angle = torch.cat((angle, angle), dim=-1)
-        return x, Place(angles=((angle.cos() * magnitude).to(x.dtype), (angle.sin() * magnitude).to(x.dtype)))
+        return x, PositionTerms(angles=((angle.cos() * magnitude).to(x.dtype), (angle.sin() * magnitude).to(x.dtype)))
 
 
 class ALiBiSlopes(nn.Module):
@@ -97,15 +98,15 @@ class ALiBiSlopes(nn.Module):
         super().__init__()
         self.n_heads = config.n_heads
 
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Place]:
-        return x, Place(slopes=alibi_slopes(self.n_heads, x.device))
+    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
+        return x, PositionTerms(slopes=alibi_slopes(self.n_heads, x.device))
 
 
-class Nowhere(nn.Module):
+class NoTerms(nn.Module):
     """Leaves x alone, and nothing else."""
 
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, Place]:
-        return x, Place()
+    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
+        return x, PositionTerms()
 
 
 def frequencies(base: float, width: int, device: torch.device) -> Float[Tensor, "pairs"]:
@@ -116,7 +117,7 @@ def frequencies(base: float, width: int, device: torch.device) -> Float[Tensor, 
 
 
 def rotary_frequencies(settings: Rotary, width: int, device: torch.device) -> tuple[Float[Tensor, "pairs"], float]:
-    """Radians per position of each pair of turned channels, and the factor on cosine and sine."""
+    """Radians per position of each pair of rotated channels, and the factor on cosine and sine."""
     original = frequencies(settings.base, width, device)
     match settings.scaling:
         case NoScaling():
@@ -127,10 +128,10 @@ def rotary_frequencies(settings: Rotary, width: int, device: torch.device) -> tu
             # The slowest pair turns `factor` times slower, the fastest as before; a single pair is the fastest.
             stretched = settings.base * factor ** (width / (width - 2)) if width > 2 else settings.base
             return frequencies(stretched, width, device), 1.0
-        case Llama3Scaling(factor=factor, low=low, high=high, trained_length=length):
+        case Llama3Scaling(factor=factor, slow=slow, fast=fast, trained_length=length):
             turns = length * original / (2 * math.pi)
-            kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1 for fast pairs, 0 for slow ones
-            return original * kept + original / factor * (1 - kept), 1.0
+            kept = ((turns - slow) / (fast - slow)).clamp(0, 1)  # 1 for fast pairs, 0 for slow ones
+            return torch.lerp(original / factor, original, kept), 1.0
         case YaRNScaling(factor=factor, slow=slow, fast=fast, trained_length=length, magnitude=magnitude):
 
             def pair_with(turns: float) -> float:
@@ -142,7 +143,7 @@ def rotary_frequencies(settings: Rotary, width: int, device: torch.device) -> tu
             end = min(math.ceil(pair_with(slow)), width - 1)
             pair = torch.arange(width // 2, dtype=torch.float32, device=device)
             kept = 1 - ((pair - begin) / max(end - begin, 0.001)).clamp(0, 1)
-            scaled = original * kept + original / factor * (1 - kept)
+            scaled = torch.lerp(original / factor, original, kept)
             return scaled, 0.1 * math.log(factor) + 1 if magnitude is None else magnitude
 
 
@@ -161,7 +162,7 @@ def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, "N"]:
 def make_position(config: ModelConfig) -> nn.Module:
     match config.position:
         case LearnedPosition() as settings:
-            return Learned(config, settings)
+            return LearnedVectors(config, settings)
         case Sinusoidal() as settings:
             return SinusoidalWaves(settings)
         case Rotary() as settings:
@@ -169,4 +170,4 @@ def make_position(config: ModelConfig) -> nn.Module:
         case ALiBi():
             return ALiBiSlopes(config)
         case NoPosition():
-            return Nowhere()
+            return NoTerms()

@@ -141,7 +141,7 @@ QWEN3 = Family(
 )
 QWEN3_UNTIED = Family({**QWEN3.blocks, "head": LanguageModel(tied=False)}, QWEN3.source)
 QWEN3_EXPERTS = Family(
-    {**QWEN3_UNTIED.blocks, "n_kv_heads": 4, "feedforward": Experts(n_experts=128, n_active=8, balance=0.001)},
+    {**QWEN3_UNTIED.blocks, "n_kv_heads": 4, "feedforward": Experts(n_experts=128, n_active=8)},
     QWEN3.source,
 )
 

@@ -53,17 +53,16 @@ class Llama3Scaling(Settings):
     kind: Literal["llama3"] = "llama3"
     factor: float = Field(default=8.0, ge=1)
     """How many times slower the slow channels turn."""
-    low: float = Field(default=1.0, gt=0)
-    """A channel with fewer turns than this in `trained_length` is slow."""
-    high: float = Field(default=4.0, gt=0)
-    """A channel with more turns than this is fast."""
+    slow: float = Field(default=1.0, gt=0)
+    """A pair with fewer turns than this in `trained_length` is slow."""
+    fast: float = Field(default=4.0, gt=0)
+    """A pair with more turns than this is fast."""
     trained_length: int = Field(default=8192, ge=1)
     """Context length before the scaling."""
 
     @model_validator(mode="after")
     def _ramp_rises(self) -> "Llama3Scaling":
-        if self.high <= self.low:
-            raise ValueError(f"high = {self.high} must be larger than low = {self.low}")
+        _check_ramp(self.slow, self.fast)
         return self
 
 
@@ -84,9 +83,13 @@ class YaRNScaling(Settings):
 
     @model_validator(mode="after")
     def _ramp_rises(self) -> "YaRNScaling":
-        if self.fast <= self.slow:
-            raise ValueError(f"fast = {self.fast} must be larger than slow = {self.slow}")
+        _check_ramp(self.slow, self.fast)
         return self
+
+
+def _check_ramp(slow: float, fast: float) -> None:
+    if fast <= slow:
+        raise ValueError(f"fast = {fast} is not more than slow = {slow}; channels between them are scaled in part")
 
 
 RotaryScaling = Annotated[
@@ -95,13 +98,13 @@ RotaryScaling = Annotated[
 
 
 class Rotary(Settings):
-    """Queries and keys turned by angles that grow with position (Su et al. 2021, arXiv:2104.09864)."""
+    """Queries and keys rotated by angles that grow with position (Su et al. 2021, arXiv:2104.09864)."""
 
     kind: Literal["rotary"] = "rotary"
     base: float = Field(default=10_000.0, gt=1)
     """The slowest pair of channels turns once in about 2π × base positions."""
     fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of each head's channels that is turned; GPT-NeoX turns a quarter."""
+    """Share of each head's channels that is rotated; GPT-NeoX rotates a quarter."""
     scaling: RotaryScaling = NoScaling()
 
 
@@ -149,11 +152,11 @@ class GroupedQuery(Settings):
     bias: Literal["none", "qkv", "all"] = "none"
     """A bias on no matrix, on query, key and value, or on the output too."""
     qk_norm: Literal["none", "head", "full"] = "none"
-    """Normalise queries and keys before they meet: each head (Qwen3) or all heads as one vector (OLMo 2); the idea is
-    Dehghani et al.'s (2023, arXiv:2302.05442)."""
+    """Normalise queries and keys before they meet: each head (Qwen3) or all heads as one vector (OLMo 2); from Henry et
+    al. 2020, arXiv:2010.04245."""
     window: int | None = Field(default=None, ge=1)
     """Keys that a query may look back over, its own included; all if not set."""
-    windowed: tuple[bool, ...] = Field(default=(True,), min_length=1)
+    windowed_layers: tuple[bool, ...] = Field(default=(True,), min_length=1)
     """Which layers keep to the window, from the first on, over and over; Gemma 2 has `[true, false]`."""
     scale: float | None = Field(default=None, gt=0)
     """Factor on the scores; 1/√d_head if not set."""
@@ -162,9 +165,21 @@ class GroupedQuery(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of attention weights set to zero in training."""
 
+    @model_validator(mode="after")
+    def _windowed_by_what(self) -> "GroupedQuery":
+        if self.window is None and self.windowed_layers != (True,):
+            raise ValueError(
+                f"windowed_layers = {list(self.windowed_layers)} without a window; set window, or leave it out too"
+            )
+        return self
+
     def window_of(self, layer: int) -> int | None:
         """The window of one layer, counted from 0."""
-        return self.window if self.windowed[layer % len(self.windowed)] else None
+        return self.window if self.windowed_layers[layer % len(self.windowed_layers)] else None
+
+    def cached(self, n_kv_heads: int, d_head: int) -> tuple[int, int, int]:
+        """Heads, key width and value width that generation keeps of each token."""
+        return n_kv_heads, d_head, d_head
 
 
 class Latent(Settings):
@@ -176,12 +191,16 @@ class Latent(Settings):
     """Width of the vector that keys and values are made from."""
     d_query_latent: int | None = Field(default=None, ge=1)
     """Width of a like vector for queries; they are made from the input itself if not set."""
-    d_rotary: int = Field(default=32, ge=2)
-    """Channels a head has besides its `d_head`, which are turned by position."""
+    d_rotary: int = Field(default=32, ge=2, multiple_of=2)
+    """Channels a head has besides its `d_head`, which are rotated by position; an even number."""
     d_value: int | None = Field(default=None, ge=1)
     """Width of a head's values; `d_head` if not set."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of attention weights set to zero in training."""
+
+    def cached(self, n_kv_heads: int, d_head: int) -> tuple[int, int, int]:
+        """Heads, key width and value width that generation keeps; 0: the values are the keys' first channels."""
+        return 1, self.d_latent + self.d_rotary, 0
 
 
 # --- feed-forward: what a position does with itself ---
@@ -243,11 +262,12 @@ class Experts(Settings):
     n_active: int = Field(default=2, ge=1)
     """How many are picked for a token."""
     n_shared: int = Field(default=0, ge=0)
-    """As many more that every token goes through, as one (Dai et al. 2024, arXiv:2401.06066)."""
+    """Shared experts, through which every token goes, computed as one `n_shared × d_ff` wide (Dai et al. 2024,
+    arXiv:2401.06066)."""
     normalise: bool = True
     """The weights of the picked experts add up to one; if false they are as the router's softmax over all gave them."""
     balance: float = Field(default=0.01, ge=0)
-    """Weight of the term in the loss that is least when all experts are picked equally often."""
+    """Weight of the load-balancing loss (Fedus et al. 2021, arXiv:2101.03961, eq. 4), in each layer."""
     expert: Dense = SwiGLU()
 
     @model_validator(mode="after")
@@ -265,8 +285,13 @@ class Sequential(Settings):
 
     kind: Literal["sequential"] = "sequential"
     norm: Literal["before", "after", "output", "around"] = "before"
-    """Where the norms stand: before each sublayer, after its sum (Vaswani et al. 2017), on its output (OLMo 2), or
-    before it and on its output (Gemma 2)."""
+    """Where the norms stand: `before` each sublayer (pre-norm), `after` its sum (post-norm, Vaswani et al. 2017), on
+    its `output` (OLMo 2), or `around` it, before and on its output (sandwich norm, Gemma 2)."""
+
+    @property
+    def ends_normed(self) -> bool:
+        """Whether what leaves the last block is normalised already."""
+        return self.norm == "after"
 
 
 class Parallel(Settings):
@@ -275,6 +300,10 @@ class Parallel(Settings):
     kind: Literal["parallel"] = "parallel"
     shared_norm: bool = False
     """One norm before both, as in GPT-J; GPT-NeoX has one for each."""
+
+    @property
+    def ends_normed(self) -> bool:
+        return False
 
 
 # --- head: what is read off the stream ---
@@ -309,13 +338,13 @@ class Scalar(Settings):
 Position = Annotated[LearnedPosition | Sinusoidal | Rotary | ALiBi | NoPosition, Field(discriminator="kind")]
 Norm = Annotated[LayerNorm | RMSNorm, Field(discriminator="kind")]
 Attention = Annotated[GroupedQuery | Latent, Field(discriminator="kind")]
-FeedForward = Annotated[GELU | ReLU | ReLUSquared | SwiGLU | GeGLU | Experts, Field(discriminator="kind")]
-BlockKind = Annotated[Sequential | Parallel, Field(discriminator="kind")]
+FeedForward = Annotated[Dense | Experts, Field(discriminator="kind")]
+Block = Annotated[Sequential | Parallel, Field(discriminator="kind")]
 Head = Annotated[LanguageModel | Classes | Scalar, Field(discriminator="kind")]
 
 
 class ModelConfig(Settings):
-    """A decoder-only Transformer. The defaults are Llama's shape; `presets.py` has published ones by name."""
+    """A decoder-only Transformer. The defaults are Llama's blocks, the head tied; `presets.py` has published sizes."""
 
     vocab_size: int | None = Field(default=None, ge=1)
     """Filled in from the tokenizer; not set in a recipe."""
@@ -332,7 +361,7 @@ class ModelConfig(Settings):
     d_head: int | None = Field(default=None, ge=1)
     """`d_model / n_heads` if not set."""
     d_ff: int | None = Field(default=None, ge=1)
-    """Width inside the feed-forward; `4 × d_model` if not set."""
+    """Width inside the feed-forward; `4 × d_model` if not set. Gated kinds have a third matrix and usually 8/3."""
     d_embedding: int | None = Field(default=None, ge=1)
     """Width of a token's own vector, if it is not `d_model`: one matrix then leads in and one out (OPT-350M)."""
     embedding_scale: float | None = Field(default=None, gt=0)
@@ -343,7 +372,7 @@ class ModelConfig(Settings):
     norm: Norm = RMSNorm()
     attention: Attention = GroupedQuery()
     feedforward: FeedForward = SwiGLU()
-    block: BlockKind = Sequential()
+    block: Block = Sequential()
     head: Head = LanguageModel()
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of activations set to zero in training: after the embedding and after every sublayer."""
@@ -357,32 +386,47 @@ class ModelConfig(Settings):
                 f"nearest width: {round(self.d_model / self.n_heads) * self.n_heads or self.n_heads}; or set d_head"
             )
         if self.n_heads % self.kv_heads:
+            nearest = sorted(n for n in range(1, self.n_heads + 1) if self.n_heads % n == 0)
             raise ValueError(
                 f"n_kv_heads = {self.kv_heads} does not divide n_heads = {self.n_heads}: each key/value head serves "
-                "equally many query heads"
+                f"equally many query heads; possible: {', '.join(map(str, nearest))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _latent_fits(self) -> "ModelConfig":
+        if not isinstance(self.attention, Latent):
+            return self
+        if not isinstance(self.position, Rotary) or self.position.fraction != 1:
+            raise ValueError(
+                f"position.kind = {self.position.kind}, but latent attention keeps channels for rotary position "
+                "(attention.d_rotary): set position.kind to rotary, and leave its fraction at 1"
+            )
+        if self.kv_heads != self.n_heads:
+            raise ValueError(
+                f"n_kv_heads = {self.kv_heads}, but latent attention makes a key and a value for each of the "
+                f"{self.n_heads} query heads: leave n_kv_heads out"
             )
         return self
 
     @model_validator(mode="after")
     def _position_fits(self) -> "ModelConfig":
-        if isinstance(self.attention, Latent):
-            if not isinstance(self.position, Rotary) or self.position.fraction != 1:
-                raise ValueError(
-                    "latent attention keeps channels for rotary position (attention.d_rotary); set position.kind to "
-                    "rotary, with fraction 1"
-                )
-            if self.kv_heads != self.n_heads:
-                raise ValueError(
-                    f"n_kv_heads = {self.kv_heads}, but latent attention makes a key and value for each of the "
-                    f"{self.n_heads} query heads; leave n_kv_heads out"
-                )
         if isinstance(self.position, Rotary) and (self.rotary_width % 2 or not self.rotary_width):
+            wanted = max(2, self.rotary_width // 2 * 2)
+            way = (
+                f"set position.fraction to {wanted / self.head_width:.6g}"
+                if wanted <= self.head_width
+                else "give heads more channels"
+            )
             raise ValueError(
-                f"rotary position turns pairs of channels, but it would turn {self.rotary_width} of a head's "
-                f"{self.head_width}; make that even, and at least 2"
+                f"rotary position rotates pairs of channels, but position.fraction = {self.position.fraction:g} of a "
+                f"head's {self.head_width} is {self.rotary_width}; {way}"
             )
         if isinstance(self.position, Sinusoidal) and self.d_model % 2:
-            raise ValueError(f"sinusoidal position fills pairs of channels, but d_model = {self.d_model}; make it even")
+            raise ValueError(
+                f"sinusoidal position fills pairs of channels, but d_model = {self.d_model}; nearest: "
+                f"{self.d_model - 1}, {self.d_model + 1}"
+            )
         return self
 
     @property
@@ -395,7 +439,7 @@ class ModelConfig(Settings):
 
     @property
     def rotary_width(self) -> int:
-        """Channels of each head that position turns; 0 for other kinds of position."""
+        """Channels of each head that rotary position rotates; 0 for other kinds of position."""
         if isinstance(self.attention, Latent):
             return self.attention.d_rotary
         return round(self.position.fraction * self.head_width) if isinstance(self.position, Rotary) else 0
@@ -405,16 +449,9 @@ class ModelConfig(Settings):
         return self.d_ff or 4 * self.d_model
 
     @property
-    def cached_heads(self) -> int:
-        """Heads of keys and values that generation keeps of each token and layer."""
-        return 1 if isinstance(self.attention, Latent) else self.kv_heads
-
-    @property
-    def cached_widths(self) -> tuple[int, int]:
-        """Channels of a key and of a value in the cache; 0 where the values are the keys' first channels."""
-        if isinstance(self.attention, Latent):
-            return self.attention.d_latent + self.attention.d_rotary, 0
-        return self.head_width, self.head_width
+    def cached(self) -> tuple[int, int, int]:
+        """Heads, key width and value width that generation keeps of each token and layer."""
+        return self.attention.cached(self.kv_heads, self.head_width)
 
     def with_vocabulary(self, vocab_size: int) -> "ModelConfig":
         """The same model over a vocabulary of this size."""

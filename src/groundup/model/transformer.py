@@ -6,14 +6,13 @@ B batch, T time, D width, V vocabulary.
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groundup.model.attention import Attend, Causal, make_attention
 from groundup.model.feedforward import Tap, make_feedforward
 from groundup.model.norm import make_norm
-from groundup.model.position import Place, make_position
+from groundup.model.position import PositionTerms, make_position
 from groundup.model.settings import Classes, LanguageModel, ModelConfig, Parallel, Scalar, Sequential
 
 
@@ -34,16 +33,18 @@ class SequentialBlock(nn.Module):
         self.feedforward = make_feedforward(config)
         self.feedforward_output_norm = norm_if("output", "around")
         self.feedforward_sum_norm = norm_if("after")
-        self.dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "B T D"], place: Place, attend: Attend, tap: Tap) -> Float[Tensor, "B T D"]:
-        attention = self.attention_output_norm(self.attention(self.attention_norm(x), place, attend))
+    def forward(
+        self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend, tap: Tap
+    ) -> Float[Tensor, "B T D"]:
+        attention = self.attention_output_norm(self.attention(self.attention_norm(x), terms, attend))
         tap("attention", attention)
-        x = self.attention_sum_norm(x + F.dropout(attention, self.dropout, self.training))
+        x = self.attention_sum_norm(x + self.dropout(attention))
         feedforward = self.feedforward(self.feedforward_norm(x), _under("feedforward", tap))
         feedforward = self.feedforward_output_norm(feedforward)
         tap("feedforward", feedforward)
-        output: Tensor = self.feedforward_sum_norm(x + F.dropout(feedforward, self.dropout, self.training))
+        output: Tensor = self.feedforward_sum_norm(x + self.dropout(feedforward))
         return output
 
 
@@ -56,18 +57,20 @@ class ParallelBlock(nn.Module):
         self.attention = make_attention(config, layer)
         self.feedforward_norm = None if settings.shared_norm else make_norm(config.norm, config.d_model)
         self.feedforward = make_feedforward(config)
-        self.dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "B T D"], place: Place, attend: Attend, tap: Tap) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend, tap: Tap
+    ) -> Float[Tensor, "B T D"]:
         normed = self.attention_norm(x)
-        attention = self.attention(normed, place, attend)
+        attention = self.attention(normed, terms, attend)
         tap("attention", attention)
         feedforward = self.feedforward(
             normed if self.feedforward_norm is None else self.feedforward_norm(x), _under("feedforward", tap)
         )
         tap("feedforward", feedforward)
-        dropped = (F.dropout(each, self.dropout, self.training) for each in (attention, feedforward))
-        return x + sum(dropped)
+        output: Tensor = x + self.dropout(attention) + self.dropout(feedforward)
+        return output
 
 
 def make_block(config: ModelConfig, layer: int) -> nn.Module:
@@ -78,16 +81,18 @@ def make_block(config: ModelConfig, layer: int) -> nn.Module:
             return ParallelBlock(config, settings, layer)
 
 
-class Ahead(nn.Module):
-    """One more block, and a norm, over the last hidden states: what the same head reads a token further on from."""
+class MultiTokenHead(nn.Module):
+    """One more block and norm: from each last hidden state to one from which the same head reads a later token."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.block = make_block(config, layer)
         self.norm = make_norm(config.norm, config.d_model)
 
-    def forward(self, x: Float[Tensor, "B T D"], place: Place, attend: Attend, tap: Tap) -> Float[Tensor, "B T D"]:
-        hidden: Tensor = self.norm(self.block(x, place, attend, tap))
+    def forward(
+        self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend, tap: Tap
+    ) -> Float[Tensor, "B T D"]:
+        hidden: Tensor = self.norm(self.block(x, terms, attend, tap))
         return hidden
 
 
@@ -105,34 +110,34 @@ class Transformer(nn.Module):
         self.config = config
         d_embedding = config.d_embedding or config.d_model
         self.embed: nn.Embedding | None = nn.Embedding(config.vocab_size, d_embedding)
-        self.widen = nn.Linear(d_embedding, config.d_model, bias=False) if config.d_embedding else nn.Identity()
+        self.project_in = nn.Linear(d_embedding, config.d_model, bias=False) if config.d_embedding else nn.Identity()
         self.embedding_norm = make_norm(config.norm, config.d_model) if config.embedding_norm else nn.Identity()
         self.position = make_position(config)
         self.blocks = nn.ModuleList(make_block(config, layer) for layer in range(config.n_layers))
-        normed = isinstance(config.block, Sequential) and config.block.norm == "after"
-        self.norm = nn.Identity() if normed else make_norm(config.norm, config.d_model)
-        self.narrow: nn.Module = nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.Identity() if config.block.ends_normed else make_norm(config.norm, config.d_model)
+        self.project_out: nn.Module = nn.Identity()
         self.soft_cap: float | None = None
         self.head: nn.Linear | None
         match config.head:
             case LanguageModel(bias=bias, soft_cap=soft_cap):
                 if config.d_embedding:
-                    self.narrow = nn.Linear(config.d_model, d_embedding, bias=False)
+                    self.project_out = nn.Linear(config.d_model, d_embedding, bias=False)
                 self.head = nn.Linear(d_embedding, config.vocab_size, bias=bias)
                 self.soft_cap = soft_cap
             case Classes(n_classes=n_classes):
                 self.head = nn.Linear(config.d_model, n_classes, bias=False)
             case Scalar():
                 self.head = nn.Linear(config.d_model, 1, bias=False)
-        self.ahead = nn.ModuleList()
-        """Blocks that a loss reads, for tokens after the next one; `look_ahead` adds them."""
+        self.multi_token = nn.ModuleList()
+        """What a loss reads the second token from, the third, …; empty but in training with that loss."""
         self.tie()
         initialise(self, config.n_layers)
 
-    def look_ahead(self, n: int) -> None:
-        """Add `n` blocks for predicting the tokens after the next one, in training only: `forward` does without."""
-        self.ahead.extend(Ahead(self.config, self.config.n_layers + number) for number in range(n))
-        initialise(self.ahead, self.config.n_layers)
+    def add_multi_token(self, n: int) -> None:
+        """Add heads for the `n` tokens after the next one, for `hidden_multi_token`; `forward` does without."""
+        self.multi_token.extend(MultiTokenHead(self.config, self.config.n_layers + number) for number in range(n))
+        initialise(self.multi_token, self.config.n_layers)
 
     def tie(self) -> None:
         """Let the head score with the embedding's own matrix, if the config says so."""
@@ -167,38 +172,45 @@ class Transformer(nn.Module):
         Shown as `embed`, `blocks.3.attention`, `blocks.3.feedforward`, `blocks.3`, …, `norm`, and what a sublayer
         shows of itself, such as `blocks.3.feedforward.router`.
         """
-        tap = tap or _no_tap
+        tap = tap or no_tap
         if position is None:
             position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
         attend = attend or Causal()
         x = tokens if self.embed is None else self._embedded(tokens)
-        x, place = self.position(x, position)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x, terms = self.position(x, position)
+        x = self.dropout(x)
         tap("embed", x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, place, attend, _under(f"blocks.{layer}", tap))
+            x = block(x, terms, attend, _under(f"blocks.{layer}", tap))
             tap(f"blocks.{layer}", x)
         hidden: Tensor = self.norm(x)
         tap("norm", hidden)
         return hidden
+
+    def hidden_multi_token(
+        self, hidden: Float[Tensor, "B T D"], position: Int[Tensor, "B T"], attend: Attend, tap: Tap
+    ) -> list[Float[Tensor, "B T D"]]:
+        """From the last hidden states those for the second token, the third, …, one for each head that was added."""
+        _, terms = self.position(hidden, position)
+        return [head(hidden, terms, attend, tap) for head in self.multi_token]
 
     def _embedded(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         assert self.embed is not None, "asked for only where there is one"
         x = self.embed(tokens)
         if self.config.embedding_scale is not None:
             x = x * self.config.embedding_scale
-        embedded: Tensor = self.embedding_norm(self.widen(x))
+        embedded: Tensor = self.embedding_norm(self.project_in(x))
         return embedded
 
     def logits(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
         """Scores over the vocabulary, the classes, or one number; the hidden states where `head` is None."""
         if self.head is None:
             return hidden
-        scores: Tensor = self.head(self.narrow(hidden))
+        scores: Tensor = self.head(self.project_out(hidden))
         return scores if self.soft_cap is None else self.soft_cap * torch.tanh(scores / self.soft_cap)
 
 
-def _no_tap(name: str, tensor: Tensor) -> None:
+def no_tap(name: str, tensor: Tensor) -> None:
     """For callers who do not look inside."""
 
 
@@ -208,12 +220,13 @@ def _under(prefix: str, tap: Tap) -> Tap:
 
 @torch.no_grad()
 def initialise(module: nn.Module, n_layers: int) -> None:
-    """GPT-2's initialisation, all of it.
+    """GPT-2's initialisation, but for its table of positions, which has 0.01 there.
 
     Every matrix is drawn from a normal distribution of standard deviation 0.02, every bias is zero, every gain one.
     The two matrices of a block that write into the residual stream are drawn 1/√(2 n_layers) as wide: the stream adds
     up 2 n_layers independent terms, so its variance at the top then does not grow with depth (Radford et al. 2019,
-    section 2.3).
+    section 2.3). A new block is known by its names: what writes into the stream is called `out` or `down`, a parameter
+    of one axis that is no `bias` is a gain.
     """
     residual_deviation = 0.02 / math.sqrt(2 * n_layers)
     for name, parameter in module.named_parameters():

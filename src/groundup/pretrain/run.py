@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -30,7 +30,7 @@ from groundup.evals.score import score
 from groundup.files import Progress, making, naming_the_place, no_progress, read_lines, write_json, write_text
 from groundup.generation.settings import Sampling
 from groundup.generation.text import generate
-from groundup.model.count import count
+from groundup.model.count import DTYPES, Precision, count
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.adamw import Masters, make_adamw
@@ -40,8 +40,6 @@ from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.fit import Step, accumulate, fit
 
-Precision = Literal["float32", "bfloat16"]
-DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STEPS_PER_FLUSH = 10
 """Metrics are written this often: reading a loss waits for the device."""
 
@@ -102,12 +100,12 @@ def faster_precision(
     rows = min(settings.micro_batch_rows, settings.batch_tokens // model.context_length)
     speeds: dict[Precision, float] = {}
     for precision, dtype in DTYPES.items():
-        throw_away, loss = _new_model(model, settings, device)
+        throw_away = _new_model(model, settings, device)
         masters = Masters(throw_away, dtype)
         optimizer = make_adamw(masters, settings.optimizer)
         masters.follow(optimizer)
         batches = _batches(train, model.context_length, settings.seed, rows, 0)
-        gradients = accumulate(throw_away, loss, 1)
+        gradients = accumulate(throw_away, _loss(settings), 1)
         taken: list[float] = []
         last = started = time.monotonic()
         for step in fit(optimizer, lambda _: 1.0, batches, gradients, steps=1000):
@@ -143,7 +141,7 @@ def pretrain(
     tokenizer = Tokenizer.load(places.tokenizer)
     config = model_config.with_vocabulary(tokenizer.vocab_size)
     train, validation = open_split(places.shards, "train"), open_split(places.shards, "validation")
-    model, loss = _new_model(config, settings, pretrained.find_device(settings.device))
+    model = _new_model(config, settings, pretrained.find_device(settings.device))
     masters = Masters(model, DTYPES[settings.precision])
     optimizer = make_adamw(masters, settings.optimizer)
     masters.follow(optimizer)
@@ -154,7 +152,7 @@ def pretrain(
     start, tokens = int(state["step"]), int(state["tokens"])
     began = time.monotonic() - state["seconds"]
     rows = settings.batch_tokens // config.context_length
-    flops_per_token = count(config).training_flops_per_token
+    flops_per_token = training_flops_per_token(config, settings.loss)
 
     def flush() -> None:
         broken = log.flush()
@@ -174,7 +172,7 @@ def pretrain(
             optimizer,
             make_schedule(settings.schedule, settings.steps),
             _batches(train, config.context_length, settings.seed, rows, state["next_row"]),
-            accumulate(model, loss, -(-rows // settings.micro_batch_rows), seed=settings.seed, start=start),
+            accumulate(model, _loss(settings), -(-rows // settings.micro_batch_rows), seed=settings.seed, start=start),
             steps=settings.steps,
             start=start,
             clip=settings.clip,
@@ -208,11 +206,11 @@ def pretrain(
         log.add(step=settings.steps, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
         flush()
     with making(places.model, "model", described, inputs) as draft:
-        finished = {name: copy for name, copy in masters.copies.items() if not name.startswith("ahead.")}
+        finished = {name: copy for name, copy in masters.copies.items() if not name.startswith("multi_token.")}
         pretrained.save(draft.path, config, finished, tokenizer)
         write_json(draft.path / "generation.json", Sampling().table())
         draft.seconds_before = time.monotonic() - began
-        draft.statistics |= _statistics(config, settings.steps, tokens, log)
+        draft.statistics |= _statistics(config, settings, tokens, log)
     log.event("finished", step=settings.steps)
     if stop.asked:
         raise SavedAndStopped("the model is finished and saved; the same command goes on from there")
@@ -245,16 +243,29 @@ def _restore(
     return state
 
 
-def _statistics(config: ModelConfig, steps: int, tokens: int, log: "RunLog") -> dict[str, Any]:
+def _statistics(config: ModelConfig, settings: PretrainSettings, tokens: int, log: "RunLog") -> dict[str, Any]:
     counted = count(config)
     return {
-        "steps": steps,
+        "steps": settings.steps,
         "tokens": tokens,
-        "training_flops": counted.training_flops_per_token * tokens,
+        "training_flops": training_flops_per_token(config, settings.loss) * tokens,
         "parameters": dict(counted.parameters),
         "forward_flops_per_token": dict(counted.forward_flops_per_token),
         "validation_bits_per_byte": log.last("validation_bits_per_byte"),
     }
+
+
+def training_flops_per_token(config: ModelConfig, loss: NextToken | MultiToken) -> int:
+    """Forward and backward, with what the loss adds: for each token further ahead, a block and the head again."""
+    counted = count(config)
+    match loss:
+        case NextToken():
+            return counted.training_flops_per_token
+        case MultiToken(extra_tokens=extra):
+            deeper = count(config.model_copy(update={"n_layers": config.n_layers + 1})).training_flops_per_token
+            block = deeper - counted.training_flops_per_token
+            head = 3 * sum(counted.forward_flops_per_token.get(part, 0) for part in ("project_out", "head"))
+            return counted.training_flops_per_token + extra * (block + head)
 
 
 def _divergence(broken: dict[str, Any], settings: PretrainSettings, checkpoints: Path) -> str:
@@ -267,17 +278,20 @@ def _divergence(broken: dict[str, Any], settings: PretrainSettings, checkpoints:
     )
 
 
-def _new_model(
-    config: ModelConfig, settings: PretrainSettings, device: torch.device
-) -> tuple[Transformer, losses.Loss]:
+def _new_model(config: ModelConfig, settings: PretrainSettings, device: torch.device) -> Transformer:
     torch.manual_seed(settings.seed)
-    model = Transformer(config)  # drawn on the CPU: the same weights on every device
+    model = Transformer(config)
+    if isinstance(settings.loss, MultiToken):
+        model.add_multi_token(settings.loss.extra_tokens)
+    return model.to(device)  # drawn on the CPU: the same weights on every device
+
+
+def _loss(settings: PretrainSettings) -> losses.Loss:
     match settings.loss:
         case NextToken():
-            return model.to(device), losses.next_token
-        case MultiToken(ahead=ahead, further=further):
-            model.look_ahead(ahead)
-            return model.to(device), partial(losses.multi_token, further=further)
+            return losses.next_token
+        case MultiToken(weight=weight):
+            return partial(losses.multi_token, weight=weight)
 
 
 def _batches(shards: Tokens, context_length: int, seed: int, rows: int, first: int) -> Iterator[Batch]:

@@ -15,14 +15,14 @@ class NextToken(Settings):
 
 
 class MultiToken(Settings):
-    """Besides the next token also those after it, each from a block of its own that the finished model does without
-    (Gloeckle et al. 2024, arXiv:2404.19737)."""
+    """Multi-token prediction: also the tokens after the next, each by a head of its own that the finished model does
+    without (Gloeckle et al. 2024, arXiv:2404.19737)."""
 
     kind: Literal["multi_token"] = "multi_token"
-    ahead: int = Field(default=1, ge=1)
-    """Tokens after the next one."""
-    further: float = Field(default=0.3, gt=0)
-    """Weight of their mean cross-entropy; that of the next token is 1."""
+    extra_tokens: int = Field(default=1, ge=1)
+    """How many tokens after the next one."""
+    weight: float = Field(default=0.3, gt=0)
+    """Of their mean cross-entropy; that of the next token has 1 (DeepSeek-V3 began with 0.3)."""
 
 
 class PretrainSettings(Settings):
