@@ -178,6 +178,11 @@ def test_llama2c_files_of_ours_come_back(tmp_path: Path, tied: bool) -> None:
     model, _ = groundup.load(file, device="cpu")
     tokens = torch.randint(0, 90, (2, 20))
     torch.testing.assert_close(model(tokens), expected(tokens), atol=1e-5, rtol=0)
+    sizes = (8, 8, 1, 4, 3, 5, 16)  # three key/value heads for four
+    floats = 5 * 8 + 8 + 8 * 8 + 2 * 6 * 8 + 8 * 8 + 8 + 3 * 8 * 8 + 8 + 2 * 16 * 1
+    (tmp_path / "odd.bin").write_bytes(np.array(sizes, "<i4").tobytes() + bytes(4 * floats))
+    with pytest.raises(DataError, match="odd.bin describes a model that cannot be: n_kv_heads = 3 does not divide"):
+        groundup.load(tmp_path / "odd.bin")
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(DataError, match="a file of llama2.c that is not whole"):
         groundup.load(file)

@@ -129,6 +129,11 @@ def test_counted_training_flops_are_those_of_the_step(home: Path) -> None:
         assert counter.get_total_flops() == 32 * pretrain_run.training_flops_per_token(config, loss)
 
 
+def test_more_tokens_ahead_than_a_row_has_are_refused(home: Path) -> None:
+    with pytest.raises(SettingsError, match="extra_tokens = 16, but rows have 16 tokens"):
+        quietly(["pretrain.loss.kind=multi_token", "pretrain.loss.extra_tokens=16"])
+
+
 def test_a_head_that_predicts_no_tokens_is_refused(home: Path) -> None:
     with pytest.raises(SettingsError, match="model.head.kind = 'scalar', but pretraining predicts tokens"):
         quietly(["model.head.kind=scalar"])

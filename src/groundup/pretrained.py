@@ -4,6 +4,8 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,8 @@ def load(
     A tokenizer of a kind that is not represented here is left out with a warning.
     """
     if llama2c.is_model(Path(path)):
-        config, weights = llama2c.read_model(Path(path))
+        with _refusing_contradictions(Path(path)):
+            config, weights = llama2c.read_model(Path(path))
         return build(config, weights, str(path)).to(find_device(device), _dtype(dtype)).eval(), None
     directory = model_directory(Path(path))
     if is_made(directory):
@@ -94,7 +97,9 @@ def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         table = json.loads((directory / "config.json").read_bytes())
     except FileNotFoundError:
         raise DataError(f"{directory} holds no model: it has no config.json") from None
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"cannot read {directory / 'config.json'}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{directory / 'config.json'} is damaged: {error}") from None
     if not isinstance(table, dict):
         raise DataError(f"{directory / 'config.json'} is damaged: it is not a JSON object")
@@ -102,16 +107,29 @@ def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         config = ModelConfig.from_table(table.get("model", {}), str(directory / "config.json"))
         return config, _read_tensors(directory)
     kind = table.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise DataError(f"{directory} is of model_type {kind!r}; read here: {FORMAT}, {', '.join(ARCHITECTURES)}")
-    try:
+    with _refusing_contradictions(directory / "config.json"):
         config = read_config(table)
+    tensors = _read_tensors(directory)
+    try:
+        return config, rename(ARCHITECTURES[kind], config, tensors)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise DataError(f"{directory}: the weights do not fit the config: {error}") from None
+
+
+@contextmanager
+def _refusing_contradictions(origin: Path) -> Iterator[None]:
+    """A description by others that makes no model ends in one kind of error."""
+    try:
+        yield
     except GroundupError:
         raise
-    except (ValueError, TypeError) as error:
-        why = "; ".join(explain(ModelConfig, error)) if isinstance(error, ValidationError) else error
-        raise DataError(f"{directory / 'config.json'} describes a model that cannot be: {why}") from None
-    return config, rename(ARCHITECTURES[kind], config, _read_tensors(directory))
+    except ValidationError as error:
+        why = "; ".join(explain(ModelConfig, error))
+        raise DataError(f"{origin} describes a model that cannot be: {why}") from None
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise DataError(f"{origin} describes a model that cannot be: {error}") from None
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -120,10 +138,10 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
         files = [single]
     elif index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise DataError(f"{index} is damaged: {error}") from None
-        files = [directory / Path(name).name for name in names]
+        files = [directory / Path(name).name for name in sorted(names)]
     else:
         pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix in PICKLES]
         if pickles:
@@ -147,11 +165,10 @@ def build(config: ModelConfig, weights: dict[str, Tensor], origin: str) -> Trans
     Raises:
         DataError: naming tensors that are missing, left over or of another shape.
     """
-    with torch.device("meta"):
+    config = _tied_or_not(config, weights, origin)
+    with _refusing_contradictions(Path(origin)), torch.device("meta"):
         model = Transformer(config)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if isinstance(config.head, LanguageModel) and config.head.tied:
-        weights.pop("head.weight", None)
     problems = [f"missing {name}" for name in wanted if name not in weights]
     problems += [f"left over {name}" for name in weights if name not in wanted]
     problems += [
@@ -159,11 +176,29 @@ def build(config: ModelConfig, weights: dict[str, Tensor], origin: str) -> Trans
         for name, shape in wanted.items()
         if name in weights and weights[name].shape != shape
     ]
+    problems += [
+        f"{name} is in {w.dtype}, not in floating point" for name, w in weights.items() if not w.dtype.is_floating_point
+    ]
     if problems:
         raise DataError(f"{origin}: the weights do not fit the config: {'; '.join(problems[:5])}")
     model.load_state_dict({name: weight.contiguous() for name, weight in weights.items()}, strict=False, assign=True)
     model.tie()
     return model
+
+
+def _tied_or_not(config: ModelConfig, weights: dict[str, Tensor], origin: str) -> ModelConfig:
+    """Leaves one of the two matrices of a tied head; a head that is stored and another is taken for what it is."""
+    if not isinstance(config.head, LanguageModel) or not config.head.tied or "head.weight" not in weights:
+        return config
+    weights.setdefault("embed.weight", weights["head.weight"])
+    if torch.equal(weights["embed.weight"], weights["head.weight"]):
+        del weights["head.weight"]
+        return config
+    warnings.warn(
+        f"{origin} says that the head is tied to the embedding, but holds another one: it is read as not tied",
+        stacklevel=3,
+    )
+    return config.model_copy(update={"head": config.head.model_copy(update={"tied": False})})
 
 
 def save(directory: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None) -> None:

@@ -34,7 +34,7 @@ from groundup.files import (
     write_text,
 )
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.settings import MultiToken, PretrainSettings
 from groundup.settings import Settings, Table, differences, read_toml
 from groundup.tokenizer.settings import N_BYTES, N_SPECIAL, Existing, TokenizerSettings
 
@@ -76,6 +76,12 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _predicts_tokens(self) -> Self:
+        loss, context = self.pretrain.loss, self.model.context_length
+        if isinstance(loss, MultiToken) and loss.extra_tokens >= context:
+            raise ValueError(
+                f"pretrain.loss.extra_tokens = {loss.extra_tokens}, but rows have {context} tokens "
+                "(model.context_length): it should be fewer"
+            )
         if not isinstance(self.model.head, LanguageModel):
             raise ValueError(
                 f"model.head.kind = {self.model.head.kind!r}, but pretraining predicts tokens: set it to language_model"

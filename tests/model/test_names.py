@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -88,6 +89,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
         {"use_parallel_residual": False, "num_attention_heads": 2, "hidden_act": "gelu_new"},
         {"attention_bias": False, "rotary_pct": 1.0, "rotary_emb_base": 100, "tie_word_embeddings": True},
         {"rope_parameters": {**LINEAR, "partial_rotary_factor": 0.67}, "layer_norm_eps": 1e-3},
+        {"rotary_emb_base": 100, "rope_theta": 7.0},
     ],
     "bloom": [
         {},
@@ -107,6 +109,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
         {"rope_parameters": {**YARN, "beta_fast": 8, "beta_slow": 2, "attention_factor": 1.3}},
         {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}, "head_dim": 22},
         {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 300.0},
+        {"rope_scaling": {**YARN, "factor": 2.0}, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
     ],
     "mistral": [
         {},
@@ -117,6 +120,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
         {},
         {"num_experts_per_tok": 1, "sliding_window": 6},
         {"num_local_experts": 3, "num_experts_per_tok": 3, "tie_word_embeddings": True},
+        {"num_local_experts": 1, "num_experts_per_tok": 1},
     ],
     "qwen2": [
         {},
@@ -193,8 +197,6 @@ def test_every_name_map_is_compared() -> None:
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_names_without_their_prefix_are_read_too(tmp_path: Path, kind: str) -> None:
-    from safetensors.torch import load_file, save_file
-
     hugging_face(kind, {}).save_pretrained(tmp_path)
     with_prefix, _ = groundup.load(tmp_path, device="cpu")
     file = tmp_path / "model.safetensors"
@@ -214,7 +216,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine = False"),
     ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm = True"),
     ("gpt_neox", {"rotary_pct": 0.2}, "of a head's 16 is 3"),
-    ("gptj", {"rotary_dim": 3}, "of a head's 9 is 3"),
+    ("gptj", {"rotary_dim": 3}, "rotary_dim = 3; it should be an even number"),
     ("llama", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
     ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type = 'longrope'"),
     ("llama", {"rope_parameters": {**YARN, "truncate": False}}, "truncate = False"),
@@ -222,10 +224,30 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
     ("llama", {"num_key_value_heads": 4}, "n_kv_heads = 4 does not divide"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
-    ("llama", {"hidden_size": "36"}, "describes a model that cannot be"),
+    ("llama", {"hidden_size": "36"}, "hidden_size = '36'; it should be a whole number from 1"),
     ("qwen2", {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 3}, "'chunked_attention'"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
     ("mamba", {}, "model_type 'mamba'; read here: groundup, gpt2"),
+    ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types, which mistral does not know"),
+    ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact = True"),
+    ("gemma2", {"layer_types": ["full_attention"]}, "it should name each of the 3 layers"),
+    (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": None, "layer_types": ["sliding_attention"] * 3},
+        "not set",
+    ),
+    ("gpt2", {"hidden_size": 48}, "hidden_size = 48 and n_embd = 36, which are the same"),
+    ("gpt_neox", {"num_attention_heads": 0}, "num_attention_heads = 0; it should be a whole number from 1"),
+    ("gptj", {"rotary_dim": 12}, "rotary_dim = 12; it should be an even number of a head's 9 channels"),
+    ("gptj", {"rotary_dim": 0}, "rotary_dim = 0; it should be a whole number"),
+    ("gemma2", {"query_pre_attn_scalar": -4}, "query_pre_attn_scalar = -4; it should be a number above 0"),
+    ("llama", {"hidden_act": ["silu"]}, "hidden_act = .'silu'."),
+    ("llama", {"rope_scaling": "linear"}, "rope_scaling = 'linear'; it should be a table"),
+    ("llama", {"rope_theta": 10**400}, "rope_theta = 1000"),
+    ("llama", {"rms_norm_eps": 0.0}, "rms_norm_eps = 0.0; it should be a number above 0"),
+    ("llama", {"tie_word_embeddings": None}, "tie_word_embeddings = None; it should be true or false"),
+    ("mistral", {"sliding_window": 0}, "sliding_window = 0; it should be a whole number"),
+    ("llama", {"vocab_size": 10**14}, "no model.safetensors"),
 ]
 
 
@@ -254,3 +276,44 @@ def test_what_is_left_out_of_the_config_is_as_in_their_class(kind: str) -> None:
     assert (left_out.kv_heads, left_out.head_width) == (all_said.kv_heads, all_said.head_width)
     same = {"n_kv_heads": left_out.n_kv_heads, "d_head": left_out.d_head}
     assert all_said.model_copy(update=same) == left_out
+
+
+def test_other_names_of_a_setting_are_read(tmp_path: Path) -> None:
+    """As in bigscience/bloom-560m/config.json, which has no `n_head`."""
+    theirs = hugging_face("bloom", {})
+    theirs.save_pretrained(tmp_path)
+    table = json.loads((tmp_path / "config.json").read_text())
+    renamed = {"n_head": "num_attention_heads", "hidden_size": "n_embed", "n_layer": "num_hidden_layers"}
+    (tmp_path / "config.json").write_text(json.dumps({renamed.get(name, name): table[name] for name in table}))
+    tokens = torch.randint(0, 90, (2, LENGTH))
+    with torch.no_grad():
+        assert_close(groundup.load(tmp_path, device="cpu")[0](tokens), theirs(tokens).logits, atol=FLOAT32, rtol=0)
+
+
+def test_a_head_that_is_stored_beside_a_tied_embedding_is_taken_for_what_it_is(tmp_path: Path) -> None:
+    hugging_face("llama", {"tie_word_embeddings": True}).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tied, _ = groundup.load(tmp_path, device="cpu")
+    tokens = torch.randint(0, 90, (2, LENGTH))
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
+    assert torch.equal(groundup.load(tmp_path, device="cpu")[0](tokens), tied(tokens))
+    save_file(tensors | {"lm_head.weight": torch.randn(90, 36)}, file)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with pytest.warns(UserWarning, match="holds another one: it is read as not tied"):
+        untied, _ = groundup.load(tmp_path, device="cpu")
+    with torch.no_grad():
+        assert_close(untied(tokens), theirs(tokens).logits, atol=FLOAT32, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bloom", "gptj", "llama"])
+def test_weights_of_another_shape_or_type_are_refused(tmp_path: Path, kind: str) -> None:
+    hugging_face(kind, {}).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    for change in (lambda t: t[:-1].clone(), lambda t: torch.tensor(1.0), lambda t: t.long()):
+        for part in ("c_attn.weight", "query_key_value.weight", "q_proj.weight"):
+            for name in (name for name in tensors if ".0." in name and name.endswith(part)):
+                save_file(tensors | {name: change(tensors[name])}, file)
+                with pytest.raises(DataError, match="do not fit the config"):
+                    groundup.load(tmp_path, device="cpu")

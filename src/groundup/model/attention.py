@@ -107,16 +107,13 @@ class Packed:
     """Any number that differs between the documents of a row."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: object) -> Tensor:
-        return dot_product_attention(q, k, v, self._visible, self._distance, **options)  # type: ignore[arg-type]
-
-    @cached_property
-    def _distance(self) -> Int[Tensor, "1 1 T T"]:
-        return _distance(self.document.shape[1], self.document.device)
+        distance = _distance(q.shape[2], q.device)
+        return dot_product_attention(q, k, v, self._visible, distance, **options)  # type: ignore[arg-type]
 
     @cached_property
     def _visible(self) -> Bool[Tensor, "B 1 T T"]:
         same = self.document[:, None, :, None] == self.document[:, None, None, :]
-        return same & (self._distance >= 0)
+        return same & (_distance(self.document.shape[1], self.document.device) >= 0)
 
 
 def _distance(length: int, device: torch.device) -> Int[Tensor, "1 1 T T"]:

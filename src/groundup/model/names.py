@@ -8,7 +8,7 @@ architecture's configuration class gives it. Dropout is left at 0: it is no part
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,6 +61,8 @@ class Architecture:
     """What old files keep besides weights: masks and angles that are computed here."""
     convert: Callable[[ModelConfig, Tensors], Tensors] = _as_it_is
     """Brings tensors under our names into our layout."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of settings in config.json → those that `config` reads."""
 
 
 def read_config(table: Table) -> ModelConfig:
@@ -75,10 +77,46 @@ def read_config(table: Table) -> ModelConfig:
         raise DataError(
             "config.json has quantization_config: quantized weights are not read here; ask for bfloat16 ones"
         )
+    architecture = ARCHITECTURES[table["model_type"]]
+    told = dict(table)
+    for alias, name in architecture.aliases.items():
+        if alias in told and told.setdefault(name, told[alias]) != told[alias]:
+            raise DataError(
+                f"config.json has {alias} = {told[alias]!r} and {name} = {told[name]!r}, which are the same"
+            )
+    _check_numbers(told)
     try:
-        return ARCHITECTURES[table["model_type"]].config(table)
+        return architecture.config(told)
     except KeyError as error:
         raise DataError(f"config.json does not say {error}") from None
+
+
+SIZES = {
+    *("vocab_size", "hidden_size", "n_embd", "n_embed", "word_embed_proj_dim", "intermediate_size", "ffn_dim"),
+    *("n_inner", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads", "head_dim"),
+    *("rotary_dim", "max_position_embeddings", "original_max_position_embeddings", "n_positions", "seq_length"),
+    *("sliding_window", "num_local_experts", "num_experts_per_tok"),
+}
+NUMBERS = {
+    *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "rotary_emb_base", "rotary_pct"),
+    *("partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"),
+    *("attention_factor", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+}
+
+
+def _check_numbers(table: Table) -> None:
+    """Refuse by its own name what is no size or no number above nought, before arithmetic is done with it."""
+    for name, value in table.items():
+        if name in ("rope_scaling", "rope_parameters") and value is not None:
+            if not isinstance(value, Mapping):
+                raise DataError(f"config.json has {name} = {value!r}; it should be a table")
+            _check_numbers(value)
+        if value is None or name not in SIZES | NUMBERS:
+            continue
+        kinds = int if name in SIZES else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1e15:
+            what = "a whole number from 1" if name in SIZES else "a number above 0"
+            raise DataError(f"config.json has {name} = {value!r}; it should be {what}")
 
 
 def rename(architecture: Architecture, config: ModelConfig, tensors: Tensors) -> Tensors:
@@ -110,9 +148,16 @@ def _require(table: Table, name: str, representable: object) -> None:
         raise DataError(f"config.json has {name} = {value!r}; the blocks here represent only {representable!r}")
 
 
+def _flag(table: Table, name: str, default: bool) -> bool:
+    value = table.get(name, default)
+    if not isinstance(value, bool):
+        raise DataError(f"config.json has {name} = {value!r}; it should be true or false")
+    return value
+
+
 def _choose(table: Table, name: str, default: str, known: Mapping[str, Any]) -> Any:
     value = table.get(name, default)
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise DataError(f"config.json has {name} = {value!r}; the blocks here represent {', '.join(known)}")
     return known[value]
 
@@ -134,8 +179,8 @@ def _gated(table: Table, name: str, default: str, bias: bool = False) -> Dense:
 
 
 def _rotary(table: Table, base: float = 10_000.0) -> Rotary:
-    """From `rope_parameters`, or `rope_theta` and `rope_scaling` in older files."""
-    given = {**(table.get("rope_scaling") or {}), **(table.get("rope_parameters") or {})}
+    """From `rope_parameters`, or `rope_theta` and `rope_scaling` in older files, which win where both are, as there."""
+    given = table.get("rope_scaling") or table.get("rope_parameters") or {}
     for place in (given, table):
         _require(place, "partial_rotary_factor", 1.0)  # GPT-NeoX, which knows it, takes it out
     base = float(given.get("rope_theta") or table.get("rope_theta") or base)
@@ -185,13 +230,19 @@ def _yarn_magnitude(given: Table, factor: float) -> float | None:
     return (0.1 * above * grown + 1) / (0.1 * below * grown + 1)
 
 
-def _windowed_layers(table: Table, otherwise: list[bool]) -> tuple[bool, ...]:
-    """Which layers keep to the window."""
-    kinds = table.get("layer_types")
+def _windows(table: Table, window: int | None, otherwise: Callable[[int], bool]) -> dict[str, Any]:
+    """The window, and which layers keep to it: by `layer_types`, or by their number."""
+    n_layers, kinds = table["num_hidden_layers"], table.get("layer_types")
     known = {"sliding_attention": True, "full_attention": False}
-    for kind in kinds or ():
-        _choose({"layer_types": kind}, "layer_types", "", known)
-    return tuple(known[kind] for kind in kinds) if kinds else tuple(otherwise)
+    if kinds is None:
+        windowed = [otherwise(layer) for layer in range(n_layers)]
+    elif not isinstance(kinds, list) or len(kinds) != n_layers:
+        raise DataError(f"config.json has layer_types = {kinds!r}; it should name each of the {n_layers} layers")
+    else:
+        windowed = [_choose({"layer_types": kind}, "layer_types", "", known) for kind in kinds]
+    if window is None and kinds is not None and any(windowed):
+        raise DataError("config.json has layer_types with sliding_attention, but sliding_window is not set")
+    return {"window": window, "windowed_layers": tuple(windowed)} if window is not None and any(windowed) else {}
 
 
 # --- GPT-2 and its like ---
@@ -211,7 +262,7 @@ def _gpt2(table: Table) -> ModelConfig:
         norm=LayerNorm(epsilon=table.get("layer_norm_epsilon", 1e-5)),
         attention=GroupedQuery(bias="all"),
         feedforward=_plain(table, "activation_function", "gelu_new"),
-        head=LanguageModel(tied=table.get("tie_word_embeddings", True)),
+        head=LanguageModel(tied=_flag(table, "tie_word_embeddings", True)),
     )
 
 
@@ -248,7 +299,7 @@ def _opt(table: Table) -> ModelConfig:
     _require(table, "_remove_final_layer_norm", False)
     _require(table, "layer_norm_elementwise_affine", True)
     width, own = table["hidden_size"], table.get("word_embed_proj_dim")
-    bias = table.get("enable_bias", True)
+    bias = _flag(table, "enable_bias", True)
     return ModelConfig(
         vocab_size=table["vocab_size"],
         context_length=table["max_position_embeddings"],
@@ -261,8 +312,8 @@ def _opt(table: Table) -> ModelConfig:
         norm=LayerNorm(),
         attention=GroupedQuery(bias="all" if bias else "none"),
         feedforward=_plain(table, "activation_function", "relu", bias),
-        block=Sequential(norm="before" if table.get("do_layer_norm_before", True) else "after"),
-        head=LanguageModel(tied=table.get("tie_word_embeddings", True)),
+        block=Sequential(norm="before" if _flag(table, "do_layer_norm_before", True) else "after"),
+        head=LanguageModel(tied=_flag(table, "tie_word_embeddings", True)),
     )
 
 
@@ -274,11 +325,12 @@ def _rename_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
 
 
 def _gpt_neox(table: Table) -> ModelConfig:
-    given = dict(table.get("rope_parameters") or {})
+    given = dict(table.get("rope_scaling") or table.get("rope_parameters") or {})
     share = given.pop("partial_rotary_factor", table.get("rotary_pct", 0.25))
-    rotary = _rotary({**table, "rope_parameters": given}, table.get("rotary_emb_base", 10_000.0))
+    base = {"rope_theta": table.get("rotary_emb_base", 10_000.0)}  # a `rope_theta` beside it is not heeded there either
+    rotary = _rotary({**table, "rope_scaling": None, "rope_parameters": base | given})
     head = table["hidden_size"] // table["num_attention_heads"]
-    bias = table.get("attention_bias", True)
+    bias = _flag(table, "attention_bias", True)
     return ModelConfig(
         vocab_size=table["vocab_size"],
         context_length=table["max_position_embeddings"],
@@ -290,17 +342,19 @@ def _gpt_neox(table: Table) -> ModelConfig:
         norm=LayerNorm(epsilon=table.get("layer_norm_eps", 1e-5)),
         attention=GroupedQuery(bias="all" if bias else "none"),
         feedforward=_plain(table, "hidden_act", "gelu"),
-        block=Parallel() if table.get("use_parallel_residual", True) else Sequential(),
-        head=LanguageModel(tied=table.get("tie_word_embeddings", False)),
+        block=Parallel() if _flag(table, "use_parallel_residual", True) else Sequential(),
+        head=LanguageModel(tied=_flag(table, "tie_word_embeddings", False)),
     )
 
 
 def _bloom(table: Table) -> ModelConfig:
     _require(table, "apply_residual_connection_post_layernorm", False)
+    if table.get("pretraining_tp", 1) > 1:
+        _require(table, "slow_but_exact", False)  # which then leaves biases out
     return ModelConfig(
         vocab_size=table["vocab_size"],
         context_length=table.get("seq_length", 2048),
-        d_model=table.get("n_embed") or table["hidden_size"],
+        d_model=table["hidden_size"],
         n_layers=table["n_layer"],
         n_heads=table["n_head"],
         embedding_norm=True,
@@ -308,13 +362,17 @@ def _bloom(table: Table) -> ModelConfig:
         norm=LayerNorm(epsilon=table.get("layer_norm_epsilon", 1e-5)),
         attention=GroupedQuery(bias="all"),
         feedforward=GELU(approximate="tanh"),
-        head=LanguageModel(tied=table.get("tie_word_embeddings", True)),
+        head=LanguageModel(tied=_flag(table, "tie_word_embeddings", True)),
     )
 
 
 def _gptj(table: Table) -> ModelConfig:
     width, heads = table["n_embd"], table["n_head"]
-    turned = table.get("rotary_dim", 64)
+    rotated = table.get("rotary_dim", 64)
+    if rotated is None or rotated % 2 or rotated > width // heads:
+        raise DataError(
+            f"config.json has rotary_dim = {rotated}; it should be an even number of a head's {width // heads} channels"
+        )
     return ModelConfig(
         vocab_size=table["vocab_size"],
         context_length=table["n_positions"],
@@ -322,12 +380,12 @@ def _gptj(table: Table) -> ModelConfig:
         n_layers=table["n_layer"],
         n_heads=heads,
         d_ff=table.get("n_inner"),
-        position=Rotary(fraction=turned * heads / width if turned is not None else 1.0),
+        position=Rotary(fraction=rotated * heads / width),
         norm=LayerNorm(epsilon=table.get("layer_norm_epsilon", 1e-5)),
         attention=GroupedQuery(),
         feedforward=_plain(table, "activation_function", "gelu_new"),
         block=Parallel(shared_norm=True),
-        head=LanguageModel(tied=table.get("tie_word_embeddings", False), bias=True),
+        head=LanguageModel(tied=_flag(table, "tie_word_embeddings", False), bias=True),
     )
 
 
@@ -372,32 +430,32 @@ def _llama_like(
         attention=attention,
         **{
             "feedforward": _gated(table, "hidden_act", "silu"),
-            "head": LanguageModel(tied=table.get("tie_word_embeddings", False)),
+            "head": LanguageModel(tied=_flag(table, "tie_word_embeddings", False)),
             **others,
         },
     )
 
 
 def _all_or_none(table: Table) -> Any:
-    return "all" if table.get("attention_bias", False) else "none"
+    return "all" if _flag(table, "attention_bias", False) else "none"
 
 
 def _llama(table: Table) -> ModelConfig:
-    feedforward = _gated(table, "hidden_act", "silu", bias=table.get("mlp_bias", False))
+    feedforward = _gated(table, "hidden_act", "silu", bias=_flag(table, "mlp_bias", False))
     return _llama_like(table, GroupedQuery(bias=_all_or_none(table)), feedforward=feedforward)
 
 
 def _mistral(table: Table) -> ModelConfig:
+    if table.get("layer_types") is not None:  # heeded by one of their classes and not by the other
+        raise DataError("config.json has layer_types, which mistral does not know; is it a ministral?")
     return _llama_like(table, GroupedQuery(window=table.get("sliding_window", 4096)), kv_heads=8)
 
 
 def _qwen_window(table: Table) -> dict[str, Any]:
     """The first `max_window_layers` layers see all, the others a window, if windows are in use."""
-    if not table.get("use_sliding_window", False):
-        return {}
+    used = _flag(table, "use_sliding_window", False)
     full = table.get("max_window_layers", 28)
-    windowed = _windowed_layers(table, [layer >= full for layer in range(table["num_hidden_layers"])])
-    return {"window": table.get("sliding_window", 4096), "windowed_layers": windowed}
+    return _windows(table, table.get("sliding_window", 4096) if used else None, lambda layer: layer >= full)
 
 
 def _qwen2(table: Table) -> ModelConfig:
@@ -429,12 +487,9 @@ def _mixtral(table: Table) -> ModelConfig:
 
 def _gemma2(table: Table) -> ModelConfig:
     _require(table, "use_bidirectional_attention", False)
-    alternating = [layer % 2 == 0 for layer in range(table["num_hidden_layers"])]
-    window = table.get("sliding_window", 4096)
     attention = GroupedQuery(
         bias=_all_or_none(table),
-        window=window,
-        windowed_layers=_windowed_layers(table, alternating) if window else (True,),
+        **_windows(table, table.get("sliding_window", 4096), lambda layer: layer % 2 == 0),
         scale=table.get("query_pre_attn_scalar", 256) ** -0.5,
         soft_cap=table.get("attn_logit_softcapping", 50.0),
     )
@@ -447,7 +502,7 @@ def _gemma2(table: Table) -> ModelConfig:
         feedforward=_gated(table, "hidden_activation", "gelu_pytorch_tanh"),
         block=Sequential(norm="around"),
         head=LanguageModel(
-            tied=table.get("tie_word_embeddings", True), soft_cap=table.get("final_logit_softcapping", 30.0)
+            tied=_flag(table, "tie_word_embeddings", True), soft_cap=table.get("final_logit_softcapping", 30.0)
         ),
     )
 
@@ -548,19 +603,27 @@ MIXTRAL_NAMES = LLAMA_NAMES | {
 }
 GEMMA2_NAMES = OLMO2_NAMES | {"layers.*.pre_feedforward_layernorm": "blocks.*.feedforward_norm"}
 
+GPT2_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+BLOOM_ALIASES = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+
 MASKS = ("h.*.attn.bias", "h.*.attn.masked_bias")
 ANGLES = ("layers.*.self_attn.rotary_emb.inv_freq",)
 NEOX_BUFFERS = ("layers.*.attention.bias", "layers.*.attention.masked_bias", "layers.*.attention.rotary_emb.inv_freq")
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(_gpt2, GPT2_NAMES, "transformer.", MASKS, _transpose_and_split),
+    "gpt2": Architecture(_gpt2, GPT2_NAMES, "transformer.", MASKS, _transpose_and_split, GPT2_ALIASES),
     "opt": Architecture(_opt, OPT_NAMES, "model.", (), _rename_norms),
-    "gptj": Architecture(_gptj, GPTJ_NAMES, "transformer.", MASKS, pairs_to_halves),
+    "gptj": Architecture(_gptj, GPTJ_NAMES, "transformer.", MASKS, pairs_to_halves, GPT2_ALIASES),
     "gpt_neox": Architecture(_gpt_neox, GPT_NEOX_NAMES, "gpt_neox.", NEOX_BUFFERS, _split_heads),
-    "bloom": Architecture(_bloom, BLOOM_NAMES, "transformer.", (), _split_heads),
+    "bloom": Architecture(_bloom, BLOOM_NAMES, "transformer.", (), _split_heads, BLOOM_ALIASES),
     "llama": Architecture(_llama, LLAMA_NAMES, "model.", ANGLES),
     "mistral": Architecture(_mistral, LLAMA_NAMES, "model.", ANGLES),
-    "mixtral": Architecture(_mixtral, MIXTRAL_NAMES, "model.", ANGLES),
+    "mixtral": Architecture(_mixtral, MIXTRAL_NAMES, "model.", ANGLES, aliases={"num_experts": "num_local_experts"}),
     "qwen2": Architecture(_qwen2, LLAMA_NAMES, "model.", ANGLES),
     "qwen3": Architecture(_qwen3, LLAMA_NAMES, "model."),
     "olmo2": Architecture(_olmo2, OLMO2_NAMES, "model."),

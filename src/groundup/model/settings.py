@@ -35,7 +35,7 @@ class LinearScaling(Settings):
     """Every angle divided by a factor: positions interpolated (Chen et al. 2023, arXiv:2306.15595)."""
 
     kind: Literal["linear"] = "linear"
-    factor: float = Field(default=2.0, ge=1)
+    factor: float = Field(default=2.0, ge=1, le=1e6)
     """How many times the length that the model was trained on."""
 
 
@@ -43,7 +43,7 @@ class NTKScaling(Settings):
     """A larger base: slow channels interpolated, fast ones left ("NTK-aware"; Peng et al. 2023, arXiv:2309.00071)."""
 
     kind: Literal["ntk"] = "ntk"
-    factor: float = Field(default=2.0, ge=1)
+    factor: float = Field(default=2.0, ge=1, le=1e6)
     """How many times slower the slowest pair of channels turns."""
 
 
@@ -51,7 +51,7 @@ class Llama3Scaling(Settings):
     """Slow channels interpolated, fast ones left, a ramp between (Llama 3.1; Grattafiori et al. 2024)."""
 
     kind: Literal["llama3"] = "llama3"
-    factor: float = Field(default=8.0, ge=1)
+    factor: float = Field(default=8.0, ge=1, le=1e6)
     """How many times slower the slow channels turn."""
     slow: float = Field(default=1.0, gt=0)
     """A pair with fewer turns than this in `trained_length` is slow."""
@@ -70,7 +70,7 @@ class YaRNScaling(Settings):
     """Slow channels interpolated, fast ones left, scores sharpened (Peng et al. 2023, arXiv:2309.00071, 3.4)."""
 
     kind: Literal["yarn"] = "yarn"
-    factor: float = Field(default=2.0, ge=1)
+    factor: float = Field(default=2.0, ge=1, le=1e6)
     """How many times slower the slow channels turn."""
     slow: float = Field(default=1.0, gt=0)
     """Turns in `trained_length` at which interpolation is whole; β slow or α in the paper."""
@@ -257,7 +257,7 @@ class Experts(Settings):
     """Many feed-forwards, of which a router picks a few for each token (Shazeer et al. 2017, arXiv:1701.06538)."""
 
     kind: Literal["experts"] = "experts"
-    n_experts: int = Field(default=8, ge=2)
+    n_experts: int = Field(default=8, ge=1, le=4096)
     """Feed-forwards to pick from, each `d_ff` wide."""
     n_active: int = Field(default=2, ge=1)
     """How many are picked for a token."""
