@@ -41,10 +41,13 @@ BEYOND: list[tuple[str, dict[str, Any]]] = [
     ("Llama, tied, each head its own keys", {"n_kv_heads": 3, "head": {"tied": True}}),
     ("no position", {"position": {"kind": "none"}}),
     ("sinusoidal positions", {"position": {"kind": "sinusoidal"}}),
+    # the paper's token vectors are as large as its waves; here they begin at 0.02
+    ("sinusoidal, token vectors × 50", {"position": {"kind": "sinusoidal"}, "embedding_scale": 50.0}),
     ("ALiBi", {"position": {"kind": "alibi"}}),
     ("a quarter of each head turned", {"position": {"kind": "rotary", "fraction": 0.25}}),
     ("QK-norm on each head", {"attention": {"qk_norm": "head"}}),
     ("norms on the outputs", {"block": {"norm": "output"}}),
+    ("norms on the outputs, token vectors × 50", {"block": {"norm": "output"}, "embedding_scale": 50.0}),
     ("norms around", {"block": {"norm": "around"}}),
     ("norms after the sums", {"block": {"norm": "after"}}),
     ("parallel blocks", {"block": {"kind": "parallel"}}),
