@@ -1,7 +1,7 @@
 """Every operation of a decoder-only Transformer, forward and backward, in float64 NumPy.
 
 B batch, T time, D width, H query heads, G key/value heads, K head width, W value width, V vocabulary, F inner width,
-R turned channels; N any number of heads; "..." any leading axes.
+R rotated channels; N any number of heads; "..." any leading axes.
 
 An operation is a pair of functions. `name(...)` returns its output and a tuple of what the way back needs;
 `name_backward(gradient, kept)` takes the gradient of the output and returns those of the inputs.

@@ -79,7 +79,7 @@ class YaRNScaling(Settings):
     trained_length: int = Field(default=2048, ge=1)
     """Context length before the scaling."""
     magnitude: float | None = Field(default=None, gt=0)
-    """Factor on the turned queries and keys; 0.1 ln(factor) + 1 if not set."""
+    """Factor on the rotated queries and keys; 0.1 ln(factor) + 1 if not set."""
 
     @model_validator(mode="after")
     def _ramp_rises(self) -> "YaRNScaling":
