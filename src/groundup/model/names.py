@@ -245,19 +245,37 @@ def _windows(table: Table, window: int | None, otherwise: Callable[[int], bool])
     return {"window": window, "windowed_layers": tuple(windowed)} if window is not None and any(windowed) else {}
 
 
+def _sizes(table: Table) -> dict[str, Any]:
+    """What most of them call alike."""
+    return {
+        "vocab_size": table["vocab_size"],
+        "context_length": table["max_position_embeddings"],
+        "d_model": table["hidden_size"],
+        "n_layers": table["num_hidden_layers"],
+        "n_heads": table["num_attention_heads"],
+    }
+
+
 # --- GPT-2 and its like ---
+
+
+def _gpt_sizes(table: Table) -> dict[str, Any]:
+    """By GPT-2's own names."""
+    return {
+        "vocab_size": table["vocab_size"],
+        "context_length": table["n_positions"],
+        "d_model": table["n_embd"],
+        "n_layers": table["n_layer"],
+        "n_heads": table["n_head"],
+        "d_ff": table.get("n_inner"),
+    }
 
 
 def _gpt2(table: Table) -> ModelConfig:
     _require(table, "scale_attn_weights", True)
     _require(table, "scale_attn_by_inverse_layer_idx", False)
     return ModelConfig(
-        vocab_size=table["vocab_size"],
-        context_length=table["n_positions"],
-        d_model=table["n_embd"],
-        n_layers=table["n_layer"],
-        n_heads=table["n_head"],
-        d_ff=table.get("n_inner"),
+        **_gpt_sizes(table),
         position=LearnedPosition(),
         norm=LayerNorm(epsilon=table.get("layer_norm_epsilon", 1e-5)),
         attention=GroupedQuery(bias="all"),
@@ -301,11 +319,7 @@ def _opt(table: Table) -> ModelConfig:
     width, own = table["hidden_size"], table.get("word_embed_proj_dim")
     bias = _flag(table, "enable_bias", True)
     return ModelConfig(
-        vocab_size=table["vocab_size"],
-        context_length=table["max_position_embeddings"],
-        d_model=width,
-        n_layers=table["num_hidden_layers"],
-        n_heads=table["num_attention_heads"],
+        **_sizes(table),
         d_ff=table["ffn_dim"],
         d_embedding=None if own == width else own,
         position=LearnedPosition(offset=2),
@@ -332,11 +346,7 @@ def _gpt_neox(table: Table) -> ModelConfig:
     head = table["hidden_size"] // table["num_attention_heads"]
     bias = _flag(table, "attention_bias", True)
     return ModelConfig(
-        vocab_size=table["vocab_size"],
-        context_length=table["max_position_embeddings"],
-        d_model=table["hidden_size"],
-        n_layers=table["num_hidden_layers"],
-        n_heads=table["num_attention_heads"],
+        **_sizes(table),
         d_ff=table["intermediate_size"],
         position=rotary.model_copy(update={"fraction": int(head * share) / head}),
         norm=LayerNorm(epsilon=table.get("layer_norm_eps", 1e-5)),
@@ -374,12 +384,7 @@ def _gptj(table: Table) -> ModelConfig:
             f"config.json has rotary_dim = {rotated}; it should be an even number of a head's {width // heads} channels"
         )
     return ModelConfig(
-        vocab_size=table["vocab_size"],
-        context_length=table["n_positions"],
-        d_model=width,
-        n_layers=table["n_layer"],
-        n_heads=heads,
-        d_ff=table.get("n_inner"),
+        **_gpt_sizes(table),
         position=Rotary(fraction=rotated * heads / width),
         norm=LayerNorm(epsilon=table.get("layer_norm_epsilon", 1e-5)),
         attention=GroupedQuery(),
@@ -417,11 +422,7 @@ def _llama_like(
 ) -> ModelConfig:
     """What all of them share; the keywords are the architecture's own defaults and blocks."""
     return ModelConfig(
-        vocab_size=table["vocab_size"],
-        context_length=table["max_position_embeddings"],
-        d_model=table["hidden_size"],
-        n_layers=table["num_hidden_layers"],
-        n_heads=table["num_attention_heads"],
+        **_sizes(table),
         n_kv_heads=table.get("num_key_value_heads", kv_heads),
         d_head=table.get("head_dim", head_width),
         d_ff=table["intermediate_size"],
