@@ -70,6 +70,7 @@ GPT3 = Family(
 )
 OPT = Family(
     {**GPT3.blocks, "vocab_size": 50_272, "position": LearnedPosition(offset=2), "feedforward": ReLU()},
+    # The counts from 6.7B on are computed from the shapes: none was found printed.
     "Zhang et al. 2022, arXiv:2205.01068, table 1; facebook/opt-*/config.json",
 )
 OPT_350M = Family(  # its norms come after the sums, its tokens have vectors of half the width
