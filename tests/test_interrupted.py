@@ -119,7 +119,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(recipe: Path, unbroken: Path
     code, told = finish(process)
     assert code == 75
     assert "saved at step" in told
-    assert "the same command goes on from there" in told
+    assert "Go on with: " in told
     events = [json.loads(line) for line in (run / "pretrain" / "events.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "stopped"
     assert events[-1]["signal"] == asked.name
@@ -156,7 +156,7 @@ def test_ctrl_c_in_another_stage_keeps_what_was_finished(recipe: Path) -> None:
     process.send_signal(signal.SIGINT)
     code, told = finish(process)
     assert code == 75
-    assert "the same command goes on" in told
+    assert "Go on with: " in told
     assert "Traceback" not in told
     verify(run / "corpus")
     assert not (run / ".tokenizer.partial").exists()

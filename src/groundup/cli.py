@@ -1,29 +1,23 @@
 """The command line: one function a command. A room is imported when its command runs, so `--help` is quick."""
 
-import contextlib
-import errno
 import json
 import os
-import shutil
 import signal
 import sys
-import time
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from groundup import terminal
+
 if TYPE_CHECKING:
-    from groundup.files import Manifest, Progress
+    from groundup.files import Manifest
     from groundup.recipe import Built
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Build a language model from the ground up, on your own text.\n\n"
     "Begin with:  groundup build recipes/storybook.toml",
@@ -33,6 +27,16 @@ app = typer.Typer(
 def _example(*lines: str) -> str:
     """An epilog that keeps its lines."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@app.callback()
+def groundup(
+    debug: Annotated[
+        bool, typer.Option(terminal.DEBUG, help="Show where in the code an error arose; in any place.")
+    ] = False,
+) -> None:
+    # `debug` is taken out of the command line by terminal.run; here it is only listed.
+    pass
 
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, such as recipes/storybook.toml.", show_default=False)]
@@ -127,7 +131,7 @@ def evaluate(
         model, tokenizer = load(target, device=device)
         own = target / "recipe.toml"
         corpus = Recipe.load(own).corpus if own.is_file() else CorpusSettings(sources=tuple(rest))
-        with _watch("eval") as progress:
+        with terminal.watch("eval") as progress:
             result = table_of(score_files(model, tokenizer, tuple(rest), corpus, progress))
     elif (target / "evals" / "test.json").is_file():
         verify(target / "evals", "evals")
@@ -216,9 +220,11 @@ def _build(
 
     say = (lambda text: print(text, file=sys.stderr)) if quiet else print
     try:
-        built = recipes.build(recipe, overrides or (), run=run, replace=replace, only=only, watch=_watch, say=say)
-    except _Interrupted:
-        raise SavedAndStopped("stopped; the stages that were finished are kept, the same command goes on") from None
+        built = recipes.build(
+            recipe, overrides or (), run=run, replace=replace, only=only, watch=terminal.watch, say=say
+        )
+    except terminal.Interrupted:
+        raise SavedAndStopped("stopped; the stages that were finished are kept") from None
     if not quiet:
         _show(built, whole=only is None)
     return built
@@ -239,10 +245,8 @@ def _show(built: "Built", whole: bool) -> None:
         read, wrote = _in_and_out(row.stage, manifests, built.run)
         took = f"{row.seconds:.1f} s" if row.what == "made" else row.what
         rows.append((row.stage, took, read, wrote, row.digest[:12]))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print()
-    for line in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    terminal.print_table(rows)
     if not whole:
         return
     test = manifests["eval"].statistics["test"]
@@ -251,7 +255,7 @@ def _show(built: "Built", whole: bool) -> None:
     samples = json.loads((built.run / "evals" / "samples.json").read_text())
     for sample in samples:
         print(f"“{sample['prompt']}{sample['text']}”\n")
-    command = _own_name()
+    command = terminal.own_name()
     print("Try next:")
     prompt = next((sample["prompt"] for sample in samples if sample["prompt"]), "")
     print(f"  {command} generate {built.run} {json.dumps(prompt, ensure_ascii=False)} --seed 7")
@@ -290,91 +294,6 @@ def _in_and_out(stage: str, manifests: dict[str, "Manifest"], run: Path) -> tupl
             return "all of the above", str(run / "report.html")
 
 
-def _own_name() -> str:
-    """How this program was called, as one would type it again."""
-    called = Path(sys.argv[0])
-    if shutil.which(called.name) and Path(str(shutil.which(called.name))).samefile(called):
-        return called.name
-    return os.path.relpath(called) if called.is_absolute() else str(called)
-
-
-@contextlib.contextmanager
-def _watch(stage: str) -> Iterator["Progress"]:
-    """A progress bar on a terminal; now and then a plain line elsewhere. Both on standard error."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn(f"{stage:<10}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
-        )  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=None)
-            yield lambda done, total, note: bar.update(task, completed=done, total=total, description=note)
-        return
-    last = time.monotonic()
-
-    def plain(done: int, total: int, note: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(f"{stage}: {done:,} of {total:,} {note}".rstrip(), file=sys.stderr, flush=True)
-
-    yield plain
-
-
-SECONDS_BETWEEN_LINES = 10.0
-
-
 def main() -> None:
-    """Run the command line; end in the exit code of the error, if any (docs/architecture.md lists them)."""
-    sys.exit(_run())
-
-
-def _run() -> int:
-    from groundup.errors import GroundupError, ResourceError
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    try:
-        code = app(standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except GroundupError as error:
-        return _tell(str(error), error.exit_code)
-    except _Interrupted as error:
-        return _tell("stopped", 128 + error.args[0])
-    except MemoryError:
-        return _tell("out of memory: lower pretrain.micro_batch_rows or the size of the model", ResourceError.exit_code)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            return _tell(f"{error.filename or 'writing'}: {error.strerror}", ResourceError.exit_code)
-        return _bug()
-    except Exception as error:
-        if isinstance(error, typer._click.exceptions.ClickException):
-            error.show()
-            return error.exit_code
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            return _tell(
-                f"out of memory: lower pretrain.micro_batch_rows or the size of the model ({error})",
-                ResourceError.exit_code,
-            )
-        return _bug()
-
-
-class _Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, which typer would turn into an exit code of its own."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise _Interrupted(number)
-
-
-def _tell(message: str, code: int) -> int:
-    print(f"groundup: {message}", file=sys.stderr)
-    return code
-
-
-def _bug() -> int:
-    traceback.print_exc()
-    return _tell("this is a bug in groundup, not your mistake; the lines above say where", 1)
+    """The command `groundup`."""
+    sys.exit(terminal.run(app))

@@ -197,9 +197,7 @@ def pretrain(
                 save(number)
             if stop.asked and not last:
                 log.event("stopped", step=number, signal=stop.asked)
-                raise SavedAndStopped(
-                    f"saved at step {number:,} of {settings.steps:,}; the same command goes on from there"
-                )
+                raise SavedAndStopped(f"saved at step {number:,} of {settings.steps:,}")
             progress(number, settings.steps, log.summary())
     if log.last("validation_bits_per_byte") is None:  # the metrics of an earlier process are gone
         measured = score(model, validation, max_tokens=settings.validation_tokens)
@@ -213,7 +211,7 @@ def pretrain(
         draft.statistics |= _statistics(config, settings, tokens, log)
     log.event("finished", step=settings.steps)
     if stop.asked:
-        raise SavedAndStopped("the model is finished and saved; the same command goes on from there")
+        raise SavedAndStopped("the model is finished and saved; what comes after it is not done yet")
 
 
 def _restore(

@@ -1,0 +1,136 @@
+"""The terminal: progress, tables, how errors and Ctrl-C end. Plain text wherever nobody is watching."""
+
+import contextlib
+import errno
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from groundup.errors import GroundupError, ResourceError, SavedAndStopped
+
+if TYPE_CHECKING:
+    from groundup.files import Progress
+
+SECONDS_BETWEEN_LINES = 10.0
+DEBUG = "--debug"
+
+
+def run(app: typer.Typer) -> int:
+    """Run the command line; the exit code is that of the error, if any (docs/architecture.md lists them)."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    debug = _take_debug(sys.argv)
+    try:
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except BaseException as error:
+        if debug and not isinstance(error, typer._click.exceptions.ClickException):
+            traceback.print_exc()
+        return _answer(error, debug)
+
+
+def _take_debug(argv: list[str]) -> bool:
+    """Whether `--debug` stands anywhere before a `--`; it is taken out, so that no command needs to know it."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    found = DEBUG in argv[1:end]
+    argv[1:end] = [word for word in argv[1:end] if word != DEBUG]
+    return found
+
+
+def _answer(error: BaseException, debug: bool) -> int:
+    """Tell what went wrong; the exit code."""
+    match error:
+        case SavedAndStopped():
+            return _tell(f"{error}. Go on with: {own_command()}", error.exit_code)
+        case GroundupError():
+            return _tell(str(error), error.exit_code)
+        case Interrupted():
+            return _tell("stopped", 128 + error.args[0])
+        case MemoryError():
+            return _tell(OUT_OF_MEMORY, ResourceError.exit_code)
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            return _tell(f"{error.filename or 'writing'}: {error.strerror}", ResourceError.exit_code)
+        case typer._click.exceptions.ClickException():
+            error.show()
+            return error.exit_code
+        case Exception() if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            return _tell(f"{OUT_OF_MEMORY} ({error})", ResourceError.exit_code)
+        case Exception():
+            if not debug:
+                traceback.print_exception(error)
+            return _tell("this is a bug in groundup, not your mistake; the lines above say where", 1)
+    raise error
+
+
+OUT_OF_MEMORY = "out of memory: lower pretrain.micro_batch_rows or the size of the model"
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, which typer would turn into an exit code of its own."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def _tell(message: str, code: int) -> int:
+    print(f"groundup: {message}", file=sys.stderr)
+    return code
+
+
+def own_name() -> str:
+    """How this program was called, as one would type it again."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return "python -m groundup"
+    if shutil.which(called.name) and Path(str(shutil.which(called.name))).samefile(called):
+        return called.name
+    return os.path.relpath(called) if called.is_absolute() else str(called)
+
+
+def own_command() -> str:
+    """The command that is running, as one would type it again."""
+    return f"{own_name()} {shlex.join(sys.argv[1:])}"
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Cells in columns, two blanks between them."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@contextlib.contextmanager
+def watch(stage: str) -> Iterator["Progress"]:
+    """A progress bar on a terminal; now and then a plain line elsewhere. Both on standard error."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn(f"{stage:<10}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
+        )  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, total, note: bar.update(task, completed=done, total=total, description=note)
+        return
+    last = time.monotonic()
+
+    def plain(done: int, total: int, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"{stage}: {done:,} of {total:,} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    yield plain
