@@ -113,7 +113,7 @@ def test_broken_toml_and_missing_files_are_answered(file: Path, tmp_path: Path) 
         ("model.vocab_size=512", "set tokenizer.vocab_size instead"),
         ("corpus.sources=[]", "names no file or folder"),
         ("corpus.encoding=klingon", "'klingon' is not an encoding"),
-        ("name=../up", "name is '../up'"),
+        ("name=../up", "'../up' cannot be the name of a folder"),
         ("pretrain.batch_tokens=1000", "is not a multiple of model.context_length = 256; nearest: 768, 1,024"),
         ("evals.sampling.seed=99999999999999999999", "evals.sampling.seed is 99999999999999999999"),
         ("corpus.unicode=none", "corpus.unicode is 'none'; it should be a table"),
@@ -126,6 +126,102 @@ def test_recipe_mistakes_are_answered(override: str, answer: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Recipe.load(Path("recipes/storybook.toml"), [override])
     assert answer in str(caught.value)
+
+
+BASE = 'name = "x"\n\n[corpus]\nsources = ["a"]\n\n[tokenizer]\nvocab_size = 320\n'  # seven lines
+DEEP = 5_000
+
+POISON = {
+    "an unknown key": (BASE + "[pretrain]\nstepz = 3", "line 9: unknown setting pretrain.stepz; did you mean steps?"),
+    "a key of another table": (
+        "steps = 5\n" + BASE,
+        "line 1: unknown setting steps; did you mean pretrain.steps?",
+    ),
+    "a wrong type": (BASE + '[pretrain]\n\nsteps = "many"', "line 10: pretrain.steps is 'many'"),
+    "inside a list": (BASE + '[[corpus.filters]]\nkind = "length"\nmax = 1', "line 10: unknown setting corpus.filters"),
+    "a negative": (BASE + "[pretrain]\nsteps = -3", "line 9: pretrain.steps is -3; it should be greater than or equal"),
+    "1e309": (BASE + "[pretrain]\nclip = 1e309", "line 9: pretrain.clip is inf; it must be a finite number"),
+    "nan": (BASE + "[pretrain.optimizer]\nbeta1 = nan", "line 9: pretrain.optimizer.beta1 is nan"),
+    "inf in a list": (BASE + "[[corpus.filters]]\nminimum = inf", "line 9: corpus.filters.0.minimum is inf"),
+    "a date": (BASE + "[model]\nn_heads = 2020-01-01", "line 9: model.n_heads is a date or time"),
+    "an unknown kind": (BASE + "[model]\nposition.kind = 'rotory'", "line 9: model.position.kind is 'rotory'; did you"),
+    "a rule over two": (BASE + "[model]\nd_model = 64\nn_heads = 3", "line 10: model: n_heads = 3 does not divide"),
+    "too long a warm-up": (
+        BASE + "[pretrain]\nsteps = 40\nschedule = { warmup_steps = 40 }",
+        "line 10: pretrain: schedule.warmup_steps = 40, but there are only 40 steps",
+    ),
+    "nothing in a table": ("[corpus]\n[tokenizer]\nvocab_size = 320", "line 1: corpus.sources is not set"),
+    "a name that climbs": (
+        BASE.replace('"x"', '"../../etc"'),
+        "line 1: name: '../../etc' cannot be the name of a folder",
+    ),
+    "a name that steers": (BASE.replace('"x"', '"a\\u001b[31m"'), r"name: 'a\x1b[31m' cannot be"),
+    "control characters": (BASE + '[evals]\nprompts = ["\x07"]', "line 9, illegal character"),
+    "no quotes": (BASE + "[pretrain]\ndevice = cpu", "line 9, invalid value: device = cpu (words stand in quotes)"),
+    "a key twice": (BASE + "name = 'y'\n[corpus]", "line 9 gives corpus, which line 3 gives already"),
+    "a value and a table": (
+        BASE + "[pretrain]\noptimizer = 3\n[pretrain.optimizer]\nbeta1 = 0.5",
+        "line 10 gives pretrain.optimizer, which line 9 gives already",
+    ),
+    "deep arrays": (BASE + "x = " + "[" * DEEP + "]" * DEEP, "nested deeper than 32"),
+    "rather deep arrays": (BASE + "x = " + "[" * 60 + "]" * 60, "line 8: tokenizer.x.0 holds tables or arrays nested"),
+    "deep tables": (BASE + "x" + ".a" * DEEP + " = 1", "line 8: tokenizer.x.a holds tables or arrays nested deeper"),
+    "deep inline tables": (BASE + "x = " + "{a=" * DEEP + "1" + "}" * DEEP, "nested deeper than 32"),
+    "endless digits": (BASE + "[pretrain]\nsteps = " + "9" * 5_000, "a number of thousands of digits"),
+    "YAML": ("name: !!python/object/apply:os.system [touch pwned]", "is not valid TOML: line 1, expected '='"),
+    "another encoding": (BASE + "# \udcfc", "line 8 is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("what", POISON)
+def test_a_poisoned_recipe_is_answered_with_its_key_and_line(tmp_path: Path, what: str) -> None:
+    text, answer = POISON[what]
+    (tmp_path / "recipe.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(SettingsError) as caught:
+        Recipe.load(tmp_path / "recipe.toml")
+    assert answer in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"], "nothing was executed"
+
+
+def test_a_huge_recipe_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    with open(tmp_path / "recipe.toml", "wb") as stream:
+        stream.truncate(100_000_000)
+    with pytest.raises(SettingsError, match=r"has 100,000,000 bytes; a recipe is a few kilobytes"):
+        Recipe.load(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize(("name", "language"), [("recipe.yaml", "YAML"), ("recipe.json", "JSON")])
+def test_other_languages_are_named(tmp_path: Path, name: str, language: str) -> None:
+    (tmp_path / name).write_text('{"name": "x"}')
+    with pytest.raises(SettingsError, match=f"By its name it is {language}; a recipe is TOML"):
+        Recipe.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("pretrain.steps=1e309", "override pretrain.steps=1e309: pretrain.steps is inf"),
+        ("model.n_heads=5", "override model.n_heads=5: model: n_heads = 5"),
+        ("a" + ".b" * DEEP + "=1", "nested deeper than 32"),
+        ("name=" + "[" * DEEP, "nested deeper than 32"),
+        ("pretrain.steps=" + "9" * DEEP, "it should be a valid integer"),
+    ],
+)
+def test_of_a_mistake_on_the_command_line_the_override_is_named(override: str, answer: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Recipe.load(Path("recipes/storybook.toml"), ["pretrain.seed=1", override, "model.d_ff=512"])
+    assert answer in str(caught.value)
+    assert "line " not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_warm_up_is_a_tenth_of_the_steps_and_at_most_100_if_not_set() -> None:
+    from groundup.optim.schedule import make_schedule
+    from groundup.optim.settings import Cosine
+
+    for steps, warmup in ((9, 0), (40, 4), (1000, 100), (50_000, 100)):
+        chosen, named = make_schedule(Cosine(), steps), make_schedule(Cosine(warmup_steps=warmup), steps)
+        assert [chosen(step) for step in range(0, steps, 7)] == [named(step) for step in range(0, steps, 7)]
 
 
 def test_differences_name_what_changed_with_both_values() -> None:

@@ -5,6 +5,7 @@ Only settings are imported at the top. A room, and torch with it, is imported wh
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from groundup.corpus.settings import CorpusSettings
 from groundup.errors import DamagedError, DataError, SettingsError
@@ -35,7 +36,7 @@ from groundup.files import (
 )
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.pretrain.settings import MultiToken, PretrainSettings
-from groundup.settings import Settings, Table, differences, read_toml
+from groundup.settings import Origin, Settings, Table, differences, read_toml
 from groundup.tokenizer.settings import N_BYTES, N_SPECIAL, Existing, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ Watch = Callable[[str], AbstractContextManager[Progress]]
 Say = Callable[[str], None]
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
 class ShardSettings(Settings):
     """Nothing to choose yet: order and width of the ids follow from corpus and tokenizer."""
 
@@ -53,7 +57,7 @@ class ShardSettings(Settings):
 class Recipe(Settings):
     """A whole model, one table a stage."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str = Field(json_schema_extra={"pattern": NAME})
     """The run is written to `runs/NAME`."""
     corpus: CorpusSettings
     tokenizer: TokenizerSettings
@@ -61,6 +65,17 @@ class Recipe(Settings):
     model: ModelConfig = ModelConfig()
     pretrain: PretrainSettings = PretrainSettings()
     evals: EvalSettings = EvalSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(NAME, name):
+            shown = repr(name) if len(name) < 100 else f"a name of {len(name)} characters"
+            raise ValueError(
+                f"{shown} cannot be the name of a folder in runs/: it should be letters, digits, dots, dashes and "
+                "underscores, a letter or digit first, at most 100 characters"
+            )
+        return name
 
     @model_validator(mode="after")
     def _batch_is_whole_rows(self) -> Self:
@@ -89,10 +104,12 @@ class Recipe(Settings):
         return self
 
     @classmethod
-    def from_table(cls, table: Table, origin: str = "settings") -> Self:
+    def from_table(cls, table: Table, origin: str | Origin = "settings") -> Self:
+        origin = Origin(origin) if isinstance(origin, str) else origin
         if isinstance(table.get("model"), dict) and "vocab_size" in table["model"]:
             raise SettingsError(
-                f"{origin}: model.vocab_size follows from the tokenizer; set tokenizer.vocab_size instead"
+                f"{origin}: {origin.place(('model', 'vocab_size'))}model.vocab_size follows from the tokenizer; "
+                "set tokenizer.vocab_size instead"
             )
         return super().from_table(table, origin)
 

@@ -4,12 +4,14 @@ A setting is a field of a `Settings` class in the room that uses it and is decla
 settings of their own are unions told apart by `kind`.
 """
 
+import datetime
 import difflib
 import json
 import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
@@ -19,8 +21,37 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from groundup.errors import DataError, SettingsError
+from groundup.toml_lines import given_twice, line_of
 
 Table = dict[str, Any]
+MAX_FILE_BYTES = 1 << 18
+"""A recipe is a few kilobytes; a larger file is something else, and is not parsed."""
+MAX_DEPTH = 32
+"""Tables and arrays inside each other; the deepest recipe has five."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a table was written, so that a mistake in it can be pointed at."""
+
+    name: str
+    text: str = ""
+    """The TOML file, or nothing."""
+    overrides: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+    def place(self, path: tuple[str | int, ...]) -> str:
+        """`line 12: `, or the override that set it; nothing if it stands nowhere."""
+        if not path:
+            return ""
+        for override in reversed(self.overrides):
+            given = tuple(override.partition("=")[0].strip().split("."))
+            if given[: len(path)] == path or path[: len(given)] == given:
+                return f"override {_shortened(override)}: "
+        line = line_of(self.text, path)
+        return f"line {line}: " if line else ""
 
 
 class Settings(BaseModel):
@@ -31,39 +62,43 @@ class Settings(BaseModel):
     )
 
     @classmethod
-    def from_table(cls, table: Table, origin: str = "settings") -> Self:
+    def from_table(cls, table: Table, origin: str | Origin = "settings") -> Self:
         """Build from a plain dict as TOML or JSON give it.
 
         Raises:
-            SettingsError: naming the dotted path, the value and the nearest known name.
+            SettingsError: naming the dotted path, where it stands, the value and the nearest known name.
         """
-        _refuse_non_finite(table)
+        origin = Origin(origin) if isinstance(origin, str) else origin
+        _refuse_what_is_no_setting(table, origin)
         try:
             # Through JSON, because strict validation then still takes a TOML array for a tuple and a string for a Path.
             return cls.model_validate_json(json.dumps(_with_default_kinds(cls, table), default=str))
         except ValidationError as error:
-            raise SettingsError(f"{origin}:\n" + "\n".join(f"  {line}" for line in explain(cls, error))) from None
+            lines = "\n".join(f"  {line}" for line in explain(cls, error, origin))
+            raise SettingsError(f"{origin}:\n{lines}") from None
 
     @classmethod
     def load(cls, file: Path, overrides: Iterable[str] = ()) -> Self:
         """Build from a TOML file and overrides such as `["pretrain.optimizer.learning_rate=3e-4"]`.
 
         Raises:
-            SettingsError: naming the dotted path, the value and the nearest known name.
+            SettingsError: naming the dotted path, its line, the value and the nearest known name.
             DataError: when there is no such file.
         """
-        return cls._from_overridden(read_toml(file), overrides, str(file))
+        text = _read(file)
+        return cls._from_overridden(_parse(text, file), overrides, Origin(str(file), text))
 
     def override(self, overrides: Iterable[str]) -> Self:
         """The same settings with `dotted.key=value` changes."""
-        return self._from_overridden(self.table(), overrides, type(self).__name__)
+        return self._from_overridden(self.table(), overrides, Origin(type(self).__name__))
 
     @classmethod
-    def _from_overridden(cls, table: Table, overrides: Iterable[str], origin: str) -> Self:
+    def _from_overridden(cls, table: Table, overrides: Iterable[str], origin: Origin) -> Self:
+        overrides = tuple(overrides)
         for override in overrides:
             table = _with_default_kinds(cls, table)  # so that naming the kind a table has anyway drops nothing
             _apply(table, override)
-        return cls.from_table(table, origin)
+        return cls.from_table(table, Origin(origin.name, origin.text, overrides))
 
     def table(self) -> Table:
         """As plain TOML values; fields that are not set are left out."""
@@ -108,18 +143,88 @@ def _toml_value(value: Any) -> str:
 
 
 def read_toml(file: Path) -> Table:
-    """The tables of a TOML file."""
+    """The tables of a TOML file.
+
+    Raises:
+        DataError: no such file.
+        SettingsError: not TOML, naming the line; or far too large.
+    """
+    return _parse(_read(file), file)
+
+
+def _read(file: Path) -> str:
     try:
         with open(file, "rb") as stream:
-            return tomllib.load(stream)
+            raw = stream.read(MAX_FILE_BYTES + 1)
     except PermissionError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        beside = sorted(str(path) for path in file.parent.glob("*.toml")) if file.parent.is_dir() else []
-        hint = f"; recipes there: {', '.join(beside)}" if beside else ""
-        raise DataError(f"no recipe file {file}{hint}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is not valid TOML: {error}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"no recipe file {file}{_instead_of(file, error)}") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise SettingsError(
+            f"{file} has {max(len(raw), file.stat().st_size):,} bytes; a recipe is a few kilobytes of TOML, at most "
+            f"{MAX_FILE_BYTES:,} are read. If it is text to learn from, name it in a recipe: [corpus] sources = [...]"
+        )
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SettingsError(f"{file} is not valid TOML: line {line} is not UTF-8 ({error.reason})") from None
+
+
+def _instead_of(file: Path, error: Exception) -> str:
+    """What may have been meant by a file that is not there."""
+    if (file / "recipe.toml").is_file():
+        return f": it is a run; to go on with it, `groundup build {file / 'recipe.toml'} --run {file}`"
+    if file.with_name(f"{file.name}.toml").is_file():
+        return f"; did you mean {file.with_name(f'{file.name}.toml')}?"
+    if isinstance(error, OSError) and file.is_dir():
+        return ": it is a folder"
+    there = sorted(str(path) for path in file.parent.glob("*.toml")) if file.parent.is_dir() else []
+    return f"; recipes there: {', '.join(there)}" if there else ""
+
+
+def _parse(text: str, file: Path) -> Table:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        why = f"tables or arrays are nested deeper than {MAX_DEPTH}"
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
+        twice = given_twice(text)
+        if twice:
+            first, second = twice
+            told = "" if first.path == second.path else f" as {_dotted(first.path)}"
+            why = (
+                f"line {second.line} gives {_dotted(second.path)}, which line {first.line} gives already{told}; "
+                "keep one of them"
+            )
+        elif not isinstance(error, tomllib.TOMLDecodeError):
+            why = "it has a number of thousands of digits"
+        else:
+            why = _with_the_line(str(error), text)
+    other = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}.get(file.suffix)
+    hint = f". By its name it is {other}; a recipe is TOML: [pretrain], and under it steps = 500" if other else ""
+    raise SettingsError(f"{file} is not valid TOML: {why}{hint}")
+
+
+def _with_the_line(message: str, text: str) -> str:
+    """tomllib's complaint, the line first and its text after it."""
+    found = re.fullmatch(r"(?s)(.*) \(at line (\d+), column \d+\)", message)
+    if not found:
+        return message[:1].lower() + message[1:]
+    line = text.split("\n")[int(found[2]) - 1].strip()
+    shown = f": {_shortened(line)}" if line else ""
+    if found[1] == "Invalid value":
+        shown += " (words stand in quotes)"
+    return f"line {found[2]}, {found[1][:1].lower()}{found[1][1:]}{shown}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _dotted(path: Iterable[str | int]) -> str:
+    return ".".join(map(str, path))
 
 
 def flatten(table: Table, prefix: str = "") -> dict[str, Any]:
@@ -151,8 +256,10 @@ def _apply(table: Table, override: str) -> None:
         raise SettingsError(f"override {override!r} is not of the form dotted.key=value, such as pretrain.steps=500")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         value = text.strip()  # a bare word is a string: no shell needs a second pair of quotes
+    except RecursionError:
+        raise SettingsError(f"override {_shortened(override)!r} is nested deeper than {MAX_DEPTH}") from None
     for name in names[:-1]:
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
@@ -163,10 +270,26 @@ def _apply(table: Table, override: str) -> None:
     table[names[-1]] = value
 
 
-def _refuse_non_finite(table: Table) -> None:
-    for name, value in flatten(table).items():
+def _refuse_what_is_no_setting(table: Table, origin: Origin) -> None:
+    """Numbers that are not finite, dates, and nesting that no setting has."""
+    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), table)]  # a list, since recursion would be the harm
+    while waiting:
+        path, value = waiting.pop()
+        if len(path) > MAX_DEPTH:
+            at = path[:3]
+            raise SettingsError(
+                f"{origin}: {origin.place(at)}{_dotted(at)} holds tables or arrays nested deeper than {MAX_DEPTH}"
+            )
         if isinstance(value, float) and not math.isfinite(value):
-            raise SettingsError(f"{name} is {value}; it must be a finite number")
+            raise SettingsError(f"{origin}: {origin.place(path)}{_dotted(path)} is {value}; it must be a finite number")
+        if isinstance(value, (datetime.date, datetime.time)):
+            raise SettingsError(
+                f"{origin}: {origin.place(path)}{_dotted(path)} is a date or time, which no setting is; if it is meant "
+                "as a word, put it in quotes"
+            )
+        if isinstance(value, (dict, list)):
+            inner = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [((*path, name), item) for name, item in inner]
 
 
 def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
@@ -184,32 +307,53 @@ def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
     return filled
 
 
-def explain(cls: type[BaseModel], error: ValidationError) -> list[str]:
-    """Pydantic's complaints about a `cls` as sentences."""
-    return [_explain(cls, detail) for detail in error.errors()]
+def explain(cls: type[BaseModel], error: ValidationError, origin: Origin = Origin("settings")) -> list[str]:
+    """Pydantic's complaints about a `cls` as sentences, each beginning with its place in `origin`."""
+    return [_explain(cls, detail, origin) for detail in error.errors()]
 
 
-def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:
-    """One pydantic complaint as a sentence with the dotted path, the value and what it should be."""
+def _explain(cls: type[BaseModel], detail: ErrorDetails, origin: Origin) -> str:
     path, known = _locate(cls, detail["loc"])
-    dotted = ".".join(path)
+    sentence = _sentence(path, known, detail)
+    if detail["type"] == "extra_forbidden" and not difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5):
+        elsewhere = [name for name, _, _ in describe(cls) if name.rpartition(".")[2] == path[-1]]
+        sentence = f"unknown setting {_dotted(path)}; did you mean {elsewhere[0]}?" if elsewhere else sentence
+    if detail["type"] == "union_tag_invalid":
+        path = (*path, "kind")
+    elif detail["type"] == "value_error":
+        path = _named_in(sentence, path, origin)
+    return origin.place(path) + sentence
+
+
+def _named_in(sentence: str, path: tuple[str | int, ...], origin: Origin) -> tuple[str | int, ...]:
+    """The first setting that a rule over several of them names, and that is written down."""
+    names = [tuple(name.split(".")) for name in re.findall(r"[a-z_]+(?:\.[a-z_]+)*(?= = )", sentence)]
+    candidates = [(*before, *name) for name in names for before in (path, ())]
+    given = [candidate for candidate in candidates if origin.place(candidate).startswith("override")]
+    written = [candidate for candidate in candidates if origin.place(candidate) not in ("", origin.place(path))]
+    return next(iter([*given, *written]), path)
+
+
+def _sentence(path: tuple[str | int, ...], known: list[str], detail: ErrorDetails) -> str:
+    """One pydantic complaint with the dotted path, the value and what it should be."""
+    dotted = _dotted(path)
     context = detail.get("ctx", {})
     match detail["type"]:
         case "extra_forbidden":
-            return f"unknown setting {dotted}; {_nearest(path[-1], known)}"
+            return f"unknown setting {dotted}; {_nearest(str(path[-1]), known)}"
         case "missing":
             return f"{dotted} is not set and has no default"
         case "union_tag_invalid":
             kinds = [kind.strip("' ") for kind in context["expected_tags"].split(",")]
             return f"{dotted}.kind is {context['tag']!r}; {_nearest(context['tag'], kinds)}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{dotted} is {detail['input']!r}; it should be a table, such as {dotted}.kind=..."
+            return f"{dotted} is {_shortened(repr(detail['input']))}; it should be a table, such as [{dotted}]"
         case "value_error":
             message = detail["msg"].removeprefix("Value error, ")
             return f"{dotted}: {message}" if dotted else message
         case _:
             message = detail["msg"].replace("Input should", "it should")
-            return f"{dotted or 'the file'} is {detail['input']!r}; {message}"
+            return f"{dotted or 'the file'} is {_shortened(repr(detail['input']))}; {message}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -219,12 +363,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"known here: {', '.join(sorted(known))}" if known else "nothing can be set here"
 
 
-def _locate(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+def _locate(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], list[str]]:
     """The dotted path as a person writes it, and the names known in its last table.
 
     pydantic names the chosen arm of a union inside the path (`position.rotary.base`); a person wrote `position.base`.
     """
-    path: list[str] = []
+    path: list[int | str] = []
     classes: list[type[BaseModel]] = [cls]
     known: list[str] = []
     for part in location:
@@ -234,12 +378,12 @@ def _locate(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
         if len(classes) > 1 and arm:
             classes = arm
             continue
-        path.append(str(part))
+        path.append(part)
         if isinstance(part, str):
             known = [name for found in classes for name in found.model_fields]
             fields = [found.model_fields[part] for found in classes if part in found.model_fields]
             classes = [inner for field in fields for inner in _settings_in(field.annotation)]
-    return path, known
+    return tuple(path), known
 
 
 def _settings_in(annotation: Any) -> list[type[BaseModel]]:

@@ -84,8 +84,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _tell(message: str, code: int) -> int:
-    print(f"groundup: {message}", file=sys.stderr)
+    print(f"groundup: {_visible(message)}", file=sys.stderr)
     return code
+
+
+def _visible(text: str) -> str:
+    r"""Control characters, which may come from a file and could steer the terminal, as their escapes.
+
+    >>> _visible("a\x1b[31m\nü")
+    'a\\x1b[31m\nü'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def own_name() -> str:

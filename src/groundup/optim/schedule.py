@@ -16,10 +16,12 @@ def make_schedule(settings: Cosine, steps: int) -> Schedule:
     [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
     """
 
+    warmup = min(100, steps // 10) if settings.warmup_steps is None else settings.warmup_steps
+
     def cosine(step: int) -> float:
-        if step < settings.warmup_steps:
-            return (step + 1) / settings.warmup_steps
-        along = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        along = (step - warmup) / max(1, steps - warmup)
         return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * along))
 
     return cosine

@@ -27,7 +27,8 @@ class Cosine(Settings):
     """Linear warm-up, then half a cosine down (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup_steps: int = Field(default=100, ge=0)
-    """Steps over which the learning rate rises from nought."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps over which the learning rate rises from nought, fewer than there are in all. If not set: a tenth of them,
+    at most 100."""
     final: float = Field(default=0.1, ge=0, le=1)
     """Share of the learning rate towards which it falls; reached just after the last step."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from groundup.optim.settings import AdamW, Cosine
 from groundup.settings import Settings
@@ -61,3 +61,13 @@ class PretrainSettings(Settings):
     """Steps between checkpoints. One more is written on Ctrl-C or SIGTERM, and one at the end."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """The newest so many stay; older ones are removed."""
+
+    @model_validator(mode="after")
+    def _warms_up_and_then_trains(self) -> "PretrainSettings":
+        warmup = self.schedule.warmup_steps
+        if warmup is not None and warmup >= self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps = {warmup:,}, but there are only {self.steps:,} steps: the learning rate would "
+                "never come down from its top; give fewer, or leave warmup_steps out"
+            )
+        return self
