@@ -196,6 +196,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict)]
 
 
+def locate(name: str, beside: Path, what: str) -> Path:
+    """The path that a recipe names, looked for beside the recipe first, then from the working directory.
+
+    Raises:
+        DataError: naming the places where it is not.
+    """
+    with contextlib.suppress(RuntimeError):  # `~nobody` has no home
+        tried = [beside / Path(name).expanduser(), Path(name).expanduser()]
+        for path in tried:
+            if path.exists():
+                return path
+        places = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
+        hint = f". Nothing in {name} is filled in from the environment: write the path out" if "$" in name else ""
+        raise DataError(f"{what} {name} is missing: looked at {places}{hint}")
+    raise DataError(f"{what} {name} is missing: there is no user of that name")
+
+
 @contextlib.contextmanager
 def naming_the_place(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write into a `ResourceError` that names `path`."""

@@ -23,6 +23,7 @@ from groundup.files import (
     Progress,
     canonical_json,
     is_made,
+    locate,
     lock,
     making,
     naming_the_place,
@@ -449,11 +450,7 @@ def _tokenizer_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
 
 
 def _existing_tokenizer(settings: Existing, beside: Path) -> Path:
-    there = beside / Path(settings.path).expanduser()
-    path = there if there.exists() else Path(settings.path).expanduser()
-    if is_made(path):
-        verify(path)
-    return path
+    return locate(settings.path, beside, "tokenizer")
 
 
 def _make_corpus(job: Job) -> None:

@@ -13,7 +13,7 @@ import orjson
 from groundup.corpus.document import Document
 from groundup.corpus.settings import CorpusSettings
 from groundup.errors import DataError
-from groundup.files import OPENERS, reading
+from groundup.files import OPENERS, locate, reading
 
 PACKAGED = {"groundup:storybook": "storybook.jsonl.gz"}
 MAX_LINE_BYTES = 256_000_000
@@ -71,12 +71,7 @@ def _locate(source: str, beside: Path) -> Path:
         if source not in PACKAGED:
             raise DataError(f"no packaged corpus {source}; there is {', '.join(PACKAGED)}")
         return Path(str(resources.files("groundup.data") / PACKAGED[source]))
-    tried = [beside / Path(source).expanduser(), Path(source).expanduser()]
-    for path in tried:
-        if path.exists():
-            return path
-    places = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
-    raise DataError(f"source {source} is missing: looked at {places}. Sources are set in [corpus] sources = [...]")
+    return locate(source, beside, "source")
 
 
 def _kind(path: Path) -> str:

@@ -6,6 +6,7 @@ format is Hugging Face's `tokenizer.json`.
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +14,7 @@ from typing import Any, Self
 import regex
 
 from groundup.errors import DataError, SettingsError, UnsupportedError
-from groundup.files import Progress, no_progress, reading, write_json
+from groundup.files import Progress, check, is_made, no_progress, reading, write_json
 from groundup.tokenizer import split
 from groundup.tokenizer.bpe import Pair, encode_piece
 from groundup.tokenizer.learn import count_pieces, learn_merges
@@ -211,27 +212,34 @@ class Tokenizer:
         files = _gpt2_files(path)
         if not files and path.is_dir():
             path = path / "tokenizer.json"
+        if is_made(path.parent if path.is_file() else path):
+            check(path.parent if path.is_file() else path)
         try:
             return cls._load_gpt2(*files) if files else cls._load_hugging_face(path)
         except SettingsError:
             raise
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except KeyError as error:
+            raise DataError(f"{path} is not a tokenizer that can be read here: it has no {error}") from None
+        except (ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} is not a tokenizer that can be read here: {error}") from None
 
     @classmethod
     def _load_gpt2(cls, vocabulary: Path, merges: Path) -> Self:
-        with reading(vocabulary) as stream:
-            ids: dict[str, int] = json.loads(stream.read())
+        ids: dict[str, int] = _read_json(vocabulary)
         with reading(merges) as stream:
             lines = stream.read().decode().split("\n")
-        lines = [line for line in lines if line and not line.startswith("#version")]
-        pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+        pairs = {
+            f"line {number} of {merges.name}": line.split(" ")
+            for number, line in enumerate(lines, 1)
+            if line and not line.startswith("#version")
+        }
+        if END_OF_TEXT not in ids:
+            raise ValueError(f"{vocabulary.name} has no {END_OF_TEXT}; is it cut short, or not GPT-2's?")
         return cls._from_strings(ids, pairs, {END_OF_TEXT: ids[END_OF_TEXT]}, "gpt2")
 
     @classmethod
     def _load_hugging_face(cls, path: Path) -> Self:
-        with reading(path) as stream:
-            file = json.loads(stream.read())
+        file = _read_json(path)
         model = file["model"]
         if model.get("type", "BPE") != "BPE":
             raise UnsupportedError(f"{path}: its model is {model.get('type')}; only byte-level BPE is read")
@@ -244,24 +252,40 @@ class Tokenizer:
         pattern = _pattern_in(file["pre_tokenizer"])
         if file.get("normalizer"):
             raise UnsupportedError(f"{path}: it has a normalizer ({file['normalizer'].get('type')}), which is not read")
-        pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+        pairs = {
+            f"merge {number}": pair.split(" ") if isinstance(pair, str) else pair
+            for number, pair in enumerate(model["merges"], 1)
+        }
         special = {token["content"]: token["id"] for token in file.get("added_tokens", [])}
         return cls._from_strings(model["vocab"], pairs, special, pattern)
 
     @classmethod
     def _from_strings(
-        cls, ids: Mapping[str, int], pairs: Sequence[Sequence[str]], special: Mapping[str, int], pattern: str
+        cls, ids: Mapping[str, int], pairs: Mapping[str, Sequence[str]], special: Mapping[str, int], pattern: str
     ) -> Self:
-        named = {**ids, **special}
-        if sorted(set(named.values())) != list(range(len(set(named.values())))):
-            raise ValueError("its ids have gaps or repeat")
-        tokens = [b""] * len(set(named.values()))
-        for text, i in ids.items():
-            if text not in special:
-                tokens[i] = _to_bytes(text)
-        for text, i in special.items():
-            tokens[i] = text.encode()
-        return cls(tokens, [(ids[left], ids[right]) for left, right in pairs], special, pattern)
+        """
+        Args:
+            pairs: where each merge stands → its two parts, in order.
+        """
+        tokens = _in_order(ids, special)
+        merges: dict[tuple[str, str], str] = {}
+        for place, pair in pairs.items():
+            if len(pair) != 2:
+                raise ValueError(f"{place}, {_shown(' '.join(pair))}, should be two parts with a blank between them")
+            left, right = pair
+            for part, what in ((left, "its part"), (right, "its part"), (left + right, "what it makes,")):
+                if part not in ids:
+                    raise ValueError(
+                        f"{place} joins {_shown(left)} and {_shown(right)}, but {what} {_shown(part)} is not in the "
+                        "vocabulary; the two do not belong together, or one of them is cut short or damaged"
+                    )
+            if (left, right) in merges:
+                raise ValueError(
+                    f"{place} joins {_shown(left)} and {_shown(right)} again, as {merges[left, right]} does"
+                )
+            merges[left, right] = place
+        _refuse_missing_merges(ids, merges, special)
+        return cls(tokens, [(ids[left], ids[right]) for left, right in merges], special, pattern)
 
     def save(self, path: Path) -> None:
         """Write the `tokenizer.json` that Hugging Face tokenizers reads to the same ids."""
@@ -300,6 +324,70 @@ class Tokenizer:
                 "merges": [[_to_characters(left), _to_characters(right)] for left, right in self.merges],
             },
         }
+
+
+def _read_json(path: Path) -> Any:
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        read = dict(pairs)
+        if len(read) < len(pairs):
+            (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+            raise ValueError(f"{_shown(twice)} stands there twice")
+        return read
+
+    with reading(path) as stream:
+        raw = stream.read()
+    try:
+        return json.loads(raw, object_pairs_hook=object_of)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path.name} is damaged or cut short: {error.msg} at character {error.pos:,} of {len(error.doc):,}"
+        ) from None
+
+
+def _in_order(ids: Mapping[str, int], special: Mapping[str, int]) -> list[bytes]:
+    """The bytes of each id, which must be 0 to n − 1, each of one token."""
+    owner: dict[int, str] = {}
+    for text, i in (*ids.items(), *special.items()):
+        if isinstance(i, bool) or not isinstance(i, int) or i < 0:
+            raise ValueError(f"the id of {_shown(text)} is {i!r}; it should be a whole number from 0")
+        if owner.setdefault(i, text) != text:
+            raise ValueError(f"id {i} is given to both {_shown(owner[i])} and {_shown(text)}; each should have its own")
+        if ids.get(text, i) != i:
+            raise ValueError(f"{_shown(text)} has id {ids[text]} in the vocabulary and id {i} as a special token")
+    missing = next((i for i in range(len(owner)) if i not in owner), None)
+    if missing is not None:
+        raise ValueError(
+            f"its ids have gaps: there are {len(owner):,} tokens with ids up to {max(owner):,}, but none has id "
+            f"{missing:,}; is the file cut short?"
+        )
+    tokens = [b""] * len(owner)
+    for i, text in owner.items():
+        foreign = [character for character in text if character not in CHARACTER_BYTES]
+        if text not in special and foreign:
+            raise ValueError(f"{_shown(text)} (id {i}) has {foreign[0]!r}, which stands for no byte in GPT-2's table")
+        tokens[i] = text.encode() if text in special else _to_bytes(text)
+    byte = next((byte for byte, character in BYTE_CHARACTERS.items() if character not in ids), None)
+    if byte is not None:
+        raise ValueError(f"the byte {byte:#04x}, written {BYTE_CHARACTERS[byte]!r}, is not in the vocabulary")
+    return tokens
+
+
+def _refuse_missing_merges(
+    ids: Mapping[str, int], merges: Iterable[tuple[str, str]], special: Mapping[str, int]
+) -> None:
+    """A token that two others could make, but no merge does, is a sign of a list that was cut at the end of a line."""
+    made = {left + right for left, right in merges}
+    for text in ids.keys() - made - special.keys():
+        cuts = [(text[:i], text[i:]) for i in range(1, len(text))]
+        if any(left in ids and right in ids for left, right in cuts):
+            raise ValueError(
+                f"no merge makes {_shown(text)} (id {ids[text]}), though two other tokens could: the list of merges is "
+                "cut short"
+            )
+
+
+def _shown(token: str) -> str:
+    return repr(token if len(token) <= 40 else f"{token[:40]}…")
 
 
 def _utf8(text: str) -> bytes:
