@@ -144,6 +144,16 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["generate", "runs/tiny", "--device", "meta"], 2, "device 'meta'"),
     (["generate", "runs/tiny", "--seed", str(1 << 64)], 2, "seed is"),
     (["eval", "damaged"], 3, "is damaged"),
+    (["build", "tiny"], 3, "no recipe file tiny; did you mean tiny.toml?"),
+    (["build", "runs/tiny"], 3, "it is a run; to go on with it, `groundup build runs/tiny/recipe.toml --run runs/tiny`"),
+    (["build", "empty"], 3, "no recipe file empty: it is a folder"),
+    (["build", "wrong.toml"], 2, "line 3: unknown setting corpus.sourcez; did you mean sources?"),
+    (["build", "tiny.toml", "pretrain.schedule.warmup_steps=40"], 2, "but there are only 40 steps"),
+    (["build", "tiny.toml", "corpus.sources=['${HOME}/x']", "--run", "x7"], 3, "filled in from the environment"),
+    (["generate", "tiny.toml"], 2, "tiny.toml is a recipe; name what `groundup build tiny.toml` makes of it"),
+    (["generate", "tiny"], 3, "no model at tiny; did you mean runs/tiny?"),
+    (["eval", "runs/tiny", "evals.batch_rows=3"], 2, "evals.batch_rows=3 changes a setting, which only a recipe has"),
+    (["build", "tiny.toml", "a\x1b[31m=1"], 2, r"unknown setting a\x1b[31m"),
 ]
 
 
@@ -154,6 +164,7 @@ def test_a_mistake_is_answered_with_a_paragraph_and_its_code(
     (built / "empty").mkdir(exist_ok=True)
     (built / "latin").mkdir(exist_ok=True)
     (built / "latin" / "a.txt").write_bytes("über ".encode("latin-1") * 100)
+    (built / "wrong.toml").write_text("name = 'wrong'\n[corpus]\nsourcez = ['tales']\n")
     (built / "weights.pt").write_bytes(b"\x80\x04\x95")
     if not (built / "damaged").exists():
         shutil.copytree(built / "runs" / "tiny", built / "damaged")

@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ from groundup.files import (
     canonical_json,
     check,
     is_made,
+    locate,
     lock,
+    lock_note,
     making,
     read_manifest,
     reading,
@@ -113,9 +116,39 @@ def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
             "import sys\nfrom pathlib import Path\nfrom groundup.files import lock\nwith lock(Path(sys.argv[1])): pass"
         )
         second = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
-    assert f"in use by process {os.getpid()}" in second.stderr
+        assert lock_note(tmp_path)[1]
+    assert f"in use by process {os.getpid()} on {socket.gethostname()}, since 20" in second.stderr
+    assert lock_note(tmp_path) == ("", False)
     with lock(tmp_path):
         pass  # free again
+
+
+def test_a_lock_left_by_a_killed_process_names_it_and_does_not_block(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom groundup.files import lock\n"
+        "with lock(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", code, tmp_path])
+    assert killed.wait() == -9
+    note, held = lock_note(tmp_path)
+    assert f"process {killed.pid} on {socket.gethostname()}, since 20" in note
+    assert not held
+    with lock(tmp_path):
+        assert lock_note(tmp_path)[0].startswith(f"process {os.getpid()} on")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("${HOME}/texts", r"\. Nothing in \$\{HOME\}/texts is filled in from the environment: write the path out"),
+        ("~nobody-here/x", "is missing: there is no user of that name"),
+        ("a\0b", "is missing: looked at"),
+        ("x" * 5000, "is missing: looked at"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_answered(tmp_path: Path, name: str, answer: str) -> None:
+    with pytest.raises(DataError, match=answer):
+        locate(name, tmp_path, "source")
 
 
 def test_disk_full_names_the_place_and_leaves_nothing(small_disk: Path) -> None:

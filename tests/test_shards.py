@@ -1,14 +1,15 @@
 """Shards: the stream holds every document, and damage is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from groundup.corpus.document import Document, DocumentWriter
-from groundup.errors import DataError
+from groundup.errors import DamagedError, SettingsError
 from groundup.files import making, verify
-from groundup.shards import open_split, pack, stream_of
+from groundup.shards import check_ids, open_split, pack, refuse_another_tokenizer, stream_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
 TEXTS = ["the king", "and the little fox", "", "über den hügel"]
@@ -55,16 +56,81 @@ def test_statistics_count_what_is_there(packed: Path) -> None:
     }
 
 
-def test_damaged_foreign_and_pickled_shards_are_refused(packed: Path) -> None:
-    ids = np.load(packed / "train.npy")
-    np.save(packed / "train.npy", ids[:-2])
-    with pytest.raises(DataError, match="do not fit each other"):
-        open_split(packed, "train")
-    np.save(packed / "train.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="train"):
-        open_split(packed, "train")
-    (packed / "train.npy").write_bytes(b"")
-    with pytest.raises(DataError, match="train"):
-        open_split(packed, "train")
-    with pytest.raises(DataError, match="damaged"):
+def _save(path: Path, numbers: object) -> None:
+    np.save(path, np.asarray(numbers), allow_pickle=True)
+
+
+def _flip(path: Path, place: int, bit: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1 << bit
+    path.write_bytes(raw)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut by two ids": (
+        lambda shards: _save(shards / "train.npy", np.load(shards / "train.npy")[:-2]),
+        r"train\.npy has .* ids, but train\.offsets\.npy and train\.bytes\.npy tell of 4 documents and",
+    ),
+    "cut in the middle of an id": (
+        lambda shards: (shards / "train.npy").write_bytes((shards / "train.npy").read_bytes()[:-7]),
+        r"train\.npy is damaged",
+    ),
+    "cut in its header": (
+        lambda shards: (shards / "train.npy").write_bytes((shards / "train.npy").read_bytes()[:20]),
+        r"train\.npy is damaged",
+    ),
+    "of no length": (lambda shards: (shards / "train.npy").write_bytes(b""), r"train\.npy is damaged: the file is empty"),
+    "gone": (lambda shards: (shards / "train.offsets.npy").unlink(), r"train\.offsets\.npy is missing"),
+    "of another type": (
+        lambda shards: _save(shards / "train.npy", np.load(shards / "train.npy").astype(np.float32)),
+        r"train\.npy is 1-dimensional float32; it should be a row of uint16 or uint32",
+    ),
+    "a square": (lambda shards: _save(shards / "train.bytes.npy", np.zeros((2, 2), np.int64)), "is 2-dimensional int64"),
+    "a pickle": (lambda shards: _save(shards / "train.npy", np.array([{"a": 1}], object)), r"train\.npy is damaged"),
+    "offsets that go back": (
+        lambda shards: _save(shards / "train.offsets.npy", np.load(shards / "train.offsets.npy")[[0, 2, 1, 3, 4]]),
+        "the three do not fit each other",
+    ),
+    "an id too large": (
+        lambda shards: _flip(shards / "train.npy", 128 + 2 * 3 + 1, 7),
+        r"train\.npy holds id 3[23],[0-9]+ at place 3; the vocabulary has 320 ids, 0 to 319",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_shards_are_refused_naming_file_and_remedy(packed: Path, what: str) -> None:
+    damage, answer = DAMAGE[what]
+    damage(packed)
+    with pytest.raises(DamagedError, match=answer) as caught:
+        open_split(packed, "train", 320)
+    assert "groundup pack RECIPE --replace" in str(caught.value)
+    with pytest.raises(DamagedError, match=r"is damaged: .*train\."):
         verify(packed, "shards")
+
+
+def test_any_flipped_bit_names_its_file(packed: Path) -> None:
+    for path in sorted(packed.glob("*.npy")):
+        _flip(path, path.stat().st_size - 3, 0)
+        with pytest.raises(DamagedError, match=rf"the sha256 of {path.name} is not"):
+            verify(packed, "shards")
+        _flip(path, path.stat().st_size - 3, 0)
+    verify(packed, "shards")
+
+
+def test_the_first_wrong_id_is_found_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("groundup.shards.IDS_AT_ONCE", 10)
+    for place in range(25):
+        ids = np.zeros(25, np.uint16)
+        ids[place:] = 7
+        check_ids(tmp_path, ids, 8)
+        with pytest.raises(DamagedError, match=f"holds id 7 at place {place};"):
+            check_ids(tmp_path, ids, 7)
+
+
+def test_shards_of_another_tokenizer_are_refused_with_both_digests(tmp_path: Path) -> None:
+    with making(tmp_path / "shards", "shards", {}, {"tokenizer": "9f3c1111aaaa"}):
+        pass
+    refuse_another_tokenizer(tmp_path / "shards", "9f3c1111aaaa", "it")
+    with pytest.raises(SettingsError, match=r"shards was packed with tokenizer 9f3c1111…, it has 41d02222…"):
+        refuse_another_tokenizer(tmp_path / "shards", "41d02222bbbb", "it")

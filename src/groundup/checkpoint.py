@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from groundup.errors import DataError
-from groundup.files import making, verify
+from groundup.files import Manifest, making, verify
+from groundup.settings import differences
 
 STEP_NAME = re.compile(r"step-(\d{8})$")
 Refusal = Callable[[Path, str], None]
@@ -101,7 +102,7 @@ def load_newest(
         try:
             manifest = verify(directory, "checkpoint")
             if (manifest.settings, manifest.inputs) != (settings, inputs):
-                raise DataError(f"{directory} was written by a run with other settings or inputs")
+                raise DataError(f"{directory} was written by a run with {_what_differs(manifest, settings, inputs)}")
             state = _load(directory, weights, optimizer)
         except DataError as error:
             refused(directory, str(error))
@@ -116,6 +117,15 @@ def load_newest(
             "training anew"
         )
     return None
+
+
+def _what_differs(manifest: Manifest, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Of an input both digests, so that a wrong tokenizer is seen to be one."""
+    changed = [name for name in {**manifest.inputs, **inputs} if manifest.inputs.get(name) != inputs.get(name)]
+    told = [f"{name} {manifest.inputs.get(name, 'none')[:8]}, this run has {inputs.get(name, 'none')[:8]}" for name in changed]
+    if manifest.settings != settings:
+        told += [f"another {name}" for name in differences(dict(manifest.settings), dict(settings))]
+    return "; ".join(told)
 
 
 def _set_aside(directory: Path) -> None:

@@ -124,6 +124,12 @@ def evaluate(
         directory = _build(target, rest, run, replace, "eval", quiet=as_json).run
         result = json.loads((directory / "evals" / "test.json").read_text())
     elif rest:
+        settings = [word for word in rest if "=" in word and not Path(word).exists()]
+        if settings:
+            raise SettingsError(
+                f"{settings[0]} changes a setting, which only a recipe has; {target} is not one. Name files to score, or "
+                f"a recipe: groundup eval RECIPE.toml {settings[0]}"
+            )
         from groundup.evals.run import score_files
         from groundup.evals.score import table_of
         from groundup.pretrained import load

@@ -146,8 +146,12 @@ def _provenance(seconds: float) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seconds": round(seconds, 3),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "at": _now(),
     }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _rename_over(partial: Path, directory: Path) -> None:
@@ -205,8 +209,9 @@ def locate(name: str, beside: Path, what: str) -> Path:
     with contextlib.suppress(RuntimeError):  # `~nobody` has no home
         tried = [beside / Path(name).expanduser(), Path(name).expanduser()]
         for path in tried:
-            if path.exists():
-                return path
+            with contextlib.suppress(OSError):  # such as a name that is too long
+                if path.exists():
+                    return path
         places = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
         hint = f". Nothing in {name} is filled in from the environment: write the path out" if "$" in name else ""
         raise DataError(f"{what} {name} is missing: looked at {places}{hint}")
@@ -314,7 +319,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Hold `directory/lock` while this process works there; a killed process lets go by itself.
+    """Hold `directory/lock` while this process works there; a killed process lets go by itself, and leaves its note.
 
     Raises:
         ResourceError: naming the process that holds it.
@@ -326,16 +331,36 @@ def lock(directory: Path) -> Iterator[None]:
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             stream.seek(0)
             raise ResourceError(
                 f"{directory} is in use by {stream.read().strip() or 'another process'}: "
                 "wait for it to end, or build elsewhere with --run"
             ) from None
+        except OSError as error:
+            raise ResourceError(f"{path} cannot be locked: {error.strerror}. Build on another disk with --run") from None
         stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {_now()}\n")
         stream.flush()
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                stream.truncate(0)
+
+
+def lock_note(directory: Path) -> tuple[str, bool]:
+    """Who wrote their name into the lock, and whether they hold it; a name that holds nothing was killed."""
+    try:
+        with open(directory / "lock", encoding="utf-8") as stream:
+            note = stream.read().strip()
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return note, True
+            return note, False
+    except (OSError, UnicodeDecodeError):
+        return "", False
 
 
 class _CheckedZstd(io.RawIOBase):

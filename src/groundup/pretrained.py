@@ -75,6 +75,8 @@ def load(
 
 def model_directory(path: Path) -> Path:
     """The directory that holds the model; of a run, its `model/`."""
+    if path.suffix == ".toml" and path.is_file():
+        raise SettingsError(f"{path} is a recipe; name what `groundup build {path}` makes of it, such as runs/{path.stem}")
     if path.is_file():
         if path.suffix in PICKLES:
             damaged = ", or a file of llama2.c that is not whole" if path.suffix == ".bin" else ""
@@ -83,7 +85,8 @@ def model_directory(path: Path) -> Path:
             )
         raise DataError(f"{path} is a file; a model is a directory with config.json and model.safetensors")
     if not path.is_dir():
-        raise DataError(f"no model at {path}")
+        there = Path("runs") / path
+        raise DataError(f"no model at {path}" + (f"; did you mean {there}?" if there.is_dir() else ""))
     if (path / "model" / "config.json").is_file():
         return path / "model"
     if (path / "recipe.toml").is_file() and not (path / "config.json").is_file():

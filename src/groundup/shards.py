@@ -9,15 +9,18 @@ each document's text).
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from groundup.corpus.document import SPLITS, read_texts
-from groundup.errors import DataError
-from groundup.files import Draft, Progress, no_progress
+from groundup.errors import DamagedError, SettingsError
+from groundup.files import Draft, Progress, is_made, no_progress, read_manifest
 from groundup.tokenizer.tokenizer import Tokenizer
+
+IDS_AT_ONCE = 1 << 22
+REMEDY = "Make the shards again with `groundup pack RECIPE --replace`"
 
 
 @dataclass(frozen=True)
@@ -78,23 +81,75 @@ def _write_header(stream: BinaryIO, dtype: "np.dtype[Any]", length: int) -> int:
     return stream.tell()
 
 
-def open_split(directory: Path, split: str) -> Tokens:
+def open_split(directory: Path, split: str, vocab_size: int | None = None) -> Tokens:
     """Memory-map one split.
 
+    Args:
+        vocab_size: of the tokenizer or model that the ids are for; every id is compared with it, once.
+
     Raises:
-        DataError: when the three files do not fit each other.
+        DataError: naming the file that is missing, damaged, does not fit the others, or holds an id that is too large.
     """
-    try:
-        ids = np.load(directory / f"{split}.npy", mmap_mode="r", allow_pickle=False)
-        offsets = np.load(directory / f"{split}.offsets.npy", allow_pickle=False)
-        n_bytes = np.load(directory / f"{split}.bytes.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"shards {directory}, split {split}: {error}. Make them again with `groundup pack`") from None
-    if ids.dtype not in (np.uint16, np.uint32) or len(offsets) != len(n_bytes) + 1 or offsets[-1] + 1 != len(ids):
-        raise DataError(
-            f"shards {directory}: the files of split {split} do not fit each other; run `groundup pack` again"
+    path = directory / f"{split}.npy"
+    ids = _open(path, (np.uint16, np.uint32), mmap_mode="r")
+    offsets = _open(directory / f"{split}.offsets.npy", (np.int64,))
+    n_bytes = _open(directory / f"{split}.bytes.npy", (np.int64,))
+    whole = len(offsets) == len(n_bytes) + 1 and offsets[0] == 0 and bool((np.diff(offsets) > 0).all())
+    if not whole or offsets[-1] + 1 != len(ids):
+        ends = f"{offsets[-1] + 1:,} ids" if len(offsets) else "nothing"
+        raise DamagedError(
+            f"{path} has {len(ids):,} ids, but {split}.offsets.npy and {split}.bytes.npy tell of {len(n_bytes):,} "
+            f"documents and {ends}: the three do not fit each other. {REMEDY}"
         )
+    if vocab_size is not None:
+        check_ids(path, ids, vocab_size)
     return Tokens(ids, offsets, n_bytes)
+
+
+def _open(path: Path, dtypes: tuple[type, ...], mmap_mode: Literal["r"] | None = None) -> npt.NDArray[Any]:
+    """One row of numbers of one of these types."""
+    try:
+        if not path.stat().st_size:
+            raise ValueError("the file is empty")
+        numbers: npt.NDArray[Any] = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing. {REMEDY}") from None
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise DamagedError(f"{path} is damaged: {error}. {REMEDY}") from None
+    if numbers.dtype not in dtypes or numbers.ndim != 1:
+        wanted = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+        raise DamagedError(f"{path} is {numbers.ndim}-dimensional {numbers.dtype}; it should be a row of {wanted}. {REMEDY}")
+    return numbers
+
+
+def check_ids(path: Path, ids: npt.NDArray[Any], vocab_size: int) -> None:
+    """Refuse ids that no embedding has; on an accelerator they would end the process with a fault of the device.
+
+    Raises:
+        DamagedError: naming the first such id and its place.
+    """
+    for first in range(0, len(ids), IDS_AT_ONCE):
+        block = ids[first : first + IDS_AT_ONCE]
+        if block.max() >= vocab_size:
+            place = first + int(np.argmax(block >= vocab_size))
+            raise DamagedError(
+                f"{path} holds id {ids[place]:,} at place {place:,}; the vocabulary has {vocab_size:,} ids, 0 to "
+                f"{vocab_size - 1:,}. The file is damaged, or was packed with another tokenizer. {REMEDY}"
+            )
+
+
+def refuse_another_tokenizer(shards: Path, wanted: str | None, whose: str) -> None:
+    """Compare the tokenizer that shards were packed with, where both digests are recorded.
+
+    Raises:
+        SettingsError: naming both.
+    """
+    packed = read_manifest(shards).inputs.get("tokenizer") if is_made(shards) else None
+    if packed and wanted and packed != wanted:
+        raise SettingsError(
+            f"{shards} was packed with tokenizer {packed[:8]}…, {whose} has {wanted[:8]}…: the same id would mean "
+            "another text. Pack the corpus again with `groundup pack RECIPE --replace`, or bring back the first tokenizer"
+        )
 
 
 def stream_of(documents: Iterable[tuple[str, int]], tokenizer: Tokenizer) -> Tokens:

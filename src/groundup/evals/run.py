@@ -10,10 +10,10 @@ from groundup.corpus.sources import find, read
 from groundup.errors import DataError
 from groundup.evals.score import Score, score, table_of
 from groundup.evals.settings import EvalSettings
-from groundup.files import Draft, Progress, no_progress, write_json
+from groundup.files import Draft, Progress, is_made, no_progress, read_manifest, write_json
 from groundup.generation.text import generate
 from groundup.model.transformer import Transformer
-from groundup.shards import open_split, stream_of
+from groundup.shards import open_split, refuse_another_tokenizer, stream_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
 
@@ -23,7 +23,9 @@ def evaluate(
     """Write `test.json` and `samples.json`, and leave the score in `draft.statistics`."""
     model, tokenizer = pretrained.load(model_directory, device=device)
     assert tokenizer is not None, "a model of a run has its tokenizer"
-    result = score(model, open_split(shards, "test"), batch_rows=settings.batch_rows, progress=progress)
+    if is_made(model_directory):
+        refuse_another_tokenizer(shards, read_manifest(model_directory).inputs.get("tokenizer"), str(model_directory))
+    result = score(model, open_split(shards, "test", model.config.vocab_size), batch_rows=settings.batch_rows, progress=progress)
     write_json(draft.path / "test.json", table_of(result))
     samples = []
     for number, prompt in enumerate(settings.prompts):

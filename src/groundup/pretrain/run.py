@@ -25,9 +25,20 @@ import torch
 
 from groundup import checkpoint, loader, losses, pretrained
 from groundup.batch import Batch
+from groundup.corpus.document import SPLITS
 from groundup.errors import DivergedError, SavedAndStopped, SettingsError
 from groundup.evals.score import score
-from groundup.files import Progress, making, naming_the_place, no_progress, read_lines, write_json, write_text
+from groundup.files import (
+    Progress,
+    is_made,
+    making,
+    naming_the_place,
+    no_progress,
+    read_lines,
+    read_manifest,
+    write_json,
+    write_text,
+)
 from groundup.generation.settings import Sampling
 from groundup.generation.text import generate
 from groundup.model.count import DTYPES, Precision, count
@@ -36,7 +47,7 @@ from groundup.model.transformer import Transformer
 from groundup.optim.adamw import Masters, make_adamw
 from groundup.optim.schedule import make_schedule
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
-from groundup.shards import Tokens, open_split
+from groundup.shards import Tokens, open_split, refuse_another_tokenizer
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.fit import Step, accumulate, fit
 
@@ -76,16 +87,21 @@ def check_fits(model: ModelConfig, places: Places, prompts: Iterable[str]) -> No
         prompts: texts that the model will be asked to continue, in the run or after it.
 
     Raises:
-        SettingsError: context longer than the corpus, or a prompt longer than the context.
+        SettingsError: context longer than the corpus, a prompt longer than the context, or shards of another tokenizer.
+        DamagedError: shards that are damaged, or hold ids that are not in the vocabulary.
     """
     context = model.context_length
+    tokenizer = Tokenizer.load(places.tokenizer)
+    if is_made(places.tokenizer):
+        refuse_another_tokenizer(places.shards, read_manifest(places.tokenizer).digest, str(places.tokenizer))
+    for split in SPLITS:
+        open_split(places.shards, split, tokenizer.vocab_size)
     tokens = len(open_split(places.shards, "train").ids)
     if tokens <= context:
         raise SettingsError(
             f"model.context_length = {context:,}, but the training documents have only {tokens:,} tokens together: "
             "shorten the context or add text"
         )
-    tokenizer = Tokenizer.load(places.tokenizer)
     for prompt in prompts:
         length = 1 + len(tokenizer.encode(prompt))
         if length > context:
