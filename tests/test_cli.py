@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "report"]
+COMMANDS = ["build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report"]
 
 
 def run(*arguments: object, cwd: Path | None = None, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -145,7 +145,11 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["generate", "runs/tiny", "--seed", str(1 << 64)], 2, "seed is"),
     (["eval", "damaged"], 3, "is damaged"),
     (["build", "tiny"], 3, "no recipe file tiny; did you mean tiny.toml?"),
-    (["build", "runs/tiny"], 3, "it is a run; to go on with it, `groundup build runs/tiny/recipe.toml --run runs/tiny`"),
+    (
+        ["build", "runs/tiny"],
+        3,
+        "it is a run; to go on with it, `groundup build runs/tiny/recipe.toml --run runs/tiny`",
+    ),
     (["build", "empty"], 3, "no recipe file empty: it is a folder"),
     (["build", "wrong.toml"], 2, "line 3: unknown setting corpus.sourcez; did you mean sources?"),
     (["build", "tiny.toml", "pretrain.schedule.warmup_steps=40"], 2, "but there are only 40 steps"),

@@ -79,13 +79,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda shards: (shards / "train.npy").write_bytes((shards / "train.npy").read_bytes()[:20]),
         r"train\.npy is damaged",
     ),
-    "of no length": (lambda shards: (shards / "train.npy").write_bytes(b""), r"train\.npy is damaged: the file is empty"),
+    "of no length": (
+        lambda shards: (shards / "train.npy").write_bytes(b""),
+        r"train\.npy is damaged: the file is empty",
+    ),
     "gone": (lambda shards: (shards / "train.offsets.npy").unlink(), r"train\.offsets\.npy is missing"),
     "of another type": (
         lambda shards: _save(shards / "train.npy", np.load(shards / "train.npy").astype(np.float32)),
         r"train\.npy is 1-dimensional float32; it should be a row of uint16 or uint32",
     ),
-    "a square": (lambda shards: _save(shards / "train.bytes.npy", np.zeros((2, 2), np.int64)), "is 2-dimensional int64"),
+    "a square": (
+        lambda shards: _save(shards / "train.bytes.npy", np.zeros((2, 2), np.int64)),
+        "is 2-dimensional int64",
+    ),
     "a pickle": (lambda shards: _save(shards / "train.npy", np.array([{"a": 1}], object)), r"train\.npy is damaged"),
     "offsets that go back": (
         lambda shards: _save(shards / "train.offsets.npy", np.load(shards / "train.offsets.npy")[[0, 2, 1, 3, 4]]),

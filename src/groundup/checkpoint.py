@@ -122,7 +122,10 @@ def load_newest(
 def _what_differs(manifest: Manifest, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Of an input both digests, so that a wrong tokenizer is seen to be one."""
     changed = [name for name in {**manifest.inputs, **inputs} if manifest.inputs.get(name) != inputs.get(name)]
-    told = [f"{name} {manifest.inputs.get(name, 'none')[:8]}, this run has {inputs.get(name, 'none')[:8]}" for name in changed]
+    told = [
+        f"{name} {manifest.inputs.get(name, 'none')[:8]}, this run has {inputs.get(name, 'none')[:8]}"
+        for name in changed
+    ]
     if manifest.settings != settings:
         told += [f"another {name}" for name in differences(dict(manifest.settings), dict(settings))]
     return "; ".join(told)

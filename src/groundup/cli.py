@@ -127,8 +127,8 @@ def evaluate(
         settings = [word for word in rest if "=" in word and not Path(word).exists()]
         if settings:
             raise SettingsError(
-                f"{settings[0]} changes a setting, which only a recipe has; {target} is not one. Name files to score, or "
-                f"a recipe: groundup eval RECIPE.toml {settings[0]}"
+                f"{settings[0]} changes a setting, which only a recipe has; {target} is not one. Name files to "
+                f"score, or a recipe: groundup eval RECIPE.toml {settings[0]}"
             )
         from groundup.evals.run import score_files
         from groundup.evals.score import table_of
@@ -201,6 +201,32 @@ def generate(
     for part in stream(loaded, tokenizer, prompt, sampling):
         print(part, end="", flush=True)
     print()
+
+
+@app.command(epilog=_example("groundup inspect runs/storybook", "groundup inspect runs/storybook/model --json"))
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A run, an artifact, a model, a recipe, or a file.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")] = False,
+) -> None:
+    """Say what something is, what made it, from what, whether it is whole, and what to do with it.
+
+    Every byte is compared with the digests that were written down. Nothing is run, and no pickle is opened.
+    """
+    from groundup import inspection
+    from groundup.errors import DataError
+
+    with terminal.watch("inspect") as progress:
+        found = inspection.inspect(path, progress)
+    if as_json:
+        print(json.dumps({**vars(found), "path": str(found.path)}, indent=1, ensure_ascii=False))
+    else:
+        print(f"{found.path}: {found.what}\n")
+        terminal.print_facts(found.facts)
+        if found.next and not found.damage:
+            print("\nTry next:", *found.next, sep="\n  ")
+    if found.damage:
+        then = f"\nTry next: {found.next[0]}" if found.next else ""
+        raise DataError("\n  ".join([f"{found.path} is not whole:", *found.damage]) + then)
 
 
 @app.command(epilog=_example("groundup report runs/storybook", "groundup report recipes/storybook.toml"))

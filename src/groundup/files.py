@@ -32,6 +32,8 @@ import zstandard
 from groundup.errors import DamagedError, DataError, ResourceError, SettingsError
 
 FORMAT = 1
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+"""Suffixes of files that can run any program when they are loaded. llama2.c's `.bin` files are none."""
 Progress = Callable[[int, int, str], None]
 """How a long job says how far it is: `progress(done, total, note)`; the doors draw it."""
 
@@ -287,17 +289,26 @@ def check(directory: Path, kind: str | None = None, digest_up_to: int | None = 1
         DataError: naming the first file that is missing, of another size, or changed.
     """
     manifest = read_manifest(directory, kind)
+    for why in damage(directory, manifest, digest_up_to):
+        raise DamagedError(f"{directory} is damaged: {why}")
+    return manifest
+
+
+def damage(
+    directory: Path, manifest: Manifest, digest_up_to: int | None = None, progress: Progress = no_progress
+) -> Iterator[str]:
+    """For each file that is missing, of another size, or changed: which, and how."""
+    done, total = 0, sum(size for size, _ in manifest.files.values())
     for name, (size, sha256) in manifest.files.items():
         path = directory / name
+        progress(done, total, name)
         if not path.is_file():
-            raise DamagedError(f"{directory} is damaged: {name} is missing")
-        if path.stat().st_size != size:
-            raise DamagedError(
-                f"{directory} is damaged: {name} has {path.stat().st_size:,} bytes, {size:,} were written"
-            )
-        if (digest_up_to is None or size <= digest_up_to) and sha256_of_file(path) != sha256:
-            raise DamagedError(f"{directory} is damaged: the sha256 of {name} is not the one that was written")
-    return manifest
+            yield f"{name} is missing"
+        elif path.stat().st_size != size:
+            yield f"{name} has {path.stat().st_size:,} bytes, {size:,} were written"
+        elif (digest_up_to is None or size <= digest_up_to) and sha256_of_file(path) != sha256:
+            yield f"the sha256 of {name} is not the one that was written"
+        done += size
 
 
 def share(source: Path, target: Path) -> None:
@@ -338,7 +349,9 @@ def lock(directory: Path) -> Iterator[None]:
                 "wait for it to end, or build elsewhere with --run"
             ) from None
         except OSError as error:
-            raise ResourceError(f"{path} cannot be locked: {error.strerror}. Build on another disk with --run") from None
+            raise ResourceError(
+                f"{path} cannot be locked: {error.strerror}. Build on another disk with --run"
+            ) from None
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {_now()}\n")
         stream.flush()

@@ -5,14 +5,15 @@ import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from groundup.model.names import pairs_to_halves
 from groundup.model.settings import LanguageModel, ModelConfig, RMSNorm
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Header(NamedTuple):
@@ -41,18 +42,30 @@ def is_model(path: Path) -> bool:
     return path.stat().st_size == HEADER.size + 4 * sum(math.prod(shape) for _, shape in _layout(header))
 
 
-def read_model(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+def read_config(path: Path) -> ModelConfig:
+    """What the header tells."""
+    header = _read_header(path)
+    sizes = header._asdict() | {"vocab_size": abs(header.vocab_size)}
+    head = LanguageModel(tied=header.vocab_size > 0)
+    return ModelConfig(**sizes, norm=RMSNorm(epsilon=1e-5), head=head)
+
+
+def count_parameters(path: Path) -> int:
+    """All numbers of the file but the angles, which are no weights."""
+    return sum(math.prod(shape) for name, shape in _layout(_read_header(path)) if name != "angles")
+
+
+def read_model(path: Path) -> "tuple[ModelConfig, dict[str, Tensor]]":
     """The config and the tensors under our names, from the first format of llama2.c's `export.py`.
 
     A tensor of the same kind lies there for all layers together. Neighbouring channels are rotated together.
     """
-    header = _read_header(path)
-    sizes = header._asdict() | {"vocab_size": abs(header.vocab_size)}
-    head = LanguageModel(tied=header.vocab_size > 0)
-    config = ModelConfig(**sizes, norm=RMSNorm(epsilon=1e-5), head=head)
+    import torch
+
+    header, config = _read_header(path), read_config(path)
     flat = torch.from_numpy(np.fromfile(path, np.dtype("<f4"), offset=HEADER.size))
     layout = _layout(header)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for (name, shape), part in zip(layout, flat.split([math.prod(shape) for _, shape in layout]), strict=True):
         if name.startswith("blocks.*"):
             tensors |= {name.replace("*", str(layer)): of_layer for layer, of_layer in enumerate(part.view(shape))}

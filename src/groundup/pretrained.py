@@ -4,28 +4,23 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from groundup import llama2c
-from groundup.errors import DataError, GroundupError, SettingsError, UnsupportedError
-from groundup.files import check, is_made, write_json
-from groundup.model.names import ARCHITECTURES, read_config, rename
+from groundup.errors import DataError, SettingsError, UnsupportedError
+from groundup.files import PICKLES, check, is_made, write_json
+from groundup.model.names import ARCHITECTURES, read_config, refusing_contradictions, rename
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.settings import explain
 from groundup.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "groundup"
-PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
@@ -62,7 +57,7 @@ def load(
     A tokenizer of a kind that is not represented here is left out with a warning.
     """
     if llama2c.is_model(Path(path)):
-        with _refusing_contradictions(Path(path)):
+        with refusing_contradictions(path):
             config, weights = llama2c.read_model(Path(path))
         return build(config, weights, str(path)).to(find_device(device), _dtype(dtype)).eval(), None
     directory = model_directory(Path(path))
@@ -76,7 +71,9 @@ def load(
 def model_directory(path: Path) -> Path:
     """The directory that holds the model; of a run, its `model/`."""
     if path.suffix == ".toml" and path.is_file():
-        raise SettingsError(f"{path} is a recipe; name what `groundup build {path}` makes of it, such as runs/{path.stem}")
+        raise SettingsError(
+            f"{path} is a recipe; name what `groundup build {path}` makes of it, such as runs/{path.stem}"
+        )
     if path.is_file():
         if path.suffix in PICKLES:
             damaged = ", or a file of llama2.c that is not whole" if path.suffix == ".bin" else ""
@@ -112,27 +109,13 @@ def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     kind = table.get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise DataError(f"{directory} is of model_type {kind!r}; read here: {FORMAT}, {', '.join(ARCHITECTURES)}")
-    with _refusing_contradictions(directory / "config.json"):
+    with refusing_contradictions(directory / "config.json"):
         config = read_config(table)
     tensors = _read_tensors(directory)
     try:
         return config, rename(ARCHITECTURES[kind], config, tensors)
     except (RuntimeError, ValueError, IndexError) as error:
         raise DataError(f"{directory}: the weights do not fit the config: {error}") from None
-
-
-@contextmanager
-def _refusing_contradictions(origin: Path) -> Iterator[None]:
-    """A description by others that makes no model ends in one kind of error."""
-    try:
-        yield
-    except GroundupError:
-        raise
-    except ValidationError as error:
-        why = "; ".join(explain(ModelConfig, error))
-        raise DataError(f"{origin} describes a model that cannot be: {why}") from None
-    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise DataError(f"{origin} describes a model that cannot be: {error}") from None
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -169,7 +152,7 @@ def build(config: ModelConfig, weights: dict[str, Tensor], origin: str) -> Trans
         DataError: naming tensors that are missing, left over or of another shape.
     """
     config = _tied_or_not(config, weights, origin)
-    with _refusing_contradictions(Path(origin)), torch.device("meta"):
+    with refusing_contradictions(origin), torch.device("meta"):
         model = Transformer(config)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     problems = [f"missing {name}" for name in wanted if name not in weights]

@@ -118,7 +118,9 @@ def _open(path: Path, dtypes: tuple[type, ...], mmap_mode: Literal["r"] | None =
         raise DamagedError(f"{path} is damaged: {error}. {REMEDY}") from None
     if numbers.dtype not in dtypes or numbers.ndim != 1:
         wanted = " or ".join(np.dtype(dtype).name for dtype in dtypes)
-        raise DamagedError(f"{path} is {numbers.ndim}-dimensional {numbers.dtype}; it should be a row of {wanted}. {REMEDY}")
+        raise DamagedError(
+            f"{path} is {numbers.ndim}-dimensional {numbers.dtype}; it should be a row of {wanted}. {REMEDY}"
+        )
     return numbers
 
 
@@ -148,7 +150,8 @@ def refuse_another_tokenizer(shards: Path, wanted: str | None, whose: str) -> No
     if packed and wanted and packed != wanted:
         raise SettingsError(
             f"{shards} was packed with tokenizer {packed[:8]}…, {whose} has {wanted[:8]}…: the same id would mean "
-            "another text. Pack the corpus again with `groundup pack RECIPE --replace`, or bring back the first tokenizer"
+            "another text. Pack the corpus again with `groundup pack RECIPE --replace`, or bring back the first "
+            "tokenizer"
         )
 
 

@@ -9,10 +9,10 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -117,6 +117,39 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """A fact a line, its name before it; of a table of sentences a line each."""
+    rows = []
+    for name, value in facts.items():
+        lines = [value]
+        if isinstance(value, dict) and any(isinstance(inner, str) for inner in value.values()):
+            lines = [f"{key}: {_told(inner)}" for key, inner in value.items()]
+        label = name.replace("_", " ")
+        rows += [(label if number == 0 else "", _visible(_told(line))) for number, line in enumerate(lines)]
+    if rows:
+        print_table(rows)
+
+
+def _told(value: object) -> str:
+    """
+    >>> _told({"a": 1200, "b": [0.5, "x"]}), _told(None)
+    ('a 1,200, b 0.5, x', 'none')
+    """
+    match value:
+        case dict():
+            return ", ".join(f"{key} {_told(inner)}" for key, inner in value.items())
+        case list():
+            return ", ".join(map(_told, value))
+        case int() if not isinstance(value, bool):
+            return f"{value:,}"
+        case float():
+            return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        case None:
+            return "none"
+        case _:
+            return str(value)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,9 @@ def evaluate(
     assert tokenizer is not None, "a model of a run has its tokenizer"
     if is_made(model_directory):
         refuse_another_tokenizer(shards, read_manifest(model_directory).inputs.get("tokenizer"), str(model_directory))
-    result = score(model, open_split(shards, "test", model.config.vocab_size), batch_rows=settings.batch_rows, progress=progress)
+    result = score(
+        model, open_split(shards, "test", model.config.vocab_size), batch_rows=settings.batch_rows, progress=progress
+    )
     write_json(draft.path / "test.json", table_of(result))
     samples = []
     for number, prompt in enumerate(settings.prompts):

@@ -7,14 +7,14 @@ architecture's configuration class gives it. Dropout is left at 0: it is no part
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from pydantic import ValidationError
 
-from groundup.errors import DataError
+from groundup.errors import DataError, GroundupError
 from groundup.model.settings import (
     GELU,
     ALiBi,
@@ -39,6 +39,12 @@ from groundup.model.settings import (
     SwiGLU,
     YaRNScaling,
 )
+from groundup.settings import explain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any  # a config is read without torch, which takes a second to import
 
 Table = Mapping[str, Any]
 Tensors = dict[str, Tensor]
@@ -89,6 +95,20 @@ def read_config(table: Table) -> ModelConfig:
         return architecture.config(told)
     except KeyError as error:
         raise DataError(f"config.json does not say {error}") from None
+
+
+@contextmanager
+def refusing_contradictions(origin: object) -> Iterator[None]:
+    """A description by others that makes no model ends in one kind of error."""
+    try:
+        yield
+    except GroundupError:
+        raise
+    except ValidationError as error:
+        why = "; ".join(explain(ModelConfig, error))
+        raise DataError(f"{origin} describes a model that cannot be: {why}") from None
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise DataError(f"{origin} describes a model that cannot be: {error}") from None
 
 
 SIZES = {
@@ -397,8 +417,8 @@ def _gptj(table: Table) -> ModelConfig:
 def pairs_to_halves(config: ModelConfig, tensors: Tensors) -> Tensors:
     """GPT-J and Llama's own files turn channels 0 and 1 together, 2 and 3, …; here a channel of the first half goes
     with one of the second. Queries and keys in another order, but both in the same, have the same products."""
-    pairs = torch.arange(config.rotary_width).unflatten(0, (-1, 2)).T.flatten()  # 0, 2, 4, …, 1, 3, 5, …
-    order = torch.cat((pairs, torch.arange(config.rotary_width, config.head_width)))
+    rotated = config.rotary_width
+    order = [*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, config.head_width)]
     return {
         name: tensor.unflatten(0, (-1, config.head_width))[:, order].flatten(0, 1)
         if re.search(r"attention\.(query|key)\.(weight|bias)$", name)

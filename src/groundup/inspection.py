@@ -1,0 +1,623 @@
+"""What a file or a directory is, what made it, from what, whether it is whole, and what to do with it next.
+
+Everything is read without torch: of weights the headers, of pickles only the name.
+"""
+
+import json
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+from groundup import llama2c
+from groundup.corpus.document import SPLITS, read_batches
+from groundup.corpus.sources import find, reader_of
+from groundup.errors import DamagedError, DataError, GroundupError
+from groundup.files import (
+    PICKLES,
+    Manifest,
+    Progress,
+    damage,
+    is_made,
+    lock_note,
+    no_progress,
+    read_lines,
+    read_manifest,
+    sha256_of_file,
+)
+from groundup.model.names import ARCHITECTURES, read_config, refusing_contradictions
+from groundup.model.settings import ModelConfig
+from groundup.recipe import STAGES, Recipe
+from groundup.shards import open_split
+from groundup.tokenizer.settings import Existing
+from groundup.tokenizer.tokenizer import Tokenizer
+
+KNOWN = (
+    "runs, corpora, tokenizers, shards, models, checkpoints and evaluations of groundup, recipes (.toml), Hugging Face "
+    "model directories, .safetensors, tokenizer.json, GPT-2's encoder.json with vocab.bpe, llama2.c's .bin, .npy, "
+    ".parquet, metrics.jsonl"
+)
+
+
+@dataclass
+class Findings:
+    """What is known of one path."""
+
+    path: Path
+    what: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    """JSON values, in the order of a first reader's questions."""
+    damage: list[str] = field(default_factory=list)
+    next: list[str] = field(default_factory=list)
+    """Commands."""
+
+    def add(self, describe: Callable[[], Mapping[str, Any]]) -> None:
+        """Take over facts; where they cannot be read, why not is part of the damage, and the rest is still told."""
+        try:
+            self.facts |= describe()
+        except GroundupError as error:
+            self.damage.append(str(error))
+        except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+            self.damage.append(f"{self.path}: {type(error).__name__} {error}")
+
+
+def inspect(path: Path, progress: Progress = no_progress) -> Findings:
+    """
+    Raises:
+        DataError: nothing is there, or nothing that is known here.
+    """
+    if not path.exists():
+        run = Path("runs") / path
+        raise DataError(f"nothing at {path}" + (f"; did you mean {run}?" if run.exists() else ""))
+    try:
+        for recognises, describe in FOLDERS if path.is_dir() else FILES:
+            if recognises(path):
+                found = Findings(path, "")
+                describe(found, progress)
+                return found
+        raise DataError(f"{path} is {_unknown(path)}. Known here: {KNOWN}")
+    except PermissionError as error:
+        raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from None
+
+
+def _unknown(path: Path) -> str:
+    learn = "; to learn from it, name it in a recipe: [corpus] sources = [...]"
+    if path.is_file():
+        size = f"{path.stat().st_size:,} bytes"
+        return (
+            f"a file of text, {size}{learn}" if reader_of(path) else f"a file of {size} that is none of what is known"
+        )
+    files = [file for file in path.rglob("*") if file.is_file()]
+    if not files:
+        return "an empty folder"
+    suffixes = Counter(file.suffix or "(no suffix)" for file in files).most_common(5)
+    told = ", ".join(f"{count} {suffix}" for suffix, count in suffixes)
+    return f"a folder of {len(files):,} files ({told}){learn if any(map(reader_of, files)) else ''}"
+
+
+# --- ours ---
+
+
+def _run(found: Findings, progress: Progress) -> None:
+    run = found.path
+    note, held = lock_note(run)
+    made = [stage for stage in STAGES if is_made(run / stage.directory)]
+    missing = [stage.name for stage in STAGES if stage not in made]
+    state = "a finished run" if not missing else "a run that is not finished"
+    found.what = f"{state}, at work now: {note}" if held else state
+    if note and not held:
+        found.facts["lock"] = (
+            f"left by {note}, which ended without taking it away, as a killed process does; it holds nobody up"
+        )
+    stages: dict[str, Any] = {}
+    score: dict[str, Any] = {}
+    for stage in STAGES:
+        stages[stage.name] = "not made yet"
+        if stage in made:
+            part = inspect(run / stage.directory, progress)
+            found.damage += [f"{stage.directory}: {why}" for why in part.damage]
+            stages[stage.name] = _in_short(part)
+            score |= {name: part.facts[name] for name in ("parameters", "bits_per_byte") if name in part.facts}
+    found.facts |= {"stages": stages, **score}
+    checkpoints = run / "pretrain" / "checkpoints"
+    if checkpoints.is_dir():
+        newest = _newest(checkpoints)
+        found.facts["newest_checkpoint"] = newest.name if newest else "none"
+        if newest:
+            part = inspect(newest, progress)
+            found.damage += [f"{newest.relative_to(run)}: {why}" for why in part.damage]
+            found.facts["newest_checkpoint"] = f"{newest.name}, {'damaged' if part.damage else 'whole'}"
+    found.facts["report"] = str(run / "report.html") if (run / "report.html").is_file() else "not written yet"
+    found.add(lambda: _of_recipe(Recipe.load(run / "recipe.toml")))
+    go_on = f"groundup build {run / 'recipe.toml'} --run {run}"
+    if found.damage:
+        found.next = [f"{go_on} --replace"]
+    elif held:
+        found.next = ["wait for it to end"]
+    elif missing:
+        found.next = [go_on]
+    else:
+        found.next = [
+            f'groundup generate {run} "Once upon a time"',
+            f"groundup eval {run} FILE",
+            f"groundup report {run}",
+        ]
+
+
+def _in_short(part: Findings) -> str:
+    facts = part.facts
+    state = "damaged" if part.damage else "whole"
+    stale = [text for text in facts.get("inputs", {}).values() if "another" in str(text)]
+    return ", ".join(
+        [state, *(["made from what is no longer there"] if stale else []), *_words(facts, "made", "digest", short=True)]
+    )
+
+
+def _words(facts: Mapping[str, Any], *names: str, short: bool = False) -> list[str]:
+    return [
+        str(facts[name])[:12] if short and name == "digest" else str(facts[name]) for name in names if name in facts
+    ]
+
+
+def _artifact(found: Findings, progress: Progress) -> None:
+    path = found.path
+    found.what = "an artifact of groundup"
+    try:
+        manifest = read_manifest(path)
+    except DataError as error:
+        found.damage.append(str(error))
+        found.facts["files"] = sorted(file.name for file in path.iterdir())
+        return
+    what, describe, then = KINDS.get(manifest.kind, (f"an artifact of kind {manifest.kind!r}", None, ()))
+    found.what = what
+    found.facts |= _origin(path, manifest)
+    found.damage += damage(path, manifest, progress=progress)
+    size = sum(size for size, _ in manifest.files.values())
+    count = f"{len(manifest.files)} files, {size:,} bytes"
+    found.facts["files"] = f"{count}; {'damaged, see below' if found.damage else 'every byte is as it was written'}"
+    if describe is not None:
+        found.add(lambda: describe(path, manifest))
+    run = path.parents[2] if manifest.kind == "checkpoint" and len(path.parents) > 2 else path.parent
+    recipe = run / "recipe.toml"
+    go_on = f"groundup build {recipe} --run {run}" if recipe.is_file() else "groundup build RECIPE"
+    found.next = (
+        [f"{go_on} --replace"] if found.damage else [line.format(path=path, run=run, build=go_on) for line in then]
+    )
+
+
+def _origin(path: Path, manifest: Manifest) -> dict[str, Any]:
+    made = manifest.made
+    versions = [f"groundup {made.get('code', '?')}"]
+    versions += [f"{name} {made[name]}" for name in ("torch", "python") if made.get(name)]
+    facts: dict[str, Any] = {
+        "made": f"{made.get('at', 'at an unknown time')} in {made.get('seconds', 0):,.1f} s",
+        "by": ", ".join(versions),
+        "on": made.get("machine", "an unknown machine"),
+        "command": made.get("command", "unknown"),
+        "digest": manifest.digest,
+    }
+    names = list(manifest.inputs)
+    facts["inputs"] = {name: _stands(path, name, manifest.inputs[name]) for name in names[:5]}
+    if len(names) > 5:
+        facts["inputs"]["…"] = f"{len(names) - 5:,} more"
+    return facts
+
+
+def _stands(path: Path, name: str, digest: str) -> str:
+    """Whether what stands beside an artifact is what it was made from; a checkpoint stands deeper in its run."""
+    for run in (path.parent, *path.parents[1:3]):
+        if is_made(run / name):
+            try:
+                now = read_manifest(run / name).digest
+            except DataError:
+                return f"{digest[:12]}, and what stands there is damaged"
+            if now == digest:
+                return f"{digest[:12]}, which stands there"
+            return f"{digest[:12]}, but another stands there now ({now[:12]})"
+    return digest[:12]
+
+
+def _corpus(path: Path, manifest: Manifest) -> dict[str, Any]:
+    told = manifest.statistics
+    return {
+        "documents": {split: told[split]["documents"] for split in SPLITS},
+        "bytes": {split: told[split]["bytes"] for split in SPLITS},
+        "read": told["read"],
+        "dropped": told["dropped"] or "nothing",
+        "left_out": told["left_out"] or "nothing",
+    }
+
+
+def _tokenizer(path: Path, manifest: Manifest) -> dict[str, Any]:
+    return _of_tokenizer(path)
+
+
+def _shards(path: Path, manifest: Manifest) -> dict[str, Any]:
+    told = manifest.statistics
+    for split in SPLITS:
+        open_split(path, split, told["vocab_size"])
+    return {
+        "tokens": {split: told[split]["tokens"] for split in SPLITS},
+        "documents": {split: told[split]["documents"] for split in SPLITS},
+        "bytes_per_token": round(sum(told[s]["bytes"] for s in SPLITS) / sum(told[s]["tokens"] for s in SPLITS), 3),
+        "vocab_size": f"{told['vocab_size']:,}, and every id is below it",
+    }
+
+
+def _model(path: Path, manifest: Manifest) -> dict[str, Any]:
+    config = ModelConfig.from_table(json.loads((path / "config.json").read_bytes())["model"], str(path / "config.json"))
+    told = manifest.statistics
+    return {
+        **_of_config(config),
+        **_of_tensors([path / "model.safetensors"], "parameters"),
+        "trained": {name: told[name] for name in ("steps", "tokens") if name in told},
+        "validation_bits_per_byte": told.get("validation_bits_per_byte"),
+    }
+
+
+def _evals(path: Path, manifest: Manifest) -> dict[str, Any]:
+    return dict(manifest.statistics["test"])
+
+
+def _checkpoint(path: Path, manifest: Manifest) -> dict[str, Any]:
+    state = json.loads((path / "state.json").read_bytes())
+    steps = manifest.settings.get("pretrain", {}).get("steps")
+    return {
+        "step": f"{state['step']:,} of {steps:,}" if steps else state["step"],
+        "tokens": state["tokens"],
+        "training_seconds": state["seconds"],
+        **_of_tensors(sorted(path.glob("*.safetensors"))),
+        "holds": "weights in float32, the optimizer's state, and where the data was",
+    }
+
+
+def _checkpoints(found: Findings, progress: Progress) -> None:
+    steps = _steps(found.path)
+    newest = _newest(found.path)
+    found.what = f"the checkpoints of a run: {len(steps)}"
+    told = {}
+    for step in steps:
+        part = inspect(step, progress)
+        found.damage += [f"{step.name}: {why}" for why in part.damage]
+        told[step.name] = ", ".join([*_words(part.facts, "step", "made"), "damaged" if part.damage else "whole"])
+    found.facts["checkpoints"] = told
+    refused = sorted(other.name for other in found.path.glob("*.refused"))
+    if refused:
+        found.facts["passed_over"] = refused
+    if newest:
+        found.next = [f"groundup inspect {newest}"]
+
+
+def _steps(checkpoints: Path) -> list[Path]:
+    return sorted(step for step in checkpoints.glob("step-*") if step.name.removeprefix("step-").isdigit())
+
+
+def _newest(checkpoints: Path) -> Path | None:
+    return next(reversed(_steps(checkpoints)), None)
+
+
+def _partial(found: Findings, progress: Progress) -> None:
+    found.what = "the unfinished beginning of an artifact; a process writes it now, or was killed"
+    found.facts["files"] = sorted(file.name for file in found.path.rglob("*") if file.is_file())
+    found.next = ["run the command that was making it again: what was begun is removed, and made anew"]
+
+
+def _recipe(found: Findings, progress: Progress) -> None:
+    path = found.path
+    found.what = "a recipe"
+    recipe = Recipe.load(path)  # its own errors name the line
+    found.facts |= _of_recipe(recipe)
+    try:
+        files = find(recipe.corpus, path.parent).files
+        size = sum(file.stat().st_size for _, file in files)
+        found.facts["sources"] = f"{', '.join(recipe.corpus.sources)}: {len(files):,} files, {size:,} bytes"
+    except DataError as error:
+        found.facts["sources"] = str(error)
+    found.next = [f"groundup build {path}"]
+
+
+# --- others' ---
+
+
+def _hugging_face(found: Findings, progress: Progress) -> None:
+    path = found.path
+    found.what = "a model directory as of Hugging Face"
+    known = False
+    try:
+        table = json.loads((path / "config.json").read_bytes())
+        kind = table.get("model_type")
+        found.facts["model_type"] = kind
+        if isinstance(kind, str) and kind in ARCHITECTURES:
+            with refusing_contradictions(path / "config.json"):
+                found.facts |= {"architecture": "known here", **_of_config(read_config(table))}
+            known = True
+        else:
+            found.facts["architecture"] = f"not known here; known are {', '.join(ARCHITECTURES)}"
+    except (ValueError, AttributeError, RecursionError) as error:
+        found.damage.append(f"config.json is damaged: {error}")
+    except DataError as error:
+        found.facts["architecture"] = f"known here, but not this one: {error}"
+    index = path / "model.safetensors.index.json"
+    single = path / "model.safetensors"
+    if single.is_file() or index.is_file():
+        found.add(lambda: _of_tensors([single] if single.is_file() else _sharded(index), "parameters"))
+    else:
+        pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
+        why = f"only in {pickles[0]}, a pickle, which can run any program when it is loaded" if pickles else "none"
+        found.facts["weights"] = f"{why}; ask for model.safetensors"
+        known = False
+    found.facts["tokenizer"] = "none"
+    if _has_tokenizer(path):
+        try:
+            found.facts["tokenizer"] = _of_tokenizer(path)
+        except DataError as error:
+            found.facts["tokenizer"] = f"cannot be read: {error}"
+    if known and not found.damage:
+        found.next = [f'groundup generate {path} "Once upon a time"', f"groundup eval {path} FILE"]
+
+
+def _sharded(index: Path) -> list[Path]:
+    try:
+        names = {Path(str(name)).name for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedError(f"{index} is damaged: {error}") from None
+    return [index.parent / name for name in sorted(names)]
+
+
+def _tokenizer_alone(found: Findings, progress: Progress) -> None:
+    folder = found.path if found.path.is_dir() else found.path.parent
+    found.what = "a tokenizer"
+    place = found.path if found.path.name == "tokenizer.json" else folder
+    found.add(lambda: _of_tokenizer(place))
+    found.next = [] if found.damage else [f'in a recipe: tokenizer = {{ kind = "existing", path = "{place}" }}']
+
+
+def _safetensors(found: Findings, progress: Progress) -> None:
+    found.what = "a file of tensors (safetensors)"
+    found.add(lambda: _of_tensors([found.path], first=5))
+    _beside(found)
+    if (found.path.parent / "config.json").is_file():
+        found.next = [f"groundup inspect {found.path.parent}"]
+
+
+def _llama2c(found: Findings, progress: Progress) -> None:
+    found.what = "a model of llama2.c"
+    found.add(lambda: _of_config(llama2c.read_config(found.path)))
+    found.facts["parameters"] = llama2c.count_parameters(found.path)
+    found.next = [f'in Python: model, _ = groundup.load("{found.path}")']
+
+
+def _pickle(found: Findings, progress: Progress) -> None:
+    found.what = "a pickle, which can run any program when it is loaded; nothing of it was loaded"
+    found.facts["bytes"] = found.path.stat().st_size
+    if found.path.suffix == ".bin":
+        found.facts["or"] = "a file of llama2.c that is not whole: its length is not what its header says"
+    found.next = ["ask whoever made it for safetensors"]
+
+
+def _numbers(found: Findings, progress: Progress) -> None:
+    path = found.path
+    found.what = "a NumPy file"
+    _beside(found)
+    try:
+        numbers = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        found.damage.append(f"{path} is damaged, or holds a pickle, which is not opened: {error}")
+        return
+    found.facts |= {"type": str(numbers.dtype), "shape": list(numbers.shape)}
+    if numbers.size and numbers.dtype.kind in "iu":
+        found.facts |= {"least": int(numbers.min()), "largest": int(numbers.max())}
+    if is_made(path.parent) and path.name.count(".") == 1:
+        found.what = f"the {path.stem} ids of shards"
+    found.next = [f"groundup inspect {path.parent}"] if is_made(path.parent) else []
+
+
+def _parquet(found: Findings, progress: Progress) -> None:
+    path = found.path
+    found.what = "a parquet file"
+    _beside(found)
+    try:
+        with pq.ParquetFile(path) as file:
+            found.facts |= {"rows": file.metadata.num_rows, "columns": file.schema_arrow.names}
+    except (OSError, pa.ArrowException) as error:
+        found.damage.append(f"{path} is damaged: {error}")
+        return
+    if "text" not in found.facts["columns"]:
+        return
+    found.what = "a parquet file of documents"
+    columns = [name for name in ("text", "source", "reason") if name in found.facts["columns"]]
+    try:
+        first = next((row for batch in read_batches(path, columns) for row in batch.to_pylist()), None)
+        done = 0
+        for batch in read_batches(path, ["text"]):  # every page against its checksum
+            done += batch.num_rows
+            progress(done, found.facts["rows"], path.name)
+        found.facts["pages"] = "every checksum holds"
+    except DataError as error:
+        found.damage.append(str(error))
+        return
+    if first:
+        begins = {name: first[name] for name in columns[1:] if first[name]}
+        found.facts["first_document"] = {**begins, "text": " ".join(first["text"][:200].split())}
+
+
+def _metrics(found: Findings, progress: Progress) -> None:
+    found.what = "the metrics of a training run, a line of JSON for each measurement"
+    lines = read_lines(found.path)
+    found.facts["lines"] = len(lines)
+    for name in ("step", "tokens", "loss", "validation_bits_per_byte", "learning_rate", "seconds", "sample"):
+        values = [line[name] for line in lines if name in line]
+        if values:
+            found.facts[f"last_{name}"] = values[-1]
+
+
+# --- facts that several of them share ---
+
+
+def _of_recipe(recipe: Recipe) -> dict[str, Any]:
+    tokenizer = recipe.tokenizer
+    tokens = recipe.pretrain.steps * recipe.pretrain.batch_tokens
+    taken = (
+        f"taken from {tokenizer.path}" if isinstance(tokenizer, Existing) else f"learned, {tokenizer.vocab_size:,} ids"
+    )
+    return {
+        "name": recipe.name,
+        "tokenizer": taken,
+        **_of_config(recipe.model),
+        "training": f"{recipe.pretrain.steps:,} steps of {recipe.pretrain.batch_tokens:,} tokens: {tokens:,}",
+    }
+
+
+def _of_config(config: ModelConfig) -> dict[str, Any]:
+    names = ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
+    sizes = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    parts = ("position", "norm", "attention", "feedforward", "block", "head")
+    return {"sizes": sizes, "blocks": ", ".join(getattr(config, part).kind for part in parts)}
+
+
+def _of_tensors(files: Iterable[Path], numbers: str = "numbers", first: int = 0) -> dict[str, Any]:
+    """Read off the headers; the tensors themselves are not read.
+
+    Args:
+        numbers: what the numbers in them are called.
+        first: how many tensors are named.
+
+    Raises:
+        DamagedError: a file that is missing or not whole.
+    """
+    shapes: dict[str, list[int]] = {}
+    types: Counter[str] = Counter()
+    for file in files:
+        if not file.is_file():
+            raise DamagedError(f"{file.name} is missing")
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (it is no dict)
+                    part = tensors.get_slice(name)
+                    shapes[name] = part.get_shape()
+                    types[part.get_dtype()] += 1
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DamagedError(f"{file.name} is not a whole safetensors file: {error}") from None
+    facts: dict[str, Any] = {
+        "tensors": len(shapes),
+        numbers: sum(math.prod(shape) for shape in shapes.values()),
+        "types": ", ".join(f"{count} × {name}" for name, count in types.items()),
+    }
+    if first:
+        facts["first"] = {name: str(shape) for name, shape in list(shapes.items())[:first]}
+    return facts
+
+
+def _of_tokenizer(path: Path) -> dict[str, Any]:
+    tokenizer = Tokenizer.load(path)
+    sample = " ".join(token.decode("utf-8", "replace").strip() for token in tokenizer.tokens[256:] if len(token) > 3)
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "merges": len(tokenizer.merges),
+        "special": [*tokenizer.special][:3],
+        "split": tokenizer.pattern,
+        "first_longer_tokens": " ".join(sample.split()[:8]),
+    }
+
+
+def _has_tokenizer(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("tokenizer.json", *GPT2_FILES))
+
+
+def _beside(found: Findings) -> None:
+    """What the manifest above a file says of it."""
+    for directory in found.path.resolve().parents[:2]:
+        if not is_made(directory):
+            continue
+        try:
+            name = found.path.resolve().relative_to(directory).as_posix()
+            manifest = read_manifest(directory)
+        except DataError as error:
+            found.damage.append(str(error))
+            return
+        if name in manifest.files:
+            whole = manifest.files[name][1] == sha256_of_file(found.path)
+            found.facts["manifest"] = (
+                f"of kind {manifest.kind}; {'every byte as written' if whole else 'not these bytes'}"
+            )
+            found.damage += [] if whole else [f"the sha256 of {name} is not the one that was written"]
+            return
+
+
+def _is_run(path: Path) -> bool:
+    begun = (path / "lock").is_file() or any(is_made(path / stage.directory) for stage in STAGES)
+    return begun and not is_made(path)
+
+
+def _is_pickle(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        begins = stream.read(2)
+    zipped = begins == b"PK" and zipfile.is_zipfile(path)  # torch.save packs its pickle so
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    return path.suffix in PICKLES or (begins[:1] == b"\x80" and begins[1:] in b"\x02\x03\x04\x05")
+
+
+def _is_metrics(path: Path) -> bool:
+    if path.suffix != ".jsonl":
+        return False
+    with open(path, "rb") as stream:
+        return b'"step"' in stream.readline(1 << 16)
+
+
+def _named(*names: str) -> Callable[[Path], bool]:
+    return lambda path: path.name in names
+
+
+def _ends(suffix: str) -> Callable[[Path], bool]:
+    return lambda path: path.suffix == suffix
+
+
+def _folder_of(found: Findings, progress: Progress) -> None:
+    whole = inspect(found.path.parent, progress)
+    found.what, found.facts, found.damage, found.next = whole.what, whole.facts, whole.damage, whole.next
+    found.path = whole.path
+
+
+KINDS: dict[str, tuple[str, Callable[[Path, Manifest], dict[str, Any]] | None, tuple[str, ...]]] = {
+    "corpus": ("a corpus: clean documents", _corpus, ("{build}",)),
+    "tokenizer": ("a tokenizer", _tokenizer, ('in a recipe: tokenizer = {{ kind = "existing", path = "{path}" }}',)),
+    "shards": ("shards: documents as one stream of token ids", _shards, ("{build}",)),
+    "model": ("a model", _model, ('groundup generate {path} "Once upon a time"', "groundup eval {path} FILE")),
+    "evals": ("an evaluation on the test documents", _evals, ("groundup report {run}",)),
+    "checkpoint": ("a checkpoint, from which training goes on", _checkpoint, ("{build}",)),
+}
+"""Kind of artifact → what it is, its facts, what can be done with it."""
+
+GPT2_FILES = ("encoder.json", "vocab.bpe", "vocab.json", "merges.txt", "encoder.json.gz", "vocab.bpe.gz")
+Describe = Callable[[Findings, Progress], None]
+
+FOLDERS: tuple[tuple[Callable[[Path], bool], Describe], ...] = (
+    (lambda path: path.name.endswith(".partial"), _partial),
+    (_is_run, _run),
+    (is_made, _artifact),
+    (lambda path: bool(_steps(path)), _checkpoints),
+    (lambda path: (path / "config.json").is_file(), _hugging_face),
+    (_has_tokenizer, _tokenizer_alone),
+)
+FILES: tuple[tuple[Callable[[Path], bool], Describe], ...] = (
+    (_named("manifest.json", "config.json", "state.json"), _folder_of),
+    (_named("tokenizer.json", *GPT2_FILES), _tokenizer_alone),
+    (llama2c.is_model, _llama2c),
+    (_is_pickle, _pickle),
+    (_ends(".safetensors"), _safetensors),
+    (_ends(".npy"), _numbers),
+    (_ends(".parquet"), _parquet),
+    (_ends(".toml"), _recipe),
+    (_is_metrics, _metrics),
+)
+"""The first that recognises a path describes it."""
