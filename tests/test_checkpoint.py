@@ -103,6 +103,20 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, llama: ModelCo
     assert "does not fit this model" in why[0]
 
 
+def test_a_checkpoint_of_a_run_with_another_tokenizer_is_refused_with_both_digests(
+    tmp_path: Path, llama: ModelConfig
+) -> None:
+    masters, optimizer = trained(llama)
+    settings = {"pretrain": {"seed": 1}}
+    checkpoint.save(tmp_path, masters.copies, optimizer, {"step": 1}, settings, {"tokenizer": "9f3c1111aa"}, keep=2)
+    for other, inputs, why in (
+        (settings, {"tokenizer": "41d02222bb"}, "tokenizer 9f3c1111…, this run has 41d02222…"),
+        ({"pretrain": {"seed": 2}}, {"tokenizer": "9f3c1111aa"}, "another pretrain.seed"),
+    ):
+        with pytest.raises(DataError, match=f"none of the 1 .* was written by a run with {why}"):
+            checkpoint.load_newest(tmp_path, masters.copies, optimizer, other, inputs, lambda path, reason: None)
+
+
 def test_a_checkpoint_holds_no_pickle(tmp_path: Path, llama: ModelConfig) -> None:
     save_three(tmp_path, llama)
     for path in tmp_path.rglob("*"):

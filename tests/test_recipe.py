@@ -4,18 +4,20 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import groundup
 from groundup.batch import Batch
-from groundup.errors import DataError, DivergedError, SettingsError
+from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
 from groundup.files import read_manifest
 from groundup.model.settings import ModelConfig
 from groundup.pretrain import run as pretrain_run
+from groundup.pretrain.run import check_fits
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
-from groundup.recipe import Built, Recipe, build
+from groundup.recipe import Built, Recipe, _places, build
 
 DIRECTORIES = {"corpus": "corpus", "tokenizer": "tokenizer", "pack": "shards", "pretrain": "model", "eval": "evals"}
 
@@ -228,6 +230,32 @@ def test_one_flipped_bit_anywhere_is_refused_by_digest(home: Path, directory: st
     with pytest.raises(DataError, match=r"manifest.json is damaged.*--replace"):
         quietly()
     assert what(quietly(replace=True))[{v: k for k, v in DIRECTORIES.items()}[directory]] == "made"
+
+
+def test_another_tokenizer_is_refused_before_the_first_batch(home: Path) -> None:
+    run = quietly(only="corpus").run
+    quietly(only="tokenizer")
+    quietly(only="pack")
+    packed = read_manifest(run / "tokenizer").digest
+    manifest = json.loads((run / "tokenizer" / "manifest.json").read_text())
+    manifest["statistics"]["split"] = "another"
+    (run / "tokenizer" / "manifest.json").write_text(json.dumps(manifest))
+    stands = read_manifest(run / "tokenizer").digest
+    with pytest.raises(SettingsError, match=f"pack .* tokenizer was {packed[:8]}…, is {stands[:8]}…"):
+        quietly()
+    with pytest.raises(SettingsError, match=f"packed with tokenizer {packed[:8]}…, .* has {stands[:8]}…"):
+        check_fits(Recipe.load(home / "tiny.toml").model, _places(run), [])
+
+
+def test_ids_beyond_the_vocabulary_are_refused_before_the_first_batch(home: Path) -> None:
+    run = quietly(only="corpus").run
+    quietly(only="tokenizer")
+    quietly(only="pack")
+    ids = np.load(run / "shards" / "validation.npy")
+    ids[7] = 320
+    np.save(run / "shards" / "validation.npy", ids)
+    with pytest.raises(DamagedError, match=r"validation\.npy holds id 320 at place 7; the vocabulary has 320 ids"):
+        check_fits(Recipe.load(home / "tiny.toml").model, _places(run), [])
 
 
 def test_a_tokenizer_from_elsewhere_is_refused(home: Path) -> None:

@@ -97,7 +97,7 @@ def load_newest(
     for partial in checkpoints.glob(".step-*"):
         shutil.rmtree(partial)  # left by a process that was killed while it saved
     candidates = found(checkpoints)
-    useless = []
+    useless, newest = [], ""
     for directory in reversed(candidates):
         try:
             manifest = verify(directory, "checkpoint")
@@ -106,6 +106,7 @@ def load_newest(
             state = _load(directory, weights, optimizer)
         except DataError as error:
             refused(directory, str(error))
+            newest = newest or str(error)
             useless.append(directory)
             continue
         for other in useless:
@@ -113,8 +114,8 @@ def load_newest(
         return state
     if candidates:
         raise DataError(
-            f"none of the {len(candidates)} checkpoints in {checkpoints} can be used; remove that folder to begin this "
-            "training anew"
+            f"none of the {len(candidates)} checkpoints in {checkpoints} can be used ({newest}); remove that folder to "
+            "begin this training anew"
         )
     return None
 
@@ -122,10 +123,10 @@ def load_newest(
 def _what_differs(manifest: Manifest, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Of an input both digests, so that a wrong tokenizer is seen to be one."""
     changed = [name for name in {**manifest.inputs, **inputs} if manifest.inputs.get(name) != inputs.get(name)]
-    told = [
-        f"{name} {manifest.inputs.get(name, 'none')[:8]}, this run has {inputs.get(name, 'none')[:8]}"
-        for name in changed
-    ]
+    told = []
+    for name in changed:
+        wrote, has = (digests.get(name, "nothing")[:8] for digests in (manifest.inputs, inputs))
+        told.append(f"{name} {wrote}…, this run has {has}…")
     if manifest.settings != settings:
         told += [f"another {name}" for name in differences(dict(manifest.settings), dict(settings))]
     return "; ".join(told)
