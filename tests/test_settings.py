@@ -183,6 +183,13 @@ def test_a_poisoned_recipe_is_answered_with_its_key_and_line(tmp_path: Path, wha
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"], "nothing was executed"
 
 
+def test_a_recipe_of_nothing_but_mistakes_is_answered_quickly_and_shortly(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(BASE + "".join(f"key{number} = {number}\n" for number in range(10_000)))
+    with pytest.raises(SettingsError, match=r"line 8: unknown setting tokenizer\.key0") as caught:
+        Recipe.load(tmp_path / "recipe.toml")
+    assert str(caught.value).endswith("\n  and 9,980 more")
+
+
 def test_a_huge_recipe_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     with open(tmp_path / "recipe.toml", "wb") as stream:
         stream.truncate(100_000_000)

@@ -26,6 +26,7 @@ from groundup.toml_lines import given_twice, line_of
 Table = dict[str, Any]
 MAX_FILE_BYTES = 1 << 18
 """A recipe is a few kilobytes; a larger file is something else, and is not parsed."""
+MAX_COMPLAINTS = 20
 MAX_DEPTH = 32
 """Tables and arrays inside each other; the deepest recipe has five."""
 
@@ -74,8 +75,7 @@ class Settings(BaseModel):
             # Through JSON, because strict validation then still takes a TOML array for a tuple and a string for a Path.
             return cls.model_validate_json(json.dumps(_with_default_kinds(cls, table), default=str))
         except ValidationError as error:
-            lines = "\n".join(f"  {line}" for line in explain(cls, error, origin))
-            raise SettingsError(f"{origin}:\n{lines}") from None
+            raise SettingsError("\n  ".join([f"{origin}:", *explain(cls, error, origin)])) from None
 
     @classmethod
     def load(cls, file: Path, overrides: Iterable[str] = ()) -> Self:
@@ -308,8 +308,10 @@ def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
 
 
 def explain(cls: type[BaseModel], error: ValidationError, origin: Origin = Origin("settings")) -> list[str]:
-    """Pydantic's complaints about a `cls` as sentences, each beginning with its place in `origin`."""
-    return [_explain(cls, detail, origin) for detail in error.errors()]
+    """Pydantic's complaints about a `cls` as sentences, each beginning with its place in `origin`; the first of many."""
+    details = error.errors()
+    more = [f"and {len(details) - MAX_COMPLAINTS:,} more"] if len(details) > MAX_COMPLAINTS else []
+    return [_explain(cls, detail, origin) for detail in details[:MAX_COMPLAINTS]] + more
 
 
 def _explain(cls: type[BaseModel], detail: ErrorDetails, origin: Origin) -> str:

@@ -1,5 +1,6 @@
 """On which line of a TOML file each key stands: tomllib, which reads the values, does not tell."""
 
+import functools
 import re
 import tomllib
 from collections import Counter
@@ -32,7 +33,7 @@ def line_of(text: str, path: Path) -> int | None:
     >>> line_of("a = 1\\n[b]\\nc.d = [\\n  {e = 2},\\n]", ("b", "c", "d", 0, "e"))
     4
     """
-    marks = list(scan(text))
+    marks = scan(text)
     while path:
         inside = [mark for mark in marks if mark.path[: len(path)] == path]
         if inside:
@@ -55,6 +56,7 @@ def given_twice(text: str) -> tuple[Mark, Mark] | None:
     return None
 
 
+@functools.lru_cache(maxsize=1)  # asked for once a mistake
 def scan(text: str) -> list[Mark]:
     """Every key, table and array element in the order they stand, as far as this is TOML."""
     scanner = _Scanner(text)
