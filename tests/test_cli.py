@@ -156,6 +156,10 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["build", "tiny.toml", "corpus.sources=['${HOME}/x']", "--run", "x7"], 3, "filled in from the environment"),
     (["generate", "tiny.toml"], 2, "tiny.toml is a recipe; name what `groundup build tiny.toml` makes of it"),
     (["generate", "tiny"], 3, "no model at tiny; did you mean runs/tiny?"),
+    (["eval", "runs/tinny"], 3, "no run or model at runs/tinny; did you mean runs/tiny?"),
+    (["inspect", "tiny.tml"], 3, "no file or folder at tiny.tml; did you mean tiny.toml?"),
+    (["inspect", "weights.pt"], 0, "a pickle, which can run any program"),
+    (["inspect", "damaged"], 3, "damaged is not whole:\n  evals: test.json has 2 bytes"),
     (["eval", "runs/tiny", "evals.batch_rows=3"], 2, "evals.batch_rows=3 changes a setting, which only a recipe has"),
     (["build", "tiny.toml", "a\x1b[31m=1"], 2, r"unknown setting a\x1b[31m"),
 ]

@@ -54,7 +54,7 @@ def test_every_artifact_of_a_run_says_what_made_it_and_from_what(run: Path) -> N
     for name, what in {
         "corpus": "a corpus",
         "tokenizer": "a tokenizer",
-        "shards": "shards",
+        "shards": "documents as one stream",
         "model": "a model",
         "evals": "an evaluation",
         "pretrain/checkpoints/step-00000040": "a checkpoint",
@@ -293,8 +293,15 @@ def test_what_is_not_known_is_described_with_what_is(tmp_path: Path, name: str, 
     assert answer in str(caught.value)
     with pytest.raises(DataError, match=r"a folder of 1 files \("):
         inspect(tmp_path)
-    with pytest.raises(DataError, match="nothing at"):
+    with pytest.raises(DataError, match="no file or folder at .*nowhere$"):
         inspect(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=f"; did you mean {tmp_path / name}\\?"):
+        inspect(tmp_path / f"{name}x")
+
+
+def test_a_folder_of_runs_lists_them(built: Path) -> None:
+    found = inspect(built / "runs")
+    assert (found.what, found.facts) == ("a folder of runs: 1", {"runs": {"tiny": "finished"}})
 
 
 def test_the_command_prints_plain_facts_or_json_and_imports_no_torch(built: Path) -> None:

@@ -117,7 +117,7 @@ def evaluate(
     """Measure bits per byte on the test documents, or on any file."""
     from groundup.corpus.settings import CorpusSettings
     from groundup.errors import SettingsError
-    from groundup.files import verify
+    from groundup.files import refuse_nothing, verify
     from groundup.recipe import Recipe
 
     if target.suffix == ".toml":
@@ -143,6 +143,7 @@ def evaluate(
         verify(target / "evals", "evals")
         result = json.loads((target / "evals" / "test.json").read_text())
     else:
+        refuse_nothing(target, "run or model")
         raise SettingsError(
             f"name the files to score: groundup eval {target} FILE..., or a recipe for its test documents"
         )

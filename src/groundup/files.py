@@ -6,6 +6,7 @@ canonical JSON of its manifest without `made`, so two directories with equal con
 
 import contextlib
 import dataclasses
+import difflib
 import errno
 import fcntl
 import gzip
@@ -218,6 +219,20 @@ def locate(name: str, beside: Path, what: str) -> Path:
         hint = f". Nothing in {name} is filled in from the environment: write the path out" if "$" in name else ""
         raise DataError(f"{what} {name} is missing: looked at {places}{hint}")
     raise DataError(f"{what} {name} is missing: there is no user of that name")
+
+
+def refuse_nothing(path: Path, wanted: str) -> None:
+    """
+    Raises:
+        DataError: when nothing is there, with what may have been meant.
+    """
+    if path.exists():
+        return
+    there = [*path.parent.glob("*"), *Path("runs").glob("*")]
+    run = Path("runs") / path
+    near = difflib.get_close_matches(path.name, [other.name for other in there], n=1)
+    meant = run if run.exists() else next((other for other in there if [other.name] == near), None)
+    raise DataError(f"no {wanted} at {path}" + (f"; did you mean {meant}?" if meant else ""))
 
 
 @contextlib.contextmanager

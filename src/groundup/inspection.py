@@ -31,6 +31,7 @@ from groundup.files import (
     no_progress,
     read_lines,
     read_manifest,
+    refuse_nothing,
     sha256_of_file,
 )
 from groundup.model.names import ARCHITECTURES, read_config, refusing_contradictions
@@ -74,9 +75,7 @@ def inspect(path: Path, progress: Progress = no_progress) -> Findings:
     Raises:
         DataError: nothing is there, or nothing that is known here.
     """
-    if not path.exists():
-        run = Path("runs") / path
-        raise DataError(f"nothing at {path}" + (f"; did you mean {run}?" if run.exists() else ""))
+    refuse_nothing(path, "file or folder")
     try:
         for recognises, describe in FOLDERS if path.is_dir() else FILES:
             if recognises(path):
@@ -165,6 +164,19 @@ def _words(facts: Mapping[str, Any], *names: str, short: bool = False) -> list[s
     return [
         str(facts[name])[:12] if short and name == "digest" else str(facts[name]) for name in names if name in facts
     ]
+
+
+def _runs(found: Findings, progress: Progress) -> None:
+    """The digests are not compared here, which would take long for many."""
+    runs = [path for path in sorted(found.path.iterdir()) if path.is_dir() and _is_run(path)]
+    found.what = f"a folder of runs: {len(runs):,}"
+    told = {}
+    for run in runs:
+        missing = [stage.name for stage in STAGES if not is_made(run / stage.directory)]
+        state = f"not finished, without {', '.join(missing)}" if missing else "finished"
+        told[run.name] = "at work now" if lock_note(run)[1] else state
+    found.facts["runs"] = told
+    found.next = [f"groundup inspect {runs[0]}"]
 
 
 def _artifact(found: Findings, progress: Progress) -> None:
@@ -589,9 +601,9 @@ def _folder_of(found: Findings, progress: Progress) -> None:
 
 
 KINDS: dict[str, tuple[str, Callable[[Path, Manifest], dict[str, Any]] | None, tuple[str, ...]]] = {
-    "corpus": ("a corpus: clean documents", _corpus, ("{build}",)),
+    "corpus": ("a corpus of clean documents", _corpus, ("{build}",)),
     "tokenizer": ("a tokenizer", _tokenizer, ('in a recipe: tokenizer = {{ kind = "existing", path = "{path}" }}',)),
-    "shards": ("shards: documents as one stream of token ids", _shards, ("{build}",)),
+    "shards": ("documents as one stream of token ids (shards)", _shards, ("{build}",)),
     "model": ("a model", _model, ('groundup generate {path} "Once upon a time"', "groundup eval {path} FILE")),
     "evals": ("an evaluation on the test documents", _evals, ("groundup report {run}",)),
     "checkpoint": ("a checkpoint, from which training goes on", _checkpoint, ("{build}",)),
@@ -606,6 +618,7 @@ FOLDERS: tuple[tuple[Callable[[Path], bool], Describe], ...] = (
     (_is_run, _run),
     (is_made, _artifact),
     (lambda path: bool(_steps(path)), _checkpoints),
+    (lambda path: any(_is_run(inner) for inner in path.iterdir() if inner.is_dir()), _runs),
     (lambda path: (path / "config.json").is_file(), _hugging_face),
     (_has_tokenizer, _tokenizer_alone),
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from groundup import llama2c
 from groundup.errors import DataError, SettingsError, UnsupportedError
-from groundup.files import PICKLES, check, is_made, write_json
+from groundup.files import PICKLES, check, is_made, refuse_nothing, write_json
 from groundup.model.names import ARCHITECTURES, read_config, refusing_contradictions, rename
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
@@ -81,9 +81,7 @@ def model_directory(path: Path) -> Path:
                 f"{path} is a pickle{damaged}: a pickle can run any program when it is loaded; ask for safetensors"
             )
         raise DataError(f"{path} is a file; a model is a directory with config.json and model.safetensors")
-    if not path.is_dir():
-        there = Path("runs") / path
-        raise DataError(f"no model at {path}" + (f"; did you mean {there}?" if there.is_dir() else ""))
+    refuse_nothing(path, "model")
     if (path / "model" / "config.json").is_file():
         return path / "model"
     if (path / "recipe.toml").is_file() and not (path / "config.json").is_file():

@@ -308,7 +308,7 @@ def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
 
 
 def explain(cls: type[BaseModel], error: ValidationError, origin: Origin = Origin("settings")) -> list[str]:
-    """Pydantic's complaints about a `cls` as sentences, each beginning with its place in `origin`; the first of many."""
+    """Pydantic's complaints about a `cls` as sentences, each after its place in `origin`; of very many the first."""
     details = error.errors()
     more = [f"and {len(details) - MAX_COMPLAINTS:,} more"] if len(details) > MAX_COMPLAINTS else []
     return [_explain(cls, detail, origin) for detail in details[:MAX_COMPLAINTS]] + more

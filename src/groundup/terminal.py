@@ -126,7 +126,7 @@ def print_facts(facts: Mapping[str, Any]) -> None:
         lines = [value]
         if isinstance(value, dict) and any(isinstance(inner, str) for inner in value.values()):
             lines = [f"{key}: {_told(inner)}" for key, inner in value.items()]
-        label = name.replace("_", " ")
+        label = _visible(name.replace("_", " "))
         rows += [(label if number == 0 else "", _visible(_told(line))) for number, line in enumerate(lines)]
     if rows:
         print_table(rows)
