@@ -46,6 +46,8 @@ KNOWN = (
     "model directories, .safetensors, tokenizer.json, GPT-2's encoder.json with vocab.bpe, llama2.c's .bin, .npy, "
     ".parquet, metrics.jsonl"
 )
+MISWRITTEN = (KeyError, ValueError, TypeError, AttributeError, ArithmeticError)
+"""What reading a file ends in that is well-formed but does not hold what it should."""
 
 
 @dataclass
@@ -66,8 +68,11 @@ class Findings:
             self.facts |= describe()
         except GroundupError as error:
             self.damage.append(str(error))
-        except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-            self.damage.append(f"{self.path}: {type(error).__name__} {error}")
+        except MISWRITTEN as error:
+            self.add_miswritten(error)
+
+    def add_miswritten(self, error: Exception) -> None:
+        self.damage.append(f"what is written in {self.path} is not as it should be: {error!r}")
 
 
 def inspect(path: Path, progress: Progress = no_progress) -> Findings:
@@ -80,7 +85,12 @@ def inspect(path: Path, progress: Progress = no_progress) -> Findings:
         for recognises, describe in FOLDERS if path.is_dir() else FILES:
             if recognises(path):
                 found = Findings(path, "")
-                describe(found, progress)
+                try:
+                    describe(found, progress)
+                except GroundupError:
+                    raise
+                except MISWRITTEN as error:
+                    found.add_miswritten(error)
                 return found
         raise DataError(f"{path} is {_unknown(path)}. Known here: {KNOWN}")
     except PermissionError as error:
@@ -123,9 +133,10 @@ def _run(found: Findings, progress: Progress) -> None:
         if stage in made:
             part = inspect(run / stage.directory, progress)
             found.damage += [f"{stage.directory}: {why}" for why in part.damage]
-            stages[stage.name] = _in_short(part)
+            stages[stage.name] = _in_short(part.facts, part.damage)
             score |= {name: part.facts[name] for name in ("parameters", "bits_per_byte") if name in part.facts}
     found.facts |= {"stages": stages, **score}
+    replace = " --replace" if found.damage else ""  # a damaged checkpoint needs none: the one before is taken
     checkpoints = run / "pretrain" / "checkpoints"
     if checkpoints.is_dir():
         newest = _newest(checkpoints)
@@ -133,15 +144,17 @@ def _run(found: Findings, progress: Progress) -> None:
         if newest:
             part = inspect(newest, progress)
             found.damage += [f"{newest.relative_to(run)}: {why}" for why in part.damage]
-            found.facts["newest_checkpoint"] = f"{newest.name}, {'damaged' if part.damage else 'whole'}"
+            found.facts["newest_checkpoint"] = f"{newest.name}, {_in_short(part.facts, part.damage)}"
     found.facts["report"] = str(run / "report.html") if (run / "report.html").is_file() else "not written yet"
-    found.add(lambda: _of_recipe(Recipe.load(run / "recipe.toml")))
-    go_on = f"groundup build {run / 'recipe.toml'} --run {run}"
-    if found.damage:
-        found.next = [f"{go_on} --replace"]
-    elif held:
+    go_on = f"groundup build {run / 'recipe.toml'} --run {run}{replace}"
+    try:
+        found.facts |= _of_recipe(Recipe.load(run / "recipe.toml"))
+    except GroundupError as error:
+        found.damage.append(f"recipe.toml, which a build writes anew: {error}")
+        go_on = f"groundup build RECIPE --run {run}{replace}"
+    if held:
         found.next = ["wait for it to end"]
-    elif missing:
+    elif missing or found.damage:
         found.next = [go_on]
     else:
         found.next = [
@@ -151,19 +164,16 @@ def _run(found: Findings, progress: Progress) -> None:
         ]
 
 
-def _in_short(part: Findings) -> str:
-    facts = part.facts
-    state = "damaged" if part.damage else "whole"
-    stale = [text for text in facts.get("inputs", {}).values() if "another" in str(text)]
-    return ", ".join(
-        [state, *(["made from what is no longer there"] if stale else []), *_words(facts, "made", "digest", short=True)]
-    )
-
-
-def _words(facts: Mapping[str, Any], *names: str, short: bool = False) -> list[str]:
-    return [
-        str(facts[name])[:12] if short and name == "digest" else str(facts[name]) for name in names if name in facts
+def _in_short(facts: Mapping[str, Any], damage: list[str]) -> str:
+    stale = any("another" in text for text in facts.get("inputs", {}).values())
+    parts = [
+        "damaged" if damage else "whole",
+        "made from what is no longer there" if stale else "",
+        f"step {facts['step']}" if "step" in facts else "",
+        facts.get("made", ""),
+        facts.get("digest", "")[:12],
     ]
+    return ", ".join(part for part in parts if part)
 
 
 def _runs(found: Findings, progress: Progress) -> None:
@@ -299,7 +309,7 @@ def _checkpoints(found: Findings, progress: Progress) -> None:
     for step in steps:
         part = inspect(step, progress)
         found.damage += [f"{step.name}: {why}" for why in part.damage]
-        told[step.name] = ", ".join([*_words(part.facts, "step", "made"), "damaged" if part.damage else "whole"])
+        told[step.name] = _in_short(part.facts, part.damage)
     found.facts["checkpoints"] = told
     refused = sorted(other.name for other in found.path.glob("*.refused"))
     if refused:
