@@ -220,7 +220,9 @@ class Tokenizer:
             raise
         except KeyError as error:
             raise DataError(f"{path} is not a tokenizer that can be read here: it has no {error}") from None
-        except (ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        except (TypeError, IndexError, AttributeError) as error:
+            raise DataError(f"{path} is JSON, but not laid out as a tokenizer is: {error}") from None
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not a tokenizer that can be read here: {error}") from None
 
     @classmethod
