@@ -57,6 +57,18 @@ def test_published_sizes_have_their_published_parameters(name: str) -> None:
         assert count(preset.model).total_parameters == preset.parameters
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_closed_forms_equal_what_is_counted_of_published_sizes(name: str) -> None:
+    model = PRESETS[name].model
+    assert model.parameters == count(model).total_parameters
+    assert model.training_flops_per_token == count(model).training_flops_per_token
+
+
+def test_closed_forms_equal_what_is_counted_of_every_kind_of_block(shape: ModelConfig) -> None:
+    assert shape.parameters == count(shape).total_parameters
+    assert shape.training_flops_per_token == count(shape).training_flops_per_token
+
+
 # Brown et al. 2020: as printed in table 2.1, and in millions in table D.1
 GPT3 = {
     "125m": (125e6, 125),
