@@ -12,7 +12,10 @@ import typer
 from groundup import terminal
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from groundup.files import Manifest
+    from groundup.propose import Proposal
     from groundup.recipe import Built
 
 app = typer.Typer(
@@ -47,6 +50,87 @@ Run = Annotated[Path | None, typer.Option("--run", help="The run directory; runs
 Replace = Annotated[
     bool, typer.Option("--replace", help="Make stages again that no longer fit the recipe, instead of stopping.")
 ]
+
+
+@app.command(
+    epilog=_example(
+        "groundup new my-model --from ./my-texts",
+        "groundup new my-model --from book.txt --from letters.jsonl --minutes 60",
+        "groundup new my-gpt2 --from ./my-texts --preset gpt2",
+    )
+)
+def new(
+    name: Annotated[str, typer.Argument(help="What the model is called; the recipe becomes NAME.toml.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="A file or folder of .txt, .md or .jsonl (also .gz, .zst, .xz); may be repeated."),
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="What the whole build may take; 10 if nothing is said.")] = None,
+    size: Annotated[str | None, typer.Option(help="About how many parameters, such as 30M.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A published model's blocks and sizes, such as gpt2.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found and planned as JSON.")] = False,
+) -> None:
+    """Look at your texts and this machine, and write a recipe sized to both.
+
+    Nothing is trained yet: read the recipe, change it, then build it.
+    """
+    from groundup.corpus.survey import survey
+    from groundup.errors import SettingsError
+    from groundup.files import write_text
+    from groundup.plan.hardware import this_machine
+    from groundup.propose import parameters_in, propose, to_toml
+
+    name = name.removesuffix(".toml")
+    target = Path(f"{name}.toml")
+    if not sources:
+        raise SettingsError(f"name the texts to learn from: {terminal.own_name()} new {name} --from FILE_OR_FOLDER")
+    if target.exists():
+        raise SettingsError(f"{target} exists and is left as it is: choose another name, or move it away")
+    wanted = None if size is None else parameters_in(size)
+    sampled = survey(tuple(sources), Path())
+    proposal = propose(name, sampled, this_machine(), minutes=minutes, size=wanted, preset=preset)
+    write_text(target, to_toml(proposal, terminal.typed()))
+    if as_json:
+        print(json.dumps({"recipe": str(target), **proposal.table()}))
+    else:
+        _show_proposal(proposal, target)
+
+
+def _show_proposal(proposal: "Proposal", target: Path) -> None:
+    from groundup.corpus.sources import readable
+    from groundup.propose import told_duration
+
+    sampled, model, machine = proposal.sampled, proposal.model, proposal.machine
+    about = "" if sampled.is_whole else "about "
+    rows = [
+        ("texts", f"{_counted(sampled.files)}: {about}{sampled.documents:,} documents, {sampled.bytes / 1e6:,.2f} MB"),
+        ("letters", ", ".join(f"{share:.1%} {script}" for script, share in list(sampled.scripts.items())[:6])),
+    ]
+    if sampled.left_out:
+        rows.append(("left out", f"{_counted(sampled.left_out)}: read are {readable()}"))
+    if sampled.dropped:
+        looked = "" if sampled.is_whole else f" of {sampled.read:,} looked at"
+        told = ", ".join(f"{number:,} × {reason}" for reason, number in sampled.dropped.most_common(6))
+        rows.append(("dropped", f"{sum(sampled.dropped.values()):,} documents{looked}: {told}"))
+    often = f"{proposal.passes:.1f} times" if proposal.passes >= 1 else f"{proposal.passes:.0%} of them"
+    rows += [
+        ("tokens", f"about {proposal.unique_tokens:,.0f} to train on, of {proposal.bytes_per_token:.1f} bytes each"),
+        ("machine", machine.name + ("" if machine.is_measured else " (its speed looked up, not measured)")),
+        ("model", f"{model.parameters:,} parameters, vocabulary {model.vocab_size:,}, {model.d_model} wide, "
+         f"{model.n_layers} layers, context {model.context_length}"),
+        ("training", f"{proposal.tokens:,} tokens: the texts {often}"),
+        ("time", told_duration(proposal.seconds) + (
+            ". More would only teach it your texts by heart: more text is what it needs" if proposal.ends_early else ""
+        )),
+    ]  # fmt: skip
+    terminal.print_table(rows)
+    print(f"\nWrote {target}. Next:")
+    print(f"  {terminal.own_name()} build {target}")
+    print(f"  {terminal.own_name()} chat {Path('runs') / proposal.recipe.name}")
+
+
+def _counted(kinds: "Counter[str]") -> str:
+    return ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common(8))
 
 
 @app.command(

@@ -196,12 +196,12 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:
     context = detail.get("ctx", {})
     match detail["type"]:
         case "extra_forbidden":
-            return f"unknown setting {dotted}; {_nearest(path[-1], known)}"
+            return f"unknown setting {dotted}; {nearest(path[-1], known)}"
         case "missing":
             return f"{dotted} is not set and has no default"
         case "union_tag_invalid":
             kinds = [kind.strip("' ") for kind in context["expected_tags"].split(",")]
-            return f"{dotted}.kind is {context['tag']!r}; {_nearest(context['tag'], kinds)}"
+            return f"{dotted}.kind is {context['tag']!r}; {nearest(context['tag'], kinds)}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{dotted} is {detail['input']!r}; it should be a table, such as {dotted}.kind=..."
         case "value_error":
@@ -212,7 +212,7 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:
             return f"{dotted or 'the file'} is {detail['input']!r}; {message}"
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]}?"
