@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from collections import Counter
 
     from groundup.files import Manifest
+    from groundup.generation.settings import Sampling
+    from groundup.model.transformer import Transformer
     from groundup.propose import Proposal
     from groundup.recipe import Built
+    from groundup.tokenizer.tokenizer import Tokenizer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -233,52 +236,122 @@ def evaluate(
     print(f"{result['documents']:,} documents, {result['tokens']:,} tokens, {result['bytes']:,} bytes")
 
 
+Model = Annotated[Path, typer.Argument(help="A run or a model directory.", show_default=False)]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to write.")]
+Temperature = Annotated[float | None, typer.Option(help="Scores are divided by this; 0 takes the best.")]
+TopK = Annotated[int | None, typer.Option(help="Only among the k best tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Only among the best whose probabilities add up to p.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+Stop = Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be repeated.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; the best present if not given.")]
+
+
 @app.command(
     epilog=_example(
         'groundup generate runs/storybook "Once upon a time"',
         'echo "The king said" | groundup generate runs/storybook - --temperature 0.5',
+        'groundup generate runs/storybook "The king" --samples 3 --probabilities --max-tokens 20',
     )
 )
 def generate(
-    model: Annotated[Path, typer.Argument(help="A run or a model directory.", show_default=False)],
+    model: Model,
     prompt: Annotated[str, typer.Argument(help="What to continue; - reads it from standard input.")] = "",
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Scores are divided by this; 0 takes the best.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only among the k best tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only among the best whose probabilities add up to p.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be repeated.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; the best present if not given.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many texts, each with the next seed.")] = 1,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Each token with its probability and what else it might have been.")
+    ] = False,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each text.")] = False,
 ) -> None:
     """Let a model continue a text."""
-    from groundup.errors import DataError
-    from groundup.generation.settings import Sampling
-    from groundup.generation.text import stream
-    from groundup.pretrained import load, model_directory
+    from groundup.generation.text import Probabilities, stream
 
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this quietly, as any other filter
-    options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "stop": stop,
-    }
+    given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    loaded, tokenizer, sampling = _ready_to_write(model, device, {**given, "stop": stop}, "generate")
+    raw = sys.stdin.buffer.read().rstrip(b"\n") if prompt == "-" else os.fsencode(prompt)
+    prompt = raw.decode("utf-8", "replace")
+    for number in range(samples):
+        each = sampling.model_copy(update={"seed": sampling.seed + number})
+        look = Probabilities(tokenizer) if probabilities else None
+        parts = stream(loaded, tokenizer, prompt, each, look)
+        if as_json:
+            told = {"prompt": prompt, "text": "".join(parts), "seed": each.seed}
+            print(json.dumps(told | ({"tokens": look.chosen} if look else {}), ensure_ascii=False), flush=True)
+            continue
+        if samples > 1:
+            print(f"{'' if number == 0 else chr(10)}[seed {each.seed}]")
+        print(prompt, end="", flush=True)
+        for part in parts:
+            print(part, end="", flush=True)
+        print()
+        if look:
+            _show_probabilities(look.chosen)
+
+
+def _ready_to_write(
+    model: Path, device: str | None, options: dict[str, Any], origin: str
+) -> "tuple[Transformer, Tokenizer, Sampling]":
+    """A model, its tokenizer, and how to sample: the options given, else what the model's own file says."""
+    from groundup.errors import DataError
+    from groundup.generation.settings import Sampling
+    from groundup.pretrained import load, model_directory
+
     loaded, tokenizer = load(model, device=device)
     if tokenizer is None:
         raise DataError(f"{model} has no tokenizer: put its tokenizer.json beside config.json")
     defaults = model_directory(model) / "generation.json"
     table = json.loads(defaults.read_text()) if defaults.is_file() else {}
     given = {name: value for name, value in options.items() if value is not None}
-    sampling = Sampling.from_table({**table, **given}, "generate")
-    raw = sys.stdin.buffer.read().rstrip(b"\n") if prompt == "-" else os.fsencode(prompt)
-    prompt = raw.decode("utf-8", "replace")
-    print(prompt, end="", flush=True)
-    for part in stream(loaded, tokenizer, prompt, sampling):
-        print(part, end="", flush=True)
+    return loaded, tokenizer, Sampling.from_table({**table, **given}, origin)
+
+
+def _show_probabilities(chosen: list[dict[str, Any]]) -> None:
     print()
+    terminal.print_table(
+        [
+            (
+                f"{token['probability']:6.1%}",
+                json.dumps(token["text"], ensure_ascii=False),
+                "  ".join(f"{json.dumps(text, ensure_ascii=False)} {p:.1%}" for text, p in token["instead"].items()),
+            )
+            for token in chosen
+        ]
+    )
+
+
+@app.command(epilog=_example("groundup chat runs/storybook", "groundup chat runs/storybook --temperature 0.5 --seed 7"))
+def chat(
+    model: Model,
+    max_tokens: MaxTokens = 60,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    device: Device = None,
+) -> None:
+    """Converse with a model in the terminal. One that was only pretrained writes on at your text."""
+    from groundup.chat import Conversation, talk, typed_lines
+    from groundup.pretrained import model_directory
+    from groundup.tokenizer.chat import layout_of
+
+    given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    layout_of(model_directory(model))
+    loaded, tokenizer, sampling = _ready_to_write(model, device, {**given, "stop": stop}, "chat")
+    if sys.stdin.isatty():
+        print(
+            f"{model} is a base model: it was not taught to answer, it only continues text. Begin one, and write it "
+            "together.\n/help lists what else can be done; /quit ends."
+        )
+    talk(Conversation(loaded, tokenizer, sampling), typed_lines())
 
 
 @app.command(epilog=_example("groundup report runs/storybook", "groundup report recipes/storybook.toml"))
@@ -342,9 +415,10 @@ def _show(built: "Built", whole: bool) -> None:
     command = terminal.own_name()
     print("Try next:")
     prompt = next((sample["prompt"] for sample in samples if sample["prompt"]), "")
+    print(f"  {command} chat {built.run}")
     print(f"  {command} generate {built.run} {json.dumps(prompt, ensure_ascii=False)} --seed 7")
     print(f"  open {built.run / 'report.html'} in a browser")
-    print(f"  {command} build my-recipe.toml          (a copy of a recipe, with sources naming a folder of your own)")
+    print(f"  {command} new my-model --from FOLDER        (a recipe for texts of your own)")
 
 
 def _in_and_out(stage: str, manifests: dict[str, "Manifest"], run: Path) -> tuple[str, str]:

@@ -317,7 +317,7 @@ def _too_large(model: ModelConfig, machine: Machine) -> str:
         f"a model of {model.parameters / 1e6:,.0f} million parameters takes about "
         f"{model.parameters * BYTES_PER_PARAMETER / 1e9:,.0f} GB in training ({BYTES_PER_PARAMETER} bytes for each); "
         f"this machine has {machine.memory_bytes / 1e9:,.0f} GB, and {SHARE_OF_MEMORY:.0%} of that are planned for it. "
-        f"The largest that fits has about {machine.memory_bytes * SHARE_OF_MEMORY / BYTES_PER_PARAMETER / 1e6:,.0f} million"
+        f"The largest that fits has {machine.memory_bytes * SHARE_OF_MEMORY / BYTES_PER_PARAMETER / 1e6:,.0f} million"
     )
 
 

@@ -57,7 +57,7 @@ class CorpusSettings(Settings):
 
     sources: tuple[str, ...]
     """Files and folders of .txt, .md and .jsonl, also .gz, .zst, .xz; relative to the recipe, else to where you are.
-    `groundup:storybook` is the collection of tales inside the package."""
+    `groundup:storybook` (tales) and `groundup:shakespeare` (plays) are inside the package."""
     text_field: str = Field(default="text", min_length=1)
     """The field of a .jsonl line that holds the text."""
     encoding: str = "utf-8"

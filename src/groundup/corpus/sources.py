@@ -15,7 +15,7 @@ from groundup.corpus.settings import CorpusSettings
 from groundup.errors import DataError
 from groundup.files import OPENERS, reading
 
-PACKAGED = {"groundup:storybook": "storybook.jsonl.gz"}
+PACKAGED = {"groundup:storybook": "storybook.jsonl.gz", "groundup:shakespeare": "shakespeare.txt.gz"}
 MAX_LINE_BYTES = 256_000_000
 """A longer .jsonl line is dropped unread: parsing it would take several times this much memory."""
 
