@@ -22,7 +22,7 @@ from groundup.plan import laws
 from groundup.plan.hardware import Machine
 from groundup.recipe import Recipe
 from groundup.settings import nearest
-from groundup.tokenizer.settings import MULTIPLE, SMALLEST
+from groundup.tokenizer.settings import SMALLEST
 from groundup.tokenizer.tokenizer import Tokenizer
 
 LADDER = (
@@ -32,8 +32,11 @@ LADDER = (
 """d_model and n_layers to choose from: 16 to 128 channels for each layer, a range in which shape hardly matters (Kaplan
 et al. 2020, arXiv:2001.08361, figure 5); a head for each 64 channels."""
 LONGEST_CONTEXT_ON_CPU = 256
-LEAST_BYTES_PER_ID = 200
-"""Of text: an id that is met less often hardly learns its vector."""
+VOCABULARY = (2048, 200_000, 0.25)
+"""So many ids suited so many bytes of text; for more text they grow with this power of it. Measured at 0.2 and 4.4 MB
+(docs/log.md); carried on to GPT-2's 40 GB it gives 43,000, where it had 50,257."""
+PARAMETERS_PER_TOKEN = 20
+"""At most so many for each different token of the texts: larger models were worse (docs/log.md)."""
 BYTES_PER_PARAMETER = 18
 """bfloat16 weights, float32 masters and gradients, AdamW's two moments, as `model/count.py` counts them."""
 SHARE_OF_MEMORY = 0.6
@@ -43,6 +46,8 @@ SHARE_OF_TIME = 0.8
 MINUTES = 10.0
 TRIAL_BYTES = 1_000_000
 """Of text, on which a vocabulary is learned to see how much it shortens; half as much is then encoded with it."""
+LARGEST_TRIAL = 16_384
+"""Ids that can be learned on so little text."""
 LOOKS = 10
 """How often validation is measured."""
 
@@ -112,8 +117,8 @@ class _Candidate:
     """A size with its vocabulary, and how long it would be trained."""
 
     model: ModelConfig
-    bytes_per_token: float
     unique: float
+    """Different tokens in the training documents."""
     tokens: float
     ends_early: bool
     tokens_per_second: float
@@ -125,9 +130,7 @@ class _Candidate:
 
     @property
     def expected_loss(self) -> float:
-        """Comparable over vocabularies: all counted as if a token were four bytes."""
-        in_fours = self.bytes_per_token / 4
-        return laws.loss(self.model.parameters, self.tokens * in_fours, self.unique * in_fours)
+        return laws.loss(self.model.parameters, self.tokens, self.unique)
 
 
 def parameters_in(size: str) -> float:
@@ -180,18 +183,21 @@ def propose(
         minutes = MINUTES
     seconds = None if minutes is None else max(minutes * 60 * SHARE_OF_TIME - texts.preparing_seconds, minutes * 20)
     context = _context_length(texts, machine, published)
-    candidates = [_candidate(shape, texts, machine, seconds) for shape in _shapes(size, published, context)]
+    candidates = [
+        _candidate(shape, texts, machine, seconds) for shape in _shapes(size, published, texts.vocab_size, context)
+    ]
     held = [each for each in candidates if _fits(each.model, machine)]
     if not held:
         raise ResourceError(_too_large(candidates[0].model, machine))
-    chosen = min(held, key=lambda each: each.expected_loss)
+    suited = [each for each in held if each.model.parameters <= PARAMETERS_PER_TOKEN * each.unique]
+    chosen = min(suited or held[:1], key=lambda each: each.expected_loss)
     tables = _tables(name, chosen, texts, machine, published)
     recipe = Recipe.from_table(tables, "new")
     steps_seconds = recipe.pretrain.steps * recipe.pretrain.batch_tokens / chosen.tokens_per_second
     looking = LOOKS * recipe.pretrain.validation_tokens / 3  # forward alone is a third of a training step
     scoring = chosen.unique * sampled.corpus.test_share
     return Proposal(
-        recipe, tables, sampled, machine, chosen.model, chosen.unique, chosen.bytes_per_token, texts.preparing_seconds,
+        recipe, tables, sampled, machine, chosen.model, chosen.unique, texts.bytes_per_token, texts.preparing_seconds,
         steps_seconds + (looking + scoring) / chosen.tokens_per_second, chosen.ends_early,
     )  # fmt: skip
 
@@ -211,25 +217,21 @@ class _Texts:
         corpus = sampled.corpus
         self.sampled = sampled
         self.train_bytes = sampled.bytes * (1 - corpus.validation_share - corpus.test_share)
-        self.largest_vocab_size = max(SMALLEST, int(self.train_bytes / LEAST_BYTES_PER_ID) // MULTIPLE * MULTIPLE)
-
-    def bytes_per_token(self, vocab_size: int) -> float:
-        """Between the two vocabularies that were tried, in proportion to the logarithm of their sizes; no more than the
-        larger one beyond it."""
-        (small, least), (large, most) = self._tried
-        place = math.log(min(vocab_size, large) / small) / math.log(large / small)
-        return least + (most - least) * place
+        ids, text, power = VOCABULARY
+        self.vocab_size = max(SMALLEST, 2 ** round(math.log2(ids * (self.train_bytes / text) ** power)))
 
     @cached_property
-    def _tried(self) -> tuple[tuple[int, float], tuple[int, float]]:
+    def bytes_per_token(self) -> float:
+        """With a vocabulary of that size, learned on a part of the sample and tried on another."""
         learned_on, encoded = _halves(self.sampled.texts)
-        small, large = 320, min(8192, max(640, self.largest_vocab_size))
-        shortened = []
-        for size in (small, large):
-            tokenizer = Tokenizer.learn(learned_on, vocab_size=size)
-            ids = sum(1 + len(tokenizer.encode(text)) for text in encoded)
-            shortened.append((size, sum(len(text.encode()) for text in encoded) / ids))
-        return shortened[0], shortened[1]
+        tokenizer = Tokenizer.learn(learned_on, vocab_size=min(self.vocab_size, LARGEST_TRIAL))
+        ids = sum(1 + len(tokenizer.encode(text)) for text in encoded)
+        return sum(len(text.encode()) for text in encoded) / ids
+
+    @property
+    def unique_tokens(self) -> float:
+        """In the training documents."""
+        return self.train_bytes / self.bytes_per_token
 
     @property
     def preparing_seconds(self) -> float:
@@ -263,8 +265,7 @@ def _context_length(texts: _Texts, machine: Machine, published: Preset | None) -
     longest = LONGEST_CONTEXT_ON_CPU if machine.is_cpu else 1024
     if published is not None:
         longest = min(longest, published.model.context_length)
-    tokens = texts.train_bytes / texts.bytes_per_token(SMALLEST)
-    wanted = min(longest, texts.median_bytes / 3, tokens / 16)
+    wanted = min(longest, texts.median_bytes / texts.bytes_per_token, texts.unique_tokens / 16)
     if wanted < 16:
         raise DataError(
             f"there are only about {texts.train_bytes:,.0f} bytes of text to train on: far too few to learn from. "
@@ -273,7 +274,7 @@ def _context_length(texts: _Texts, machine: Machine, published: Preset | None) -
     return int(min(longest, 2 ** math.ceil(math.log2(wanted))))
 
 
-def _shapes(size: float | None, published: Preset | None, context: int) -> list[ModelConfig]:
+def _shapes(size: float | None, published: Preset | None, vocab_size: int, context: int) -> list[ModelConfig]:
     """The sizes to choose among: the preset's, the one nearest to the size asked for, or the whole ladder."""
     if published is not None:
         return [published.model.model_copy(update={"context_length": context})]
@@ -286,26 +287,15 @@ def _shapes(size: float | None, published: Preset | None, context: int) -> list[
     ]  # fmt: skip
     if size is None:
         return ladder
-    return [min(ladder, key=lambda shape: abs(math.log(_with_vocabulary(shape, 1 << 20).parameters / size)))]
-
-
-def _with_vocabulary(shape: ModelConfig, largest: int) -> ModelConfig:
-    """The vocabulary that suits this size, a power of two; a preset's own, if it has one; no larger than `largest`."""
-    wanted = shape.vocab_size
-    if wanted is None:
-        outside = shape.with_vocabulary(0).parameters
-        wanted = 2 ** round(math.log2(laws.vocab_size(outside, shape.d_model)))
-    return shape.with_vocabulary(max(SMALLEST, min(-(-wanted // MULTIPLE) * MULTIPLE, largest)))
+    return [min(ladder, key=lambda shape: abs(math.log(shape.with_vocabulary(vocab_size).parameters / size)))]
 
 
 def _candidate(shape: ModelConfig, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
-    model = _with_vocabulary(shape, texts.largest_vocab_size)
-    bytes_per_token = texts.bytes_per_token(model.vocab_size or SMALLEST)
-    unique = texts.train_bytes / bytes_per_token
+    model = shape.with_vocabulary(texts.vocab_size)
     speed = machine.training_flops(model.d_model) / model.training_flops_per_token
     in_time = laws.TOKENS_PER_PARAMETER * model.parameters if seconds is None else seconds * speed
-    worth = laws.MOST_PASSES * unique
-    return _Candidate(model, bytes_per_token, unique, min(in_time, worth), in_time > worth, speed)
+    worth = laws.MOST_PASSES * texts.unique_tokens
+    return _Candidate(model, texts.unique_tokens, min(in_time, worth), in_time > worth, speed)
 
 
 def _fits(model: ModelConfig, machine: Machine) -> bool:
@@ -354,8 +344,9 @@ def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, publ
     }
 
 
-FEWEST_ROWS = 8
-FEWEST_STEPS = 200
+FEWEST_ROWS = 4
+FEWEST_STEPS = 500
+"""Smaller batches than the law has, if need be: on little text 500 steps beat 250 larger ones (docs/log.md)."""
 MICRO_BATCH_TOKENS = {True: 4096, False: 32_768}
 """On a CPU more at once is not faster; on a GPU it is, as far as memory goes."""
 LEAST_VALIDATION_TOKENS = 20_000
@@ -445,8 +436,8 @@ def _comments(proposal: Proposal) -> dict[str, str]:
         "corpus.text_field": "the field of a .jsonl line that holds the text",
         "corpus.filters": "many documents are short, so none is dropped for that",
         "tokenizer": "learned on your texts: pairs of tokens that often stand together become one",
-        "tokenizer.vocab_size": f"a token is then about {proposal.bytes_per_token:.1f} bytes long; for this size of "
-        "model (Tao et al. 2024, arXiv:2407.13623)",
+        "tokenizer.vocab_size": f"a token is then about {proposal.bytes_per_token:.1f} bytes long; "
+        "more ids suit more text",
         "model": f"{model.parameters:,} parameters",
         "model.context_length": "tokens that it sees at once",
         "model.d_model": "width: the numbers that stand for each token on its way through",

@@ -3,6 +3,7 @@
 import random
 import time
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ SAMPLE_BYTES = 8_000_000
 LEAST_FILES = 8
 """Among so many files, if there are as many, the sample is shared."""
 COMPRESSED = 3.0
-"""How many times smaller a compressed file is taken to be, where it was not read to its end."""
+"""How many times smaller a compressed file is taken to be that was not looked into."""
 MOSTLY_SHORT = 0.2
 """Share of documents that may fall to `Length` before its minimum is taken away: poems, messages, headlines."""
 
@@ -109,21 +110,31 @@ def _survey(found: Found, corpus: CorpusSettings) -> Survey:
     share = SAMPLE_BYTES // min(LEAST_FILES, len(order))
     seen: set[bytes] = set()
     began = time.perf_counter()
-    taken, taken_of, there = 0, 0.0, sum(_text_bytes(path) for _, path in order)
+    taken, there = 0, 0.0
     for name, path in order:
         if taken >= SAMPLE_BYTES:
-            break
-        size = 0
+            there += path.stat().st_size * (COMPRESSED if path.suffix in OPENERS else 1.0)
+            continue
+        texts, size = [], 0
         for raw in read(name, path, corpus):
+            texts.append(raw.text)
             size += len(raw.text.encode())
             _take(result, raw, seen)
             if size >= share:
                 break
         taken += size
-        taken_of += min(size, _text_bytes(path)) if size >= share else _text_bytes(path)
+        there += size if size < share else max(size, _estimate(path, texts))
     result.seconds_per_byte = (time.perf_counter() - began) / max(taken, 1)
-    result.scale = max(1.0, there / taken_of) if taken_of < there else 1.0
+    result.scale = there / max(taken, 1)
     return result
+
+
+def _estimate(path: Path, texts: list[str]) -> float:
+    """Text in a file that was not read to its end: as much as its bytes, or as such text would unpack to."""
+    if path.suffix not in OPENERS:
+        return path.stat().st_size
+    sample = "".join(texts).encode()
+    return path.stat().st_size * len(sample) / len(zlib.compress(sample))
 
 
 def _take(result: Survey, raw: Document, seen: set[bytes]) -> None:
@@ -133,10 +144,6 @@ def _take(result: Survey, raw: Document, seen: set[bytes]) -> None:
         count_reasons(result.dropped, reason)
     else:
         result.texts.append(document.text)
-
-
-def _text_bytes(path: Path) -> float:
-    return path.stat().st_size * (COMPRESSED if path.suffix in OPENERS else 1.0)
 
 
 def _text_field(found: Found, default: str) -> str:

@@ -34,16 +34,6 @@ def loss(parameters: float, tokens: float, unique: float) -> float:
     )
 
 
-def vocab_size(parameters: float, d_model: int) -> float:
-    """Of a model with so many parameters outside of its vocabulary (Tao et al. 2024, arXiv:2407.13623, approach 1: they
-    are 0.08 √C, those of the vocabulary 0.20 C^0.42, for a training of C operations).
-
-    >>> round(vocab_size(70e9, 8192), -3)  # the paper says "at least 216K" for Llama 2 70B
-    262000.0
-    """
-    return 0.20 * math.pow(parameters / 0.08, 0.84) / d_model
-
-
 def batch_tokens(flops: float) -> float:
     """Tokens a step for a training of this much arithmetic (DeepSeek LLM 2024, arXiv:2401.02954, eq. 1)."""
     return 0.2920 * math.pow(flops, 0.3271)
