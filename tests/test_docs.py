@@ -284,7 +284,7 @@ RUN = {
 
 @pytest.mark.parametrize("page", RUN)
 def test_the_commands_of_a_page_do_what_it_says(page: str, folder: Path) -> None:
-    """In a folder with the texts, and with the recipes that the page itself shows."""
+    """In a folder with the texts, and with the recipes that the page itself shows or makes."""
     for name in ("mine", "my-model"):
         shutil.rmtree(folder / "runs" / name)
     for block in blocks(ROOT / page):
@@ -294,11 +294,11 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, folder: Path) -> None
         for command in commands_in(block.text, page, block.line) if not block.language else ():
             if command.words[0] in AWAITED:
                 continue
-            _, given = parse(command.words)
-            takes_recipe = (
-                "overrides" in given and Path(str(given.get("recipe") or given.get("target"))).suffix == ".toml"
-            )
-            done = CliRunner().invoke(app, [*command.words, *(RUN[page] if takes_recipe else [])], input="The king\n")
+            name, given = parse(command.words)
+            if name == "new":
+                (folder / f"{given['name']}.toml").unlink(missing_ok=True)
+            smaller = RUN[page] if "overrides" in given and command.words[1].endswith(".toml") else []
+            done = CliRunner().invoke(app, [*command.words, *smaller], input="The king\n")
             assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception}"
 
 
