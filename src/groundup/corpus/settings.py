@@ -12,7 +12,9 @@ class Length(Settings):
 
     kind: Literal["length"] = "length"
     minimum: int = Field(default=100, ge=0)
+    """Shorter ones are dropped."""
     maximum: int | None = Field(default=None, ge=1)
+    """Longer ones are dropped; none, if not set."""
 
 
 class Characters(Settings):
