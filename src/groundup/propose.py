@@ -206,7 +206,7 @@ def _published(preset: str | None) -> Preset | None:
     if preset is None:
         return None
     if preset not in PRESETS:
-        raise SettingsError(f"no preset {preset!r}; {nearest(preset, PRESETS)}")
+        raise SettingsError(f"no preset {preset!r}; {nearest(preset, PRESETS)} There are {', '.join(PRESETS)}")
     return PRESETS[preset]
 
 
