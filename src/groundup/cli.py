@@ -205,9 +205,9 @@ def report(
 ) -> None:
     """Write the page that tells what was built, how good it is, and what it cost."""
     if target.is_dir():
-        from groundup.recipe import report_of
+        from groundup.report.run import write_report
 
-        print(report_of(target))
+        print(write_report(target))
     else:
         _build(target, overrides, run, False, "report")
 
