@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path
     for name, settings in {
         "base": [],
         "short": ["pretrain.steps=20", "pretrain.seed=1"],
-        "words": ["tokenizer.vocab_size=384"],
+        "words": ["tokenizer.vocab_size=384", "pretrain.batch_tokens=128"],
         "more": ["corpus.sources=['tales', 'more']"],
         "other": ["corpus.sources=['other']"],
     }.items():
@@ -48,6 +49,7 @@ def runs(home: Path, *names: str) -> list[facts.Run]:
 def test_the_settings_that_differ_are_those_that_were_changed(home: Path) -> None:
     found = compare(runs(home, "base", "short", "words"))
     assert found["settings"] == {
+        "pretrain.batch_tokens": [64, 64, 128],
         "pretrain.seed": [0, 1, 0],
         "pretrain.steps": [40, 20, 40],
         "tokenizer.vocab_size": [320, 320, 384],
@@ -178,6 +180,15 @@ def test_curves_and_samples_of_all_runs_are_on_the_page(page: Path) -> None:
     assert text.count("<blockquote>") == 2 * 4
     for unit in ("bits per byte over steps", "bits per byte over tokens", "bits per byte over seconds"):
         assert text.count(unit) == 2
+
+
+def test_steps_of_one_size_are_not_drawn_again_as_tokens(home: Path, tmp_path: Path) -> None:
+    chosen = runs(home, "base", "short")
+    write_page(chosen, compare(chosen), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("bits per byte over steps of 64 tokens") == 2
+    assert text.count("<polyline") == 2 * 2 * 2
+    assert re.search(r"Validation after 20 steps of 64 tokens, as far as all go: base [\d.]+, short [\d.]+\.", text)
 
 
 def test_a_hostile_name_is_escaped(home: Path, tmp_path: Path) -> None:

@@ -287,12 +287,15 @@ def _curves(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
     """Validation and training over steps, tokens and time."""
     longest = max((run.steps[-1]["seconds"] for run in runs if run.steps), default=0)
     time_unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
-    axes = {"steps": ("step", 1), "tokens": ("tokens", 1), time_unit: ("seconds", seconds)}
+    batches = {run.manifests["model"].settings["pretrain"]["batch_tokens"] for run in runs}
+    if len(batches) == 1:  # over tokens, they would look the same
+        axes = {f"steps of {batches.pop():,} tokens": ("step", 1), time_unit: ("seconds", seconds)}
+    else:
+        axes = {"steps": ("step", 1), "tokens": ("tokens", 1), time_unit: ("seconds", seconds)}
     parts = [
         sentence(
             "All in bits per byte, whatever the tokenizer; training is the loss of the next token, mean of the last 20 "
-            "steps. Over steps and tokens they show who learns more from the same text, over time who learns faster "
-            "on its machine."
+            "steps. Over steps they show who learns more from as much text, over time who learns faster on its machine."
         )
     ]
     for name, of_run in (("Validation", _validation), ("Training", _training)):
@@ -324,10 +327,10 @@ def _lowest(name: str, lines: Sequence[Line], unit: str) -> str:
     if len(at) < 2:
         return f"{name} over {unit}; the runs have no stretch in common."
     told = ", ".join(f"{label} {bits:.3f}" for label, bits in at.items())
-    where = f"{common:,.0f}" if unit in ("steps", "tokens") else f"{common:,.1f}"
-    return (
-        f"{name} after {where} {unit}, as far as all go: {told}. **{min(at, key=lambda label: at[label])}** is lowest."
-    )
+    where = f"{common:,.1f}".removesuffix(".0")
+    late = "".join(f"; {line.name} was not measured before" for line in drawn if line.name not in at)
+    best = min(at, key=lambda label: at[label])
+    return f"{name} after {where} {unit}, as far as all go: {told}{late}. **{best}** is lowest."
 
 
 def _side_by_side(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
@@ -343,5 +346,5 @@ def _side_by_side(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
                 for label, run in zip(labels, runs, strict=True)
             )
         ]
-        parts.append(f'<div class="side">{"".join(columns)}</div>')
+        parts.append(f'<div class="side texts">{"".join(columns)}</div>')
     return parts
