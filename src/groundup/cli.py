@@ -362,11 +362,44 @@ def report(
 ) -> None:
     """Write the page that tells what was built, how good it is, and what it cost."""
     if target.is_dir():
-        from groundup.recipe import report_of
+        from groundup.report.run import write_report
 
-        print(report_of(target))
+        print(write_report(target))
     else:
         _build(target, overrides, run, False, "report")
+
+
+@app.command(
+    epilog=_example(
+        "groundup compare runs/storybook runs/storybook-2",
+        "groundup compare runs/a runs/b runs/c --out comparison.html",
+    )
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more finished runs.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; beside the first run if not given.", show_default=False)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the comparison as JSON; a page is written only with --out.")
+    ] = False,
+) -> None:
+    """Set runs side by side: settings that differ, scores, costs, curves, samples."""
+    from groundup.report import compare as comparing
+
+    finished = comparing.read_all(runs)
+    found = comparing.compare(finished)
+    page = out or (None if as_json else comparing.default_page(finished))
+    if page:
+        comparing.write_page(finished, found, page)
+    if as_json:
+        print(json.dumps(found))
+        return
+    terminal.print_table(comparing.rows(found))
+    print()
+    for line in comparing.verdicts(found):
+        print(line)
+    print(f"\nWith curves and samples: {page}")
 
 
 def _build(
