@@ -32,6 +32,7 @@ test-slow: $(VENV)/dev
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/make.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/dev
 	@echo "one question a file; results belong into docs/numbers.md:"

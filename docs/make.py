@@ -1,6 +1,7 @@
-"""Write what is derived from the code: the recipe's JSON Schema, the pictures of positions and, of a run, the README's.
+"""Write what is derived from the code: the recipe's JSON Schema, the two pages of reference, the pictures of positions
+and, of a run, the README's.
 
-python docs/make.py [schema|positions|report …]        everything, if nothing is named
+python docs/make.py [schema|reference|positions|report …]        everything, if nothing is named
 """
 
 import json
@@ -29,6 +30,7 @@ from groundup.model.settings import (
 )
 from groundup.model.transformer import Transformer
 from groundup.recipe import Recipe
+from reference import PAGES
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +38,11 @@ ROOT = Path(__file__).parents[1]
 def schema() -> None:
     target = ROOT / "recipes" / "recipe.schema.json"
     target.write_text(json.dumps(Recipe.model_json_schema(), indent=1) + "\n")
+
+
+def reference() -> None:
+    for name, page in PAGES.items():
+        (ROOT / "docs" / "reference" / f"{name}.md").write_text(page())
 
 
 def positions() -> None:
@@ -162,7 +169,7 @@ def report() -> None:
         browser.close()
 
 
-MAKERS = {"schema": schema, "positions": positions, "report": report}
+MAKERS = {"schema": schema, "reference": reference, "positions": positions, "report": report}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MAKERS:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report"]
+COMMANDS = ["build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report", "compare"]
 
 
 def run(*arguments: object, cwd: Path | None = None, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -137,6 +137,10 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["eval", "runs/tiny", "nowhere.txt"], 3, "source nowhere.txt is missing"),
     (["eval", "runs/tiny", "weights.pt"], 3, "nothing here reads '.pt' files"),
     (["report", "empty"], 3, "has no result of corpus"),
+    (["compare", "runs/tiny"], 2, "name two or more different runs"),
+    (["compare", "runs/tiny", "empty"], 3, "empty has no result of corpus"),
+    (["compare", "runs/tiny", "damaged"], 3, "Make it again: `groundup build` with its recipe and --replace"),
+    (["compare", "runs/tiny", "runs/gone"], 3, "there is no run at runs/gone"),
     (["build", "tiny.toml", "--run", "weights.pt"], 2, "weights.pt"),
     (["build", "weights.pt/x.toml"], 3, "no recipe file"),
     (["build", "tiny.toml", f"name={'x' * 300}"], 2, "at most 100 characters"),

@@ -12,8 +12,14 @@ import typer
 from groundup import terminal
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from groundup.files import Manifest
+    from groundup.generation.settings import Sampling
+    from groundup.model.transformer import Transformer
+    from groundup.propose import Proposal
     from groundup.recipe import Built
+    from groundup.tokenizer.tokenizer import Tokenizer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +53,87 @@ Run = Annotated[Path | None, typer.Option("--run", help="The run directory; runs
 Replace = Annotated[
     bool, typer.Option("--replace", help="Make stages again that no longer fit the recipe, instead of stopping.")
 ]
+
+
+@app.command(
+    epilog=_example(
+        "groundup new my-model --from ./my-texts",
+        "groundup new my-model --from book.txt --from letters.jsonl --minutes 60",
+        "groundup new my-gpt2 --from ./my-texts --preset gpt2",
+    )
+)
+def new(
+    name: Annotated[str, typer.Argument(help="What the model is called; the recipe becomes NAME.toml.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="A file or folder of .txt, .md or .jsonl (also .gz, .zst, .xz); may be repeated."),
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="What the whole build may take; 10 if nothing is said.")] = None,
+    size: Annotated[str | None, typer.Option(help="About how many parameters, such as 30M.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A published model's blocks and sizes, such as gpt2.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found and planned as JSON.")] = False,
+) -> None:
+    """Look at your texts and this machine, and write a recipe sized to both.
+
+    Nothing is trained yet: read the recipe, change it, then build it.
+    """
+    from groundup.corpus.survey import survey
+    from groundup.errors import SettingsError
+    from groundup.files import write_text
+    from groundup.plan.hardware import this_machine
+    from groundup.propose import parameters_in, propose, to_toml
+
+    name = name.removesuffix(".toml")
+    target = Path(f"{name}.toml")
+    if not sources:
+        raise SettingsError(f"name the texts to learn from: {terminal.own_name()} new {name} --from FILE_OR_FOLDER")
+    if target.exists():
+        raise SettingsError(f"{target} exists and is left as it is: choose another name, or move it away")
+    wanted = None if size is None else parameters_in(size)
+    sampled = survey(tuple(sources), Path())
+    proposal = propose(name, sampled, this_machine(), minutes=minutes, size=wanted, preset=preset)
+    write_text(target, to_toml(proposal, terminal.typed()))
+    if as_json:
+        print(json.dumps({"recipe": str(target), **proposal.table()}))
+    else:
+        _show_proposal(proposal, target)
+
+
+def _show_proposal(proposal: "Proposal", target: Path) -> None:
+    from groundup.corpus.sources import readable
+    from groundup.propose import told_duration
+
+    sampled, model, machine = proposal.sampled, proposal.model, proposal.machine
+    about = "" if sampled.is_whole else "about "
+    rows = [
+        ("texts", f"{_counted(sampled.files)}: {about}{sampled.documents:,} documents, {sampled.bytes / 1e6:,.2f} MB"),
+        ("letters", ", ".join(f"{share:.1%} {script}" for script, share in list(sampled.scripts.items())[:6])),
+    ]
+    if sampled.left_out:
+        rows.append(("left out", f"{_counted(sampled.left_out)}: read are {readable()}"))
+    if sampled.dropped:
+        looked = "" if sampled.is_whole else f" of {sampled.read:,} looked at"
+        told = ", ".join(f"{number:,} × {reason}" for reason, number in sampled.dropped.most_common(6))
+        rows.append(("dropped", f"{sum(sampled.dropped.values()):,} documents{looked}: {told}"))
+    often = f"{proposal.passes:.1f} times" if proposal.passes >= 1 else f"{proposal.passes:.0%} of them"
+    rows += [
+        ("tokens", f"about {proposal.unique_tokens:,.0f} to train on, of {proposal.bytes_per_token:.1f} bytes each"),
+        ("machine", machine.name + ("" if machine.is_measured else " (its speed looked up, not measured)")),
+        ("model", f"{model.parameters:,} parameters, vocabulary {model.vocab_size:,}, {model.d_model} wide, "
+         f"{model.n_layers} layers, context {model.context_length}"),
+        ("training", f"{proposal.tokens:,} tokens: the texts {often}"),
+        ("time", told_duration(proposal.seconds) + (
+            ". More would only teach it your texts by heart: more text is what it needs" if proposal.ends_early else ""
+        )),
+    ]  # fmt: skip
+    terminal.print_table(rows)
+    print(f"\nWrote {target}. Next:")
+    print(f"  {terminal.own_name()} build {target}")
+    print(f"  {terminal.own_name()} chat {Path('runs') / proposal.recipe.name}")
+
+
+def _counted(kinds: "Counter[str]") -> str:
+    return ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common(8))
 
 
 @app.command(
@@ -156,52 +243,122 @@ def evaluate(
     print(f"{result['documents']:,} documents, {result['tokens']:,} tokens, {result['bytes']:,} bytes")
 
 
+Model = Annotated[Path, typer.Argument(help="A run or a model directory.", show_default=False)]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to write.")]
+Temperature = Annotated[float | None, typer.Option(help="Scores are divided by this; 0 takes the best.")]
+TopK = Annotated[int | None, typer.Option(help="Only among the k best tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Only among the best whose probabilities add up to p.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+Stop = Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be repeated.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; the best present if not given.")]
+
+
 @app.command(
     epilog=_example(
         'groundup generate runs/storybook "Once upon a time"',
         'echo "The king said" | groundup generate runs/storybook - --temperature 0.5',
+        'groundup generate runs/storybook "The king" --samples 3 --probabilities --max-tokens 20',
     )
 )
 def generate(
-    model: Annotated[Path, typer.Argument(help="A run or a model directory.", show_default=False)],
+    model: Model,
     prompt: Annotated[str, typer.Argument(help="What to continue; - reads it from standard input.")] = "",
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Scores are divided by this; 0 takes the best.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only among the k best tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only among the best whose probabilities add up to p.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be repeated.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; the best present if not given.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many texts, each with the next seed.")] = 1,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Each token with its probability and what else it might have been.")
+    ] = False,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each text.")] = False,
 ) -> None:
     """Let a model continue a text."""
-    from groundup.errors import DataError
-    from groundup.generation.settings import Sampling
-    from groundup.generation.text import stream
-    from groundup.pretrained import load, model_directory
+    from groundup.generation.text import Probabilities, stream
 
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this quietly, as any other filter
-    options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "stop": stop,
-    }
+    given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    loaded, tokenizer, sampling = _ready_to_write(model, device, {**given, "stop": stop}, "generate")
+    raw = sys.stdin.buffer.read().rstrip(b"\n") if prompt == "-" else os.fsencode(prompt)
+    prompt = raw.decode("utf-8", "replace")
+    for number in range(samples):
+        each = sampling.model_copy(update={"seed": sampling.seed + number})
+        look = Probabilities(tokenizer) if probabilities else None
+        parts = stream(loaded, tokenizer, prompt, each, look)
+        if as_json:
+            told = {"prompt": prompt, "text": "".join(parts), "seed": each.seed}
+            print(json.dumps(told | ({"tokens": look.chosen} if look else {}), ensure_ascii=False), flush=True)
+            continue
+        if samples > 1:
+            print(f"{'' if number == 0 else chr(10)}[seed {each.seed}]")
+        print(prompt, end="", flush=True)
+        for part in parts:
+            print(part, end="", flush=True)
+        print()
+        if look:
+            _show_probabilities(look.chosen)
+
+
+def _ready_to_write(
+    model: Path, device: str | None, options: dict[str, Any], origin: str
+) -> "tuple[Transformer, Tokenizer, Sampling]":
+    """A model, its tokenizer, and how to sample: the options given, else what the model's own file says."""
+    from groundup.errors import DataError
+    from groundup.generation.settings import Sampling
+    from groundup.pretrained import load, model_directory
+
     loaded, tokenizer = load(model, device=device)
     if tokenizer is None:
         raise DataError(f"{model} has no tokenizer: put its tokenizer.json beside config.json")
     defaults = model_directory(model) / "generation.json"
     table = json.loads(defaults.read_text()) if defaults.is_file() else {}
     given = {name: value for name, value in options.items() if value is not None}
-    sampling = Sampling.from_table({**table, **given}, "generate")
-    raw = sys.stdin.buffer.read().rstrip(b"\n") if prompt == "-" else os.fsencode(prompt)
-    prompt = raw.decode("utf-8", "replace")
-    print(prompt, end="", flush=True)
-    for part in stream(loaded, tokenizer, prompt, sampling):
-        print(part, end="", flush=True)
+    return loaded, tokenizer, Sampling.from_table({**table, **given}, origin)
+
+
+def _show_probabilities(chosen: list[dict[str, Any]]) -> None:
     print()
+    terminal.print_table(
+        [
+            (
+                f"{token['probability']:6.1%}",
+                json.dumps(token["text"], ensure_ascii=False),
+                "  ".join(f"{json.dumps(text, ensure_ascii=False)} {p:.1%}" for text, p in token["instead"].items()),
+            )
+            for token in chosen
+        ]
+    )
+
+
+@app.command(epilog=_example("groundup chat runs/storybook", "groundup chat runs/storybook --temperature 0.5 --seed 7"))
+def chat(
+    model: Model,
+    max_tokens: MaxTokens = 60,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    device: Device = None,
+) -> None:
+    """Converse with a model in the terminal. One that was only pretrained writes on at your text."""
+    from groundup.chat import Conversation, talk, typed_lines
+    from groundup.pretrained import model_directory
+    from groundup.tokenizer.chat import layout_of
+
+    given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    layout_of(model_directory(model))
+    loaded, tokenizer, sampling = _ready_to_write(model, device, {**given, "stop": stop}, "chat")
+    if sys.stdin.isatty():
+        print(
+            f"{model} is a base model: it was not taught to answer, it only continues text. Begin one, and write it "
+            "together.\n/help lists what else can be done; /quit ends."
+        )
+    talk(Conversation(loaded, tokenizer, sampling), typed_lines())
 
 
 @app.command(epilog=_example("groundup inspect runs/storybook", "groundup inspect runs/storybook/model --json"))
@@ -238,11 +395,44 @@ def report(
 ) -> None:
     """Write the page that tells what was built, how good it is, and what it cost."""
     if target.is_dir():
-        from groundup.recipe import report_of
+        from groundup.report.run import write_report
 
-        print(report_of(target))
+        print(write_report(target))
     else:
         _build(target, overrides, run, False, "report")
+
+
+@app.command(
+    epilog=_example(
+        "groundup compare runs/storybook runs/storybook-2",
+        "groundup compare runs/a runs/b runs/c --out comparison.html",
+    )
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more finished runs.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; beside the first run if not given.", show_default=False)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the comparison as JSON; a page is written only with --out.")
+    ] = False,
+) -> None:
+    """Set runs side by side: settings that differ, scores, costs, curves, samples."""
+    from groundup.report import compare as comparing
+
+    finished = comparing.read_all(runs)
+    found = comparing.compare(finished)
+    page = out or (None if as_json else comparing.default_page(finished))
+    if page:
+        comparing.write_page(finished, found, page)
+    if as_json:
+        print(json.dumps(found))
+        return
+    terminal.print_table(comparing.rows(found))
+    print()
+    for line in comparing.verdicts(found):
+        print(line)
+    print(f"\nWith curves and samples: {page}")
 
 
 def _build(
@@ -291,9 +481,10 @@ def _show(built: "Built", whole: bool) -> None:
     command = terminal.own_name()
     print("Try next:")
     prompt = next((sample["prompt"] for sample in samples if sample["prompt"]), "")
+    print(f"  {command} chat {built.run}")
     print(f"  {command} generate {built.run} {json.dumps(prompt, ensure_ascii=False)} --seed 7")
     print(f"  open {built.run / 'report.html'} in a browser")
-    print(f"  {command} build my-recipe.toml          (a copy of a recipe, with sources naming a folder of your own)")
+    print(f"  {command} new my-model --from FOLDER        (a recipe for texts of your own)")
 
 
 def _in_and_out(stage: str, manifests: dict[str, "Manifest"], run: Path) -> tuple[str, str]:

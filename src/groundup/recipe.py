@@ -530,27 +530,14 @@ def _make_evals(job: Job) -> None:
         evaluate(job.run / "model", job.run / "shards", job.recipe.evals, device, draft, job.progress)
 
 
-def report_of(run: Path) -> Path:
-    """Write the report of a finished run anew, and say where it is."""
-    missing = [stage.name for stage in STAGES if not is_made(run / stage.directory)]
-    if not missing and not (run / "recipe.toml").is_file():
-        raise DataError(f"{run} has lost its recipe.toml: build it again with its recipe, which writes it anew")
-    if missing:
-        raise DataError(f"{run} has no result of {', '.join(missing)} yet: run `groundup build` with its recipe first")
-    (run / "report.html").unlink(missing_ok=True)
-    _run_report(run)
-    return run / "report.html"
-
-
 def _run_report(run: Path) -> Row:
-    """The page is made anew unless it says that it shows just these directories."""
-    from groundup.report.run import write_report
+    from groundup.report.run import is_up_to_date, shown, write_report
 
     started = time.monotonic()
-    shown = {stage.directory: read_manifest(run / stage.directory).digest for stage in STAGES}
-    digest = hashlib.sha256(canonical_json(shown)).hexdigest()
-    made = write_report(run, digest)
-    return Row("report", time.monotonic() - started, "made" if made else "up to date", digest)
+    fresh = is_up_to_date(run)
+    if not fresh:
+        write_report(run)
+    return Row("report", time.monotonic() - started, "up to date" if fresh else "made", shown(run))
 
 
 STAGES = (

@@ -342,12 +342,12 @@ def _sentence(path: tuple[str | int, ...], known: list[str], detail: ErrorDetail
     context = detail.get("ctx", {})
     match detail["type"]:
         case "extra_forbidden":
-            return f"unknown setting {dotted}; {_nearest(str(path[-1]), known)}"
+            return f"unknown setting {dotted}; {nearest(str(path[-1]), known)}"
         case "missing":
             return f"{dotted} is not set and has no default"
         case "union_tag_invalid":
             kinds = [kind.strip("' ") for kind in context["expected_tags"].split(",")]
-            return f"{dotted}.kind is {context['tag']!r}; {_nearest(context['tag'], kinds)}"
+            return f"{dotted}.kind is {context['tag']!r}; {nearest(context['tag'], kinds)}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{dotted} is {_shortened(repr(detail['input']))}; it should be a table, such as [{dotted}]"
         case "value_error":
@@ -358,7 +358,7 @@ def _sentence(path: tuple[str | int, ...], known: list[str], detail: ErrorDetail
             return f"{dotted or 'the file'} is {_shortened(repr(detail['input']))}; {message}"
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]}?"

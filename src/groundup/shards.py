@@ -66,10 +66,12 @@ def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = 
                 _write_header(stream, np.dtype(np.int64), len(numbers))
                 stream.write(np.array(numbers, np.int64).tobytes())
         draft.statistics[split] = {"documents": len(sizes), "tokens": offsets[-1] + 1, "bytes": sum(sizes)}
+    ranked = np.sort(usage)[::-1]
     draft.statistics |= {
         "vocab_size": tokenizer.vocab_size,
         "ids_never_used": int((usage == 0).sum()),
         "most_used": [int(i) for i in np.argsort(-usage, kind="stable")[:20]],
+        "uses_by_rank": [[1 << n, int(ranked[(1 << n) - 1])] for n in range(tokenizer.vocab_size.bit_length())],
     }
     progress(len(SPLITS), len(SPLITS), "")
 

@@ -112,6 +112,11 @@ def own_command() -> str:
     return f"{own_name()} {shlex.join(sys.argv[1:])}"
 
 
+def typed() -> str:
+    """The same for a file that others read: the program by its plain name."""
+    return f"groundup {shlex.join(sys.argv[1:])}"
+
+
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Cells in columns, two blanks between them."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

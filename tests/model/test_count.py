@@ -51,10 +51,18 @@ def shape(request: pytest.FixtureRequest) -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_published_sizes_have_their_published_parameters(name: str) -> None:
+def test_published_sizes_have_their_published_parameters_by_both_ways_of_counting(name: str) -> None:
     preset = PRESETS[name]
+    counted = count(preset.model)
     if preset.parameters is not None:
-        assert count(preset.model).total_parameters == preset.parameters
+        assert counted.total_parameters == preset.parameters
+    assert preset.model.parameters == counted.total_parameters
+    assert preset.model.training_flops_per_token == counted.training_flops_per_token
+
+
+def test_closed_forms_equal_what_is_counted_of_every_kind_of_block(shape: ModelConfig) -> None:
+    assert shape.parameters == count(shape).total_parameters
+    assert shape.training_flops_per_token == count(shape).training_flops_per_token
 
 
 # Brown et al. 2020: as printed in table 2.1, and in millions in table D.1

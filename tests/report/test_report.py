@@ -1,47 +1,200 @@
-"""The report: one file, nothing fetched, nothing a hostile name can run, and it looks right in a browser."""
+"""The report: one file, nothing fetched, nothing a hostile name can run, true sentences, and it looks right."""
 
+import json
+import math
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from groundup.errors import DamagedError, DataError
+from groundup.files import making, read_manifest
 from groundup.recipe import build
-from groundup.report.charts import Line, line_chart, smooth, ticks
+from groundup.report import facts
+from groundup.report.charts import Bar, Line, bars, line_chart, smooth, ticks
+from groundup.report.run import by_heart, is_up_to_date, write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+Look = Callable[[Path, int, str], None]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
+    recipe = settle(tmp_path_factory.mktemp("home"))
+    (recipe.parent / "tales" / "evil.txt").write_text("<script>document.title = 'owned'</script> & the king. " * 5)
+    settings = ["evals.prompts=['<img src=x onerror=alert(1)>']", "model.context_length=32", "corpus.test_share=0.2"]
+    return build(recipe, settings, run=recipe.parent / "tiny", say=lambda text: None).run / "report.html"
 
 
 @pytest.fixture
-def page(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(recipe.parent)
-    (recipe.parent / "tales" / "evil.txt").write_text("<script>document.title = 'owned'</script> & the king. " * 5)
-    return (
-        build(
-            "tiny.toml",
-            ["evals.prompts=['<img src=x onerror=alert(1)>']", "model.context_length=32"],
-            say=lambda text: None,
-        ).run.resolve()
-        / "report.html"
-    )
+def run(page: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be changed."""
+    return Path(shutil.copytree(page.parent, tmp_path / "tiny"))
+
+
+def as_an_older_version(run: Path) -> None:
+    """The stages without what this version added to their statistics and files."""
+    for name in ("shards", "evals"):
+        before = read_manifest(run / name)
+        (run / name).rename(run / "before")
+        with making(run / name, name, before.settings, before.inputs) as draft:
+            for path in sorted((run / "before").iterdir()):
+                if path.name not in ("manifest.json", "documents.jsonl"):
+                    shutil.copy(path, draft.path)
+            draft.statistics |= {key: value for key, value in before.statistics.items() if key != "uses_by_rank"}
+            if name == "evals":
+                draft.statistics["test"] = {
+                    key: value for key, value in before.statistics["test"].items() if key != "yardsticks"
+                }
+        shutil.rmtree(run / "before")
+
+
+def words(run: Path) -> str:
+    """What the page says, without its tags."""
+    return re.sub(r"<style>.*?</style>|<[^>]*>", "", write_report(run).read_text(), flags=re.DOTALL)
 
 
 def test_nothing_is_fetched_and_nothing_runs(page: Path) -> None:
     text = page.read_text()
-    assert not re.search(r"""<[a-z][^>]*\b(src|href)\s*=|url\(|@import|https?://|<script|<img""", text)
+    assert not re.search(r"""<[a-z][^>]*\b(src|href)\s*=(?!"#)|url\(|@import|https?://|<script|<img""", text)
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
+
+
+def test_the_four_questions_come_first_and_every_stage_has_a_section(page: Path) -> None:
+    titles = re.findall("<h2>(.*?)</h2>", page.read_text())
+    assert titles == [
+        "What is it?", "How good is it?", "What did it cost?", "Can I trust it?", "What it writes", "Corpus",
+        "Tokenizer", "Shards", "Model", "Training", "Evaluation", "What was built from what",
+        "What happened during training", "Recipe",
+    ]  # fmt: skip
 
 
 def test_it_tells_all_that_was_promised(page: Path) -> None:
     text = page.read_text()
     for part in (
-        "What was built from what", "What it writes", "Training", "Evaluation", "Corpus", "Tokenizer", "Model",
-        "bits per byte on unseen documents", "seed 0", "learning rate", "gradient norm", "loss, nats per token",
-        "time for everything", "FLOP", "torch 2.", "groundup 0.", "The same prompt during the run", "bytes per token",
-        "first merges", "batch_tokens = 64",
+        "bits per byte", "seed 0", "learning rate", "gradient norm", "loss, nats per token", "for everything",
+        "torch 2.", "groundup 0.", "The same prompt during the run", "bytes a token", "first merges",
+        "batch_tokens = 64", "xz -9", "The chain holds", "Not interrupted", "occurrences", "The easiest test document",
     ):  # fmt: skip
         assert part in text, part
-    assert text.count("<svg") >= 5
+    assert text.count("<figure>") == 8
+    assert text.count("<figcaption>") == 8
+
+
+def test_every_figure_says_what_to_see_in_it(page: Path) -> None:
+    captions = re.findall("<figcaption>(.*?)</figcaption>", page.read_text())
+    assert all(re.search(r"\d", caption) for caption in captions)
+
+
+def test_its_numbers_are_those_of_the_run(page: Path) -> None:
+    run = facts.read(page.parent)
+    text = re.sub("<[^>]*>", "", page.read_text())
+    test = json.loads((page.parent / "evals" / "test.json").read_text())
+    assert f"{test['bits_per_byte']:.3f} ± {test['standard_error']:.3f} bits per byte" in text
+    assert f"{test['bits_per_byte'] / test['yardsticks']['unigram'] - 1:.0%} more than a model that only knows" in text
+    shards = np.load(page.parent / "shards" / "train.npy")
+    usage = np.bincount(np.concatenate([np.load(path)[:-1] for path in _ids(page.parent)]), minlength=320)
+    assert [uses for _, uses in run.manifests["shards"].statistics["uses_by_rank"]] == [
+        int(np.sort(usage)[-rank]) for rank in (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    ]
+    first = run.steps[0]["loss"] / math.log(2) * len(shards) / run.manifests["shards"].statistics["train"]["bytes"]
+    assert run.training_bits_per_byte[0] == pytest.approx(first)
+
+
+def _ids(run: Path) -> list[Path]:
+    return [run / "shards" / f"{split}.npy" for split in ("train", "validation", "test")]
+
+
+def test_each_test_document_is_recorded_under_the_id_that_it_has_in_the_corpus(page: Path) -> None:
+    from groundup.corpus.document import read_batches
+
+    run = facts.read(page.parent)
+    rows = [row for batch in read_batches(page.parent / "corpus" / "test.parquet") for row in batch.to_pylist()]
+    assert [line["id"] for line in run.documents] == [row["id"][:16] for row in rows]
+    assert [line["bytes"] for line in run.documents] == [len(row["text"].encode()) for row in rows]
+    total = sum(line["bits"] for line in run.documents) / sum(line["bytes"] for line in run.documents)
+    assert total == pytest.approx(run.test["bits_per_byte"], abs=1e-4)  # bits are written to three decimals
+
+
+@pytest.mark.parametrize(
+    ("validation", "kind", "said"),
+    [
+        ([3.0, 2.0, 1.5], "good", "fell from 3.000 to 1.500 bits per byte and was still falling at the end"),
+        ([3.0, 2.0, 1.999], "good", "was level at the end"),
+        ([3.0, 2.0, 2.5], "care", "lowest at step 20 (2.000 bits per byte) and rose to 2.500"),
+        ([3.0], "open", "less than twice"),
+    ],
+)
+def test_the_course_of_validation_is_told(page: Path, validation: list[float], kind: str, said: str) -> None:
+    run = facts.read(page.parent)
+    lines: list[dict[str, Any]] = [
+        {"step": 10 * n, "validation_bits_per_byte": bits} for n, bits in enumerate(validation, start=1)
+    ]
+    told = by_heart(facts.Run(**{**vars_of(run), "metrics": [*run.steps, *lines]}))
+    assert told[0] == kind
+    assert said in told[1]
+
+
+def vars_of(run: facts.Run) -> Mapping[str, Any]:
+    return {name: getattr(run, name) for name in facts.Run.__dataclass_fields__}
+
+
+def test_an_interruption_and_a_refused_checkpoint_are_told(run: Path) -> None:
+    with open(run / "pretrain" / "events.jsonl", "a") as stream:
+        stream.write('{"event": "resumed", "step": 20}\n')
+    assert "Interrupted 1 time and resumed" in words(run)
+    with open(run / "pretrain" / "events.jsonl", "a") as stream:
+        stream.write('{"event": "checkpoint refused", "checkpoint": "step-00000020", "why": "x"}\n')
+    assert "A checkpoint was refused (step-00000020)" in words(run)
+
+
+def test_a_stage_from_elsewhere_breaks_the_chain(run: Path) -> None:
+    before = read_manifest(run / "evals")
+    shutil.copytree(run / "evals", run.parent / "evals")
+    with making(run / "evals", "evals", before.settings, {**before.inputs, "model": "0" * 64}) as draft:
+        for name in before.files:
+            shutil.copy(run.parent / "evals" / name, draft.path)
+        draft.statistics |= before.statistics
+    assert "The chain does not hold: evals was made from another model" in words(run)
+
+
+def test_damage_is_refused_and_the_page_that_was_there_is_kept(run: Path) -> None:
+    weights = run / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    before = (run / "report.html").read_text()
+    with pytest.raises(DamagedError, match=r"model.safetensors"):
+        write_report(run)
+    assert (run / "report.html").read_text() == before
+
+
+def test_a_run_of_an_older_version_is_told_what_to_do(run: Path) -> None:
+    as_an_older_version(run)
+    told = words(run)
+    assert f"made by an older version of groundup: remove {run / 'evals'} and build again" in told
+    assert "packed by an older version" in told
+
+
+def test_a_run_without_its_logs_is_still_told_of(run: Path) -> None:
+    shutil.rmtree(run / "pretrain")
+    told = words(run)
+    assert "The metrics of this run are gone." in told
+    assert "The log of events is gone" in told
+
+
+def test_the_page_knows_whether_it_is_up_to_date(run: Path) -> None:
+    assert is_up_to_date(run)
+    as_an_older_version(run)
+    assert not is_up_to_date(run)
+
+
+def test_no_page_of_what_is_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no run at"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="has no result of corpus, tokenizer, pack, pretrain, eval yet"):
+        write_report(tmp_path)
 
 
 def test_curves_go_through_their_points() -> None:
@@ -49,8 +202,8 @@ def test_curves_go_through_their_points() -> None:
     points = re.search(r'points="([^"]+)"', chart)
     assert points is not None
     places = [tuple(map(float, point.split(","))) for point in points[1].split()]
-    assert [x for x, _ in places] == [76.0, 344.0, 612.0]  # left edge, middle, right edge
-    assert [y for _, y in places] == [220.0, 12.0, 116.0]  # lowest at the bottom, highest on top
+    assert [x for x, _ in places] == [76.0, 266.0, 456.0]  # left edge, middle, right edge
+    assert [y for _, y in places] == [176.0, 12.0, 94.0]  # lowest at the bottom, highest on top
 
 
 @pytest.mark.parametrize("values", [[], [1.0]])
@@ -69,27 +222,35 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert all(low <= tick <= high for tick in found)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (CI installs it)")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_real_browser_it_fits_and_says_nothing_on_the_console(page: Path, width: int) -> None:
-    from playwright.sync_api import sync_playwright
+def test_on_logarithmic_axes_a_power_law_is_a_straight_line() -> None:
+    chart = line_chart([Line("", [1, 10, 100], [1000, 100, 10])], "rank", "uses", logarithmic=True)
+    found = re.search(r'points="([^"]+)"', chart)
+    assert found is not None
+    (x1, y1), (x2, y2), (x3, y3) = (tuple(map(float, point.split(","))) for point in found[1].split())
+    assert x2 - x1 == pytest.approx(x3 - x2, abs=0.11)  # places are written to a tenth
+    assert y2 - y1 == pytest.approx(y3 - y2, abs=0.11)
+    assert ">1,000<" in chart
 
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        tab = browser.new_page(viewport={"width": width, "height": 900})
-        heard: list[str] = []
-        asked: list[str] = []
-        tab.on("console", lambda message: heard.append(message.text))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(page.as_uri())
-        assert heard == []
-        assert asked == [page.as_uri()]
-        assert tab.title() == "tiny: groundup"
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        for chart in tab.query_selector_all("svg"):
-            box = chart.bounding_box()
-            assert box is not None
-            assert box["width"] > 200
-            assert box["height"] > 20
-        browser.close()
+
+def test_long_curves_keep_their_last_point() -> None:
+    chart = line_chart([Line("", range(2001), range(2001))], "x", "y")
+    found = re.search(r'points="([^"]+)"', chart)
+    assert found is not None
+    assert found[1].split()[-1] == "456.0,12.0"
+    assert len(found[1].split()) < 1100
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    drawn = bars([Bar("<a>", 2.0, "two", own=True), Bar("b", 1.0, "one"), Bar("c", 0.0, "none")])
+    assert re.findall(r"\* ([\d.]+)\)", drawn) == ["1.0000", "0.5000", "0.0000"]
+    assert "&lt;a&gt;" in drawn
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_real_browser_it_fits_and_can_be_read(page: Path, look: Look, width: int, scheme: str) -> None:
+    look(page, width, scheme)
+
+
+def test_paper_shows_all_of_it(page: Path, print_out: Callable[[Path], None]) -> None:
+    print_out(page)

@@ -45,10 +45,10 @@ def refine(found: Found, settings: CorpusSettings, draft: Draft, progress: Progr
         for raw in _with_progress(found, settings, progress):
             read_documents += 1
             read_bytes += len(raw.text.encode())
-            document, reason = _judge(raw, settings, seen)
+            document, reason = judge(raw, settings, seen)
             if reason:
                 dropped.write(document, reason)
-                reasons[_without_numbers(reason)] += 1
+                count_reasons(reasons, reason)
                 continue
             split = split_of(document.id, settings.validation_share, settings.test_share)
             writers[split].write(document)
@@ -86,7 +86,7 @@ def _with_progress(found: Found, settings: CorpusSettings, progress: Progress) -
     progress(done, total, "")
 
 
-def _judge(raw: Document, settings: CorpusSettings, seen: set[bytes]) -> tuple[Document, str | None]:
+def judge(raw: Document, settings: CorpusSettings, seen: set[bytes]) -> tuple[Document, str | None]:
     """The cleaned document and the reason to drop it, if any."""
     if raw.reason:
         return raw, raw.reason
@@ -102,11 +102,13 @@ def _judge(raw: Document, settings: CorpusSettings, seen: set[bytes]) -> tuple[D
     return document, None
 
 
-def _without_numbers(reason: str) -> str:
+def count_reasons(reasons: Counter[str], reason: str) -> None:
     """`not utf-8: invalid start byte at byte 17` is counted as `not utf-8`; `dropped/` keeps the whole reason."""
     if reason.startswith("line of"):
-        return "line too long"
-    return reason.split(":")[0].split(";")[0] if reason.startswith(("not ", "no field", "field ")) else reason
+        reason = "line too long"
+    elif reason.startswith(("not ", "no field", "field ")):
+        reason = reason.split(":")[0].split(";")[0]
+    reasons[reason] += 1
 
 
 def _count(count: Counter[str], document: Document) -> None:

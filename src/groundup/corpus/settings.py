@@ -12,7 +12,9 @@ class Length(Settings):
 
     kind: Literal["length"] = "length"
     minimum: int = Field(default=100, ge=0)
+    """Shorter ones are dropped."""
     maximum: int | None = Field(default=None, ge=1)
+    """Longer ones are dropped; none, if not set."""
 
 
 class Characters(Settings):
@@ -57,7 +59,7 @@ class CorpusSettings(Settings):
 
     sources: tuple[str, ...]
     """Files and folders of .txt, .md and .jsonl, also .gz, .zst, .xz; relative to the recipe, else to where you are.
-    `groundup:storybook` is the collection of tales inside the package."""
+    `groundup:storybook` (tales) and `groundup:shakespeare` (plays) are inside the package."""
     text_field: str = Field(default="text", min_length=1)
     """The field of a .jsonl line that holds the text."""
     encoding: str = "utf-8"

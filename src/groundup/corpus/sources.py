@@ -15,7 +15,7 @@ from groundup.corpus.settings import CorpusSettings
 from groundup.errors import DataError
 from groundup.files import OPENERS, locate, reading
 
-PACKAGED = {"groundup:storybook": "storybook.jsonl.gz"}
+PACKAGED = {"groundup:storybook": "storybook.jsonl.gz", "groundup:shakespeare": "shakespeare.txt.gz"}
 MAX_LINE_BYTES = 256_000_000
 """A longer .jsonl line is dropped unread: parsing it would take several times this much memory."""
 
@@ -41,7 +41,7 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
         root = _locate(source, beside)
         if root.is_file():
             if reader_of(root) is None:
-                raise DataError(f"source {source}: nothing here reads {_kind(root)!r} files; it reads {_readable()}")
+                raise DataError(f"source {source}: nothing here reads {kind_of(root)!r} files; it reads {readable()}")
             found.files.append((source, root))
             continue
         before = len(found.files)
@@ -54,13 +54,13 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
             if any(part.startswith(".") for part in parts) or not path.is_file():
                 continue
             if reader_of(path) is None:
-                left_out[_kind(path)] += 1
+                left_out[kind_of(path)] += 1
             else:
                 found.files.append((_printable("/".join([source.rstrip("/"), *parts])), path))
         if len(found.files) == before:
             others = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
             raise DataError(
-                f"source {source} ({root}) has no readable file; it reads {_readable()}, found {others or 'none'}"
+                f"source {source} ({root}) has no readable file; it reads {readable()}, found {others or 'none'}"
             )
         found.left_out += left_out
     return found
@@ -74,7 +74,7 @@ def _locate(source: str, beside: Path) -> Path:
     return locate(source, beside, "source")
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """The suffix that chooses the reader: that of `a.txt.gz` is .txt."""
     suffixes = path.suffixes
     if suffixes and suffixes[-1] in OPENERS:
@@ -87,12 +87,13 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _readable() -> str:
+def readable() -> str:
+    """What files are read, in words."""
     return f"{', '.join(READERS)}, also with {', '.join(OPENERS)}"
 
 
 def reader_of(path: Path) -> "Callable[[BinaryIO, str, CorpusSettings], Iterator[Document]] | None":
-    return READERS.get(_kind(path))
+    return READERS.get(kind_of(path))
 
 
 def read(name: str, path: Path, settings: CorpusSettings) -> Iterator[Document]:

@@ -1,5 +1,7 @@
 """The evaluation stage: the test documents are read once, and the model is asked to write."""
 
+import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -10,25 +12,37 @@ from groundup.corpus.sources import find, read
 from groundup.errors import DataError
 from groundup.evals.score import Score, score, table_of
 from groundup.evals.settings import EvalSettings
-from groundup.files import Draft, Progress, is_made, no_progress, read_manifest, write_json
+from groundup.evals.yardsticks import texts, unigram, xz
+from groundup.files import Draft, Progress, is_made, no_progress, read_manifest, write_json, write_text
 from groundup.generation.text import generate
 from groundup.model.transformer import Transformer
 from groundup.shards import open_split, refuse_another_tokenizer, stream_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
+ID_DIGITS = 16
+"""How much of the sha256 of its text names a test document: two of a billion agree with probability 0.03."""
+
 
 def evaluate(
     model_directory: Path, shards: Path, settings: EvalSettings, device: str | None, draft: Draft, progress: Progress
 ) -> None:
-    """Write `test.json` and `samples.json`, and leave the score in `draft.statistics`."""
+    """Write `test.json`, `documents.jsonl` and `samples.json`, and leave the score in `draft.statistics`."""
     model, tokenizer = pretrained.load(model_directory, device=device)
     assert tokenizer is not None, "a model of a run has its tokenizer"
     if is_made(model_directory):
         refuse_another_tokenizer(shards, read_manifest(model_directory).inputs.get("tokenizer"), str(model_directory))
-    result = score(
-        model, open_split(shards, "test", model.config.vocab_size), batch_rows=settings.batch_rows, progress=progress
-    )
-    write_json(draft.path / "test.json", table_of(result))
+    vocab_size = tokenizer.vocab_size
+    train, test = open_split(shards, "train", vocab_size), open_split(shards, "test", vocab_size)
+    result = score(model, test, batch_rows=settings.batch_rows, progress=progress)
+    progress(0, 1, "yardsticks")
+    plainer = {"xz": xz(texts(test, tokenizer)), "unigram": unigram(train, test, vocab_size)}
+    table = {**table_of(result), "yardsticks": plainer}
+    write_json(draft.path / "test.json", table)
+    documents = [
+        {"id": hashlib.sha256(text).hexdigest()[:ID_DIGITS], "bytes": len(text), "bits": round(float(bits), 3)}
+        for text, bits in zip(texts(test, tokenizer), result.document_bits, strict=True)
+    ]
+    write_text(draft.path / "documents.jsonl", "".join(json.dumps(document) + "\n" for document in documents))
     samples = []
     for number, prompt in enumerate(settings.prompts):
         progress(number, len(settings.prompts), "samples")
@@ -36,7 +50,7 @@ def evaluate(
         text = generate(model, tokenizer, prompt, **options.model_dump())
         samples.append({"prompt": prompt, "seed": options.seed, "text": text})
     write_json(draft.path / "samples.json", samples)
-    draft.statistics |= {"test": table_of(result)}
+    draft.statistics |= {"test": table}
 
 
 def score_files(

@@ -1,13 +1,14 @@
 """Bits per byte and perplexity of documents, with the standard error over documents."""
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from groundup.batch import to
+from groundup.evals.statistics import ratio
 from groundup.files import Progress, no_progress
 from groundup.loader import cut
 from groundup.losses import Attending, by_document, token_logprobs
@@ -28,6 +29,8 @@ class Score:
     documents: int
     tokens: int
     bytes: int
+    document_bits: npt.NDArray[np.float64] = field(repr=False, compare=False)
+    """(documents,) −Σ log2 p of each document, in the order of the stream."""
 
 
 def score(
@@ -68,27 +71,26 @@ def score(
     finally:
         model.train(was_training)
     progress(len(starts), len(starts), "")
-    tokens = int(lengths[:n_documents].sum())
-    return _score(nats / math.log(2), shards.n_bytes[:n_documents], tokens)
+    return _summary(nats / math.log(2), shards.n_bytes[:n_documents], int(shards.offsets[n_documents]))
 
 
-def _score(bits: "np.ndarray[tuple[int], np.dtype[np.float64]]", n_bytes: np.ndarray, tokens: int) -> Score:
-    """The ratio of the sums, and its standard error over documents by linearisation (Cochran 1977, eq. 2.45)."""
-    total = float(n_bytes.sum())
-    ratio = float(bits.sum()) / total
-    n = len(bits)
-    spread = float(((bits - ratio * n_bytes) ** 2).sum()) * n / (n - 1) if n > 1 else math.nan
+def _summary(bits: npt.NDArray[np.float64], n_bytes: npt.NDArray[np.int64], tokens: int) -> Score:
+    bits_per_byte, standard_error = ratio(bits, n_bytes)
     return Score(
-        bits_per_byte=ratio,
-        standard_error=math.sqrt(spread) / total,
+        bits_per_byte=bits_per_byte,
+        standard_error=standard_error,
         perplexity=2**mean if (mean := float(bits.sum()) / tokens) < 1024 else math.inf,
-        documents=n,
+        documents=len(bits),
         tokens=tokens,
-        bytes=int(total),
+        bytes=int(n_bytes.sum()),
+        document_bits=bits,
     )
 
 
 def table_of(result: Score) -> dict[str, float | int | None]:
-    """As JSON values; None for what is no number: the error of one document, the perplexity of a diverged model."""
-    table = dataclasses.asdict(result)
+    """The numbers of all documents together as JSON values.
+
+    None for what is no number: the error of one document, the perplexity of a diverged model.
+    """
+    table = {part.name: getattr(result, part.name) for part in fields(result) if part.name != "document_bits"}
     return {name: value if math.isfinite(value) else None for name, value in table.items()}

@@ -1,14 +1,18 @@
 """Engine: continues a sequence of ids. It knows nothing of text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from groundup.errors import SettingsError
 from groundup.generation.cache import ContiguousCache
 from groundup.generation.sample import sample
 from groundup.generation.settings import Sampling
 from groundup.model.transformer import Transformer
+
+Look = Callable[[int, Tensor], None]
+"""Is shown each id that was chosen and the logits, (V,), that it was chosen by."""
 
 
 def continue_ids(
@@ -17,6 +21,7 @@ def continue_ids(
     sampling: Sampling,
     end: int | None = None,
     never: Sequence[int] = (),
+    look: Look | None = None,
 ) -> Iterator[int]:
     """The ids after `prompt`, one at a time, until `end` or `max_tokens`; none of `never` is chosen.
 
@@ -49,6 +54,8 @@ def continue_ids(
                 logits[list(never)] = float("-inf")
             cache.length += len(unread)
             chosen = sample(logits, sampling, generator)
+            if look is not None:
+                look(chosen, logits)
             if chosen == end:
                 return
             yield chosen

@@ -2,8 +2,13 @@
 
 import codecs
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
-from groundup.generation.engine import continue_ids
+from jaxtyping import Float
+from torch import Tensor
+
+from groundup.generation.engine import Look, continue_ids
 from groundup.generation.settings import Sampling
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
@@ -29,7 +34,9 @@ def generate(
     return "".join(stream(model, tokenizer, prompt, sampling))
 
 
-def stream(model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> Iterator[str]:
+def stream(
+    model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Sampling, look: Look | None = None
+) -> Iterator[str]:
     """The same in parts as they come: never half a character, never a part of a stop string."""
     end = tokenizer.special.get(END_OF_TEXT)
     ids = [*([] if end is None else [end]), *tokenizer.encode(prompt)]
@@ -38,9 +45,35 @@ def stream(model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Samp
     parts = whole_characters(
         # A model's vocabulary may be padded beyond its tokenizer's; such an id has no text.
         tokenizer.decode_bytes([i]) if i < tokenizer.vocab_size else b""
-        for i in continue_ids(model, ids, sampling, end, never)
+        for i in continue_ids(model, ids, sampling, end, never, look)
     )
     return until_stop(parts, sampling.stop)
+
+
+@dataclass
+class Probabilities:
+    """Collects, as a `look`, how sure the model was of each token that was chosen, and what it thought of instead."""
+
+    tokenizer: Tokenizer
+    alternatives: int = 3
+    chosen: list[dict[str, Any]] = field(default_factory=list)
+    """`text`, `id`, `probability` (of the model, at temperature 1) and `instead`: other texts → their probability."""
+
+    def __call__(self, chosen: int, logits: Float[Tensor, "V"]) -> None:
+        shares = logits.float().softmax(dim=0)
+        best = shares.topk(min(self.alternatives + 1, len(shares))).indices.tolist()
+        others = [i for i in best if i != chosen][: self.alternatives]
+        self.chosen.append(
+            {
+                "text": self._text(chosen),
+                "id": chosen,
+                "probability": shares[chosen].item(),
+                "instead": {self._text(i): shares[i].item() for i in others},
+            }
+        )
+
+    def _text(self, token: int) -> str:
+        return self.tokenizer.decode([token]) if token < self.tokenizer.vocab_size else f"(id {token})"
 
 
 def whole_characters(parts: Iterable[bytes]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Settings of the model: its sizes, and which block stands in each place."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -132,6 +133,9 @@ class LayerNorm(Settings):
     bias: bool = True
     """A learned shift besides the gain."""
 
+    def parameters(self, width: int) -> int:
+        return width * (2 if self.bias else 1)
+
 
 class RMSNorm(Settings):
     """Divide by the root mean square (Zhang and Sennrich 2019, arXiv:1910.07467)."""
@@ -139,6 +143,23 @@ class RMSNorm(Settings):
     kind: Literal["rmsnorm"] = "rmsnorm"
     epsilon: float = Field(default=1e-5, gt=0)
     """Added to the mean square, so that nothing is divided by nought."""
+
+    def parameters(self, width: int) -> int:
+        return width
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a sublayer is made of, in numbers."""
+
+    matrices: int
+    """Entries of its matrices."""
+    vectors: int
+    """Entries of its biases and gains."""
+    scores: int = 0
+    """Multiply-adds for one query and one key: their product, and the share of the value."""
+    idle: int = 0
+    """Entries of matrices that one token does not meet."""
 
 
 # --- attention: how a position reads others ---
@@ -181,6 +202,16 @@ class GroupedQuery(Settings):
         """Heads, key width and value width that generation keeps of each token."""
         return n_kv_heads, d_head, d_head
 
+    def sizes(self, model: "ModelConfig") -> Sizes:
+        queries, keys = model.n_heads * model.head_width, model.kv_heads * model.head_width
+        biases = {"none": 0, "qkv": queries + 2 * keys, "all": queries + 2 * keys + model.d_model}[self.bias]
+        normed = {"none": (), "head": (model.head_width, model.head_width), "full": (queries, keys)}[self.qk_norm]
+        return Sizes(
+            matrices=2 * model.d_model * (queries + keys),
+            vectors=biases + sum(model.norm.parameters(width) for width in normed),
+            scores=2 * queries,
+        )
+
 
 class Latent(Settings):
     """Keys and values made from one small latent vector a token, the only thing to be cached, besides a few rotary
@@ -202,6 +233,21 @@ class Latent(Settings):
         """Heads, key width and value width that generation keeps; 0: the values are the keys' first channels."""
         return 1, self.d_latent + self.d_rotary, 0
 
+    def sizes(self, model: "ModelConfig") -> Sizes:
+        key, value = model.head_width, self.d_value or model.head_width
+        read = self.d_query_latent or model.d_model
+        made_of_latent = self.d_latent * model.n_heads * (key + value)
+        return Sizes(
+            matrices=model.d_model * (self.d_query_latent or 0)
+            + read * model.n_heads * (key + self.d_rotary)
+            + model.d_model * (self.d_latent + self.d_rotary)
+            + made_of_latent
+            + model.n_heads * value * model.d_model,
+            vectors=model.norm.parameters(self.d_latent)
+            + (model.norm.parameters(self.d_query_latent) if self.d_query_latent else 0),
+            scores=model.n_heads * (key + self.d_rotary + value),
+        )
+
 
 # --- feed-forward: what a position does with itself ---
 
@@ -215,6 +261,9 @@ class GELU(Settings):
     bias: bool = True
     """A bias on both matrices."""
 
+    def sizes(self, d_model: int, d_ff: int) -> Sizes:
+        return _dense(2, d_model, d_ff, self.bias)
+
 
 class ReLU(Settings):
     """Two matrices with max(0, x) between (Vaswani et al. 2017, arXiv:1706.03762, 3.3)."""
@@ -222,6 +271,9 @@ class ReLU(Settings):
     kind: Literal["relu"] = "relu"
     bias: bool = True
     """A bias on both matrices."""
+
+    def sizes(self, d_model: int, d_ff: int) -> Sizes:
+        return _dense(2, d_model, d_ff, self.bias)
 
 
 class ReLUSquared(Settings):
@@ -231,6 +283,9 @@ class ReLUSquared(Settings):
     bias: bool = False
     """A bias on both matrices."""
 
+    def sizes(self, d_model: int, d_ff: int) -> Sizes:
+        return _dense(2, d_model, d_ff, self.bias)
+
 
 class SwiGLU(Settings):
     """Two matrices, the first gated by the SiLU of a third (Shazeer 2020, arXiv:2002.05202)."""
@@ -238,6 +293,9 @@ class SwiGLU(Settings):
     kind: Literal["swiglu"] = "swiglu"
     bias: bool = False
     """A bias on all three matrices."""
+
+    def sizes(self, d_model: int, d_ff: int) -> Sizes:
+        return _dense(3, d_model, d_ff, self.bias)
 
 
 class GeGLU(Settings):
@@ -248,6 +306,13 @@ class GeGLU(Settings):
     """`none` is the exact function."""
     bias: bool = False
     """A bias on all three matrices."""
+
+    def sizes(self, d_model: int, d_ff: int) -> Sizes:
+        return _dense(3, d_model, d_ff, self.bias)
+
+
+def _dense(n_matrices: int, d_model: int, d_ff: int, bias: bool) -> Sizes:
+    return Sizes(n_matrices * d_model * d_ff, (n_matrices - 1) * d_ff + d_model if bias else 0)
 
 
 Dense = Annotated[GELU | ReLU | ReLUSquared | SwiGLU | GeGLU, Field(discriminator="kind")]
@@ -276,6 +341,15 @@ class Experts(Settings):
             raise ValueError(f"n_active = {self.n_active} is more than n_experts = {self.n_experts}")
         return self
 
+    def sizes(self, d_model: int, d_ff: int) -> Sizes:
+        one = self.expert.sizes(d_model, d_ff)
+        shared = self.expert.sizes(d_model, self.n_shared * d_ff) if self.n_shared else Sizes(0, 0)
+        return Sizes(
+            d_model * self.n_experts + self.n_experts * one.matrices + shared.matrices,
+            self.n_experts * one.vectors + shared.vectors,
+            idle=(self.n_experts - self.n_active) * one.matrices,
+        )
+
 
 # --- block: how the two are joined ---
 
@@ -293,6 +367,10 @@ class Sequential(Settings):
         """Whether what leaves the last block is normalised already."""
         return self.norm == "after"
 
+    @property
+    def n_norms(self) -> int:
+        return 4 if self.norm == "around" else 2
+
 
 class Parallel(Settings):
     """Attention and feed-forward read the same stream and add to it together (Wang and Komatsuzaki 2021, GPT-J)."""
@@ -304,6 +382,10 @@ class Parallel(Settings):
     @property
     def ends_normed(self) -> bool:
         return False
+
+    @property
+    def n_norms(self) -> int:
+        return 1 if self.shared_norm else 2
 
 
 # --- head: what is read off the stream ---
@@ -452,6 +534,52 @@ class ModelConfig(Settings):
     def cached(self) -> tuple[int, int, int]:
         """Heads, key width and value width that generation keeps of each token and layer."""
         return self.attention.cached(self.kv_heads, self.head_width)
+
+    @property
+    def parameters(self) -> int:
+        """How many there are: the closed form of what `count.py` counts, for where torch is not imported."""
+        norm = self.norm.parameters(self.d_model)
+        attention, feedforward = self._sublayers
+        block = attention.matrices + attention.vectors + feedforward.matrices + feedforward.vectors
+        total = self.n_layers * (block + self.block.n_norms * norm)
+        total += norm * (self.embedding_norm + (not self.block.ends_normed))
+        total += self._embedding + self._projections
+        if isinstance(self.position, LearnedPosition):
+            total += (self.context_length + self.position.offset) * self.d_model
+        if not isinstance(self.head, LanguageModel):
+            return total + self._head
+        return total + (0 if self.head.tied else self._head) + ((self.vocab_size or 0) if self.head.bias else 0)
+
+    @property
+    def training_flops_per_token(self) -> int:
+        """Forward and backward, two for each multiply-add, in rows of `context_length`; as `count.py` counts."""
+        attention, feedforward = self._sublayers
+        block = attention.matrices + feedforward.matrices - feedforward.idle + attention.scores * self.context_length
+        return 3 * 2 * (self.n_layers * block + self._projections + self._head)
+
+    @property
+    def _sublayers(self) -> tuple[Sizes, Sizes]:
+        return self.attention.sizes(self), self.feedforward.sizes(self.d_model, self.feedforward_width)
+
+    @property
+    def _embedding(self) -> int:
+        return (self.vocab_size or 0) * (self.d_embedding or self.d_model)
+
+    @property
+    def _projections(self) -> int:
+        """Between vectors of `d_embedding` and of `d_model`, on the way in and, to score tokens, out."""
+        ways = 2 if isinstance(self.head, LanguageModel) else 1
+        return ways * self.d_model * (self.d_embedding or 0)
+
+    @property
+    def _head(self) -> int:
+        match self.head:
+            case LanguageModel():
+                return self._embedding
+            case Classes(n_classes=n_classes):
+                return n_classes * self.d_model
+            case Scalar():
+                return self.d_model
 
     def with_vocabulary(self, vocab_size: int) -> "ModelConfig":
         """The same model over a vocabulary of this size."""

@@ -48,6 +48,7 @@ from groundup.optim.adamw import Masters, make_adamw
 from groundup.optim.schedule import make_schedule
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.shards import Tokens, open_split, refuse_another_tokenizer
+from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.fit import Step, accumulate, fit
 
@@ -223,6 +224,7 @@ def pretrain(
         finished = {name: copy for name, copy in masters.copies.items() if not name.startswith("multi_token.")}
         pretrained.save(draft.path, config, finished, tokenizer)
         write_json(draft.path / "generation.json", Sampling().table())
+        write_json(draft.path / chat.FILE, chat.CONTINUES_TEXT)
         draft.seconds_before = time.monotonic() - began
         draft.statistics |= _statistics(config, settings, tokens, log)
     log.event("finished", step=settings.steps)

@@ -1,23 +1,37 @@
-"""Charts as SVG text: lines over steps and bars over names, coloured by the page's style sheet."""
+"""Charts without a script: curves as SVG text, bars as a list; coloured by the page's style sheet."""
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 76, 28, 12, 40
+WIDTH, HEIGHT = 480, 220
+"""In the units of the drawing. Near a phone's width, so that the letters stay readable there."""
+LEFT, RIGHT, TOP, BOTTOM = 76, 24, 12, 44
 MAX_POINTS = 800
+SERIES = 6
+"""Curves told apart by colour and dash; style.css has as many."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `faint` is for the noisy original behind a smoothed one."""
+    """One curve. `faint` is for the noisy original behind a smoothed one, `series` chooses colour and dash."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     faint: bool = False
+    series: int = 0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar, and what is written behind it. `own` is the one that the others are there to be compared with."""
+
+    name: str
+    value: float
+    shown: str
+    own: bool = False
 
 
 def smooth(y: Sequence[float], window: int) -> list[float]:
@@ -28,47 +42,56 @@ def smooth(y: Sequence[float], window: int) -> list[float]:
     return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(y))]
 
 
-def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
-    """Curves over a common axis. Lines without points are left out; without any, a sentence says so."""
+def line_chart(lines: Sequence[Line], x_label: str, y_label: str, *, logarithmic: bool = False) -> str:
+    """Curves over a common axis. Lines without points are left out; without any, a sentence says so.
+
+    Args:
+        logarithmic: both axes, in powers of ten; every value must then be above 0.
+    """
     drawn = [line for line in lines if len(line.x)]
     if not drawn:
         return "<p>Nothing was measured yet.</p>"
-    low_x, high_x = _range([x for line in drawn for x in line.x])
-    low_y, high_y = _range([y for line in drawn for y in line.y])
+    place = math.log10 if logarithmic else float
+    low_x, high_x = _range([place(x) for line in drawn for x in line.x])
+    low_y, high_y = _range([place(y) for line in drawn for y in line.y])
     scale_x = (WIDTH - LEFT - RIGHT) / (high_x - low_x)
     scale_y = (HEIGHT - TOP - BOTTOM) / (high_y - low_y)
-    parts = [_axes(low_x, high_x, low_y, high_y, x_label, y_label)]
-    named = [line.name for line in drawn if not line.faint]
-    for number, line in enumerate(drawn):
+    parts = [_axes(low_x, high_x, low_y, high_y, x_label, y_label, logarithmic)]
+    for line in drawn:
         every = max(1, len(line.x) // MAX_POINTS)
-        points = " ".join(
-            f"{LEFT + (x - low_x) * scale_x:.1f},{HEIGHT - BOTTOM - (y - low_y) * scale_y:.1f}"
-            for x, y in list(zip(line.x, line.y, strict=True))[::every]
-        )
-        parts.append(f'<polyline class="line{" faint" if line.faint else ""}" points="{points}"/>')
-        if not line.faint and len(named) > 1:
-            parts.append(
-                f'<text x="{WIDTH - RIGHT}" y="{TOP + 12 + 16 * number}" class="end">{html.escape(line.name)}</text>'
-            )
-    return _svg(parts, f"{y_label} over {x_label}", HEIGHT)
+        points = [
+            f"{LEFT + (place(x) - low_x) * scale_x:.1f},{HEIGHT - BOTTOM - (place(y) - low_y) * scale_y:.1f}"
+            for x, y in zip(line.x, line.y, strict=True)
+        ]
+        kept = points[::every] if (len(points) - 1) % every == 0 else [*points[::every], points[-1]]
+        parts.append(f'<polyline class="line {_series(line)}" points="{" ".join(kept)}"/>')
+    label = html.escape(f"{y_label} over {x_label}")
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    named = [line for line in drawn if not line.faint]
+    return drawing + (_legend(named) if len(named) > 1 else "")
 
 
-def bar_chart(values: dict[str, float], label: str) -> str:
-    """Horizontal bars, one a name, with the value behind each."""
-    row, left = 24, 110
-    widest = max(values.values(), default=0) or 1
-    parts = []
-    for number, (name, value) in enumerate(values.items()):
-        y = number * row
-        length = (WIDTH - left - 90) * value / widest
-        parts.append(f'<text x="{left - 8}" y="{y + 16}" class="end">{html.escape(name)}</text>')
-        parts.append(f'<rect class="bar" x="{left}" y="{y + 3}" width="{length:.1f}" height="{row - 6}"/>')
-        parts.append(f'<text x="{left + length + 6:.1f}" y="{y + 16}">{value:,.0f}</text>')
-    return _svg(parts, label, row * len(values) + 4)
+def bars(rows: Iterable[Bar]) -> str:
+    """Horizontal bars from 0, each with its name before and its value behind it."""
+    rows = list(rows)
+    widest = max((row.value for row in rows), default=0) or 1
+    own = ' class="own"'
+    drawn = "".join(
+        f"<div{own if row.own else ''}><dt>{html.escape(row.name)}</dt>"
+        f'<dd><i style="width:calc((100% - 6rem) * {row.value / widest:.4f})"></i>{html.escape(row.shown)}</dd></div>'
+        for row in rows
+    )
+    return f'<dl class="bars">{drawn}</dl>'
 
 
-def _svg(parts: Sequence[str], label: str, height: int) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+def _series(line: Line) -> str:
+    return f"s{line.series % SERIES}{' faint' if line.faint else ''}"
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    swatch = '<svg viewBox="0 0 36 8" aria-hidden="true"><line class="line {}" x2="36" y1="4" y2="4"/></svg>'
+    items = (f"<li>{swatch.format(_series(line))}{html.escape(line.name)}</li>" for line in lines)
+    return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -76,22 +99,37 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _axes(low_x: float, high_x: float, low_y: float, high_y: float, x_label: str, y_label: str) -> str:
+def _axes(
+    low_x: float, high_x: float, low_y: float, high_y: float, x_label: str, y_label: str, logarithmic: bool
+) -> str:
+    round_numbers = _powers if logarithmic else ticks
     parts = []
-    for tick in ticks(low_y, high_y, 5):
+    for tick in round_numbers(low_y, high_y, 4):
         y = HEIGHT - BOTTOM - (tick - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="end">{tick:g}</text>')
-    for tick in ticks(low_x, high_x, 6):
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="end">{_shown(tick, logarithmic)}</text>')
+    for tick in round_numbers(low_x, high_x, 4):
         x = LEFT + (tick - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" class="middle">{tick:,g}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" class="middle label">{html.escape(x_label)}</text>')
-    middle = (HEIGHT - BOTTOM) / 2
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" class="middle">{_shown(tick, logarithmic)}</text>')
+    middle, upwards = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" class="middle">{html.escape(x_label)}</text>')
     parts.append(
-        f'<text x="14" y="{middle}" transform="rotate(-90 14 {middle})" class="middle label">'
-        f"{html.escape(y_label)}</text>"
+        f'<text x="14" y="{upwards}" transform="rotate(-90 14 {upwards})" class="middle">{html.escape(y_label)}</text>'
     )
     return "".join(parts)
+
+
+def _shown(tick: float, logarithmic: bool) -> str:
+    value = 10.0**tick if logarithmic else tick
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e5, "k")):
+        if abs(value) >= unit:
+            return f"{value / min(unit, 1e3 if letter == 'k' else unit):g}{letter}"
+    return f"{value:,g}"
+
+
+def _powers(low: float, high: float, about: int) -> list[float]:
+    """The whole numbers between two logarithms."""
+    return [float(power) for power in range(math.ceil(low), math.floor(high) + 1)]
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:

@@ -1,0 +1,47 @@
+"""Yardsticks: what plainer ways of knowing a text need for the same documents, in the same bits per byte.
+
+Eight bits a byte is the text as it is. What a general compressor needs says how much is repetition; what the
+frequencies of tokens alone say shows how much a model owes to context.
+"""
+
+import lzma
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from groundup.shards import Tokens
+from groundup.tokenizer.tokenizer import Tokenizer
+
+TOKENS_AT_ONCE = 1 << 24
+
+
+def texts(split: Tokens, tokenizer: Tokenizer) -> Iterator[bytes]:
+    """The UTF-8 of each document: byte-level tokens give back every byte that went in."""
+    for first, last in pairwise(split.offsets):
+        yield tokenizer.decode_bytes(split.ids[first + 1 : last].tolist())
+
+
+def xz(documents: Iterable[bytes]) -> float:
+    """Bits per byte of `xz -9` over the documents one after another: it may look back over all of them."""
+    compressor = lzma.LZMACompressor(preset=9)
+    read = written = 0
+    for document in documents:
+        read += len(document)
+        written += len(compressor.compress(document))
+    return 8 * (written + len(compressor.flush())) / read
+
+
+def unigram(train: Tokens, test: Tokens, vocab_size: int) -> float:
+    """Bits per byte of a model that knows only how often each token occurs in the training split, plus one."""
+    seen = 1 + _counts(train, vocab_size)
+    bits = np.log2(seen.sum()) - np.log2(seen)
+    return float((_counts(test, vocab_size) * bits).sum() / test.n_bytes.sum())
+
+
+def _counts(split: Tokens, vocab_size: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """How often each id is a target: all but the first token of the stream are."""
+    counts = np.zeros(vocab_size, np.int64)
+    for first in range(1, len(split.ids), TOKENS_AT_ONCE):
+        counts += np.bincount(split.ids[first : first + TOKENS_AT_ONCE], minlength=vocab_size)
+    return counts

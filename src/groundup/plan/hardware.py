@@ -1,0 +1,100 @@
+"""Hardware: what this machine is and how fast it trains, measured or looked up without torch."""
+
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+GPU_FLOPS = {
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+"""Part of the name → peak of dense bfloat16 products (float16 on V100 and T4), from NVIDIA's data sheets."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device that trains, and the memory it has for that."""
+
+    name: str
+    is_cpu: bool
+    memory_bytes: int
+    peak_flops: float
+    """Of matrix products: measured in float32 on a CPU, published for bfloat16 on a GPU."""
+    best_share: float
+    """What training reaches of that with very wide models."""
+    half_width: float
+    """The width at which training reaches half of `best_share`."""
+    is_measured: bool
+    """Whether this kind of machine was one on which `best_share` was measured."""
+
+    def training_flops(self, d_model: int) -> float:
+        """Operations a second in training. Narrow models spend more of their time outside of products."""
+        return self.peak_flops * self.best_share * d_model / (d_model + self.half_width)
+
+
+def this_machine() -> Machine:
+    """The best GPU that `nvidia-smi` knows of, else the CPU."""
+    return _gpu() or _cpu()
+
+
+def _gpu() -> Machine | None:
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        name, memory = told.splitlines()[0].rsplit(",", 1)
+        bytes_ = int(float(memory) * 2**20)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+    peak = next((flops for part, flops in GPU_FLOPS.items() if part in name), None)
+    # A quarter of the peak is what plain PyTorch code often reaches; not measured with this project.
+    return None if peak is None else Machine(name, False, bytes_, peak, 0.25, 512, is_measured=False)
+
+
+def _cpu() -> Machine:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = _memory_bytes()
+    # Measured with bench/proposed_speed.py. More than one, as bfloat16 products are faster than float32 ones.
+    best_share, half_width = (3.3, 180) if _multiplies_bfloat16() else (0.75, 80)
+    name = f"{cores} CPU {'core' if cores == 1 else 'cores'}, {memory / 1e9:.0f} GB"
+    return Machine(name, True, memory, _matmul_flops(), best_share, half_width, is_measured=True)
+
+
+def _memory_bytes() -> int:
+    """Of the machine, or what a container was given of it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # Linux; elsewhere there is no such file
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return memory if text == "max" else min(memory, int(text))
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor says that it has instructions for it: Linux on x86 or ARM; elsewhere taken for no."""
+    described = Path("/proc/cpuinfo")
+    words = set(described.read_text().split()) if described.is_file() else set()
+    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _matmul_flops(size: int = 1024, seconds: float = 0.3) -> float:
+    """Operations a second of NumPy's float32 matrix product, the best of those that fit into `seconds`."""
+    left = np.ones((size, size), np.float32)
+    right = left.copy()
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        left @ right
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best

@@ -1,0 +1,495 @@
+"""The proposal of `groundup new`: what a recipe for these texts and this machine should say, and why.
+
+Rules, not search. Each stands here once with its source, and again as a comment in the recipe. No torch.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import textwrap
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from groundup.corpus.settings import CorpusSettings
+from groundup.corpus.survey import Survey
+from groundup.errors import DataError, ResourceError, SettingsError
+from groundup.model.presets import PRESETS, Preset
+from groundup.model.settings import ModelConfig
+from groundup.plan import laws
+from groundup.plan.hardware import Machine
+from groundup.recipe import Recipe
+from groundup.settings import nearest
+from groundup.tokenizer.settings import SMALLEST
+from groundup.tokenizer.tokenizer import Tokenizer
+
+LADDER = (
+    (64, 4), (128, 4), (192, 6), (256, 6), (320, 8), (384, 8), (512, 8), (640, 10), (768, 12), (1024, 16), (1280, 20),
+    (1536, 24), (2048, 24), (2560, 32), (4096, 32),
+)  # fmt: skip
+"""d_model and n_layers to choose from: 16 to 128 channels for each layer, a range in which shape hardly matters (Kaplan
+et al. 2020, arXiv:2001.08361, figure 5); a head for each 64 channels."""
+LONGEST_CONTEXT_ON_CPU = 256
+VOCABULARY = (2048, 200_000, 0.25)
+"""So many ids suited so many bytes of text; for more text they grow with this power of it. Measured at 0.2 and 4.4 MB
+(docs/log.md); carried on to GPT-2's 40 GB it gives 43,000, where it had 50,257."""
+PARAMETERS_PER_TOKEN = 20
+"""At most so many for each different token of the texts: larger models were worse (docs/log.md)."""
+BYTES_PER_PARAMETER = 18
+"""bfloat16 weights, float32 masters and gradients, AdamW's two moments, as `model/count.py` counts them."""
+SHARE_OF_MEMORY = 0.6
+"""What these may take; the rest is for activations and the system."""
+SHARE_OF_TIME = 0.8
+"""What is planned of the time asked for; the rest is for what an estimate does not know."""
+MINUTES = 10.0
+TRIAL_BYTES = 1_000_000
+"""Of text, on which a vocabulary is learned to see how much it shortens; half as much is then encoded with it."""
+LARGEST_TRIAL = 16_384
+"""Ids that can be learned on so little text."""
+LOOKS = 10
+"""How often validation is measured."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe and what it will take; times are estimates."""
+
+    recipe: Recipe
+    tables: dict[str, Any]
+    """What the recipe says, without what has its default anyway."""
+    sampled: Survey
+    machine: Machine
+    model: ModelConfig
+    unique_tokens: float
+    """In the training documents."""
+    bytes_per_token: float
+    preparing_seconds: float
+    """Corpus, tokenizer, shards."""
+    training_seconds: float
+    """With validation, and the test documents at the end."""
+    ends_early: bool
+    """Whether more time could only be filled with learning the texts by heart."""
+
+    @property
+    def tokens(self) -> int:
+        """To be read in training, repetitions included."""
+        return self.recipe.pretrain.steps * self.recipe.pretrain.batch_tokens
+
+    @property
+    def passes(self) -> float:
+        return self.tokens / self.unique_tokens
+
+    @property
+    def seconds(self) -> float:
+        return self.preparing_seconds + self.training_seconds
+
+    def table(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        sampled = self.sampled
+        return {
+            "files": dict(sampled.files),
+            "left_out": dict(sampled.left_out),
+            "dropped": dict(sampled.dropped),
+            "sampled_documents": sampled.read,
+            "documents": sampled.documents,
+            "bytes": sampled.bytes,
+            "scripts": sampled.scripts,
+            "machine": dataclasses.asdict(self.machine),
+            "unique_tokens": round(self.unique_tokens),
+            "bytes_per_token": self.bytes_per_token,
+            "parameters": self.model.parameters,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "ends_early": self.ends_early,
+            "settings": self.tables,
+        }
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory for weights and their states in training."""
+        return self.model.parameters * BYTES_PER_PARAMETER
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A size with its vocabulary, and how long it would be trained."""
+
+    model: ModelConfig
+    unique: float
+    """Different tokens in the training documents."""
+    tokens: float
+    ends_early: bool
+    tokens_per_second: float
+
+    @property
+    def flops(self) -> float:
+        """Of training: 6 N D (Kaplan et al. 2020, section 2.1)."""
+        return 6.0 * self.model.parameters * self.tokens
+
+    @property
+    def expected_loss(self) -> float:
+        return laws.loss(self.model.parameters, self.tokens, self.unique)
+
+
+def parameters_in(size: str) -> float:
+    """A number of parameters as people write it.
+
+    Raises:
+        SettingsError: for anything else.
+
+    >>> parameters_in("30M"), parameters_in("1.5b"), parameters_in("250000")
+    (30000000.0, 1500000000.0, 250000.0)
+    """
+    units = {"K": 1e3, "M": 1e6, "B": 1e9}
+    unit = units.get(size[-1:].upper(), 1.0)
+    try:
+        number = float(size.rstrip("kKmMbB")) * unit
+    except ValueError:
+        number = 0.0
+    if not 1e4 <= number <= 1e12:
+        raise SettingsError(f"--size is {size!r}; it should be a number of parameters from 10k to 1000B, such as 30M")
+    return number
+
+
+def propose(
+    name: str,
+    sampled: Survey,
+    machine: Machine,
+    *,
+    minutes: float | None = None,
+    size: float | None = None,
+    preset: str | None = None,
+) -> Proposal:
+    """A recipe for the surveyed texts on this machine.
+
+    Args:
+        minutes: what the whole build may take. If not given, it is 10; but with a size or preset, what it takes to read
+            20 tokens for each parameter, or as often as that is worth it.
+        size: about how many parameters; if not given, what promises most in the time.
+        preset: a name in `PRESETS`, whose blocks and sizes are taken.
+
+    Raises:
+        SettingsError: an unknown preset; a time or size that cannot be.
+        DataError: too little text to train on.
+        ResourceError: a model that this machine cannot hold.
+    """
+    if minutes is not None and not 0 < minutes < 1e6:
+        raise SettingsError(f"--minutes is {minutes}; it should be more than 0")
+    published = _published(preset)
+    texts = _Texts(sampled)
+    if minutes is None and size is None and published is None:
+        minutes = MINUTES
+    seconds = None if minutes is None else max(minutes * 60 * SHARE_OF_TIME - texts.preparing_seconds, minutes * 20)
+    context = _context_length(texts, machine, published)
+    candidates = [
+        _candidate(shape, texts, machine, seconds) for shape in _shapes(size, published, texts.vocab_size, context)
+    ]
+    held = [each for each in candidates if _fits(each.model, machine)]
+    if not held:
+        raise ResourceError(_too_large(candidates[0].model, machine))
+    suited = [each for each in held if each.model.parameters <= PARAMETERS_PER_TOKEN * each.unique]
+    chosen = min(suited or held[:1], key=lambda each: each.expected_loss)
+    tables = _tables(name, chosen, texts, machine, published)
+    recipe = Recipe.from_table(tables, "new")
+    steps_seconds = recipe.pretrain.steps * recipe.pretrain.batch_tokens / chosen.tokens_per_second
+    looking = LOOKS * recipe.pretrain.validation_tokens / 3  # forward alone is a third of a training step
+    scoring = chosen.unique * sampled.corpus.test_share
+    return Proposal(
+        recipe, tables, sampled, machine, chosen.model, chosen.unique, texts.bytes_per_token, texts.preparing_seconds,
+        steps_seconds + (looking + scoring) / chosen.tokens_per_second, chosen.ends_early,
+    )  # fmt: skip
+
+
+def _published(preset: str | None) -> Preset | None:
+    if preset is None:
+        return None
+    if preset not in PRESETS:
+        raise SettingsError(f"no preset {preset!r}; {nearest(preset, PRESETS)} There are {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+class _Texts:
+    """What the sample says about the whole."""
+
+    def __init__(self, sampled: Survey) -> None:
+        corpus = sampled.corpus
+        self.sampled = sampled
+        self.train_bytes = sampled.bytes * (1 - corpus.validation_share - corpus.test_share)
+        ids, text, power = VOCABULARY
+        self.vocab_size = max(SMALLEST, 2 ** round(math.log2(ids * (self.train_bytes / text) ** power)))
+
+    @cached_property
+    def bytes_per_token(self) -> float:
+        """With a vocabulary of that size, learned on a part of the sample and tried on another."""
+        learned_on, encoded = _halves(self.sampled.texts)
+        tokenizer = Tokenizer.learn(learned_on, vocab_size=min(self.vocab_size, LARGEST_TRIAL))
+        ids = sum(1 + len(tokenizer.encode(text)) for text in encoded)
+        return sum(len(text.encode()) for text in encoded) / ids
+
+    @property
+    def unique_tokens(self) -> float:
+        """In the training documents."""
+        return self.train_bytes / self.bytes_per_token
+
+    @property
+    def preparing_seconds(self) -> float:
+        return self.sampled.bytes * (self.sampled.seconds_per_byte + SECONDS_PER_BYTE)
+
+    @property
+    def median_bytes(self) -> int:
+        lengths = sorted(len(text.encode()) for text in self.sampled.texts)
+        return lengths[len(lengths) // 2]
+
+
+SECONDS_PER_BYTE = 6e-7
+"""To learn a vocabulary on a text, encode it and write it, on the machine of docs/numbers.md."""
+
+
+def _halves(texts: list[str]) -> tuple[list[str], list[str]]:
+    """Texts to learn from, and others to try what was learned; of a single text its two halves."""
+    if len(texts) == 1:
+        middle = len(texts[0]) // 2
+        texts = [texts[0][:middle], texts[0][middle:]]
+    mixed = texts[::2] + texts[1::2]
+    totals = list(itertools.accumulate(len(text) for text in mixed))
+    first = min(TRIAL_BYTES, totals[-1] * 2 // 3)
+    cut = max(1, sum(total <= first for total in totals))
+    end = sum(total <= first * 3 // 2 for total in totals)
+    return mixed[:cut], mixed[cut : max(end, cut + 1)]
+
+
+def _context_length(texts: _Texts, machine: Machine, published: Preset | None) -> int:
+    """The power of two that holds a middling document, as far as machine, preset and amount of text allow."""
+    longest = LONGEST_CONTEXT_ON_CPU if machine.is_cpu else 1024
+    if published is not None:
+        longest = min(longest, published.model.context_length)
+    wanted = min(longest, texts.median_bytes / texts.bytes_per_token, texts.unique_tokens / 16)
+    if wanted < 16:
+        raise DataError(
+            f"there are only about {texts.train_bytes:,.0f} bytes of text to train on: far too few to learn from. "
+            "A hundred thousand are a beginning, a million are better; add texts"
+        )
+    return int(min(longest, 2 ** math.ceil(math.log2(wanted))))
+
+
+def _shapes(size: float | None, published: Preset | None, vocab_size: int, context: int) -> list[ModelConfig]:
+    """The sizes to choose among: the preset's, the one nearest to the size asked for, or the whole ladder."""
+    if published is not None:
+        return [published.model.model_copy(update={"context_length": context})]
+    ladder = [
+        ModelConfig(
+            context_length=context, d_model=d_model, n_layers=n_layers, n_heads=d_model // 64,
+            d_ff=-(-8 * d_model // 3 // 64) * 64,
+        )
+        for d_model, n_layers in LADDER
+    ]  # fmt: skip
+    if size is None:
+        return ladder
+    return [min(ladder, key=lambda shape: abs(math.log(shape.with_vocabulary(vocab_size).parameters / size)))]
+
+
+def _candidate(shape: ModelConfig, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
+    model = shape.with_vocabulary(texts.vocab_size)
+    speed = machine.training_flops(model.d_model) / model.training_flops_per_token
+    in_time = laws.TOKENS_PER_PARAMETER * model.parameters if seconds is None else seconds * speed
+    worth = laws.MOST_PASSES * texts.unique_tokens
+    return _Candidate(model, texts.unique_tokens, min(in_time, worth), in_time > worth, speed)
+
+
+def _fits(model: ModelConfig, machine: Machine) -> bool:
+    return model.parameters * BYTES_PER_PARAMETER <= machine.memory_bytes * SHARE_OF_MEMORY
+
+
+def _too_large(model: ModelConfig, machine: Machine) -> str:
+    return (
+        f"a model of {model.parameters / 1e6:,.0f} million parameters takes about "
+        f"{model.parameters * BYTES_PER_PARAMETER / 1e9:,.0f} GB in training ({BYTES_PER_PARAMETER} bytes for each); "
+        f"this machine has {machine.memory_bytes / 1e9:,.0f} GB, and {SHARE_OF_MEMORY:.0%} of that are planned for it. "
+        f"The largest that fits has {machine.memory_bytes * SHARE_OF_MEMORY / BYTES_PER_PARAMETER / 1e6:,.0f} million"
+    )
+
+
+def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, published: Preset | None) -> dict[str, Any]:
+    """The recipe's tables, without what has its default anyway."""
+    model, context = chosen.model, chosen.model.context_length
+    batch = laws.batch_tokens(chosen.flops)
+    rate = laws.learning_rate(chosen.flops)
+    if published is not None:
+        rate = published.learning_rate or rate
+    rows = max(FEWEST_ROWS, min(round(batch / context), int(chosen.tokens / FEWEST_STEPS / context)))
+    steps = max(FEWEST_ROWS, round(chosen.tokens / (rows * context)))
+    opening = _openings(texts.sampled.texts)
+    corpus = texts.sampled.corpus
+    sizes = {key: getattr(model, key) for key in ("context_length", "d_model", "n_layers", "n_heads")}
+    return {
+        "name": name,
+        "corpus": {"sources": list(corpus.sources)} | _changed(corpus, CorpusSettings(sources=corpus.sources)),
+        "tokenizer": {"vocab_size": model.vocab_size},
+        "model": sizes | _changed(model.model_copy(update={"vocab_size": None}), ModelConfig()),
+        "pretrain": {
+            "steps": steps,
+            "batch_tokens": rows * context,
+            "micro_batch_rows": min(rows, max(1, MICRO_BATCH_TOKENS[machine.is_cpu] // context)),
+            "optimizer": {"learning_rate": _rounded(min(rate, HIGHEST_LEARNING_RATE))},
+            "schedule": {"warmup_steps": min(100, -(-steps // 20)), "final": 0.0},
+            "validate_every": -(-steps // LOOKS),
+            "validation_tokens": max(LEAST_VALIDATION_TOKENS, rows * context * steps // 100),
+            "sample_every": -(-steps // 4),
+            "sample_prompt": opening,
+            "checkpoint_every": -(-steps // LOOKS),
+        },
+        "evals": {"prompts": [opening, opening, "", ""]},
+    }
+
+
+FEWEST_ROWS = 4
+FEWEST_STEPS = 500
+"""Smaller batches than the law has, if need be: on little text 500 steps beat 250 larger ones (docs/log.md)."""
+MICRO_BATCH_TOKENS = {True: 4096, False: 32_768}
+"""On a CPU more at once is not faster; on a GPU it is, as far as memory goes."""
+LEAST_VALIDATION_TOKENS = 20_000
+HIGHEST_LEARNING_RATE = 4e-3
+"""The law goes on rising for smaller models; 2e-3 to 4e-3 were alike for the storybook (docs/log.md)."""
+
+
+def _changed(settings: Any, default: Any) -> dict[str, Any]:
+    """The fields that differ from the default, as TOML values; of a union with its kind."""
+    before = default.table()
+    return {key: value for key, value in settings.table().items() if before.get(key) != value}
+
+
+def _rounded(value: float) -> float:
+    """Two digits: nobody knows more of it."""
+    return float(f"{value:.1e}")
+
+
+def _openings(texts: list[str]) -> str:
+    """How these texts begin most often, in four words; in eight characters where words are not set apart.
+
+    >>> _openings(["Once upon a time there was", "Once upon a time a king", "A dog"])
+    'Once upon a time'
+    """
+    found = Counter(_opening(text) for text in texts)
+    return min(found, key=lambda opening: (-found[opening], len(opening), opening))
+
+
+def _opening(text: str) -> str:
+    line = text.split("\n", 1)[0][:80]
+    words = line.split()
+    if max(map(len, words)) > 20:  # no blanks between words, as in Japanese
+        return line[:8]
+    return " ".join(words[:4])
+
+
+# --- the recipe as text ---
+
+
+def to_toml(proposal: Proposal, command: str) -> str:
+    """The recipe with comments that teach; `command` is what was typed."""
+    recipe, sampled, machine, model = proposal.recipe, proposal.sampled, proposal.machine, proposal.model
+    about = "" if sampled.is_whole else "about "
+    lines = [
+        f"# {recipe.name}: a model of {model.parameters / 1e6:.1f} million parameters on your own texts.",
+        "#",
+        f"#   proposed by  {command}",
+        f"#   texts        {about}{sampled.documents:,} documents, {about}{sampled.bytes / 1e6:,.1f} MB",
+        f"#   machine      {machine.name}" + ("" if machine.is_measured else "; its speed is looked up, not measured"),
+        f"#   time         {told_duration(proposal.seconds)}",
+        "#",
+        f"#   groundup build {recipe.name}.toml",
+        f"#   groundup chat runs/{recipe.name}",
+        "#",
+        "# Change what you like. A setting that is not here has its default: `groundup pretrain --help` and its like",
+        "# list them, and the run keeps a copy of this file with all of them.",
+        "",
+    ]
+    comments = _comments(proposal)
+    for name, value in proposal.tables.items():
+        if isinstance(value, dict):
+            lines += ["", *_commented(f"[{name}]", comments.get(name))]
+            for key, inner in value.items():
+                lines += _commented(f"{key} = {_inline(inner)}", comments.get(f"{name}.{key}"))
+        else:
+            lines += _commented(f"{name} = {_inline(value)}", comments.get(name))
+    return "\n".join(lines) + "\n"
+
+
+def _commented(line: str, comment: str | None) -> list[str]:
+    """The comment behind its line, or above it where it is long."""
+    if comment is None:
+        return [line]
+    if len(line) + len(comment) < 100:
+        return [f"{line} # {comment}"]
+    return [*textwrap.wrap(comment, 100, initial_indent="# ", subsequent_indent="# "), line]
+
+
+def _comments(proposal: Proposal) -> dict[str, str]:
+    """Why each line is as it is, by its dotted name."""
+    recipe, model = proposal.recipe, proposal.model
+    often = f"{proposal.passes:.1f} times" if proposal.passes >= 1.05 else f"{proposal.passes:.0%} of it, once"
+    enough = "; more often it would learn them by heart" if proposal.ends_early else ""
+    return {
+        "name": f"the run is written to runs/{recipe.name}",
+        "corpus.sources": "files and folders, looked for beside this file first",
+        "corpus.text_field": "the field of a .jsonl line that holds the text",
+        "corpus.filters": "many documents are short, so none is dropped for that",
+        "tokenizer": "learned on your texts: pairs of tokens that often stand together become one",
+        "tokenizer.vocab_size": f"a token is then about {proposal.bytes_per_token:.1f} bytes long; "
+        "more ids suit more text",
+        "model": f"{model.parameters:,} parameters",
+        "model.context_length": "tokens that it sees at once",
+        "model.d_model": "width: the numbers that stand for each token on its way through",
+        "model.n_layers": "depth: blocks of attention and feed-forward, one after another",
+        "model.n_heads": "ways of looking back in each block, of d_model / n_heads channels",
+        "model.n_kv_heads": "keys and values that the heads share in groups: less memory in generation",
+        "model.d_ff": "width inside the feed-forward; 8/3 of d_model, as its gated kind has three matrices",
+        "pretrain.steps": f"× batch_tokens: {proposal.tokens:,} tokens; the training documents, about "
+        f"{proposal.unique_tokens:,.0f}, are read {often}{enough}",
+        "pretrain.batch_tokens": "tokens a step; grows with the arithmetic of the training (DeepSeek LLM 2024, "
+        "arXiv:2401.02954)",
+        "pretrain.micro_batch_rows": "rows in memory at once; fewer, if memory runs out: the result is the same",
+        "pretrain.optimizer": "shrinks as the training grows (the same paper); the first to try halving, if the loss "
+        "jumps",
+        "pretrain.schedule": "rises over the first steps, then falls to nought in half a cosine",
+        "pretrain.validate_every": "steps; the curve in the report",
+        "pretrain.validation_tokens": "read each time: about a thirtieth of the training time in all",
+        "pretrain.sample_prompt": "how many of your texts begin; what it makes of that is written down on the way",
+        "pretrain.checkpoint_every": "steps; stopped or killed, the same command goes on from the last",
+        "evals.prompts": "continued at the end; with an empty one it begins by itself",
+    }
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML on one line.
+
+    >>> _inline({"kind": "cosine", "final": 0.0, "of": ["a", True]})
+    '{ kind = "cosine", final = 0.0, of = ["a", true] }'
+    """
+    match value:
+        case dict():
+            return "{ " + ", ".join(f"{key} = {_inline(inner)}" for key, inner in value.items()) + " }"
+        case list() | tuple():
+            return "[" + ", ".join(map(_inline, value)) + "]"
+        case bool() | str():
+            return json.dumps(value, ensure_ascii=False)
+        case int() if abs(value) >= 100_000:
+            return f"{value:_}"
+        case _:
+            return str(value)
+
+
+def told_duration(seconds: float) -> str:
+    """An estimate, no finer than it is known.
+
+    >>> told_duration(8), told_duration(200), told_duration(6000), told_duration(4e5)
+    ('under a minute', 'about 3 minutes', 'about 1.7 hours', 'about 4.6 days')
+    """
+    if seconds < 45:
+        return "under a minute"
+    for unit, length in (("days", 86_400), ("hours", 3600)):
+        if seconds >= 1.5 * length:
+            return f"about {seconds / length:.1f} {unit}"
+    minutes = round(seconds / 60)
+    return f"about {minutes} minutes" if minutes > 1 else "about a minute"

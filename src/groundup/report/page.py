@@ -1,0 +1,106 @@
+"""The pieces of a page: one HTML file that needs nothing else. Everything that comes in as text is escaped."""
+
+import html
+import re
+from collections.abc import Iterable
+from importlib import resources
+
+
+def page(title: str, body: str, mark: str = "") -> str:
+    """A whole document with its style sheet inside; `mark` goes into a comment in its second line."""
+    style = (resources.files("groundup.report") / "style.css").read_text(encoding="utf-8")
+    comment = f"<!-- {mark} -->\n" if mark else ""
+    return (
+        f'<!doctype html>\n{comment}<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}: groundup</title>"
+        f"<style>{style}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def sentence(words: str) -> str:
+    """A paragraph; what stands between two pairs of asterisks is set off.
+
+    >>> sentence("**3 < 4** holds")
+    '<p><b>3 &lt; 4</b> holds</p>'
+    """
+    return f"<p>{emphasised(words)}</p>"
+
+
+def emphasised(words: str) -> str:
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text(words))
+
+
+def section(title: str, *parts: str) -> str:
+    return f'<section id="{anchor(title)}"><h2>{text(title)}</h2>{"".join(parts)}</section>'
+
+
+def contents(titles: Iterable[str]) -> str:
+    """Links to the sections with these titles."""
+    items = "".join(f'<li><a href="#{anchor(title)}">{text(title)}</a></li>' for title in titles)
+    return f'<nav aria-label="Contents"><ul>{items}</ul></nav>'
+
+
+def anchor(title: str) -> str:
+    """
+    >>> anchor("What did it cost?")
+    'what-did-it-cost'
+    """
+    return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    names = list(header)
+    head = f"<thead><tr>{''.join(f'<th>{text(name)}</th>' for name in names)}</tr></thead>" if any(names) else ""
+    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def figure(chart: str, caption: str) -> str:
+    return f"<figure>{chart}<figcaption>{emphasised(caption)}</figcaption></figure>"
+
+
+def sample(prompt: str, continuation: str, note: str) -> str:
+    return f"<blockquote><b>{text(prompt)}</b>{text(continuation)} <small>{text(note)}</small></blockquote>"
+
+
+def number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(3.21), duration(421), duration(7300)
+    ('3.2 s', '7 min 1 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(n_bytes: float) -> str:
+    """
+    >>> size(812), size(13_600_000)
+    ('812 bytes', '13.6 MB')
+    """
+    for unit, letter in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= unit:
+            return f"{n_bytes / unit:.1f} {letter}"
+    return f"{n_bytes:.0f} bytes"
+
+
+def scientific(value: float) -> str:
+    """
+    >>> scientific(118863219916800)
+    '1.2 × 10¹⁴'
+    """
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits} × 10{str(int(exponent)).translate(RAISED)}"
+
+
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

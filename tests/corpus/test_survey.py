@@ -1,0 +1,101 @@
+"""The survey: what a sample says is what the corpus stage then finds."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from groundup.corpus.refine import refine
+from groundup.corpus.sources import find
+from groundup.corpus.survey import SAMPLE_BYTES, survey
+from groundup.errors import DataError
+from groundup.files import Draft
+
+TALE = "The king went over the hill to find number {0} of the golden apples for the old queen who sat by the well. " * 3
+
+
+@pytest.fixture
+def junk(tmp_path: Path) -> Path:
+    """What people keep in a folder."""
+    folder = tmp_path / "junk"
+    (folder / "deep").mkdir(parents=True)
+    for number in range(20):
+        (folder / "deep" / f"{number}.txt").write_text(TALE.format(number))
+    (folder / "copy.md").write_text(TALE.format(3))
+    (folder / "empty.txt").write_text("")
+    (folder / "short.txt").write_text("too short")
+    (folder / "latin.txt").write_bytes("Größe ".encode("latin-1") * 50)
+    (folder / "table.txt").write_text("1 2 3 4 5 6 7 8 9 | " * 20)
+    (folder / "picture.png").write_bytes(b"\x89PNG\r\n")
+    (folder / "archive.zip").write_bytes(b"PK\x03\x04")
+    (folder / "README").write_text(TALE)
+    return folder
+
+
+def test_it_says_of_a_small_folder_what_the_corpus_stage_will_say(junk: Path, tmp_path: Path) -> None:
+    seen = survey((str(junk),), Path())
+    draft = Draft(tmp_path / "corpus")
+    draft.path.mkdir()
+    refine(find(seen.corpus, Path()), seen.corpus, draft)
+    kept = [draft.statistics[split] for split in ("train", "validation", "test")]
+    assert seen.is_whole
+    assert seen.documents == sum(split["documents"] for split in kept) == 20
+    assert seen.bytes == sum(split["bytes"] for split in kept)
+    assert dict(seen.dropped) == draft.statistics["dropped"]
+    assert dict(seen.left_out) == draft.statistics["left_out"] == {".png": 1, ".zip": 1, "(no suffix)": 1}
+    assert seen.read == draft.statistics["read"]["documents"]
+    assert dict(seen.files) == {".txt": 24, ".md": 1}
+
+
+def test_a_large_source_is_sampled_and_scaled(tmp_path: Path) -> None:
+    words, draw = sorted(set(TALE.split())), random.Random(0)
+    texts = (" ".join(draw.choices(words, k=2000)) for _ in range(SAMPLE_BYTES // 4000))
+    rows = [json.dumps({"text": text}) for text in texts]
+    plain, zipped = tmp_path / "tales.jsonl", tmp_path / "tales.jsonl.gz"
+    plain.write_text("\n".join(rows))
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    seen = survey((str(plain),), Path())
+    assert not seen.is_whole
+    assert seen.documents == pytest.approx(len(rows), rel=0.1)
+    assert seen.sample_bytes < 1.1 * SAMPLE_BYTES
+    assert survey((str(zipped),), Path()).documents == pytest.approx(len(rows), rel=0.1)
+
+
+def test_the_field_with_the_most_text_is_taken_where_there_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "stories.jsonl"
+    path.write_text("\n".join(json.dumps({"id": f"{n}", "story": TALE.format(n), "tags": ["x"]}) for n in range(9)))
+    seen = survey((str(path),), Path())
+    assert seen.corpus.text_field == "story"
+    assert seen.documents == 9
+
+
+def test_where_most_documents_are_short_they_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "messages.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"A message about the number {n} of them"}) for n in range(50)))
+    seen = survey((str(path),), Path())
+    assert seen.documents == 50
+    assert not seen.dropped
+
+
+@pytest.mark.parametrize(
+    ("text", "scripts"),
+    [
+        ("Bir varmış bir yokmuş, evvel zaman içinde kalbur saman içinde. " * 4, ["Latin"]),
+        ("むかしむかし、あるところに、おじいさんとおばあさんが住んでいました。" * 9, ["Hiragana", "Cjk"]),
+        ("Жили-были старик со старухой у самого синего моря. " * 4, ["Cyrillic"]),
+    ],
+)
+def test_scripts_are_told(tmp_path: Path, text: str, scripts: list[str]) -> None:
+    (tmp_path / "a.md").write_text(text)
+    seen = survey((str(tmp_path),), Path())
+    assert list(seen.scripts) == scripts
+    assert sum(seen.scripts.values()) == pytest.approx(1)
+
+
+def test_nothing_to_keep_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xfd" * 50)
+    with pytest.raises(DataError, match=r"no document would be kept of 2 read. Dropped: 1 × .*; 1 × "):
+        survey((str(tmp_path),), Path())

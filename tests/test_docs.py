@@ -1,0 +1,369 @@
+"""The pages: what they show runs, what they name is there, and the site made of them stands by itself."""
+
+import contextlib
+import fnmatch
+import gzip
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from groundup.cli import app
+from groundup.errors import SettingsError
+from groundup.recipe import Recipe, build
+from groundup.settings import read_toml
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced or indented block of a page."""
+
+    page: Path
+    line: int
+    """Of its first line, counted from 1."""
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    found = []
+    for match in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$|(?<=\n\n)((?: {4}.*\n|\n)+)", page.read_text(), re.M | re.S):
+        indented = match[3] is not None
+        line = match.string.count("\n", 0, match.start(3 if indented else 2)) + 1
+        found.append(Block(page, line, "" if indented else match[1], match[3] if indented else match[2]))
+    return found
+
+
+ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def in_language(language: str) -> list[Block]:
+    return [block for block in ALL_BLOCKS if block.language == language]
+
+
+def pages_with(found: list[Block]) -> list[Path]:
+    return sorted({block.page for block in found})
+
+
+def name_of(value: object) -> str:
+    return str(value.relative_to(ROOT)) if isinstance(value, Path) else str(value)
+
+
+# What the code says, the pages of reference say
+
+
+@pytest.mark.parametrize("name", ["recipe", "commands"])
+def test_the_pages_of_reference_are_those_of_the_code(name: str) -> None:
+    pages = runpy.run_path(str(DOCS / "reference.py"))["PAGES"]
+    assert (DOCS / "reference" / f"{name}.md").read_text() == pages[name](), "run `make docs`"
+
+
+def test_every_setting_and_every_option_says_what_it_means() -> None:
+    for name in ("recipe", "commands"):
+        lines = (DOCS / "reference" / f"{name}.md").read_text().splitlines()
+        for line, below in zip(lines, lines[1:], strict=False):
+            assert not line.endswith("<br>") or below.strip(), line
+
+
+def test_code_beside_the_words_is_the_code() -> None:
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    for page in PAGES:
+        hooks["expand"](page.read_text())
+    shown = hooks["expand"]("before\n<!-- code: train/fit.py Step accumulate -->\nafter")
+    source = (ROOT / "src" / "groundup" / "train" / "fit.py").read_text().splitlines()
+    first = next(number for number, line in enumerate(source) if line.startswith("def accumulate"))
+    assert f'linenums="{first + 1}"' in shown
+    assert f"    {source[first + 1]}" in shown
+    assert '"""' in shown
+    assert "@dataclass" in shown, "decorators belong to a class"
+
+
+@pytest.mark.parametrize(
+    ("mark", "answer"),
+    [("train/fit.py nothing", "nothing of train/fit.py"), ("train/fitt.py fit", "train/fitt.py, which is not")],
+)
+def test_a_page_that_shows_code_that_is_gone_fails(mark: str, answer: str) -> None:
+    expand = runpy.run_path(str(DOCS / "hooks.py"))["expand"]
+    with pytest.raises(Exception, match=answer):
+        expand(f"<!-- code: {mark} -->")
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    there = {
+        name for file in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    for page in PAGES:
+        assert set(re.findall(r"`(test_\w+_\w+)`", page.read_text())) <= there, name_of(page)
+
+
+# Python and TOML in the pages
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
+    """A folder that has what the pages speak of: recipes, texts, and finished runs, all tiny."""
+    home = tmp_path_factory.mktemp("pages")
+    settle(home).unlink()
+    (home / "tales").rename(home / "my-texts")
+    for name in ("mine", "my-model"):
+        recipe = {"name": name, "corpus": {"sources": ["my-texts"]}, "tokenizer": {"vocab_size": 320}}
+        (home / f"{name}.toml").write_text(Recipe.from_table(recipe).override(SMALL).to_toml())
+    for name in ("another-book.txt", "some-other-file.txt"):
+        (home / name).write_text((home / "my-texts" / "00.txt").read_text() * 9)
+    with gzip.open(home / "diaries.jsonl.gz", "wt") as diaries:
+        diaries.write(json.dumps({"text": (home / "my-texts" / "01.txt").read_text()}) + "\n")
+    shutil.copytree(home / "my-texts", home / "letters")
+    shutil.copytree(ROOT / "recipes", home / "recipes")
+    with contextlib.chdir(home):
+        build("mine.toml", say=lambda text: None)
+    for name in ("storybook", "my-model"):
+        shutil.copytree(home / "runs" / "mine", home / "runs" / name)
+    shutil.copytree(home / "runs" / "mine" / "tokenizer", home / "tokenizers" / "mine")
+    return home
+
+
+SMALL = [
+    "tokenizer.vocab_size=320",
+    "corpus.test_share=0.2",
+    "model.context_length=64",
+    "model.d_model=16",
+    "model.n_layers=1",
+    "model.n_heads=2",
+    "model.n_kv_heads=1",
+    "model.d_ff=32",
+    "pretrain.steps=3",
+    "pretrain.batch_tokens=64",
+    "pretrain.device=cpu",
+    "pretrain.precision=float32",
+    "evals.sampling.max_tokens=8",
+]
+"""What makes any recipe one of seconds."""
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, to work in."""
+    shutil.copytree(built, tmp_path / "pages")
+    monkeypatch.chdir(tmp_path / "pages")
+    return tmp_path / "pages"
+
+
+@pytest.mark.parametrize("page", pages_with(in_language("python")), ids=name_of)
+def test_python_in_a_page_runs_and_prints_what_it_says(page: Path, folder: Path) -> None:
+    """A comment behind a `print` that begins like a value is what is printed; … stands for anything."""
+    printed: dict[int, str] = {}
+
+    def record(*values: object, **_: object) -> None:
+        printed[sys._getframe(1).f_lineno] = " ".join(map(str, values))
+
+    names: dict[str, Any] = {"__name__": "page", "print": record}
+    for block in blocks(page):
+        if block.language == "python":
+            code = compile("\n" * (block.line - 1) + block.text, name_of(page), "exec")
+            exec(code, names)
+    for number, line in enumerate(page.read_text().splitlines(), start=1):
+        claim = re.search(r"^\s*print\(.*\)  # (?=[\[({'\"\d]|True|False|None)(.*)$", line)
+        if claim and number in printed:
+            expected = re.sub(r"([\[\]?*])", r"[\1]", claim[1]).replace("…", "*")
+            assert fnmatch.fnmatchcase(printed[number], expected), f"{name_of(page)}:{number}"
+
+
+@pytest.mark.parametrize("block", in_language("toml"), ids=str)
+def test_recipes_in_a_page_load(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "page.toml").write_text(block.text)
+    table = read_toml(tmp_path / "page.toml")
+    if "name" in table:
+        Recipe.load(tmp_path / "page.toml")
+    else:  # a part: the rest is filled in
+        Recipe.from_table({"name": "x", "corpus": {"sources": ["x"]}, "tokenizer": {"vocab_size": 320}} | table)
+
+
+# Commands in the pages
+
+
+@dataclass(frozen=True)
+class Command:
+    """One documented call of groundup."""
+
+    where: str
+    words: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.where} {shlex.join(self.words)}"
+
+
+def commands_in(text: str, where: str, first: int = 1) -> Iterator[Command]:
+    """Calls of groundup in lines of shell, also behind a pipe or an `until`."""
+    for number, line in enumerate(text.splitlines(), start=first):
+        if not re.match(r"\s*(\w+ .*[|] |until )?(\.venv/bin/)?groundup ", line):
+            continue
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        call: list[str] = []
+        for word in [*words, ";"]:
+            if set(word) <= set(";|&<>()"):
+                if call and Path(call[0]).name == "groundup":
+                    yield Command(f"{where}:{number}", call[1:])
+                call = []
+            elif word != "until":
+                call.append(word)
+
+
+def documented() -> Iterator[Command]:
+    for block in ALL_BLOCKS:
+        if block.language in ("", "sh"):
+            yield from commands_in(block.text, name_of(block.page), block.line)
+    for recipe in sorted((ROOT / "recipes").glob("*.toml")):
+        for number, line in enumerate(recipe.read_text().splitlines(), start=1):
+            if header := re.match(r"# +(?:command +)?(groundup \w.*?)(  |$)", line):
+                yield from commands_in(header[1], name_of(recipe), number)
+    for name, command in typer.main.get_command(app).commands.items():
+        yield from commands_in(command.epilog or "", f"groundup {name} --help")
+
+
+def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command's name and what its function would be given."""
+    root = typer.main.get_command(app)
+    outer = root.make_context("groundup", [word for word in words if word != "--debug"])
+    name, command, rest = root.resolve_command(outer, [*outer._protected_args, *outer.args])
+    return name, command.make_context(name, rest, parent=outer).params
+
+
+@pytest.mark.parametrize("command", list(documented()), ids=str)
+def test_a_documented_command_line_is_one_that_groundup_takes(command: Command) -> None:
+    try:
+        _, given = parse(command.words)
+    except typer._click.exceptions.ClickException as error:
+        pytest.fail(f"{command.where}: {error.format_message()}")
+    settings = [word for word in given.get("overrides") or given.get("rest") or () if "=" in word]
+    file = ROOT / str(given.get("recipe") or given.get("target"))
+    mine = {"name": "mine", "corpus": {"sources": ["x"]}, "tokenizer": {"vocab_size": 4096}}
+    recipe = Recipe.load(file) if file.suffix == ".toml" and file.is_file() else Recipe.from_table(mine)
+    try:
+        recipe.override(settings)
+    except SettingsError as error:
+        pytest.fail(f"{command.where}: {error}")
+
+
+RUN = {
+    "README.md": SMALL,
+    "docs/how-to/own-data.md": SMALL,
+    "docs/how-to/own-tokenizer.md": [setting for setting in SMALL if not setting.startswith("tokenizer.")],
+    "docs/how-to/resume.md": SMALL,
+    "docs/how-to/smaller-machine.md": SMALL,
+    "docs/how-to/bigger-machine.md": SMALL,
+}
+"""Pages whose commands are run, one after the other, and what is added to those that take a recipe."""
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_commands_of_a_page_do_what_it_says(page: str, folder: Path) -> None:
+    """In a folder with the texts, and with the recipes that the page itself shows or makes."""
+    for name in ("mine", "my-model"):
+        shutil.rmtree(folder / "runs" / name)
+    for block in blocks(ROOT / page):
+        table = re.search(r'^name = "(.*)"', block.text)
+        if block.language == "toml" and table:
+            (folder / f"{table[1]}.toml").write_text(block.text)
+        for command in commands_in(block.text, page, block.line) if not block.language else ():
+            name, given = parse(command.words)
+            if name == "new":
+                (folder / f"{given['name']}.toml").unlink(missing_ok=True)
+            smaller = RUN[page] if "overrides" in given and command.words[1].endswith(".toml") else []
+            done = CliRunner().invoke(app, [*command.words, *smaller], input="The king\n")
+            assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception}"
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings, as code hosts and the site give them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_and_anchor_of_a_page_resolves(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)} links to {link}, which is not there"
+        assert target.is_relative_to(DOCS) or not page.is_relative_to(DOCS), f"{link} is not part of the site"
+        assert not anchor or anchor in anchors(target), f"{name_of(page)} links to {link}: no such heading"
+
+
+# The site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built strictly."""
+    place = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", place],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    return place
+
+
+def test_the_site_is_built_without_a_warning_and_has_the_code_beside_the_words(site: Path) -> None:
+    assert {page.relative_to(site).with_suffix(".md") for page in site.rglob("*.html")} >= {
+        page.relative_to(DOCS) for page in DOCS.rglob("*.md")
+    }
+    tour = (site / "tour.html").read_text()
+    assert "<!-- code:" not in tour
+    assert tour.count('<details class="code"') > 20
+    assert not list(site.rglob("*.py"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (CI installs it)")
+def test_on_a_phone_and_a_desk_the_site_fits_asks_nobody_and_is_searched(site: Path) -> None:
+    """From disk, without a server."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        heard: list[str] = []
+        asked: list[str] = []
+        for width, pages in ((1280, [DOCS / "index.md"]), (390, list(DOCS.rglob("*.md")))):
+            tab = browser.new_page(viewport={"width": width, "height": 900})
+            tab.on("console", lambda message: heard.append(message.text))
+            tab.on("pageerror", lambda error: heard.append(str(error)))
+            tab.on("request", lambda request: asked.append(request.url))
+            for page in pages:
+                tab.goto((site / page.relative_to(DOCS)).with_suffix(".html").as_uri())
+                assert tab.evaluate("document.documentElement.scrollWidth") <= width, f"{name_of(page)} at {width}"
+        tab.set_viewport_size({"width": 1280, "height": 900})
+        tab.keyboard.press("/")
+        tab.keyboard.type("warmup_steps")
+        tab.wait_for_selector(".md-search-result__link")
+        assert heard == []
+        assert [url for url in asked if not url.startswith((site.as_uri(), "about:", "data:", "blob:"))] == []
+        browser.close()
