@@ -152,6 +152,7 @@ SMALL = [
     "model.n_kv_heads=1",
     "model.d_ff=32",
     "pretrain.steps=3",
+    "pretrain.schedule.warmup_steps=1",
     "pretrain.batch_tokens=64",
     "pretrain.device=cpu",
     "pretrain.precision=float32",

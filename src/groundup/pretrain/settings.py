@@ -68,6 +68,6 @@ class PretrainSettings(Settings):
         if warmup is not None and warmup >= self.steps:
             raise ValueError(
                 f"schedule.warmup_steps = {warmup:,}, but there are only {self.steps:,} steps: the learning rate would "
-                "never come down from its top; give fewer, or leave warmup_steps out"
+                f"never come down from its top; set pretrain.schedule.warmup_steps={self.steps // 10}, or leave it out"
             )
         return self
