@@ -159,6 +159,7 @@ def _run(found: Findings, progress: Progress) -> None:
     else:
         found.next = [
             f'groundup generate {run} "Once upon a time"',
+            f"groundup chat {run}",
             f"groundup eval {run} FILE",
             f"groundup report {run}",
         ]
