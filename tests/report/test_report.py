@@ -144,8 +144,11 @@ def vars_of(run: facts.Run) -> Mapping[str, Any]:
 
 def test_an_interruption_and_a_refused_checkpoint_are_told(run: Path) -> None:
     with open(run / "pretrain" / "events.jsonl", "a") as stream:
-        stream.write('{"event": "resumed", "step": 20}\n')
-    assert "Interrupted 1 time and resumed" in words(run)
+        stream.write('{"event": "resumed", "step": 20, "threads": 1}\n')
+    assert "Interrupted 1 time and resumed from a checkpoint, which gives the numbers of a run that never" in words(run)
+    with open(run / "pretrain" / "events.jsonl", "a") as stream:
+        stream.write('{"event": "resumed", "step": 30, "threads": 64}\n')
+    assert re.search("Interrupted 2 times.* but for the last digits: it had .* and then 64 threads", words(run))
     with open(run / "pretrain" / "events.jsonl", "a") as stream:
         stream.write('{"event": "checkpoint refused", "checkpoint": "step-00000020", "why": "x"}\n')
     assert "A checkpoint was refused (step-00000020)" in words(run)

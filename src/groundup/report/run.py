@@ -284,9 +284,11 @@ def _interruptions(run: Run) -> tuple[str, str]:
         return OPEN, "**The log of events is gone**: whether training was interrupted is not known."
     resumed = kinds.count("resumed")
     if resumed:
+        threads = list(dict.fromkeys(str(event["threads"]) for event in run.events if "threads" in event))
+        otherwise = f" but for the last digits: it had {' and then '.join(threads)} threads" if len(threads) > 1 else ""
         return GOOD, (
             f"**Interrupted {_count(resumed, 'time')}** and resumed from a checkpoint, which gives the numbers of a "
-            "run that never stopped."
+            f"run that never stopped{otherwise}."
         )
     return GOOD, "**Not interrupted**: training ran in one go, and no checkpoint was refused."
 
@@ -497,11 +499,18 @@ def _validation_figure(run: Run) -> str:
 def _rate_figure(run: Run) -> str:
     x, rate = [line["step"] for line in run.steps], [line["learning_rate"] for line in run.steps]
     peak = max(range(len(rate)), key=lambda i: rate[i])
+    after = (
+        f"then down to {_small(rate[-1])}, so that the model can settle" if rate[-1] < rate[peak] else "and no lower"
+    )
     return figure(
         line_chart([Line("", x, rate)], "step", "learning rate"),
-        f"How far a step goes: up to {rate[peak]:g} at step {x[peak]:,}, so that the beginning does no damage, then "
-        f"down to {rate[-1]:.1g}, so that the model can settle.",
+        f"How far a step goes: up to {_small(rate[peak])} at step {x[peak]:,}, so that the beginning does no damage, "
+        f"{after}.",
     )
+
+
+def _small(value: float) -> str:
+    return scientific(value) if 0 < value < 0.001 else f"{value:g}"
 
 
 def _gradient_figure(run: Run, clip: float | None) -> str:
