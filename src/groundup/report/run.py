@@ -100,7 +100,8 @@ def _what(run: Run) -> list[str]:
     documents = sum(corpus.statistics[split]["documents"] for split in SPLITS)
     kept = sum(corpus.statistics[split]["bytes"] for split in SPLITS)
     window = shape["context_length"] * packed["train"]["bytes"] / packed["train"]["tokens"]
-    sources = ", ".join(corpus.settings["sources"])
+    named = corpus.settings["sources"]
+    sources = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
     return [
         sentence(
             f"A language model of **{run.parameters:,} parameters**: a Transformer of {shape['n_layers']} layers, each "
@@ -108,7 +109,7 @@ def _what(run: Run) -> list[str]:
             f"at most {shape['context_length']:,} of them, about {window:,.0f} bytes of text."
         ),
         sentence(
-            f"It was built from nothing but **{documents:,} documents** ({size(kept)} of text) from {sources}. "
+            f"It was built from **{documents:,} documents** ({size(kept)} of text) out of {sources}. "
             "It continues a text; it was not taught to answer or to follow instructions."
         ),
     ]
