@@ -186,6 +186,13 @@ def test_debug_shows_the_traceback_in_any_place(built: Path) -> None:
         assert done.stderr.endswith("recipes there: " + ", ".join(sorted(p.name for p in built.glob("*.toml"))) + "\n")
 
 
+def test_on_windows_it_says_where_it_runs_instead() -> None:
+    code = "import sys\nfrom groundup import cli\nsys.platform = 'win32'\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "run it under WSL 2" in done.stderr
+
+
 def test_the_shell_completes_commands_and_options(built: Path) -> None:
     def completed(line: str) -> list[str]:
         done = subprocess.run(

@@ -27,6 +27,8 @@ DEBUG = "--debug"
 
 def run(app: typer.Typer) -> int:
     """Run the command line; the exit code is that of the error, if any (docs/architecture.md lists them)."""
+    if sys.platform.startswith("win"):
+        return _tell("Windows lacks the file locks that runs need (fcntl): run it under WSL 2, see docs/platforms.md", 4)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     debug = _take_debug(sys.argv)
