@@ -77,7 +77,19 @@ def test_examples_in_help_are_commands_that_parse() -> None:
 def test_a_build_tells_stages_quality_samples_and_what_to_try(built: Path) -> None:
     done = run("build", "tiny.toml", cwd=built)
     assert done.returncode == 0
-    for word in (*COMMANDS[1:6], "report", "up to date", "bits per byte", "“Tale", "Try next:", "generate runs/tiny"):
+    for word in (
+        "corpus",
+        "tokenizer",
+        "pack",
+        "pretrain",
+        "eval",
+        "report",
+        "up to date",
+        "bits per byte",
+        "“Tale",
+        "Try next:",
+        "generate runs/tiny",
+    ):
         assert word in done.stdout
     assert done.stderr == ""
 
@@ -101,6 +113,97 @@ def test_generate_continues_prompts_from_argument_and_pipe(built: Path) -> None:
     assert argument.stdout.startswith("Tale 3")
     stopped = run("generate", "runs/tiny", "Tale 3", *options, "--stop", " ", cwd=built)
     assert len(stopped.stdout) <= len(argument.stdout)
+
+
+def test_several_samples_have_seeds_of_their_own_and_json_says_the_same(built: Path) -> None:
+    options = ["Tale 3", "--max-tokens", 12, "--seed", 3]
+    plain = run("generate", "runs/tiny", *options, "--samples", 2, cwd=built).stdout
+    lines = run("generate", "runs/tiny", *options, "--samples", 2, "--json", "--probabilities", cwd=built).stdout
+    told = [json.loads(line) for line in lines.splitlines()]
+    assert [sample["seed"] for sample in told] == [3, 4]
+    assert plain == "\n".join(f"[seed {sample['seed']}]\n{sample['prompt']}{sample['text']}\n" for sample in told)
+    for token in told[0]["tokens"]:
+        shares = [token["probability"], *(other["probability"] for other in token["instead"])]
+        assert min(shares) >= 0
+        assert sum(shares) <= 1 + 1e-6
+        assert token["id"] not in [other["id"] for other in token["instead"]]
+    table = run("generate", "runs/tiny", *options, "--probabilities", cwd=built).stdout
+    assert f"{told[0]['tokens'][0]['probability']:.1%}" in table
+
+
+def test_a_conversation_through_a_pipe_is_plain(built: Path) -> None:
+    done = run("chat", "runs/tiny", "--max-tokens", 5, cwd=built, stdin="Tale 3\n/text\n")
+    reply, text = done.stdout.split("\n")[:2]
+    assert text == f"Tale 3{reply}"
+    assert done.stderr == ""
+
+
+def test_from_texts_to_a_conversation_in_three_commands(built: Path) -> None:
+    """As a new user would; the recipe made here is the proposed one, in seconds."""
+    new = run("new", "own", "--from", "tales", "--minutes", "0.05", cwd=built)
+    assert new.returncode == 0, new.stderr
+    for word in ("40 .txt: 40 documents", "100.0% Latin", "Wrote own.toml", "build own.toml", "chat runs/own"):
+        assert word in new.stdout
+    assert run("build", "own.toml", cwd=built).returncode == 0
+    assert run("chat", "runs/own", cwd=built, stdin="Tale 3\n").stdout.strip()
+    assert run("new", "own", "--from", "tales", cwd=built).returncode == 2
+
+
+def test_new_says_what_it_leaves_out_and_as_json_the_same(built: Path) -> None:
+    folder = built / "mixed"
+    shutil.copytree(built / "tales", folder)
+    for name, content in {"a.png": b"\x89PNG", "b.zip": b"PK", "c.txt": b"", "d.md": b"\xc3\x28" * 60}.items():
+        (folder / name).write_bytes(content)
+    shutil.copy(folder / "00.txt", folder / "copy.txt")
+    plain = run("new", "mixed", "--from", "mixed", cwd=built).stdout
+    for word in ("1 .png, 1 .zip: read are .txt, .md, .jsonl", "1 × empty", "1 × exact duplicate", "1 × not utf-8"):
+        assert word in plain
+    told = json.loads(run("new", "mixed2", "--from", "mixed", "--json", cwd=built).stdout)
+    assert told["left_out"] == {".png": 1, ".zip": 1}
+    assert told["documents"] == 40
+    assert (built / told["recipe"]).is_file()
+
+
+@pytest.mark.parametrize("command", ["new", "inspect", "corpus", "tokenizer", "pack", "compare"])
+def test_commands_that_need_no_torch_import_none(built: Path, command: str) -> None:
+    arguments = {"new": ["light", "--from", "tales"], "inspect": ["runs/tiny"], "compare": ["runs/tiny", "runs/tiny2"]}
+    if not (built / "runs" / "tiny2").exists():
+        shutil.copytree(built / "runs" / "tiny", built / "runs" / "tiny2")
+    words = [command, *arguments.get(command, ["tiny.toml", "--run", "runs/light"])]
+    code = (
+        f"import sys; sys.argv = ['groundup', *{words!r}]\n"
+        "from groundup import cli\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=built, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("False\n"), done.stderr
+
+
+def test_debug_shows_the_traceback_in_any_place(built: Path) -> None:
+    for words in (["--debug", "build", "missing.toml"], ["build", "missing.toml", "--debug"]):
+        done = run(*words, cwd=built)
+        assert done.returncode == 3
+        assert "Traceback" in done.stderr
+        assert done.stderr.endswith("recipes there: " + ", ".join(sorted(p.name for p in built.glob("*.toml"))) + "\n")
+
+
+def test_on_windows_it_says_where_it_runs_instead() -> None:
+    code = "import sys\nfrom groundup import cli\nsys.platform = 'win32'\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "run it under WSL 2" in done.stderr
+
+
+def test_the_shell_completes_commands_and_options(built: Path) -> None:
+    def completed(line: str) -> list[str]:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("groundup")], cwd=built, capture_output=True, text=True, check=False,
+            env={**os.environ, "_GROUNDUP_COMPLETE": "complete_bash", "COMP_WORDS": line,
+                 "COMP_CWORD": str(len(line.split()) - 1)},
+        )  # fmt: skip
+        return done.stdout.split()
+
+    assert completed("groundup ge") == ["generate"]
+    assert "--temperature" in completed("groundup chat --te")
 
 
 def test_a_closed_pipe_is_no_error(built: Path) -> None:
@@ -129,6 +232,17 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["pack", "tiny.toml", "--run", "x5"], 2, "needs the result of `groundup corpus`"),
     (["build", "tiny.toml", "stray"], 2, "is not of the form dotted.key=value"),
     (["bild"], 2, "bild"),
+    (["new", "fresh"], 2, "name the texts to learn from"),
+    (["new", "fresh", "--from", "gone"], 3, "source gone is missing: looked at"),
+    (["new", "fresh", "--from", "weights.pt"], 3, "nothing here reads '.pt' files"),
+    (["new", "fresh", "--from", "empty"], 3, "has no readable file"),
+    (["new", "fresh", "--from", "tales", "--size", "huge"], 2, "--size is 'huge'; it should be a number of parameters"),
+    (["new", "fresh", "--from", "tales", "--minutes", "0"], 2, "--minutes is 0"),
+    (["new", "fresh", "--from", "tales", "--preset", "gpt9"], 2, "no preset 'gpt9'; did you mean gpt2"),
+    (["new", "../up", "--from", "tales"], 2, "name is '../up'"),
+    (["new", "tiny", "--from", "tales"], 2, "tiny.toml exists and is left as it is"),
+    (["chat", "nothing"], 3, "no model at nothing"),
+    (["generate", "runs/tiny", "--samples", "0"], 2, "samples"),
     (["generate", "nothing"], 3, "no model at nothing"),
     (["generate", "runs/tiny", "--temperature", "-1"], 2, "temperature is -1"),
     (["generate", "runs/tiny", "--device", "toaster"], 2, "device 'toaster'"),

@@ -321,13 +321,16 @@ def _ready_to_write(
 
 
 def _show_probabilities(chosen: list[dict[str, Any]]) -> None:
+    def quoted(token: dict[str, Any]) -> str:
+        return json.dumps(token["text"], ensure_ascii=False)
+
     print()
     terminal.print_table(
         [
             (
                 f"{token['probability']:6.1%}",
-                json.dumps(token["text"], ensure_ascii=False),
-                "  ".join(f"{json.dumps(text, ensure_ascii=False)} {p:.1%}" for text, p in token["instead"].items()),
+                quoted(token),
+                "  ".join(f"{quoted(other)} {other['probability']:.1%}" for other in token["instead"]),
             )
             for token in chosen
         ]

@@ -27,6 +27,9 @@ DEBUG = "--debug"
 
 def run(app: typer.Typer) -> int:
     """Run the command line; the exit code is that of the error, if any (docs/architecture.md lists them)."""
+    if sys.platform.startswith("win"):
+        why = "Windows lacks the file locks that runs need (fcntl): run it under WSL 2, see docs/platforms.md"
+        return _tell(why, ResourceError.exit_code)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     debug = _take_debug(sys.argv)

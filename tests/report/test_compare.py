@@ -191,6 +191,14 @@ def test_steps_of_one_size_are_not_drawn_again_as_tokens(home: Path, tmp_path: P
     assert re.search(r"Validation after 20 steps of 64 tokens, as far as all go: base [\d.]+, short [\d.]+\.", text)
 
 
+def test_the_page_goes_where_it_is_wanted(home: Path, tmp_path: Path) -> None:
+    chosen = runs(home, "base", "short")
+    write_page(chosen, compare(chosen), tmp_path / "new" / "folder" / "page.html")
+    assert (tmp_path / "new" / "folder" / "page.html").is_file()
+    with pytest.raises(SettingsError, match="is a folder; the page needs a file"):
+        write_page(chosen, compare(chosen), tmp_path)
+
+
 def test_a_hostile_name_is_escaped(home: Path, tmp_path: Path) -> None:
     named = Path(shutil.copytree(home / "runs" / "short", tmp_path / "<script>alert(1)"))
     chosen = read_all([home / "runs" / "base", named])

@@ -108,6 +108,26 @@ def _ids(run: Path) -> list[Path]:
     return [run / "shards" / f"{split}.npy" for split in ("train", "validation", "test")]
 
 
+def test_training_in_bits_per_byte_is_the_next_token_alone(page: Path) -> None:
+    run = facts.read(page.parent)
+    plain, with_more = {"step": 1, "loss": 3.0}, {"step": 2, "loss": 5.0, "next_token": 3.0, "token_2": 4.0}
+    first, second = facts.Run(**{**vars_of(run), "metrics": [plain, with_more]}).training_bits_per_byte
+    assert first == second > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["pretrain.steps=1", "corpus.test_share=0.0001", "pretrain.validate_every=1000"],
+        ["pretrain.steps=3", "pretrain.loss.kind=multi_token", "pretrain.validate_every=1", "pretrain.clip=1e9"],
+    ],
+)
+def test_small_and_unusual_runs_have_a_page_too(recipe: Path, settings: list[str]) -> None:
+    run = build(recipe, settings, run=recipe.parent / "run", say=lambda text: None).run
+    assert "None" not in words(run)
+    assert "nan" not in words(run).lower().split()
+
+
 def test_each_test_document_is_recorded_under_the_id_that_it_has_in_the_corpus(page: Path) -> None:
     from groundup.corpus.document import read_batches
 
@@ -144,8 +164,11 @@ def vars_of(run: facts.Run) -> Mapping[str, Any]:
 
 def test_an_interruption_and_a_refused_checkpoint_are_told(run: Path) -> None:
     with open(run / "pretrain" / "events.jsonl", "a") as stream:
-        stream.write('{"event": "resumed", "step": 20}\n')
-    assert "Interrupted 1 time and resumed" in words(run)
+        stream.write('{"event": "resumed", "step": 20, "threads": 1}\n')
+    assert "Interrupted 1 time and resumed from a checkpoint, which gives the numbers of a run that never" in words(run)
+    with open(run / "pretrain" / "events.jsonl", "a") as stream:
+        stream.write('{"event": "resumed", "step": 30, "threads": 64}\n')
+    assert re.search("Interrupted 2 times.* but for the last digits: it had .* and then 64 threads", words(run))
     with open(run / "pretrain" / "events.jsonl", "a") as stream:
         stream.write('{"event": "checkpoint refused", "checkpoint": "step-00000020", "why": "x"}\n')
     assert "A checkpoint was refused (step-00000020)" in words(run)

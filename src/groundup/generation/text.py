@@ -57,20 +57,17 @@ class Probabilities:
     tokenizer: Tokenizer
     alternatives: int = 3
     chosen: list[dict[str, Any]] = field(default_factory=list)
-    """`text`, `id`, `probability` (of the model, at temperature 1) and `instead`: other texts → their probability."""
+    """`id`, `text` and `probability` (of the model, at temperature 1), and `instead`: the same of the likeliest others.
+    Different ids may have the same text: bytes that are half a character."""
 
     def __call__(self, chosen: int, logits: Float[Tensor, "V"]) -> None:
         shares = logits.float().softmax(dim=0)
         best = shares.topk(min(self.alternatives + 1, len(shares))).indices.tolist()
         others = [i for i in best if i != chosen][: self.alternatives]
-        self.chosen.append(
-            {
-                "text": self._text(chosen),
-                "id": chosen,
-                "probability": shares[chosen].item(),
-                "instead": {self._text(i): shares[i].item() for i in others},
-            }
-        )
+        self.chosen.append({**self._told(chosen, shares), "instead": [self._told(i, shares) for i in others]})
+
+    def _told(self, token: int, shares: Float[Tensor, "V"]) -> dict[str, Any]:
+        return {"id": token, "text": self._text(token), "probability": shares[token].item()}
 
     def _text(self, token: int) -> str:
         return self.tokenizer.decode([token]) if token < self.tokenizer.vocab_size else f"(id {token})"

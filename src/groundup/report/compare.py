@@ -12,7 +12,7 @@ import numpy as np
 
 from groundup.errors import SettingsError
 from groundup.evals.statistics import ratio
-from groundup.files import write_text
+from groundup.files import naming_the_place, write_text
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth
 from groundup.report.facts import STAGES, Run
@@ -237,7 +237,15 @@ def default_page(runs: Sequence[Run]) -> Path:
 
 
 def write_page(runs: Sequence[Run], found: Found, target: Path) -> None:
-    """Write the comparison as one HTML file, with curves and samples."""
+    """Write the comparison as one HTML file, with curves and samples.
+
+    Raises:
+        SettingsError: when `target` is a folder.
+    """
+    if target.is_dir():
+        raise SettingsError(f"{target} is a folder; the page needs a file, such as {target / 'comparison.html'}")
+    with naming_the_place(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     labels = found["runs"]
     title = " and ".join(labels) if len(labels) == 2 else ", ".join(labels)
     sections = {

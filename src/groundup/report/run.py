@@ -100,7 +100,8 @@ def _what(run: Run) -> list[str]:
     documents = sum(corpus.statistics[split]["documents"] for split in SPLITS)
     kept = sum(corpus.statistics[split]["bytes"] for split in SPLITS)
     window = shape["context_length"] * packed["train"]["bytes"] / packed["train"]["tokens"]
-    sources = ", ".join(corpus.settings["sources"])
+    named = corpus.settings["sources"]
+    sources = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
     return [
         sentence(
             f"A language model of **{run.parameters:,} parameters**: a Transformer of {shape['n_layers']} layers, each "
@@ -108,7 +109,7 @@ def _what(run: Run) -> list[str]:
             f"at most {shape['context_length']:,} of them, about {window:,.0f} bytes of text."
         ),
         sentence(
-            f"It was built from nothing but **{documents:,} documents** ({size(kept)} of text) from {sources}. "
+            f"It was built from **{documents:,} documents** ({size(kept)} of text) out of {sources}. "
             "It continues a text; it was not taught to answer or to follow instructions."
         ),
     ]
@@ -284,9 +285,11 @@ def _interruptions(run: Run) -> tuple[str, str]:
         return OPEN, "**The log of events is gone**: whether training was interrupted is not known."
     resumed = kinds.count("resumed")
     if resumed:
+        threads = list(dict.fromkeys(str(event["threads"]) for event in run.events if "threads" in event))
+        otherwise = f" but for the last digits: it had {' and then '.join(threads)} threads" if len(threads) > 1 else ""
         return GOOD, (
             f"**Interrupted {_count(resumed, 'time')}** and resumed from a checkpoint, which gives the numbers of a "
-            "run that never stopped."
+            f"run that never stopped{otherwise}."
         )
     return GOOD, "**Not interrupted**: training ran in one go, and no checkpoint was refused."
 
@@ -497,11 +500,18 @@ def _validation_figure(run: Run) -> str:
 def _rate_figure(run: Run) -> str:
     x, rate = [line["step"] for line in run.steps], [line["learning_rate"] for line in run.steps]
     peak = max(range(len(rate)), key=lambda i: rate[i])
+    after = (
+        f"then down to {_small(rate[-1])}, so that the model can settle" if rate[-1] < rate[peak] else "and no lower"
+    )
     return figure(
         line_chart([Line("", x, rate)], "step", "learning rate"),
-        f"How far a step goes: up to {rate[peak]:g} at step {x[peak]:,}, so that the beginning does no damage, then "
-        f"down to {rate[-1]:.1g}, so that the model can settle.",
+        f"How far a step goes: up to {_small(rate[peak])} at step {x[peak]:,}, so that the beginning does no damage, "
+        f"{after}.",
     )
+
+
+def _small(value: float) -> str:
+    return scientific(value) if 0 < value < 0.001 else f"{value:g}"
 
 
 def _gradient_figure(run: Run, clip: float | None) -> str:
