@@ -30,6 +30,7 @@ from groundup.model.settings import (
 )
 from groundup.model.transformer import Transformer
 from groundup.recipe import Recipe
+from groundup.settings import json_schema
 from reference import PAGES
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 
 def schema() -> None:
     target = ROOT / "recipes" / "recipe.schema.json"
-    target.write_text(json.dumps(Recipe.model_json_schema(), indent=1) + "\n")
+    target.write_text(json.dumps(json_schema(Recipe), indent=1) + "\n")
 
 
 def reference() -> None:

@@ -16,7 +16,7 @@ from groundup import errors
 from groundup.cli import app
 from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
-from groundup.settings import _settings_in, _toml_value, describe
+from groundup.settings import describe, settings_in, text_of, toml_value
 
 RECIPE_HEAD = """# Settings of a recipe
 
@@ -40,18 +40,19 @@ def recipe() -> str:
     """docs/reference/recipe.md"""
     parts = [RECIPE_HEAD]
     for name, field in Recipe.model_fields.items():
-        if _settings_in(field.annotation):
-            parts += _table(name, field, 2)
+        if settings_in(field.annotation):
+            parts += _table(name, Recipe, name, 2)
         else:
-            parts += ["## `name`\n", _setting(name, field) + "\n"]
+            parts += ["## `name`\n", _setting(Recipe, name) + "\n"]
     return "\n".join([*parts, *_whole()])
 
 
-def _table(path: str, field: FieldInfo, depth: int, condition: str = "") -> Iterator[str]:
-    """The section of one table, then those of the tables in it."""
-    arms = _settings_in(field.annotation)
+def _table(path: str, owner: type[BaseModel], name: str, depth: int, condition: str = "") -> Iterator[str]:
+    """The section of one table, a field of its owner, then those of the tables in it."""
+    field = owner.model_fields[name]
+    arms = settings_in(field.annotation)
     yield f"{'#' * depth} {f'`[{path}]`' if depth == 2 else f'`{path}`'}\n"
-    for text in (condition, field.description):
+    for text in (condition, text_of(owner, name)):
         if text:
             yield f"{_plain(text)}\n"
     if get_origin(field.annotation) in (tuple, list):
@@ -62,14 +63,14 @@ def _table(path: str, field: FieldInfo, depth: int, condition: str = "") -> Iter
             kind = arm.model_fields["kind"].default
             yield f"**`kind = {json.dumps(kind)}`**{', the default' if kind == chosen else ''}\n"
         yield f"{_plain(arm.__doc__ or '')}\n"
-        lines = [_setting(name, field) for name, field in _fields(arm) if not _settings_in(field.annotation)]
+        lines = [_setting(arm, name) for name, field in _fields(arm) if not settings_in(field.annotation)]
         if lines:
             yield "\n".join(lines) + "\n"
     for arm in arms:
         condition = f"With `{path}.kind = {json.dumps(arm.model_fields['kind'].default)}`." if len(arms) > 1 else ""
         for name, inner in _fields(arm):
-            if _settings_in(inner.annotation):
-                yield from _table(f"{path}.{name}", inner, depth + 1, condition)
+            if settings_in(inner.annotation):
+                yield from _table(f"{path}.{name}", arm, name, depth + 1, condition)
 
 
 def _fields(cls: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
@@ -78,15 +79,16 @@ def _fields(cls: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
     return [(name, field) for name, field in cls.model_fields.items() if name not in left_out]
 
 
-def _setting(name: str, field: FieldInfo) -> str:
+def _setting(owner: type[BaseModel], name: str) -> str:
+    field = owner.model_fields[name]
     if field.is_required():
         value = f"`{name}` (required)"
     elif field.default is None:
         value = f"`{name}` (not set)"
     else:
-        value = f"`{name} = {_toml_value(field.default)}`"
+        value = f"`{name} = {toml_value(field.default)}`"
     limits = _limits(field)
-    return f"- {value}{f', {limits}' if limits else ''}<br>\n  {_plain(field.description or '')}"
+    return f"- {value}{f', {limits}' if limits else ''}<br>\n  {_plain(text_of(owner, name))}"
 
 
 def _limits(field: FieldInfo) -> str:
@@ -154,8 +156,7 @@ def _command(command: typer.core.TyperCommand, context: typer.Context, title: st
     shown = [record for parameter in command.params if (record := parameter.get_help_record(context))]
     if shown:
         yield "\n".join(f"- `{names}`<br>\n  {_plain(text)}" for names, text in shown) + "\n"
-    if isinstance(getattr(command, "prefixes", None), tuple) and command.prefixes:
-        tables = [prefix.rstrip(".") for prefix in command.prefixes]
+    if tables := getattr(command, "settings_of", ()):
         yield f"Settings: {', '.join(f'[`[{table}]`](recipe.md#{table})' for table in tables)}.\n"
     if example:
         yield "\n".join(["```", *(line.strip() for line in example.splitlines()), "```\n"])

@@ -215,7 +215,7 @@ def test_a_closed_pipe_is_no_error(built: Path) -> None:
 
 
 MISTAKES: list[tuple[list[str], int, str]] = [
-    (["build", "missing.toml"], 3, "no recipe file missing.toml; recipes there: tiny.toml"),
+    (["build", "missing.toml"], 3, "no recipe file missing.toml; recipes there: "),
     (["build", "tiny.toml", "pretrain.stepz=3"], 2, "unknown setting pretrain.stepz; did you mean steps?"),
     (["build", "tiny.toml", "pretrain.steps=many"], 2, "pretrain.steps is 'many'; it should be a valid integer"),
     (["build", "tiny.toml", "tokenizer.vocab_size=256"], 2, "nearest: 320"),
@@ -239,7 +239,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["new", "fresh", "--from", "tales", "--size", "huge"], 2, "--size is 'huge'; it should be a number of parameters"),
     (["new", "fresh", "--from", "tales", "--minutes", "0"], 2, "--minutes is 0"),
     (["new", "fresh", "--from", "tales", "--preset", "gpt9"], 2, "no preset 'gpt9'; did you mean gpt2"),
-    (["new", "../up", "--from", "tales"], 2, "name is '../up'"),
+    (["new", "../up", "--from", "tales"], 2, "'../up' cannot be the name of a folder in runs/"),
     (["new", "tiny", "--from", "tales"], 2, "tiny.toml exists and is left as it is"),
     (["chat", "nothing"], 3, "no model at nothing"),
     (["generate", "runs/tiny", "--samples", "0"], 2, "samples"),

@@ -28,7 +28,6 @@ from groundup.settings import read_toml
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @dataclass(frozen=True)
@@ -343,28 +342,21 @@ def test_the_site_is_built_without_a_warning_and_has_the_code_beside_the_words(s
     assert not list(site.rglob("*.py"))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (CI installs it)")
-def test_on_a_phone_and_a_desk_the_site_fits_asks_nobody_and_is_searched(site: Path) -> None:
+def test_on_a_phone_and_a_desk_the_site_fits_asks_nobody_and_is_searched(site: Path, browser: Any) -> None:
     """From disk, without a server."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        heard: list[str] = []
-        asked: list[str] = []
-        for width, pages in ((1280, [DOCS / "index.md"]), (390, list(DOCS.rglob("*.md")))):
-            tab = browser.new_page(viewport={"width": width, "height": 900})
-            tab.on("console", lambda message: heard.append(message.text))
-            tab.on("pageerror", lambda error: heard.append(str(error)))
-            tab.on("request", lambda request: asked.append(request.url))
-            for page in pages:
-                tab.goto((site / page.relative_to(DOCS)).with_suffix(".html").as_uri())
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width, f"{name_of(page)} at {width}"
-        tab.set_viewport_size({"width": 1280, "height": 900})
-        tab.keyboard.press("/")
-        tab.keyboard.type("warmup_steps")
-        tab.wait_for_selector(".md-search-result__link")
-        assert heard == []
-        assert [url for url in asked if not url.startswith((site.as_uri(), "about:", "data:", "blob:"))] == []
-        browser.close()
+    heard: list[str] = []
+    asked: list[str] = []
+    for width, pages in ((1280, [DOCS / "index.md"]), (390, list(DOCS.rglob("*.md")))):
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        tab.on("console", lambda message: heard.append(message.text))
+        tab.on("pageerror", lambda error: heard.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        for page in pages:
+            tab.goto((site / page.relative_to(DOCS)).with_suffix(".html").as_uri())
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width, f"{name_of(page)} at {width}"
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    tab.keyboard.press("/")
+    tab.keyboard.type("warmup_steps")
+    tab.wait_for_selector(".md-search-result__link")
+    assert heard == []
+    assert [url for url in asked if not url.startswith((site.as_uri(), "about:", "data:", "blob:"))] == []

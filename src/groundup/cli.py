@@ -157,7 +157,7 @@ def _stage_command(name: str, tables: tuple[str, ...], does: str) -> None:
         _build(recipe, overrides, run, replace, name)
 
     class Command(_WithSettings):
-        prefixes = tuple(f"{table}." for table in tables)
+        settings_of = tables
 
     command.__doc__ = does
     app.command(name, cls=Command, epilog=_example(f"groundup {name} recipes/storybook.toml"))(command)
@@ -166,13 +166,13 @@ def _stage_command(name: str, tables: tuple[str, ...], does: str) -> None:
 class _WithSettings(typer.core.TyperCommand):
     """A command whose help ends with the settings of its tables, read off their fields."""
 
-    prefixes: tuple[str, ...] = ()
+    settings_of: tuple[str, ...] = ()
 
     def get_help(self, ctx: Any) -> str:
         from groundup.recipe import Recipe
         from groundup.settings import describe
 
-        rows = [row for row in describe(Recipe) if row[0].startswith(self.prefixes) and row[0] != "model.vocab_size"]
+        rows = [row for row in describe(Recipe, only=self.settings_of) if row[0] != "model.vocab_size"]
         lines = [f"  {name} = {default}".rstrip(" =").ljust(58) + f"  {text}" for name, default, text in rows]
         return "\n".join([super().get_help(ctx), "", "Settings:" if rows else "", *lines]).rstrip()
 

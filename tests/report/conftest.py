@@ -1,13 +1,11 @@
-"""A real browser, and what every page must be in it."""
+"""What every page must be in a real browser."""
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAPER = 673  # CSS pixels between the margins of A4: (210 − 2 · 16) mm at 96 to the inch
 
 TOO_FAINT = """
@@ -42,19 +40,6 @@ CUT_OFF = """
     || e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
   .map(e => [e.tagName, e.className, e.textContent.slice(0, 30)])
 """
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium (CI installs it)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
