@@ -17,7 +17,7 @@ from groundup.plan.hardware import Machine
 from groundup.propose import BYTES_PER_PARAMETER, PARAMETERS_PER_TOKEN, Proposal, propose, to_toml
 from groundup.recipe import Recipe
 
-LAPTOP = Machine("2 CPU cores, 16 GB", True, 16_000_000_000, 200e9, 3.3, 180, True)
+LAPTOP = Machine("2 CPU cores, 16 GB", True, 16_000_000_000, 200e9, 4.0, 300, True)
 SERVER = Machine("NVIDIA H200", False, 141_000_000_000, 989e12, 0.25, 512, False)
 WORDS = (
     "once",

@@ -68,7 +68,7 @@ def _cpu() -> Machine:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = _memory_bytes()
     # Measured with bench/proposed_speed.py. More than one, as bfloat16 products are faster than float32 ones.
-    best_share, half_width = (3.3, 180) if _multiplies_bfloat16() else (0.75, 80)
+    best_share, half_width = (4.0, 300) if _multiplies_bfloat16() else (0.8, 110)
     name = f"{cores} CPU {'core' if cores == 1 else 'cores'}, {memory / 1e9:.0f} GB"
     return Machine(name, True, memory, _matmul_flops(), best_share, half_width, is_measured=True)
 
