@@ -204,6 +204,7 @@ def test_the_shell_completes_commands_and_options(built: Path) -> None:
 
     assert completed("groundup ge") == ["generate"]
     assert "--temperature" in completed("groundup chat --te")
+    assert "smollm2-135m" in completed("groundup new x --preset smol")
 
 
 def test_a_closed_pipe_is_no_error(built: Path) -> None:

@@ -55,6 +55,12 @@ Replace = Annotated[
 ]
 
 
+def _presets(begun: str) -> list[str]:
+    from groundup.model.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(begun)]
+
+
 @app.command(
     epilog=_example(
         "groundup new my-model --from ./my-texts",
@@ -70,7 +76,10 @@ def new(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="What the whole build may take; 10 if nothing is said.")] = None,
     size: Annotated[str | None, typer.Option(help="About how many parameters, such as 30M.")] = None,
-    preset: Annotated[str | None, typer.Option(help="A published model's blocks and sizes, such as gpt2.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A published model's blocks and sizes, such as gpt2.", autocompletion=_presets),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found and planned as JSON.")] = False,
 ) -> None:
     """Look at your texts and this machine, and write a recipe sized to both.
