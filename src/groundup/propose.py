@@ -41,7 +41,7 @@ BYTES_PER_PARAMETER = 18
 """bfloat16 weights, float32 masters and gradients, AdamW's two moments, as `model/count.py` counts them."""
 SHARE_OF_MEMORY = 0.6
 """What these may take; the rest is for activations and the system."""
-SHARE_OF_TIME = 0.7
+SHARE_OF_TIME = 0.6
 """What is planned of the time asked for; the rest is for what an estimate does not know."""
 MINUTES = 10.0
 TRIAL_BYTES = 1_000_000

@@ -122,7 +122,7 @@ def _how_good(run: Run) -> list[str]:
         sentence(
             f"**{test['bits_per_byte']:.3f}{error} bits per byte** on {_count(test['documents'], 'document')} that it "
             f"never saw; less is better. Used as a compressor, it would store them in "
-            f"{test['bits_per_byte'] / 8:.0%} of their size."
+            f"{test['bits_per_byte'] / 8:.0%} of their size, its own not counted."
         )
     ]
     if test["perplexity"] is not None:
