@@ -61,7 +61,15 @@ def test_a_text_longer_than_the_context_goes_on_from_its_end(conversation: Conve
 def test_commands_are_obeyed_and_mistakes_are_answered(
     conversation: Conversation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = ["the king", "/set top_k 3", "/set top_k none", "/set temprature 1", "/set temperature -1", "/text"]
+    lines = [
+        "the king",
+        "/set top_k 3",
+        "/set top_k none",
+        "/set temprature 1",
+        "/set temperature -1",
+        "/set seed",
+        "/text",
+    ]
     talk(conversation, [*lines, "/nonsense", "/help", "/new", "/text", "/quit", "never said"])
     told = capsys.readouterr().out
     for answer in (
@@ -69,6 +77,7 @@ def test_commands_are_obeyed_and_mistakes_are_answered(
         "(top_k = None)",
         "unknown setting temprature; did you mean temperature?",
         "temperature is -1",
+        "/set takes a name and a value",
         "the king",
         "no command '/nonsense'; known here: /again",
         "/again               take back",

@@ -151,7 +151,7 @@ def test_what_cannot_be_is_refused_with_an_answer() -> None:
         ResourceError, match=r"million parameters takes about \d+ GB in training .* this machine has 16"
     ):
         propose("x", texts(50, 400, 1e4), LAPTOP, size=8e9)
-    with pytest.raises(SettingsError, match="no preset 'gpt3'; did you mean gpt2\\? There are gpt2, .*gpt3-175b"):
+    with pytest.raises(SettingsError, match="no preset 'gpt3'; did you mean gpt2"):
         propose("x", texts(50, 100), LAPTOP, preset="gpt3")
     with pytest.raises(SettingsError, match="--minutes is -1"):
         propose("x", texts(50, 100), LAPTOP, minutes=-1)

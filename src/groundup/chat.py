@@ -19,7 +19,7 @@ HELP = """\
   /again               take back what it wrote last, and let it try with another seed
   /new                 begin a new text
   /text                show the whole text
-  /set NAME VALUE      max_tokens, temperature, top_k, top_p or seed; VALUE none takes a limit away
+  /set NAME VALUE      max_tokens, temperature, top_k, top_p or seed; VALUE none takes the default again
   /help                these lines
   /quit                the end (also Ctrl-D). Ctrl-C stops the model in the middle of a sentence"""
 
@@ -70,6 +70,8 @@ class Conversation:
             case ["/set", name, value]:
                 self.sampling = self._changed(name, value)
                 return f"({name} = {getattr(self.sampling, name)})"
+            case ["/set", *_]:
+                return "/set takes a name and a value, such as: /set temperature 0.5"
             case ["/help"]:
                 return HELP
             case _:
@@ -118,8 +120,13 @@ def typed_lines() -> Iterator[str]:
     while True:
         try:
             yield input("> ")
-        except (EOFError, Interrupted):
+        except EOFError:
             print()
+            return
+        except Interrupted as interrupted:
+            print()
+            if interrupted.args != (signal.SIGINT,):
+                raise
             return
 
 

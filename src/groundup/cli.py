@@ -74,7 +74,9 @@ def new(
         list[str] | None,
         typer.Option("--from", help="A file or folder of .txt, .md or .jsonl (also .gz, .zst, .xz); may be repeated."),
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="What the whole build may take; 10 if nothing is said.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="What the build may take; 10, or with --size or --preset what those need.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="About how many parameters, such as 30M.")] = None,
     preset: Annotated[
         str | None,
@@ -137,8 +139,8 @@ def _show_proposal(proposal: "Proposal", target: Path) -> None:
     ]  # fmt: skip
     terminal.print_table(rows)
     print(f"\nWrote {target}. Next:")
-    print(f"  {terminal.own_name()} build {target}")
-    print(f"  {terminal.own_name()} chat {Path('runs') / proposal.recipe.name}")
+    print(f"  {terminal.command('build', target)}")
+    print(f"  {terminal.command('chat', Path('runs') / proposal.recipe.name)}")
 
 
 def _counted(kinds: "Counter[str]") -> str:
@@ -217,8 +219,12 @@ def evaluate(
     from groundup.recipe import Recipe
 
     if target.suffix == ".toml":
+        if device is not None:
+            raise SettingsError(f"--device goes with files to score; with a recipe, set pretrain.device={device}")
         directory = _build(target, rest, run, replace, "eval", quiet=as_json).run
         result = json.loads((directory / "evals" / "test.json").read_text())
+    elif run or replace:
+        raise SettingsError(f"--run and --replace go with a recipe; {target} is not one")
     elif rest:
         settings = [word for word in rest if "=" in word and not Path(word).exists()]
         if settings:
@@ -308,7 +314,7 @@ def generate(
         for part in parts:
             print(part, end="", flush=True)
         print()
-        if look:
+        if look is not None:
             _show_probabilities(look.chosen)
 
 
@@ -321,6 +327,8 @@ def _ready_to_write(
     from groundup.pretrained import load, model_directory
 
     loaded, tokenizer = load(model, device=device)
+    if tokenizer is None and model.is_file():
+        raise DataError(f"{model} is a model of llama2.c, which comes without a tokenizer that is read here")
     if tokenizer is None:
         raise DataError(f"{model} has no tokenizer: put its tokenizer.json beside config.json")
     defaults = model_directory(model) / "generation.json"
@@ -349,7 +357,7 @@ def _show_probabilities(chosen: list[dict[str, Any]]) -> None:
 @app.command(epilog=_example("groundup chat runs/storybook", "groundup chat runs/storybook --temperature 0.5 --seed 7"))
 def chat(
     model: Model,
-    max_tokens: MaxTokens = 60,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of a reply.")] = 60,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -406,12 +414,15 @@ def report(
     run: Run = None,
 ) -> None:
     """Write the page that tells what was built, how good it is, and what it cost."""
-    if target.is_dir():
-        from groundup.report.run import write_report
+    from groundup.errors import SettingsError
+    from groundup.report.run import write_report
 
-        print(write_report(target))
-    else:
+    if target.suffix == ".toml":
         _build(target, overrides, run, False, "report")
+    elif overrides or run:
+        raise SettingsError(f"settings and --run go with a recipe; {target} is a run, which is reported as it is")
+    else:
+        print(write_report(target))
 
 
 @app.command(
@@ -468,12 +479,12 @@ def _build(
 def _show(built: "Built", whole: bool) -> None:
     """The table of stages and, after a whole build, what came out and what to try next."""
     from groundup.files import is_made, read_manifest
+    from groundup.recipe import STAGES
 
-    directories = {"corpus": "corpus", "tokenizer": "tokenizer", "pack": "shards", "pretrain": "model", "eval": "evals"}
     manifests = {
-        stage: read_manifest(built.run / directory)
-        for stage, directory in directories.items()
-        if is_made(built.run / directory)
+        stage.name: read_manifest(built.run / stage.directory)
+        for stage in STAGES
+        if is_made(built.run / stage.directory)
     }
     rows = [("stage", "time", "in", "out", "digest")]
     for row in built.rows:
@@ -490,13 +501,12 @@ def _show(built: "Built", whole: bool) -> None:
     samples = json.loads((built.run / "evals" / "samples.json").read_text())
     for sample in samples:
         print(f"“{sample['prompt']}{sample['text']}”\n")
-    command = terminal.own_name()
     print("Try next:")
     prompt = next((sample["prompt"] for sample in samples if sample["prompt"]), "")
-    print(f"  {command} chat {built.run}")
-    print(f"  {command} generate {built.run} {json.dumps(prompt, ensure_ascii=False)} --seed 7")
+    print(f"  {terminal.command('chat', built.run)}")
+    print(f"  {terminal.command('generate', built.run, prompt, '--seed', 7)}")
     print(f"  open {built.run / 'report.html'} in a browser")
-    print(f"  {command} new my-model --from FOLDER        (a recipe for texts of your own)")
+    print(f"  {terminal.command('new', 'my-model', '--from', 'FOLDER')}        (a recipe for texts of your own)")
 
 
 def _in_and_out(stage: str, manifests: dict[str, "Manifest"], run: Path) -> tuple[str, str]:

@@ -5,6 +5,7 @@ Everything is read without torch: of weights the headers, of pickles only the na
 
 import json
 import math
+import shlex
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -146,27 +147,41 @@ def _run(found: Findings, progress: Progress) -> None:
             found.damage += [f"{newest.relative_to(run)}: {why}" for why in part.damage]
             found.facts["newest_checkpoint"] = f"{newest.name}, {_in_short(part.facts, part.damage)}"
     found.facts["report"] = str(run / "report.html") if (run / "report.html").is_file() else "not written yet"
-    go_on = f"groundup build {run / 'recipe.toml'} --run {run}{replace}"
     try:
         found.facts |= _of_recipe(Recipe.load(run / "recipe.toml"))
     except GroundupError as error:
         found.damage.append(f"recipe.toml, which a build writes anew: {error}")
-        go_on = f"groundup build RECIPE --run {run}{replace}"
+    go_on = _go_on(run) + replace
     if held:
         found.next = ["wait for it to end"]
     elif missing or found.damage:
         found.next = [go_on]
     else:
         found.next = [
-            f'groundup generate {run} "Once upon a time"',
-            f"groundup chat {run}",
-            f"groundup eval {run} FILE",
-            f"groundup report {run}",
+            _command("generate", run, "Once upon a time"),
+            _command("chat", run),
+            _command("eval", run, "FILE"),
+            _command("report", run),
         ]
 
 
+def _go_on(run: Path) -> str:
+    """The command that goes on with a run: with its own copy of the recipe, if that finds the sources from here; else
+    with the recipe that it was begun with."""
+    copy = run / "recipe.toml"
+    try:
+        find(Recipe.load(copy).corpus, copy.parent)
+        return _command("build", copy, "--run", run)
+    except GroundupError:
+        return _command("build", "RECIPE", "--run", run)
+
+
+def _command(*words: object) -> str:
+    return f"groundup {shlex.join(map(str, words))}"
+
+
 def _in_short(facts: Mapping[str, Any], damage: list[str]) -> str:
-    stale = any("another" in text for text in facts.get("inputs", {}).values())
+    stale = any(ANOTHER in text for text in facts.get("inputs", {}).values())
     parts = [
         "damaged" if damage else "whole",
         "made from what is no longer there" if stale else "",
@@ -187,7 +202,7 @@ def _runs(found: Findings, progress: Progress) -> None:
         state = f"not finished, without {', '.join(missing)}" if missing else "finished"
         told[run.name] = "at work now" if lock_note(run)[1] else state
     found.facts["runs"] = told
-    found.next = [f"groundup inspect {runs[0]}"]
+    found.next = [_command("inspect", runs[0])]
 
 
 def _artifact(found: Findings, progress: Progress) -> None:
@@ -209,11 +224,12 @@ def _artifact(found: Findings, progress: Progress) -> None:
     if describe is not None:
         found.add(lambda: describe(path, manifest))
     run = path.parents[2] if manifest.kind == "checkpoint" and len(path.parents) > 2 else path.parent
-    recipe = run / "recipe.toml"
-    go_on = f"groundup build {recipe} --run {run}" if recipe.is_file() else "groundup build RECIPE"
-    found.next = (
-        [f"{go_on} --replace"] if found.damage else [line.format(path=path, run=run, build=go_on) for line in then]
-    )
+    if found.damage:
+        replace = "" if manifest.kind == "checkpoint" else " --replace"  # of checkpoints, the one before is taken
+        found.next = [_go_on(run) + replace]
+    else:
+        named = {"path": shlex.quote(str(path)), "run": shlex.quote(str(run)), "build": _go_on(run)}
+        found.next = [line.format(**named) for line in then]
 
 
 def _origin(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -234,6 +250,9 @@ def _origin(path: Path, manifest: Manifest) -> dict[str, Any]:
     return facts
 
 
+ANOTHER = "but another stands there now"
+
+
 def _stands(path: Path, name: str, digest: str) -> str:
     """Whether what stands beside an artifact is what it was made from; a checkpoint stands deeper in its run."""
     for run in (path.parent, *path.parents[1:3]):
@@ -241,10 +260,10 @@ def _stands(path: Path, name: str, digest: str) -> str:
             try:
                 now = read_manifest(run / name).digest
             except DataError:
-                return f"{digest[:12]}, and what stands there is damaged"
+                return f"{digest[:12]}, {ANOTHER}, and it is damaged"
             if now == digest:
                 return f"{digest[:12]}, which stands there"
-            return f"{digest[:12]}, but another stands there now ({now[:12]})"
+            return f"{digest[:12]}, {ANOTHER} ({now[:12]})"
     return digest[:12]
 
 
@@ -316,7 +335,7 @@ def _checkpoints(found: Findings, progress: Progress) -> None:
     if refused:
         found.facts["passed_over"] = refused
     if newest:
-        found.next = [f"groundup inspect {newest}"]
+        found.next = [_command("inspect", newest)]
 
 
 def _steps(checkpoints: Path) -> list[Path]:
@@ -344,7 +363,7 @@ def _recipe(found: Findings, progress: Progress) -> None:
         found.facts["sources"] = f"{', '.join(recipe.corpus.sources)}: {len(files):,} files, {size:,} bytes"
     except DataError as error:
         found.facts["sources"] = str(error)
-    found.next = [f"groundup build {path}"]
+    found.next = [_command("build", path)]
 
 
 # --- others' ---
@@ -384,7 +403,7 @@ def _hugging_face(found: Findings, progress: Progress) -> None:
         except DataError as error:
             found.facts["tokenizer"] = f"cannot be read: {error}"
     if known and not found.damage:
-        found.next = [f'groundup generate {path} "Once upon a time"', f"groundup eval {path} FILE"]
+        found.next = [_command("generate", path, "Once upon a time"), _command("eval", path, "FILE")]
 
 
 def _sharded(index: Path) -> list[Path]:
@@ -408,7 +427,7 @@ def _safetensors(found: Findings, progress: Progress) -> None:
     found.add(lambda: _of_tensors([found.path], first=5))
     _beside(found)
     if (found.path.parent / "config.json").is_file():
-        found.next = [f"groundup inspect {found.path.parent}"]
+        found.next = [_command("inspect", found.path.parent)]
 
 
 def _llama2c(found: Findings, progress: Progress) -> None:
@@ -440,7 +459,7 @@ def _numbers(found: Findings, progress: Progress) -> None:
         found.facts |= {"least": int(numbers.min()), "largest": int(numbers.max())}
     if is_made(path.parent) and path.name.count(".") == 1:
         found.what = f"the {path.stem} ids of shards"
-    found.next = [f"groundup inspect {path.parent}"] if is_made(path.parent) else []
+    found.next = [_command("inspect", path.parent)] if is_made(path.parent) else []
 
 
 def _parquet(found: Findings, progress: Progress) -> None:
@@ -637,10 +656,10 @@ FILES: tuple[tuple[Callable[[Path], bool], Describe], ...] = (
     (_named("manifest.json", "config.json", "state.json"), _folder_of),
     (_named("tokenizer.json", *GPT2_FILES), _tokenizer_alone),
     (llama2c.is_model, _llama2c),
-    (_is_pickle, _pickle),
-    (_ends(".safetensors"), _safetensors),
+    (_ends(".safetensors"), _safetensors),  # before pickles: its first bytes, a length, may look like those of one
     (_ends(".npy"), _numbers),
     (_ends(".parquet"), _parquet),
+    (_is_pickle, _pickle),
     (_ends(".toml"), _recipe),
     (_is_metrics, _metrics),
 )

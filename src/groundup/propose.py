@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import textwrap
+import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +35,7 @@ et al. 2020, arXiv:2001.08361, figure 5); a head for each 64 channels."""
 LONGEST_CONTEXT_ON_CPU = 256
 VOCABULARY = (2048, 200_000, 0.25)
 """So many ids suited so many bytes of text; for more text they grow with this power of it. Measured at 0.2 and 4.4 MB
-(docs/log.md); carried on to GPT-2's 40 GB it gives 43,000, where it had 50,257."""
+(docs/log.md); carried on to GPT-2's 40 GB it gives 43,000 before rounding, where it had 50,257."""
 PARAMETERS_PER_TOKEN = 20
 """At most so many for each different token of the texts: larger models were worse (docs/log.md)."""
 BYTES_PER_PARAMETER = 18
@@ -42,12 +43,16 @@ BYTES_PER_PARAMETER = 18
 SHARE_OF_MEMORY = 0.6
 """What these may take; the rest is for activations and the system."""
 SHARE_OF_TIME = 0.6
-"""What is planned of the time asked for; the rest is for what an estimate does not know."""
+"""What is planned of the time asked for; a shared machine may be half as fast a minute later (docs/numbers.md)."""
 MINUTES = 10.0
 TRIAL_BYTES = 1_000_000
 """Of text, on which a vocabulary is learned to see how much it shortens; half as much is then encoded with it."""
 LARGEST_TRIAL = 16_384
 """Ids that can be learned on so little text."""
+LEARN_BYTES = 2_000_000
+"""Enough text to learn a vocabulary of some thousand ids on, where learning on all would take long."""
+SHORT_SECONDS = 30.0
+"""Learning is not cut short to save less than this."""
 LOOKS = 10
 """How often validation is measured."""
 
@@ -145,7 +150,7 @@ def parameters_in(size: str) -> float:
     units = {"K": 1e3, "M": 1e6, "B": 1e9}
     unit = units.get(size[-1:].upper(), 1.0)
     try:
-        number = float(size.rstrip("kKmMbB")) * unit
+        number = float(size.removesuffix(size[-1:] if unit > 1 else "")) * unit
     except ValueError:
         number = 0.0
     if not 1e4 <= number <= 1e12:
@@ -176,7 +181,9 @@ def propose(
         ResourceError: a model that this machine cannot hold.
     """
     if minutes is not None and not 0 < minutes < 1e6:
-        raise SettingsError(f"--minutes is {minutes}; it should be more than 0")
+        raise SettingsError(f"--minutes is {minutes}; it should be more than 0 and less than a million")
+    if size is not None and preset is not None:
+        raise SettingsError(f"--size and --preset {preset} both set the size: give one of them")
     published = _published(preset)
     texts = _Texts(sampled)
     if minutes is None and size is None and published is None:
@@ -206,7 +213,7 @@ def _published(preset: str | None) -> Preset | None:
     if preset is None:
         return None
     if preset not in PRESETS:
-        raise SettingsError(f"no preset {preset!r}; {nearest(preset, PRESETS)} There are {', '.join(PRESETS)}")
+        raise SettingsError(f"no preset {preset!r}; {nearest(preset, PRESETS)}")
     return PRESETS[preset]
 
 
@@ -223,10 +230,27 @@ class _Texts:
     @cached_property
     def bytes_per_token(self) -> float:
         """With a vocabulary of that size, learned on a part of the sample and tried on another."""
+        return self._trial[0]
+
+    @property
+    def learn_bytes(self) -> int | None:
+        """What the vocabulary is learned on: all, if that takes no longer than reading does."""
+        _, learning, _ = self._trial
+        reading = self.sampled.bytes * self.sampled.seconds_per_byte
+        return None if learning * self.train_bytes < max(SHORT_SECONDS, reading) else LEARN_BYTES
+
+    @cached_property
+    def _trial(self) -> tuple[float, float, float]:
+        """Bytes a token, and the seconds that learning and encoding took for each byte."""
         learned_on, encoded = _halves(self.sampled.texts)
+        began = time.perf_counter()
         tokenizer = Tokenizer.learn(learned_on, vocab_size=min(self.vocab_size, LARGEST_TRIAL))
+        learned = time.perf_counter()
         ids = sum(1 + len(tokenizer.encode(text)) for text in encoded)
-        return sum(len(text.encode()) for text in encoded) / ids
+        ended = time.perf_counter()
+        size = sum(len(text.encode()) for text in encoded)
+        learning = (learned - began) / sum(len(text.encode()) for text in learned_on)
+        return size / ids, learning, (ended - learned) / size
 
     @property
     def unique_tokens(self) -> float:
@@ -235,16 +259,14 @@ class _Texts:
 
     @property
     def preparing_seconds(self) -> float:
-        return self.sampled.bytes * (self.sampled.seconds_per_byte + SECONDS_PER_BYTE)
+        _, learning, encoding = self._trial
+        learned = min(self.train_bytes, self.learn_bytes or self.train_bytes)
+        return self.sampled.bytes * (self.sampled.seconds_per_byte + encoding) + learned * learning
 
     @property
     def median_bytes(self) -> int:
         lengths = sorted(len(text.encode()) for text in self.sampled.texts)
         return lengths[len(lengths) // 2]
-
-
-SECONDS_PER_BYTE = 6e-7
-"""To learn a vocabulary on a text, encode it and write it, on the machine of docs/numbers.md."""
 
 
 def _halves(texts: list[str]) -> tuple[list[str], list[str]]:
@@ -320,18 +342,20 @@ def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, publ
         rate = published.learning_rate or rate
     rows = max(FEWEST_ROWS, min(round(batch / context), int(chosen.tokens / FEWEST_STEPS / context)))
     steps = max(FEWEST_ROWS, round(chosen.tokens / (rows * context)))
-    opening = _openings(texts.sampled.texts)
+    micro_batch = MICRO_BATCH_TOKENS_ON_CPU if machine.is_cpu else MICRO_BATCH_TOKENS_ON_GPU
+    opening = _opening_of(texts.sampled.texts)
     corpus = texts.sampled.corpus
     sizes = {key: getattr(model, key) for key in ("context_length", "d_model", "n_layers", "n_heads")}
     return {
         "name": name,
         "corpus": {"sources": list(corpus.sources)} | _changed(corpus, CorpusSettings(sources=corpus.sources)),
-        "tokenizer": {"vocab_size": model.vocab_size},
+        "tokenizer": {"vocab_size": model.vocab_size}
+        | ({} if texts.learn_bytes is None else {"learn_bytes": texts.learn_bytes}),
         "model": sizes | _changed(model.model_copy(update={"vocab_size": None}), ModelConfig()),
         "pretrain": {
             "steps": steps,
             "batch_tokens": rows * context,
-            "micro_batch_rows": min(rows, max(1, MICRO_BATCH_TOKENS[machine.is_cpu] // context)),
+            "micro_batch_rows": min(rows, max(1, micro_batch // context)),
             "optimizer": {"learning_rate": _rounded(min(rate, HIGHEST_LEARNING_RATE))},
             "schedule": {"warmup_steps": min(100, -(-steps // 20)), "final": 0.0},
             "validate_every": -(-steps // LOOKS),
@@ -347,8 +371,10 @@ def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, publ
 FEWEST_ROWS = 4
 FEWEST_STEPS = 1000
 """Smaller batches than the law has, if need be: on little text 1,240 steps beat 620 of twice the size (docs/log.md)."""
-MICRO_BATCH_TOKENS = {True: 4096, False: 32_768}
-"""On a CPU more at once is not faster; on a GPU it is, as far as memory goes."""
+MICRO_BATCH_TOKENS_ON_CPU = 4096
+"""More at once is not faster."""
+MICRO_BATCH_TOKENS_ON_GPU = 32_768
+"""More at once is faster, as far as memory goes."""
 LEAST_VALIDATION_TOKENS = 20_000
 HIGHEST_LEARNING_RATE = 4e-3
 """The law goes on rising for smaller models; 2e-3 to 4e-3 were alike for the storybook (docs/log.md)."""
@@ -365,10 +391,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.1e}")
 
 
-def _openings(texts: list[str]) -> str:
+def _opening_of(texts: list[str]) -> str:
     """How these texts begin most often, in four words; in eight characters where words are not set apart.
 
-    >>> _openings(["Once upon a time there was", "Once upon a time a king", "A dog"])
+    >>> _opening_of(["Once upon a time there was", "Once upon a time a king", "A dog"])
     'Once upon a time'
     """
     found = Counter(_opening(text) for text in texts)
@@ -433,25 +459,25 @@ def _comments(proposal: Proposal) -> dict[str, str]:
     return {
         "name": f"the run is written to runs/{recipe.name}",
         "corpus.sources": "files and folders, looked for beside this file first",
+        "corpus.max_document_bytes": "longer ones are cut, so that there are enough to hold some out",
         "corpus.text_field": "the field of a .jsonl line that holds the text",
         "corpus.filters": "many documents are short, so none is dropped for that",
         "tokenizer": "learned on your texts: pairs of tokens that often stand together become one",
         "tokenizer.vocab_size": f"a token is then about {proposal.bytes_per_token:.1f} bytes long; "
         "more ids suit more text",
+        "tokenizer.learn_bytes": "on a part of the texts, as learning on all of them would take long",
         "model": f"{model.parameters:,} parameters",
         "model.context_length": "tokens that it sees at once",
         "model.d_model": "width: the numbers that stand for each token on its way through",
         "model.n_layers": "depth: blocks of attention and feed-forward, one after another",
-        "model.n_heads": "ways of looking back in each block, of d_model / n_heads channels",
+        "model.n_heads": "ways of looking back in each block",
         "model.n_kv_heads": "keys and values that the heads share in groups: less memory in generation",
-        "model.d_ff": "width inside the feed-forward; 8/3 of d_model, as its gated kind has three matrices",
+        "model.d_ff": "width inside the feed-forward",
         "pretrain.steps": f"× batch_tokens: {proposal.tokens:,} tokens; the training documents, about "
         f"{proposal.unique_tokens:,.0f}, are read {often}{enough}",
-        "pretrain.batch_tokens": "tokens a step; grows with the arithmetic of the training (DeepSeek LLM 2024, "
-        "arXiv:2401.02954)",
+        "pretrain.batch_tokens": "tokens a step; more suit longer trainings (DeepSeek LLM 2024, arXiv:2401.02954)",
         "pretrain.micro_batch_rows": "rows in memory at once; fewer, if memory runs out: the result is the same",
-        "pretrain.optimizer": "shrinks as the training grows (the same paper); the first to try halving, if the loss "
-        "jumps",
+        "pretrain.optimizer": "the first thing to halve, if the loss jumps",
         "pretrain.schedule": "rises over the first steps, then falls to nought in half a cosine",
         "pretrain.validate_every": "steps; the curve in the report",
         "pretrain.validation_tokens": "read each time: about a thirtieth of the training time in all",

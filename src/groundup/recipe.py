@@ -4,6 +4,7 @@ Only settings are imported at the top. A room, and torch with it, is imported wh
 """
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -479,8 +480,13 @@ def _make_tokenizer(job: Job) -> None:
             tokenizer = Tokenizer.load(_existing_tokenizer(settings, job.beside))
         else:
             texts = read_texts(job.run / "corpus" / "train.parquet")
+            there = read_manifest(job.run / "corpus").statistics["train"]["bytes"]
+            every = -(-there // (settings.learn_bytes or there))
             tokenizer = Tokenizer.learn(
-                texts, vocab_size=settings.vocab_size, pattern=settings.split, progress=job.progress
+                itertools.islice(texts, 0, None, every),
+                vocab_size=settings.vocab_size,
+                pattern=settings.split,
+                progress=job.progress,
             )
             wanted = settings.vocab_size - N_BYTES - N_SPECIAL
             if len(tokenizer.merges) < wanted:

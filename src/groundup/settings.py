@@ -230,7 +230,7 @@ def _read(file: Path) -> str:
 def _instead_of(file: Path, error: Exception) -> str:
     """What may have been meant by a file that is not there."""
     if (file / "recipe.toml").is_file():
-        return f": it is a run; to go on with it, `groundup build {file / 'recipe.toml'} --run {file}`"
+        return f": it is a run; `groundup inspect {file}` says how to go on with it"
     if file.with_name(f"{file.name}.toml").is_file():
         return f"; did you mean {file.with_name(f'{file.name}.toml')}?"
     if isinstance(error, OSError) and file.is_dir():

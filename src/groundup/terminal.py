@@ -115,6 +115,11 @@ def own_command() -> str:
     return f"{own_name()} {shlex.join(sys.argv[1:])}"
 
 
+def command(*words: object) -> str:
+    """A command of ours to be tried next, as one would type it."""
+    return f"{own_name()} {shlex.join(map(str, words))}"
+
+
 def typed() -> str:
     """The same for a file that others read: the program by its plain name."""
     return f"groundup {shlex.join(sys.argv[1:])}"
@@ -122,6 +127,8 @@ def typed() -> str:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Cells in columns, two blanks between them."""
+    if not rows:
+        return
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

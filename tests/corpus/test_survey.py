@@ -71,6 +71,27 @@ def test_the_field_with_the_most_text_is_taken_where_there_is_no_text(tmp_path: 
     assert seen.documents == 9
 
 
+def test_other_fields_and_escapes_of_a_jsonl_are_no_text(tmp_path: Path) -> None:
+    """Of a file in Japanese, written with escapes, the text alone is counted and estimated."""
+    path = tmp_path / "mukashi.jsonl"
+    text = "むかしむかし、あるところに、おじいさんとおばあさんが住んでいました。" * 20
+    rows = [
+        json.dumps({"text": f"{n}{text}", "tags": "x" * 2000}) for n in range(2 * SAMPLE_BYTES // len(text.encode()))
+    ]
+    path.write_text("\n".join(rows))
+    assert survey((str(path),), Path()).documents == pytest.approx(len(rows), rel=0.05)
+
+
+def test_one_long_text_is_cut_so_that_some_can_be_held_out(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("\n\n".join(TALE.format(number) for number in range(450)))
+    seen = survey((str(tmp_path / "book.txt"),), Path())
+    assert 40 <= seen.documents <= 50
+    draft = Draft(tmp_path / "corpus")
+    draft.path.mkdir()
+    refine(find(seen.corpus, Path()), seen.corpus, draft)
+    assert all(draft.statistics[split]["documents"] for split in ("train", "validation", "test"))
+
+
 def test_where_most_documents_are_short_they_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "messages.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"A message about the number {n} of them"}) for n in range(50)))

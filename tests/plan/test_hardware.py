@@ -32,10 +32,17 @@ def test_a_known_gpu_is_planned_by_its_published_peak(tmp_path: Path, monkeypatc
     assert not machine.is_measured
 
 
-@pytest.mark.parametrize("answer", ["exit 9", "echo 'GeForce 256, 32'", "echo nonsense", "true"])
-def test_without_a_gpu_that_is_known_the_cpu_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+@pytest.mark.parametrize(("name", "flops"), [("RTX A1000", 50e12), ("NVIDIA L40", 181e12), ("Quadro T400", 50e12)])
+def test_a_name_is_known_as_a_whole_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, flops: float
 ) -> None:
+    nvidia_smi(tmp_path, f"echo '{name}, 8192'")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (this_machine().name, this_machine().peak_flops) == (name, flops)
+
+
+@pytest.mark.parametrize("answer", ["exit 9", "echo nonsense", "true"])
+def test_without_a_gpu_the_cpu_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     nvidia_smi(tmp_path, answer)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert this_machine().is_cpu

@@ -151,7 +151,7 @@ def test_what_is_no_finished_run_is_answered(home: Path, tmp_path: Path) -> None
         read_all([base])
     with pytest.raises(SettingsError, match="name two or more different runs"):
         read_all([base, base / ".." / "base"])
-    with pytest.raises(DataError, match=r"there is no run at .*nowhere"):
+    with pytest.raises(DataError, match=r"no run at .*nowhere"):
         read_all([base, tmp_path / "nowhere"])
     with pytest.raises(DataError, match="has no result of"):
         read_all([base, base / "model"])

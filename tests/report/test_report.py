@@ -214,7 +214,7 @@ def test_the_page_knows_whether_it_is_up_to_date(run: Path) -> None:
 
 
 def test_no_page_of_what_is_not_finished(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no run at"):
+    with pytest.raises(DataError, match="no run at"):
         write_report(tmp_path / "nowhere")
     with pytest.raises(DataError, match="has no result of corpus, tokenizer, pack, pretrain, eval yet"):
         write_report(tmp_path)

@@ -1,5 +1,6 @@
 """Merging and learning agree with versions that are too plain to be wrong."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from groundup.tokenizer import split
 from groundup.tokenizer.bpe import Pair, encode_piece, merge
-from groundup.tokenizer.learn import count_pieces, learn_merges
+from groundup.tokenizer.learn import count_pieces, join, learn_merges
 from groundup.tokenizer.tokenizer import Tokenizer
 
 BYTES = st.text(alphabet="abcé ", max_size=40)
@@ -84,3 +85,13 @@ def test_a_megabyte_of_one_letter_costs_about_twice_half_a_megabyte(letter: str)
         return merges.looked_up
 
     assert work(1 << 18) < 2.2 * work(1 << 17)
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.tuples(st.integers(0, 3), st.integers(0, 3)))
+def test_joining_in_place_moves_the_pairs_that_merging_anew_would(word: list[int], pair: tuple[int, int]) -> None:
+    after, gone, come = join(word, pair, 9)
+    assert after == merge(word, pair, 9)
+    moved = Counter(itertools.pairwise(word))
+    moved.subtract(gone)
+    moved.update(come)
+    assert +moved == Counter(itertools.pairwise(after))

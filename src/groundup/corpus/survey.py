@@ -26,6 +26,10 @@ LEAST_FILES = 8
 """Among so many files, if there are as many, the sample is shared."""
 COMPRESSED = 3.0
 """How many times smaller a compressed file is taken to be that was not looked into."""
+FEWEST_DOCUMENTS = 40
+"""Longer ones are cut until there are so many: each split then gets some."""
+SHORTEST_CUT = 2_000
+"""Bytes; shorter parts would teach little but how texts break off."""
 MOSTLY_SHORT = 0.2
 """Share of documents that may fall to `Length` before its minimum is taken away: poems, messages, headlines."""
 
@@ -84,7 +88,7 @@ def survey(sources: tuple[str, ...], beside: Path) -> Survey:
     """Look at a sample of the sources, spread over their files, and say what is there.
 
     A `.jsonl` without a field `text` is read by the field that holds the longest strings. Where many documents are
-    short, `Length` drops none for that.
+    short, `Length` drops none for that; where there are few, they are cut.
 
     Raises:
         DataError: a source that is missing or holds nothing readable; or when no document of the sample is kept.
@@ -96,7 +100,11 @@ def survey(sources: tuple[str, ...], beside: Path) -> Survey:
     short = sum(number for reason, number in seen.dropped.items() if reason.startswith("shorter than"))
     if short > MOSTLY_SHORT * seen.read:
         filters = tuple(Length(minimum=1) if isinstance(rule, Length) else rule for rule in corpus.filters)
-        seen = _survey(found, corpus.model_copy(update={"filters": filters}))
+        corpus = corpus.model_copy(update={"filters": filters})
+        seen = _survey(found, corpus)
+    if seen.texts and seen.documents < FEWEST_DOCUMENTS:
+        limit = max(SHORTEST_CUT, seen.bytes // FEWEST_DOCUMENTS)
+        seen = _survey(found, corpus.model_copy(update={"max_document_bytes": limit}))
     if not seen.texts:
         told = "; ".join(f"{number:,} × {reason}" for reason, number in seen.dropped.most_common()) or "nothing"
         raise DataError(f"{', '.join(sources)}: no document would be kept of {seen.read:,} read. Dropped: {told}")
@@ -110,10 +118,11 @@ def _survey(found: Found, corpus: CorpusSettings) -> Survey:
     share = SAMPLE_BYTES // min(LEAST_FILES, len(order))
     seen: set[bytes] = set()
     began = time.perf_counter()
+    text_share = _text_share(found, corpus.text_field)
     taken, there = 0, 0.0
     for name, path in order:
         if taken >= SAMPLE_BYTES:
-            there += path.stat().st_size * (COMPRESSED if path.suffix in OPENERS else 1.0)
+            there += _share_of(path, text_share) * (COMPRESSED if path.suffix in OPENERS else 1.0)
             continue
         texts, size = [], 0
         for raw in read(name, path, corpus):
@@ -123,18 +132,23 @@ def _survey(found: Found, corpus: CorpusSettings) -> Survey:
             if size >= share:
                 break
         taken += size
-        there += size if size < share else max(size, _estimate(path, texts))
+        there += size if size < share else max(size, _share_of(path, text_share) * _packed(path, texts))
     result.seconds_per_byte = (time.perf_counter() - began) / max(taken, 1)
     result.scale = there / max(taken, 1)
     return result
 
 
-def _estimate(path: Path, texts: list[str]) -> float:
-    """Text in a file that was not read to its end: as much as its bytes, or as such text would unpack to."""
+def _share_of(path: Path, text_share: float) -> float:
+    """How many bytes of a file are text: of a .jsonl a share, of others all."""
+    return path.stat().st_size * (text_share if kind_of(path) == ".jsonl" else 1.0)
+
+
+def _packed(path: Path, texts: list[str]) -> float:
+    """How many times smaller such texts are in a file of this kind."""
     if path.suffix not in OPENERS:
-        return path.stat().st_size
+        return 1.0
     sample = "".join(texts).encode()
-    return path.stat().st_size * len(sample) / len(zlib.compress(sample))
+    return len(sample) / len(zlib.compress(sample))
 
 
 def _take(result: Survey, raw: Document, seen: set[bytes]) -> None:
@@ -149,23 +163,32 @@ def _take(result: Survey, raw: Document, seen: set[bytes]) -> None:
 def _text_field(found: Found, default: str) -> str:
     """The field of the first lines of .jsonl files that holds most text; the usual one where it is there."""
     lengths: Counter[str] = Counter()
-    for row in _first_rows(found):
+    for row, _ in _first_rows(found):
         if isinstance(row.get(default), str):
             return default
         lengths.update({name: len(value) for name, value in row.items() if isinstance(value, str)})
     return lengths.most_common(1)[0][0] if lengths else default
 
 
-def _first_rows(found: Found, rows: int = 20) -> Iterator[dict[str, Any]]:
+def _text_share(found: Found, text_field: str) -> float:
+    """What part of the bytes of a .jsonl is text: there are other fields, and characters written as `\\u3042`."""
+    rows = list(_first_rows(found))
+    text = sum(len(str(row.get(text_field, "")).encode("utf-8", "replace")) for row, _ in rows)
+    return text / sum(size for _, size in rows) if rows else 1.0
+
+
+def _first_rows(found: Found, rows: int = 20) -> Iterator[tuple[dict[str, Any], int]]:
+    """The first objects of some .jsonl files, each with the bytes of its line."""
     for path in [path for _, path in found.files if kind_of(path) == ".jsonl"][:LEAST_FILES]:
         with reading(path) as stream:
             for _ in range(rows):
+                line = stream.readline(SAMPLE_BYTES)
                 try:
-                    row = orjson.loads(stream.readline(SAMPLE_BYTES))
+                    row = orjson.loads(line)
                 except orjson.JSONDecodeError:
                     continue
                 if isinstance(row, dict):
-                    yield row
+                    yield row, len(line)
 
 
 @cache

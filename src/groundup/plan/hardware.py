@@ -1,6 +1,7 @@
 """Hardware: what this machine is and how fast it trains, measured or looked up without torch."""
 
 import os
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ GPU_FLOPS = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10": 125e12,
     "RTX 4090": 165e12,
@@ -22,7 +24,9 @@ GPU_FLOPS = {
     "V100": 125e12,
     "T4": 65e12,
 }
-"""Part of the name → peak of dense bfloat16 products (float16 on V100 and T4), from NVIDIA's data sheets."""
+"""Word of the name → peak of dense bfloat16 products (float16 on V100 and T4), from NVIDIA's data sheets."""
+UNKNOWN_GPU_FLOPS = 50e12
+"""Of one that is not in the table: a modest one's."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The best GPU that `nvidia-smi` knows of, else the CPU."""
+    """The first GPU that `nvidia-smi` tells of, else the CPU."""
     return _gpu() or _cpu()
 
 
@@ -59,9 +63,9 @@ def _gpu() -> Machine | None:
         bytes_ = int(float(memory) * 2**20)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
-    peak = next((flops for part, flops in GPU_FLOPS.items() if part in name), None)
+    words = (flops for part, flops in GPU_FLOPS.items() if re.search(rf"\b{re.escape(part)}\b", name))
     # A quarter of the peak is what plain PyTorch code often reaches; not measured with this project.
-    return None if peak is None else Machine(name, False, bytes_, peak, 0.25, 512, is_measured=False)
+    return Machine(name, False, bytes_, next(words, UNKNOWN_GPU_FLOPS), 0.25, 512, is_measured=False)
 
 
 def _cpu() -> Machine:

@@ -23,8 +23,9 @@ def effective_tokens(tokens: float, unique: float) -> float:
 
 
 def loss(parameters: float, tokens: float, unique: float) -> float:
-    """Expected loss in nats per token (the form of Hoffmann et al. 2022, eq. 2, refitted by Besiroglu et al. 2024,
-    arXiv:2404.10102), for *comparing* sizes: it was fitted on other texts, and on models far larger than a laptop's.
+    """Expected loss in nats per token: the form of Hoffmann et al. 2022, eq. 2, refitted by Besiroglu et al. 2024
+    (arXiv:2404.10102; digits as in their notebook). For *comparing* sizes: it was fitted on other texts, and on models
+    far larger than a laptop's.
 
     The penalty on parameters of Muennighoff et al. 2023 is left out: by it no model above half a million parameters
     gains anything on a million tokens, and ours do (docs/log.md).

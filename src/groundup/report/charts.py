@@ -121,15 +121,16 @@ def _axes(
 
 def _shown(tick: float, logarithmic: bool) -> str:
     value = 10.0**tick if logarithmic else tick
-    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e5, "k")):
-        if abs(value) >= unit:
-            return f"{value / min(unit, 1e3 if letter == 'k' else unit):g}{letter}"
+    for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e5, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / unit:g}{letter}"
     return f"{value:,g}"
 
 
 def _powers(low: float, high: float, about: int) -> list[float]:
-    """The whole numbers between two logarithms."""
-    return [float(power) for power in range(math.ceil(low), math.floor(high) + 1)]
+    """The whole numbers between two logarithms, or about so many of them."""
+    powers = range(math.ceil(low), math.floor(high) + 1)
+    return [float(power) for power in powers[:: max(1, len(powers) // about)]]
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:

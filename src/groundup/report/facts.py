@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.errors import DamagedError, DataError, SettingsError
-from groundup.files import Manifest, is_made, read_lines, verify
+from groundup.files import Manifest, is_made, read_lines, refuse_nothing, verify
 from groundup.settings import Table, read_toml
 
 STAGES = {"corpus": "corpus", "tokenizer": "tokenizer", "shards": "pack", "model": "pretrain", "evals": "eval"}
@@ -79,8 +79,7 @@ def read(directory: Path) -> Run:
     Raises:
         DataError: no run, one that is not finished, or a damaged one.
     """
-    if not directory.is_dir():
-        raise DataError(f"there is no run at {directory}: `groundup build` makes one from a recipe")
+    refuse_nothing(directory, "run")
     missing = [command for name, command in STAGES.items() if not is_made(directory / name)]
     if missing:
         raise DataError(

@@ -267,9 +267,10 @@ def by_heart(run: Run) -> tuple[str, str]:
             f"rose to {bits[-1]:.3f} by the end. Fewer steps, or more text, would serve better."
         )
     course = "was still falling at the end" if bits[-2] > bits[-1] * (1 + FLAT) else "was level at the end"
+    went = "fell" if bits[-1] < bits[0] else "went"
     return GOOD, (
-        f"**No harm from learning by heart**: validation fell from {bits[0]:.3f} to {bits[-1]:.3f} bits per byte and "
-        f"{course}."
+        f"**No harm from learning by heart**: validation {went} from {bits[0]:.3f} to {bits[-1]:.3f} bits per byte "
+        f"and {course}."
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import regex
 
 from groundup.files import Progress, no_progress
-from groundup.tokenizer.bpe import Pair, merge
+from groundup.tokenizer.bpe import Pair
 
 
 def count_pieces(texts: Iterable[str], pattern: "regex.Pattern[str]") -> Counter[bytes]:
@@ -55,16 +55,13 @@ def learn_merges(
             continue
         changed: set[Pair] = set()
         for number in where.pop(pair):
-            word = words[number]
-            joined = merge(word, pair, 256 + len(merges))
-            for old in itertools.pairwise(word):
-                counts[old] -= frequency[number]
-                changed.add(old)
-            for new in itertools.pairwise(joined):
-                counts[new] += frequency[number]
-                where[new].add(number)
-                changed.add(new)
-            words[number] = joined
+            words[number], gone, come = join(words[number], pair, 256 + len(merges))
+            for other in gone:
+                counts[other] -= frequency[number]
+            for other in come:
+                counts[other] += frequency[number]
+                where[other].add(number)
+            changed.update(gone, come)
         for other in changed:
             if counts[other] > 0:
                 heapq.heappush(heap, (-counts[other], other))
@@ -73,3 +70,35 @@ def learn_merges(
             progress(len(merges), n_merges, "merges")
     progress(n_merges, n_merges, "")
     return merges
+
+
+def join(word: list[int], pair: Pair, joined: int) -> tuple[list[int], list[Pair], list[Pair]]:
+    """`merge`, and which pairs of neighbours go and come by it: a few, however long the word.
+
+    >>> join([1, 2, 3, 1, 2], (1, 2), 4)
+    ([4, 3, 4], [(1, 2), (2, 3), (1, 2), (3, 1)], [(4, 3), (3, 4)])
+    """
+    left, right = pair
+    after: list[int] = []
+    gone: list[Pair] = []
+    come: list[Pair] = []
+    place, length = 0, len(word)
+    while place < length:
+        token = word[place]
+        just_joined = bool(after) and after[-1] == joined
+        if token == left and place + 1 < length and word[place + 1] == right:
+            gone.append(pair)
+            if after:
+                if not just_joined:  # otherwise it went with the pair before
+                    gone.append((word[place - 1], left))
+                come.append((after[-1], joined))
+            if place + 2 < length:
+                gone.append((right, word[place + 2]))
+            after.append(joined)
+            place += 2
+        else:
+            if just_joined:
+                come.append((joined, token))
+            after.append(token)
+            place += 1
+    return after, gone, come

@@ -22,6 +22,9 @@ class Learned(Settings):
     split: Literal["gpt2", "cl100k"] = "gpt2"
     """The pattern that cuts text into pieces before merging: GPT-2's, or GPT-4's (digits by three, contractions in
     any case)."""
+    learn_bytes: int | None = Field(default=None, ge=100_000)
+    """Learn on about so many bytes of text, of documents from all over the corpus; on all of it if not set. Scripts
+    that put no blanks between words take long to learn."""
 
     @field_validator("vocab_size")
     @classmethod
