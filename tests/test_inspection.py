@@ -105,7 +105,7 @@ def test_a_changed_byte_is_named_in_run_and_artifact_and_the_rest_is_told(run: P
     for place in (run, file.parent):
         found = inspect(place)
         assert any(f"the sha256 of {file.name} is not the one that was written" in why for why in found.damage)
-        assert found.next[0].endswith("--replace") or (place == run and "checkpoint" in name)
+        assert found.next[0].endswith("--replace") or "checkpoint" in name  # the one before is taken
         assert len(found.facts) > 5
     assert list(damage(file.parent, read_manifest(file.parent))) == inspect(file.parent).damage[:1]
 
@@ -140,14 +140,20 @@ def test_a_manifest_that_no_groundup_wrote_ends_in_words(run: Path) -> None:
     assert inspect(run).next == [f"groundup build RECIPE --run {run} --replace"]
 
 
-def test_a_half_done_run_names_what_is_missing_and_the_next_command(run: Path) -> None:
+def test_a_half_done_run_names_what_is_missing_and_the_next_command(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("model", "evals"):
         shutil.rmtree(run / name)
     found = inspect(run)
     assert found.what == "a run that is not finished"
     assert found.facts["stages"]["pretrain"] == "not made yet"
     assert found.facts["newest_checkpoint"].startswith("step-00000040, whole")
-    assert found.next == [f"groundup build {run / 'recipe.toml'} --run {run}"]
+    assert found.next == [f"groundup build RECIPE --run {run}"], "its copy of the recipe finds no texts from here"
+    (tmp_path / "tales").mkdir()
+    (tmp_path / "tales" / "one.txt").write_text("a tale")
+    monkeypatch.chdir(tmp_path)
+    assert inspect(run).next == [f"groundup build {run / 'recipe.toml'} --run {run}"]
 
 
 def test_an_input_that_was_made_again_is_noticed(run: Path) -> None:
