@@ -49,10 +49,10 @@ TRIAL_BYTES = 1_000_000
 """Of text, on which a vocabulary is learned to see how much it shortens; half as much is then encoded with it."""
 LARGEST_TRIAL = 16_384
 """Ids that can be learned on so little text."""
-LEARN_BYTES = 2_000_000
-"""Enough text to learn a vocabulary of some thousand ids on, where learning on all would take long."""
-SHORT_SECONDS = 30.0
-"""Learning is not cut short to save less than this."""
+LEARNING_SECONDS = 30.0
+"""A vocabulary hardly changes with more text than can be learned on in this time; only scripts without blanks between
+words, and corpora of some dozen megabytes, take longer."""
+LEAST_LEARN_BYTES = 1_000_000
 LOOKS = 10
 """How often validation is measured."""
 
@@ -234,10 +234,11 @@ class _Texts:
 
     @property
     def learn_bytes(self) -> int | None:
-        """What the vocabulary is learned on: all, if that takes no longer than reading does."""
+        """What the vocabulary is learned on: what can be in `LEARNING_SECONDS`; None for all."""
         _, learning, _ = self._trial
-        reading = self.sampled.bytes * self.sampled.seconds_per_byte
-        return None if learning * self.train_bytes < max(SHORT_SECONDS, reading) else LEARN_BYTES
+        if learning * self.train_bytes <= LEARNING_SECONDS:
+            return None
+        return max(LEAST_LEARN_BYTES, int(float(f"{LEARNING_SECONDS / learning:.0e}")))
 
     @cached_property
     def _trial(self) -> tuple[float, float, float]:
