@@ -1,5 +1,6 @@
 """The command line: one function a command. A room is imported when its command runs, so `--help` is quick."""
 
+import importlib
 import json
 import os
 import signal
@@ -180,12 +181,22 @@ class _WithSettings(typer.core.TyperCommand):
     settings_of: tuple[str, ...] = ()
 
     def get_help(self, ctx: Any) -> str:
-        from groundup.recipe import Recipe
-        from groundup.settings import describe
+        from groundup.settings import describe_table
 
-        rows = [row for row in describe(Recipe, only=self.settings_of) if row[0] != "model.vocab_size"]
+        tables = [(name, *TABLES[name]) for name in self.settings_of if name in TABLES]
+        found = [describe_table(name, getattr(importlib.import_module(room), kind)) for name, room, kind in tables]
+        rows = [row for rows in found for row in rows if row[0] != "model.vocab_size"]
         lines = [f"  {name} = {default}".rstrip(" =").ljust(58) + f"  {text}" for name, default, text in rows]
         return "\n".join([super().get_help(ctx), "", "Settings:" if rows else "", *lines]).rstrip()
+
+
+TABLES = {
+    "corpus": ("groundup.corpus.settings", "CorpusSettings"),
+    "tokenizer": ("groundup.tokenizer.settings", "TokenizerSettings"),
+    "model": ("groundup.model.settings", "ModelConfig"),
+    "pretrain": ("groundup.pretrain.settings", "PretrainSettings"),
+}
+"""Tables of a recipe and where they are declared, for help that imports no more than it shows."""
 
 
 _stage_command("corpus", ("corpus",), "Read, clean, filter and deduplicate the sources; hold documents out.")

@@ -112,34 +112,31 @@ class Settings(BaseModel):
         return tomli_w.dumps(self.table())
 
 
-def describe(
-    cls: type[BaseModel], prefix: str = "", only: tuple[str, ...] | None = None
-) -> Iterator[tuple[str, str, str]]:
+def describe(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Every setting under `cls`: dotted name, default as TOML (empty where there is none), first sentence of its text.
 
     Of a union, `kind` comes first with its alternatives, then the fields of each.
-
-    Args:
-        only: the fields of `cls` to describe; all if not given.
     """
     for name, field in cls.model_fields.items():
-        if only is not None and name not in only:
-            continue
-        arms = settings_in(field.annotation)
         is_list = get_origin(field.annotation) in (tuple, list)
-        if not arms or is_list:
+        if settings_in(field.annotation) and not is_list:
+            yield from describe_table(prefix + name, field.annotation, field.default)
+        else:
             default = "" if field.is_required() or field.default is None else toml_value(field.default)
             yield prefix + name, default, _first_sentence(text_of(cls, name))
-            continue
-        if len(arms) > 1:
-            kinds = [arm.model_fields["kind"].default for arm in arms]
-            chosen = getattr(field.default, "kind", kinds[0])
-            yield f"{prefix}{name}.kind", json.dumps(chosen), f"One of {', '.join(kinds)}."
-        for arm in arms:
-            whose = f"({arm.model_fields['kind'].default}) " if len(arms) > 1 else ""
-            for inner, default, text in describe(arm, f"{prefix}{name}."):
-                if inner != f"{prefix}{name}.kind":
-                    yield inner, default, whose + text
+
+
+def describe_table(path: str, annotation: Any, default: Any = None) -> Iterator[tuple[str, str, str]]:
+    """The same of one table, a class of settings or a union of such."""
+    arms = settings_in(annotation)
+    if len(arms) > 1:
+        kinds = [arm.model_fields["kind"].default for arm in arms]
+        yield f"{path}.kind", json.dumps(getattr(default, "kind", kinds[0])), f"One of {', '.join(kinds)}."
+    for arm in arms:
+        whose = f"({arm.model_fields['kind'].default}) " if len(arms) > 1 else ""
+        for inner, value, text in describe(arm, f"{path}."):
+            if inner != f"{path}.kind":
+                yield inner, value, whose + text
 
 
 def text_of(cls: type[BaseModel], name: str) -> str:
