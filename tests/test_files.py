@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from groundup.errors import DataError, ResourceError
 from groundup.files import (
+    Draft,
     Manifest,
     canonical_json,
     check,
@@ -53,6 +54,18 @@ def test_digest_is_the_sha256_of_the_canonical_manifest_without_made(tmp_path: P
     raw = json.loads((tmp_path / "one" / "manifest.json").read_text())
     raw.pop("made")
     assert hashlib.sha256(canonical_json(raw)).hexdigest() == manifest.digest
+
+
+def test_an_interruption_at_the_very_start_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path) -> Draft:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("groundup.files.Draft", interrupted)
+    with pytest.raises(KeyboardInterrupt), making(tmp_path / "a", "note", {}, {}):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_exception_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:

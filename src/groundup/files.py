@@ -98,9 +98,9 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
         refuse_in_the_way(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        draft = Draft(partial)
         try:
+            partial.mkdir()
+            draft = Draft(partial)
             yield draft
             manifest = Manifest(
                 kind=kind,
