@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 
 from groundup.errors import DataError, SettingsError
-from groundup.tokenizer.split import PUBLISHED
-from groundup.tokenizer.tokenizer import BYTE_CHARACTERS, Tokenizer
+from groundup.tokenizer.split import PATTERNS
+from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.tokenizer.vocabulary import BYTE_CHARACTERS
 
 HARD = [
     "",
@@ -58,7 +59,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, tikt
     ranks.write_bytes(lzma.decompress((folder / "r50k_base.tiktoken.xz").read_bytes()))
     encoding = tiktoken.Encoding(
         "gpt2",
-        pat_str=PUBLISHED["gpt2"],
+        pat_str=PATTERNS["gpt2"],
         mergeable_ranks=load_tiktoken_bpe(str(ranks)),
         special_tokens={"<|endoftext|>": 50256},
     )
@@ -155,7 +156,7 @@ def test_hugging_face_learns_the_same_merges(learned: Tokenizer, tmp_path: Path)
     ((name, path),) = sources.find(chosen, Path()).files
     texts = [document.text for document, _ in zip(sources.read(name, path, chosen), range(150), strict=False)]
     theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
-    cut = tokenizers.pre_tokenizers.Split(tokenizers.Regex(PUBLISHED[learned.pattern]), "isolated")
+    cut = tokenizers.pre_tokenizers.Split(tokenizers.Regex(PATTERNS[learned.pattern]), "isolated")
     level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([cut, level])
     trainer = tokenizers.trainers.BpeTrainer(

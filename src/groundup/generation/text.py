@@ -11,7 +11,8 @@ from torch import Tensor
 from groundup.generation.engine import Look, continue_ids
 from groundup.generation.settings import Sampling
 from groundup.model.transformer import Transformer
-from groundup.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.tokenizer.vocabulary import END_OF_TEXT
 
 
 def generate(

@@ -10,17 +10,16 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-import regex
-
 from groundup.files import Progress, no_progress
+from groundup.tokenizer import split
 from groundup.tokenizer.bpe import Pair
 
 
-def count_pieces(texts: Iterable[str], pattern: "regex.Pattern[str]") -> Counter[bytes]:
+def count_pieces(texts: Iterable[str], pattern: str) -> Counter[bytes]:
     """How often each piece occurs. Memory grows with distinct pieces, not with the corpus."""
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(pattern.findall(text))
+        counts.update(split.pieces(text, pattern))
     pieces: Counter[bytes] = Counter()
     for piece, count in counts.items():
         pieces[piece.encode("utf-8", "replace")] += count

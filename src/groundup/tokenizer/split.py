@@ -1,36 +1,93 @@
 r"""Splitting: text → pieces that no merge crosses.
 
-The patterns are the published ones. `\s` is written as the Unicode property it means elsewhere: Python's `\s` also
-takes the four separators U+001C to U+001F, which tiktoken and Hugging Face do not.
+`\s` is compiled as the Unicode property it means elsewhere: Python's `\s` also takes the four separators U+001C to
+U+001F, which tiktoken and Hugging Face do not.
 """
 
+import functools
+
 import regex
+
+from groundup.errors import SettingsError
+from groundup.settings import nearest
+
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_BEFORE = "\u0e40-\u0e44\u0ec0-\u0ec4"  # Thai and Lao vowels that are written before the consonant, so begin a syllable
+_SYLLABIC = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+
+PATTERNS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|" + _BLANKS,
+    "o200k": rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    rf"{_CONTRACTION}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_BLANKS}",
+    "llama3": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_BLANKS}",
+    "qwen2": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_BLANKS}",
+    "smollm": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+",
+    "digits3": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "unspaced": rf"{_CONTRACTION}|\p{{Han}}+|\p{{Hiragana}}+|[\p{{Katakana}}ー]+"
+    rf"|[{_BEFORE}]+(?:(?![{_BEFORE}])[{_SYLLABIC}])*|(?:(?![{_BEFORE}])(?=[\p{{L}}\p{{M}}])[{_SYLLABIC}])+"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?(?:(?![\p{{Han}}\p{{Hiragana}}\p{{Katakana}}ー{_SYLLABIC}])[\p{{L}}\p{{M}}])+"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_BLANKS}",
+    "characters": r"[\s\S]",
+}
+r"""gpt2, cl100k, o200k: as in tiktoken's openai_public.py, without the possessive `+` that change no match.
+llama3, qwen2, smollm: as in the tokenizer.json of these models; smollm's two steps, digits apart and then GPT-2's
+pattern, are one here. digits3: GPT-2's, with digits by three. unspaced: for scripts that put no blanks between words:
+runs of one script (Han, Hiragana, Katakana, Thai …), Thai and Lao also cut before a vowel that begins a syllable."""
 
 _BLANK = r"\p{White_Space}"
 _NOT_BLANK = r"\P{White_Space}"
 
-PUBLISHED = {
-    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "cl100k": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
-"""As written in GPT-2's encoder.py and tiktoken's openai_public.py (cl100k_base)."""
 
-SPELLINGS = {
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "cl100k",
-}
-"""Other ways in which files spell the same patterns."""
+@functools.lru_cache(maxsize=64)
+def compiled(pattern: str) -> "regex.Pattern[str]":
+    """A pattern by its name, or a regular expression of one's own.
+
+    Raises:
+        SettingsError: neither a name nor a regular expression.
+    """
+    if pattern not in PATTERNS and pattern.isidentifier():
+        raise SettingsError(f"unknown split pattern {pattern!r}; {nearest(pattern, PATTERNS)}")
+    source = PATTERNS.get(pattern, pattern).replace(r"[^\s", rf"[^{_BLANK}")
+    source = source.replace(r"[\s\S]", "(?s:.)").replace(r"\s", _BLANK).replace(r"\S", _NOT_BLANK).replace(r"\z", r"\Z")
+    try:
+        return regex.compile(source)
+    except regex.error as error:
+        raise SettingsError(f"the split pattern {pattern!r} is not a regular expression: {error}") from None
 
 
-def compiled(name: str) -> "regex.Pattern[str]":
-    """The pattern of that name, ready for `findall`."""
-    source = PUBLISHED[name].replace(r"[^\s", rf"[^{_BLANK}").replace(r"\s", _BLANK).replace(r"\S", _NOT_BLANK)
-    return regex.compile(source)
+def pieces(text: str, pattern: str) -> list[str]:
+    r"""The pieces of a text, in order, nothing left out: what an own expression does not match is a piece too.
+
+    >>> pieces("It's 12 o'clock", "gpt2"), pieces("one-two", r"\w+")
+    (['It', "'s", ' 12', ' o', "'", 'clock'], ['one', '-', 'two'])
+    """
+    cut = compiled(pattern)
+    if pattern in PATTERNS:
+        return list(cut.findall(text))  # the published ones match everywhere
+    found: list[str] = []
+    end = 0
+    for match in cut.finditer(text):
+        found += [text[end : match.start()], match[0]]
+        end = match.end()
+    return [piece for piece in (*found, text[end:]) if piece]
 
 
 def named(source: str) -> str | None:
     """The name of a pattern as it is spelled in a file, or None."""
-    known = {pattern: name for name, pattern in PUBLISHED.items()} | SPELLINGS
-    return known.get(source)
+    return {spelling: name for name, spelling in (*_SPELLINGS, *PATTERNS.items())}.get(source)
+
+
+_SPELLINGS = (
+    ("gpt2", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+    ("gpt2", r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"),
+    (
+        "cl100k",
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
+        r"|\s+(?!\S)|\s",
+    ),
+)
+"""Other ways in which files spell the same patterns."""

@@ -1,0 +1,27 @@
+"""What every vocabulary has: the 256 bytes, as GPT-2 orders and writes them, and the names of special tokens."""
+
+from groundup.tokenizer.settings import N_BYTES
+
+END_OF_TEXT = "<|endoftext|>"
+NAMED_SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
+
+
+def _byte_characters() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte (bytes_to_unicode in its encoder.py), in the order of its ids."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(N_BYTES) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(N_BYTES + i) for i, byte in enumerate(others)}
+
+
+BYTE_CHARACTERS = _byte_characters()
+CHARACTER_BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items()}
+
+
+def to_characters(token: bytes) -> str:
+    """A token as GPT-2's files write it: one printable character a byte."""
+    return "".join(BYTE_CHARACTERS[byte] for byte in token)
+
+
+def to_bytes(characters: str) -> bytes:
+    """The token that these characters stand for; KeyError for a character that stands for no byte."""
+    return bytes(CHARACTER_BYTES[character] for character in characters)
