@@ -1,7 +1,6 @@
 """The whole chain, in process: what is made, what is shared, what is refused, and that it never changes."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import groundup
 from groundup.batch import Batch
-from groundup.corpus.document import read_texts
 from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
 from groundup.files import read_manifest
 from groundup.model.settings import ModelConfig
@@ -21,7 +19,6 @@ from groundup.pretrain.run import check_fits
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.recipe import Built, Recipe, _places, build
 from groundup.settings import json_schema
-from groundup.tokenizer.tokenizer import Tokenizer
 
 DIRECTORIES = {"corpus": "corpus", "tokenizer": "tokenizer", "pack": "shards", "pretrain": "model", "eval": "evals"}
 
@@ -411,27 +408,3 @@ def test_a_foreign_directory_is_not_touched(home: Path) -> None:
 def test_the_json_schema_in_the_repository_is_that_of_the_recipe() -> None:
     written = json.loads(Path("recipes/recipe.schema.json").read_text())
     assert written == json_schema(Recipe), "run `make docs`"
-
-
-def test_a_vocabulary_is_learned_on_every_so_many_th_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    draw = random.Random(0)
-    letters = [
-        " ".join(draw.choices(["the", "king", "and", "a", "little", "fox", "went", "over", "hill"], k=200))
-        for _ in range(400)
-    ]
-    (tmp_path / "letters.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in letters))
-    recipe = Recipe.from_table(
-        {
-            "name": "letters",
-            "corpus": {"sources": ["letters.jsonl"]},
-            "tokenizer": {"vocab_size": 384, "learn_bytes": 100_000},
-        }
-    )
-    build(recipe, only="corpus", run="run")
-    build(recipe, only="tokenizer", run="run")
-    texts = list(read_texts(tmp_path / "run" / "corpus" / "train.parquet"))
-    every = -(-sum(len(text.encode()) for text in texts) // 100_000)
-    assert every > 2
-    expected = Tokenizer.learn(texts[::every], vocab_size=384)
-    assert Tokenizer.load(tmp_path / "run" / "tokenizer").merges == expected.merges

@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import textwrap
-import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from groundup.plan import laws
 from groundup.plan.hardware import Machine
 from groundup.recipe import Recipe
 from groundup.settings import nearest
-from groundup.tokenizer.settings import SMALLEST
+from groundup.tokenizer.settings import SMALLEST, Learned
 from groundup.tokenizer.tokenizer import Tokenizer
 
 LADDER = (
@@ -49,10 +48,10 @@ TRIAL_BYTES = 1_000_000
 """Of text, on which a vocabulary is learned to see how much it shortens; half as much is then encoded with it."""
 LARGEST_TRIAL = 16_384
 """Ids that can be learned on so little text."""
-LEARNING_SECONDS = 30.0
-"""A vocabulary hardly changes with more text than can be learned on in this time; only scripts without blanks between
-words, and corpora of some dozen megabytes, take longer."""
-LEAST_LEARN_BYTES = 1_000_000
+LEARNING_BYTES_PER_SECOND, ENCODING_BYTES_PER_SECOND, LOADING_SECONDS = 10e6, 30e6, 5.0
+"""Of the tokenizer, on two cores of a busy machine (docs/numbers.md), and what its compiled loops take to load."""
+WITHOUT_BLANKS = ("Cjk", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
+"""Scripts that put no blanks between words; a fifth of the letters asks for the split pattern that knows them."""
 LOOKS = 10
 """How often validation is measured."""
 
@@ -227,31 +226,20 @@ class _Texts:
         ids, text, power = VOCABULARY
         self.vocab_size = max(SMALLEST, 2 ** round(math.log2(ids * (self.train_bytes / text) ** power)))
 
+    @property
+    def split(self) -> str:
+        """The pattern that suits the texts' scripts."""
+        without = sum(self.sampled.scripts.get(script, 0.0) for script in WITHOUT_BLANKS)
+        return "unspaced" if without > 0.2 else Learned.model_fields["split"].default
+
     @cached_property
     def bytes_per_token(self) -> float:
         """With a vocabulary of that size, learned on a part of the sample and tried on another."""
-        return self._trial[0]
-
-    @property
-    def learn_bytes(self) -> int | None:
-        """What the vocabulary is learned on: what can be in `LEARNING_SECONDS`; None for all."""
-        _, learning, _ = self._trial
-        if learning * self.train_bytes <= LEARNING_SECONDS:
-            return None
-        return max(LEAST_LEARN_BYTES, int(float(f"{LEARNING_SECONDS / learning:.0e}")))
-
-    @cached_property
-    def _trial(self) -> tuple[float, float, float]:
-        """Bytes a token, and the seconds that learning and encoding took for each byte."""
         learned_on, encoded = _halves(self.sampled.texts)
-        began = time.perf_counter()
-        tokenizer = Tokenizer.learn(learned_on, vocab_size=min(self.vocab_size, LARGEST_TRIAL))
-        learned = time.perf_counter()
+        size = min(self.vocab_size, LARGEST_TRIAL)
+        tokenizer = Tokenizer.learn(learned_on, vocab_size=size, pattern=self.split)
         ids = sum(1 + len(tokenizer.encode(text)) for text in encoded)
-        ended = time.perf_counter()
-        size = sum(len(text.encode()) for text in encoded)
-        learning = (learned - began) / sum(len(text.encode()) for text in learned_on)
-        return size / ids, learning, (ended - learned) / size
+        return sum(len(text.encode()) for text in encoded) / ids
 
     @property
     def unique_tokens(self) -> float:
@@ -260,9 +248,9 @@ class _Texts:
 
     @property
     def preparing_seconds(self) -> float:
-        _, learning, encoding = self._trial
-        learned = min(self.train_bytes, self.learn_bytes or self.train_bytes)
-        return self.sampled.bytes * (self.sampled.seconds_per_byte + encoding) + learned * learning
+        tokenizing = LOADING_SECONDS + self.train_bytes / LEARNING_BYTES_PER_SECOND
+        packing = self.sampled.bytes / ENCODING_BYTES_PER_SECOND
+        return self.sampled.bytes * self.sampled.seconds_per_byte + tokenizing + packing
 
     @property
     def median_bytes(self) -> int:
@@ -351,7 +339,7 @@ def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, publ
         "name": name,
         "corpus": {"sources": list(corpus.sources)} | _changed(corpus, CorpusSettings(sources=corpus.sources)),
         "tokenizer": {"vocab_size": model.vocab_size}
-        | ({} if texts.learn_bytes is None else {"learn_bytes": texts.learn_bytes}),
+        | ({} if texts.split == Learned.model_fields["split"].default else {"split": texts.split}),
         "model": sizes | _changed(model.model_copy(update={"vocab_size": None}), ModelConfig()),
         "pretrain": {
             "steps": steps,
@@ -466,7 +454,7 @@ def _comments(proposal: Proposal) -> dict[str, str]:
         "tokenizer": "learned on your texts: pairs of tokens that often stand together become one",
         "tokenizer.vocab_size": f"a token is then about {proposal.bytes_per_token:.1f} bytes long; "
         "more ids suit more text",
-        "tokenizer.learn_bytes": "on a part of the texts, as learning on all of them would take long",
+        "tokenizer.split": "for scripts that put no blanks between words",
         "model": f"{model.parameters:,} parameters",
         "model.context_length": "tokens that it sees at once",
         "model.d_model": "width: the numbers that stand for each token on its way through",

@@ -4,7 +4,6 @@ Only settings are imported at the top. A room, and torch with it, is imported wh
 """
 
 import hashlib
-import itertools
 import json
 import re
 import shutil
@@ -471,7 +470,7 @@ def _make_corpus(job: Job) -> None:
 
 
 def _make_tokenizer(job: Job) -> None:
-    from groundup.corpus.document import read_texts
+    from groundup.corpus.document import read_batches
     from groundup.tokenizer.tokenizer import Tokenizer
 
     settings = job.recipe.tokenizer
@@ -479,15 +478,21 @@ def _make_tokenizer(job: Job) -> None:
         if isinstance(settings, Existing):
             tokenizer = Tokenizer.load(_existing_tokenizer(settings, job.beside))
         else:
-            texts = read_texts(job.run / "corpus" / "train.parquet")
-            there = read_manifest(job.run / "corpus").statistics["train"]["bytes"]
-            every = -(-there // (settings.learn_bytes or there))
-            tokenizer = Tokenizer.learn(
-                itertools.islice(texts, 0, None, every),
+            tokenizer, least = Tokenizer.learn_columns(
+                (batch.column("text") for batch in read_batches(job.run / "corpus" / "train.parquet", ["text"])),
                 vocab_size=settings.vocab_size,
                 pattern=settings.split,
+                memory_bytes=settings.memory_bytes,
                 progress=job.progress,
+                n_documents=read_manifest(job.run / "corpus").statistics["train"]["documents"],
+                directory=job.run / ".tokenizer.counts",
+                of=job.inputs["corpus"],
             )
+            if least > 1:
+                job.say(
+                    f"pieces of text that occur fewer than {least} times were left out of learning, as "
+                    f"tokenizer.memory_bytes = {settings.memory_bytes} does not suffice for all of them"
+                )
             wanted = settings.vocab_size - N_BYTES - N_SPECIAL
             if len(tokenizer.merges) < wanted:
                 job.say(

@@ -14,9 +14,10 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from groundup.corpus.document import SPLITS, read_texts
+from groundup.corpus.document import SPLITS, read_batches
 from groundup.errors import DamagedError, SettingsError
 from groundup.files import Draft, Progress, is_made, no_progress, read_manifest
+from groundup.tokenizer.columns import text_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
 IDS_AT_ONCE = 1 << 22
@@ -47,25 +48,30 @@ def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = 
     """Encode every split of a corpus into shards, and leave the counts in `draft.statistics`."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     usage = np.zeros(tokenizer.vocab_size, np.int64)
-    for number, split in enumerate(SPLITS):
-        progress(number, len(SPLITS), f"{split} documents")
-        offsets, sizes = [0], []
+    counts = read_manifest(corpus).statistics if is_made(corpus) else {}
+    written, total = 0, sum(counts.get(split, {}).get("documents", 0) for split in SPLITS)
+    for split in SPLITS:
+        offsets, sizes = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
         with open(draft.path / f"{split}.npy", "wb") as stream:
             header_bytes = _write_header(stream, dtype, 0)
-            for text in read_texts(corpus / f"{split}.parquet"):
-                ids = np.array([tokenizer.end_of_text, *tokenizer.encode(text)], dtype)
+            for batch in read_batches(corpus / f"{split}.parquet", ["text"]):
+                ids, starts = tokenizer.encode_documents(batch.column("text"), tokenizer.end_of_text)
                 usage += np.bincount(ids, minlength=tokenizer.vocab_size)
-                stream.write(ids.tobytes())
-                offsets.append(offsets[-1] + len(ids))
-                sizes.append(len(text.encode()))
+                stream.write(ids.astype(dtype).tobytes())
+                offsets.append(offsets[-1][-1] + starts[1:])
+                sizes.append(np.diff(text_of(batch.column("text"))[1]))
+                written += len(starts) - 1
+                progress(written, max(total, written), "documents")
             stream.write(np.array([tokenizer.end_of_text], dtype).tobytes())
             stream.seek(0)
-            assert _write_header(stream, dtype, offsets[-1] + 1) == header_bytes, "the header must not move the data"
-        for name, numbers in (("offsets", offsets), ("bytes", sizes)):
+            n_ids = int(offsets[-1][-1]) + 1
+            assert _write_header(stream, dtype, n_ids) == header_bytes, "the header must not move the data"
+        n_bytes = np.concatenate(sizes)
+        for name, numbers in (("offsets", np.concatenate(offsets)), ("bytes", n_bytes)):
             with open(draft.path / f"{split}.{name}.npy", "wb") as stream:  # np.save hides a full disk's error number
                 _write_header(stream, np.dtype(np.int64), len(numbers))
-                stream.write(np.array(numbers, np.int64).tobytes())
-        draft.statistics[split] = {"documents": len(sizes), "tokens": offsets[-1] + 1, "bytes": sum(sizes)}
+                stream.write(numbers.tobytes())
+        draft.statistics[split] = {"documents": len(n_bytes), "tokens": n_ids, "bytes": int(n_bytes.sum())}
     ranked = np.sort(usage)[::-1]
     draft.statistics |= {
         "vocab_size": tokenizer.vocab_size,
@@ -73,7 +79,7 @@ def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = 
         "most_used": [int(i) for i in np.argsort(-usage, kind="stable")[:20]],
         "uses_by_rank": [[1 << n, int(ranked[(1 << n) - 1])] for n in range(tokenizer.vocab_size.bit_length())],
     }
-    progress(len(SPLITS), len(SPLITS), "")
+    progress(written, written, "")
 
 
 def _write_header(stream: BinaryIO, dtype: "np.dtype[Any]", length: int) -> int:

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.tokenizer import split
-from groundup.tokenizer.bpe import Pair, encode_piece, merge
-from groundup.tokenizer.learn import count_pieces, join, learn_merges
+from groundup.tokenizer.bpe import Pair, count_pieces, encode_piece, join, learn_merges, merge
 from groundup.tokenizer.tokenizer import Tokenizer
 
 BYTES = st.text(alphabet="abcé ", max_size=40)

@@ -1,12 +1,17 @@
-"""Merging: one piece of bytes → ids, by always joining the leftmost pair that was learned first.
+"""Byte-pair encoding in plain Python: learning merges, and applying them. The compiled loops give the same.
 
-A heap over a linked list, so a piece of n bytes costs O(n log n): a megabyte of one letter is no attack. The plain
-version, which looks over the whole piece for every merge, is in the tests.
+After Sennrich et al. 2016 (arXiv:1508.07909, algorithm 1), over bytes as in GPT-2. What is short is done here, without
+waiting for the compiled loops to load: `learn.py` and `count.py` learn, `encode.py` encodes.
 """
 
 import heapq
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from groundup.files import Progress, no_progress
+from groundup.tokenizer import split
+from groundup.tokenizer.vocabulary import to_utf8
 
 Pair = tuple[int, int]
 
@@ -30,7 +35,9 @@ def merge(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
 
 
 def encode_piece(ids: Sequence[int], merges: Mapping[Pair, tuple[int, int]]) -> list[int]:
-    """Apply learned merges to the byte ids of one piece.
+    """Apply learned merges to the byte ids of one piece: always the leftmost of the pairs that were learned first.
+
+    A heap over a linked list, so a piece of n bytes costs O(n log n): a megabyte of one letter is no attack.
 
     Args:
         ids: one id a byte.
@@ -62,3 +69,94 @@ def encode_piece(ids: Sequence[int], merges: Mapping[Pair, tuple[int, int]]) -> 
             if candidate in merges:
                 heapq.heappush(heap, (merges[candidate][0], before[left], candidate))
     return [token for token in alive if token >= 0]
+
+
+def count_pieces(texts: Iterable[str], pattern: str) -> Counter[bytes]:
+    """How often each piece occurs. Memory grows with distinct pieces, not with the corpus."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(split.pieces(text, pattern))
+    pieces: Counter[bytes] = Counter()
+    for piece, count in counts.items():
+        pieces[to_utf8(piece)] += count
+    return pieces
+
+
+def learn_merges(
+    pieces: Counter[bytes], byte_ids: list[int], n_merges: int, progress: Progress = no_progress
+) -> list[Pair]:
+    """The pairs to join, in order; merge i makes id 256 + i. Fewer than `n_merges` when no pair is left.
+
+    Among pairs that are equally frequent the one with the lower ids is joined first; with bytes numbered as in GPT-2's
+    table these are the choices of Hugging Face tokenizers, so the merges are too.
+
+    Args:
+        pieces: bytes of each piece → how often it occurs.
+        byte_ids: id of each byte value.
+    """
+    words = [[byte_ids[byte] for byte in piece] for piece in pieces]
+    frequency = list(pieces.values())
+    counts: Counter[Pair] = Counter()
+    where: defaultdict[Pair, set[int]] = defaultdict(set)
+    for number, word in enumerate(words):
+        for pair in itertools.pairwise(word):
+            counts[pair] += frequency[number]
+            where[pair].add(number)
+    heap = [(-count, pair) for pair, count in counts.items()]
+    heapq.heapify(heap)
+    merges: list[Pair] = []
+    while heap and len(merges) < n_merges:
+        negative, pair = heapq.heappop(heap)
+        if counts[pair] != -negative:
+            continue  # an old count; the present one, if any, is elsewhere in the heap
+        if counts[pair] == 0:
+            continue
+        changed: set[Pair] = set()
+        for number in where.pop(pair):
+            words[number], gone, come = join(words[number], pair, 256 + len(merges))
+            for other in gone:
+                counts[other] -= frequency[number]
+            for other in come:
+                counts[other] += frequency[number]
+                where[other].add(number)
+            changed.update(gone, come)
+        for other in changed:
+            if counts[other] > 0:
+                heapq.heappush(heap, (-counts[other], other))
+        merges.append(pair)
+        if len(merges) % 64 == 0:
+            progress(len(merges), n_merges, "merges")
+    progress(n_merges, n_merges, "")
+    return merges
+
+
+def join(word: list[int], pair: Pair, joined: int) -> tuple[list[int], list[Pair], list[Pair]]:
+    """`merge`, and which pairs of neighbours go and come by it: a few, however long the word.
+
+    >>> join([1, 2, 3, 1, 2], (1, 2), 4)
+    ([4, 3, 4], [(1, 2), (2, 3), (1, 2), (3, 1)], [(4, 3), (3, 4)])
+    """
+    left, right = pair
+    after: list[int] = []
+    gone: list[Pair] = []
+    come: list[Pair] = []
+    place, length = 0, len(word)
+    while place < length:
+        token = word[place]
+        just_joined = bool(after) and after[-1] == joined
+        if token == left and place + 1 < length and word[place + 1] == right:
+            gone.append(pair)
+            if after:
+                if not just_joined:  # otherwise it went with the pair before
+                    gone.append((word[place - 1], left))
+                come.append((after[-1], joined))
+            if place + 2 < length:
+                gone.append((right, word[place + 2]))
+            after.append(joined)
+            place += 2
+        else:
+            if just_joined:
+                come.append((joined, token))
+            after.append(token)
+            place += 1
+    return after, gone, come

@@ -10,6 +10,7 @@ N_BYTES = 256
 N_SPECIAL = 16
 MULTIPLE = 64
 """Vocabulary sizes are multiples of this, so that the matrix over them has no ragged edge."""
+MEMORY_BYTES = 2_000_000_000
 SMALLEST = -(-(N_BYTES + N_SPECIAL) // MULTIPLE) * MULTIPLE
 
 
@@ -19,12 +20,19 @@ class Learned(Settings):
     kind: Literal["learned"] = "learned"
     vocab_size: int
     """The total: 256 bytes + merges + 16 special tokens, a multiple of 64."""
-    split: Literal["gpt2", "cl100k"] = "gpt2"
-    """The pattern that cuts text into pieces before merging: GPT-2's, or GPT-4's (digits by three, contractions in
-    any case)."""
-    learn_bytes: int | None = Field(default=None, ge=100_000)
-    """Learn on about so many bytes of text, of documents from all over the corpus; on all of it if not set. Scripts
-    that put no blanks between words take long to learn."""
+    split: str = "gpt2"
+    """The pattern that cuts text into pieces before merging: gpt2, cl100k, o200k, llama3, qwen2, smollm; digits3
+    (digits by three); unspaced (for scripts without blanks between words); or a regular expression of one's own."""
+    memory_bytes: int = Field(default=MEMORY_BYTES, ge=500_000_000)
+    """Memory that learning may take. Pieces of text are counted on disk where it does not suffice."""
+
+    @field_validator("split")
+    @classmethod
+    def _cuts(cls, pattern: str) -> str:
+        from groundup.tokenizer.split import compiled
+
+        compiled(pattern)
+        return pattern
 
     @field_validator("vocab_size")
     @classmethod

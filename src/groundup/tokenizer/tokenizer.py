@@ -5,21 +5,33 @@ format is Hugging Face's `tokenizer.json`.
 """
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import regex
 
 from groundup.errors import SettingsError
 from groundup.files import Progress, no_progress, write_json
 from groundup.tokenizer import formats, split
-from groundup.tokenizer.bpe import Pair, encode_piece
-from groundup.tokenizer.learn import count_pieces, learn_merges
-from groundup.tokenizer.settings import MULTIPLE, N_BYTES, N_SPECIAL, Learned
-from groundup.tokenizer.vocabulary import BYTE_CHARACTERS, END_OF_TEXT, NAMED_SPECIAL
+from groundup.tokenizer.bpe import Pair, count_pieces, encode_piece, learn_merges
+from groundup.tokenizer.columns import column_of, columns_of, text_of
+from groundup.tokenizer.settings import MEMORY_BYTES, MULTIPLE, N_BYTES, N_SPECIAL, Learned
+from groundup.tokenizer.vocabulary import BYTE_CHARACTERS, END_OF_TEXT, NAMED_SPECIAL, byte_ids, to_utf8
 
+if TYPE_CHECKING:
+    from groundup.tokenizer.encode import Encoder
+
+Places = npt.NDArray[np.int64]
 CACHED_PIECES = 1 << 18
+WORTH_LOADING = 1 << 20
+"""Characters that are encoded without the compiled loops in about the time that loading these takes."""
+WORTH_CALLING = 256
+"""Characters of one text from which on calling the compiled loops pays."""
 
 
 class Tokenizer:
@@ -64,6 +76,7 @@ class Tokenizer:
             for rank, (left, right) in zip(range(len(merges)) if ranks is None else ranks, merges, strict=True)
         }
         self._cache: dict[str, list[int]] = {}
+        self._characters = 0
 
     @property
     def vocab_size(self) -> int:
@@ -91,21 +104,86 @@ class Tokenizer:
 
     @classmethod
     def learn(
-        cls, texts: Iterable[str], *, vocab_size: int, pattern: str = "gpt2", progress: Progress = no_progress
+        cls,
+        texts: Iterable[str],
+        *,
+        vocab_size: int,
+        pattern: str = "gpt2",
+        memory_bytes: int = MEMORY_BYTES,
+        progress: Progress = no_progress,
     ) -> Self:
         """Learn a vocabulary of `vocab_size` ids: 256 bytes, merges, 16 special tokens.
 
         If the texts run out of pairs, the vocabulary is what was reached, filled with reserved tokens to a multiple
         of 64.
 
+        Args:
+            memory_bytes: that the process may take while learning.
+
         Raises:
             SettingsError: for a size that cannot be, naming the nearest that can, or an unknown pattern.
         """
-        Learned.from_table({"vocab_size": vocab_size, "split": pattern}, "tokenizer")
-        byte_ids = {byte: i for i, byte in enumerate(BYTE_CHARACTERS)}
-        pieces = count_pieces(texts, pattern)
+        return cls.learn_columns(
+            columns_of(texts), vocab_size=vocab_size, pattern=pattern, memory_bytes=memory_bytes, progress=progress
+        )[0]
+
+    @classmethod
+    def learn_columns(
+        cls,
+        columns: Iterable[pa.Array],
+        *,
+        vocab_size: int,
+        pattern: str = "gpt2",
+        memory_bytes: int = MEMORY_BYTES,
+        progress: Progress = no_progress,
+        n_documents: int = 0,
+        directory: Path | None = None,
+        of: str = "",
+    ) -> tuple[Self, int]:
+        """`learn` from columns of documents, Arrow `large_string` without nulls.
+
+        Args:
+            n_documents: how many there are, for the progress.
+            directory: where what was counted is kept, so that the same call goes on after an interruption.
+            of: what the documents are; what was counted of others is not used.
+
+        Returns:
+            The tokenizer, and how often a piece had to occur to be learned from: more than once where memory did not
+            suffice for all.
+        """
+        Learned.from_table({"vocab_size": vocab_size, "split": pattern, "memory_bytes": memory_bytes}, "tokenizer")
         wanted = vocab_size - N_BYTES - N_SPECIAL
-        merges = learn_merges(pieces, [byte_ids[byte] for byte in range(N_BYTES)], wanted, progress)
+        rest = iter(columns)
+        some: list[pa.Array] = []
+        for column in rest:
+            some.append(column)
+            if sum(part.nbytes for part in some) > WORTH_LOADING:
+                break
+        else:
+            texts = (text for column in some for text in column.to_pylist())
+            return cls.of_merges(learn_merges(count_pieces(texts, pattern), byte_ids(), wanted, progress), pattern), 1
+        from groundup.tokenizer.learn import learn_from
+
+        merges, least = learn_from(
+            itertools.chain(some, rest),
+            pattern,
+            byte_ids(),
+            wanted,
+            memory_bytes,
+            progress,
+            n_documents,
+            directory,
+            of,
+        )
+        return cls.of_merges(merges, pattern), least
+
+    @classmethod
+    def of_merges(cls, merges: Sequence[Pair], pattern: str) -> Self:
+        """256 bytes, learned merges, and special tokens that fill up to a multiple of 64.
+
+        Args:
+            merges: pairs of ids; merge i makes id 256 + i.
+        """
         tokens = [bytes([byte]) for byte in BYTE_CHARACTERS]
         for left, right in merges:
             tokens.append(tokens[left] + tokens[right])
@@ -144,9 +222,32 @@ class Tokenizer:
                 ids += self.encode(part.encode("utf-8", "surrogateescape") if isinstance(text, bytes) else part)
         return ids
 
-    def encode_batch(self, texts: Iterable[str | bytes], allowed: frozenset[str] = frozenset()) -> list[list[int]]:
-        """`encode` for each text."""
-        return [self.encode(text, allowed) for text in texts]
+    def encode_batch(self, texts: Sequence[str | bytes], allowed: frozenset[str] = frozenset()) -> list[list[int]]:
+        """`encode` for each text, on all cores when there is much of it."""
+        strings = [text for text in texts if isinstance(text, str)]
+        if allowed or len(strings) < len(texts):
+            return [self.encode(text, allowed) for text in texts]
+        ids, starts = self.encode_documents(column_of(strings))
+        every = ids.tolist()
+        return [every[first:last] for first, last in itertools.pairwise(starts.tolist())]
+
+    def encode_documents(self, texts: pa.Array, opener: int | None = None) -> tuple[npt.NDArray[np.int32], Places]:
+        """A column of documents → their ids, on all cores, without a Python string a document.
+
+        Args:
+            texts: Arrow `large_string`, without nulls.
+            opener: id put before each document.
+
+        Returns:
+            (N,) the ids of all, and (documents + 1,) where those of each document begin, then where the last one's end.
+        """
+        if not self._plain_text_only or not self._worth_compiling(texts.nbytes):
+            lists = [self.encode(text) for text in texts.to_pylist()]
+            opened = lists if opener is None else [[opener, *ids] for ids in lists]
+            starts = np.cumsum([0, *map(len, opened)], dtype=np.int64)
+            return np.fromiter(itertools.chain.from_iterable(opened), np.int32, int(starts[-1])), starts
+        text, offsets = text_of(texts)
+        return self._encoder(text, offsets, -1 if opener is None else opener)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Ids → the very bytes they were made from.
@@ -169,12 +270,36 @@ class Tokenizer:
                 raise ValueError(f"id {i} is not in 0 to {self.vocab_size - 1}")
             yield i
 
+    @property
+    def _plain_text_only(self) -> bool:
+        """Whether encoding is cutting and merging alone."""
+        return not self.added and self.normalizer is None
+
+    @functools.cached_property
+    def _encoder(self) -> "Encoder":
+        """The compiled loops: the same ids, many times faster once numba is there."""
+        from groundup.tokenizer.encode import Encoder, Vocabulary
+
+        whole_pieces = self._ids if self.whole_pieces else None
+        return Encoder(Vocabulary(self._byte_ids, self._merges, whole_pieces), self.pattern)
+
+    def _worth_compiling(self, n_characters: int) -> bool:
+        """Whether so much more text is better encoded by the compiled loops.
+
+        Loading them takes as long as encoding `WORTH_LOADING` characters without: a prompt does not wait for them.
+        """
+        self._characters += n_characters
+        return self._characters > WORTH_LOADING and n_characters > WORTH_CALLING
+
     def _encode_ordinary(self, text: str) -> list[int]:
+        if self._worth_compiling(len(text)):
+            raw = np.frombuffer(to_utf8(text), np.uint8)
+            return list(self._encoder(raw, np.array([0, len(raw)]))[0].tolist())
         ids: list[int] = []
         for piece in split.pieces(text, self.pattern):
             known = self._cache.get(piece)
             if known is None:
-                known = self._encode_piece(_utf8(piece))
+                known = self._encode_piece(to_utf8(piece))
                 if len(self._cache) >= CACHED_PIECES:
                     self._cache.clear()
                 if len(piece) <= 64:
@@ -185,6 +310,9 @@ class Tokenizer:
     def _encode_piece(self, piece: bytes) -> list[int]:
         if self.whole_pieces and piece in self._ids:
             return [self._ids[piece]]
+        if self._worth_compiling(len(piece)):
+            raw, end = np.frombuffer(piece, np.uint8), np.array([len(piece)])
+            return list(self._encoder.pieces(raw, end, np.array([0, len(piece)]))[0].tolist())
         return encode_piece([self._byte_ids[byte] for byte in piece], self._merges)
 
     def _encode_bytes(self, raw: bytes) -> list[int]:
@@ -216,14 +344,6 @@ class Tokenizer:
     def to_hugging_face(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
         return formats.hugging_face(self)
-
-
-def _utf8(text: str) -> bytes:
-    """UTF-8; a lone surrogate, which no UTF-8 can hold, becomes U+FFFD as in tiktoken."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 @functools.lru_cache(maxsize=16)

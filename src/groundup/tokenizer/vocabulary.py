@@ -17,6 +17,12 @@ BYTE_CHARACTERS = _byte_characters()
 CHARACTER_BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items()}
 
 
+def byte_ids() -> list[int]:
+    """(256,) the id of each byte in a vocabulary that is learned here: its place in GPT-2's table."""
+    ids = {byte: i for i, byte in enumerate(BYTE_CHARACTERS)}
+    return [ids[byte] for byte in range(N_BYTES)]
+
+
 def to_characters(token: bytes) -> str:
     """A token as GPT-2's files write it: one printable character a byte."""
     return "".join(BYTE_CHARACTERS[byte] for byte in token)
@@ -25,3 +31,11 @@ def to_characters(token: bytes) -> str:
 def to_bytes(characters: str) -> bytes:
     """The token that these characters stand for; KeyError for a character that stands for no byte."""
     return bytes(CHARACTER_BYTES[character] for character in characters)
+
+
+def to_utf8(text: str) -> bytes:
+    """UTF-8; a lone surrogate, which no UTF-8 can hold, becomes U+FFFD as in tiktoken."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()

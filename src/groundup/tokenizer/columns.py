@@ -1,0 +1,41 @@
+"""Documents as Arrow columns: their bytes one after another, and where each begins."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from groundup.tokenizer.vocabulary import to_utf8
+
+CHARACTERS_AT_ONCE = 1 << 24
+
+
+def columns_of(texts: Iterable[str]) -> Iterator[pa.Array]:
+    """The texts in columns of bounded size; a lone surrogate becomes U+FFFD."""
+    waiting: list[str] = []
+    characters = 0
+    for text in texts:
+        waiting.append(text)
+        characters += len(text)
+        if characters > CHARACTERS_AT_ONCE:
+            yield column_of(waiting)
+            waiting, characters = [], 0
+    yield column_of(waiting)
+
+
+def column_of(texts: Sequence[str]) -> pa.Array:
+    """The texts as one column; a lone surrogate becomes U+FFFD."""
+    try:
+        return pa.array(texts, pa.large_string())
+    except UnicodeEncodeError:
+        return pa.array([to_utf8(text).decode() for text in texts], pa.large_string())
+
+
+def text_of(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The bytes of a `large_string` column without nulls, and (documents + 1,) where each document begins."""
+    if not len(column):
+        return np.empty(0, np.uint8), np.zeros(1, np.int64)
+    _, places, data = column.buffers()
+    offsets = np.frombuffer(places, np.int64)[column.offset : column.offset + len(column) + 1]
+    return np.frombuffer(data or b"", np.uint8), offsets

@@ -1,0 +1,99 @@
+"""What the compiled loops of the tokenizer share: how they are compiled, and bytes of a text as numbers.
+
+numba keeps a compiled loop until the file that it stands in changes: who changes this file removes `__pycache__`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile with numba, kept on disk beside this file or in the user's cache, and run without Python's lock."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # there is no place where a file may be written: compiled anew in each process
+        return numba.njit(nogil=True)(function)
+
+
+@intrinsic
+def word_at(typing_context: Any, array: Any, place: Any) -> Any:
+    """The eight bytes of `array` (uint8) from `place` on, the first one lowest; all eight must be there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(64).as_pointer())
+        word = builder.load(address)
+        word.align = 1
+        return word
+
+    return types.uint64(array, types.int64), generate
+
+
+@intrinsic
+def byte_at(typing_context: Any, array: Any, place: Any) -> Any:
+    """`array[place]` of a uint8 array as a whole number, without Python's meaning of negative places."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.zext(builder.load(builder.gep(data, [arguments[1]])), ir.IntType(64))
+
+    return types.int64(array, types.int64), generate
+
+
+@compiled
+def two_words(text, start, length):
+    """A piece of at most 16 bytes as two numbers, the bytes that it does not have being 0."""
+    low = np.uint64(0)
+    high = np.uint64(0)
+    if start + 16 <= len(text):
+        low = word_at(text, start)
+        if length < 8:
+            low &= (np.uint64(1) << np.uint64(8 * length)) - np.uint64(1)
+        else:
+            high = word_at(text, start + 8)
+            if length < 16:
+                high &= (np.uint64(1) << np.uint64(8 * (length - 8))) - np.uint64(1)
+    else:
+        for i in range(length):
+            byte = np.uint64(byte_at(text, start + i))
+            if i < 8:
+                low |= byte << np.uint64(8 * i)
+            else:
+                high |= byte << np.uint64(8 * (i - 8))
+    return low, high
+
+
+@compiled
+def mix(low, high, length):
+    """A hash of a piece of at most 16 bytes; the multipliers are odd and have no pattern."""
+    mixed = (low ^ (high * np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(length)) * np.uint64(0xD6E8FEB86659FD93)
+    return mixed ^ (mixed >> np.uint64(32))
+
+
+@compiled
+def mix_bytes(text, start, end):
+    """A hash of any bytes."""
+    mixed = np.uint64(end - start)
+    while start + 8 <= end:
+        mixed = (mixed ^ word_at(text, start)) * np.uint64(0xD6E8FEB86659FD93)
+        mixed ^= mixed >> np.uint64(32)
+        start += 8
+    for i in range(start, end):
+        mixed = (mixed ^ np.uint64(byte_at(text, i))) * np.uint64(0xD6E8FEB86659FD93)
+        mixed ^= mixed >> np.uint64(32)
+    return mixed
+
+
+@compiled
+def same_bytes(text, start, other, place, length):
+    """Whether `length` bytes of `text` from `start` are those of `other` from `place`."""
+    same = 0
+    while same < length and byte_at(text, start + same) == byte_at(other, place + same):
+        same += 1
+    return same == length
