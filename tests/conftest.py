@@ -1,9 +1,12 @@
 """What several test files need: the shared data, a small model, a small corpus and tokenizer."""
 
+import gzip
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,13 @@ def model(config: ModelConfig) -> Transformer:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer.learn([WORDS], vocab_size=320)
+
+
+@pytest.fixture(scope="session")
+def story_texts() -> list[str]:
+    """The documents of the storybook that comes with the package."""
+    packed = (resources.files("groundup.data") / "storybook.jsonl.gz").read_bytes()
+    return [json.loads(line)["text"] for line in gzip.decompress(packed).splitlines()]
 
 
 TINY = """

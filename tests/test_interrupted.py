@@ -23,14 +23,14 @@ LONGER = [
 PATIENCE = 120  # seconds; a bound on a hang, not a claim about speed
 
 
-def start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(home: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "groundup", *arguments],
         cwd=home,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 
@@ -188,3 +188,26 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(recipe: Path, u
     assert code == 0, told
     assert f"passed over {newest.name}" in told
     assert_the_same_run(run, unbroken)
+
+
+def test_killed_while_learning_the_same_vocabulary_comes_out(recipe: Path) -> None:
+    """Fault B5: killed when everything is counted, with another number of cores, with another PYTHONHASHSEED."""
+    home = recipe.parent
+    recipe.write_text(recipe.read_text().replace('"tales"', '"groundup:storybook"'))
+    learn = ("tokenizer", "tiny.toml", "tokenizer.vocab_size=16384")
+    for run in ("apart/killed", "whole"):  # apart, or the one would share what the other made
+        assert finish(start(home, "corpus", "tiny.toml", "--run", run))[0] == 0
+    assert finish(start(home, *learn, "--run", "whole"))[0] == 0
+    process = start(home, *learn, "--run", "apart/killed")
+    wait_for(process, (home / "apart" / "killed" / ".tokenizer.counts" / "counted.json").is_file)
+    process.kill()
+    finish(process)
+    assert not (home / "apart" / "killed" / "tokenizer").exists()
+    process = start(home, *learn, "--run", "apart/killed", PYTHONHASHSEED="7")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(process.pid, [min(os.sched_getaffinity(0))])
+    code, told = finish(process)
+    assert code == 0, told
+    assert not (home / "apart" / "killed" / ".tokenizer.counts").exists()
+    vocabularies = [(home / run / "tokenizer" / "tokenizer.json").read_bytes() for run in ("apart/killed", "whole")]
+    assert vocabularies[0] == vocabularies[1]

@@ -71,16 +71,24 @@ class PieceCounter:
         memory_bytes: that the tables may take; beyond, they go to disk.
         directory: where tables are kept from time to time, so that a count that was interrupted goes on from there.
         of: what is counted; tables of something else in `directory` are removed.
+        n_threads: the cores that this process may use, if not given; the counts are the same.
     """
 
-    def __init__(self, pattern: str, memory_bytes: int, directory: Path | None = None, of: str = "") -> None:
+    def __init__(
+        self,
+        pattern: str,
+        memory_bytes: int,
+        directory: Path | None = None,
+        of: str = "",
+        n_threads: int | None = None,
+    ) -> None:
         self.documents = 0
         """How many have been counted."""
         self._pattern = pattern
         self._memory_bytes = memory_bytes
-        self._n_threads = available_cores()
-        self._threads = ThreadPoolExecutor(self._n_threads, "counting")
-        self._tables = [Table() for _ in range(self._n_threads)]
+        n_threads = n_threads or available_cores()
+        self._threads = ThreadPoolExecutor(n_threads, "counting")
+        self._tables = [Table() for _ in range(n_threads)]
         self._free = list(self._tables)
         self._lock = threading.Lock()
         self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="groundup-pieces-")
@@ -125,6 +133,8 @@ class PieceCounter:
             for table in others:
                 pieces = table.pieces()
                 first.count(pieces.text, pieces.offsets[1:], 0, pieces.counts)
+            self._tables[1:] = [Table() for _ in others]
+            self._free[:] = self._tables
             parts = [first.pieces()]
         else:
             self.save()
@@ -143,7 +153,10 @@ class PieceCounter:
     def close(self) -> None:
         """Remove what was written."""
         self._threads.shutdown()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._temporary:
+            self._temporary.cleanup()
+        else:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _count(self, text: Bytes, offsets: Places) -> None:
         ends = piece_ends(text, offsets, self._pattern)

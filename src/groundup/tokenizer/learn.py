@@ -64,7 +64,7 @@ def learn_from(
         skip = 0
         progress(counter.documents, max(n_documents, counter.documents), "documents counted")
     if directory:
-        counter.save()
+        counter.save()  # so that an interruption from here on costs no counting
     pieces, floor = counter.pieces(room // BYTES_A_BYTE)
     merges = learn_merges(pieces, byte_ids, n_merges, progress)
     counter.close()

@@ -1,0 +1,63 @@
+"""The compiled splitting ends its pieces where the regular expressions do."""
+
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from groundup.tokenizer import split
+from groundup.tokenizer.columns import column_of, text_of
+from groundup.tokenizer.scan import SCANNERS, piece_ends
+
+TELLING = [
+    *"aZé漢Ⅷ9½ٱ' ’sStTdmLlvVeErRſ\n\r\t\u00a0\u0301ǅʰ!/.-👩\u200d\u2028\x1c\x85ßАяมาเ็日\0",
+    *("'s", "'S", "'ll", "'VE", "  ", "\n\n", "'ſ", " 1", "ABc", "   ", "\r\n ", "12345"),
+]
+"""Characters of every class, and those that the patterns name."""
+
+
+def assert_the_same_pieces(texts: list[str], pattern: str) -> None:
+    text, offsets = text_of(column_of(texts))
+    ends = piece_ends(text, offsets, pattern)
+    begins = np.concatenate([[0], ends])[: len(ends)]
+    found = [bytes(text[begin:end]).decode() for begin, end in zip(begins, ends, strict=True)]
+    assert found == [piece for one in texts for piece in split.pieces(one, pattern)]
+
+
+@pytest.mark.parametrize("pattern", SCANNERS)
+@given(texts=st.lists(st.one_of(st.lists(st.sampled_from(TELLING)).map("".join), st.text(max_size=20)), min_size=1))
+@settings(max_examples=300, deadline=None)  # compiled at the first call
+def test_pieces_are_those_of_the_expression(pattern: str, texts: list[str]) -> None:
+    assert_the_same_pieces(texts, pattern)
+
+
+@pytest.mark.parametrize("pattern", SCANNERS)
+def test_pieces_are_those_of_the_expression_on_many_random_texts(pattern: str) -> None:
+    draw = random.Random(0)
+    assert_the_same_pieces(["".join(draw.choices(TELLING, k=draw.randrange(14))) for _ in range(30_000)], pattern)
+
+
+@pytest.mark.parametrize("pattern", SCANNERS)
+def test_pieces_are_those_of_the_expression_in_many_languages(pattern: str, shared: Path) -> None:
+    with zipfile.ZipFile(shared / "data" / "messy" / "multilingual" / "udhr2.zip") as archive:
+        texts = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".txt")]
+    assert_the_same_pieces(texts, pattern)
+
+
+@pytest.mark.parametrize("pattern", ["unspaced", "characters", r"\w+|\s", "(a)(b)?"])
+def test_other_patterns_are_cut_by_the_expression_itself(pattern: str) -> None:
+    assert_the_same_pieces(["", "one two, 日本語のテスト", "", "abaab ab", "เป็นภาษาไทย"], pattern)
+
+
+@settings(deadline=None)  # compiled at the first call
+@given(st.binary(max_size=60), st.sampled_from(sorted(SCANNERS)))
+def test_bytes_that_are_not_utf8_are_never_left(raw: bytes, pattern: str) -> None:
+    """Nobody should pass them, but a damaged file might."""
+    text = np.frombuffer(raw, np.uint8)
+    ends = piece_ends(text, np.array([0, len(raw)]), pattern)
+    assert (np.diff(ends) > 0).all()
+    assert ends[-1:].tolist() == ([len(raw)] if raw else [])
