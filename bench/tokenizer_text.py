@@ -10,7 +10,7 @@ neighbouring entries of a dictionary. Texts, Markdown, reStructuredText and pod 
 man pages their macros. Documents shorter than 200 bytes and exact duplicates (sha256) are left out; nothing else is.
 The documents are put in the order of their sha256, so that any first part of the text is a sample of the whole.
 
-Writes the documents three times into FOLDER: documents.parquet (one column, `text`), text.txt (a line feed between
+Writes the documents three times into FOLDER: documents.parquet (as in a corpus), text.txt (a line feed between
 them), separated.txt (a NUL between them, which none of them holds). Prints what the text is made of and its sha256,
 that of separated.txt. The same versions of the packages give the same text.
 """
@@ -28,8 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from glob import glob
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from groundup.corpus.document import Document, DocumentWriter
 
 SHORTEST_BYTES = 200
 DICTIONARY_PAGE_BYTES = 4_000
@@ -157,12 +156,12 @@ def main() -> None:
         found = sum(row[2] for row in rows)
         sys.exit(f"there are only {found:,} bytes of {arguments.bytes:,}: add a source to DOCUMENTATION in {__file__}")
     ordered = [text for _, text in sorted(texts.items())]
-    digest = write(arguments.folder, ordered)
+    whole_digest = write(arguments.folder, ordered)
     print("| source | documents | bytes | shorter than 200 bytes | duplicates |\n|---|---|---|---|---|")
     rows.append(("**all**", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
     for source, *numbers in rows:
         print(f"| {source} | " + " | ".join(f"{number:,}" for number in numbers) + " |")
-    print(f"\nsha256 of separated.txt: {digest}")
+    print(f"\nsha256 of separated.txt: {whole_digest}")
 
 
 def refuse_missing(corpora: Path) -> dict[str, str]:
@@ -211,11 +210,10 @@ def read(path: Path) -> str:
 
 def write(folder: Path, texts: list[str]) -> str:
     """The three files; returns the sha256 of separated.txt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema([("text", pa.large_string())])
-    with pq.ParquetWriter(folder / "documents.parquet", schema, compression="zstd") as writer:
-        for first in range(0, len(texts), 1_000):
-            writer.write_table(pa.table({"text": texts[first : first + 1_000]}, schema))
+    writer = DocumentWriter(folder / "documents.parquet")
+    for number, text in enumerate(texts):
+        writer.write(Document(text, str(number)))
+    writer.close()
     assert not any("\0" in text for text in texts), "the NUL must separate"
     (folder / "text.txt").write_bytes("\n".join(texts).encode())
     separated = "\0".join(texts).encode()
