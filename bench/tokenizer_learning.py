@@ -7,9 +7,9 @@ merges, 16 special tokens; the others are asked for the same number of merges. E
 turn, a few rounds; shown are medians, and the median over rounds of their time by ours.
 
 Each is given the text as it likes it best. A list of documents or bytes is in memory before the clock starts; reading
-a file is part of learning. gigabpe reads lines, so what it counts differs where a document holds line feeds: its merges
-cannot be the same. "Nothing compiled" is ours with an empty cache of numba. Peak memory is of the whole process, a list
-of documents included.
+a file is part of learning. Importing a library is not, but it is part of the whole process. gigabpe reads lines, so
+what it counts differs where a document holds line feeds: its merges cannot be the same. "Nothing compiled" is ours with
+an empty cache of numba. Peak memory is of the whole process, a list of documents included.
 
 Ends with status 1 when our merges are not those of tokenizers. Leaves our vocabularies in FOLDER/tokenizer-SIZE.json,
 and with --bytes a folder of the first so many bytes, FOLDER/first-N, in place of FOLDER.
@@ -58,12 +58,12 @@ def ours_from_list(folder: Path, n_merges: int) -> tuple[float, Merges]:
 
 def ours_from_parquet(folder: Path, n_merges: int) -> tuple[float, Merges]:
     """As the tokenizer stage learns from a corpus."""
-    from groundup.corpus.document import read_texts
+    from groundup.corpus.document import read_batches
     from groundup.tokenizer.tokenizer import Tokenizer
 
     began = time.perf_counter()
-    texts = read_texts(folder / "documents.parquet")
-    tokenizer = Tokenizer.learn(texts, vocab_size=n_merges + N_NOT_MERGED, pattern="gpt2")
+    columns = (batch.column("text") for batch in read_batches(folder / "documents.parquet", ["text"]))
+    tokenizer, _ = Tokenizer.learn_columns(columns, vocab_size=n_merges + N_NOT_MERGED, pattern="gpt2")
     return time.perf_counter() - began, [[left, right] for left, right in tokenizer.merges]
 
 
