@@ -4,6 +4,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +64,9 @@ def test_a_table_counts_as_a_counter_does(pieces: list[bytes]) -> None:
     assert counted(table.pieces()) == Counter(pieces)
 
 
-def add(counter: PieceCounter, texts: Iterable[str]) -> None:
-    for start in range(0, len(list(texts)), 20):
-        counter.add(*text_of(column_of(list(texts)[start : start + 20])))
+def add(counter: PieceCounter, texts: list[str]) -> None:
+    for start in range(0, len(texts), 20):
+        counter.add(*text_of(column_of(texts[start : start + 20])))
 
 
 def test_counts_are_the_same_for_any_threads_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,36 +74,39 @@ def test_counts_are_the_same_for_any_threads_and_memory(tmp_path: Path, monkeypa
     texts = documents(200)
     plain = Counter(piece.encode() for text in texts for piece in split.pieces(text, "gpt2"))
     for threads, memory in ((1, 1 << 30), (4, 1 << 30), (1, 1), (3, 1)):
-        counter = PieceCounter("gpt2", memory, n_threads=threads)
-        add(counter, texts)
-        pieces, least = counter.pieces(1 << 30)
-        counter.close()
+        with closing(PieceCounter("gpt2", memory, n_threads=threads)) as counter:
+            add(counter, texts)
+            pieces, least = counter.pieces(1 << 30)
         assert counted(pieces) == plain
         assert least == 1
 
 
 def test_an_interrupted_count_goes_on(tmp_path: Path) -> None:
     texts = documents(200)
-    first = PieceCounter("gpt2", 1, tmp_path / "counts", "these")
-    add(first, texts[:120])
-    again = PieceCounter("gpt2", 1 << 30, tmp_path / "counts", "these")
-    assert again.documents == 120
-    add(again, texts[120:])
-    pieces, _ = again.pieces(1 << 30)
+    with closing(PieceCounter("gpt2", 1, tmp_path / "counts", "these")) as first:
+        add(first, texts[:120])
+    with closing(PieceCounter("gpt2", 1 << 30, tmp_path / "counts", "these")) as again:
+        assert again.documents == 120
+        add(again, texts[120:])
+        pieces, _ = again.pieces(1 << 30)
     assert counted(pieces) == Counter(piece.encode() for text in texts for piece in split.pieces(text, "gpt2"))
-    for other in (("cl100k", "these"), ("gpt2", "others")):
-        add(PieceCounter("gpt2", 1, tmp_path / "counts", "these"), texts[:20])
-        assert PieceCounter(other[0], 1, tmp_path / "counts", other[1]).documents == 0
-        assert not (tmp_path / "counts").exists()
+
+
+@pytest.mark.parametrize(("pattern", "of"), [("cl100k", "these"), ("gpt2", "others")])
+def test_what_was_counted_of_others_is_not_used(tmp_path: Path, pattern: str, of: str) -> None:
+    with closing(PieceCounter("gpt2", 1, tmp_path / "counts", "these")) as first:
+        add(first, documents(20))
+    with closing(PieceCounter(pattern, 1, tmp_path / "counts", of)) as other:
+        assert other.documents == 0
+    assert not (tmp_path / "counts").exists()
 
 
 def test_what_does_not_fit_the_memory_is_the_rarest(tmp_path: Path) -> None:
     texts = documents(200)
-    counter = PieceCounter("gpt2", 1 << 30)
-    add(counter, texts)
-    everything = counted(counter.pieces(1 << 30)[0])
-    pieces, least = counter.pieces(2000)
-    counter.close()
+    with closing(PieceCounter("gpt2", 1 << 30)) as counter:
+        add(counter, texts)
+        everything = counted(counter.pieces(1 << 30)[0])
+        pieces, least = counter.pieces(2000)
     assert least > 1
     assert len(pieces.text) <= 2000
     assert counted(pieces) == {piece: number for piece, number in everything.items() if number >= least}

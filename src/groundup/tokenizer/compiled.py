@@ -9,7 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 
@@ -44,6 +44,23 @@ def byte_at(typing_context: Any, array: Any, place: Any) -> Any:
         return builder.zext(builder.load(builder.gep(data, [arguments[1]])), ir.IntType(64))
 
     return types.int64(array, types.int64), generate
+
+
+@intrinsic
+def prefetch(typing_context: Any, table: Any, row: Any) -> Any:
+    """Begin to fetch the cache line in which row `row` of a table begins; nothing waits for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        byte, number = ir.IntType(8), ir.IntType(32)
+        start = builder.bitcast(array.data, byte.as_pointer())
+        address = builder.gep(start, [builder.mul(arguments[1], builder.extract_value(array.strides, 0))])
+        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), number, number, number])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(fetch, [address, *(ir.Constant(number, n) for n in (0, 3, 1))])  # to read, to keep, data
+        return context.get_dummy_value()
+
+    return types.void(table, types.uint64), generate
 
 
 @compiled

@@ -151,12 +151,10 @@ class PieceCounter:
         return joined(parts), floor
 
     def close(self) -> None:
-        """Remove what was written."""
+        """End the threads, and remove what was written where no directory was given."""
         self._threads.shutdown()
         if self._temporary:
             self._temporary.cleanup()
-        else:
-            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _count(self, text: Bytes, offsets: Places) -> None:
         ends = piece_ends(text, offsets, self._pattern)

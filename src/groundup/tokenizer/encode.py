@@ -2,7 +2,8 @@
 
 Most pieces of a text have been met before, so what they become is remembered: pieces of at most 16 bytes in a table
 whose rows hold the piece itself as two numbers and up to four ids, so that a look-up is one comparison in one cache
-line. The other pieces are merged: short ones by looking for the best pair again and again, long ones with a heap.
+line, fetched some pieces ahead. Longer pieces are found by their hash, and compared byte by byte. A piece that is not
+remembered is merged: a short one by looking for the best pair again and again, a long one with a heap.
 """
 
 import os
@@ -14,19 +15,43 @@ import numpy as np
 import numpy.typing as npt
 
 from groundup.tokenizer.bpe import Pair
-from groundup.tokenizer.compiled import byte_at, compiled, mix, mix_bytes, same_bytes, two_words
+from groundup.tokenizer.compiled import byte_at, compiled, mix, mix_bytes, prefetch, same_bytes, two_words
 from groundup.tokenizer.scan import Bytes, Places, piece_ends
 
 Words = npt.NDArray[np.uint64]
 
 REMEMBERED = 1 << 18
 """Rows of the table of pieces: 8 MiB, which a core's share of the last cache still holds."""
-LONGEST_REMEMBERED = 16
+LONG_REMEMBERED = 1 << 14
+"""Rows for pieces of more than 16 bytes."""
+ROOM_REMEMBERED = 1 << 20
+"""Bytes of these, and ids of pieces that become more than four; when there is no more room all is forgotten."""
+IN_TWO_WORDS = 16
+LONGEST_REMEMBERED = 128
+AHEAD = 16
+"""Pieces, a power of two: so many rows are fetched before the first of them is looked at."""
 LONGEST_SEARCHED = 48
 """Bytes of a piece up to which looking over all its pairs is faster than a heap."""
 NO_RANK = (1 << 32) - 1
 BYTES_AT_ONCE = 1 << 20
 """Of text that a thread encodes at a time; the places where its pieces end still fit the last cache."""
+
+
+class Memory:
+    """What pieces have become so far; each thread has its own."""
+
+    def __init__(self) -> None:
+        room = np.empty(REMEMBERED * 4 + 8, np.uint64)  # unlike zeros, on huge pages: fewer misses of the page table
+        first = -(room.ctypes.data // 8) % 8
+        self.short: Words = room[first : first + REMEMBERED * 4].reshape(REMEMBERED, 4)
+        """Pairs of rows in one cache line: first eight bytes, next eight, length + 256 x ids + 2^16 x first id or place
+        in `ids` + 2^40 x second id, third id + 2^32 x fourth id. A row of length 0 is empty."""
+        self.short.fill(0)
+        self.long: Words = np.zeros((LONG_REMEMBERED, 4), np.uint64)
+        """Hash, place in `text`, length, place in `ids` + 2^32 x ids."""
+        self.text = np.empty(ROOM_REMEMBERED, np.uint8)
+        self.ids = np.empty(ROOM_REMEMBERED, np.int32)
+        self.used = np.zeros(2, np.int64)
 
 
 class Vocabulary:
@@ -57,22 +82,14 @@ class Vocabulary:
         self.token_rows = np.full(_power_of_two(2 * len(tokens)) if tokens else 0, -1, np.int32)
         _fill_tokens(self.token_rows, self.token_bytes, self.token_places)
 
-    def empty_memory(self) -> Words:
-        """A table for what pieces become; each thread has its own."""
-        room = np.empty(REMEMBERED * 4 + 8, np.uint64)  # unlike zeros, on huge pages: fewer misses of the page table
-        first = -(room.ctypes.data // 8) % 8
-        rows: Words = room[first : first + REMEMBERED * 4].reshape(REMEMBERED, 4)
-        rows.fill(0)
-        return rows
-
-    def encode(self, text: Bytes, ends: Places, offsets: Places, opener: int, memory: Words) -> tuple[Any, Places]:
+    def encode(self, text: Bytes, ends: Places, offsets: Places, opener: int, memory: Memory) -> tuple[Any, Places]:
         """
         Args:
             text: documents one after another.
             ends: (pieces,) where each piece ends.
             offsets: (documents + 1,) where each document begins, then where the last ends.
             opener: an id to put before each document, or -1.
-            memory: of this thread, from `empty_memory`.
+            memory: of this thread.
 
         Returns:
             (ids,) int32, and (documents + 1,) where the ids of each document begin, then where the last one's end.
@@ -80,21 +97,16 @@ class Vocabulary:
         n_documents = len(offsets) - 1
         ids = np.empty(int(offsets[-1] - offsets[0]) + n_documents + 4, np.int32)
         starts = np.empty(n_documents + 1, np.int64)
-        count = _encode(
-            text,
-            ends,
-            offsets,
-            opener,
+        vocabulary = (
             self.byte_ids,
             self.pairs,
             self.token_rows,
             self.token_bytes,
             self.token_places,
             self.token_ids,
-            memory,
-            ids,
-            starts,
         )
+        kept = (memory.short, memory.long, memory.text, memory.ids, memory.used)
+        count = _encode(text, ends, offsets, opener, vocabulary, kept, ids, starts)
         return ids[:count], starts
 
 
@@ -105,7 +117,7 @@ class Encoder:
         self._vocabulary = vocabulary
         self._pattern = pattern
         self._n_threads = n_threads or available_cores()
-        self._memories: list[Words] = []
+        self._memories: list[Memory] = []
         self._threads: ThreadPoolExecutor | None = None
 
     def __call__(self, text: Bytes, offsets: Places, opener: int = -1) -> tuple[npt.NDArray[np.int32], Places]:
@@ -132,7 +144,7 @@ class Encoder:
         try:
             memory = self._memories.pop()
         except IndexError:
-            memory = self._vocabulary.empty_memory()
+            memory = Memory()
         try:
             return self._vocabulary.encode(text, ends, offsets, opener, memory)
         finally:
@@ -217,7 +229,7 @@ def _token_of(text, start, end, rows, token_bytes, places):
 
 @compiled
 def _merge_short(text, start, end, byte_ids, pairs, values, ids, count):
-    """Write the ids of a short piece at `ids[count:]`; returns how many ids there are now. `values` is room to work."""
+    """Write the ids of a short piece at `ids[count:]`; returns how many ids there are now."""
     length = end - start
     for i in range(length):
         ids[count + i] = byte_ids[byte_at(text, start + i)]
@@ -318,27 +330,60 @@ def _pop(heap, size):
 
 
 @compiled
+def _make(text, start, end, vocabulary, values, ids, count):
+    """Write the ids of a piece at `ids[count:]`; returns how many ids there are now. `values` is room to work."""
+    byte_ids, pairs, token_rows, token_bytes, token_places, token_ids = vocabulary
+    if len(token_rows) > 0:
+        token = _token_of(text, start, end, token_rows, token_bytes, token_places)
+        if token >= 0:
+            ids[count] = token_ids[token]
+            return count + 1
+    if end - start <= LONGEST_SEARCHED:
+        return _merge_short(text, start, end, byte_ids, pairs, values, ids, count)
+    return _merge_long(text, start, end, byte_ids, pairs, ids, count)
+
+
+@compiled
+def _forget(short, long, used):
+    short[:, 2] = 0
+    long[:, 2] = 0
+    used[:] = 0
+
+
+@compiled
 def _encode(
     text,
     ends,
     offsets,
     opener,
-    byte_ids,
-    pairs,
-    token_rows,
-    token_bytes,
-    token_places,
-    token_ids,
+    vocabulary,
     memory,
     ids,
     starts,
 ):
+    short, long, kept_text, kept_ids, used = memory
     values = np.empty(LONGEST_SEARCHED, np.uint64)
-    bucket_mask = np.uint64(len(memory) // 2 - 1)
+    lows = np.empty(AHEAD, np.uint64)
+    highs = np.empty(AHEAD, np.uint64)
+    rows = np.empty(AHEAD, np.uint64)
+    pairs_of_rows = np.uint64(len(short) // 2 - 1)
     count = 0
-    start = offsets[0]
     document = -1
+    start = offsets[0]
+    ahead = start
     for piece in range(len(ends)):
+        slot = piece & (AHEAD - 1)
+        if slot == 0:
+            for i in range(min(AHEAD, len(ends) - piece)):
+                length = ends[piece + i] - ahead
+                if length <= IN_TWO_WORDS:
+                    low, high = two_words(text, ahead, length)
+                    row = (mix(low, high, length) & pairs_of_rows) << np.uint64(1)
+                    prefetch(short, row)
+                    lows[i] = low
+                    highs[i] = high
+                    rows[i] = row
+                ahead = ends[piece + i]
         while start >= offsets[document + 1]:  # also over documents without a piece
             document += 1
             starts[document] = count
@@ -347,65 +392,84 @@ def _encode(
                 count += 1
         end = ends[piece]
         length = end - start
-        if length > LONGEST_REMEMBERED:
-            token = -1
-            if len(token_rows) > 0:
-                token = _token_of(text, start, end, token_rows, token_bytes, token_places)
-            if token >= 0:
-                ids[count] = token_ids[token]
-                count += 1
-            elif length <= LONGEST_SEARCHED:
-                count = _merge_short(text, start, end, byte_ids, pairs, values, ids, count)
-            else:
-                count = _merge_long(text, start, end, byte_ids, pairs, ids, count)
+        tag = np.uint64(length)
+        if used[0] + LONGEST_REMEMBERED > len(kept_text) or used[1] + LONGEST_REMEMBERED > len(kept_ids):
+            _forget(short, long, used)
+
+        if length > IN_TWO_WORDS:
+            before = count
+            mixed = np.uint64(0)
+            row = np.uint64(0)
+            if length <= LONGEST_REMEMBERED:
+                mixed = mix_bytes(text, start, end)
+                row = mixed & np.uint64(len(long) - 1)
+                place = np.int64(long[row, 1])
+                if long[row, 2] == tag and long[row, 0] == mixed and same_bytes(text, start, kept_text, place, length):
+                    place = np.int64(long[row, 3] & np.uint64(0xFFFFFFFF))
+                    for i in range(np.int64(long[row, 3] >> np.uint64(32))):
+                        ids[count] = kept_ids[place + i]
+                        count += 1
+            if count == before:
+                count = _make(text, start, end, vocabulary, values, ids, count)
+                if length <= LONGEST_REMEMBERED:
+                    long[row, 0] = mixed
+                    long[row, 1] = used[0]
+                    long[row, 2] = tag
+                    long[row, 3] = np.uint64(used[1]) | np.uint64(count - before) << np.uint64(32)
+                    for i in range(length):
+                        kept_text[used[0] + i] = byte_at(text, start + i)
+                    for i in range(count - before):
+                        kept_ids[used[1] + i] = ids[before + i]
+                    used[0] += length
+                    used[1] += count - before
             start = end
             continue
-        low, high = two_words(text, start, length)
-        row = (mix(low, high, length) & bucket_mask) << np.uint64(1)
-        if memory[row, 0] != low or memory[row, 1] != high or memory[row, 2] & np.uint64(255) != np.uint64(length):
+
+        low = lows[slot]
+        high = highs[slot]
+        row = rows[slot]
+        if short[row, 0] != low or short[row, 1] != high or short[row, 2] & np.uint64(255) != tag:
             other = row + np.uint64(1)
-            if (
-                memory[other, 0] == low
-                and memory[other, 1] == high
-                and memory[other, 2] & np.uint64(255) == np.uint64(length)
-            ):
+            if short[other, 0] == low and short[other, 1] == high and short[other, 2] & np.uint64(255) == tag:
                 row = other
             else:
                 before = count
-                token = -1
-                if len(token_rows) > 0:
-                    token = _token_of(text, start, end, token_rows, token_bytes, token_places)
-                if token >= 0:
-                    ids[count] = token_ids[token]
-                    count += 1
-                else:
-                    count = _merge_short(text, start, end, byte_ids, pairs, values, ids, count)
+                count = _make(text, start, end, vocabulary, values, ids, count)
                 made = count - before
-                if made <= 4:
-                    for part in range(4):
-                        memory[other, part] = memory[row, part]  # the older of the two gives way
-                    memory[row, 0] = low
-                    memory[row, 1] = high
-                    first = np.uint64(ids[before])
-                    second = np.uint64(ids[before + 1]) if made > 1 else np.uint64(0)
-                    third = np.uint64(ids[before + 2]) if made > 2 else np.uint64(0)
-                    fourth = np.uint64(ids[before + 3]) if made > 3 else np.uint64(0)
-                    memory[row, 2] = (
-                        np.uint64(length)
+                for part in range(4):
+                    short[other, part] = short[row, part]  # the older of the two gives way
+                short[row, 0] = low
+                short[row, 1] = high
+                if made > 4:
+                    short[row, 2] = tag | np.uint64(made) << np.uint64(8) | np.uint64(used[1]) << np.uint64(16)
+                    for i in range(made):
+                        kept_ids[used[1] + i] = ids[before + i]
+                    used[1] += made
+                else:
+                    for i in range(count, before + 4):
+                        ids[i] = 0
+                    short[row, 2] = (
+                        tag
                         | np.uint64(made) << np.uint64(8)
-                        | first << np.uint64(16)
-                        | second << np.uint64(40)
+                        | np.uint64(ids[before]) << np.uint64(16)
+                        | np.uint64(ids[before + 1]) << np.uint64(40)
                     )
-                    memory[row, 3] = third | fourth << np.uint64(32)
+                    short[row, 3] = np.uint64(ids[before + 2]) | np.uint64(ids[before + 3]) << np.uint64(32)
                 start = end
                 continue
-        known = memory[row, 2]
-        more = memory[row, 3]
-        ids[count] = np.int32((known >> np.uint64(16)) & np.uint64(0xFFFFFF))
-        ids[count + 1] = np.int32(known >> np.uint64(40))
-        ids[count + 2] = np.int32(more & np.uint64(0xFFFFFFFF))
-        ids[count + 3] = np.int32(more >> np.uint64(32))
-        count += np.int64((known >> np.uint64(8)) & np.uint64(255))
+        known = short[row, 2]
+        made = np.int64((known >> np.uint64(8)) & np.uint64(255))
+        if made > 4:
+            place = np.int64(known >> np.uint64(16))
+            for i in range(made):
+                ids[count + i] = kept_ids[place + i]
+        else:  # all four are written, but only so many are counted
+            more = short[row, 3]
+            ids[count] = np.int32((known >> np.uint64(16)) & np.uint64(0xFFFFFF))
+            ids[count + 1] = np.int32(known >> np.uint64(40))
+            ids[count + 2] = np.int32(more & np.uint64(0xFFFFFFFF))
+            ids[count + 3] = np.int32(more >> np.uint64(32))
+        count += made
         start = end
     while document < len(offsets) - 2:
         document += 1

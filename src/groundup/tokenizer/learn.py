@@ -7,7 +7,9 @@ list is made once and only its places that are still there count. Counts only fa
 counts, set right when they come up; and only pairs above a waterline are in it, which is lowered when it runs dry.
 """
 
+import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +56,21 @@ def learn_from(
         The merges, and how often a piece had to occur to be learned from: more than once if memory did not suffice.
     """
     room = memory_bytes - BYTES_BESIDES
-    counter = PieceCounter(pattern, room // 2, directory, of)
-    skip = counter.documents
-    for column in columns:
-        if len(column) <= skip:
-            skip -= len(column)
-            continue
-        counter.add(*text_of(column[skip:]))
-        skip = 0
-        progress(counter.documents, max(n_documents, counter.documents), "documents counted")
-    if directory:
-        counter.save()  # so that an interruption from here on costs no counting
-    pieces, floor = counter.pieces(room // BYTES_A_BYTE)
+    with closing(PieceCounter(pattern, room // 2, directory, of)) as counter:
+        skip = counter.documents
+        for column in columns:
+            if len(column) <= skip:
+                skip -= len(column)
+                continue
+            counter.add(*text_of(column[skip:]))
+            skip = 0
+            progress(counter.documents, max(n_documents, counter.documents), "documents counted")
+        if directory:
+            counter.save()  # so that an interruption from here on costs no counting
+        pieces, floor = counter.pieces(room // BYTES_A_BYTE)
     merges = learn_merges(pieces, byte_ids, n_merges, progress)
-    counter.close()
+    if directory:
+        shutil.rmtree(directory)
     return merges, floor
 
 
