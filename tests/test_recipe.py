@@ -19,6 +19,7 @@ from groundup.pretrain.run import check_fits
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.recipe import Built, Recipe, _places, build
 from groundup.settings import json_schema
+from groundup.tokenizer.tokenizer import Tokenizer
 
 DIRECTORIES = {"corpus": "corpus", "tokenizer": "tokenizer", "pack": "shards", "pretrain": "model", "eval": "evals"}
 
@@ -302,6 +303,39 @@ def test_an_existing_tokenizer_is_taken_over(home: Path) -> None:
     first = quietly(run="runs/first").run
     second = quietly(["tokenizer={kind='existing', path='runs/first/tokenizer'}"], run="runs/second").run
     assert read_manifest(second / "shards").files == read_manifest(first / "shards").files
+
+
+@pytest.mark.parametrize("kind", ["characters", "words", "ranks", "sentencepiece"])
+def test_a_model_is_built_and_writes_with_every_kind_of_tokenizer(home: Path, kind: str) -> None:
+    if kind == "sentencepiece":
+        import sentencepiece
+
+        text = " ".join(path.read_text() for path in sorted((home / "tales").rglob("*.txt")))
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(text.split(".")),
+            model_prefix="sp",
+            vocab_size=300,
+            byte_fallback=True,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    else:
+        Tokenizer.learn(["the king and the fox"], vocab_size=320).save(Path("own.tiktoken"))
+    given = {
+        "characters": "{kind='characters', vocab_size=320}",
+        "words": "{kind='words', vocab_size=384}",
+        "ranks": "{kind='existing', path='own.tiktoken', split='gpt2', special=['<|endoftext|>']}",
+        "sentencepiece": "{kind='existing', path='sp.model'}",
+    }[kind]
+    changes = [f"tokenizer={given}", "pretrain.steps=4", "pretrain.sample_prompt=Tale"]
+    built = quietly(changes)
+    assert set(what(quietly(changes)).values()) == {"up to date"}
+    kept = "tokenizer.model" if kind == "sentencepiece" else "tokenizer.json"
+    assert (built.run / "tokenizer" / kept).is_file() and (built.run / "model" / kept).is_file()
+    model, tokenizer = groundup.load(built.run, device="cpu")
+    assert tokenizer is not None
+    assert tokenizer.decode(tokenizer.encode("the fox")) == "the fox"
+    assert groundup.generate(model, tokenizer, "the fox", max_tokens=5)
 
 
 def test_precision_is_timed_once_written_down_and_kept(home: Path) -> None:

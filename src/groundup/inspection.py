@@ -44,8 +44,8 @@ from groundup.tokenizer.tokenizer import Tokenizer
 
 KNOWN = (
     "runs, corpora, tokenizers, shards, models, checkpoints and evaluations of groundup, recipes (.toml), Hugging Face "
-    "model directories, .safetensors, tokenizer.json, GPT-2's encoder.json with vocab.bpe, llama2.c's .bin, .npy, "
-    ".parquet, metrics.jsonl"
+    "model directories, .safetensors, tokenizer.json, tokenizer.model, GPT-2's encoder.json with vocab.bpe, "
+    "*.tiktoken, llama2.c's .bin, .npy, .parquet, metrics.jsonl"
 )
 MISWRITTEN = (KeyError, ValueError, TypeError, AttributeError, ArithmeticError)
 """What reading a file ends in that is well-formed but does not hold what it should."""
@@ -417,7 +417,7 @@ def _sharded(index: Path) -> list[Path]:
 def _tokenizer_alone(found: Findings, progress: Progress) -> None:
     folder = found.path if found.path.is_dir() else found.path.parent
     found.what = "a tokenizer"
-    place = found.path if found.path.name == "tokenizer.json" else folder
+    place = folder if found.path.name in GPT2_FILES else found.path
     found.add(lambda: _of_tokenizer(place))
     found.next = [] if found.damage else [f'in a recipe: tokenizer = {{ kind = "existing", path = "{place}" }}']
 
@@ -508,7 +508,9 @@ def _of_recipe(recipe: Recipe) -> dict[str, Any]:
     tokenizer = recipe.tokenizer
     tokens = recipe.pretrain.steps * recipe.pretrain.batch_tokens
     taken = (
-        f"taken from {tokenizer.path}" if isinstance(tokenizer, Existing) else f"learned, {tokenizer.vocab_size:,} ids"
+        f"taken from {tokenizer.path}"
+        if isinstance(tokenizer, Existing)
+        else f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
     )
     return {
         "name": recipe.name,
@@ -571,7 +573,7 @@ def _of_tokenizer(path: Path) -> dict[str, Any]:
 
 
 def _has_tokenizer(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("tokenizer.json", *GPT2_FILES))
+    return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", *GPT2_FILES))
 
 
 def _beside(found: Findings) -> None:
@@ -654,7 +656,8 @@ FOLDERS: tuple[tuple[Callable[[Path], bool], Describe], ...] = (
 )
 FILES: tuple[tuple[Callable[[Path], bool], Describe], ...] = (
     (_named("manifest.json", "config.json", "state.json"), _folder_of),
-    (_named("tokenizer.json", *GPT2_FILES), _tokenizer_alone),
+    (_named("tokenizer.json", "tokenizer.model", *GPT2_FILES), _tokenizer_alone),
+    (lambda path: ".tiktoken" in path.suffixes, _tokenizer_alone),
     (llama2c.is_model, _llama2c),
     (_ends(".safetensors"), _safetensors),  # before pickles: its first bytes, a length, may look like those of one
     (_ends(".npy"), _numbers),

@@ -195,11 +195,11 @@ def save(directory: Path, config: ModelConfig, weights: dict[str, Tensor], token
         number = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else error) from None
     if tokenizer is not None:
-        tokenizer.save(directory / "tokenizer.json")
+        tokenizer.save(directory)
 
 
 def _tokenizer_in(directory: Path, config: ModelConfig) -> Tokenizer | None:
-    names = ("tokenizer.json", "vocab.json", "encoder.json")
+    names = ("tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model")
     if not any((directory / name).is_file() for name in names):
         return None
     try:

@@ -3,7 +3,6 @@
 Only settings are imported at the top. A room, and torch with it, is imported when its stage runs.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -21,7 +20,6 @@ from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.evals.settings import EvalSettings
 from groundup.files import (
     Progress,
-    canonical_json,
     is_made,
     locate,
     lock,
@@ -38,10 +36,18 @@ from groundup.files import (
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.pretrain.settings import MultiToken, PretrainSettings
 from groundup.settings import Origin, Settings, Table, differences, read_toml
-from groundup.tokenizer.settings import N_BYTES, N_SPECIAL, Existing, TokenizerSettings
+from groundup.tokenizer.settings import (
+    N_BYTES,
+    N_SPECIAL,
+    Existing,
+    Learned,
+    TokenizerSettings,
+    WholeWords,
+)
 
 if TYPE_CHECKING:
     from groundup.pretrain.run import Places
+    from groundup.tokenizer.tokenizer import Tokenizer
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
 """Opens something that draws the progress of the stage of that name."""
@@ -443,14 +449,14 @@ def _corpus_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
 def _tokenizer_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
     if not isinstance(recipe.tokenizer, Existing):
         return {}
+    return {"existing tokenizer": _existing_tokenizer(recipe.tokenizer, beside).digest}
+
+
+def _existing_tokenizer(settings: Existing, beside: Path) -> "Tokenizer":
     from groundup.tokenizer.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(_existing_tokenizer(recipe.tokenizer, beside))
-    return {"existing tokenizer": hashlib.sha256(canonical_json(tokenizer.to_hugging_face())).hexdigest()}
-
-
-def _existing_tokenizer(settings: Existing, beside: Path) -> Path:
-    return locate(settings.path, beside, "tokenizer")
+    path = locate(settings.path, beside, "tokenizer")
+    return Tokenizer.load(path, pattern=settings.split, special=settings.special)
 
 
 def _make_corpus(job: Job) -> None:
@@ -470,42 +476,58 @@ def _make_corpus(job: Job) -> None:
 
 
 def _make_tokenizer(job: Job) -> None:
-    from groundup.corpus.document import read_batches
+    from groundup.corpus.document import read_texts
     from groundup.tokenizer.tokenizer import Tokenizer
 
     settings = job.recipe.tokenizer
     with making(job.run / "tokenizer", "tokenizer", job.settings, job.inputs) as draft:
         if isinstance(settings, Existing):
-            tokenizer = Tokenizer.load(_existing_tokenizer(settings, job.beside))
+            tokenizer = _existing_tokenizer(settings, job.beside)
         else:
-            tokenizer, least = Tokenizer.learn_columns(
-                (batch.column("text") for batch in read_batches(job.run / "corpus" / "train.parquet", ["text"])),
-                vocab_size=settings.vocab_size,
-                pattern=settings.split,
-                memory_bytes=settings.memory_bytes,
-                progress=job.progress,
-                n_documents=read_manifest(job.run / "corpus").statistics["train"]["documents"],
-                directory=job.run / ".tokenizer.counts",
-                of=job.inputs["corpus"],
-            )
-            if least > 1:
+            wanted = settings.vocab_size
+            if isinstance(settings, Learned):
+                tokenizer = _learn(settings, job)
+            else:
+                pattern = settings.split if isinstance(settings, WholeWords) else "characters"
+                texts = read_texts(job.run / "corpus" / "train.parquet")
+                tokenizer = Tokenizer.of_pieces(texts, vocab_size=wanted, pattern=pattern)
+            reached = tokenizer.vocab_size - len(tokenizer.special) - N_BYTES
+            if reached < wanted - N_BYTES - N_SPECIAL:
+                of = {"learned": "pairs", "characters": "characters", "words": "words"}[settings.kind]
+                what = "merges" if settings.kind == "learned" else of
                 job.say(
-                    f"pieces of text that occur fewer than {least} times were left out of learning, as "
-                    f"tokenizer.memory_bytes = {settings.memory_bytes} does not suffice for all of them"
+                    f"the corpus ran out of {of} after {reached:,} {what} of {wanted - N_BYTES - N_SPECIAL:,}: the "
+                    f"vocabulary has {tokenizer.vocab_size:,} ids"
                 )
-            wanted = settings.vocab_size - N_BYTES - N_SPECIAL
-            if len(tokenizer.merges) < wanted:
-                job.say(
-                    f"the corpus ran out of pairs after {len(tokenizer.merges):,} merges of {wanted:,}: the vocabulary "
-                    f"has {tokenizer.vocab_size:,} ids"
-                )
-        tokenizer.save(draft.path / "tokenizer.json")
+        tokenizer.save(draft.path)
         draft.statistics |= {
             "vocab_size": tokenizer.vocab_size,
             "merges": len(tokenizer.merges),
             "special": len(tokenizer.special),
             "split": tokenizer.pattern,
         }
+
+
+def _learn(settings: Learned, job: Job) -> "Tokenizer":
+    from groundup.corpus.document import read_batches
+    from groundup.tokenizer.tokenizer import Tokenizer
+
+    tokenizer, least = Tokenizer.learn_columns(
+        (batch.column("text") for batch in read_batches(job.run / "corpus" / "train.parquet", ["text"])),
+        vocab_size=settings.vocab_size,
+        pattern=settings.split,
+        memory_bytes=settings.memory_bytes,
+        progress=job.progress,
+        n_documents=read_manifest(job.run / "corpus").statistics["train"]["documents"],
+        directory=job.run / ".tokenizer.counts",
+        of=job.inputs["corpus"],
+    )
+    if least > 1:
+        job.say(
+            f"pieces of text that occur fewer than {least} times were left out of learning, as "
+            f"tokenizer.memory_bytes = {settings.memory_bytes} does not suffice for all of them"
+        )
+    return tokenizer
 
 
 def _make_shards(job: Job) -> None:

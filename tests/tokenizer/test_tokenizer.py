@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 
-from groundup.errors import DataError, SettingsError
+from groundup.errors import SettingsError
 from groundup.tokenizer.split import PATTERNS
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.vocabulary import BYTE_CHARACTERS
@@ -213,50 +213,10 @@ def test_special_tokens_are_found_among_bytes_that_are_not_utf8(tokenizer: Token
     assert tokenizer.decode_bytes(ids) == raw
 
 
-@pytest.mark.parametrize("header", ["#version: 0.2\n", ""])
-def test_gpt2s_merges_are_read_with_and_without_a_header(tmp_path: Path, tokenizer: Tokenizer, header: str) -> None:
-    file = tokenizer.to_hugging_face()["model"]
-    vocabulary = {**file["vocab"], **tokenizer.special}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    (tmp_path / "merges.txt").write_text(header + "\n".join(" ".join(pair) for pair in file["merges"]) + "\n")
-    (tmp_path / "vocab.json").write_text(json.dumps(dict(sorted(vocabulary.items(), key=lambda item: item[1])[:-15])))
-    assert Tokenizer.load(tmp_path).merges == tokenizer.merges
-
-
 def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
     for wrong in (-1, 320):
         with pytest.raises(ValueError, match="0 to 319"):
             tokenizer.decode([wrong])
-
-
-@pytest.mark.parametrize(
-    ("change", "answer"),
-    [
-        ({"model": {"type": "Unigram", "vocab": {}, "merges": []}}, "its model is Unigram"),
-        ({"pre_tokenizer": {"type": "Metaspace"}}, "its pre-tokenizer is"),
-        ({"normalizer": {"type": "NFC"}}, r"it has a normalizer \(NFC\)"),
-        ({"added_tokens": [{"content": "<x>", "id": 320, "special": False}]}, "added tokens that are not special"),
-        ({"model": {"type": "BPE", "vocab": {}, "merges": [], "ignore_merges": True}}, "ignore_merges = True"),
-        ({"added_tokens": [{"content": "<x>", "id": 9999}]}, "its ids have gaps"),
-        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "cannot|is not a tokenizer"),
-    ],
-)
-def test_tokenizers_that_cannot_be_represented_are_refused_by_name(
-    tokenizer: Tokenizer, tmp_path: Path, change: dict[str, object], answer: str
-) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps({**tokenizer.to_hugging_face(), **change}))
-    with pytest.raises(DataError, match=answer):
-        Tokenizer.load(tmp_path)
-
-
-def test_a_cut_or_missing_file_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot read .*tokenizer\.json"):
-        Tokenizer.load(tmp_path)
-    tokenizer.save(tmp_path / "tokenizer.json")
-    raw = (tmp_path / "tokenizer.json").read_bytes()
-    (tmp_path / "tokenizer.json").write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(DataError, match=r"tokenizer\.json is not a tokenizer"):
-        Tokenizer.load(tmp_path)
 
 
 def test_learning_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
@@ -274,71 +234,3 @@ def test_learning_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
         for seed in ("1", "2", "3")
     }
     assert len(outputs) == 1
-
-
-DAMAGE = {
-    "a merge twice": (
-        lambda model: model["merges"].insert(5, model["merges"][1]),
-        "merge 6 joins .* again, as merge 2",
-    ),
-    "a part that is missing": (lambda model: model["merges"].insert(1, ["h", "zz"]), "merge 2 joins 'h' and 'zz', but"),
-    "a result that is missing": (lambda model: model["merges"].insert(1, ["q", "q"]), "what it makes, 'qq' is not in"),
-    "three parts": (lambda model: model["merges"].insert(1, "a b c"), "merge 2, 'a b c', should be two parts"),
-    "merges cut short": (lambda model: model["merges"].pop(), "the list of merges is cut short"),
-    "an id twice": (lambda model: model["vocab"].update(a=5), "id 5 is given to both"),
-    "an id left out": (
-        lambda model: model.update(vocab={name: i + (i > 9) for name, i in model["vocab"].items()}),
-        "id 3[0-9]+ is given|its ids have gaps: .* none has id 10",
-    ),
-    "an id that is none": (lambda model: model["vocab"].update(a=-1), "the id of 'a' is -1"),
-    "an id that is a word": (lambda model: model["vocab"].update(a="1"), "the id of 'a' is '1'"),
-    "a byte left out": (
-        lambda model: model.update(vocab={("漢" if name == "a" else name): i for name, i in model["vocab"].items()}),
-        "'漢' .* stands for no byte",
-    ),
-    "no vocabulary": (lambda model: model.pop("vocab"), "it has no 'vocab'"),
-}
-
-
-@pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_vocabulary_is_refused_naming_merge_or_id(tokenizer: Tokenizer, tmp_path: Path, what: str) -> None:
-    file = json.loads(json.dumps(tokenizer.to_hugging_face()))
-    change, answer = DAMAGE[what]
-    change(file["model"])
-    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
-    with pytest.raises(DataError, match=answer) as caught:
-        Tokenizer.load(tmp_path)
-    assert "tokenizer.json" in str(caught.value)
-
-
-def test_a_damaged_pair_of_gpt2_files_is_refused_naming_file_and_line(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    file = tokenizer.to_hugging_face()["model"]
-    merges = ["#version: 0.2", *(" ".join(pair) for pair in file["merges"])]
-    whole = json.dumps({**file["vocab"], "<|endoftext|>": len(file["vocab"])})
-
-    def answer(vocabulary: str, lines: list[str]) -> str:
-        (tmp_path / "encoder.json").write_text(vocabulary)
-        (tmp_path / "vocab.bpe").write_text("\n".join(lines))
-        with pytest.raises(DataError) as caught:
-            Tokenizer.load(tmp_path)
-        return str(caught.value)
-
-    assert "line 4 of vocab.bpe joins" in answer(whole, [*merges[:3], merges[1], *merges[3:]])
-    assert "again, as line 2 of vocab.bpe does" in answer(whole, [*merges[:3], merges[1], *merges[3:]])
-    assert "line 3 of vocab.bpe, 'h', should be two parts" in answer(whole, [*merges[:2], "h"])
-    assert "the list of merges is cut short" in answer(whole, merges[:-1])
-    assert "encoder.json is damaged or cut short: " in answer(whole[:200], merges)
-    assert "encoder.json has no <|endoftext|>" in answer(json.dumps(file["vocab"]), merges)
-    assert "'h' stands there twice" in answer('{"h": 1, "h": 2}', merges)
-
-
-def test_a_tokenizer_that_is_not_the_one_its_manifest_names_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    from groundup.files import making
-
-    with making(tmp_path / "tokenizer", "tokenizer", {}, {}) as draft:
-        tokenizer.save(draft.path / "tokenizer.json")
-    path = tmp_path / "tokenizer" / "tokenizer.json"
-    path.write_text(path.read_text().replace("reserved_0", "reserved_x"))
-    for named in (path, path.parent):
-        with pytest.raises(DataError, match=r"damaged: the sha256 of tokenizer\.json"):
-            Tokenizer.load(named)

@@ -12,7 +12,7 @@ from groundup.generation.engine import Look, continue_ids
 from groundup.generation.settings import Sampling
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.tokenizer.vocabulary import END_OF_TEXT
+from groundup.tokenizer.vocabulary import ENDS_OF_TEXT
 
 
 def generate(
@@ -39,13 +39,14 @@ def stream(
     model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Sampling, look: Look | None = None
 ) -> Iterator[str]:
     """The same in parts as they come: never half a character, never a part of a stop string."""
-    end = tokenizer.special.get(END_OF_TEXT)
+    end = next((tokenizer.special[name] for name in ENDS_OF_TEXT if name in tokenizer.special), None)
+    tokens = tokenizer.tokens
     ids = [*([] if end is None else [end]), *tokenizer.encode(prompt)]
     # Reserved and chat tokens are no text; a model that never met them in training scores them at random.
     never = [i for text, i in tokenizer.special.items() if i != end and i < (model.config.vocab_size or 0)]
     parts = whole_characters(
         # A model's vocabulary may be padded beyond its tokenizer's; such an id has no text.
-        tokenizer.decode_bytes([i]) if i < tokenizer.vocab_size else b""
+        tokens[i] if i < len(tokens) else b""
         for i in continue_ids(model, ids, sampling, end, never, look)
     )
     return until_stop(parts, sampling.stop)

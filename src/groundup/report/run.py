@@ -344,13 +344,17 @@ def _tokenizer(run: Run, tokenizer: Tokenizer) -> list[str]:
     tokens, special = tokenizer.tokens, set(tokenizer.special.values())
     ordinary = [token for i, token in enumerate(tokens) if i not in special]
     longest = sorted(ordinary, key=len, reverse=True)[:12]
+    how = (
+        "It starts from single bytes and joins the pair that stands side by side most often, again and again "
+        "(byte-level BPE)."
+        if tokenizer.merges
+        else "Its pieces are taken whole: no merges."
+    )
+    made_of = f"256 bytes, {made['merges']:,} merges" if tokenizer.merges else f"{len(ordinary):,} pieces"
     return [
+        sentence(f"A model reads numbers: the tokenizer cuts text into pieces and numbers them. {how}"),
         sentence(
-            "A model reads numbers: the tokenizer cuts text into pieces and numbers them. It starts from single bytes "
-            "and joins the pair that stands side by side most often, again and again (byte-level BPE)."
-        ),
-        sentence(
-            f"It has {made['vocab_size']:,} tokens: 256 bytes, {made['merges']:,} merges and {made['special']} special "
+            f"It has {made['vocab_size']:,} tokens: {made_of} and {made['special']} special "
             f"ones; split pattern {made['split']}. {packed['ids_never_used']:,} do not occur in the corpus."
         ),
         table(

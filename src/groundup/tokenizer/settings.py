@@ -1,8 +1,8 @@
 """Settings of the tokenizer."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from groundup.settings import Settings
 
@@ -29,29 +29,80 @@ class Learned(Settings):
     @field_validator("split")
     @classmethod
     def _cuts(cls, pattern: str) -> str:
-        from groundup.tokenizer.split import compiled
-
-        compiled(pattern)
-        return pattern
+        return _refuse_no_pattern(pattern)
 
     @field_validator("vocab_size")
     @classmethod
     def _possible(cls, size: int) -> int:
-        if size < SMALLEST or size % MULTIPLE:
-            nearest = max(SMALLEST, round(size / MULTIPLE) * MULTIPLE)
-            raise ValueError(
-                f"{size} cannot be: {N_BYTES} bytes + merges + {N_SPECIAL} special tokens, a multiple of {MULTIPLE}; "
-                f"nearest: {nearest}"
-            )
-        return size
+        return _refuse_impossible(size, "merges")
+
+
+class WholeCharacters(Settings):
+    """Take the most frequent characters of the training documents whole, and the bytes of all others."""
+
+    kind: Literal["characters"] = "characters"
+    vocab_size: int
+    """The total: 256 bytes + characters + 16 special tokens, a multiple of 64."""
+
+    @field_validator("vocab_size")
+    @classmethod
+    def _possible(cls, size: int) -> int:
+        return _refuse_impossible(size, "characters")
+
+
+class WholeWords(Settings):
+    """Take the most frequent words of the training documents whole, and the bytes of all others."""
+
+    kind: Literal["words"] = "words"
+    vocab_size: int
+    """The total: 256 bytes + words + 16 special tokens, a multiple of 64."""
+    split: str = "gpt2"
+    """The pattern that cuts text into words, by its name or as a regular expression."""
+
+    @field_validator("split")
+    @classmethod
+    def _cuts(cls, pattern: str) -> str:
+        return _refuse_no_pattern(pattern)
+
+    @field_validator("vocab_size")
+    @classmethod
+    def _possible(cls, size: int) -> int:
+        return _refuse_impossible(size, "words")
 
 
 class Existing(Settings):
-    """Use a tokenizer that exists: ours, Hugging Face's tokenizer.json of a byte-level BPE, or GPT-2's two files."""
+    """Use a tokenizer that exists: ours, Hugging Face's, GPT-2's two files, ranks, or a SentencePiece model."""
 
     kind: Literal["existing"] = "existing"
     path: str
-    """A tokenizer.json, or a directory that holds one, or one with encoder.json and vocab.bpe."""
+    """A tokenizer.json, encoder.json, *.tiktoken or tokenizer.model, or a directory that holds one."""
+    split: str | None = None
+    """The split pattern of a rank file (*.tiktoken) whose name is not known, by its name or as a regular expression."""
+    special: tuple[str, ...] = ()
+    """The special tokens of such a rank file; their ids follow its ranks."""
+
+    @model_validator(mode="after")
+    def _says_all_of_a_rank_file(self) -> Self:
+        if self.special and self.split is None:
+            raise ValueError("tokenizer.special is given, but not tokenizer.split: a rank file of its own needs both")
+        return self
 
 
-TokenizerSettings = Annotated[Learned | Existing, Field(discriminator="kind")]
+TokenizerSettings = Annotated[Learned | WholeCharacters | WholeWords | Existing, Field(discriminator="kind")]
+
+
+def _refuse_no_pattern(pattern: str) -> str:
+    from groundup.tokenizer.split import compiled
+
+    compiled(pattern)
+    return pattern
+
+
+def _refuse_impossible(size: int, tokens: str) -> int:
+    if size < SMALLEST or size % MULTIPLE:
+        nearest = max(SMALLEST, round(size / MULTIPLE) * MULTIPLE)
+        raise ValueError(
+            f"{size} cannot be: {N_BYTES} bytes + {tokens} + {N_SPECIAL} special tokens, a multiple of {MULTIPLE}; "
+            f"nearest: {nearest}"
+        )
+    return size

@@ -1,7 +1,7 @@
 r"""Splitting: text → pieces that no merge crosses.
 
-`\s` is compiled as the Unicode property it means elsewhere: Python's `\s` also takes the four separators U+001C to
-U+001F, which tiktoken and Hugging Face do not.
+`\s` and `\w` are compiled as what they mean elsewhere: Python's `\s` also takes the four separators U+001C to U+001F,
+which tiktoken and Hugging Face do not.
 """
 
 import functools
@@ -39,7 +39,10 @@ pattern, are one here. digits3: GPT-2's, with digits by three. unspaced: for scr
 runs of one script (Han, Hiragana, Katakana, Thai …), Thai and Lao also cut before a vowel that begins a syllable."""
 
 _BLANK = r"\p{White_Space}"
-_NOT_BLANK = r"\P{White_Space}"
+_WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}"
+r"""`\w` of Oniguruma, Hugging Face's library for expressions; outside of brackets it also takes `²³¹¼½¾`."""
+_PARTS = regex.compile(r"\[\\s\\S\]|\\[pP]\{[^}]*\}|\\.|\[:\^?\w+:\]|\[\^?|\(\?[a-z-]+[:)]|&&|.", regex.DOTALL)
+_AMBIGUOUS = {r"\b", r"\B", r"\Z", r"\h", r"\H", r"\R", r"\X", r"\K", r"\G", r"\g", r"\k", "&&"}
 
 
 @functools.lru_cache(maxsize=64)
@@ -47,16 +50,52 @@ def compiled(pattern: str) -> "regex.Pattern[str]":
     """A pattern by its name, or a regular expression of one's own.
 
     Raises:
-        SettingsError: neither a name nor a regular expression.
+        SettingsError: neither a name nor a regular expression, or one that means something else in other libraries.
     """
     if pattern not in PATTERNS and pattern.isidentifier():
         raise SettingsError(f"unknown split pattern {pattern!r}; {nearest(pattern, PATTERNS)}")
-    source = PATTERNS.get(pattern, pattern).replace(r"[^\s", rf"[^{_BLANK}")
-    source = source.replace(r"[\s\S]", "(?s:.)").replace(r"\s", _BLANK).replace(r"\S", _NOT_BLANK).replace(r"\z", r"\Z")
+    source = _with_one_meaning(PATTERNS.get(pattern, pattern))
     try:
         return regex.compile(source)
     except regex.error as error:
         raise SettingsError(f"the split pattern {pattern!r} is not a regular expression: {error}") from None
+
+
+def _with_one_meaning(source: str) -> str:
+    r"""An expression whose matches here are those in Hugging Face's library.
+
+    Raises:
+        SettingsError: naming what the two read differently.
+
+    >>> _with_one_meaning(r"[^\s\p{L}]+\z")
+    '[^\\p{White_Space}\\p{L}]+\\Z'
+    """
+    parts: list[str] = []
+    in_class = False
+    for part in _PARTS.findall(source):
+        opens = part in ("[", "[^")
+        anchor = part in ("^", "$") and not in_class
+        flags = part.startswith("(?") and part != "(?i:"
+        if anchor or flags or part in _AMBIGUOUS or (in_class and (opens or part in (r"\W", r"\S"))):
+            raise SettingsError(
+                f"the split pattern {source!r} has {part}, which other libraries read differently: say it otherwise, "
+                r"such as \z for the end of the text"
+            )
+        parts.append(_MEANINGS.get((part, in_class), part))
+        in_class = opens or (in_class and part != "]")
+    return "".join(parts)
+
+
+_MEANINGS = {
+    (r"[\s\S]", False): "(?s:.)",
+    (r"\s", True): _BLANK,
+    (r"\s", False): _BLANK,
+    (r"\S", False): r"\P{White_Space}",
+    (r"\w", True): _WORD,
+    (r"\w", False): f"[{_WORD}²³¹¼½¾]",
+    (r"\W", False): f"[^{_WORD}²³¹¼½¾]",
+    (r"\z", False): r"\Z",
+}
 
 
 def pieces(text: str, pattern: str) -> list[str]:

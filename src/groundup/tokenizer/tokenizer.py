@@ -5,8 +5,11 @@ format is Hugging Face's `tokenizer.json`.
 """
 
 import functools
+import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,13 +18,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import regex
 
-from groundup.errors import SettingsError
-from groundup.files import Progress, no_progress, write_json
+from groundup.errors import SettingsError, UnsupportedError
+from groundup.files import Progress, canonical_json, no_progress
 from groundup.tokenizer import formats, split
 from groundup.tokenizer.bpe import Pair, count_pieces, encode_piece, learn_merges
 from groundup.tokenizer.columns import column_of, columns_of, text_of
-from groundup.tokenizer.settings import MEMORY_BYTES, MULTIPLE, N_BYTES, N_SPECIAL, Learned
-from groundup.tokenizer.vocabulary import BYTE_CHARACTERS, END_OF_TEXT, NAMED_SPECIAL, byte_ids, to_utf8
+from groundup.tokenizer.settings import MEMORY_BYTES, MULTIPLE, N_BYTES, N_SPECIAL, Learned, WholeWords
+from groundup.tokenizer.vocabulary import (
+    BYTE_CHARACTERS,
+    END_OF_TEXT,
+    ENDS_OF_TEXT,
+    NAMED_SPECIAL,
+    byte_ids,
+    to_utf8,
+)
 
 if TYPE_CHECKING:
     from groundup.tokenizer.encode import Encoder
@@ -48,6 +58,7 @@ class Tokenizer:
         whole_pieces: bool = False,
         added: Mapping[str, int] | None = None,
         normalizer: str | None = None,
+        normalized: Iterable[str] = (),
     ) -> None:
         """
         Args:
@@ -59,17 +70,26 @@ class Tokenizer:
             whole_pieces: a piece that is a token is that token, whatever the merges would make of it (tiktoken,
                 Hugging Face's `ignore_merges`).
             added: text of each token that is recognised wherever it stands, though it is not special → its id.
-            normalizer: Unicode form that text is brought to first: NFC, NFD, NFKC or NFKD.
+            normalizer: Unicode form that text is brought to first: NFC, NFD, NFKC or NFKD. Decoding then gives back
+                the text in that form.
+            normalized: the special and added tokens that are looked for after the others, in the text so brought.
         """
         self.special = dict(special)
         self.added = dict(added or {})
         self.pattern = pattern
         self.normalizer = normalizer
+        self.normalized = frozenset(normalized)
         self.whole_pieces = whole_pieces
         self._tokens = list(tokens)
         self._pairs = list(merges)
         outside = {*special.values(), *self.added.values()}
         self._ids = {token: i for i, token in enumerate(tokens) if i not in outside}
+        if added:  # some of them may be made by merges too
+            made = {tokens[left] + tokens[right] for left, right in merges} | {bytes([byte]) for byte in range(N_BYTES)}
+            for i in self.added.values():
+                if tokens[i] in made:
+                    self._ids.setdefault(tokens[i], i)
+        self._outside = self._tables_of_outside()
         self._byte_ids = [self._ids[bytes([byte])] for byte in range(N_BYTES)]
         self._merges = {
             (left, right): (rank, self._ids[tokens[left] + tokens[right]])
@@ -84,13 +104,19 @@ class Tokenizer:
         return len(self._tokens)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether text goes to splitting as it is: nothing is recognised in it or changed before."""
+        return not (self.added or self.normalizer)
+
+    @property
     def end_of_text(self) -> int:
         """The id that opens each document."""
-        if END_OF_TEXT not in self.special:
+        name = next((name for name in ENDS_OF_TEXT if name in self.special), None)
+        if name is None:
             raise SettingsError(
                 f"this tokenizer has no {END_OF_TEXT}; its special tokens: {', '.join(self.special) or 'none'}"
             )
-        return self.special[END_OF_TEXT]
+        return self.special[name]
 
     @property
     def tokens(self) -> list[bytes]:
@@ -187,10 +213,35 @@ class Tokenizer:
         tokens = [bytes([byte]) for byte in BYTE_CHARACTERS]
         for left, right in merges:
             tokens.append(tokens[left] + tokens[right])
-        n_special = N_SPECIAL + -(len(tokens) + N_SPECIAL) % MULTIPLE
-        names = [*NAMED_SPECIAL, *(f"<|reserved_{i}|>" for i in range(n_special - len(NAMED_SPECIAL)))]
-        special = {name: len(tokens) + i for i, name in enumerate(names)}
-        return cls([*tokens, *(name.encode() for name in names)], merges, special, pattern)
+        special = _special_after(len(tokens))
+        return cls([*tokens, *(name.encode() for name in special)], merges, special, pattern)
+
+    @classmethod
+    def of_pieces(cls, texts: Iterable[str], *, vocab_size: int, pattern: str = "characters") -> Self:
+        """Learn a vocabulary of whole pieces: 256 bytes, the most frequent pieces, 16 special tokens; no merges.
+
+        With the pattern `characters` its tokens are characters, with that of another, words. A piece that is no token
+        becomes its bytes. Among equally frequent pieces the one whose bytes sort first goes first. If the texts run
+        out of pieces, the vocabulary is filled with reserved tokens to a multiple of 64.
+
+        Raises:
+            SettingsError: for a size that cannot be, naming the nearest that can, or an unknown pattern.
+
+        >>> tokenizer = Tokenizer.of_pieces(["né né nè"], vocab_size=320)
+        >>> tokenizer.encode("nén"), tokenizer.tokens[256:258] == ["é".encode(), "è".encode()]
+        ([77, 256, 77], True)
+        """
+        WholeWords.from_table({"vocab_size": vocab_size, "split": pattern}, "tokenizer")
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(split.pieces(text, pattern))
+        pieces: Counter[bytes] = Counter()
+        for piece, count in counts.items():
+            pieces[to_utf8(piece)] += count
+        longer = [piece for piece in sorted(pieces, key=lambda piece: (-pieces[piece], piece)) if len(piece) > 1]
+        tokens = [bytes([byte]) for byte in BYTE_CHARACTERS] + longer[: vocab_size - N_BYTES - N_SPECIAL]
+        special = _special_after(len(tokens))
+        return cls([*tokens, *(name.encode() for name in special)], [], special, pattern, whole_pieces=True)
 
     def encode(self, text: str | bytes, allowed: frozenset[str] = frozenset()) -> list[int]:
         """Text or bytes → ids.
@@ -198,8 +249,8 @@ class Tokenizer:
         Args:
             allowed: special tokens that may be recognised; the text of any other is encoded as ordinary text.
 
-        Bytes that are not UTF-8 are cut into pieces up to the first wrong byte; from the piece before it on they are
-        one piece, as in tiktoken.
+        Bytes that are not UTF-8 are cut into pieces up to the first wrong byte; from the piece before it on, or from
+        the blanks with which that begins, they are one piece, as in tiktoken.
 
         >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
         >>> (
@@ -211,16 +262,39 @@ class Tokenizer:
         unknown = allowed - self.special.keys()
         if unknown:
             raise SettingsError(f"not special tokens of this tokenizer: {', '.join(sorted(unknown))}")
-        if not allowed:
+        if self.is_plain and not allowed:
             return self._encode_bytes(text) if isinstance(text, bytes) else self._encode_ordinary(text)
         as_text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
+        refused = {i for special, i in self.special.items() if special not in allowed}
         ids: list[int] = []
-        for part in _special_pattern(allowed).split(as_text):
-            if part in allowed:
-                ids.append(self.special[part])
+        for part, i in self._cut_at_outside(as_text, refused):
+            if i is not None:
+                ids.append(i)
+            elif isinstance(text, bytes):
+                ids += self._encode_bytes(part.encode("utf-8", "surrogateescape"))
             else:
-                ids += self.encode(part.encode("utf-8", "surrogateescape") if isinstance(text, bytes) else part)
+                ids += self._encode_ordinary(part)
         return ids
+
+    def _tables_of_outside(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Special and added tokens by their texts: those looked for in the text, and in the normalised text."""
+        raw: dict[str, int] = {}
+        normal: dict[str, int] = {}
+        for text, i in (*self.special.items(), *self.added.items()):
+            if text not in self.normalized:
+                raw[text] = i
+            elif text:
+                normal.setdefault(_in_form(self.normalizer, text), i)
+        return raw, normal
+
+    def _cut_at_outside(self, text: str, refused: set[int]) -> Iterator[tuple[str, int | None]]:
+        """Stretches of ordinary text, normalised, and between them special and added tokens with their ids."""
+        raw, normal = self._outside
+        for part, i in cut_at(text, raw, refused):
+            if i is not None:
+                yield part, i
+            else:
+                yield from cut_at(_in_form(self.normalizer, part), normal, refused)
 
     def encode_batch(self, texts: Sequence[str | bytes], allowed: frozenset[str] = frozenset()) -> list[list[int]]:
         """`encode` for each text, on all cores when there is much of it."""
@@ -241,7 +315,7 @@ class Tokenizer:
         Returns:
             (N,) the ids of all, and (documents + 1,) where those of each document begin, then where the last one's end.
         """
-        if not self._plain_text_only or not self._worth_compiling(texts.nbytes):
+        if not self.is_plain or not self._worth_compiling(texts.nbytes):
             lists = [self.encode(text) for text in texts.to_pylist()]
             opened = lists if opener is None else [[opener, *ids] for ids in lists]
             starts = np.cumsum([0, *map(len, opened)], dtype=np.int64)
@@ -269,11 +343,6 @@ class Tokenizer:
             if i < 0:
                 raise ValueError(f"id {i} is not in 0 to {self.vocab_size - 1}")
             yield i
-
-    @property
-    def _plain_text_only(self) -> bool:
-        """Whether encoding is cutting and merging alone."""
-        return not self.added and self.normalizer is None
 
     @functools.cached_property
     def _encoder(self) -> "Encoder":
@@ -319,34 +388,95 @@ class Tokenizer:
         try:
             return self._encode_ordinary(raw.decode())
         except UnicodeDecodeError as error:
-            pieces = split.pieces(raw[: error.start].decode(), self.pattern)
-        last = len(pieces) - 1
-        while last > 0 and pieces[last].isspace() and pieces[last - 1].isspace():
-            last -= 1
-        whole = "".join(pieces[: max(last, 0)])
-        return self._encode_ordinary(whole) + self._encode_piece(raw[len(whole.encode()) :])
+            valid = raw[: error.start].decode()
+        pieces = split.pieces(valid, self.pattern)
+        ids = self._encode_ordinary(valid)
+        kept = len(ids) - (len(self._encode_piece(pieces[-1].encode())) if pieces else 0)
+        if pieces and self._is_blank(ids[kept]):
+            while kept and self._is_blank(ids[kept - 1]):
+                kept -= 1
+        return ids[:kept] + self._encode_piece(self.decode_bytes(ids[kept:]) + raw[len(valid.encode()) :])
+
+    def _is_blank(self, i: int) -> bool:
+        return not self._tokens[i].strip(b" \n\t")
 
     # Files
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a tokenizer.json, or a directory that holds one or GPT-2's two files.
+    def load(cls, path: str | Path, *, pattern: str | None = None, special: Sequence[str] = ()) -> "Tokenizer":
+        """Read a tokenizer.json, GPT-2's two files, a rank file or a SentencePiece model, or a directory of one.
+
+        Args:
+            pattern, special: split pattern and special tokens of a rank file whose name is not known; the ids of the
+                special tokens follow its ranks.
 
         Raises:
-            DataError: missing, damaged, or of a kind that is not byte-level BPE.
+            DataError: missing, damaged, or of a kind that is not represented here.
+            SettingsError: a rank file of unknown name without a pattern, or another file with one.
         """
-        return cls(**formats.read(Path(path)))
+        from groundup.tokenizer.sentencepiece import SentencePiece
+
+        file = formats.find(Path(path))
+        if formats.is_sentencepiece(file):
+            return SentencePiece.read(file)
+        try:
+            return cls(**formats.read(file, pattern, special))
+        except UnsupportedError:
+            beside = file.with_name("tokenizer.model")  # of which such a tokenizer.json is a copy
+            if Path(path) != file and beside.is_file() and formats.is_sentencepiece(beside):
+                return SentencePiece.read(beside)
+            raise
 
     def save(self, path: Path) -> None:
-        """Write the `tokenizer.json` that Hugging Face tokenizers reads to the same ids."""
-        write_json(path, self.to_hugging_face())
+        """Write the file that its name asks for: `*.json` is a tokenizer.json, which Hugging Face tokenizers reads to
+        the same ids, `*.tiktoken` ranks, `vocab.bpe` GPT-2's two files. In a directory it is the tokenizer's own.
+
+        Raises:
+            SettingsError: a name that asks for none of these.
+            UnsupportedError: what such a file cannot hold.
+        """
+        formats.write(self, Path(path))
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of everything that decides the ids."""
+        return hashlib.sha256(canonical_json(self.to_hugging_face())).hexdigest()
 
     def to_hugging_face(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
         return formats.hugging_face(self)
 
 
+def _special_after(n_tokens: int) -> dict[str, int]:
+    """The named special tokens and as many reserved ones as make the whole a multiple of 64, with their ids."""
+    n_special = N_SPECIAL + -(n_tokens + N_SPECIAL) % MULTIPLE
+    names = [*NAMED_SPECIAL, *(f"<|reserved_{i}|>" for i in range(n_special - len(NAMED_SPECIAL)))]
+    return {name: n_tokens + i for i, name in enumerate(names)}
+
+
+def _in_form(form: str | None, text: str) -> str:
+    return unicodedata.normalize(form, text) if form else text  # type: ignore[arg-type]
+
+
+def cut_at(text: str, table: Mapping[str, int], refused: Collection[int] = ()) -> Iterator[tuple[str, int | None]]:
+    """Tokens of the table with their ids, and what lies between, with None; leftmost first, of several the longest.
+
+    A refused one stays text, and hides what begins within it, as in Hugging Face's library.
+    """
+    present = tuple(token for token in table if token in text)
+    end = 0
+    for match in _any_of(present).finditer(text) if present else ():
+        i = table[match[0]]
+        if i not in refused:
+            if match.start() > end:
+                yield text[end : match.start()], None
+            yield match[0], i
+            end = match.end()
+    if end < len(text):
+        yield text[end:], None
+
+
 @functools.lru_cache(maxsize=16)
-def _special_pattern(allowed: frozenset[str]) -> "regex.Pattern[str]":
-    longest_first = sorted(allowed, key=lambda text: (-len(text), text))
-    return regex.compile("(" + "|".join(regex.escape(text) for text in longest_first) + ")")
+def _any_of(texts: tuple[str, ...]) -> "regex.Pattern[str]":
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))
+    return regex.compile("|".join(regex.escape(text) for text in longest_first))
