@@ -6,7 +6,7 @@ format is Hugging Face's `tokenizer.json`.
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,7 +18,15 @@ import regex
 from groundup.errors import SettingsError
 from groundup.files import Progress, no_progress, write_json
 from groundup.tokenizer import formats, split
-from groundup.tokenizer.bpe import Pair, count_pieces, encode_piece, learn_merges
+from groundup.tokenizer.bpe import (
+    EXPLAINED_BYTES,
+    Pair,
+    Piece,
+    count_pieces,
+    encode_piece,
+    learn_merges,
+    merges_of,
+)
 from groundup.tokenizer.columns import column_of, columns_of, text_of
 from groundup.tokenizer.settings import MEMORY_BYTES, MULTIPLE, N_BYTES, N_SPECIAL, Learned
 from groundup.tokenizer.vocabulary import BYTE_CHARACTERS, END_OF_TEXT, NAMED_SPECIAL, byte_ids, to_utf8
@@ -208,19 +216,22 @@ class Tokenizer:
         ... )
         ('lower <|endoftext|>', [263])
         """
+        if not allowed:
+            return self._encode_bytes(text) if isinstance(text, bytes) else self._encode_ordinary(text)
+        ids: list[int] = []
+        for part, special in self._around_special(text, allowed):
+            ids += self.encode(part) if special is None else [special]
+        return ids
+
+    def _around_special(self, text: str | bytes, allowed: frozenset[str]) -> Iterator[tuple[str | bytes, int | None]]:
+        """The text cut around the special tokens that are allowed; each part with its id, if it is one."""
         unknown = allowed - self.special.keys()
         if unknown:
             raise SettingsError(f"not special tokens of this tokenizer: {', '.join(sorted(unknown))}")
-        if not allowed:
-            return self._encode_bytes(text) if isinstance(text, bytes) else self._encode_ordinary(text)
         as_text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
-        ids: list[int] = []
-        for part in _special_pattern(allowed).split(as_text):
-            if part in allowed:
-                ids.append(self.special[part])
-            else:
-                ids += self.encode(part.encode("utf-8", "surrogateescape") if isinstance(text, bytes) else part)
-        return ids
+        for part in _special_pattern(allowed).split(as_text) if allowed else [as_text]:
+            special = self.special[part] if part in allowed else None
+            yield (part.encode("utf-8", "surrogateescape") if isinstance(text, bytes) else part), special
 
     def encode_batch(self, texts: Sequence[str | bytes], allowed: frozenset[str] = frozenset()) -> list[list[int]]:
         """`encode` for each text, on all cores when there is much of it."""
@@ -248,6 +259,30 @@ class Tokenizer:
             return np.fromiter(itertools.chain.from_iterable(opened), np.int32, int(starts[-1])), starts
         text, offsets = text_of(texts)
         return self._encoder(text, offsets, -1 if opener is None else opener)
+
+    def explain(self, text: str | bytes, allowed: frozenset[str] = frozenset()) -> Iterator[Piece]:
+        """How the ids of `encode` come about, piece by piece. Plain and slow: for looking, not for encoding.
+
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> [(piece.raw, piece.ids) for piece in tokenizer.explain("lowest low")]
+        [(b'lowest', (257, 68, 260)), (b' low', (258,))]
+        """
+        for part, special in self._around_special(text, allowed):
+            if special is not None:
+                yield Piece(self._tokens[special], (special,), "special", ())
+                continue
+            ordinary, rest = self._up_to_wrong_byte(part) if isinstance(part, bytes) else (part, b"")
+            for piece in split.pieces(ordinary, self.pattern):
+                yield self._explain_piece(to_utf8(piece))
+            if rest:
+                yield self._explain_piece(rest)
+
+    def _explain_piece(self, raw: bytes) -> Piece:
+        ids = [self._byte_ids[byte] for byte in raw]
+        merges = tuple(merges_of(ids, self._merges)) if len(raw) <= EXPLAINED_BYTES else None
+        if self.whole_pieces and len(raw) > 1 and raw in self._ids:
+            return Piece(raw, (self._ids[raw],), "whole", merges)
+        return Piece(raw, tuple(encode_piece(ids, self._merges)), "merged", merges)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Ids → the very bytes they were made from.
@@ -316,15 +351,20 @@ class Tokenizer:
         return encode_piece([self._byte_ids[byte] for byte in piece], self._merges)
 
     def _encode_bytes(self, raw: bytes) -> list[int]:
+        ordinary, rest = self._up_to_wrong_byte(raw)
+        return self._encode_ordinary(ordinary) + self._encode_piece(rest)
+
+    def _up_to_wrong_byte(self, raw: bytes) -> tuple[str, bytes]:
+        """What is cut into pieces as text, and the rest, which is one piece: empty where all is UTF-8."""
         try:
-            return self._encode_ordinary(raw.decode())
+            return raw.decode(), b""
         except UnicodeDecodeError as error:
             pieces = split.pieces(raw[: error.start].decode(), self.pattern)
         last = len(pieces) - 1
         while last > 0 and pieces[last].isspace() and pieces[last - 1].isspace():
             last -= 1
-        whole = "".join(pieces[: max(last, 0)])
-        return self._encode_ordinary(whole) + self._encode_piece(raw[len(whole.encode()) :])
+        ordinary = "".join(pieces[: max(last, 0)])
+        return ordinary, raw[len(ordinary.encode()) :]
 
     # Files
 
