@@ -203,7 +203,7 @@ def test_tokens_show_tells_ids_bytes_and_merges_of_any_text_plainly_in_a_pipe(bu
     ids = tokenizer.encode(text)
     rows = re.findall(r"^ +(\d+) +([\d,]+)  ", named[0].stdout, re.M)
     assert [int(i) for _, i in rows][: len(ids)] == ids
-    for word in (f"{len(ids)} tokens for {len(text.encode())} bytes", "│t¦he│", "h + e = he", r"\x1b[31m", r"\xe6"):
+    for word in (f"{len(ids)} tokens for {len(text.encode())} bytes", "│t¦he│", "h + e = he", r"\x1b¦[│3¦1│m", r"\xe6"):
         assert word in named[0].stdout
 
 
@@ -226,6 +226,15 @@ def test_tokens_show_as_json_tells_all_that_there_is(built: Path) -> None:
     plain = run("tokens", "show", "runs/tiny", "--file", "long.txt", cwd=built).stdout
     assert f"the first 400 of {len(tokenizer.encode(raw)):,} tokens" in plain
     assert plain.count("\n") < 200
+
+
+def test_tokens_show_writes_a_page_and_of_a_run_with_what_is_in_its_shards(built: Path) -> None:
+    done = run("tokens", "show", "runs/tiny", "the king", "--html", "pages/tokens.html", cwd=built)
+    assert done.stdout.endswith("With the tree of each piece: pages/tokens.html\n")
+    assert " times in the shards" in (built / "pages" / "tokens.html").read_text()
+    told = run("tokens", "show", "runs/tiny/tokenizer", "the king", "--html", "pages/2.html", "--json", cwd=built)
+    assert json.loads(told.stdout)["tokens"] == 4
+    assert "in the shards" not in (built / "pages" / "2.html").read_text()
 
 
 def test_tokens_show_on_a_terminal_has_colours_and_bars(built: Path) -> None:
@@ -382,6 +391,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["tokens", "show", "weights.pt", "text"], 3, "is not a tokenizer that can be read here"),
     (["tokens", "show", "runs/tiny"], 2, "give one text"),
     (["tokens", "show", "runs/tiny", "a", "--file", "tales/00.txt"], 2, "give one text"),
+    (["tokens", "show", "runs/tiny", "a", "--html", "empty"], 2, "empty is a folder; the page needs a file"),
     (["tokens", "show", "runs/tiny", "--file", "gone.txt"], 3, "cannot read gone.txt"),
     (["build", "tiny.toml", "a\x1b[31m=1"], 2, r"unknown setting a\x1b[31m"),
 ]

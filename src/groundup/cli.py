@@ -504,6 +504,7 @@ def _tokenizer_in(path: Path) -> "Tokenizer":
 @tokens.command(
     epilog=_example(
         'groundup tokens show runs/storybook "Once upon a time"',
+        'groundup tokens show runs/storybook "Once upon a time" --html tokens.html',
         "echo 'naïve 👩‍👩‍👧' | groundup tokens show tokenizer.json - --json",
     )
 )
@@ -517,6 +518,9 @@ def show(
     special: Annotated[
         bool, typer.Option("--special", help="Recognise the special tokens in the text, else they are ordinary text.")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write it as a page, with the tree of merges of each piece.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
 ) -> None:
     """Show how a text is cut into tokens: their ids and bytes, and the merges that made each piece."""
@@ -524,6 +528,8 @@ def show(
 
     loaded = _tokenizer_in(tokenizer)
     explained = showing.explain(str(tokenizer), loaded, _text_given(text, file), special=special)
+    if html:
+        showing.write_page(explained, html, showing.uses_in(tokenizer, loaded.vocab_size))
     if as_json:
         print(json.dumps(showing.to_json(explained)))
         return
@@ -535,6 +541,8 @@ def show(
     terminal.print_table(showing.token_rows(explained))
     print("\nThe merges that made each piece, in the order they happened:\n")
     terminal.print_table(showing.merge_rows(explained))
+    if html:
+        print(f"\nWith the tree of each piece: {html}")
 
 
 def _text_given(text: str | None, file: Path | None) -> bytes:

@@ -267,15 +267,16 @@ class Tokenizer:
         >>> [(piece.raw, piece.ids) for piece in tokenizer.explain("lowest low")]
         [(b'lowest', (257, 68, 260)), (b' low', (258,))]
         """
+        explain_piece = functools.cache(self._explain_piece)  # words come again
         for part, special in self._around_special(text, allowed):
             if special is not None:
                 yield Piece(self._tokens[special], (special,), "special", ())
                 continue
             ordinary, rest = self._up_to_wrong_byte(part) if isinstance(part, bytes) else (part, b"")
             for piece in split.pieces(ordinary, self.pattern):
-                yield self._explain_piece(to_utf8(piece))
+                yield explain_piece(to_utf8(piece))
             if rest:
-                yield self._explain_piece(rest)
+                yield explain_piece(rest)
 
     def _explain_piece(self, raw: bytes) -> Piece:
         ids = [self._byte_ids[byte] for byte in raw]
