@@ -1,12 +1,13 @@
-"""Write what is derived from the code: the recipe's JSON Schema, the two pages of reference, the pictures of positions
-and, of a run, the README's.
+"""Write what is derived from the code: the recipe's JSON Schema, the two pages of reference, the pictures of positions,
+of a text in tokens and, of a run, the README's.
 
-python docs/make.py [schema|reference|positions|report …]        everything, if nothing is named
+python docs/make.py [schema|reference|positions|tokens|report …]        everything, if nothing is named
 """
 
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from playwright.sync_api import sync_playwright
 
+from groundup.corpus import sources
 from groundup.model.attention import Causal
 from groundup.model.position import alibi_slopes, make_position, rotary_frequencies
 from groundup.model.settings import (
@@ -30,7 +32,9 @@ from groundup.model.settings import (
 )
 from groundup.model.transformer import Transformer
 from groundup.recipe import Recipe
+from groundup.report.tokens import explain, write_page
 from groundup.settings import json_schema
+from groundup.tokenizer.tokenizer import Tokenizer
 from reference import PAGES
 
 ROOT = Path(__file__).parents[1]
@@ -156,21 +160,43 @@ def order_blindness(axis: Axes) -> None:
     axis.legend(frameon=False)
 
 
+def tokens() -> None:
+    """A sentence in the tokens of the storybook's recipe, learned here."""
+    settings = Recipe.load(ROOT / "recipes" / "storybook.toml")
+    ((name, path),) = sources.find(settings.corpus, ROOT / "recipes").files
+    texts = (document.text for document in sources.read(name, path, settings.corpus))
+    learned = Tokenizer.learn(texts, vocab_size=4096)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "tokens.html"
+        write_page(explain("storybook", learned, b"The grumbling king found a golden castle."), page)
+        photograph(page, "tokens", 1000, '.token:has-text("umbling")')
+
+
 def report() -> None:
     page = ROOT / "runs" / "storybook" / "report.html"
+    if page.is_file():
+        photograph(page, "report", 1500)
+    else:
+        print("no picture of a report: it needs `make demo` before")
+
+
+def photograph(page: Path, name: str, height: int, pointed_at: str | None = None) -> None:
+    """The top of a page as docs/NAME.png, with the mouse somewhere on it."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not page.is_file() or not chromium:
-        print("no picture: it needs `make demo` before, and Chromium")
+    if not chromium:
+        print(f"no picture of {name}: it needs Chromium")
         return
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": 900, "height": 1500})
+        tab = browser.new_page(viewport={"width": 900, "height": height})
         tab.goto(page.as_uri())
-        tab.screenshot(path=ROOT / "docs" / "report.png")
+        if pointed_at:
+            tab.hover(pointed_at)
+        tab.screenshot(path=ROOT / "docs" / f"{name}.png")
         browser.close()
 
 
-MAKERS = {"schema": schema, "reference": reference, "positions": positions, "report": report}
+MAKERS = {"schema": schema, "reference": reference, "positions": positions, "tokens": tokens, "report": report}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MAKERS:

@@ -141,11 +141,17 @@ def _plain(docstring: str) -> str:
 def commands() -> str:
     """docs/reference/commands.md"""
     root = typer.main.get_command(app)
-    parts = [COMMANDS_HEAD, *_command(root, typer.Context(root, info_name="groundup"), "groundup")]
-    for name, command in root.commands.items():
-        context = typer.Context(command, info_name=name, parent=typer.Context(root, info_name="groundup"))
-        parts += _command(command, context, name)
-    return "\n".join([*parts, *_exit_codes()])
+    context = typer.Context(root, info_name="groundup")
+    return "\n".join([COMMANDS_HEAD, *_command(root, context, "groundup"), *_inside(root, context), *_exit_codes()])
+
+
+def _inside(group: typer.core.TyperGroup, context: typer.Context, title: str = "") -> Iterator[str]:
+    """The commands of a group, and those of the groups among them."""
+    for name, command in group.commands.items():
+        inner = typer.Context(command, info_name=name, parent=context)
+        yield from _command(command, inner, f"{title}{name}")
+        if isinstance(command, typer.core.TyperGroup):
+            yield from _inside(command, inner, f"{title}{name} ")
 
 
 def _command(command: typer.core.TyperCommand, context: typer.Context, title: str) -> Iterator[str]:

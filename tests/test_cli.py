@@ -1,8 +1,10 @@
 """The command line: quick help, true examples, and for every mistake a paragraph and its exit code."""
 
 import importlib
+import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,8 +17,12 @@ import pytest
 from groundup.cli import TABLES
 from groundup.recipe import Recipe
 from groundup.settings import describe, describe_table
+from groundup.tokenizer.tokenizer import Tokenizer
 
-COMMANDS = ["build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report", "compare"]
+COMMANDS = [
+    "build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report", "compare", "tokens",
+    "tokens show",
+]  # fmt: skip
 
 
 def run(*arguments: object, cwd: Path | None = None, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -43,7 +49,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Pat
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help_has_an_example_and_imports_no_torch(command: str | None) -> None:
-    arguments = [] if command is None else [command]
+    arguments = [] if command is None else command.split()
     code = (
         f"import sys; sys.argv = ['groundup', *{arguments!r}, '--help']\n"
         "from groundup import cli\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
@@ -69,7 +75,7 @@ def processor_seconds(*arguments: str) -> float:
 def test_help_takes_little_more_than_the_libraries_that_it_stands_on(command: str | None) -> None:
     """Seconds are in docs/numbers.md; here a ratio, which holds on a busy machine as well."""
     libraries = processor_seconds("-c", "import typer, pydantic; pydantic.BaseModel")
-    arguments = ["-m", "groundup", *([] if command is None else [command]), "--help"]
+    arguments = ["-m", "groundup", *([] if command is None else command.split()), "--help"]
     assert processor_seconds(*arguments) < 3 * libraries
 
 
@@ -82,13 +88,14 @@ def test_help_lists_the_settings_of_the_recipes_own_tables() -> None:
 
 def test_examples_in_help_are_commands_that_parse() -> None:
     for command in COMMANDS:
-        text = run(command, "--help").stdout
+        text = run(*command.split(), "--help").stdout
         shown = text[text.index("Example:") :].split("Settings:")[0]
         examples = [line.strip() for line in shown.splitlines()[1:] if line.strip()]
         assert examples
         for example in examples:
             words = shlex.split(example.split("|")[-1])
-            assert words[:2] == ["groundup", command]
+            called = ["groundup", *command.split()]
+            assert words[: len(called)] == called
             done = run(*words[1:], "--help")
             assert done.returncode == 0
 
@@ -183,9 +190,77 @@ def test_new_says_what_it_leaves_out_and_as_json_the_same(built: Path) -> None:
     assert (built / told["recipe"]).is_file()
 
 
-@pytest.mark.parametrize("command", ["new", "inspect", "corpus", "tokenizer", "pack", "compare"])
+def test_tokens_show_tells_ids_bytes_and_merges_of_any_text_plainly_in_a_pipe(built: Path) -> None:
+    text = "the king \x1b[31m \u202e漢\n"
+    (built / "hostile.txt").write_text(text)
+    named = [run("tokens", "show", path, text, cwd=built) for path in
+             ("runs/tiny", "runs/tiny/model", "runs/tiny/tokenizer", "runs/tiny/tokenizer/tokenizer.json")]  # fmt: skip
+    piped = run("tokens", "show", "runs/tiny", "-", cwd=built, stdin=text)
+    read = run("tokens", "show", "runs/tiny", "--file", "hostile.txt", cwd=built)
+    assert {done.stdout for done in (*named, piped, read)} == {named[0].stdout}
+    assert all(character.isprintable() or character == "\n" for character in named[0].stdout)
+    tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
+    ids = tokenizer.encode(text)
+    rows = re.findall(r"^ +(\d+) +([\d,]+)  ", named[0].stdout, re.M)
+    assert [int(i) for _, i in rows][: len(ids)] == ids
+    for word in (f"{len(ids)} tokens for {len(text.encode())} bytes", "│t¦he│", "h + e = he", r"\x1b¦[│3¦1│m", r"\xe6"):
+        assert word in named[0].stdout
+
+
+def test_tokens_show_as_json_tells_all_that_there_is(built: Path) -> None:
+    raw = "Tale 3 of the old king's 漢字. ".encode() * 100 + b"\xff\x00<|endoftext|>"
+    (built / "long.txt").write_bytes(raw)
+    tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
+    for options, allowed in (([], frozenset()), (["--special"], frozenset({"<|endoftext|>"}))):
+        told = json.loads(
+            run("tokens", "show", "runs/tiny", "--file", "long.txt", "--json", *options, cwd=built).stdout
+        )
+        assert told["ids"] == tokenizer.encode(raw, allowed)
+        assert told["tokens"] == len(told["ids"])
+        assert told["bytes"] == len(raw)
+        assert b"".join(bytes.fromhex(piece["bytes"]) for piece in told["pieces"]) == raw
+        assert [token["id"] for piece in told["pieces"] for token in piece["tokens"]] == told["ids"]
+        assert [piece["begin"] for piece in told["pieces"]][:3] == [0, 4, 6]
+        assert all((piece["text"] or "").encode() in (b"", bytes.fromhex(piece["bytes"])) for piece in told["pieces"])
+    assert told["pieces"][-1]["kind"] == "special"
+    plain = run("tokens", "show", "runs/tiny", "--file", "long.txt", cwd=built).stdout
+    assert f"the first 400 of {len(tokenizer.encode(raw)):,} tokens" in plain
+    assert plain.count("\n") < 200
+
+
+def test_tokens_show_writes_a_page_and_of_a_run_with_what_is_in_its_shards(built: Path) -> None:
+    done = run("tokens", "show", "runs/tiny", "the king", "--html", "pages/tokens.html", cwd=built)
+    assert done.stdout.endswith("With the tree of each piece: pages/tokens.html\n")
+    assert " times in the shards" in (built / "pages" / "tokens.html").read_text()
+    told = run("tokens", "show", "runs/tiny/tokenizer", "the king", "--html", "pages/2.html", "--json", cwd=built)
+    assert json.loads(told.stdout)["tokens"] == 4
+    assert "in the shards" not in (built / "pages" / "2.html").read_text()
+
+
+def test_tokens_show_on_a_terminal_has_colours_and_bars(built: Path) -> None:
+    controller, terminal = os.openpty()
+    subprocess.run(
+        [sys.executable, "-m", "groundup", "tokens", "show", "runs/tiny", "the king"], cwd=built, stdout=terminal,
+        check=True, env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+    )  # fmt: skip
+    os.close(terminal)
+    shown = os.read(controller, 1 << 16).decode()
+    os.close(controller)
+    coloured = re.findall(r"\x1b\[[\d;]*48;2;([\d;]+)m([^\x1b]*)\x1b\[0m", shown)
+    tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
+    assert [text for _, text in coloured] == [tokenizer.decode([i]) for i in tokenizer.encode("the king")]
+    assert all(one != other for (one, _), (other, _) in itertools.pairwise(coloured))
+    assert re.sub(r"\x1b\[[\d;]*m", "", shown).count("│") == 3
+
+
+@pytest.mark.parametrize("command", ["new", "inspect", "corpus", "tokenizer", "pack", "compare", "tokens"])
 def test_commands_that_need_no_torch_import_none(built: Path, command: str) -> None:
-    arguments = {"new": ["light", "--from", "tales"], "inspect": ["runs/tiny"], "compare": ["runs/tiny", "runs/tiny2"]}
+    arguments = {
+        "new": ["light", "--from", "tales"],
+        "inspect": ["runs/tiny"],
+        "compare": ["runs/tiny", "runs/tiny2"],
+        "tokens": ["show", "runs/tiny", "the king"],
+    }
     if not (built / "runs" / "tiny2").exists():
         shutil.copytree(built / "runs" / "tiny", built / "runs" / "tiny2")
     words = [command, *arguments.get(command, ["tiny.toml", "--run", "runs/light"])]
@@ -304,6 +379,20 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["inspect", "weights.pt"], 0, "a pickle, which can run any program"),
     (["inspect", "damaged"], 3, "damaged is not whole:\n  evals: test.json has 2 bytes"),
     (["eval", "runs/tiny", "evals.batch_rows=3"], 2, "evals.batch_rows=3 changes a setting, which only a recipe has"),
+    (["tokens"], 2, "Look at tokenizers"),
+    (["tokens", "shwo"], 2, "show"),
+    (["tokens", "show", "tinny", "text"], 3, "no tokenizer at tinny; did you mean runs/tiny?"),
+    (
+        ["tokens", "show", "tiny.toml", "text"],
+        2,
+        "tiny.toml is a recipe; name what `groundup tokenizer tiny.toml` makes",
+    ),
+    (["tokens", "show", "empty", "text"], 3, "cannot read empty/tokenizer.json"),
+    (["tokens", "show", "weights.pt", "text"], 3, "is not a tokenizer that can be read here"),
+    (["tokens", "show", "runs/tiny"], 2, "give one text"),
+    (["tokens", "show", "runs/tiny", "a", "--file", "tales/00.txt"], 2, "give one text"),
+    (["tokens", "show", "runs/tiny", "a", "--html", "empty"], 2, "empty is a folder; the page needs a file"),
+    (["tokens", "show", "runs/tiny", "--file", "gone.txt"], 3, "cannot read gone.txt"),
     (["build", "tiny.toml", "a\x1b[31m=1"], 2, r"unknown setting a\x1b[31m"),
 ]
 

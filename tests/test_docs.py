@@ -237,16 +237,27 @@ def documented() -> Iterator[Command]:
         for number, line in enumerate(recipe.read_text().splitlines(), start=1):
             if header := re.match(r"# +(?:command +)?(groundup \w.*?)(  |$)", line):
                 yield from commands_in(header[1], name_of(recipe), number)
-    for name, command in typer.main.get_command(app).commands.items():
-        yield from commands_in(command.epilog or "", f"groundup {name} --help")
+    yield from in_help(typer.main.get_command(app), "groundup")
+
+
+def in_help(group: typer.core.TyperGroup, called: str) -> Iterator[Command]:
+    """The examples of a group's commands, and of the groups among them."""
+    for name, command in group.commands.items():
+        yield from commands_in(command.epilog or "", f"{called} {name} --help")
+        if isinstance(command, typer.core.TyperGroup):
+            yield from in_help(command, f"{called} {name}")
 
 
 def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
     """The command's name and what its function would be given."""
-    root = typer.main.get_command(app)
-    outer = root.make_context("groundup", [word for word in words if word != "--debug"])
-    name, command, rest = root.resolve_command(outer, [*outer._protected_args, *outer.args])
-    return name, command.make_context(name, rest, parent=outer).params
+    command = typer.main.get_command(app)
+    context = command.make_context("groundup", [word for word in words if word != "--debug"])
+    called = []
+    while isinstance(command, typer.core.TyperGroup):
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, rest, parent=context)
+        called.append(name)
+    return " ".join(called), context.params
 
 
 @pytest.mark.parametrize("command", list(documented()), ids=str)

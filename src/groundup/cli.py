@@ -469,6 +469,95 @@ def compare(
     print(f"\nWith curves and samples: {page}")
 
 
+tokens = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look at tokenizers: how they cut a text, and why.\n\n"
+    "A tokenizer is named by its tokenizer.json, by a directory that holds one, or by a run.",
+    epilog=_example('groundup tokens show runs/storybook "Once upon a time"'),
+)
+app.add_typer(tokens, name="tokens")
+
+TokenizerPath = Annotated[
+    Path, typer.Argument(help="A tokenizer.json, a directory with one, or a run.", show_default=False)
+]
+
+
+def _tokenizer_in(path: Path) -> "Tokenizer":
+    """The tokenizer that a path stands for; of a run, its own."""
+    from groundup.errors import DataError, SettingsError
+    from groundup.files import refuse_nothing
+    from groundup.tokenizer.tokenizer import Tokenizer
+
+    if path.suffix == ".toml" and path.is_file():
+        raise SettingsError(
+            f"{path} is a recipe; name what `groundup tokenizer {path}` makes, such as runs/{path.stem}"
+        )
+    refuse_nothing(path, "tokenizer")
+    if not (path / "recipe.toml").is_file() or (path / "tokenizer.json").is_file():
+        return Tokenizer.load(path)
+    if not (path / "tokenizer").is_dir():
+        raise DataError(f"the run {path} has no tokenizer yet: go on with the command that began it")
+    return Tokenizer.load(path / "tokenizer")
+
+
+@tokens.command(
+    epilog=_example(
+        'groundup tokens show runs/storybook "Once upon a time"',
+        'groundup tokens show runs/storybook "Once upon a time" --html tokens.html',
+        "echo 'naïve 👩‍👩‍👧' | groundup tokens show tokenizer.json - --json",
+    )
+)
+def show(
+    tokenizer: TokenizerPath,
+    text: Annotated[
+        str | None,
+        typer.Argument(help="The text; - reads it from standard input, to the last byte.", show_default=False),
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Read the text from this file, to the last byte.")] = None,
+    special: Annotated[
+        bool, typer.Option("--special", help="Recognise the special tokens in the text, else they are ordinary text.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write it as a page, with the tree of merges of each piece.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Show how a text is cut into tokens: their ids and bytes, and the merges that made each piece."""
+    from groundup.report import tokens as showing
+
+    loaded = _tokenizer_in(tokenizer)
+    explained = showing.explain(str(tokenizer), loaded, _text_given(text, file), special=special)
+    if html:
+        showing.write_page(explained, html, showing.uses_in(tokenizer, loaded.vocab_size))
+    if as_json:
+        print(json.dumps(showing.to_json(explained)))
+        return
+    print(f"{explained.summary}\n")
+    terminal.print_pieces(showing.shown_pieces(explained))
+    if len(explained.ids) > showing.TOKENS_SHOWN:
+        print(f"… the first {showing.TOKENS_SHOWN:,} of {len(explained.ids):,} tokens; --json has all")
+    print()
+    terminal.print_table(showing.token_rows(explained))
+    print("\nThe merges that made each piece, in the order they happened:\n")
+    terminal.print_table(showing.merge_rows(explained))
+    if html:
+        print(f"\nWith the tree of each piece: {html}")
+
+
+def _text_given(text: str | None, file: Path | None) -> bytes:
+    """The bytes of a text that was typed, piped, or named."""
+    from groundup.errors import SettingsError
+    from groundup.files import reading
+
+    if (text is None) == (file is None):
+        raise SettingsError("give one text: as an argument, - for standard input, or --file FILE")
+    if file is not None:
+        with reading(file) as stream:
+            return stream.read()
+    return sys.stdin.buffer.read() if text == "-" else os.fsencode(text or "")
+
+
 def _build(
     recipe: Path, overrides: list[str] | None, run: Path | None, replace: bool, only: str | None, quiet: bool = False
 ) -> "Built":

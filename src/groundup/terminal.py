@@ -134,6 +134,27 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+TOKEN_COLOURS = ("#b8e6d3", "#ffd9a8", "#c3dcfa", "#f5cfe6")
+
+
+def print_pieces(pieces: Sequence[Sequence[str]]) -> None:
+    """Pieces between bars, the tokens of one piece between broken bars; on a terminal also in alternating colours."""
+    if not sys.stdout.isatty():
+        print("".join(f"│{'¦'.join(tokens)}" for tokens in pieces) + "│")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    line, number = Text("│"), 0
+    for tokens in pieces:
+        for place, token in enumerate(tokens):
+            line.append("¦" if place else "")
+            line.append(token, f"#000000 on {TOKEN_COLOURS[number % len(TOKEN_COLOURS)]}")
+            number += 1
+        line.append("│")
+    Console().print(line, soft_wrap=True)
+
+
 def print_facts(facts: Mapping[str, Any]) -> None:
     """A fact a line, its name before it; of a table of sentences a line each."""
     rows = []

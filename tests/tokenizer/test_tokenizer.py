@@ -234,3 +234,32 @@ def test_learning_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
         for seed in ("1", "2", "3")
     }
     assert len(outputs) == 1
+
+
+@settings(max_examples=150)
+@given(st.one_of(st.text(), st.binary(), st.text(alphabet="ab é漢 \n<|endoftx>", max_size=80)), st.booleans())
+def test_what_is_explained_is_what_is_encoded(tokenizer: Tokenizer, text: str | bytes, special: bool) -> None:
+    allowed = frozenset({"<|endoftext|>"}) if special else frozenset()
+    pieces = list(tokenizer.explain(text, allowed))
+    assert [i for piece in pieces for i in piece.ids] == tokenizer.encode(text, allowed)
+    for piece in pieces:
+        assert tokenizer.decode_bytes(piece.ids) == piece.raw
+        if piece.kind == "merged":
+            assert piece.merges is not None
+            assert len(piece.ids) == len(piece.raw) - len(piece.merges)
+
+
+def test_explanations_tell_special_tokens_whole_pieces_and_what_is_too_long() -> None:
+    learned = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    special, blank = learned.explain("<|im_end|> ", frozenset({"<|im_end|>"}))
+    assert (special.kind, special.ids, special.merges) == ("special", (learned.special["<|im_end|>"],), ())
+    assert blank.kind == "merged"
+    (long,) = learned.explain("low" * 100)
+    assert long.merges is None
+    assert list(long.ids) == learned.encode("low" * 100)
+    tokens = [*learned.tokens[:-1], b"lowe"]
+    pairs = [(tokens.index(left), tokens.index(right)) for left, right in learned.merges]
+    whole = Tokenizer(tokens, pairs, {}, "gpt2", whole_pieces=True)
+    (piece,) = whole.explain("lowe")
+    assert (piece.kind, piece.ids) == ("whole", (len(tokens) - 1,))
+    assert [whole.tokens[made.joined] for made in piece.merges or ()] == [b"lo", b"low"], "its bytes would stop there"

@@ -12,7 +12,6 @@ import numpy as np
 
 from groundup.errors import SettingsError
 from groundup.evals.statistics import ratio
-from groundup.files import naming_the_place, write_text
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth
 from groundup.report.facts import STAGES, Run
@@ -21,7 +20,6 @@ from groundup.report.page import (
     duration,
     figure,
     number,
-    page,
     sample,
     scientific,
     section,
@@ -29,6 +27,7 @@ from groundup.report.page import (
     size,
     table,
     text,
+    write,
 )
 from groundup.settings import differences, flatten
 
@@ -242,10 +241,6 @@ def write_page(runs: Sequence[Run], found: Found, target: Path) -> None:
     Raises:
         SettingsError: when `target` is a folder.
     """
-    if target.is_dir():
-        raise SettingsError(f"{target} is a folder; the page needs a file, such as {target / 'comparison.html'}")
-    with naming_the_place(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
     labels = found["runs"]
     title = " and ".join(labels) if len(labels) == 2 else ", ".join(labels)
     sections = {
@@ -257,7 +252,7 @@ def write_page(runs: Sequence[Run], found: Found, target: Path) -> None:
     }
     head = f"<header><h1>{text(title)}</h1>{sentence('Runs of groundup, side by side.')}</header>"
     body = [head, contents(sections), *(section(name, *parts) for name, parts in sections.items())]
-    write_text(target, page(f"{title} compared", "\n".join(body)))
+    write(target, f"{title} compared", "\n".join(body))
 
 
 def _which(found: Found) -> list[str]:

@@ -1,9 +1,14 @@
 """The pieces of a page: one HTML file that needs nothing else. Everything that comes in as text is escaped."""
 
 import html
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
+from pathlib import Path
+
+from groundup.errors import SettingsError
+from groundup.files import naming_the_place, write_text
 
 
 def page(title: str, body: str, mark: str = "") -> str:
@@ -16,6 +21,19 @@ def page(title: str, body: str, mark: str = "") -> str:
         f"<title>{text(title)}: groundup</title>"
         f"<style>{style}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
     )
+
+
+def write(target: Path, title: str, body: str) -> None:
+    """Write a page where a person wants it.
+
+    Raises:
+        SettingsError: when `target` is a folder.
+    """
+    if target.is_dir():
+        raise SettingsError(f"{target} is a folder; the page needs a file, such as {target / 'page.html'}")
+    with naming_the_place(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, page(title, body))
 
 
 def text(value: object) -> str:
@@ -53,10 +71,18 @@ def anchor(title: str) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def table(header: Iterable[str], rows: Iterable[Iterable[object]], anchors: Sequence[str] = ()) -> str:
+    """
+    Args:
+        anchors: of each row, for links to it.
+    """
     names = list(header)
     head = f"<thead><tr>{''.join(f'<th>{text(name)}</th>' for name in names)}</tr></thead>" if any(names) else ""
-    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    marks = [f' id="{text(name)}"' for name in anchors] or itertools.repeat("")
+    body = "".join(
+        f"<tr{mark}>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>"
+        for mark, row in zip(marks, rows, strict=False)
+    )
     return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
 
 

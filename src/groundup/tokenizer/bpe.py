@@ -8,6 +8,8 @@ import heapq
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from groundup.files import Progress, no_progress
 from groundup.tokenizer import split
@@ -160,3 +162,50 @@ def join(word: list[int], pair: Pair, joined: int) -> tuple[list[int], list[Pair
             after.append(token)
             place += 1
     return after, gone, come
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Two neighbours joined into one token. All but the two numbers are ids."""
+
+    rank: int
+    left: int
+    right: int
+    joined: int
+    position: int
+    """Where the joined token begins, in bytes from the beginning of the piece."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of text that no merge crosses, and how its ids came about."""
+
+    raw: bytes
+    ids: tuple[int, ...]
+    kind: Literal["merged", "whole", "special", "added"]
+    """Its bytes were merged; or it is a token as a whole, which is taken without a merge; or a special or added one."""
+    merges: tuple[Merge, ...] | None
+    """In the order they happened; of a whole token, those that its bytes would have gone through. None of a piece of
+    more than `EXPLAINED_BYTES`."""
+
+
+EXPLAINED_BYTES = 256
+"""Pieces up to here are explained: the plain way takes the square of the length, and nobody reads a longer tree."""
+
+
+def merges_of(ids: Sequence[int], merges: Mapping[Pair, tuple[int, int]]) -> list[Merge]:
+    """The merges that `encode_piece` makes of a piece, in its order: at each turn a look over the whole piece.
+
+    >>> [(made.left, made.right) for made in merges_of([1, 2, 3], {(2, 3): (0, 9), (1, 2): (1, 8), (1, 9): (2, 7)})]
+    [(2, 3), (1, 9)]
+    """
+    tokens, begins = list(ids), list(range(len(ids)))
+    made: list[Merge] = []
+    while pairs := [(merges[pair][0], i) for i, pair in enumerate(itertools.pairwise(tokens)) if pair in merges]:
+        rank, i = min(pairs)
+        left, right = tokens[i], tokens[i + 1]
+        joined = merges[left, right][1]
+        made.append(Merge(rank, left, right, joined, begins[i]))
+        tokens[i : i + 2] = [joined]
+        del begins[i + 1]
+    return made

@@ -21,7 +21,15 @@ import regex
 from groundup.errors import SettingsError, UnsupportedError
 from groundup.files import Progress, canonical_json, no_progress
 from groundup.tokenizer import formats, split
-from groundup.tokenizer.bpe import Pair, count_pieces, encode_piece, learn_merges
+from groundup.tokenizer.bpe import (
+    EXPLAINED_BYTES,
+    Pair,
+    Piece,
+    count_pieces,
+    encode_piece,
+    learn_merges,
+    merges_of,
+)
 from groundup.tokenizer.columns import column_of, columns_of, text_of
 from groundup.tokenizer.settings import MEMORY_BYTES, MULTIPLE, N_BYTES, N_SPECIAL, Learned, WholeWords
 from groundup.tokenizer.vocabulary import (
@@ -259,22 +267,25 @@ class Tokenizer:
         ... )
         ('lower <|endoftext|>', [263])
         """
+        if self.is_plain and not allowed:
+            return self._encode_bytes(text) if isinstance(text, bytes) else self._encode_ordinary(text)
+        ids: list[int] = []
+        for part, i in self._around_special(text, allowed):
+            if i is not None:
+                ids.append(i)
+            else:
+                ids += self._encode_bytes(part) if isinstance(part, bytes) else self._encode_ordinary(part)
+        return ids
+
+    def _around_special(self, text: str | bytes, allowed: frozenset[str]) -> Iterator[tuple[str | bytes, int | None]]:
+        """The text, normalised, cut around the tokens that are recognised; each part with its id, if it is one."""
         unknown = allowed - self.special.keys()
         if unknown:
             raise SettingsError(f"not special tokens of this tokenizer: {', '.join(sorted(unknown))}")
-        if self.is_plain and not allowed:
-            return self._encode_bytes(text) if isinstance(text, bytes) else self._encode_ordinary(text)
         as_text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
         refused = {i for special, i in self.special.items() if special not in allowed}
-        ids: list[int] = []
         for part, i in self._cut_at_outside(as_text, refused):
-            if i is not None:
-                ids.append(i)
-            elif isinstance(text, bytes):
-                ids += self._encode_bytes(part.encode("utf-8", "surrogateescape"))
-            else:
-                ids += self._encode_ordinary(part)
-        return ids
+            yield (part.encode("utf-8", "surrogateescape") if isinstance(text, bytes) else part), i
 
     def _tables_of_outside(self) -> tuple[dict[str, int], dict[str, int]]:
         """Special and added tokens by their texts: those looked for in the text, and in the normalised text."""
@@ -322,6 +333,34 @@ class Tokenizer:
             return np.fromiter(itertools.chain.from_iterable(opened), np.int32, int(starts[-1])), starts
         text, offsets = text_of(texts)
         return self._encoder(text, offsets, -1 if opener is None else opener)
+
+    def explain(self, text: str | bytes, allowed: frozenset[str] = frozenset()) -> Iterator[Piece]:
+        """How the ids of `encode` come about, piece by piece. Plain and slow: for looking, not for encoding.
+
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> [(piece.raw, piece.ids) for piece in tokenizer.explain("lowest low")]
+        [(b'lowest', (257, 68, 260)), (b' low', (258,))]
+        """
+        explain_piece = functools.cache(self._explain_piece)  # words come again
+        for part, i in self._around_special(text, allowed):
+            if i is not None:
+                yield Piece(self._tokens[i], (i,), "added" if i in self.added.values() else "special", ())
+                continue
+            rest = b""
+            if isinstance(part, bytes):
+                ids, rest = self._up_to_wrong_byte(part)
+                part = self.decode_bytes(ids).decode()
+            for piece in split.pieces(part, self.pattern):
+                yield explain_piece(to_utf8(piece))
+            if rest:
+                yield explain_piece(rest)
+
+    def _explain_piece(self, raw: bytes) -> Piece:
+        ids = [self._byte_ids[byte] for byte in raw]
+        merges = tuple(merges_of(ids, self._merges)) if len(raw) <= EXPLAINED_BYTES else None
+        if self.whole_pieces and len(raw) > 1 and raw in self._ids:
+            return Piece(raw, (self._ids[raw],), "whole", merges)
+        return Piece(raw, tuple(encode_piece(ids, self._merges)), "merged", merges)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Ids → the very bytes they were made from.
@@ -385,8 +424,13 @@ class Tokenizer:
         return encode_piece([self._byte_ids[byte] for byte in piece], self._merges)
 
     def _encode_bytes(self, raw: bytes) -> list[int]:
+        ids, rest = self._up_to_wrong_byte(raw)
+        return ids + self._encode_piece(rest)
+
+    def _up_to_wrong_byte(self, raw: bytes) -> tuple[list[int], bytes]:
+        """The ids of what is cut into pieces as text, and the rest, which is one piece: empty where all is UTF-8."""
         try:
-            return self._encode_ordinary(raw.decode())
+            return self._encode_ordinary(raw.decode()), b""
         except UnicodeDecodeError as error:
             valid = raw[: error.start].decode()
         pieces = split.pieces(valid, self.pattern)
@@ -395,7 +439,7 @@ class Tokenizer:
         if pieces and self._is_blank(ids[kept]):
             while kept and self._is_blank(ids[kept - 1]):
                 kept -= 1
-        return ids[:kept] + self._encode_piece(self.decode_bytes(ids[kept:]) + raw[len(valid.encode()) :])
+        return ids[:kept], self.decode_bytes(ids[kept:]) + raw[len(valid.encode()) :]
 
     def _is_blank(self, i: int) -> bool:
         return not self._tokens[i].strip(b" \n\t")

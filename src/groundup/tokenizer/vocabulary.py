@@ -41,3 +41,13 @@ def to_utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def readable(token: bytes) -> str:
+    r"""A token for a person's eyes: its text, but control characters and bytes that are not UTF-8 as escapes.
+
+    >>> readable(b" caf\xc3\xa9\n"), readable(b"\xc3")
+    (' café\\n', '\\xc3')
+    """
+    text = token.decode("utf-8", "backslashreplace")
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
