@@ -219,22 +219,18 @@ class _Texts:
     """What the sample says about the whole."""
 
     def __init__(self, sampled: Survey) -> None:
-        corpus = sampled.corpus
         self.sampled = sampled
-        self.train_bytes = sampled.bytes * (1 - corpus.validation_share - corpus.test_share)
+        self.train_bytes = sampled.train_bytes
 
-    @property
+    @cached_property
     def split(self) -> str:
         """The pattern that suits the texts' scripts."""
-        without = sum(self.sampled.scripts.get(script, 0.0) for script in WITHOUT_BLANKS)
-        return "unspaced" if without > 0.2 else Learned.model_fields["split"].default
+        return split_for(self.sampled)
 
     @cached_property
     def curve(self) -> Curve:
         """What vocabularies of all sizes make of the texts."""
-        return measure(
-            self.sampled.texts, largest=LARGEST_VOCABULARY, pattern=self.split, learn_bytes=TRIAL_BYTES
-        )
+        return measure(self.sampled.texts, largest=LARGEST_VOCABULARY, pattern=self.split, learn_bytes=TRIAL_BYTES)
 
     @property
     def preparing_seconds(self) -> float:
@@ -246,6 +242,13 @@ class _Texts:
     def median_bytes(self) -> int:
         lengths = sorted(len(text.encode()) for text in self.sampled.texts)
         return lengths[len(lengths) // 2]
+
+
+def split_for(sampled: Survey) -> str:
+    """The split pattern that suits the texts' scripts."""
+    scripts = sampled.scripts
+    without = sum(scripts.get(script, 0.0) for script in WITHOUT_BLANKS)
+    return "unspaced" if without > 0.2 else str(Learned.model_fields["split"].default)
 
 
 def model_of(sampled: Survey, machine: Machine, size: float) -> ModelConfig:

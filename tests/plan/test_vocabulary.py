@@ -12,7 +12,7 @@ import pytest
 from groundup.corpus.survey import survey
 from groundup.errors import DataError, SettingsError
 from groundup.model.settings import ModelConfig
-from groundup.plan.vocabulary import SEEN, Curve, Size, advise, chart, counts_by_size, measure, reasons, rows
+from groundup.plan.vocabulary import SEEN, Curve, Size, advise, chart, counts_by_size, measure, reasons, rows, table
 from groundup.tokenizer.tokenizer import Tokenizer
 
 
@@ -98,7 +98,7 @@ def test_the_rule_weighs_shorter_texts_against_the_larger_head() -> None:
     """Worked by hand: six operations for each weight of the head, one for each id and channel."""
 
     def curve(*pairs: tuple[int, float, float]) -> Curve:
-        return Curve(tuple(Size(n, b, b, seen, 0) for n, b, seen in pairs), 1000, 250, None, 0.0, 0.0)
+        return Curve(tuple(Size(n, b, b, seen, 0) for n, b, seen in pairs), 1000, 250, None)
 
     model = shape(64, 4)
     blocks = model.with_vocabulary(0).training_flops_per_token
@@ -141,8 +141,8 @@ def test_two_hundred_stories_rank_sizes_as_training_did(shared: Path) -> None:
 
 def test_advice_in_words_says_what_the_table_says(tales_curve: Curve) -> None:
     advice = advise(tales_curve, shape(192, 6), 4_400_000)
-    table = advice.table()
-    assert table["vocab_size"] == 4096 and [size["vocab_size"] for size in table["sizes"]] == [
+    told = table(advice, tales_curve)
+    assert told["vocab_size"] == 4096 and [size["vocab_size"] for size in told["sizes"]] == [
         512,
         1024,
         2048,
@@ -152,7 +152,7 @@ def test_advice_in_words_says_what_the_table_says(tales_curve: Curve) -> None:
     assert [row[0] for row in rows(advice)[1:]] == ["512", "1,024", "2,048", "4,096", "8,192"]
     assert [line[0] for line in chart(advice)] == [" ", " ", " ", "→", " "]
     said = " ".join(reasons(advice, tales_curve))
-    assert said.startswith("4,096 ids: with them a model 192 wide with 6 layers needs")
+    assert ("4,096 ids: with them a model 192 wide with 6 layers needs") in said
     assert "2,048 would do as well" in said
 
 

@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from groundup.errors import DataError, SettingsError
 from groundup.files import Progress, no_progress
 from groundup.model.settings import LanguageModel, ModelConfig
+from groundup.tokenizer.columns import column_of
 from groundup.tokenizer.settings import N_BYTES, N_SPECIAL, SMALLEST
 from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -69,8 +69,6 @@ class Curve:
     """Of the documents kept apart."""
     runs_out_at: int | None
     """Ids after which the texts had no pair left to join, if that was before the largest size asked for."""
-    learning_seconds_per_byte: float
-    encoding_seconds_per_byte: float
 
     def of(self, vocab_size: int) -> Size:
         """The largest size measured that is not above this one."""
@@ -98,12 +96,9 @@ def measure(
         raise SettingsError(f"the largest vocabulary is {largest:,}; sizes from {FIRST} on are measured")
     learned_on, apart = _parts(texts, learn_bytes)
     sizes = [FIRST << power for power in range((largest // FIRST).bit_length())]
-    began = time.perf_counter()
     tokenizer = Tokenizer.learn(learned_on, vocab_size=sizes[-1], pattern=pattern, progress=progress)
-    learned = time.perf_counter()
     progress(0, 0, "encoding")
     inside, outside = (_count(tokenizer, part) for part in (learned_on, apart))
-    ended = time.perf_counter()
     learned_bytes, measured_bytes = (sum(len(text.encode()) for text in part) for part in (learned_on, apart))
     n_merges = len(tokenizer.merges)
     reached = [size for size in sizes if size - N_BYTES - N_SPECIAL <= n_merges] or [SMALLEST]
@@ -117,8 +112,6 @@ def measure(
         learned_bytes,
         measured_bytes,
         None if reached[-1] == sizes[-1] else n_merges + N_BYTES + N_SPECIAL,
-        (learned - began) / learned_bytes,
-        (ended - learned) / (learned_bytes + measured_bytes),
     )
 
 
@@ -145,8 +138,8 @@ def _count(tokenizer: Tokenizer, texts: Sequence[str]) -> Counts:
     """How often each id occurs, a batch of texts at a time."""
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for start in range(0, len(texts), BATCH):
-        ids = itertools.chain.from_iterable(tokenizer.encode_batch(texts[start : start + BATCH]))
-        counts += np.bincount(np.fromiter(ids, np.int64), minlength=len(counts))
+        ids, _ = tokenizer.encode_documents(column_of(texts[start : start + BATCH]))
+        counts += np.bincount(ids, minlength=len(counts))
     return counts
 
 
@@ -244,19 +237,6 @@ class Advice:
             if row != self.best and row.is_seen and row.flops_per_byte < ALIKE * self.best.flops_per_byte
         ]
 
-    def table(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return {
-            "vocab_size": self.vocab_size,
-            "alike": self.alike,
-            "text_bytes": round(self.text_bytes),
-            "model": {name: getattr(self.model, name) for name in ("d_model", "n_layers", "context_length")},
-            "sizes": [
-                {**asdict(row.size), **{name: value for name, value in vars(row).items() if name != "size"}}
-                for row in self.rows
-            ],
-        }
-
 
 def advise(curve: Curve, model: ModelConfig, text_bytes: float) -> Advice:
     """The size at which a byte of new text costs the model the fewest operations of training, among those whose newest
@@ -283,6 +263,24 @@ def _row(size: Size, model: ModelConfig, scale: float) -> Row:
         matrix * (1 + own_head) / model.parameters,
         model.training_flops_per_token / size.bytes_per_token,
     )
+
+
+def table(advice: Advice, curve: Curve) -> dict[str, Any]:
+    """All of it as plain values."""
+    return {
+        "vocab_size": advice.vocab_size,
+        "alike": advice.alike,
+        "text_bytes": round(advice.text_bytes),
+        "learned_bytes": curve.learned_bytes,
+        "measured_bytes": curve.measured_bytes,
+        "runs_out_at": curve.runs_out_at,
+        "model": {name: getattr(advice.model, name) for name in ("d_model", "n_layers", "context_length")},
+        "sizes": [
+            asdict(row.size) | {name: value for name, value in vars(row).items() if name != "size"}
+            for row in advice.rows
+        ],
+        "reasons": reasons(advice, curve),
+    }
 
 
 # In words
@@ -322,6 +320,8 @@ def reasons(advice: Advice, curve: Curve) -> list[str]:
     best, others = advice.best, [row for row in advice.rows if row is not advice.best]
     model = advice.model
     said = [
+        f"Learned on {curve.learned_bytes / 1e6:,.2f} MB, measured on {curve.measured_bytes / 1e6:,.2f} MB of other "
+        f"documents, of about {advice.text_bytes / 1e6:,.2f} MB to train on.",
         f"{advice.vocab_size:,} ids: with them a model {model.d_model} wide with {model.n_layers} layers needs "
         f"{best.flops_per_byte / 1e6:,.3g} million operations of training for a byte of text that they were not "
         "learned on. "
