@@ -21,7 +21,7 @@ from groundup.tokenizer.tokenizer import Tokenizer
 
 COMMANDS = [
     "build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report", "compare", "tokens",
-    "tokens show",
+    "tokens show", "tokens compare", "tokens advise",
 ]  # fmt: skip
 
 
@@ -44,6 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Pat
     home = settle(tmp_path_factory.mktemp("home")).parent
     done = run("build", "tiny.toml", cwd=home)
     assert done.returncode == 0, done.stderr
+    Tokenizer.learn(["the fox"], vocab_size=320).save(home / "other.json")
     return home
 
 
@@ -253,17 +254,57 @@ def test_tokens_show_on_a_terminal_has_colours_and_bars(built: Path) -> None:
     assert re.sub(r"\x1b\[[\d;]*m", "", shown).count("│") == 3
 
 
-@pytest.mark.parametrize("command", ["new", "inspect", "corpus", "tokenizer", "pack", "compare", "tokens"])
+def test_tokens_compare_takes_several_texts_after_one_option(built: Path) -> None:
+    apart = run("tokens", "compare", "runs/tiny", "other.json", "--text", "tales", "--text", "tales/00.txt", cwd=built)
+    page = built / "tokenizers.html"
+    together = run(
+        "tokens", "compare", "runs/tiny", "other.json", "--text", "tales", "tales/00.txt", "--html", page, cwd=built
+    )
+    assert apart.returncode == together.returncode == 0, together.stderr
+    table = [re.split("  +", line) for line in together.stdout.splitlines()[1:4]]
+    assert [row[0] for row in table] == ["all texts", "tales", "tales/00.txt"]
+    assert [row[1] for row in table] == ["41", "40", "1"]
+    assert [line.split("  ")[0] for line in apart.stdout.splitlines()[:4]] == ["", "all texts", "tales", "tales/00.txt"]
+    assert "other.json needs" in together.stdout and "than tiny on all texts" in together.stdout
+    assert page.is_file()
+    told = json.loads(
+        run("tokens", "compare", "runs/tiny", "other.json", "--text", "tales", "--json", cwd=built).stdout
+    )
+    tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
+    texts = [path.read_text() for path in (built / "tales").glob("*.txt")]
+    assert told["groups"][0]["by"][0]["tokens"] == sum(len(tokenizer.encode(text)) for text in texts)
+
+
+def test_tokens_advise_gives_a_line_that_a_recipe_takes(built: Path) -> None:
+    done = run("tokens", "advise", "tales", "--model", "tiny.toml", cwd=built)
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.splitlines()[-1]
+    told = json.loads(run("tokens", "advise", "tales", "--model", "tiny.toml", "--json", cwd=built).stdout)
+    assert line == f"vocab_size = {told['vocab_size']}"
+    assert (
+        Recipe.load(built / "tiny.toml", [f"tokenizer.{line.replace(' ', '')}"]).tokenizer.vocab_size
+        == told["vocab_size"]
+    )
+    assert told["model"]["d_model"] == 16
+    sized = run("tokens", "advise", "tales", "--size", "1M", "--max-vocab", "512", "--json", cwd=built)
+    assert max(size["vocab_size"] for size in json.loads(sized.stdout)["sizes"]) <= 512
+
+
+@pytest.mark.parametrize(
+    "command", ["new", "inspect", "corpus", "tokenizer", "pack", "compare", "tokens", "tokens compare", "tokens advise"]
+)
 def test_commands_that_need_no_torch_import_none(built: Path, command: str) -> None:
     arguments = {
         "new": ["light", "--from", "tales"],
         "inspect": ["runs/tiny"],
         "compare": ["runs/tiny", "runs/tiny2"],
         "tokens": ["show", "runs/tiny", "the king"],
+        "tokens compare": ["runs/tiny", "other.json", "--text", "tales"],
+        "tokens advise": ["tales"],
     }
     if not (built / "runs" / "tiny2").exists():
         shutil.copytree(built / "runs" / "tiny", built / "runs" / "tiny2")
-    words = [command, *arguments.get(command, ["tiny.toml", "--run", "runs/light"])]
+    words = [*command.split(), *arguments.get(command, ["tiny.toml", "--run", "runs/light"])]
     code = (
         f"import sys; sys.argv = ['groundup', *{words!r}]\n"
         "from groundup import cli\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
@@ -381,6 +422,18 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["eval", "runs/tiny", "evals.batch_rows=3"], 2, "evals.batch_rows=3 changes a setting, which only a recipe has"),
     (["tokens"], 2, "Look at tokenizers"),
     (["tokens", "shwo"], 2, "show"),
+    (["tokens", "compare", "runs/tiny", "--text", "tales"], 2, "nothing to compare runs/tiny with"),
+    (["tokens", "compare", "--text", "tales", "runs/tiny", "other.json"], 2, "Missing argument"),
+    (["tokens", "compare", "runs/tiny", "other.json"], 2, "name texts to compare them on: --text FILE"),
+    (["tokens", "compare", "runs/tiny", "other.json", "--text"], 2, "'--text' requires an argument"),
+    (["tokens", "compare", "runs/tiny", "gone.json", "--text", "tales"], 3, "no tokenizer at gone.json"),
+    (["tokens", "compare", "runs/tiny", "other.json", "--text", "gone"], 3, "source gone is missing"),
+    (["tokens", "compare", "runs/tiny", "other.json", "--text", "tales", "--html", "tales"], 2, "tales is a folder"),
+    (["tokens", "advise", "gone"], 3, "source gone is missing"),
+    (["tokens", "advise", "tales", "--size", "big"], 2, "--size is 'big'"),
+    (["tokens", "advise", "tales", "--size", "1M", "--model", "tiny.toml"], 2, "give one of them"),
+    (["tokens", "advise", "tales", "--model", "gone.toml"], 3, "no recipe file gone.toml"),
+    (["tokens", "advise", "tales", "--max-vocab", "100"], 2, "the largest vocabulary is 100; sizes from 512"),
     (["tokens", "show", "tinny", "text"], 3, "no tokenizer at tinny; did you mean runs/tiny?"),
     (
         ["tokens", "show", "tiny.toml", "text"],

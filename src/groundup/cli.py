@@ -14,9 +14,12 @@ from groundup import terminal
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Callable
 
+    from groundup.corpus.survey import Survey
     from groundup.files import Manifest
     from groundup.generation.settings import Sampling
+    from groundup.model.settings import ModelConfig
     from groundup.model.transformer import Transformer
     from groundup.propose import Proposal
     from groundup.recipe import Built
@@ -472,7 +475,7 @@ def compare(
 tokens = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Look at tokenizers: how they cut a text, and why.\n\n"
+    help="Look at tokenizers: how they cut a text, and why; which is better, and how large one should be.\n\n"
     "A tokenizer is named by its tokenizer.json, by a directory that holds one, or by a run.",
     epilog=_example('groundup tokens show runs/storybook "Once upon a time"'),
 )
@@ -543,6 +546,132 @@ def show(
     terminal.print_table(showing.merge_rows(explained))
     if html:
         print(f"\nWith the tree of each piece: {html}")
+
+
+class _ManyTexts(typer.core.TyperCommand):
+    """A command in which `--text` may be followed by several files."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        parts: list[str] = []
+        in_texts = False
+        for word in args:
+            if word.startswith("-"):
+                in_texts = word == "--text"
+                parts += [] if in_texts else [word]
+            else:
+                parts += ["--text", word] if in_texts else [word]
+        if in_texts and args[-1] == "--text":
+            parts.append("--text")  # and nothing: refused as any option without its value
+        return super().parse_args(ctx, parts)
+
+
+@tokens.command(
+    "compare",
+    cls=_ManyTexts,
+    epilog=_example(
+        "groundup tokens compare runs/storybook gpt2/ --text groundup:storybook groundup:shakespeare",
+        "groundup tokens compare a/tokenizer.json b/tokenizer.json --text my-texts --html tokenizers.html",
+    ),
+)
+def compare_tokenizers(
+    tokenizers: Annotated[
+        list[Path],
+        typer.Argument(help="Two or more: a tokenizer.json, a directory with one, or a run.", show_default=False),
+    ],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Files, folders or packaged corpora, as in a recipe; each is a line of the table."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write all numbers as a page, too.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Set tokenizers side by side on texts: how short each makes them, by file and by script, and how fast."""
+    from groundup.evals import tokenizers as comparing
+
+    names = comparing.labels(tokenizers)
+    loaded = {name: _tokenizer_in(path) for name, path in zip(names, tokenizers, strict=True)}
+    with terminal.watch("compare") as progress:
+        found = comparing.compare(loaded, text or [], progress)
+    if html:
+        from groundup.report.tokenizers import write_page
+
+        write_page(found, html)
+    if as_json:
+        print(json.dumps(found))
+        return
+    terminal.print_table(comparing.group_rows(found, most=comparing.SHOWN_SCRIPTS))
+    print("\nAll texts:\n")
+    terminal.print_table(comparing.fact_rows(found))
+    print()
+    for line in comparing.verdicts(found):
+        print(line)
+    if html:
+        print(f"\nBy script and file: {html}")
+
+
+@tokens.command(
+    epilog=_example(
+        "groundup tokens advise my-texts",
+        "groundup tokens advise groundup:storybook --size 3.4M",
+        "groundup tokens advise groundup:storybook --model recipes/storybook.toml",
+    )
+)
+def advise(
+    texts: Annotated[
+        list[str], typer.Argument(help="Files, folders or packaged corpora, as in a recipe.", show_default=False)
+    ],
+    model: Annotated[Path | None, typer.Option(help="A recipe, whose [model] is meant.", show_default=False)] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="About how many parameters, such as 30M; else what `new` would train here in ten minutes."),
+    ] = None,
+    max_vocab: Annotated[int, typer.Option(help="The largest vocabulary to measure.")] = 65_536,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the curve and the advice as JSON.")] = False,
+) -> None:
+    """Say what vocabulary size suits texts and a model, with the curve and the reasons.
+
+    By the rule of `groundup new`, on more text.
+    """
+    from groundup.corpus.survey import survey
+    from groundup.plan import vocabulary
+    from groundup.propose import split_for
+
+    wanted, split = _model_meant(model, size)
+    print("reading the texts", file=sys.stderr)
+    sampled = survey(tuple(texts), Path())
+    with terminal.watch("measure") as progress:
+        pattern = split or split_for(sampled)
+        curve = vocabulary.measure(sampled.texts, largest=max_vocab, pattern=pattern, progress=progress)
+    advice = vocabulary.advise(curve, wanted(sampled), sampled.train_bytes)
+    if as_json:
+        print(json.dumps(vocabulary.table(advice, curve)))
+        return
+    terminal.print_table(vocabulary.rows(advice))
+    print("\nBytes of text for a million million operations of training:\n")
+    print(*vocabulary.chart(advice), sep="\n")
+    print()
+    for line in vocabulary.reasons(advice, curve):
+        print(line)
+    print(f"\nIn a recipe:\n\n[tokenizer]\nvocab_size = {advice.vocab_size}")
+
+
+def _model_meant(recipe: Path | None, size: str | None) -> "tuple[Callable[[Survey], ModelConfig], str | None]":
+    """Of surveyed texts the model that a vocabulary is wanted for; and the split pattern, where a recipe says which."""
+    from groundup.errors import SettingsError
+    from groundup.plan.hardware import this_machine
+    from groundup.propose import model_of, parameters_in, propose
+    from groundup.recipe import Recipe
+
+    if recipe is not None and size is not None:
+        raise SettingsError(f"--model {recipe} and --size {size} both set the size: give one of them")
+    if recipe is not None:
+        chosen = Recipe.load(recipe)
+        learned = chosen.tokenizer.split if chosen.tokenizer.kind == "learned" else None
+        return (lambda sampled: chosen.model), learned
+    if size is not None:
+        parameters = parameters_in(size)
+        return (lambda sampled: model_of(sampled, this_machine(), parameters)), None
+    return (lambda sampled: propose("advice", sampled, this_machine()).model), None
 
 
 def _text_given(text: str | None, file: Path | None) -> bytes:

@@ -4,7 +4,6 @@ Rules, not search. Each stands here once with its source, and again as a comment
 """
 
 import dataclasses
-import itertools
 import json
 import math
 import textwrap
@@ -20,10 +19,10 @@ from groundup.model.presets import PRESETS, Preset
 from groundup.model.settings import ModelConfig
 from groundup.plan import laws
 from groundup.plan.hardware import Machine
+from groundup.plan.vocabulary import Curve, advise, measure
 from groundup.recipe import Recipe
 from groundup.settings import nearest
-from groundup.tokenizer.settings import SMALLEST, Learned
-from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.tokenizer.settings import Learned
 
 LADDER = (
     (64, 4), (128, 4), (192, 6), (256, 6), (320, 8), (384, 8), (512, 8), (640, 10), (768, 12), (1024, 16), (1280, 20),
@@ -32,9 +31,6 @@ LADDER = (
 """d_model and n_layers to choose from: 16 to 128 channels for each layer, a range in which shape hardly matters (Kaplan
 et al. 2020, arXiv:2001.08361, figure 5); a head for each 64 channels."""
 LONGEST_CONTEXT_ON_CPU = 256
-VOCABULARY = (2048, 200_000, 0.25)
-"""So many ids suited so many bytes of text; for more text they grow with this power of it. Measured at 0.2 and 4.4 MB
-(docs/log.md); carried on to GPT-2's 40 GB it gives 43,000 before rounding, where it had 50,257."""
 PARAMETERS_PER_TOKEN = 20
 """At most so many for each different token of the texts: larger models were worse (docs/log.md)."""
 BYTES_PER_PARAMETER = 18
@@ -45,9 +41,11 @@ SHARE_OF_TIME = 0.6
 """What is planned of the time asked for; a shared machine may be half as fast a minute later (docs/numbers.md)."""
 MINUTES = 10.0
 TRIAL_BYTES = 1_000_000
-"""Of text, on which a vocabulary is learned to see how much it shortens; half as much is then encoded with it."""
-LARGEST_TRIAL = 16_384
-"""Ids that can be learned on so little text."""
+"""Of text, on which vocabularies are learned to see how much they shorten; a quarter as much is then encoded."""
+LARGEST_VOCABULARY = 16_384
+"""Ids that can be learned on so little text. Up to here it tells the same as four times as much (docs/log.md)."""
+COMMON_VOCABULARY = 4096
+"""Ids of the vocabulary in whose tokens the texts are counted, where models with different ones are compared."""
 LEARNING_BYTES_PER_SECOND, ENCODING_BYTES_PER_SECOND, LOADING_SECONDS = 10e6, 30e6, 5.0
 """Of the tokenizer, on two cores of a busy machine (docs/numbers.md), and what its compiled loops take to load."""
 WITHOUT_BLANKS = ("Cjk", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
@@ -121,6 +119,9 @@ class _Candidate:
     """A size with its vocabulary, and how long it would be trained."""
 
     model: ModelConfig
+    bytes_per_token: float
+    common: float
+    """Tokens of `COMMON_VOCABULARY` in the text of one of its own."""
     unique: float
     """Different tokens in the training documents."""
     tokens: float
@@ -134,7 +135,8 @@ class _Candidate:
 
     @property
     def expected_loss(self) -> float:
-        return laws.loss(self.model.parameters, self.tokens, self.unique)
+        """For each token of `COMMON_VOCABULARY`."""
+        return laws.loss(self.model.parameters, self.tokens * self.common, self.unique * self.common)
 
 
 def parameters_in(size: str) -> float:
@@ -188,10 +190,7 @@ def propose(
     if minutes is None and size is None and published is None:
         minutes = MINUTES
     seconds = None if minutes is None else max(minutes * 60 * SHARE_OF_TIME - texts.preparing_seconds, minutes * 20)
-    context = _context_length(texts, machine, published)
-    candidates = [
-        _candidate(shape, texts, machine, seconds) for shape in _shapes(size, published, texts.vocab_size, context)
-    ]
+    candidates = [_candidate(model, texts, machine, seconds) for model in _models(texts, machine, size, published)]
     held = [each for each in candidates if _fits(each.model, machine)]
     if not held:
         raise ResourceError(_too_large(candidates[0].model, machine))
@@ -203,7 +202,7 @@ def propose(
     looking = LOOKS * recipe.pretrain.validation_tokens / 3  # forward alone is a third of a training step
     scoring = chosen.unique * sampled.corpus.test_share
     return Proposal(
-        recipe, tables, sampled, machine, chosen.model, chosen.unique, texts.bytes_per_token, texts.preparing_seconds,
+        recipe, tables, sampled, machine, chosen.model, chosen.unique, chosen.bytes_per_token, texts.preparing_seconds,
         steps_seconds + (looking + scoring) / chosen.tokens_per_second, chosen.ends_early,
     )  # fmt: skip
 
@@ -220,31 +219,18 @@ class _Texts:
     """What the sample says about the whole."""
 
     def __init__(self, sampled: Survey) -> None:
-        corpus = sampled.corpus
         self.sampled = sampled
-        self.train_bytes = sampled.bytes * (1 - corpus.validation_share - corpus.test_share)
-        ids, text, power = VOCABULARY
-        self.vocab_size = max(SMALLEST, 2 ** round(math.log2(ids * (self.train_bytes / text) ** power)))
-
-    @property
-    def split(self) -> str:
-        """The pattern that suits the texts' scripts."""
-        without = sum(self.sampled.scripts.get(script, 0.0) for script in WITHOUT_BLANKS)
-        return "unspaced" if without > 0.2 else Learned.model_fields["split"].default
+        self.train_bytes = sampled.train_bytes
 
     @cached_property
-    def bytes_per_token(self) -> float:
-        """With a vocabulary of that size, learned on a part of the sample and tried on another."""
-        learned_on, encoded = _halves(self.sampled.texts)
-        size = min(self.vocab_size, LARGEST_TRIAL)
-        tokenizer = Tokenizer.learn(learned_on, vocab_size=size, pattern=self.split)
-        ids = sum(1 + len(tokenizer.encode(text)) for text in encoded)
-        return sum(len(text.encode()) for text in encoded) / ids
+    def split(self) -> str:
+        """The pattern that suits the texts' scripts."""
+        return split_for(self.sampled)
 
-    @property
-    def unique_tokens(self) -> float:
-        """In the training documents."""
-        return self.train_bytes / self.bytes_per_token
+    @cached_property
+    def curve(self) -> Curve:
+        """What vocabularies of all sizes make of the texts."""
+        return measure(self.sampled.texts, largest=LARGEST_VOCABULARY, pattern=self.split, learn_bytes=TRIAL_BYTES)
 
     @property
     def preparing_seconds(self) -> float:
@@ -258,55 +244,65 @@ class _Texts:
         return lengths[len(lengths) // 2]
 
 
-def _halves(texts: list[str]) -> tuple[list[str], list[str]]:
-    """Texts to learn from, and others to try what was learned; of a single text its two halves."""
-    if len(texts) == 1:
-        middle = len(texts[0]) // 2
-        texts = [texts[0][:middle], texts[0][middle:]]
-    mixed = texts[::2] + texts[1::2]
-    totals = list(itertools.accumulate(len(text) for text in mixed))
-    first = min(TRIAL_BYTES, totals[-1] * 2 // 3)
-    cut = max(1, sum(total <= first for total in totals))
-    end = sum(total <= first * 3 // 2 for total in totals)
-    return mixed[:cut], mixed[cut : max(end, cut + 1)]
+def split_for(sampled: Survey) -> str:
+    """The split pattern that suits the texts' scripts."""
+    scripts = sampled.scripts
+    without = sum(scripts.get(script, 0.0) for script in WITHOUT_BLANKS)
+    return "unspaced" if without > 0.2 else str(Learned.model_fields["split"].default)
 
 
-def _context_length(texts: _Texts, machine: Machine, published: Preset | None) -> int:
-    """The power of two that holds a middling document, as far as machine, preset and amount of text allow."""
+def model_of(sampled: Survey, machine: Machine, size: float) -> ModelConfig:
+    """The model of about `size` parameters that would be proposed for these texts, whether the machine holds it or not.
+
+    Raises:
+        DataError: too little text to train on.
+    """
+    return _models(_Texts(sampled), machine, size, None)[0]
+
+
+def _models(texts: _Texts, machine: Machine, size: float | None, published: Preset | None) -> list[ModelConfig]:
+    """Those to choose among: the preset's, the one nearest to the size asked for, or the whole ladder."""
     longest = LONGEST_CONTEXT_ON_CPU if machine.is_cpu else 1024
     if published is not None:
         longest = min(longest, published.model.context_length)
-    wanted = min(longest, texts.median_bytes / texts.bytes_per_token, texts.unique_tokens / 16)
+        return [_fitted(published.model.model_copy(update={"context_length": longest}), texts)]
+    ladder = [
+        ModelConfig(
+            context_length=longest, d_model=d_model, n_layers=n_layers, n_heads=d_model // 64,
+            d_ff=-(-8 * d_model // 3 // 64) * 64,
+        )
+        for d_model, n_layers in LADDER
+    ]  # fmt: skip
+    models = [_fitted(shape, texts) for shape in ladder]
+    if size is None:
+        return models
+    return [min(models, key=lambda model: abs(math.log(model.parameters / size)))]
+
+
+def _fitted(shape: ModelConfig, texts: _Texts) -> ModelConfig:
+    """With the vocabulary that suits it and the texts, and the power of two as context that holds a middling document,
+    as far as the shape's and the amount of text allow."""
+    vocabulary = advise(texts.curve, shape, texts.train_bytes)
+    tokens = texts.train_bytes / vocabulary.bytes_per_token
+    wanted = min(shape.context_length, texts.median_bytes / vocabulary.bytes_per_token, tokens / 16)
     if wanted < 16:
         raise DataError(
             f"there are only about {texts.train_bytes:,.0f} bytes of text to train on: far too few to learn from. "
             "A hundred thousand are a beginning, a million are better; add texts"
         )
-    return int(min(longest, 2 ** math.ceil(math.log2(wanted))))
+    context = int(min(shape.context_length, 2 ** math.ceil(math.log2(wanted))))
+    return vocabulary.model.model_copy(update={"context_length": context})
 
 
-def _shapes(size: float | None, published: Preset | None, vocab_size: int, context: int) -> list[ModelConfig]:
-    """The sizes to choose among: the preset's, the one nearest to the size asked for, or the whole ladder."""
-    if published is not None:
-        return [published.model.model_copy(update={"context_length": context})]
-    ladder = [
-        ModelConfig(
-            context_length=context, d_model=d_model, n_layers=n_layers, n_heads=d_model // 64,
-            d_ff=-(-8 * d_model // 3 // 64) * 64,
-        )
-        for d_model, n_layers in LADDER
-    ]  # fmt: skip
-    if size is None:
-        return ladder
-    return [min(ladder, key=lambda shape: abs(math.log(shape.with_vocabulary(vocab_size).parameters / size)))]
-
-
-def _candidate(shape: ModelConfig, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
-    model = shape.with_vocabulary(texts.vocab_size)
+def _candidate(model: ModelConfig, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
+    assert model.vocab_size is not None, "_fitted has set it"
+    bytes_per_token = texts.curve.of(model.vocab_size).bytes_per_token
+    common = bytes_per_token / texts.curve.of(COMMON_VOCABULARY).bytes_per_token
+    unique = texts.train_bytes / bytes_per_token
     speed = machine.training_flops(model.d_model) / model.training_flops_per_token
     in_time = laws.TOKENS_PER_PARAMETER * model.parameters if seconds is None else seconds * speed
-    worth = laws.MOST_PASSES * texts.unique_tokens
-    return _Candidate(model, texts.unique_tokens, min(in_time, worth), in_time > worth, speed)
+    worth = laws.MOST_PASSES * unique
+    return _Candidate(model, bytes_per_token, common, unique, min(in_time, worth), in_time > worth, speed)
 
 
 def _fits(model: ModelConfig, machine: Machine) -> bool:
@@ -453,7 +449,7 @@ def _comments(proposal: Proposal) -> dict[str, str]:
         "corpus.filters": "many documents are short, so none is dropped for that",
         "tokenizer": "learned on your texts: pairs of tokens that often stand together become one",
         "tokenizer.vocab_size": f"a token is then about {proposal.bytes_per_token:.1f} bytes long; "
-        "more ids suit more text",
+        "larger models are suited by more ids",
         "tokenizer.split": "for scripts that put no blanks between words",
         "model": f"{model.parameters:,} parameters",
         "model.context_length": "tokens that it sees at once",

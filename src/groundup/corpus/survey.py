@@ -30,6 +30,8 @@ FEWEST_DOCUMENTS = 40
 """Longer ones are cut until there are so many: each split then gets some."""
 SHORTEST_CUT = 2_000
 """Bytes; shorter parts would teach little but how texts break off."""
+LEAST_KANA = 0.05
+"""Of Han characters and kana together: a text with more of them is Japanese, not Chinese."""
 MOSTLY_SHORT = 0.2
 """Share of documents that may fall to `Length` before its minimum is taken away: poems, messages, headlines."""
 
@@ -63,6 +65,11 @@ class Survey:
     def bytes(self) -> int:
         """UTF-8 bytes of the text that will be kept."""
         return round(self.sample_bytes * self.scale)
+
+    @property
+    def train_bytes(self) -> float:
+        """Of them, those that will not be held out."""
+        return self.bytes * (1 - self.corpus.validation_share - self.corpus.test_share)
 
     @property
     def documents(self) -> int:
@@ -189,6 +196,23 @@ def _first_rows(found: Found, rows: int = 20) -> Iterator[tuple[dict[str, Any], 
                     continue
                 if isinstance(row, dict):
                     yield row, len(line)
+
+
+def main_script(text: str) -> str:
+    """The script of most of its letters; Japanese, where kana stand among the Han characters.
+
+    >>> main_script("Größe: 漢"), main_script("漢字 is 仮名まじり"), main_script("漢字は"), main_script("1, 2")
+    ('Latin', 'Japanese', 'Japanese', 'none')
+    """
+    letters: Counter[str] = Counter()
+    for character, number in Counter(text).items():
+        if character.isalpha():
+            letters[_script(character)] += number
+    kana = letters.pop("Hiragana", 0) + letters.pop("Katakana", 0)
+    han = letters.pop("Cjk", 0)
+    if kana or han:
+        letters["Japanese" if kana > (kana + han) * LEAST_KANA else "Han"] = kana + han
+    return letters.most_common(1)[0][0] if letters else "none"
 
 
 @cache

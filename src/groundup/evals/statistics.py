@@ -1,4 +1,4 @@
-"""Bits per byte as a ratio of sums over documents, and how sure it is. Without torch."""
+"""Ratios of sums over documents, such as bits per byte, and how sure they are. Without torch."""
 
 import math
 
@@ -16,3 +16,25 @@ def ratio(bits: npt.NDArray[np.float64], n_bytes: npt.NDArray[np.int64]) -> tupl
     value = float(bits.sum()) / total
     spread = float(((bits - value * n_bytes) ** 2).sum()) * n / (n - 1) if n > 1 else math.nan
     return value, math.sqrt(spread) / total
+
+
+RESAMPLES = 1000
+"""Enough for the ends of a 95 % interval to two digits."""
+FEWEST_DOCUMENTS = 10
+"""Of fewer, drawing again tells too little of what others would give."""
+
+
+def interval(above: npt.NDArray[np.int64], below: npt.NDArray[np.int64]) -> tuple[float, float] | None:
+    """Ends of the 95 % interval of Σ above / Σ below, by drawing as many documents again and again, with replacement
+    (Efron 1979, the percentile method). Always the same draws. None for fewer than `FEWEST_DOCUMENTS`.
+    """
+    n = len(above)
+    if n < FEWEST_DOCUMENTS:
+        return None
+    random = np.random.default_rng(0)
+    ratios = np.empty(RESAMPLES)
+    for number in range(RESAMPLES):
+        drawn = random.integers(0, n, n)
+        ratios[number] = above[drawn].sum() / below[drawn].sum()
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)

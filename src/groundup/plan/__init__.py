@@ -1,1 +1,1 @@
-"""Plan: what a training run will cost, and how large it should be; before anything is spent."""
+"""Plan: what a training run will cost, and how large model and vocabulary should be; before anything is spent."""

@@ -444,6 +444,30 @@ class Tokenizer:
     def _is_blank(self, i: int) -> bool:
         return not self._tokens[i].strip(b" \n\t")
 
+    def first_merges(self, number: int) -> Self:
+        """A smaller vocabulary of the same kind: without the merges after the first `number` and the tokens that only
+        they make. Of a learned one it has the merges that learning so many on the same texts would have given.
+
+        Raises:
+            SettingsError: for a number that is not between 0 and that of the merges.
+        """
+        if not 0 <= number <= len(self._pairs):
+            raise SettingsError(f"the first {number:,} merges were asked for; this tokenizer has {len(self._pairs):,}")
+        dropped = {self._ids[left + right] for left, right in self.merges[number:]}
+        dropped -= {self._ids[left + right] for left, right in self.merges[:number]}
+        kept = [i for i in range(self.vocab_size) if i not in dropped]
+        place = {i: n for n, i in enumerate(kept)}
+        return type(self)(
+            [self._tokens[i] for i in kept],
+            [(place[left], place[right]) for left, right in self._pairs[:number]],
+            {text: place[i] for text, i in self.special.items()},
+            self.pattern,
+            ranks=[self._merges[pair][0] for pair in self._pairs[:number]],
+            whole_pieces=self.whole_pieces,
+            added={text: place[i] for text, i in self.added.items()},
+            normalizer=self.normalizer,
+        )
+
     # Files
 
     @classmethod
