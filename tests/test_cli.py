@@ -21,7 +21,7 @@ from groundup.tokenizer.tokenizer import Tokenizer
 
 COMMANDS = [
     "build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report", "compare", "tokens",
-    "tokens show", "tokens compare", "tokens advise",
+    "tokens show", "tokens compare", "tokens advise", "tokens extend",
 ]  # fmt: skip
 
 
@@ -288,6 +288,38 @@ def test_tokens_advise_gives_a_line_that_a_recipe_takes(built: Path) -> None:
     assert told["model"]["d_model"] == 16
     sized = run("tokens", "advise", "tales", "--size", "1M", "--max-vocab", "512", "--json", cwd=built)
     assert max(size["vocab_size"] for size in json.loads(sized.stdout)["sizes"]) <= 512
+
+
+def test_an_extended_model_generates_is_scored_and_tells_where_it_comes_from(built: Path) -> None:
+    (built / "words.txt").write_text(" golden apple\n\n fox went\n")
+    arguments = [
+        "tokens",
+        "extend",
+        "runs/tiny",
+        "--from",
+        "words.txt",
+        "--special",
+        "<|tool|>",
+        "--out",
+        "models/more",
+    ]
+    done = run(*arguments, cwd=built)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r'^" golden apple" +320 +" g', done.stdout, re.M), done.stdout
+    assert "320, now 384" in done.stdout
+    digest = json.loads(run("inspect", "runs/tiny/model", "--json", cwd=built).stdout)["facts"]["digest"]
+    told = run("inspect", "models/more", cwd=built).stdout
+    assert f'from the model {digest[:12]}, by " golden apple", " fox went", "<|tool|>"; not trained since' in told
+    assert run("generate", "models/more", "the golden apple", "--max-tokens", 5, cwd=built).returncode == 0
+    assert "bits per byte" in run("eval", "models/more", "tales/00.txt", cwd=built).stdout
+    again = run(*arguments, cwd=built)
+    assert again.returncode == 2
+    assert "models/more exists and is left as it is: choose another --out" in again.stderr
+    more = run("tokens", "extend", "models/more", "--add", "<|more|>", "--out", "models/still", "--json", cwd=built)
+    added = json.loads(more.stdout)
+    assert added["tokens"]["<|more|>"]["id"] == 384
+    assert "".join(added["tokens"]["<|more|>"]["before"]) == "<|more|>"
+    assert added["rows"] == [384, 448]
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,7 @@ RUN = {
     "README.md": SMALL,
     "docs/how-to/own-data.md": SMALL,
     "docs/how-to/own-tokenizer.md": [setting for setting in SMALL if not setting.startswith("tokenizer.")],
+    "docs/how-to/add-tokens.md": SMALL,
     "docs/how-to/resume.md": SMALL,
     "docs/how-to/smaller-machine.md": SMALL,
     "docs/how-to/bigger-machine.md": SMALL,

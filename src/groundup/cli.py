@@ -352,16 +352,13 @@ def _ready_to_write(
 
 
 def _show_probabilities(chosen: list[dict[str, Any]]) -> None:
-    def quoted(token: dict[str, Any]) -> str:
-        return json.dumps(token["text"], ensure_ascii=False)
-
     print()
     terminal.print_table(
         [
             (
                 f"{token['probability']:6.1%}",
-                quoted(token),
-                "  ".join(f"{quoted(other)} {other['probability']:.1%}" for other in token["instead"]),
+                _quoted(token["text"]),
+                "  ".join(f"{_quoted(other['text'])} {other['probability']:.1%}" for other in token["instead"]),
             )
             for token in chosen
         ]
@@ -685,6 +682,55 @@ def _text_given(text: str | None, file: Path | None) -> bytes:
         with reading(file) as stream:
             return stream.read()
     return sys.stdin.buffer.read() if text == "-" else os.fsencode(text or "")
+
+
+@tokens.command(
+    epilog=_example(
+        'groundup tokens extend runs/storybook --add " photosynthesis" --special "<|tool|>" --out models/with-tools',
+        "groundup tokens extend runs/storybook --from words.txt --out models/with-words",
+    )
+)
+def extend(
+    model: Annotated[
+        Path, typer.Argument(help="A run, a model directory, or one as of Hugging Face.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Where the model with more tokens goes.", show_default=False)],
+    add: Annotated[
+        list[str] | None, typer.Option(help="A text that becomes one token wherever it stands; may be repeated.")
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option("--from", help="A file of such texts, one a line, blanks at its ends included.")
+    ] = None,
+    special: Annotated[
+        list[str] | None, typer.Option(help="A token that is recognised only where it is allowed; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was added as JSON.")] = False,
+) -> None:
+    """Add tokens to a trained model. Texts without them keep their ids and their scores.
+
+    A word inside a text has a blank before it, which belongs to the token: --add " photosynthesis".
+    """
+    from groundup import extend as extending
+
+    added = [*(add or ()), *(extending.read_tokens(words) if words else ())]
+    done = extending.extend(model, out, added, special or ())
+    if as_json:
+        told = {text: {"id": i, "before": done.pieces[text]} for text, i in done.ids.items()}
+        print(json.dumps({"model": str(out), "tokens": told, "rows": done.rows}, ensure_ascii=False))
+        return
+    rows = [("token", "id", "begins as the mean of")]
+    for text, pieces in done.pieces.items():
+        rows.append((_quoted(text), f"{done.ids[text]:,}", " ".join(map(_quoted, pieces))))
+    terminal.print_table(rows)
+    before, after = done.rows
+    grown = f"{before:,}, now {after:,}" if after > before else f"{before:,}, as before"
+    print(f"\nRows of the model's vocabulary: {grown}\n\nTry next:")
+    print(f"  {terminal.command('inspect', out)}")
+    print(f"  {terminal.command('generate', out, next(iter(done.ids)))}")
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _build(

@@ -297,12 +297,19 @@ def _shards(path: Path, manifest: Manifest) -> dict[str, Any]:
 def _model(path: Path, manifest: Manifest) -> dict[str, Any]:
     config = ModelConfig.from_table(json.loads((path / "config.json").read_bytes())["model"], str(path / "config.json"))
     told = manifest.statistics
-    return {
+    facts = {
         **_of_config(config),
         **_of_tensors([path / "model.safetensors"], "parameters"),
         "trained": {name: told[name] for name in ("steps", "tokens") if name in told},
-        "validation_bits_per_byte": told.get("validation_bits_per_byte"),
     }
+    if "extend" in manifest.settings:
+        new = [*manifest.settings["extend"]["added"], *manifest.settings["extend"]["special"]]
+        shown = ", ".join(json.dumps(text, ensure_ascii=False) for text in new[:5])
+        more = f" and {len(new) - 5:,} more" if len(new) > 5 else ""
+        facts["extended"] = f"from the model {manifest.inputs['base'][:12]}, by {shown}{more}; not trained since"
+    else:
+        facts["validation_bits_per_byte"] = told.get("validation_bits_per_byte")
+    return facts
 
 
 def _evals(path: Path, manifest: Manifest) -> dict[str, Any]:

@@ -65,7 +65,11 @@ def load(
         check(directory, "model")
     config, weights = read_weights(directory)
     model = build(config, weights, str(directory)).to(find_device(device), _dtype(dtype)).eval()
-    return model, _tokenizer_in(directory, config)
+    try:
+        return model, tokenizer_of(directory, config)
+    except UnsupportedError as error:
+        warnings.warn(f"the model is loaded without its tokenizer: {error}", stacklevel=2)
+        return model, None
 
 
 def model_directory(path: Path) -> Path:
@@ -198,15 +202,17 @@ def save(directory: Path, config: ModelConfig, weights: dict[str, Tensor], token
         tokenizer.save(directory)
 
 
-def _tokenizer_in(directory: Path, config: ModelConfig) -> Tokenizer | None:
+def tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer beside a model, if there is one.
+
+    Raises:
+        UnsupportedError: of a kind that is not represented here.
+        SettingsError: it has more ids than the model.
+    """
     names = ("tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model")
     if not any((directory / name).is_file() for name in names):
         return None
-    try:
-        tokenizer = Tokenizer.load(directory)
-    except UnsupportedError as error:
-        warnings.warn(f"the model is loaded without its tokenizer: {error}", stacklevel=3)
-        return None
+    tokenizer = Tokenizer.load(directory)
     if config.vocab_size is not None and tokenizer.vocab_size > config.vocab_size:
         raise SettingsError(
             f"the tokenizer in {directory} has {tokenizer.vocab_size:,} ids, the model {config.vocab_size:,}: "

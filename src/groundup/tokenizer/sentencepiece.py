@@ -5,7 +5,7 @@ most models put one before the text, which decoding takes away again.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,6 +72,14 @@ class SentencePiece(Tokenizer):
         """
         with reading(path) as stream:
             return cls(stream.read(), str(path))
+
+    def extended(self, added: Sequence[str] = (), special: Sequence[str] = ()) -> Self:
+        raise UnsupportedError(
+            "a SentencePiece model cannot be extended here: its file belongs to its library, which does not change it"
+        )
+
+    def first_merges(self, number: int) -> Self:
+        raise UnsupportedError("a SentencePiece model has no merges that can be taken back")
 
     @property
     def is_plain(self) -> bool:

@@ -4,6 +4,7 @@ Ids 0 to 255 are the bytes in the order of GPT-2's table, then one id a merge, t
 format is Hugging Face's `tokenizer.json`.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -38,6 +39,7 @@ from groundup.tokenizer.vocabulary import (
     ENDS_OF_TEXT,
     NAMED_SPECIAL,
     byte_ids,
+    to_bytes,
     to_utf8,
 )
 
@@ -73,7 +75,7 @@ class Tokenizer:
             tokens: bytes of each id; for a special token, its text.
             merges: pairs of ids in the order they were learned; the joined bytes are a token.
             special: text of each special token → its id.
-            pattern: name of the split pattern, `gpt2` or `cl100k`, or a regular expression.
+            pattern: name of the split pattern, such as `gpt2`, or a regular expression.
             ranks: of each merge; the lowest goes first, of equals the leftmost. Their order in `merges`, if not given.
             whole_pieces: a piece that is a token is that token, whatever the merges would make of it (tiktoken,
                 Hugging Face's `ignore_merges`).
@@ -466,7 +468,67 @@ class Tokenizer:
             whole_pieces=self.whole_pieces,
             added={text: place[i] for text, i in self.added.items()},
             normalizer=self.normalizer,
+            normalized=self.normalized,
         )
+
+    def extended(self, added: Sequence[str] = (), special: Sequence[str] = ()) -> Self:
+        """This vocabulary with more tokens, their ids after the last. A text that holds none of them keeps its ids.
+
+        A vocabulary of a multiple of 64 ids is filled with reserved tokens to the next.
+
+        Args:
+            added: recognised wherever they stand.
+            special: recognised only if allowed.
+
+        Raises:
+            SettingsError: a text that is empty, is named twice, or is a token already, with its id.
+
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> more = tokenizer.extended(["lowland"], special=["<|tool|>"])
+        >>> more.encode("lowlands"), more.special["<|tool|>"], more.vocab_size
+        ([320, 82], 321, 384)
+        """
+        new = [*added, *special]
+        for text in new:
+            self._refuse_as_token(text)
+        if len(set(new)) < len(new):
+            (twice, _), *_ = Counter(new).most_common(1)
+            raise SettingsError(f"the token {twice!r} is named twice")
+        taken = {*self.special, *self.added, *new}
+        unused = (name for i in itertools.count() if (name := f"<|reserved_{i}|>") not in taken)
+        n_spare = -len(new) % MULTIPLE if self.vocab_size % MULTIPLE == 0 else 0
+        new += itertools.islice(unused, n_spare)
+        ids = {text: self.vocab_size + number for number, text in enumerate(new)}
+        return type(self)(
+            [*self._tokens, *(text.encode() for text in new)],
+            self._pairs,
+            {**self.special, **{text: ids[text] for text in new[len(added) :]}},
+            self.pattern,
+            ranks=[self._merges[pair][0] for pair in self._pairs],
+            whole_pieces=self.whole_pieces,
+            added={**self.added, **{text: ids[text] for text in added}},
+            normalizer=self.normalizer,
+            normalized=self.normalized,
+        )
+
+    def _refuse_as_token(self, text: str) -> None:
+        if not text:
+            raise SettingsError("an empty text cannot be a token")
+        if text in self.special or text in self.added:
+            kind, ids = ("a special", self.special) if text in self.special else ("an added", self.added)
+            raise SettingsError(f"{text!r} is {kind} token already: id {ids[text]}")
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError as error:
+            raise SettingsError(f"{text!r} cannot be a token: {error.reason}") from None
+        if raw in self._ids:
+            raise SettingsError(f"{text!r} is a token already: id {self._ids[raw]}")
+        with contextlib.suppress(KeyError):
+            if to_bytes(text) in self._ids:
+                raise SettingsError(
+                    f"{text!r} cannot be a token: tokenizer.json writes {to_bytes(text)!r}, id "
+                    f"{self._ids[to_bytes(text)]}, with the same characters"
+                )
 
     # Files
 
