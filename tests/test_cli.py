@@ -21,7 +21,7 @@ from groundup.tokenizer.tokenizer import Tokenizer
 
 COMMANDS = [
     "build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report", "compare", "tokens",
-    "tokens show", "tokens compare", "tokens advise", "tokens extend",
+    "tokens show", "tokens compare", "tokens advise", "tokens convert", "tokens extend",
 ]  # fmt: skip
 
 
@@ -288,6 +288,19 @@ def test_tokens_advise_gives_a_line_that_a_recipe_takes(built: Path) -> None:
     assert told["model"]["d_model"] == 16
     sized = run("tokens", "advise", "tales", "--size", "1M", "--max-vocab", "512", "--json", cwd=built)
     assert max(size["vocab_size"] for size in json.loads(sized.stdout)["sizes"]) <= 512
+
+
+def test_tokens_convert_writes_by_the_name_of_the_target(built: Path) -> None:
+    done = run("tokens", "convert", "runs/tiny", "tiny.tiktoken", cwd=built)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tiny.tiktoken: 320 ids, 16 of them special" in done.stdout
+    bare = run("tokens", "convert", "tiny.tiktoken", "again/tokenizer.json", cwd=built)
+    assert bare.returncode == 2
+    back = ["tokens", "convert", "tiny.tiktoken", "again.json", "--split", "gpt2"]
+    tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
+    done = run(*back, *(part for name in tokenizer.special for part in ("--special", name)), cwd=built)
+    assert done.returncode == 0, done.stderr
+    assert Tokenizer.load(built / "again.json").tokens == tokenizer.tokens
 
 
 def test_an_extended_model_generates_is_scored_and_tells_where_it_comes_from(built: Path) -> None:

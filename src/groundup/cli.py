@@ -14,7 +14,7 @@ from groundup import terminal
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from groundup.corpus.survey import Survey
     from groundup.files import Manifest
@@ -483,8 +483,8 @@ TokenizerPath = Annotated[
 ]
 
 
-def _tokenizer_in(path: Path) -> "Tokenizer":
-    """The tokenizer that a path stands for; of a run, its own."""
+def _tokenizer_in(path: Path, split: str | None = None, special: "Sequence[str]" = ()) -> "Tokenizer":
+    """The tokenizer that a path stands for; of a run, its own. Ranks of an unknown name need `split` and `special`."""
     from groundup.errors import DataError, SettingsError
     from groundup.files import refuse_nothing
     from groundup.tokenizer.tokenizer import Tokenizer
@@ -495,7 +495,7 @@ def _tokenizer_in(path: Path) -> "Tokenizer":
         )
     refuse_nothing(path, "tokenizer")
     if not (path / "recipe.toml").is_file() or (path / "tokenizer.json").is_file():
-        return Tokenizer.load(path)
+        return Tokenizer.load(path, pattern=split, special=special)
     if not (path / "tokenizer").is_dir():
         raise DataError(f"the run {path} has no tokenizer yet: go on with the command that began it")
     return Tokenizer.load(path / "tokenizer")
@@ -682,6 +682,30 @@ def _text_given(text: str | None, file: Path | None) -> bytes:
         with reading(file) as stream:
             return stream.read()
     return sys.stdin.buffer.read() if text == "-" else os.fsencode(text or "")
+
+
+@tokens.command(
+    epilog=_example(
+        "groundup tokens convert runs/storybook storybook.tiktoken",
+        "groundup tokens convert cl100k_base.tiktoken cl100k/tokenizer.json",
+    )
+)
+def convert(
+    source: Annotated[Path, typer.Argument(help="Any file of a tokenizer that is read here, or a run.")],
+    target: Annotated[
+        Path, typer.Argument(help="By its name: .json as Hugging Face's, .tiktoken ranks, or vocab.bpe of GPT-2's two.")
+    ],
+    split: Annotated[
+        str | None, typer.Option(help="How ranks of an unknown name cut text: the name of a pattern, or an expression.")
+    ] = None,
+    special: Annotated[list[str] | None, typer.Option(help="A special token of such ranks; may be repeated.")] = None,
+) -> None:
+    """Write a tokenizer as another kind of file, read it again, and compare."""
+    from groundup.tokenizer import formats
+
+    tokenizer = _tokenizer_in(source, split, special or ())
+    formats.convert(tokenizer, target)
+    print(f"{target}: {tokenizer.vocab_size:,} ids, {len(tokenizer.special):,} of them special")
 
 
 @tokens.command(

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,7 @@ class PieceCounter:
         self._threads = ThreadPoolExecutor(n_threads, "counting")
         self._tables = [Table() for _ in range(n_threads)]
         self._free = list(self._tables)
+        self._counting: list[Future[None]] = []
         self._lock = threading.Lock()
         self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="groundup-pieces-")
         self._directory = directory or Path(self._temporary.name if self._temporary else "")
@@ -104,15 +105,22 @@ class PieceCounter:
         Args:
             offsets: (documents + 1,) where each begins, then where the last one ends.
         """
-        for _ in self._threads.map(lambda run: self._count(text, run), slices(offsets, BYTES_AT_ONCE)):
-            pass
+        self._wait()
+        self._counting = [self._threads.submit(self._count, text, run) for run in slices(offsets, BYTES_AT_ONCE)]
         self.documents += len(offsets) - 1
         late = self._temporary is None and time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
         if late or sum(table.bytes for table in self._tables) > self._memory_bytes:
             self.save()
 
+    def _wait(self) -> None:
+        """Until what was added has been counted; meanwhile the caller reads the next documents."""
+        for each in self._counting:
+            each.result()
+        self._counting = []
+
     def save(self) -> None:
         """Write the tables down, and begin new ones."""
+        self._wait()
         self._directory.mkdir(parents=True, exist_ok=True)
         for table in self._tables:
             name = f"table-{len(self._saved):05d}"
@@ -128,6 +136,7 @@ class PieceCounter:
 
         That is once, unless the pieces have more than `most_bytes` bytes together: then the rarest are left out.
         """
+        self._wait()
         if not self._saved:
             first, *others = self._tables
             for table in others:

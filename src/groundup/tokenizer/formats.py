@@ -103,24 +103,15 @@ def write(tokenizer: "Tokenizer", path: Path) -> None:
         WRITERS[path.suffix](tokenizer, path)
 
 
-def convert(source: Path, target: Path, pattern: str | None = None, special: Sequence[str] = ()) -> "Tokenizer":
-    """Read one file and write another, chosen by its name; what was written is read again and compared.
-
-    Args:
-        pattern, special: of a rank file, as for `read`.
-
-    Returns:
-        The tokenizer, as read from `source`.
-    """
+def convert(tokenizer: "Tokenizer", target: Path) -> None:
+    """Write a tokenizer to a file, its kind chosen by its name; what was written is read again and compared."""
     from groundup.tokenizer.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(source, pattern=pattern, special=special)
     tokenizer.save(target)
     is_own = target.suffix == ".tiktoken" and target.stem not in RANK_FILES
     given = {"pattern": tokenizer.pattern, "special": sorted(tokenizer.special, key=lambda t: tokenizer.special[t])}
     again = Tokenizer.load(target, **given if is_own else {})  # type: ignore[arg-type]
     assert again.tokens == tokenizer.tokens and again.special == tokenizer.special, "what was written reads otherwise"
-    return tokenizer
 
 
 def _plain_name(path: Path) -> str:
