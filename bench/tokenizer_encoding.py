@@ -47,8 +47,9 @@ from tokenizer_peers import (
 LATER_PASSES = 5
 LATER_SECONDS = 8.0
 """After the first of the later passes no other is begun once so much time has passed."""
-WARM_UP = [" ".join(str(number) for number in range(first, first + 25_000)) for first in range(0, 250_000, 25_000)]
-"""More than the megabyte from which on our compiled loops are loaded."""
+NUMBERS = [" ".join(str(number) for number in range(first, first + 25_000)) for first in range(0, 250_000, 25_000)]
+WARM_UP = ["1" * 100_000, *NUMBERS]
+"""One piece so long that our compiled loops are loaded for it, and text for them."""
 
 Encoder = Callable[[Sequence[str]], Any]
 Ids = npt.NDArray[np.uint32]

@@ -73,6 +73,7 @@ def assert_the_same_run(run: Path, unbroken: Path) -> None:
     assert (run / weights).read_bytes() == (unbroken / weights).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_killed_at_random_steps_the_run_is_the_unbroken_one(recipe: Path, precision: str) -> None:
     home, arguments = recipe.parent, ["build", "tiny.toml", *LONGER, f"pretrain.precision={precision}"]
@@ -93,6 +94,7 @@ def test_killed_at_random_steps_the_run_is_the_unbroken_one(recipe: Path, precis
     assert_the_same_run(home / "killed", home / "unbroken")
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_a_checkpoint(recipe: Path, unbroken: Path) -> None:
     home, run = recipe.parent, recipe.parent / "killed"
     checkpoints = run / "pretrain" / "checkpoints"
@@ -129,6 +131,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(recipe: Path, unbroken: Path
     assert_the_same_run(run, unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["corpus", "tokenizer", "shards", "evals"])
 def test_killed_in_any_other_stage_the_next_build_completes(recipe: Path, stage: str) -> None:
     home, run = recipe.parent, recipe.parent / "killed"
@@ -193,7 +196,11 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(recipe: Path, u
 def test_killed_while_learning_the_same_vocabulary_comes_out(recipe: Path) -> None:
     """Fault B5: killed when everything is counted, with another number of cores, with another PYTHONHASHSEED."""
     home = recipe.parent
-    recipe.write_text(recipe.read_text().replace('"tales"', '"groundup:storybook"'))
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randrange(2, 12))) for _ in range(20_000)]
+    texts = [" ".join(draw.choices(words, k=2000)) for _ in range(900)]
+    (home / "much.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    recipe.write_text(recipe.read_text().replace('"tales"', '"much.jsonl"'))
     learn = ("tokenizer", "tiny.toml", "tokenizer.vocab_size=16384")
     for run in ("apart/killed", "whole"):  # apart, or the one would share what the other made
         assert finish(start(home, "corpus", "tiny.toml", "--run", run))[0] == 0

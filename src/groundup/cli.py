@@ -710,7 +710,8 @@ def convert(
 
 @tokens.command(
     epilog=_example(
-        'groundup tokens extend runs/storybook --add " photosynthesis" --special "<|tool|>" --out models/with-tools',
+        'groundup tokens extend runs/storybook --add " oak" --out models/oak',
+        'groundup tokens extend runs/storybook --special "<|tool|>" --out models/tool',
         "groundup tokens extend runs/storybook --from words.txt --out models/with-words",
     )
 )

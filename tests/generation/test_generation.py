@@ -12,10 +12,11 @@ from groundup.generation.cache import ContiguousCache
 from groundup.generation.engine import continue_ids
 from groundup.generation.sample import probabilities, sample
 from groundup.generation.settings import Sampling
-from groundup.generation.text import stream, until_stop, whole_characters
+from groundup.generation.text import stream, until_stop
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.tokenizer.vocabulary import whole_characters
 
 
 @pytest.mark.parametrize("cuts", [[24], [10, 14], [1] * 24, [5, 1, 1, 17]])

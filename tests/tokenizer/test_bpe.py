@@ -52,7 +52,7 @@ def test_learning_on_real_text_gives_the_merges_of_the_plain_version() -> None:
 
     chosen = CorpusSettings(sources=("groundup:storybook",))
     ((name, path),) = sources.find(chosen, __import__("pathlib").Path()).files
-    texts = [document.text for document, _ in zip(sources.read(name, path, chosen), range(12), strict=False)]
+    texts = [document.text for document, _ in zip(sources.read(name, path, chosen), range(5), strict=False)]
     byte_ids = list(range(256))
     fast = learn_merges(count_pieces(texts, "cl100k"), byte_ids, 120)
     assert fast == learn_plainly(texts, "cl100k", byte_ids, 120)
@@ -91,7 +91,7 @@ def test_at_each_turn_the_lowest_rank_there_is_goes_first_of_equals_the_leftmost
 
 
 @pytest.mark.parametrize("letter", ["a", " ", "^", "\n", "👩‍👩‍👧"])
-def test_a_megabyte_of_one_letter_costs_about_twice_half_a_megabyte(letter: str) -> None:
+def test_twice_as_many_of_one_letter_cost_about_twice_as_much(letter: str) -> None:
     """Counted in heap operations, so that a busy machine cannot fail it."""
     tokenizer = Tokenizer.learn(["a" * 64, " " * 64, "^" * 64, "\n" * 64, letter * 16], vocab_size=384)
 
@@ -108,7 +108,7 @@ def test_a_megabyte_of_one_letter_costs_about_twice_half_a_megabyte(letter: str)
         encode_piece([tokenizer._byte_ids[byte] for byte in raw], merges)
         return merges.looked_up
 
-    assert work(1 << 18) < 2.2 * work(1 << 17)
+    assert work(1 << 16) < 2.2 * work(1 << 15)
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.tuples(st.integers(0, 3), st.integers(0, 3)))

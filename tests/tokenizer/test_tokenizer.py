@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 
-from groundup.errors import SettingsError
+from groundup.errors import SettingsError, UnsupportedError
 from groundup.tokenizer.split import PATTERNS
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.vocabulary import BYTE_CHARACTERS
@@ -234,6 +234,33 @@ def test_learning_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
         for seed in ("1", "2", "3")
     }
     assert len(outputs) == 1
+
+
+@given(text=st.text(max_size=60))
+@settings(deadline=None)
+def test_offsets_are_hugging_faces(learned: Tokenizer, tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    ids = learned.encode(text)
+    theirs = hugging_face(learned, tmp_path_factory.mktemp("json")).encode(text)
+    assert learned.offsets(text, ids).tolist() == [list(span) for span in theirs.offsets]
+
+
+@given(raw=st.binary(max_size=60))
+def test_offsets_of_bytes_are_where_each_token_stands(tokenizer: Tokenizer, raw: bytes) -> None:
+    ids = tokenizer.encode(raw)
+    spans = tokenizer.offsets(raw, ids).tolist()
+    assert [raw[first:last] for first, last in spans] == [tokenizer.tokens[i] for i in ids]
+
+
+def test_offsets_of_another_text_are_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UnsupportedError, match="do not decode to this very text"):
+        tokenizer.offsets("the king", tokenizer.encode("the kings"))
+
+
+@given(st.lists(st.text(max_size=20)))
+def test_streams_and_batches_decode_to_the_same_text(tokenizer: Tokenizer, texts: list[str]) -> None:
+    batch = tokenizer.encode_batch(texts)
+    assert tokenizer.decode_batch(batch) == texts
+    assert ["".join(tokenizer.decode_stream(ids)) for ids in batch] == texts
 
 
 @settings(max_examples=150)

@@ -1,6 +1,5 @@
 """Text around the engine: prompts in, whole characters out, stop strings."""
 
-import codecs
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from groundup.generation.engine import Look, continue_ids
 from groundup.generation.settings import Sampling
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.tokenizer.vocabulary import ENDS_OF_TEXT
+from groundup.tokenizer.vocabulary import ENDS_OF_TEXT, whole_characters
 
 
 def generate(
@@ -73,20 +72,6 @@ class Probabilities:
 
     def _text(self, token: int) -> str:
         return self.tokenizer.decode([token]) if token < self.tokenizer.vocab_size else f"(id {token})"
-
-
-def whole_characters(parts: Iterable[bytes]) -> Iterator[str]:
-    """Text as soon as its UTF-8 is complete; what never completes becomes U+FFFD.
-
-    >>> list(whole_characters([b"caf", "é".encode()[:1], "é".encode()[1:], b"!"]))
-    ['caf', 'é', '!']
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for part in parts:
-        if text := decoder.decode(part):
-            yield text
-    if rest := decoder.decode(b"", final=True):
-        yield rest
 
 
 def until_stop(parts: Iterable[str], stop: tuple[str, ...]) -> Iterator[str]:

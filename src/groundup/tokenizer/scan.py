@@ -35,8 +35,9 @@ NOTHING = -1
 @functools.cache
 def character_classes() -> Bytes:
     """(0x110000,) the class of each code point, by the Unicode tables that the plain twin uses."""
-    surrogates = range(0xD800, 0xE000)
-    characters = "".join("\0" if code in surrogates else chr(code) for code in range(N_CODE_POINTS))
+    codes = np.arange(N_CODE_POINTS, dtype="<u4")
+    codes[0xD800:0xE000] = 0  # surrogates, which no UTF-8 holds
+    characters = codes.tobytes().decode("utf-32-le")
     classes = np.full(N_CODE_POINTS, OTHER, np.uint8)
     for number, pattern in _CLASSES:
         for match in regex.finditer(pattern + "+", characters):

@@ -41,6 +41,7 @@ from groundup.tokenizer.vocabulary import (
     byte_ids,
     to_bytes,
     to_utf8,
+    whole_characters,
 )
 
 if TYPE_CHECKING:
@@ -48,8 +49,11 @@ if TYPE_CHECKING:
 
 Places = npt.NDArray[np.int64]
 CACHED_PIECES = 1 << 18
-WORTH_LOADING = 1 << 20
-"""Characters that are encoded without the compiled loops in about the time that loading these takes."""
+WORTH_LOADING = 1 << 23
+"""Characters from which on the compiled loops pay, although loading them takes a second, and compiling them the first
+time many."""
+LONG_PIECE = 1 << 16
+"""Bytes of a single piece from which on they do."""
 WORTH_CALLING = 256
 """Characters of one text from which on calling the compiled loops pays."""
 
@@ -379,6 +383,36 @@ class Tokenizer:
         """Ids → text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
+    def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
+        """`decode` for each list of ids."""
+        return [self.decode(ids) for ids in batch]
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of ids as they come, in whole characters."""
+        return whole_characters(self.decode_bytes([i]) for i in ids)
+
+    def offsets(self, text: str | bytes, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """(ids, 2) where each id of `encode(text)` begins and ends: in characters of a string, in bytes of bytes.
+
+        An id that is a part of a character spans that character.
+
+        Raises:
+            UnsupportedError: the ids are not all of this text, because the tokenizer changes text, or of another.
+
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> tokenizer.offsets("low lower", tokenizer.encode("low lower")).tolist()
+        [[0, 3], [3, 9]]
+        """
+        raw = text if isinstance(text, bytes) else to_utf8(text)
+        if self.decode_bytes(ids) != raw:
+            raise UnsupportedError("these ids do not decode to this very text: where each begins in it is not known")
+        ends = np.cumsum([len(self._tokens[i]) for i in ids], dtype=np.int64)
+        begins = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
+        if isinstance(text, str):
+            character = np.cumsum((np.frombuffer(raw, np.uint8) & 0xC0) != 0x80) - 1  # that each byte belongs to
+            begins, ends = character[begins], character[ends - 1] + 1
+        return np.stack([begins, ends], axis=1)
+
     def _checked(self, ids: Iterable[int]) -> Iterable[int]:
         for i in ids:
             if i < 0:
@@ -394,12 +428,10 @@ class Tokenizer:
         return Encoder(Vocabulary(self._byte_ids, self._merges, whole_pieces), self.pattern)
 
     def _worth_compiling(self, n_characters: int) -> bool:
-        """Whether so much more text is better encoded by the compiled loops.
-
-        Loading them takes as long as encoding `WORTH_LOADING` characters without: a prompt does not wait for them.
-        """
+        """Whether so much more text is better left to the compiled loops; a prompt does not wait for them to load."""
         self._characters += n_characters
-        return self._characters > WORTH_LOADING and n_characters > WORTH_CALLING
+        loaded = "_encoder" in vars(self) or self._characters > WORTH_LOADING
+        return loaded and n_characters > WORTH_CALLING
 
     def _encode_ordinary(self, text: str) -> list[int]:
         if self._worth_compiling(len(text)):
@@ -420,7 +452,7 @@ class Tokenizer:
     def _encode_piece(self, piece: bytes) -> list[int]:
         if self.whole_pieces and piece in self._ids:
             return [self._ids[piece]]
-        if self._worth_compiling(len(piece)):
+        if len(piece) > LONG_PIECE or self._worth_compiling(len(piece)):
             raw, end = np.frombuffer(piece, np.uint8), np.array([len(piece)])
             return list(self._encoder.pieces(raw, end, np.array([0, len(piece)]))[0].tolist())
         return encode_piece([self._byte_ids[byte] for byte in piece], self._merges)

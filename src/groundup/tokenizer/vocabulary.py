@@ -1,5 +1,8 @@
 """What every vocabulary has: the 256 bytes, as GPT-2 orders and writes them, and the names of special tokens."""
 
+import codecs
+from collections.abc import Iterable, Iterator
+
 from groundup.tokenizer.settings import N_BYTES
 
 END_OF_TEXT = "<|endoftext|>"
@@ -51,3 +54,17 @@ def readable(token: bytes) -> str:
     """
     text = token.decode("utf-8", "backslashreplace")
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def whole_characters(parts: Iterable[bytes]) -> Iterator[str]:
+    """Text as soon as its UTF-8 is complete; what never completes becomes U+FFFD.
+
+    >>> list(whole_characters([b"caf", "é".encode()[:1], "é".encode()[1:], b"!"]))
+    ['caf', 'é', '!']
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for part in parts:
+        if text := decoder.decode(part):
+            yield text
+    if rest := decoder.decode(b"", final=True):
+        yield rest
