@@ -94,7 +94,7 @@ def test_examples_in_help_are_commands_that_parse() -> None:
         examples = [line.strip() for line in shown.splitlines()[1:] if line.strip()]
         assert examples
         for example in examples:
-            words = shlex.split(example.split("|")[-1])
+            words = shlex.split(example.split(" | ")[-1])
             called = ["groundup", *command.split()]
             assert words[: len(called)] == called
             done = run(*words[1:], "--help")
