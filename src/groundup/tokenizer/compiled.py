@@ -63,19 +63,19 @@ def prefetch(typing_context: Any, table: Any, row: Any) -> Any:
     return types.void(table, types.uint64), generate
 
 
+LOW_BYTES = np.array([(1 << 8 * min(length, 8)) - 1 for length in range(17)], np.uint64)
+HIGH_BYTES = np.array([(1 << 8 * max(length - 8, 0)) - 1 for length in range(17)], np.uint64)
+"""Which bytes of its two words a piece of each length has."""
+
+
 @compiled
 def two_words(text, start, length):
     """A piece of at most 16 bytes as two numbers, the bytes that it does not have being 0."""
     low = np.uint64(0)
     high = np.uint64(0)
     if start + 16 <= len(text):
-        low = word_at(text, start)
-        if length < 8:
-            low &= (np.uint64(1) << np.uint64(8 * length)) - np.uint64(1)
-        else:
-            high = word_at(text, start + 8)
-            if length < 16:
-                high &= (np.uint64(1) << np.uint64(8 * (length - 8))) - np.uint64(1)
+        low = word_at(text, start) & LOW_BYTES[length]
+        high = word_at(text, start + 8) & HIGH_BYTES[length]
     else:
         for i in range(length):
             byte = np.uint64(byte_at(text, start + i))

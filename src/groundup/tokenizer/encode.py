@@ -371,19 +371,21 @@ def _encode(
     document = -1
     start = offsets[0]
     ahead = start
+    fetched = 0
     for piece in range(len(ends)):
         slot = piece & (AHEAD - 1)
-        if slot == 0:
-            for i in range(min(AHEAD, len(ends) - piece)):
-                length = ends[piece + i] - ahead
-                if length <= IN_TWO_WORDS:
-                    low, high = two_words(text, ahead, length)
-                    row = (mix(low, high, length) & pairs_of_rows) << np.uint64(1)
-                    prefetch(short, row)
-                    lows[i] = low
-                    highs[i] = high
-                    rows[i] = row
-                ahead = ends[piece + i]
+        while fetched < min(piece + AHEAD, len(ends)):
+            length = ends[fetched] - ahead
+            if length <= IN_TWO_WORDS:
+                far = fetched & (AHEAD - 1)
+                lows[far], highs[far] = two_words(text, ahead, length)
+                rows[far] = (mix(lows[far], highs[far], length) & pairs_of_rows) << np.uint64(1)
+                prefetch(short, rows[far])
+            ahead = ends[fetched]
+            fetched += 1
+        low = lows[slot]
+        high = highs[slot]
+        row = rows[slot]
         while start >= offsets[document + 1]:  # also over documents without a piece
             document += 1
             starts[document] = count
@@ -425,9 +427,6 @@ def _encode(
             start = end
             continue
 
-        low = lows[slot]
-        high = highs[slot]
-        row = rows[slot]
         if short[row, 0] != low or short[row, 1] != high or short[row, 2] & np.uint64(255) != tag:
             other = row + np.uint64(1)
             if short[other, 0] == low and short[other, 1] == high and short[other, 2] & np.uint64(255) == tag:

@@ -319,7 +319,7 @@ class Tokenizer:
         if allowed or len(strings) < len(texts):
             return [self.encode(text, allowed) for text in texts]
         ids, starts = self.encode_documents(column_of(strings))
-        every = ids.tolist()
+        every = self._as_list(ids)
         return [every[first:last] for first, last in itertools.pairwise(starts.tolist())]
 
     def encode_documents(self, texts: pa.Array, opener: int | None = None) -> tuple[npt.NDArray[np.int32], Places]:
@@ -427,6 +427,15 @@ class Tokenizer:
         whole_pieces = self._ids if self.whole_pieces else None
         return Encoder(Vocabulary(self._byte_ids, self._merges, whole_pieces), self.pattern)
 
+    def _as_list(self, ids: npt.NDArray[np.int32]) -> list[int]:
+        found: list[int] = self._integers[ids].tolist()
+        return found
+
+    @functools.cached_property
+    def _integers(self) -> npt.NDArray[Any]:
+        """Every id as Python has it: looking one up is quicker than making one."""
+        return np.array(range(self.vocab_size), object)
+
     def _worth_compiling(self, n_characters: int) -> bool:
         """Whether so much more text is better left to the compiled loops; a prompt does not wait for them to load."""
         self._characters += n_characters
@@ -436,7 +445,7 @@ class Tokenizer:
     def _encode_ordinary(self, text: str) -> list[int]:
         if self._worth_compiling(len(text)):
             raw = np.frombuffer(to_utf8(text), np.uint8)
-            return list(self._encoder(raw, np.array([0, len(raw)]))[0].tolist())
+            return self._as_list(self._encoder(raw, np.array([0, len(raw)]))[0])
         ids: list[int] = []
         for piece in split.pieces(text, self.pattern):
             known = self._cache.get(piece)
@@ -454,7 +463,7 @@ class Tokenizer:
             return [self._ids[piece]]
         if len(piece) > LONG_PIECE or self._worth_compiling(len(piece)):
             raw, end = np.frombuffer(piece, np.uint8), np.array([len(piece)])
-            return list(self._encoder.pieces(raw, end, np.array([0, len(piece)]))[0].tolist())
+            return self._as_list(self._encoder.pieces(raw, end, np.array([0, len(piece)]))[0])
         return encode_piece([self._byte_ids[byte] for byte in piece], self._merges)
 
     def _encode_bytes(self, raw: bytes) -> list[int]:
