@@ -6,12 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.tokenizer import split
 from groundup.tokenizer.columns import column_of, text_of
-from groundup.tokenizer.scan import SCANNERS, piece_ends
+from groundup.tokenizer.scan import (
+    BLANK,
+    CASELESS,
+    LOWER,
+    MARK,
+    NEWLINE,
+    NUMBER,
+    SCANNERS,
+    UPPER,
+    character_classes,
+    piece_ends,
+)
 
 TELLING = [
     *"aZé漢Ⅷ9½ٱ' ’sStTdmLlvVeErRſ\n\r\t\u00a0\u0301ǅʰ!/.-👩\u200d\u2028\x1c\x85ßАяมาเ็日\0",
@@ -46,6 +58,33 @@ def test_pieces_are_those_of_the_expression_in_many_languages(pattern: str, shar
     with zipfile.ZipFile(shared / "data" / "messy" / "multilingual" / "udhr2.zip") as archive:
         texts = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".txt")]
     assert_the_same_pieces(texts, pattern)
+
+
+@pytest.mark.parametrize(
+    "kind", [r"\p{L}", r"\p{N}", r"\p{Lu}", r"\p{Lt}", r"\p{Lm}", r"\p{Lo}", r"\p{Ll}", r"\p{M}", r"\s"]
+)
+def test_every_character_is_of_the_class_that_tiktoken_has_it_in(kind: str) -> None:
+    """Whatever the version of Unicode that a later `regex` brings."""
+    text = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    bytes_alone = {bytes([byte]): byte for byte in range(256)}
+    theirs = tiktoken.Encoding("one class", pat_str=kind, mergeable_ranks=bytes_alone, special_tokens={})
+    numbers = {
+        r"\p{L}": (LOWER, UPPER, CASELESS), r"\p{N}": (NUMBER,), r"\p{Lu}": (UPPER,), r"\p{Lt}": (UPPER,),
+        r"\p{Lm}": (CASELESS,), r"\p{Lo}": (CASELESS,), r"\p{Ll}": (LOWER,), r"\p{M}": (MARK,), r"\s": (BLANK, NEWLINE),
+    }  # fmt: skip
+    classes = character_classes()
+    of_the_kind = theirs.decode(theirs.encode_ordinary(text))
+    found = np.isin(classes[[ord(character) for character in of_the_kind]], numbers[kind])
+    assert found.all()
+    if kind in (r"\p{L}", r"\p{N}", r"\p{Ll}", r"\p{M}", r"\s"):
+        assert np.isin(classes, numbers[kind]).sum() == len(of_the_kind)
+
+
+def test_characters_younger_than_unicode_16_are_not_letters() -> None:
+    young = "\u0c5c\u0cdc"  # Telugu and Kannada letters of Unicode 17
+    assert split.pieces(f"a{young}b", "gpt2") == ["a", young, "b"]
+    assert_the_same_pieces([f"a{young}b", f" {young} {young}1", "ʕA Aʕ"], "gpt2")
+    assert_the_same_pieces([f"a{young}b", f" {young} {young}1", "ʕA Aʕ"], "o200k")
 
 
 @pytest.mark.parametrize("pattern", ["unspaced", "characters", r"\w+|\s", "(a)(b)?"])

@@ -34,7 +34,7 @@ NOTHING = -1
 
 @functools.cache
 def character_classes() -> Bytes:
-    """(0x110000,) the class of each code point, by the Unicode tables that the plain twin uses."""
+    """(0x110000,) the class of each code point in Unicode 16, as for the plain twin."""
     codes = np.arange(N_CODE_POINTS, dtype="<u4")
     codes[0xD800:0xE000] = 0  # surrogates, which no UTF-8 holds
     characters = codes.tobytes().decode("utf-32-le")
@@ -42,6 +42,10 @@ def character_classes() -> Bytes:
     for number, pattern in _CLASSES:
         for match in regex.finditer(pattern + "+", characters):
             classes[match.start() : match.end()] = number
+    for first, last in split.unassigned():
+        classes[first : last + 1] = OTHER
+    for changed, same in split.CHANGED.items():
+        classes[ord(changed)] = classes[ord(same)]
     return classes
 
 

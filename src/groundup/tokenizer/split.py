@@ -1,10 +1,13 @@
 r"""Splitting: text → pieces that no merge crosses.
 
 `\s` and `\w` are compiled as what they mean elsewhere: Python's `\s` also takes the four separators U+001C to U+001F,
-which tiktoken and Hugging Face do not.
+which tiktoken and Hugging Face do not. What is a letter or a number is what Unicode 16 says, as in tiktoken, whatever
+the version of the library: a vocabulary cuts a text the same for good.
 """
 
 import functools
+import itertools
+from importlib import resources
 
 import regex
 
@@ -98,6 +101,31 @@ _MEANINGS = {
 }
 
 
+@functools.cache
+def unassigned() -> list[tuple[int, int]]:
+    """First and last of each run of code points to which Unicode 16 gives no meaning."""
+    lines = (resources.files("groundup.data") / "unicode-16-unassigned.txt").read_text().split()
+    return [(int(first, 16), int(last, 16)) for first, last in (line.split("-") for line in lines)]
+
+
+CHANGED = {"\u0295": "b"}
+"""A letter that has been given another class since, and one of its class in Unicode 16: Ll."""
+
+
+@functools.cache
+def _unassigned() -> "regex.Pattern[str]":
+    return regex.compile("[" + "".join(f"\\U{first:08X}-\\U{last:08X}" for first, last in unassigned()) + "]")
+
+
+def _as_in_unicode_16(text: str) -> str:
+    """As many characters, each of the class that the text's has in Unicode 16."""
+    if text.isascii():
+        return text
+    for changed, same in CHANGED.items():
+        text = text.replace(changed, same)
+    return str(_unassigned().sub("\uffff", text))
+
+
 def pieces(text: str, pattern: str) -> list[str]:
     r"""The pieces of a text, in order, nothing left out: what an own expression does not match is a piece too.
 
@@ -105,9 +133,14 @@ def pieces(text: str, pattern: str) -> list[str]:
     (['It', "'s", ' 12', ' o', "'", 'clock'], ['one', '-', 'two'])
     """
     cut = compiled(pattern)
-    if pattern in PATTERNS:
-        return list(cut.findall(text))  # the published ones match everywhere
-    found: list[str] = []
+    if pattern in PATTERNS:  # these match everywhere
+        known = _as_in_unicode_16(text)
+        found = list(cut.findall(known))
+        if known == text:
+            return found
+        ends = [0, *itertools.accumulate(map(len, found))]
+        return [text[first:last] for first, last in itertools.pairwise(ends)]
+    found = []
     end = 0
     for match in cut.finditer(text):
         found += [text[end : match.start()], match[0]]
