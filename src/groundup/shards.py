@@ -17,7 +17,7 @@ import numpy.typing as npt
 from groundup.corpus.document import SPLITS, read_batches
 from groundup.errors import DamagedError, SettingsError
 from groundup.files import Draft, Progress, is_made, no_progress, read_manifest
-from groundup.tokenizer.columns import text_of
+from groundup.tokenizer.columns import one_ahead, text_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
 IDS_AT_ONCE = 1 << 22
@@ -54,7 +54,7 @@ def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = 
         offsets, sizes = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
         with open(draft.path / f"{split}.npy", "wb") as stream:
             header_bytes = _write_header(stream, dtype, 0)
-            for batch in read_batches(corpus / f"{split}.parquet", ["text"]):
+            for batch in one_ahead(read_batches(corpus / f"{split}.parquet", ["text"])):
                 ids, starts = tokenizer.encode_documents(batch.column("text"), tokenizer.end_of_text)
                 usage += np.bincount(ids, minlength=tokenizer.vocab_size)
                 stream.write(ids.astype(dtype).tobytes())

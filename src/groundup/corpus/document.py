@@ -72,7 +72,7 @@ def read_batches(path: Path, columns: Iterable[str] = DOCUMENTS.names) -> Iterat
         DataError: when the file is damaged.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:  # or all of it is kept
             yield from file.iter_batches(batch_size=1_000, columns=list(columns))
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} is damaged: {error}") from None

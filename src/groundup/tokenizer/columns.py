@@ -1,6 +1,9 @@
 """Documents as Arrow columns: their bytes one after another, and where each begins."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +11,7 @@ import pyarrow as pa
 
 from groundup.tokenizer.vocabulary import to_utf8
 
+Item = TypeVar("Item")
 CHARACTERS_AT_ONCE = 1 << 24
 
 
@@ -39,3 +43,13 @@ def text_of(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int
     _, places, data = column.buffers()
     offsets = np.frombuffer(places, np.int64)[column.offset : column.offset + len(column) + 1]
     return np.frombuffer(data or b"", np.uint8), offsets
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; while one is worked on, the next is read by a thread of its own."""
+    rest = iter(items)
+    with ThreadPoolExecutor(1, "reading") as thread:
+        following = thread.submit(lambda: [*itertools.islice(rest, 1)])
+        while item := following.result():
+            following = thread.submit(lambda: [*itertools.islice(rest, 1)])
+            yield item[0]

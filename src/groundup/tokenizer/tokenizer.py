@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 Places = npt.NDArray[np.int64]
 CACHED_PIECES = 1 << 18
-WORTH_LOADING = 1 << 23
+WORTH_LOADING = 5_000_000
 """Characters from which on the compiled loops pay, although loading them takes a second, and compiling them the first
 time many."""
 LONG_PIECE = 1 << 16
