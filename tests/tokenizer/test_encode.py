@@ -99,22 +99,22 @@ def test_slices_hold_all_documents_once(lengths: list[int], at_least: int) -> No
 
 @pytest.mark.parametrize("unit", ["a", " ", "^", "\n", "👩‍👩‍👧 ".strip(), "é", "0"])
 def test_a_megabyte_without_a_break_is_no_attack(learned: Tokenizer, unit: str) -> None:
-    """Fault B2: twice the input, less than 2.6 times the work. Time of this thread, the least of three."""
+    """Fault B2: twice the input, less than 2.6 times the work. Time of this thread, the least of five."""
 
     def seconds(n_bytes: int) -> float:
         text = unit * (n_bytes // len(unit.encode()))
         took = []
-        for _ in range(3):
+        for _ in range(5):
             began = time.thread_time()
             ids = learned.encode(text)
             took.append(time.thread_time() - began)
         assert learned.decode(ids) == text
         return min(took)
 
-    seconds(2_000_000)  # loads and warms up
-    half, whole = seconds(1_000_000), seconds(2_000_000)
+    seconds(1_000_000)  # loads and warms up
+    half, whole = seconds(500_000), seconds(1_000_000)
     assert whole < 2.6 * half + 0.01
-    assert half < 2
+    assert whole < 2
 
 
 def test_a_megabyte_that_is_not_utf8_is_no_attack(learned: Tokenizer) -> None:

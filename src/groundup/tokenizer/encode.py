@@ -260,33 +260,36 @@ def _merge_short(text, start, end, byte_ids, pairs, values, ids, count):
 def _merge_long(text, start, end, byte_ids, pairs, ids, count):
     """The same for a piece of any length, in O(n log n): a heap of rank x 2^32 + place over a linked list."""
     length = end - start
-    alive = np.empty(length, np.int32)
-    after = np.arange(1, length + 1)
-    before = np.arange(-1, length - 1)
+    for i in range(length):
+        ids[count + i] = byte_ids[byte_at(text, start + i)]
     heap = np.empty(3 * length, np.uint64)
     size = 0
-    for i in range(length):
-        alive[i] = byte_ids[byte_at(text, start + i)]
     for i in range(length - 1):
-        value = _merge_of(pairs, alive[i], alive[i + 1])
+        value = _merge_of(pairs, ids[count + i], ids[count + i + 1])
         if value >> np.uint64(32) != NO_RANK:
             size = _push(heap, size, value & np.uint64(0xFFFFFFFF00000000) | np.uint64(i))
+    if size == 0:
+        return count + length
+    alive = ids[count : count + length]
+    after = np.arange(1, length + 1, dtype=np.int32)
+    before = np.arange(-1, length - 1, dtype=np.int32)
     while size > 0:
         top = heap[0]
         size = _pop(heap, size)
         left = np.int64(top & np.uint64(0xFFFFFFFF))
-        if alive[left] < 0 or after[left] == length:
+        right = np.int64(after[left])
+        if alive[left] < 0 or right == length:
             continue
-        right = after[left]
         value = _merge_of(pairs, alive[left], alive[right])
         if value >> np.uint64(32) != top >> np.uint64(32):
             continue  # one of the two has been joined to something else since
         alive[left] = np.int32(value & np.uint64(0xFFFFFFFF))
         alive[right] = -1
-        after[left] = after[right]
-        if after[left] < length:
-            before[after[left]] = left
-            value = _merge_of(pairs, alive[left], alive[after[left]])
+        right = np.int64(after[right])
+        after[left] = right
+        if right < length:
+            before[right] = left
+            value = _merge_of(pairs, alive[left], alive[right])
             if value >> np.uint64(32) != NO_RANK:
                 size = _push(heap, size, value & np.uint64(0xFFFFFFFF00000000) | np.uint64(left))
         if before[left] >= 0:
