@@ -25,6 +25,7 @@ from groundup.tokenizer.scan import Bytes, Places, piece_ends
 INLINE = 16
 """Bytes of the longest piece that stands in its row itself."""
 N_PARTS = 64
+"""Into so many parts tables on disk are ordered by hash; a power of two. Tables are added up part by part."""
 SECONDS_BETWEEN_SAVES = 120
 JOURNAL = "counted.json"
 
@@ -386,4 +387,4 @@ def _copy(text, offsets, order, target, places):
 def _parts(text, offsets, part):
     for piece in range(len(part)):
         mixed = mix_bytes(text, offsets[piece], offsets[piece + 1])
-        part[piece] = np.int64((mixed >> np.uint64(32)) & np.uint64(63))
+        part[piece] = np.int64((mixed >> np.uint64(32)) & np.uint64(N_PARTS - 1))

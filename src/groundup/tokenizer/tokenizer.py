@@ -246,12 +246,7 @@ class Tokenizer:
         ([77, 256, 77], True)
         """
         WholeWords.from_table({"vocab_size": vocab_size, "split": pattern}, "tokenizer")
-        counts: Counter[str] = Counter()
-        for text in texts:
-            counts.update(split.pieces(text, pattern))
-        pieces: Counter[bytes] = Counter()
-        for piece, count in counts.items():
-            pieces[to_utf8(piece)] += count
+        pieces = count_pieces(texts, pattern)
         longer = [piece for piece in sorted(pieces, key=lambda piece: (-pieces[piece], piece)) if len(piece) > 1]
         tokens = [bytes([byte]) for byte in BYTE_CHARACTERS] + longer[: vocab_size - N_BYTES - N_SPECIAL]
         special = _special_after(len(tokens))
