@@ -78,10 +78,11 @@ def train(run: Path, table: dict[str, Any], seconds: float, seed: int) -> dict[s
     from groundup.losses import next_token
     from groundup.model.settings import ModelConfig
     from groundup.model.transformer import Transformer
-    from groundup.optim.adamw import Masters, make_adamw
+    from groundup.optim.adamw import make_adamw
+    from groundup.optim.precision import Masters
     from groundup.optim.schedule import make_schedule
     from groundup.optim.settings import AdamW, Cosine
-    from groundup.pretrain.run import _batches, prepare_process
+    from groundup.pretrain.assemble import batches, prepare_process
     from groundup.shards import open_split
     from groundup.train.fit import accumulate, fit
 
@@ -97,9 +98,9 @@ def train(run: Path, table: dict[str, Any], seconds: float, seed: int) -> dict[s
         masters = Masters(model, torch.bfloat16)
         optimizer = make_adamw(masters, AdamW(learning_rate=2.5e-3))
         masters.follow(optimizer)
-        batches = _batches(shards, config.context_length, seed, rows, 0)
+        drawn = batches(shards, config.context_length, seed, rows, 0)
         schedule = make_schedule(Cosine(warmup_steps=min(50, number // 4), final=0.0), number)
-        return model, fit(optimizer, schedule, batches, accumulate(model, next_token, 1, seed=seed), steps=number)
+        return model, fit(optimizer, schedule, drawn, accumulate(model, next_token, 1, seed=seed), steps=number)
 
     taken, last = [], time.monotonic()
     for _ in steps_of(24)[1]:

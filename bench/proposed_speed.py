@@ -12,7 +12,7 @@ from pathlib import Path
 from groundup.files import read_manifest
 from groundup.model.settings import ModelConfig
 from groundup.plan.hardware import this_machine
-from groundup.pretrain.run import faster_precision, prepare_process
+from groundup.pretrain.assemble import faster_precision, prepare_process
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrained import find_device
 from groundup.propose import LADDER

@@ -31,8 +31,9 @@ def measure(run: Path, without: str) -> float:
     from groundup.losses import next_token
     from groundup.model import attention
     from groundup.model.transformer import Transformer
-    from groundup.optim.adamw import Masters, make_adamw
-    from groundup.pretrain.run import _batches, prepare_process
+    from groundup.optim.adamw import make_adamw
+    from groundup.optim.precision import Masters
+    from groundup.pretrain.assemble import batches, prepare_process
     from groundup.recipe import Recipe
     from groundup.shards import open_split
     from groundup.train.fit import accumulate, fit
@@ -52,9 +53,9 @@ def measure(run: Path, without: str) -> float:
     optimizer = make_adamw(masters, recipe.pretrain.optimizer)
     masters.follow(optimizer)
     rows = recipe.pretrain.batch_tokens // recipe.model.context_length
-    batches = _batches(shards, recipe.model.context_length, 0, rows, 0)
+    drawn = batches(shards, recipe.model.context_length, 0, rows, 0)
     taken, last = [], time.monotonic()
-    for _ in fit(optimizer, lambda _: 1.0, batches, accumulate(model, next_token, 1), steps=14):
+    for _ in fit(optimizer, lambda _: 1.0, drawn, accumulate(model, next_token, 1), steps=14):
         taken.append(time.monotonic() - last)
         last = time.monotonic()
     return recipe.pretrain.batch_tokens / statistics.median(taken[2:])

@@ -57,7 +57,9 @@ def _table(path: str, owner: type[BaseModel], name: str, depth: int, condition: 
             yield f"{_plain(text)}\n"
     if get_origin(field.annotation) in (tuple, list):
         yield f"A list of tables; if not given: {', '.join(f'`{item.kind}`' for item in field.default)}.\n"
-    chosen = getattr(field.default, "kind", arms[0].model_fields["kind"].default) if len(arms) > 1 else None
+    chosen = None
+    if len(arms) > 1 and field.default is not None:
+        chosen = getattr(field.default, "kind", arms[0].model_fields["kind"].default)
     for arm in sorted(arms, key=lambda arm: len(arms) > 1 and arm.model_fields["kind"].default != chosen):
         if len(arms) > 1:
             kind = arm.model_fields["kind"].default

@@ -10,7 +10,8 @@ from groundup import checkpoint
 from groundup.errors import DataError, ResourceError
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.optim.adamw import Masters, make_adamw
+from groundup.optim.adamw import make_adamw
+from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
 
 

@@ -14,7 +14,9 @@ from groundup.batch import Batch
 from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
 from groundup.files import read_manifest
 from groundup.model.settings import ModelConfig
+from groundup.optim.settings import Float32
 from groundup.pretrain import run as pretrain_run
+from groundup.pretrain.assemble import assemble, make_loss, training_flops_per_token
 from groundup.pretrain.run import check_fits
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.recipe import Built, Recipe, _places, build
@@ -122,15 +124,15 @@ def test_parts_of_the_loss_are_in_the_metrics(home: Path) -> None:
 def test_counted_training_flops_are_those_of_the_step(home: Path) -> None:
     """Forward and backward of the loss itself, by torch's counter; float32 losses compute logits twice."""
     for loss in (NextToken(), MultiToken(extra_tokens=2)):
-        settings = PretrainSettings(loss=loss, precision="float32", device="cpu")
+        settings = PretrainSettings(loss=loss, precision=Float32(), device="cpu")
         config = ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=2, n_heads=2)
-        model = pretrain_run._new_model(config, settings, torch.device("cpu")).bfloat16()
+        model = assemble(config, settings, torch.device("cpu")).model.bfloat16()
         tokens = torch.arange(32).view(2, 16)
         one = torch.ones(2, 16)
         batch = Batch(tokens, tokens, one, torch.arange(16).expand(2, 16), torch.zeros(2, 16, dtype=torch.long))
         with FlopCounterMode(display=False) as counter:
-            pretrain_run._loss(settings)(model, batch)[0].backward()
-        assert counter.get_total_flops() == 32 * pretrain_run.training_flops_per_token(config, loss)
+            make_loss(settings)(model, batch)[0].backward()
+        assert counter.get_total_flops() == 32 * training_flops_per_token(config, loss)
 
 
 def test_more_tokens_ahead_than_a_row_has_are_refused(home: Path) -> None:
@@ -344,9 +346,9 @@ def test_precision_is_timed_once_written_down_and_kept(home: Path) -> None:
     said: list[str] = []
     run = build("tiny.toml", say=said.append).run
     chosen = Recipe.load(run / "recipe.toml").pretrain
-    assert chosen.precision in ("float32", "bfloat16")
+    assert chosen.precision is not None
     assert chosen.device is not None
-    assert any(f"taking {chosen.precision}" in line for line in said)
+    assert any(f"taking {chosen.precision.kind}" in line for line in said)
     assert set(what(quietly()).values()) == {"up to date"}  # though the user's recipe leaves both open
 
 

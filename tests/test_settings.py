@@ -7,6 +7,7 @@ import pytest
 from pydantic import Field
 
 from groundup.errors import DataError, SettingsError
+from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
 from groundup.settings import Settings, describe, differences
 
@@ -116,10 +117,11 @@ def test_broken_toml_and_missing_files_are_answered(file: Path, tmp_path: Path) 
         ("name=../up", "'../up' cannot be the name of a folder"),
         ("pretrain.batch_tokens=1000", "is not a multiple of model.context_length = 256; nearest: 768, 1,024"),
         ("evals.sampling.seed=99999999999999999999", "evals.sampling.seed is 99999999999999999999"),
-        ("corpus.unicode=none", "corpus.unicode is 'none'; it should be a table"),
+        ("corpus.unicode=3", "corpus.unicode is 3; it should be a table"),
+        ("corpus.unicode=nfx", "corpus.unicode.kind is 'nfx'"),
         ("shards.width=2", "unknown setting shards.width; nothing can be set here"),
         ("pretrain.steps=1e309", "pretrain.steps is inf"),
-        ("pretrain.precision=fp8", "pretrain.precision is 'fp8'"),
+        ("pretrain.precision=fp8", "pretrain.precision.kind is 'fp8'"),
     ],
 )
 def test_recipe_mistakes_are_answered(override: str, answer: str) -> None:
@@ -249,3 +251,9 @@ def test_described_defaults_are_the_defaults() -> None:
     assert shown["shape.kind"] == '"circle"'
     assert shown["shape.radius"] == "1.0"
     assert shown["name"] == ""
+
+
+def test_a_bare_word_is_the_kind_with_its_defaults() -> None:
+    rotary = ModelConfig.from_table({"position": "rotary"})
+    assert rotary == ModelConfig.from_table({"position": {"kind": "rotary"}})
+    assert rotary.override(["position=alibi"]).position.kind == "alibi"

@@ -395,10 +395,11 @@ def _with_recorded_choices(recipe: Recipe, recorded: Table) -> Recipe:
         for name in ("device", "precision")
         if getattr(recipe.pretrain, name) is None and before.get(name) is not None
     }
-    return _with_pretrain(recipe, **chosen)
+    table = recipe.table()
+    return Recipe.from_table({**table, "pretrain": {**table["pretrain"], **chosen}}) if chosen else recipe
 
 
-def _with_pretrain(recipe: Recipe, **chosen: str) -> Recipe:
+def _with_pretrain(recipe: Recipe, **chosen: Any) -> Recipe:
     return recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update=chosen)})
 
 
@@ -408,7 +409,7 @@ def _ready_to_train(recipe: Recipe, run: Path, say: Say) -> Recipe:
     settings = recipe.pretrain
     if is_made(run / "model") or not is_made(run / "shards"):
         return recipe
-    from groundup.pretrain.run import faster_precision, prepare_process
+    from groundup.pretrain.assemble import faster_precision, prepare_process
     from groundup.pretrained import find_device
 
     prepare_process()
@@ -420,7 +421,7 @@ def _ready_to_train(recipe: Recipe, run: Path, say: Say) -> Recipe:
         model = recipe.model.with_vocabulary(vocab_size)
         precision, speeds = faster_precision(model, settings, run / "shards", device)
         told = ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items())
-        say(f"timed both precisions on {device}: {told}; taking {precision}")
+        say(f"timed both precisions on {device}: {told}; taking {precision.kind}")
     chosen = _with_pretrain(recipe, device=settings.device or str(device), precision=precision)
     write_text(run / "recipe.toml", chosen.to_toml())
     return chosen

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticUndefined
 
 from groundup.errors import DataError, SettingsError
 from groundup.toml_lines import given_twice, line_of
@@ -126,12 +126,13 @@ def describe(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
             yield prefix + name, default, _first_sentence(text_of(cls, name))
 
 
-def describe_table(path: str, annotation: Any, default: Any = None) -> Iterator[tuple[str, str, str]]:
+def describe_table(path: str, annotation: Any, default: Any = PydanticUndefined) -> Iterator[tuple[str, str, str]]:
     """The same of one table, a class of settings or a union of such."""
     arms = settings_in(annotation)
     if len(arms) > 1:
         kinds = [arm.model_fields["kind"].default for arm in arms]
-        yield f"{path}.kind", json.dumps(getattr(default, "kind", kinds[0])), f"One of {', '.join(kinds)}."
+        chosen = "" if default is None else json.dumps(getattr(default, "kind", kinds[0]))
+        yield f"{path}.kind", chosen, f"One of {', '.join(kinds)}."
     for arm in arms:
         whose = f"({arm.model_fields['kind'].default}) " if len(arms) > 1 else ""
         for inner, value, text in describe(arm, f"{path}."):
@@ -345,13 +346,16 @@ def _refuse_what_is_no_setting(table: Table, origin: Origin) -> None:
 
 
 def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
-    """A table without `kind` means the default one, or the first: `position.base=500.0` needs no `kind`."""
+    """A table without `kind` means the default one, or the first: `position.base=500.0` needs no `kind`. A bare word
+    is the kind with its defaults: `position = "rotary"`."""
     filled = dict(table)
     for name, field in cls.model_fields.items():
         value = table.get(name)
+        arms = settings_in(field.annotation)
+        if isinstance(value, str) and len(arms) > 1 and get_origin(field.annotation) is not tuple:
+            value = {"kind": value}
         if not isinstance(value, dict):
             continue
-        arms = settings_in(field.annotation)
         if len(arms) > 1:
             value = {"kind": getattr(field.default, "kind", arms[0].model_fields["kind"].default), **value}
         chosen = [arm for arm in arms if len(arms) == 1 or arm.model_fields["kind"].default == value["kind"]]

@@ -16,7 +16,8 @@ from groundup.model.count import BYTES_PER_PARAMETER, DTYPES, count
 from groundup.model.presets import PRESETS
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.optim.adamw import Masters, make_adamw
+from groundup.optim.adamw import make_adamw
+from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
 
 SIZES: dict[str, Any] = {"vocab_size": 97, "context_length": 60, "d_model": 32, "n_layers": 4, "n_heads": 4, "d_ff": 48}

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.optim.adamw import Masters, decay_groups, make_adamw
+from groundup.optim.adamw import decay_groups, make_adamw
+from groundup.optim.precision import Masters
 from groundup.optim.schedule import make_schedule
 from groundup.optim.settings import AdamW, Cosine
 

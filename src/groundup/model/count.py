@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +22,8 @@ from groundup.model.feedforward import MixtureOfExperts
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 
-Precision = Literal["float32", "bfloat16"]
-DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BYTES_PER_PARAMETER: dict[tuple[Precision, str], dict[str, int]] = {
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BYTES_PER_PARAMETER: dict[tuple[str, str], dict[str, int]] = {
     ("float32", "adamw"): {"weight": 4, "gradient": 4, "moments": 8},
     ("bfloat16", "adamw"): {"weight": 2, "master copy": 4, "gradient": 4, "moments": 8},
 }
@@ -44,11 +42,11 @@ class Count:
     """Those that one token meets: of a mixture's experts, only as many as are picked."""
     forward_flops_per_token: Mapping[str, int]
     """By part, two for each multiply-add; scores are counted for the full square."""
-    cache_bytes_per_token: Mapping[Precision, int]
+    cache_bytes_per_token: Mapping[str, int]
     """Keys and values that generation keeps of one token in all layers, by precision."""
-    activation_bytes: Mapping[Precision, Mapping[str, int]]
+    activation_bytes: Mapping[str, Mapping[str, int]]
     """What one row's forward pass keeps for the backward pass, by precision and part; the loss is not included."""
-    checkpointed_activation_bytes: Mapping[Precision, int]
+    checkpointed_activation_bytes: Mapping[str, int]
     """The most that is kept if each block keeps its input alone and is computed again when its turn comes."""
 
     @property
@@ -65,7 +63,7 @@ class Count:
         """Forward and backward (Kaplan et al. 2020, section 2.1)."""
         return 3 * sum(self.forward_flops_per_token.values())
 
-    def state_bytes(self, precision: Precision, optimizer: str = "adamw") -> int:
+    def state_bytes(self, precision: str, optimizer: str = "adamw") -> int:
         """Weights, gradients and optimizer state in training."""
         return self.total_parameters * sum(BYTES_PER_PARAMETER[precision, optimizer].values())
 

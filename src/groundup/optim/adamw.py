@@ -1,9 +1,9 @@
-"""AdamW with parameter groups, and float32 master copies for models that compute in bfloat16."""
+"""AdamW with parameter groups."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from groundup.optim.settings import AdamW
 
@@ -29,49 +29,3 @@ def make_adamw(parameters: Iterable[Tensor], settings: AdamW) -> torch.optim.Ada
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
-
-
-class Masters:
-    """Float32 copies of a model's weights: gradients add up in them, the optimizer steps them, the model gets them
-    rounded.
-
-    Without them most updates are lost: bfloat16 has 8 bits, and a weight does not change by less than 1/256 of itself
-    (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1). For a model in float32 the copies are its own weights.
-    """
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Keep `model`'s present float32 weights and turn the model itself to `dtype`."""
-        self._own = dtype == torch.float32
-        self._weights = dict(model.named_parameters())
-        if self._own:
-            self.copies: dict[str, Tensor] = dict(self._weights)
-            return
-        self.copies = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        model.to(dtype)
-        for name, weight in self._weights.items():
-            weight.register_post_accumulate_grad_hook(self._collector(self.copies[name]))
-
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """From now on, copy the masters into the model after every step of `optimizer`."""
-        optimizer.register_step_post_hook(lambda *_: self.publish())
-
-    @torch.no_grad()
-    def publish(self) -> None:
-        """Copy the masters, rounded, into the model."""
-        if not self._own:
-            torch._foreach_copy_(list(self._weights.values()), list(self.copies.values()))
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.copies.values())
-
-    @staticmethod
-    def _collector(copy: Tensor):  # type: ignore[no-untyped-def]
-        def collect(weight: Tensor) -> None:
-            assert weight.grad is not None, "the hook runs after the gradient is there"
-            if copy.grad is None:
-                copy.grad = weight.grad.float()
-            else:
-                copy.grad += weight.grad
-            weight.grad = None
-
-        return collect

@@ -1,6 +1,6 @@
-"""Settings of the optimizer and the schedule."""
+"""Settings of the optimizer, the schedule and the precision."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -32,3 +32,37 @@ class Cosine(Settings):
     at most 100."""
     final: float = Field(default=0.1, ge=0, le=1)
     """Share of the learning rate towards which it falls; reached just after the last step."""
+
+
+class Float32(Settings):
+    """Weights, activations, gradients and the optimizer's state in float32."""
+
+    kind: Literal["float32"] = "float32"
+
+
+class Bfloat16(Settings):
+    """Weights and activations in bfloat16; a float32 master copy of each weight, which the optimizer steps, and
+    gradients added up in float32."""
+
+    kind: Literal["bfloat16"] = "bfloat16"
+
+
+class Autocast(Settings):
+    """Weights, gradients and the optimizer's state in float32; each matrix product in bfloat16, its factors rounded
+    anew every time (torch.autocast)."""
+
+    kind: Literal["autocast"] = "autocast"
+
+
+class Float16(Settings):
+    """Weights and activations in float16, master copies and gradients in float32, the loss scaled so that small
+    gradients do not vanish (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2)."""
+
+    kind: Literal["float16"] = "float16"
+    initial_scale: float = Field(default=65536.0, gt=0)
+    """Factor on the loss at first. It is halved whenever a gradient overflows, and that step is left out."""
+    growth_steps: int = Field(default=2000, ge=1)
+    """Steps without overflow after which the factor is doubled."""
+
+
+Precision = Annotated[Float32 | Bfloat16 | Autocast | Float16, Field(discriminator="kind")]

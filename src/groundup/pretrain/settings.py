@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from groundup.optim.settings import AdamW, Cosine
+from groundup.optim.settings import AdamW, Cosine, Precision
 from groundup.settings import Settings
 
 
@@ -39,9 +39,9 @@ class PretrainSettings(Settings):
     """Of the initial weights, the order of the rows, and dropout."""
     device: str | None = None
     """Such as `cpu` or `cuda`; the best present if not set."""
-    precision: Literal["float32", "bfloat16"] | None = None
-    """`bfloat16`: weights and activations in bfloat16, float32 master copies. If not set, both are timed for a second
-    before step 1, and the faster is written into the run's recipe."""
+    precision: Precision | None = None
+    """Which numbers are kept in which type. If not set, `float32` and `bfloat16` are timed for a second each before
+    step 1, and the faster is written into the run's recipe."""
     loss: Annotated[NextToken | MultiToken, Field(discriminator="kind")] = NextToken()
     optimizer: AdamW = AdamW()
     schedule: Cosine = Cosine()

@@ -88,13 +88,22 @@ def fit(
         yield step
 
 
-def accumulate(model: Transformer, loss: Loss, pieces: int, *, seed: int = 0, start: int = 0) -> Gradients[Any]:
+def accumulate(
+    model: Transformer,
+    loss: Loss,
+    pieces: int,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Gradients[Any]:
     """Gradients of a batch, one piece after another; the pieces add up to the whole, however uneven they are.
 
     Args:
         pieces: into how many the rows are split, to save memory.
         seed: of dropout, together with the step and the piece.
         start: number of the first step.
+        scaler: scales the loss before its backward pass; give `fit` the same.
     """
     step = itertools.count(start)
     device = next(model.parameters()).device
@@ -107,7 +116,8 @@ def accumulate(model: Transformer, loss: Loss, pieces: int, *, seed: int = 0, st
         for piece_number, piece in enumerate(split(batch, pieces)):
             torch.manual_seed(dropout_seed(seed, number, piece_number))
             summed, _, piece_parts = loss(model, to(piece, device))
-            (summed / divisor).backward()
+            share = summed / divisor
+            (share if scaler is None else scaler.scale(share)).backward()
             total += summed.detach()
             for name, part in piece_parts.items():
                 parts[name] = parts.get(name, 0) + part.detach() / divisor

@@ -1,0 +1,137 @@
+"""From settings to what `fit` needs: the model, its optimizer, the loss, the batches. The stage, its doctor and the
+measurements of speed all train what is assembled here."""
+
+import ctypes
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from groundup import loader, losses
+from groundup.batch import Batch
+from groundup.model.count import count
+from groundup.model.settings import ModelConfig
+from groundup.model.transformer import Transformer
+from groundup.optim.adamw import make_adamw
+from groundup.optim.precision import Masters, make_scaler, weight_dtype
+from groundup.optim.settings import Autocast, Bfloat16, Float32, Precision
+from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
+from groundup.shards import Tokens, open_split
+from groundup.train.fit import Gradients, accumulate, fit
+
+
+def prepare_process() -> None:
+    """Let freed memory stay with the process, where the C library is glibc.
+
+    Each step frees and takes hundreds of megabytes; handing them back to the system and faulting them in again costs
+    a part of every step, the larger the more there is (docs/numbers.md).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    libc = ctypes.CDLL(None)
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A model that is ready to be trained."""
+
+    model: Transformer
+    masters: Masters
+    """The weights that the optimizer steps, by name; after a change of them, `publish()`."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    loss: losses.Loss
+
+    def gradients(self, settings: PretrainSettings, pieces: int, start: int = 0) -> Gradients[Batch]:
+        """Forward and backward over a batch in so many pieces, as `fit` asks for them from step `start` on."""
+        return accumulate(self.model, self.loss, pieces, seed=settings.seed, start=start, scaler=self.scaler)
+
+
+def assemble(config: ModelConfig, settings: PretrainSettings, device: torch.device) -> Assembled:
+    """
+    Args:
+        config: with its vocabulary.
+        settings: with the precision chosen.
+    """
+    assert settings.precision is not None, "chosen before anything is trained"
+    torch.manual_seed(settings.seed)
+    model = Transformer(config)
+    if isinstance(settings.loss, MultiToken):
+        model.add_multi_token(settings.loss.extra_tokens)
+    model.to(device)  # drawn on the CPU: the same weights on every device
+    masters = Masters(model, weight_dtype(settings.precision))
+    optimizer = make_adamw(masters, settings.optimizer)
+    masters.follow(optimizer)
+    loss = make_loss(settings)
+    if isinstance(settings.precision, Autocast):
+        loss = _autocast(loss, device)
+    return Assembled(model, masters, optimizer, make_scaler(settings.precision, device), loss)
+
+
+def make_loss(settings: PretrainSettings) -> losses.Loss:
+    match settings.loss:
+        case NextToken():
+            return losses.next_token
+        case MultiToken(weight=weight):
+            return partial(losses.multi_token, weight=weight)
+
+
+def _autocast(loss: losses.Loss, device: torch.device) -> losses.Loss:
+    def under_autocast(model: Transformer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        with torch.autocast(device.type, torch.bfloat16):
+            return loss(model, batch)
+
+    return under_autocast
+
+
+def batches(shards: Tokens, context_length: int, seed: int, rows: int, first: int) -> Iterator[Batch]:
+    """Batch after batch of so many rows, from row `first` on."""
+    while True:
+        yield loader.rows(shards, context_length, seed, first, rows)
+        first += rows
+
+
+def faster_precision(
+    model: ModelConfig, settings: PretrainSettings, shards: Path, device: torch.device, seconds: float = 1.0
+) -> tuple[Precision, dict[str, float]]:
+    """Train a throw-away model in float32 and in bfloat16 for `seconds`; the faster, and tokens a second of each."""
+    train = open_split(shards, "train")
+    rows = min(settings.micro_batch_rows, settings.batch_tokens // model.context_length)
+    speeds: dict[str, float] = {}
+    candidates: tuple[Precision, ...] = (Float32(), Bfloat16())
+    for precision in candidates:
+        trial = settings.model_copy(update={"precision": precision})
+        assembled = assemble(model, trial, device)
+        drawn = batches(train, model.context_length, settings.seed, rows, 0)
+        taken: list[float] = []
+        last = started = time.monotonic()
+        for step in fit(assembled.optimizer, lambda _: 1.0, drawn, assembled.gradients(trial, 1), steps=1000):
+            step.loss.item()  # waits for the device
+            now = time.monotonic()
+            taken.append(now - last)
+            last = now
+            if now - started > seconds and len(taken) > 2:
+                break
+        speeds[precision.kind] = rows * model.context_length / statistics.median(taken[1:])  # the first one warms up
+    return max(candidates, key=lambda precision: speeds[precision.kind]), speeds
+
+
+def training_flops_per_token(config: ModelConfig, loss: NextToken | MultiToken) -> int:
+    """Forward and backward, with what the loss adds: for each token further ahead, a block and the head again."""
+    counted = count(config)
+    match loss:
+        case NextToken():
+            return counted.training_flops_per_token
+        case MultiToken(extra_tokens=extra):
+            deeper = count(config.model_copy(update={"n_layers": config.n_layers + 1})).training_flops_per_token
+            block = deeper - counted.training_flops_per_token
+            head = 3 * sum(counted.forward_flops_per_token.get(part, 0) for part in ("project_out", "head"))
+            return counted.training_flops_per_token + extra * (block + head)
