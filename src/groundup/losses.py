@@ -5,6 +5,7 @@ weight of the whole global batch, so that the pieces of a batch add up to the ba
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from groundup.batch import Batch, total_weight
 from groundup.model.attention import Attend, Packed
 from groundup.model.feedforward import Tap
-from groundup.model.transformer import Transformer
+from groundup.model.transformer import Transformer, no_tap
 
 Attending = Callable[[Batch], Attend]
 Loss = Callable[[Transformer, Batch], tuple[Tensor, Tensor, dict[str, Tensor]]]
 CHUNK = 1024
-"""Rows of logits that exist at once in float32."""
+"""Rows of logits that exist at once in float32, where they are not computed by a compiled loop."""
 
 
 def by_document(batch: Batch) -> Attend:
@@ -28,53 +29,103 @@ def by_document(batch: Batch) -> Attend:
     return Packed(batch.document)
 
 
+@dataclass(frozen=True)
+class Rowwise:
+    """What is done to rows of logits: as written below, or compiled, when no float32 logits exist at all."""
+
+    score: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    differentiate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+
+
 def token_logprobs(
-    model: Transformer, batch: Batch, attending: Attending = by_document, tap: Tap | None = None
+    model: Transformer, batch: Batch, attending: Attending = by_document, tap: Tap = no_tap
 ) -> Float[Tensor, "B T"]:
     """log p(target) at each position, in float32, `CHUNK` positions at a time: no float32 (B, T, V) tensor is kept, in
     bfloat16 the logits themselves are.
 
     Padding has a value too; give it weight 0.
     """
-    return _logprobs(model, model.hidden(batch.tokens, batch.position, attending(batch), tap), batch.targets)
+    hidden = model.hidden(batch.tokens, batch.position, attending(batch), tap)
+    return scored(model, hidden, batch.targets)[0]
 
 
-def _logprobs(model: Transformer, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    chunks = zip(hidden.flatten(0, 1).split(CHUNK), targets.flatten().split(CHUNK), strict=True)
-    if hidden.dtype == torch.float32:  # keep no logits for the backward pass: together they would be that tensor
-        logprobs = [checkpoint(_chunk_logprobs, model, rows, picked, use_reentrant=False) for rows, picked in chunks]
-    else:
-        logprobs = [_chunk_logprobs(model, rows, picked) for rows, picked in chunks]
-    return torch.cat(logprobs).view_as(targets)
+def scored(
+    model: Transformer, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"], rowwise: Rowwise | None = None
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Of each position log p(target), and log Σ exp(logits), from which the former is taken; both in float32."""
+    rows, picked = hidden.flatten(0, 1), targets.flatten()
+    in_float32 = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(hidden.device.type)
+    if torch.is_grad_enabled() and not in_float32:
+        logprobs, total = _picked(model.logits(rows), picked, rowwise or PLAIN)
+    else:  # keep no logits for the backward pass: together they would be a float32 (B, T, V) tensor
+        chunks = zip(rows.split(CHUNK), picked.split(CHUNK), strict=True)
+        parts = [checkpoint(_chunk, model, *chunk, rowwise or PLAIN, use_reentrant=False) for chunk in chunks]
+        logprobs, total = (torch.cat(part) for part in zip(*parts, strict=True))
+    return logprobs.view_as(targets), total.view_as(targets)
 
 
-def _chunk_logprobs(model: Transformer, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-    return _picked_logprob(model.logits(hidden), targets)
+def _chunk(model: Transformer, hidden: Tensor, targets: Tensor, rowwise: Rowwise) -> tuple[Tensor, Tensor]:
+    return _picked(model.logits(hidden), targets, rowwise)
 
 
-class _PickedLogprob(torch.autograd.Function):
-    """log softmax(logits)[target], in float32. Keeps the logits as they came for the backward pass, not their softmax:
-    in bfloat16 that is half of what autograd would keep for `log_softmax(logits.float())`."""
+class _Picked(torch.autograd.Function):
+    """log softmax(logits)[target] and log Σ exp(logits), in float32.
+
+    Keeps the logits as they came for the backward pass, not their softmax: in bfloat16 that is half of what autograd
+    would keep for `log_softmax(logits.float())`. Their gradient is written over them, so one backward pass is all.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        scores = logits.float()
-        total = scores.logsumexp(dim=-1)
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, rowwise: Rowwise) -> tuple[Tensor, Tensor]:
+        logprobs, total = rowwise.score(logits, targets)
         ctx.save_for_backward(logits, targets, total)
-        return scores.gather(-1, targets[:, None]).squeeze(-1) - total
+        ctx.rowwise = rowwise
+        return logprobs, total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """d log p(target) / d logits = onehot(target) − softmax(logits)."""
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, total = ctx.saved_tensors
-        softmax = (logits.float() - total[:, None]).exp_()
-        softmax.scatter_add_(-1, targets[:, None], torch.full_like(softmax[:, :1], -1.0))
-        return softmax.mul_(-gradients[0][:, None]).to(logits.dtype), None
+        ctx.rowwise.differentiate(logits, targets, total, *gradients)
+        return logits, None, None
 
 
-def _picked_logprob(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-    picked: Tensor = _PickedLogprob.apply(logits, targets)  # type: ignore[no-untyped-call]
+def _picked(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], rowwise: Rowwise
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+    picked: tuple[Tensor, Tensor] = _Picked.apply(logits, targets, rowwise)  # type: ignore[no-untyped-call]
     return picked
+
+
+def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    scores = logits.float()
+    total = scores.logsumexp(dim=-1)
+    return scores.gather(-1, targets[:, None]).squeeze(-1) - total, total
+
+
+def _differentiate(logits: Tensor, targets: Tensor, total: Tensor, to_logprob: Tensor, to_total: Tensor) -> None:
+    """d log p(target) / d logits = onehot(target) − softmax(logits), and d log Σ exp / d logits = softmax(logits);
+    written over the logits."""
+    softmax = (logits.float() - total[:, None]).exp()
+    onehot = torch.arange(logits.shape[-1], device=logits.device) == targets[:, None]
+    logits.copy_(softmax * (to_total - to_logprob)[:, None] + onehot * to_logprob[:, None])
+
+
+def _score_by_chunks(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    parts = [_score(*chunk) for chunk in zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)]
+    return torch.cat([logprob for logprob, _ in parts]), torch.cat([total for _, total in parts])
+
+
+def _differentiate_by_chunks(logits: Tensor, *rest: Tensor) -> None:
+    for chunk in zip(logits.split(CHUNK), *(each.split(CHUNK) for each in rest), strict=True):
+        _differentiate(*chunk)
+
+
+PLAIN = Rowwise(_score_by_chunks, _differentiate_by_chunks)
+
+
+def compiled_rowwise() -> Rowwise:
+    """Each of the two in one pass over the logits."""
+    return Rowwise(torch.compile(_score, dynamic=False), torch.compile(_differentiate, dynamic=False))
 
 
 class AuxiliaryLosses:
@@ -82,6 +133,9 @@ class AuxiliaryLosses:
 
     def __init__(self) -> None:
         self._shown: list[Float[Tensor, "B T"]] = []
+
+    def tap_of(self, model: Transformer) -> Tap:
+        return self.tap if model.has_auxiliary_losses else no_tap
 
     def tap(self, name: str, tensor: Tensor) -> None:
         if name.endswith(".auxiliary_loss"):
@@ -98,19 +152,25 @@ class AuxiliaryLosses:
 
 
 def next_token(
-    model: Transformer, batch: Batch, attending: Attending = by_document
+    model: Transformer, batch: Batch, attending: Attending = by_document, *, rowwise: Rowwise | None = None
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Cross-entropy of the next token in nats, summed with the batch's weights, and the blocks' auxiliary losses.
 
     Parts, where a block has an auxiliary loss: `next_token` and `auxiliary`.
     """
     auxiliary = AuxiliaryLosses()
-    summed = -(token_logprobs(model, batch, attending, auxiliary.tap) * batch.weight).sum()
+    hidden = model.hidden(batch.tokens, batch.position, attending(batch), auxiliary.tap_of(model))
+    summed = -(scored(model, hidden, batch.targets, rowwise)[0] * batch.weight).sum()
     return auxiliary.added_to(summed, {"next_token": summed}, batch)
 
 
 def multi_token(
-    model: Transformer, batch: Batch, attending: Attending = by_document, *, weight: float
+    model: Transformer,
+    batch: Batch,
+    attending: Attending = by_document,
+    *,
+    weight: float,
+    rowwise: Rowwise | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """`next_token`, and `weight` × the mean cross-entropy of the tokens after it, one for each head of
     `model.multi_token`; a token of another document is not predicted.
@@ -121,13 +181,13 @@ def multi_token(
     """
     assert model.multi_token, "the model has heads for them: add_multi_token(n)"
     auxiliary = AuxiliaryLosses()
-    attend = attending(batch)
-    hidden = model.hidden(batch.tokens, batch.position, attend, auxiliary.tap)
-    summed = -(_logprobs(model, hidden, batch.targets) * batch.weight).sum()
+    attend, tap = attending(batch), auxiliary.tap_of(model)
+    hidden = model.hidden(batch.tokens, batch.position, attend, tap)
+    summed = -(scored(model, hidden, batch.targets, rowwise)[0] * batch.weight).sum()
     parts = {"next_token": summed}
-    further = model.hidden_multi_token(hidden, batch.position, attend, auxiliary.tap)
+    further = model.hidden_multi_token(hidden, batch.position, attend, tap)
     for shift, states in enumerate(further, start=1):
-        logprobs = _logprobs(model, states, batch.targets.roll(-shift, dims=1))
+        logprobs, _ = scored(model, states, batch.targets.roll(-shift, dims=1), rowwise)
         counts = batch.weight.roll(-shift, dims=1) * (batch.document.roll(-shift, dims=1) == batch.document)
         counts[:, -shift:] = 0  # these have come round from the beginning of the row
         parts[f"token_{shift + 1}"] = -(logprobs * counts).sum()

@@ -6,9 +6,8 @@ B batch, T queries, S keys, H query heads, G key/value heads, K head width, W va
 below, or a cache. Every such object has the signature of `Attend`.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,9 @@ from torch.utils import _pytree as pytree
 from groundup.model.norm import make_norm
 from groundup.model.position import PositionTerms
 from groundup.model.settings import GroupedQuery, Latent, ModelConfig
+
+BLOCK, MOST_BLOCKS = 64, 4
+"""Queries that are taken together on a CPU, at least; and into how many blocks they are cut at most."""
 
 
 @runtime_checkable
@@ -94,9 +96,9 @@ def dot_product_attention(
 class Causal:
     """Each position reads itself and all before it."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: object) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
         distance = _distance(q.shape[2], q.device)
-        return dot_product_attention(q, k, v, distance >= 0, distance, **options)  # type: ignore[arg-type]
+        return by_blocks(q, k, v, distance >= 0, distance, _blocks(q), **options)
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,56 @@ class Packed:
 
     document: Int[Tensor, "B T"]
     """Any number that differs between the documents of a row."""
+    visible: Bool[Tensor, "B 1 T T"] = field(init=False, repr=False, compare=False)
+    """Found once for all layers, and not while a layer is compiled."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: object) -> Tensor:
-        distance = _distance(q.shape[2], q.device)
-        return dot_product_attention(q, k, v, self._visible, distance, **options)  # type: ignore[arg-type]
-
-    @cached_property
-    def _visible(self) -> Bool[Tensor, "B 1 T T"]:
+    def __post_init__(self) -> None:
         same = self.document[:, None, :, None] == self.document[:, None, None, :]
-        return same & (_distance(self.document.shape[1], self.document.device) >= 0)
+        causal = _distance(self.document.shape[1], self.document.device) >= 0
+        object.__setattr__(self, "visible", same & causal)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
+        distance = _distance(q.shape[2], q.device)
+        return by_blocks(q, k, v, self.visible, distance, _blocks(q), **options)
+
+
+def by_blocks(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G T K"],
+    v: Float[Tensor, "B G T W"],
+    visible: Bool[Tensor, "#B 1 T T"],
+    distance: Int[Tensor, "1 1 T T"],
+    n_blocks: int,
+    *,
+    window: int | None = None,
+    **options: Any,
+) -> Float[Tensor, "B H T W"]:
+    """`dot_product_attention`, the queries in `n_blocks` blocks, each of which meets only the keys that its queries may
+    read: of the square of scores the upper triangle, and what lies behind the window, is mostly not computed.
+    """
+    length = q.shape[2]
+    read = []
+    for number in range(n_blocks):
+        begin, end = number * length // n_blocks, (number + 1) * length // n_blocks
+        first = 0 if window is None else max(0, begin - window + 1)
+        square = (..., slice(begin, end), slice(first, end))
+        read.append(
+            dot_product_attention(
+                q[:, :, begin:end],
+                k[:, :, first:end],
+                v[:, :, first:end],
+                visible[square],
+                distance[square],
+                window=window,
+                **options,
+            )
+        )
+    return torch.cat(read, dim=2) if n_blocks > 1 else read[0]
+
+
+def _blocks(q: Float[Tensor, "B H T K"]) -> int:
+    """In how many blocks the queries are taken: a GPU's kernel skips the upper triangle by itself."""
+    return 1 if q.is_cuda else max(1, min(MOST_BLOCKS, q.shape[2] // BLOCK))
 
 
 def _distance(length: int, device: torch.device) -> Int[Tensor, "1 1 T T"]:

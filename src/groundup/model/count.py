@@ -170,9 +170,11 @@ class Meter:
             hook.remove()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: object) -> Tensor:
-        """Attention as it is, under a part of its own."""
+        """Attention as it is, under a part of its own; but its operations are those of the full square."""
         self._begin(f"blocks.{layer}.{SCORES}")
         read = Causal()(q, k, v, layer=layer, **options)
+        self._booked = self._counter.get_total_flops()
+        self.flops[self._at_work[-1]] += 2 * q.shape[:-1].numel() * k.shape[-2] * (k.shape[-1] + v.shape[-1])
         self._end()
         return read
 

@@ -4,8 +4,8 @@ Each kind is a module `(x, tap) -> x`. A tensor of shape (B, T) that it shows to
 the loss of each token.
 """
 
+import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -108,10 +108,24 @@ def _relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GPT-2's approximation, x (1 + tanh z) / 2 with z = √(2/π) (x + 0.044715 x³).
+
+    Where it is compiled, it is written as x / (1 + e^(−2z)), which is the same: on a CPU torch's tanh takes about three
+    times as long as its exponential.
+    """
+    if not torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+
+
+GELU_BY: dict[str, Activation] = {"tanh": gelu_tanh, "none": F.gelu}
+
+
 def make_dense(settings: Dense, d_model: int, d_ff: int) -> nn.Module:
     match settings:
         case GELU(approximate=approximate, bias=bias):
-            return PlainFeedForward(d_model, d_ff, partial(F.gelu, approximate=approximate), bias)
+            return PlainFeedForward(d_model, d_ff, GELU_BY[approximate], bias)
         case ReLU(bias=bias):
             return PlainFeedForward(d_model, d_ff, F.relu, bias)
         case ReLUSquared(bias=bias):
@@ -119,7 +133,7 @@ def make_dense(settings: Dense, d_model: int, d_ff: int) -> nn.Module:
         case SwiGLU(bias=bias):
             return GatedFeedForward(d_model, d_ff, F.silu, bias)
         case GeGLU(approximate=approximate, bias=bias):
-            return GatedFeedForward(d_model, d_ff, partial(F.gelu, approximate=approximate), bias)
+            return GatedFeedForward(d_model, d_ff, GELU_BY[approximate], bias)
 
 
 def make_feedforward(config: ModelConfig) -> nn.Module:

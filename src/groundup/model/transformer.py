@@ -13,7 +13,7 @@ from groundup.model.attention import Attend, Causal, make_attention
 from groundup.model.feedforward import Tap, make_feedforward
 from groundup.model.norm import make_norm
 from groundup.model.position import PositionTerms, make_position
-from groundup.model.settings import Classes, LanguageModel, ModelConfig, Parallel, Scalar, Sequential
+from groundup.model.settings import Classes, Experts, LanguageModel, ModelConfig, Parallel, Scalar, Sequential
 
 
 class SequentialBlock(nn.Module):
@@ -134,6 +134,11 @@ class Transformer(nn.Module):
         self.tie()
         initialise(self, config.n_layers)
 
+    @property
+    def has_auxiliary_losses(self) -> bool:
+        """Whether its blocks show `auxiliary_loss` to `tap`."""
+        return isinstance(self.config.feedforward, Experts)
+
     def add_multi_token(self, n: int) -> None:
         """Add heads for the `n` tokens after the next one, for `hidden_multi_token`; `forward` does without."""
         self.multi_token.extend(MultiTokenHead(self.config, self.config.n_layers + number) for number in range(n))
@@ -215,6 +220,8 @@ def no_tap(name: str, tensor: Tensor) -> None:
 
 
 def _under(prefix: str, tap: Tap) -> Tap:
+    if tap is no_tap:  # nothing that differs between layers: compiled for one, a block serves for all
+        return no_tap
     return lambda name, tensor: tap(f"{prefix}.{name}", tensor)
 
 

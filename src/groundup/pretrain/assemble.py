@@ -15,6 +15,7 @@ import torch
 from groundup import loader, losses
 from groundup.batch import Batch
 from groundup.model.count import count
+from groundup.model.execution import compile_blocks, recompute_blocks
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.adamw import make_adamw
@@ -67,6 +68,9 @@ def assemble(config: ModelConfig, settings: PretrainSettings, device: torch.devi
     if isinstance(settings.loss, MultiToken):
         model.add_multi_token(settings.loss.extra_tokens)
     model.to(device)  # drawn on the CPU: the same weights on every device
+    recompute_blocks(model, settings.recompute)
+    if settings.compile:
+        compile_blocks(model)
     masters = Masters(model, weight_dtype(settings.precision))
     optimizer = make_adamw(masters, settings.optimizer)
     masters.follow(optimizer)
@@ -77,11 +81,12 @@ def assemble(config: ModelConfig, settings: PretrainSettings, device: torch.devi
 
 
 def make_loss(settings: PretrainSettings) -> losses.Loss:
+    rowwise = losses.compiled_rowwise() if settings.compile else losses.PLAIN
     match settings.loss:
         case NextToken():
-            return losses.next_token
+            return partial(losses.next_token, rowwise=rowwise)
         case MultiToken(weight=weight):
-            return partial(losses.multi_token, weight=weight)
+            return partial(losses.multi_token, weight=weight, rowwise=rowwise)
 
 
 def _autocast(loss: losses.Loss, device: torch.device) -> losses.Loss:

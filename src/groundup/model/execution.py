@@ -1,0 +1,62 @@
+"""How a model's blocks are run: compiled, or computed again in the backward pass. Done to a model from outside."""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from groundup.model.transformer import Transformer, no_tap
+
+Recomputation = Literal["none", "selective", "full"]
+Forward = Callable[..., Tensor]
+PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+"""What selective recomputation keeps: products with weights, which cost the most to compute again."""
+
+
+def compile_blocks(model: Transformer) -> None:
+    """Let torch.compile fuse what stands between a block's matrix products. A block is compiled once and serves for
+    all layers of its shape.
+
+    Only training runs what is compiled: in evaluation and generation lengths differ from call to call, and whoever
+    looks inside through `tap` gets the block as it is written.
+    """
+    for block in model.blocks:
+        plain = block.forward
+        block.forward = partial(_run_either, block, plain, torch.compile(plain, dynamic=False, fullgraph=True))
+
+
+def _run_either(block: torch.nn.Module, plain: Forward, compiled: Forward, x: Tensor, *rest: Any) -> Tensor:
+    run = compiled if block.training and torch.is_grad_enabled() and rest[-1] is no_tap else plain
+    return run(x, *rest)
+
+
+def recompute_blocks(model: Transformer, how: Recomputation) -> None:
+    """Keep less of the forward pass for the backward pass, and compute the rest again (Chen et al. 2016,
+    arXiv:1604.06174): with `full` nothing but a block's input is kept; with `selective` also its products with weights
+    (Korthikanti et al. 2022, arXiv:2205.05198, section 5)."""
+    if how == "none":
+        return
+    options: dict[str, Any] = (
+        {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if how == "selective" else {}
+    )
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)
+
+
+def _policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def why_not_compiled(model: Transformer, device: torch.device) -> str | None:
+    """What stands in the way of `compile_blocks`; None if nothing does."""
+    if model.has_auxiliary_losses:
+        return "which experts a token meets is known only as it runs"
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+        return "there is no C++ compiler here (g++ or clang++)"
+    if device.type not in ("cpu", "cuda"):
+        return f"it is not tried on {device.type}"
+    return None
