@@ -1,6 +1,7 @@
 """Attention against loops, and the fused kernel against the plain operations."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from groundup.generation.cache import ContiguousCache
-from groundup.model.attention import Causal, Packed, dot_product_attention
+from groundup.model.attention import Causal, Packed, by_blocks, dot_product_attention
 from groundup.model.position import PositionTerms
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
@@ -55,6 +56,22 @@ def test_attention_is_the_equation(options: dict[str, object], groups: int) -> N
     document = torch.tensor([[0] * 4 + [1] * 5, [7] * 9])
     expected = attend_by_loops(q, k, v, document, **options)
     assert_close(Packed(document)(q, k, v, layer=0, **options), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("n_blocks", [2, 3, 9])
+def test_queries_in_blocks_read_what_they_read_together(options: dict[str, Any], n_blocks: int) -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 4, 9, 6, dtype=torch.float64), torch.randn(2, 2, 9, 6, dtype=torch.float64)
+    packed = Packed(torch.tensor([[0] * 4 + [1] * 5, [7] * 9]))
+    place = torch.arange(9)
+    distance = (place[:, None] - place)[None, None]
+    results = []
+    for blocks in (1, n_blocks):
+        inputs = [each.clone().requires_grad_() for each in (q, k, k.flip(-1))]
+        read = by_blocks(*inputs, packed.visible, distance, blocks, **options)
+        results.append((read, torch.autograd.grad(read.square().sum(), inputs)))
+    assert_close(results[0], results[1], atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("window", [None, 3])

@@ -196,7 +196,7 @@ def test_a_layer_of_gpt_keeps_what_the_paper_says() -> None:
 
     Three of its terms are dropout masks of one byte. torch on a CPU keeps a mask in 16 bits: 36 + 6 a s / h.
     """
-    s, h, heads = 120, 256, 4  # short enough that all queries are one block
+    s, h, heads = 128, 256, 4
     base = ModelConfig.from_table(
         {
             **LAYERNORM,

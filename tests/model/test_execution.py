@@ -63,7 +63,9 @@ def compare(kind: str, recompute: Recomputation) -> None:
         # float32, sums in another order; a key's bias has no effect on the softmax, so its gradient is all rounding
         assert_close(gradient, plain[name], atol=2e-4, rtol=1e-4, msg=lambda told, name=name: f"{kind} {name}: {told}")
     graphs = 2 + (2 if kind == "windows" else 1)
-    assert recompute != "none" or counters["stats"]["unique_graphs"] == graphs, "one for all layers of a shape, two for rows of logits"
+    assert recompute != "none" or counters["stats"]["unique_graphs"] == graphs, (
+        "one for all layers of a shape, two for rows of logits"
+    )
 
 
 def test_compiled_blocks_give_the_gradients_of_the_plain_ones() -> None:

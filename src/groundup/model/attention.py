@@ -6,6 +6,7 @@ B batch, T queries, S keys, H query heads, G key/value heads, K head width, W va
 below, or a cache. Every such object has the signature of `Attend`.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +20,7 @@ from groundup.model.norm import make_norm
 from groundup.model.position import PositionTerms
 from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 
-BLOCK, MOST_BLOCKS = 64, 4
+BLOCK, MOST_BLOCKS = 128, 4
 """Queries that are taken together on a CPU, at least; and into how many blocks they are cut at most."""
 
 
@@ -134,24 +135,28 @@ def by_blocks(
     """`dot_product_attention`, the queries in `n_blocks` blocks, each of which meets only the keys that its queries may
     read: of the square of scores the upper triangle, and what lies behind the window, is mostly not computed.
     """
-    length = q.shape[2]
+    queries, keys, values = (each.tensor_split(n_blocks, dim=2) for each in (q, k, v))
+    edges = [0, *itertools.accumulate(block.shape[2] for block in queries)]
     read = []
-    for number in range(n_blocks):
-        begin, end = number * length // n_blocks, (number + 1) * length // n_blocks
-        first = 0 if window is None else max(0, begin - window + 1)
-        square = (..., slice(begin, end), slice(first, end))
+    for number, block in enumerate(queries):
+        begin, end = edges[number], edges[number + 1]
+        oldest = 0 if window is None else max(0, begin - window + 1)
+        first = max(i for i in range(number + 1) if edges[i] <= oldest)
+        square = (..., slice(begin, end), slice(edges[first], end))
         read.append(
             dot_product_attention(
-                q[:, :, begin:end],
-                k[:, :, first:end],
-                v[:, :, first:end],
+                block,
+                torch.cat(
+                    keys[first : number + 1], dim=2
+                ),  # the gradient of a cut is a view, that of a slice is padded
+                torch.cat(values[first : number + 1], dim=2),
                 visible[square],
                 distance[square],
                 window=window,
                 **options,
             )
         )
-    return torch.cat(read, dim=2) if n_blocks > 1 else read[0]
+    return torch.cat(read, dim=2)
 
 
 def _blocks(q: Float[Tensor, "B H T K"]) -> int:
