@@ -642,14 +642,10 @@ def test_whole_pieces_are_the_most_frequent_and_of_equals_the_first_by_bytes() -
 
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, story_texts: list[str]) -> Path:
     """As Llama 2's: byte fallback, digits apart, text as it is; and a unigram one that normalises."""
-    from importlib import resources
-
     import sentencepiece
 
-    packed = (resources.files("groundup.data") / "storybook.jsonl.gz").read_bytes()
-    texts = [json.loads(line)["text"] for line in gzip.decompress(packed).splitlines()[:80]]
     folder = tmp_path_factory.mktemp("sentencepiece")
     like_llama = {
         "byte_fallback": True,
@@ -659,7 +655,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "allow_whitespace_only_pieces": True,
     }
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(line for text in texts for line in text.splitlines() if line),
+        sentence_iterator=iter(line for text in story_texts[:80] for line in text.splitlines() if line),
         model_prefix=str(folder / "tokenizer"),
         model_type=request.param,
         vocab_size=600 if request.param == "bpe" else 300,
