@@ -259,6 +259,13 @@ def test_another_tokenizer_is_refused_before_the_first_batch(home: Path) -> None
         check_fits(Recipe.load(home / "tiny.toml").model, _places(run), [])
 
 
+def test_another_tokenizer_beside_a_model_is_refused(finished: Path) -> None:
+    """Fault B7 of a model, with as many ids as its own has."""
+    Tokenizer.learn(["of quite other words"], vocab_size=320).save(finished / "runs" / "tiny" / "model")
+    with pytest.raises(DamagedError, match=r"tokenizer\.json"):
+        groundup.load("runs/tiny", device="cpu")
+
+
 def test_ids_beyond_the_vocabulary_are_refused_before_the_first_batch(home: Path) -> None:
     run = quietly(only="corpus").run
     quietly(only="tokenizer")
