@@ -15,6 +15,7 @@ import torch
 
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.recipe import build
 from groundup.tokenizer.tokenizer import Tokenizer
 
 torch.set_num_threads(1)  # small tensors; and test files run side by side
@@ -149,6 +150,14 @@ def settle() -> Callable[[Path], Path]:
 def recipe(tmp_path: Path, settle: Callable[[Path], Path]) -> Path:
     """That recipe, in a folder of its own."""
     return settle(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_home(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
+    """A folder with that recipe and its finished run, runs/tiny; only to be read or copied."""
+    recipe = settle(tmp_path_factory.mktemp("finished"))
+    build(recipe, run=recipe.parent / "runs" / "tiny", say=lambda text: None)
+    return recipe.parent
 
 
 @pytest.fixture

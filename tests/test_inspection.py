@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import groundup
 from groundup.errors import DataError, SettingsError
 from groundup.files import damage, read_manifest
 from groundup.inspection import Findings, inspect
@@ -21,10 +20,8 @@ from groundup.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
-    recipe = settle(tmp_path_factory.mktemp("home"))
-    groundup.build(recipe, run=recipe.parent / "runs" / "tiny", say=lambda text: None)
-    return recipe.parent
+def built(tmp_path_factory: pytest.TempPathFactory, finished_home: Path) -> Path:
+    return Path(shutil.copytree(finished_home, tmp_path_factory.mktemp("built") / "home"))
 
 
 @pytest.fixture

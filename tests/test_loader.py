@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from groundup.batch import total_weight
 from groundup.loader import cut, rows
 from groundup.shards import Tokens
 
@@ -29,6 +30,18 @@ def test_every_token_but_the_first_is_a_target_exactly_once_an_epoch(shards: Tok
     seen = Counter(batch.targets[batch.weight > 0].tolist())
     assert seen == Counter(shards.ids[1:].tolist())
     assert (batch.document[batch.weight == 0] == -1).all()
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 5, 100])
+def test_a_tail_shorter_than_a_batch_is_filled_from_the_next_epoch(shards: Tokens, batch_rows: int) -> None:
+    """Fault B9: no batch is smaller, and after whole epochs each target has counted once in every one of them."""
+    n = shards.rows(8)
+    batches = [rows(shards, 8, seed=0, first=step * batch_rows, count=batch_rows) for step in range(2 * n)]
+    assert {tuple(batch.tokens.shape) for batch in batches} == {(batch_rows, 8)}
+    epochs = 2 * batch_rows
+    assert sum(total_weight(batch).item() for batch in batches) == epochs * (len(shards.ids) - 1)
+    seen = Counter(target for batch in batches for target in batch.targets[batch.weight > 0].tolist())
+    assert seen == Counter(epochs * shards.ids[1:].tolist())
 
 
 def test_a_row_depends_on_its_number_alone(shards: Tokens) -> None:

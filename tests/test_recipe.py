@@ -1,6 +1,7 @@
 """The whole chain, in process: what is made, what is shared, what is refused, and that it never changes."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def home(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return recipe.parent
 
 
+@pytest.fixture
+def finished(finished_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder that has the finished run, to be changed."""
+    home = Path(shutil.copytree(finished_home, tmp_path / "home"))
+    monkeypatch.chdir(home)
+    return home
+
+
 def quietly(*arguments: object, **options: object) -> Built:
     return build("tiny.toml", *arguments, **options, say=lambda text: None)  # type: ignore[arg-type]
 
@@ -60,8 +69,8 @@ def test_a_build_makes_everything_once_and_then_nothing(home: Path) -> None:
     assert Recipe.load(home / "runs" / "tiny" / "recipe.toml").pretrain.steps == 40
 
 
-def test_every_stage_names_its_inputs_by_digest(home: Path) -> None:
-    run = quietly().run
+def test_every_stage_names_its_inputs_by_digest(finished: Path) -> None:
+    run = finished / "runs" / "tiny"
     digests = {name: read_manifest(run / name).digest for name in DIRECTORIES.values()}
     for name, inputs in {
         "tokenizer": ["corpus"],
@@ -145,8 +154,8 @@ def test_a_head_that_predicts_no_tokens_is_refused(home: Path) -> None:
         quietly(["model.head.kind=scalar"])
 
 
-def test_stages_one_by_one_are_the_build(home: Path) -> None:
-    whole = quietly(run="runs/whole")
+def test_stages_one_by_one_are_the_build(finished: Path) -> None:
+    whole = quietly()
     for stage in ("corpus", "tokenizer", "pack", "pretrain", "eval", "report"):
         alone = quietly(run="elsewhere/alone", only=stage)
         assert what(alone)[stage] == "made"
@@ -159,8 +168,7 @@ def test_a_stage_whose_inputs_are_missing_says_what_to_run(home: Path) -> None:
         quietly(only="pack")
 
 
-def test_changed_settings_under_a_finished_run_are_refused_with_the_list(home: Path) -> None:
-    quietly()
+def test_changed_settings_under_a_finished_run_are_refused_with_the_list(finished: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         quietly(["pretrain.steps=20", "model.d_ff=48"])
     told = str(caught.value)
@@ -173,8 +181,9 @@ def test_changed_settings_under_a_finished_run_are_refused_with_the_list(home: P
     assert what(quietly())["pretrain"] == "up to date"  # nothing was touched
 
 
-def test_beside_it_what_fits_is_shared_and_the_training_is_its_own(home: Path) -> None:
+def test_beside_it_what_fits_is_shared_and_the_training_is_its_own(finished: Path) -> None:
     first = quietly()
+    assert set(what(first).values()) == {"up to date"}
     beside = quietly(["pretrain.steps=20"], run="runs/tiny-2")
     assert what(beside) == {
         "corpus": "from runs/tiny",
@@ -188,8 +197,7 @@ def test_beside_it_what_fits_is_shared_and_the_training_is_its_own(home: Path) -
     assert len(losses(beside.run)) == 20
 
 
-def test_replace_makes_stale_stages_again(home: Path) -> None:
-    quietly()
+def test_replace_makes_stale_stages_again(finished: Path) -> None:
     again = quietly(["tokenizer.vocab_size=384"], replace=True)
     assert what(again) == {"corpus": "up to date"} | dict.fromkeys(
         ("tokenizer", "pack", "pretrain", "eval", "report"), "made"
@@ -197,9 +205,8 @@ def test_replace_makes_stale_stages_again(home: Path) -> None:
     assert len(losses(again.run)) == 40
 
 
-def test_a_changed_source_makes_everything_stale_and_is_named(home: Path) -> None:
-    quietly()
-    (home / "tales" / "07.txt").write_text("Another tale of a king and a fox that went over the hill. " * 4)
+def test_a_changed_source_makes_everything_stale_and_is_named(finished: Path) -> None:
+    (finished / "tales" / "07.txt").write_text("Another tale of a king and a fox that went over the hill. " * 4)
     with pytest.raises(SettingsError, match=r"stale: corpus \(made from other inputs: tales/07\.txt was .* is .*"):
         quietly()
 
@@ -218,8 +225,8 @@ def test_a_divergence_says_where_and_what_to_do(home: Path) -> None:
 
 
 @pytest.mark.parametrize("directory", list(DIRECTORIES.values()))
-def test_one_flipped_bit_anywhere_is_refused_by_digest(home: Path, directory: str) -> None:
-    run = quietly().run
+def test_one_flipped_bit_anywhere_is_refused_by_digest(finished: Path, directory: str) -> None:
+    run = finished / "runs" / "tiny"
     for name in read_manifest(run / directory).files:
         path = run / directory / name
         raw = bytearray(path.read_bytes())
@@ -237,6 +244,7 @@ def test_one_flipped_bit_anywhere_is_refused_by_digest(home: Path, directory: st
 
 
 def test_another_tokenizer_is_refused_before_the_first_batch(home: Path) -> None:
+    """Fault B7 of shards."""
     run = quietly(only="corpus").run
     quietly(only="tokenizer")
     quietly(only="pack")
@@ -251,6 +259,13 @@ def test_another_tokenizer_is_refused_before_the_first_batch(home: Path) -> None
         check_fits(Recipe.load(home / "tiny.toml").model, _places(run), [])
 
 
+def test_another_tokenizer_beside_a_model_is_refused(finished: Path) -> None:
+    """Fault B7 of a model, with as many ids as its own has."""
+    Tokenizer.learn(["of quite other words"], vocab_size=320).save(finished / "runs" / "tiny" / "model")
+    with pytest.raises(DamagedError, match=r"tokenizer\.json"):
+        groundup.load("runs/tiny", device="cpu")
+
+
 def test_ids_beyond_the_vocabulary_are_refused_before_the_first_batch(home: Path) -> None:
     run = quietly(only="corpus").run
     quietly(only="tokenizer")
@@ -262,8 +277,8 @@ def test_ids_beyond_the_vocabulary_are_refused_before_the_first_batch(home: Path
         check_fits(Recipe.load(home / "tiny.toml").model, _places(run), [])
 
 
-def test_a_tokenizer_from_elsewhere_is_refused(home: Path) -> None:
-    run = quietly().run
+def test_a_tokenizer_from_elsewhere_is_refused(finished: Path) -> None:
+    run = finished / "runs" / "tiny"
     other = quietly(["tokenizer.vocab_size=384"], run="runs/other").run
     shutil.rmtree(run / "tokenizer")
     shutil.copytree(other / "tokenizer", run / "tokenizer")
@@ -301,9 +316,9 @@ def test_a_context_longer_than_the_corpus_is_refused(home: Path) -> None:
         quietly(["model.context_length=100000", "pretrain.batch_tokens=100000"])
 
 
-def test_an_existing_tokenizer_is_taken_over(home: Path) -> None:
-    first = quietly(run="runs/first").run
-    second = quietly(["tokenizer={kind='existing', path='runs/first/tokenizer'}"], run="runs/second").run
+def test_an_existing_tokenizer_is_taken_over(finished: Path) -> None:
+    first = finished / "runs" / "tiny"
+    second = quietly(["tokenizer={kind='existing', path='runs/tiny/tokenizer'}"], run="runs/second").run
     assert read_manifest(second / "shards").files == read_manifest(first / "shards").files
 
 
@@ -352,8 +367,8 @@ def test_precision_is_timed_once_written_down_and_kept(home: Path) -> None:
     assert set(what(quietly()).values()) == {"up to date"}  # though the user's recipe leaves both open
 
 
-def test_replace_checks_before_it_throws_away(home: Path) -> None:
-    before = read_manifest(quietly().run / "model").digest
+def test_replace_checks_before_it_throws_away(finished: Path) -> None:
+    before = read_manifest(finished / "runs" / "tiny" / "model").digest
     for override in ("pretrain.sample_prompt=ABCDEFGHIJKLMNOPQ", "pretrain.batch_tokens=100"):
         with pytest.raises(SettingsError):
             quietly([override], replace=True)
@@ -361,8 +376,7 @@ def test_replace_checks_before_it_throws_away(home: Path) -> None:
     assert set(what(quietly()).values()) == {"up to date"}
 
 
-def test_replacing_one_stage_leaves_the_later_ones_for_whoever_asks(home: Path) -> None:
-    quietly()
+def test_replacing_one_stage_leaves_the_later_ones_for_whoever_asks(finished: Path) -> None:
     quietly(["tokenizer.vocab_size=384"], replace=True, only="tokenizer")
     assert Path("runs/tiny/model/model.safetensors").is_file()
     with pytest.raises(SettingsError, match="stale: pack"):
@@ -377,7 +391,7 @@ def test_overriding_a_kind_with_itself_drops_nothing(home: Path) -> None:
 
 
 def test_a_character_that_splits_lines_elsewhere_does_not_split_a_log(home: Path) -> None:
-    run = quietly(["pretrain.sample_prompt='a\u2028b\u0085c'"], run="runs/odd").run
+    run = quietly(["pretrain.sample_prompt='a\u2028b\u0085c'", "pretrain.steps=20"], run="runs/odd").run
     assert "a\u2028b" in (run / "report.html").read_text()
 
 
@@ -392,18 +406,18 @@ def test_files_of_a_persons_own_are_never_replaced(home: Path) -> None:
     assert (home / "mine" / "corpus" / "poem.txt").read_text() == "mine"
 
 
-def test_nothing_of_ones_own_is_replaced_by_a_shared_stage(home: Path) -> None:
-    quietly()
-    (home / "runs" / "second" / "corpus").mkdir(parents=True)
-    (home / "runs" / "second" / "lock").write_text("")
-    (home / "runs" / "second" / "corpus" / "poem.txt").write_text("mine")
+def test_nothing_of_ones_own_is_replaced_by_a_shared_stage(finished: Path) -> None:
+    second = finished / "runs" / "second"
+    (second / "corpus").mkdir(parents=True)
+    (second / "lock").write_text("")
+    (second / "corpus" / "poem.txt").write_text("mine")
     with pytest.raises(SettingsError, match="corpus is in the way"):
         quietly(run="runs/second")
-    assert (home / "runs" / "second" / "corpus" / "poem.txt").read_text() == "mine"
+    assert (second / "corpus" / "poem.txt").read_text() == "mine"
 
 
-def test_odd_lines_and_lost_files_of_a_run_end_in_no_traceback(home: Path) -> None:
-    run = quietly().run
+def test_odd_lines_and_lost_files_of_a_run_end_in_no_traceback(finished: Path) -> None:
+    run = finished / "runs" / "tiny"
     (run / "pretrain" / "events.jsonl").write_text('[1]\n"x"\nnull\n{}\n')
     (run / "report.html").unlink()
     (run / "lock").unlink()
@@ -417,8 +431,13 @@ def test_odd_lines_and_lost_files_of_a_run_end_in_no_traceback(home: Path) -> No
     assert read_manifest(run / "model").statistics["validation_bits_per_byte"] > 0
 
 
-def test_a_checkpoint_of_another_run_is_not_taken(home: Path) -> None:
-    other = quietly(["pretrain.seed=5"], run="runs/other").run
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [("pretrain.seed=5", "another pretrain.seed"), ("tokenizer.split=cl100k", "tokenizer [0-9a-f]{8}…, this run has")],
+)
+def test_a_checkpoint_of_another_run_is_not_taken(home: Path, change: str, named: str) -> None:
+    """Fault B7 of a checkpoint; test_another_tokenizer_is_refused_before_the_first_batch has it of shards."""
+    other = quietly([change], run="runs/other").run
     run = Path("runs/tiny")
     for stage in ("corpus", "tokenizer", "pack"):
         quietly(only=stage)
@@ -426,7 +445,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(home: Path) -> None:
     said: list[str] = []
     with pytest.raises(DataError, match=r"can be used \(.*\); remove that folder"):
         build("tiny.toml", say=said.append)
-    assert any("was written by a run with another pretrain.seed" in line for line in said)
+    assert any(re.search(f"was written by a run with .*{named}", line) for line in said), said
     with pytest.raises(DataError, match=r"can be used \(.*\); remove that folder"):
         quietly()  # it does not begin anew by itself
     shutil.rmtree(run / "pretrain" / "checkpoints")

@@ -106,6 +106,35 @@ def test_the_model_hands_attend_every_argument_that_is_pinned() -> None:
         assert seen[number + 1] == (1, None, slopes, 0.2, 4.0, dropout)
 
 
+KINDS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "windowed, capped": {"attention": {"window": 3, "soft_cap": 4.0}},
+    "alibi": {"position": {"kind": "alibi"}},
+    "latent": {"attention": {"kind": "latent", "d_latent": 8, "d_rotary": 4}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_every_boundary_a_change_in_one_document_leaves_the_other_as_it_is(kind: str) -> None:
+    """Fault B10: a mask that is off by one at a packed boundary."""
+    torch.manual_seed(0)
+    table = {"vocab_size": 50, "context_length": 9, "d_model": 32, "n_layers": 2, "n_heads": 4, **KINDS[kind]}
+    model = Transformer(ModelConfig.from_table(table)).eval()
+    tokens = torch.randint(0, 50, (1, 9))
+    for boundary in range(1, 9):
+        document = torch.tensor([[0] * boundary + [1] * (9 - boundary)])
+        position = torch.tensor([[*range(boundary), *range(9 - boundary)]])
+        parts = {"first": slice(0, boundary), "second": slice(boundary, 9)}
+        before = model(tokens, position, Packed(document))
+        for changed, left in (("first", "second"), ("second", "first")):
+            other = tokens.clone()
+            other[:, parts[changed]] = (other[:, parts[changed]] + 1) % 50
+            after = model(other, position, Packed(document))
+            assert_close(after[:, parts[left]], before[:, parts[left]], atol=1e-6, rtol=0)  # a kernel may sum otherwise
+            difference = (after - before)[0, parts[changed]].abs().amax(dim=-1)
+            assert (difference > 1e-3).all(), "each of its own tokens has seen it"
+
+
 def test_dropout_leaves_out_that_share_of_the_weights() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(1, 1, 64, 8), torch.randn(1, 1, 64, 8)
