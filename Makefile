@@ -25,7 +25,7 @@ check: $(VENV)/dev
 	$(BIN)/lint-imports
 
 test: $(VENV)/dev
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/dev
 	$(BIN)/pytest -m slow
