@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from groundup.optim.settings import Autocast, Bfloat16, Float16, Float32, Precision
+from groundup.optim.settings import Autocast, Bfloat16, Float8, Float16, Float32, Precision
 
 
 def weight_dtype(precision: Precision) -> torch.dtype:
@@ -13,7 +13,7 @@ def weight_dtype(precision: Precision) -> torch.dtype:
     match precision:
         case Float32() | Autocast():
             return torch.float32
-        case Bfloat16():
+        case Bfloat16() | Float8():
             return torch.bfloat16
         case Float16():
             return torch.float16

@@ -65,4 +65,11 @@ class Float16(Settings):
     """Steps without overflow after which the factor is doubled."""
 
 
-Precision = Annotated[Float32 | Bfloat16 | Autocast | Float16, Field(discriminator="kind")]
+class Float8(Settings):
+    """As `bfloat16`, but products with the blocks' matrices in float8 (Micikevicius et al. 2022, arXiv:2209.05433), for
+    GPUs that have it: NVIDIA's from Ada and Hopper on."""
+
+    kind: Literal["float8"] = "float8"
+
+
+Precision = Annotated[Float32 | Bfloat16 | Autocast | Float16 | Float8, Field(discriminator="kind")]

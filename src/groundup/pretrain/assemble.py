@@ -14,13 +14,15 @@ import torch
 
 from groundup import loader, losses
 from groundup.batch import Batch
+from groundup.errors import SettingsError
 from groundup.model.count import count
 from groundup.model.execution import compile_blocks, recompute_blocks
+from groundup.model.float8 import has_float8, use_float8
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.adamw import make_adamw
 from groundup.optim.precision import Masters, make_scaler, weight_dtype
-from groundup.optim.settings import Autocast, Bfloat16, Float32, Precision
+from groundup.optim.settings import Autocast, Bfloat16, Float8, Float32, Precision
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.shards import Tokens, open_split
 from groundup.train.fit import Gradients, accumulate, fit
@@ -68,6 +70,13 @@ def assemble(config: ModelConfig, settings: PretrainSettings, device: torch.devi
     if isinstance(settings.loss, MultiToken):
         model.add_multi_token(settings.loss.extra_tokens)
     model.to(device)  # drawn on the CPU: the same weights on every device
+    if isinstance(settings.precision, Float8):
+        if not has_float8(device):
+            raise SettingsError(
+                f"pretrain.precision = float8, but {device} has no such products (NVIDIA's GPUs from Ada and Hopper on "
+                "have): set pretrain.precision=bfloat16"
+            )
+        use_float8(model)
     recompute_blocks(model, settings.recompute)
     if settings.compile:
         compile_blocks(model)
