@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from groundup.generation.cache import ContiguousCache
-from groundup.model.attention import Causal, Packed, by_blocks, dot_product_attention
+from groundup.model.attention import Causal, Flex, Packed, by_blocks, dot_product_attention
 from groundup.model.position import PositionTerms
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
@@ -56,6 +56,19 @@ def test_attention_is_the_equation(options: dict[str, object], groups: int) -> N
     document = torch.tensor([[0] * 4 + [1] * 5, [7] * 9])
     expected = attend_by_loops(q, k, v, document, **options)
     assert_close(Packed(document)(q, k, v, layer=0, **options), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_agrees(options: dict[str, Any], groups: int) -> None:
+    """What runs compiled on a GPU, here as torch writes it out."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, groups, 9, 8), torch.randn(2, groups, 9, 8)
+    document = torch.tensor([[0] * 4 + [1] * 5, [7] * 9])
+    flex = Flex.of(document, {options.get("window")})
+    expected = Packed(document)(q, k, v, layer=0, **options)
+    assert_close(flex(q, k, v, layer=0, **options), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -15,10 +15,11 @@ import torch
 from groundup import loader, losses
 from groundup.batch import Batch
 from groundup.errors import SettingsError
+from groundup.model.attention import Flex
 from groundup.model.count import count
 from groundup.model.execution import compile_blocks, recompute_blocks
 from groundup.model.float8 import has_float8, use_float8
-from groundup.model.settings import ModelConfig
+from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.adamw import make_adamw
 from groundup.optim.precision import Masters, make_scaler, weight_dtype
@@ -83,19 +84,32 @@ def assemble(config: ModelConfig, settings: PretrainSettings, device: torch.devi
     masters = Masters(model, weight_dtype(settings.precision))
     optimizer = make_adamw(masters, settings.optimizer)
     masters.follow(optimizer)
-    loss = make_loss(settings)
+    loss = make_loss(settings, attending(config, settings, device))
     if isinstance(settings.precision, Autocast):
         loss = _autocast(loss, device)
     return Assembled(model, masters, optimizer, make_scaler(settings.precision, device), loss)
 
 
-def make_loss(settings: PretrainSettings) -> losses.Loss:
+def attending(config: ModelConfig, settings: PretrainSettings, device: torch.device) -> losses.Attending:
+    """How documents packed into a row are kept apart: on a GPU, where blocks are compiled, by flex attention."""
+    drops = config.attention.dropout > 0
+    if device.type != "cuda" or not settings.compile or drops:
+        return losses.by_document
+    match config.attention:
+        case GroupedQuery() as attention:
+            windows = {attention.window_of(layer) for layer in range(config.n_layers)}
+        case Latent():
+            windows = {None}
+    return lambda batch: Flex.of(batch.document, windows)
+
+
+def make_loss(settings: PretrainSettings, attending: losses.Attending = losses.by_document) -> losses.Loss:
     rowwise = losses.compiled_rowwise() if settings.compile else losses.PLAIN
     match settings.loss:
         case NextToken():
-            return partial(losses.next_token, rowwise=rowwise)
+            return partial(losses.next_token, attending=attending, rowwise=rowwise)
         case MultiToken(weight=weight):
-            return partial(losses.multi_token, weight=weight, rowwise=rowwise)
+            return partial(losses.multi_token, attending=attending, weight=weight, rowwise=rowwise)
 
 
 def _autocast(loss: losses.Loss, device: torch.device) -> losses.Loss:
