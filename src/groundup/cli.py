@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from groundup.generation.settings import Sampling
     from groundup.model.settings import ModelConfig
     from groundup.model.transformer import Transformer
+    from groundup.pretrain.checks import Line
     from groundup.propose import Proposal
     from groundup.recipe import Built
     from groundup.tokenizer.tokenizer import Tokenizer
@@ -467,6 +469,54 @@ def compare(
     for line in comparing.verdicts(found):
         print(line)
     print(f"\nWith curves and samples: {page}")
+
+
+@app.command(
+    epilog=_example(
+        "groundup doctor recipes/storybook.toml",
+        "groundup doctor recipes/storybook.toml pretrain.optimizer.learning_rate=0.01 --quick",
+        "groundup doctor my-recipe.toml --watts 350 --price-per-hour 2.5",
+    )
+)
+def doctor(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    run: Run = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only the lines that also come before every training, in seconds.")
+    ] = False,
+    watts: Annotated[
+        float | None, typer.Option(min=0, help="What the machine takes; looked up or assumed if not given.")
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Of the machine, in your currency.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the lines as JSON.")] = False,
+) -> None:
+    """Check a recipe, its texts and this machine before time is spent on them.
+
+    Makes corpus, tokenizer and shards if they are not there yet; trains only throw-away copies. Ends in 0 if nothing
+    says stop, else in the exit code of the first line that does.
+    """
+    from groundup.recipe import examine
+
+    lines: list[Line] = []
+    for line in examine(
+        recipe, overrides or (), run=run, only_quick=quick, watts=watts, price_per_hour=price_per_hour,
+        watch=terminal.watch, say=partial(print, file=sys.stderr),
+    ):  # fmt: skip
+        if not as_json:
+            terminal.print_line(line, first_of_group=not lines or lines[-1].group != line.group)
+        lines.append(line)
+    stops = [line for line in lines if line.verdict == "stop"]
+    code = stops[0].exit_code if stops else 0
+    if as_json:
+        print(json.dumps({"go": not stops, "exit_code": code, "lines": [vars(line) for line in lines]}, indent=1))
+    else:
+        cares = sum(line.verdict == "take care" for line in lines)
+        care = f", {cares} to take care of" if cares else ""
+        print(f"\n{'Stop' if stops else 'Go'}: {len(lines)} checks, {len(stops)} say stop{care}")
+        if not stops:
+            print(f"\nTry next:\n  {terminal.command('build', recipe, *(overrides or ()))}")
+    raise typer.Exit(code)
 
 
 tokens = typer.Typer(

@@ -7,8 +7,8 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -46,6 +46,7 @@ from groundup.tokenizer.settings import (
 )
 
 if TYPE_CHECKING:
+    from groundup.pretrain.checks import Line
     from groundup.pretrain.run import Places
     from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -233,12 +234,60 @@ def build(
         write_text(directory / "recipe.toml", loaded.to_toml())
         rows = []
         for stage in stages:
-            if stage.name == "pretrain" and only in (None, "pretrain"):
-                loaded = _ready_to_train(loaded, directory, say)
-            rows.append(_run_stage(stage, loaded, beside, directory, only, watch, say))
+            with _explaining_memory(loaded, directory) if stage.name in ("pretrain", "eval") else nullcontext():
+                if stage.name == "pretrain" and only in (None, "pretrain"):
+                    loaded = _ready_to_train(loaded, directory, say)
+                rows.append(_run_stage(stage, loaded, beside, directory, only, watch, say))
         if only in (None, "report"):
             rows.append(_run_report(directory))
     return Built(directory, rows)
+
+
+def examine(
+    recipe: str | Path | Recipe,
+    overrides: Iterable[str] = (),
+    *,
+    run: str | Path | None = None,
+    only_quick: bool = False,
+    watts: float | None = None,
+    price_per_hour: float | None = None,
+    watch: Watch = lambda stage: nullcontext(no_progress),
+    say: Say = print,
+) -> "Iterator[Line]":
+    """The doctor's lines for a recipe, one by one as they are found (docs/doctor.md).
+
+    Corpus, tokenizer and shards are made in the run directory if they are not there yet; `build` takes them over. What
+    is trained already is neither read nor touched.
+
+    Args:
+        only_quick: the lines that also come before every training.
+        watts: what the machine takes, for the energy; looked up or assumed if not given.
+        price_per_hour: of the machine; without it no price is told.
+
+    Raises:
+        SettingsError: when corpus, tokenizer or shards in the run are those of another recipe.
+    """
+    loaded, beside = load(recipe, overrides)
+    directory = Path(run) if run is not None else Path("runs") / loaded.name
+    with naming_the_place(directory):
+        _refuse_foreign(directory)
+    before = _up_to("pack")
+    with lock(directory):
+        stale = _stale(before, loaded, beside, directory, replace=False)
+        if stale:
+            raise SettingsError(_conflict(stale, _recorded(directory, say), loaded, directory))
+        for stage in before:
+            if not is_made(directory / stage.directory):
+                say(f"making {directory / stage.directory}, which `groundup build` will take over")
+            _run_stage(stage, loaded, beside, directory, None, watch, say)
+    from groundup.pretrain import doctor
+    from groundup.pretrain.assemble import prepare_process
+
+    prepare_process()
+    _check_fits(loaded, directory)
+    with _explaining_memory(loaded, directory):
+        patient = doctor.admit(loaded.model, loaded.pretrain, _places(directory), directory / "corpus")
+        yield from doctor.quick(patient) if only_quick else doctor.whole(patient, watts, price_per_hour)
 
 
 def _recorded(run: Path, say: Say) -> Table:
@@ -423,8 +472,47 @@ def _ready_to_train(recipe: Recipe, run: Path, say: Say) -> Recipe:
         told = ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items())
         say(f"timed both precisions on {device}: {told}; taking {precision.kind}")
     chosen = _with_pretrain(recipe, device=settings.device or str(device), precision=precision)
+    if not any((run / "pretrain" / "checkpoints").glob("step-*")):
+        _let_the_doctor_look(chosen, run, say)
     write_text(run / "recipe.toml", chosen.to_toml())
     return chosen
+
+
+def _let_the_doctor_look(recipe: Recipe, run: Path, say: Say) -> None:
+    """The quick lines before the first step: one line if all is well, else those that are not.
+
+    Raises:
+        GroundupError: when a line says stop; nothing has been written yet.
+    """
+    from groundup.pretrain import doctor
+    from groundup.pretrain.log import RunLog
+
+    began = time.monotonic()
+    lines = list(doctor.quick(doctor.admit(recipe.model, recipe.pretrain, _places(run), run / "corpus")))
+    doctor.refuse(lines)
+    cares = [line for line in lines if line.verdict != "ok"]
+    for line in cares:
+        say(f"doctor: take care, {line.checked}: {line.seen}" + (f" → {line.advice}" if line.advice else ""))
+    seconds = time.monotonic() - began
+    if not cares:
+        say(f"doctor: {len(lines)} checks in {seconds:.1f} s, all well")
+    told = {"take_care": "; ".join(f"{line.checked}: {line.seen}" for line in cares)} if cares else {}
+    RunLog(run / "pretrain").event("doctor", checks=len(lines), seconds=round(seconds, 3), **told)
+
+
+@contextmanager
+def _explaining_memory(recipe: Recipe, run: Path) -> Iterator[None]:
+    """Where memory runs out: what this model's training needs, part by part, and the smallest change that fits."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from groundup.pretrain.doctor import out_of_memory
+
+        vocab_size = read_manifest(run / "shards").statistics["vocab_size"]
+        explained = out_of_memory(recipe.model.with_vocabulary(vocab_size), recipe.pretrain, error)
+        if explained is None:
+            raise
+        raise explained from None
 
 
 def _check_fits(recipe: Recipe, run: Path) -> None:

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from groundup.errors import GroundupError, ResourceError, SavedAndStopped
 
 if TYPE_CHECKING:
     from groundup.files import Progress
+    from groundup.pretrain.checks import Line
 
 SECONDS_BETWEEN_LINES = 10.0
 DEBUG = "--debug"
@@ -132,6 +134,22 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+MARKS = {"ok": "✓", "take care": "!", "stop": "✗"}
+
+
+def print_line(line: "Line", first_of_group: bool) -> None:
+    """A line of the doctor: verdict, what was checked, what was seen; under it what to do. Shown as soon as found."""
+    if first_of_group:
+        print(f"\n{line.group}")
+    begun = f"  {MARKS[line.verdict]} {line.verdict:<9}  {line.checked:<20}  "
+    wide = max(40, shutil.get_terminal_size((120, 24)).columns - len(begun))
+    for number, text in enumerate(textwrap.wrap(_visible(line.seen), wide) or [""]):
+        print(f"{begun if number == 0 else ' ' * len(begun)}{text}")
+    for number, text in enumerate(textwrap.wrap(_visible(line.advice), wide - 2)):
+        print(f"{' ' * len(begun)}{'→ ' if number == 0 else '  '}{text}", flush=True)
+    sys.stdout.flush()
 
 
 TOKEN_COLOURS = ("#b8e6d3", "#ffd9a8", "#c3dcfa", "#f5cfe6")

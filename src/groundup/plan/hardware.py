@@ -70,14 +70,14 @@ def _gpu() -> Machine | None:
 
 def _cpu() -> Machine:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = _memory_bytes()
+    memory = memory_bytes()
     # Measured with bench/proposed_speed.py. More than one, as bfloat16 products are faster than float32 ones.
     best_share, half_width = (4.0, 300) if _multiplies_bfloat16() else (0.8, 110)
     name = f"{cores} CPU {'core' if cores == 1 else 'cores'}, {memory / 1e9:.0f} GB"
     return Machine(name, True, memory, _matmul_flops(), best_share, half_width, is_measured=True)
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
     """Of the machine, or what a container was given of it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")  # Linux; elsewhere there is no such file

@@ -1,0 +1,99 @@
+"""Memory that a training needs, part by part, before any of it is taken; and the smallest change that makes it fit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from groundup.model.count import BYTES_PER_PARAMETER, Count, count
+from groundup.model.settings import ModelConfig
+
+SCORED_AT_ONCE = 1024
+"""Tokens whose scores exist at once in float32; `losses.CHUNK`."""
+COUNTED_AS = {"float16": "bfloat16", "autocast": "float32"}
+"""Precisions that are counted as another one, of the same widths."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What decides how much memory a training takes."""
+
+    model: ModelConfig
+    """With its vocabulary."""
+    precision: str
+    """Its `kind`."""
+    optimizer: str
+    """Its `kind`; one that is not in `count.BYTES_PER_PARAMETER` is counted as AdamW."""
+    rows: int
+    """That go through the model at once."""
+    recompute: str = "none"
+    """What of a block is computed again in the backward pass; `selective` is counted as if it saved nothing."""
+
+    def parts(self) -> Mapping[str, int]:
+        """Bytes of each part at the height of a step, the largest first."""
+        return self._parts(count(self.model))
+
+    def bytes(self) -> int:
+        return sum(self.parts().values())
+
+    def _parts(self, counted: Count) -> Mapping[str, int]:
+        precision = COUNTED_AS.get(self.precision, self.precision)
+        each = BYTES_PER_PARAMETER.get((precision, self.optimizer)) or BYTES_PER_PARAMETER[precision, "adamw"]
+        parts = {_plural(what): counted.total_parameters * size for what, size in each.items()}
+        if self.recompute == "full":
+            parts["activations"] = counted.checkpointed_activation_bytes[precision] * self.rows
+        else:
+            for part, size in counted.activation_bytes[precision].items():
+                parts[f"activations of {part.replace('_', ' ')}"] = size * self.rows
+        parts["scores in the loss"] = self._loss_bytes(precision)
+        return dict(sorted(parts.items(), key=lambda part: -part[1]))
+
+    def _loss_bytes(self, precision: str) -> int:
+        """A chunk's scores, their softmax and its gradient in float32; in bfloat16 also all scores as they came."""
+        tokens, vocabulary = self.rows * self.model.context_length, self.model.vocab_size or 0
+        kept = 2 * tokens * vocabulary if precision == "bfloat16" else 0
+        return 3 * 4 * min(SCORED_AT_ONCE, tokens) * vocabulary + kept
+
+
+def _plural(what: str) -> str:
+    return {"weight": "weights", "gradient": "gradients", "master copy": "master copies"}.get(what, what)
+
+
+def breakdown(training: Training) -> str:
+    """The parts in words, the smallest ones together."""
+    parts = list(training.parts().items())
+    told = [f"{name} {shown(size)}" for name, size in parts[:7]]
+    if len(parts) > 7:
+        told.append(f"the rest {shown(sum(size for _, size in parts[7:]))}")
+    return f"{shown(training.bytes())}: " + ", ".join(told)
+
+
+def smallest_change(training: Training, available: int) -> str:
+    """The setting to change, with its value, so that a training that does not fit does, in so many bytes.
+
+    Fewer rows at once and recomputation change no result but by rounding, so they come first; then a shorter context,
+    then fewer layers.
+    """
+    rows = training.rows
+    while rows > 1:
+        rows //= 2
+        if replace(training, rows=rows).bytes() <= available:
+            return f"set pretrain.micro_batch_rows={rows}"
+    if replace(training, rows=1, recompute="full").bytes() <= available:
+        return "set pretrain.micro_batch_rows=1 and pretrain.recompute=full"
+    for name, least in (("context_length", 64), ("n_layers", 1)):
+        value = getattr(training.model, name)
+        while value > least:
+            value = max(least, value // 2)
+            smaller = replace(training, rows=1, model=training.model.model_copy(update={name: value}))
+            if smaller.bytes() <= available:
+                return f"set pretrain.micro_batch_rows=1 and model.{name}={value}"
+    return "make the model smaller in width (model.d_model) or vocabulary (tokenizer.vocab_size)"
+
+
+def shown(size: float) -> str:
+    """
+    >>> shown(1_234_000_000), shown(56_700_000), shown(8_900)
+    ('1.23 GB', '57 MB', '9 kB')
+    """
+    if size >= 1e9:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
