@@ -78,7 +78,7 @@ def train(run: Path, table: dict[str, Any], seconds: float, seed: int) -> dict[s
     from groundup.losses import next_token
     from groundup.model.settings import ModelConfig
     from groundup.model.transformer import Transformer
-    from groundup.optim.adamw import make_adamw
+    from groundup.optim.optimizer import make_optimizer
     from groundup.optim.precision import Masters
     from groundup.optim.schedule import make_schedule
     from groundup.optim.settings import AdamW, Cosine
@@ -96,7 +96,7 @@ def train(run: Path, table: dict[str, Any], seconds: float, seed: int) -> dict[s
         torch.manual_seed(seed)
         model = Transformer(config)
         masters = Masters(model, torch.bfloat16)
-        optimizer = make_adamw(masters, AdamW(learning_rate=2.5e-3))
+        optimizer = make_optimizer(masters.copies.items(), AdamW(learning_rate=2.5e-3))
         masters.follow(optimizer)
         drawn = batches(shards, config.context_length, seed, rows, 0)
         schedule = make_schedule(Cosine(warmup_steps=min(50, number // 4), final=0.0), number)

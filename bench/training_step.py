@@ -31,7 +31,7 @@ def measure(run: Path, without: str) -> float:
     from groundup.losses import next_token
     from groundup.model import attention
     from groundup.model.transformer import Transformer
-    from groundup.optim.adamw import make_adamw
+    from groundup.optim.optimizer import make_optimizer
     from groundup.optim.precision import Masters
     from groundup.pretrain.assemble import batches, prepare_process
     from groundup.recipe import Recipe
@@ -50,7 +50,7 @@ def measure(run: Path, without: str) -> float:
     shards = open_split(run / "shards", "train")
     model = Transformer(recipe.model.with_vocabulary(int(shards.ids.max()) + 64))
     masters = Masters(model, torch.float32 if "float32" in without else torch.bfloat16)
-    optimizer = make_adamw(masters, recipe.pretrain.optimizer)
+    optimizer = make_optimizer(masters.copies.items(), recipe.pretrain.optimizer)
     masters.follow(optimizer)
     rows = recipe.pretrain.batch_tokens // recipe.model.context_length
     drawn = batches(shards, recipe.model.context_length, 0, rows, 0)

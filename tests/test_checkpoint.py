@@ -10,7 +10,7 @@ from groundup import checkpoint
 from groundup.errors import DataError, ResourceError
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.optim.adamw import make_adamw
+from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
 
@@ -19,7 +19,7 @@ def trained(config: ModelConfig, seed: int = 0, steps: int = 2) -> tuple[Masters
     torch.manual_seed(seed)
     model = Transformer(config)
     masters = Masters(model, torch.bfloat16)
-    optimizer = make_adamw(masters, AdamW())
+    optimizer = make_optimizer(masters.copies.items(), AdamW())
     for _ in range(steps):
         model(torch.randint(0, 97, (2, 8))).float().logsumexp(-1).sum().backward()
         optimizer.step()

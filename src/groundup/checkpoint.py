@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 
 from groundup.errors import DataError
 from groundup.files import Manifest, making, verify
+from groundup.optim.state import prepare_state
 from groundup.settings import differences
 
 STEP_NAME = re.compile(r"step-(\d{8})$")
@@ -140,12 +141,7 @@ def _set_aside(directory: Path) -> None:
 
 
 def _load(directory: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    for weight in weights.values():
-        optimizer.state[weight] = {
-            "step": torch.zeros((), device=weight.device),
-            "exp_avg": torch.zeros_like(weight),
-            "exp_avg_sq": torch.zeros_like(weight),
-        }
+    prepare_state(optimizer)
     tensors = tensors_of(weights, optimizer)
     try:
         with _one_process(), torch.no_grad():

@@ -34,7 +34,7 @@ LONGEST_CONTEXT_ON_CPU = 256
 PARAMETERS_PER_TOKEN = 20
 """At most so many for each different token of the texts: larger models were worse (docs/log.md)."""
 BYTES_PER_PARAMETER = 18
-"""bfloat16 weights, float32 masters and gradients, AdamW's two moments, as `model/count.py` counts them."""
+"""bfloat16 weights, float32 masters and gradients, AdamW's two moments, as `optim/memory.py` counts them."""
 SHARE_OF_MEMORY = 0.6
 """What these may take; the rest is for activations and the system."""
 SHARE_OF_TIME = 0.6

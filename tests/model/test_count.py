@@ -12,13 +12,10 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundup.generation.cache import ContiguousCache
-from groundup.model.count import BYTES_PER_PARAMETER, DTYPES, count
+from groundup.model.count import DTYPES, count
 from groundup.model.presets import PRESETS
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.optim.adamw import make_adamw
-from groundup.optim.precision import Masters
-from groundup.optim.settings import AdamW
 
 SIZES: dict[str, Any] = {"vocab_size": 97, "context_length": 60, "d_model": 32, "n_layers": 4, "n_heads": 4, "d_ff": 48}
 LAYERNORM = {"norm": {"kind": "layernorm"}, "attention": {"bias": "all"}}
@@ -221,17 +218,3 @@ def test_cache_bytes_are_those_of_the_tensors(shape: ModelConfig) -> None:
         cache = ContiguousCache.empty(shape, 1, torch.device("cpu"), dtype)
         held = cache.keys.nbytes + cache.values.nbytes
         assert held == shape.context_length * count(shape).cache_bytes_per_token[precision]
-
-
-@pytest.mark.parametrize(("precision", "optimizer"), BYTES_PER_PARAMETER)
-def test_state_bytes_are_those_of_the_tensors(llama: ModelConfig, precision: str, optimizer: str) -> None:
-    model = Transformer(llama)
-    masters = Masters(model, DTYPES[precision])
-    made = {"adamw": lambda: make_adamw(masters, AdamW())}[optimizer]()
-    model(torch.zeros(1, 4, dtype=torch.long)).float().sum().backward()
-    made.step()
-    weights = sum(p.nbytes for p in model.parameters())
-    copies = sum(c.nbytes for c in masters) if DTYPES[precision] != torch.float32 else 0
-    gradients = sum(c.grad.nbytes for c in masters)
-    state = sum(t.nbytes for s in made.state.values() for t in s.values() if t.ndim)
-    assert weights + copies + gradients + state == count(llama).state_bytes(precision, optimizer)

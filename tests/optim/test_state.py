@@ -2,7 +2,7 @@
 
 import torch
 
-from groundup.optim.adamw import make_adamw
+from groundup.optim.optimizer import make_optimizer
 from groundup.optim.settings import AdamW
 from groundup.optim.state import prepare_state
 
@@ -13,7 +13,7 @@ def test_a_prepared_optimizer_steps_as_one_that_was_not() -> None:
     stepped = []
     for prepared in (False, True):
         weight = start.clone()
-        optimizer = make_adamw([weight], AdamW())
+        optimizer = make_optimizer([("weight", weight)], AdamW())
         if prepared:
             prepare_state(optimizer)
         for gradient in gradients:

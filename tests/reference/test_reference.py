@@ -12,7 +12,7 @@ from torch import Tensor
 
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.optim.adamw import make_adamw
+from groundup.optim.optimizer import make_optimizer
 from groundup.optim.settings import AdamW
 
 from . import layers
@@ -442,7 +442,7 @@ def _torchs(parameters: list[Tensor]) -> torch.optim.Optimizer:
 
 
 def _ours(parameters: list[Tensor]) -> torch.optim.Optimizer:
-    return make_adamw(parameters, AdamW(**OPTIONS))
+    return make_optimizer(((str(n), weight) for n, weight in enumerate(parameters)), AdamW(**OPTIONS))
 
 
 @pytest.mark.parametrize("make", [_torchs, _ours])

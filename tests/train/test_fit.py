@@ -10,7 +10,7 @@ from groundup.batch import Batch
 from groundup.losses import next_token
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.optim.adamw import make_adamw
+from groundup.optim.optimizer import make_optimizer
 from groundup.optim.settings import AdamW
 from groundup.train.fit import Step, accumulate, dropout_seed, fit
 
@@ -50,7 +50,7 @@ def test_one_piece_equals_uneven_pieces(config: ModelConfig, pieces: int) -> Non
 def train(config: ModelConfig, steps: int, start: int = 0, model: Transformer | None = None, **options: object):
     torch.manual_seed(0)
     model = model or Transformer(config)
-    optimizer = make_adamw(model.parameters(), AdamW(learning_rate=1e-2))
+    optimizer = make_optimizer(model.named_parameters(), AdamW(learning_rate=1e-2))
     gradients = accumulate(model, next_token, 3, seed=5, start=start)
     taken = list(fit(optimizer, lambda step: 1.0, batches(start), gradients, steps=steps, start=start, **options))
     return model, taken
@@ -112,7 +112,7 @@ def test_a_refused_step_lets_a_scaled_training_go_on(llama: ModelConfig) -> None
     model = Transformer(llama)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     inner = accumulate(model, lambda *a: (scaler.scale((found := next_token(*a))[0]), *found[1:]), 1)
-    optimizer = make_adamw(model.parameters(), AdamW())
+    optimizer = make_optimizer(model.named_parameters(), AdamW())
     steps = fit(optimizer, lambda _: 1.0, batches(), inner, steps=4, scaler=scaler, accept=lambda s: s.number != 2)
     assert [step.accepted for step in steps] == [True, False, True, True]
 
@@ -127,7 +127,11 @@ def test_batches_are_pulled_one_a_step_and_never_ahead(llama: ModelConfig) -> No
 
     model = Transformer(llama)
     steps = fit(
-        make_adamw(model.parameters(), AdamW()), lambda _: 1.0, counted(), accumulate(model, next_token, 1), steps=9
+        make_optimizer(model.named_parameters(), AdamW()),
+        lambda _: 1.0,
+        counted(),
+        accumulate(model, next_token, 1),
+        steps=9,
     )
     for number, _ in enumerate(steps):
         assert len(pulled) == number + 1
@@ -139,7 +143,7 @@ def test_a_scaled_loss_trains_as_the_plain_one(llama: ModelConfig) -> None:
     model = Transformer(llama)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     inner = accumulate(model, lambda *a: (scaler.scale((found := next_token(*a))[0]), *found[1:]), 3, seed=5)
-    optimizer = make_adamw(model.parameters(), AdamW(learning_rate=1e-2))
+    optimizer = make_optimizer(model.named_parameters(), AdamW(learning_rate=1e-2))
     list(fit(optimizer, lambda _: 1.0, batches(), inner, steps=3, scaler=scaler))
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert_close(ours, theirs, atol=1e-5, rtol=0)

@@ -23,12 +23,6 @@ from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BYTES_PER_PARAMETER: dict[tuple[str, str], dict[str, int]] = {
-    ("float32", "adamw"): {"weight": 4, "gradient": 4, "moments": 8},
-    ("bfloat16", "adamw"): {"weight": 2, "master copy": 4, "gradient": 4, "moments": 8},
-}
-"""What training keeps of each parameter, by (precision, optimizer). With bfloat16 weights the gradient is summed in
-float32, beside the float32 copy that the optimizer steps."""
 SCORES = "attention scores"
 
 
@@ -62,10 +56,6 @@ class Count:
     def training_flops_per_token(self) -> int:
         """Forward and backward (Kaplan et al. 2020, section 2.1)."""
         return 3 * sum(self.forward_flops_per_token.values())
-
-    def state_bytes(self, precision: str, optimizer: str = "adamw") -> int:
-        """Weights, gradients and optimizer state in training."""
-        return self.total_parameters * sum(BYTES_PER_PARAMETER[precision, optimizer].values())
 
 
 def count(config: ModelConfig) -> Count:

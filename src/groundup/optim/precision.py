@@ -19,6 +19,16 @@ def weight_dtype(precision: Precision) -> torch.dtype:
             return torch.float16
 
 
+def product_dtype(precision: Precision) -> torch.dtype:
+    """The type in which an optimizer multiplies matrices: one in which the model does so too, so that it is quick here;
+    but not float16, whose range is short."""
+    match precision:
+        case Bfloat16() | Autocast():
+            return torch.bfloat16
+        case Float32() | Float16():
+            return torch.float32
+
+
 def make_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler | None:
     """What scales the loss of a float16 model; None for other precisions, whose gradients do not vanish."""
     match precision:

@@ -3,25 +3,50 @@
 import math
 from collections.abc import Callable
 
-from groundup.optim.settings import Cosine
+from groundup.optim.settings import Constant, Cosine, InverseSquareRoot, Linear, WarmupStableDecay, warmup_steps
+from groundup.optim.settings import Schedule as ScheduleSettings
 
 Schedule = Callable[[int], float]
 """Number of finished steps → factor on each group's `initial_lr`."""
 
 
-def make_schedule(settings: Cosine, steps: int) -> Schedule:
+def make_schedule(settings: ScheduleSettings, steps: int) -> Schedule:
     """
-    >>> schedule = make_schedule(Cosine(warmup_steps=2, final=0.0), steps=6)
-    >>> [round(schedule(step), 3) for step in range(6)]
+    >>> def shown(settings, steps=6):
+    ...     schedule = make_schedule(settings, steps)
+    ...     return [round(schedule(step), 3) for step in range(steps)]
+    >>> shown(Constant(warmup_steps=2))
+    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+    >>> shown(Cosine(warmup_steps=2, final=0.0))
     [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
+    >>> shown(Linear(warmup_steps=2, final=0.2))
+    [0.5, 1.0, 1.0, 0.8, 0.6, 0.4]
+    >>> shown(WarmupStableDecay(warmup_steps=1, decay_steps=4))
+    [1.0, 1.0, 1.0, 0.5, 0.293, 0.134]
+    >>> shown(InverseSquareRoot(warmup_steps=2), steps=8)
+    [0.5, 1.0, 0.816, 0.707, 0.632, 0.577, 0.535, 0.5]
     """
+    warmup = warmup_steps(settings, steps)
 
-    warmup = min(100, steps // 10) if settings.warmup_steps is None else settings.warmup_steps
+    def along(step: int, since: int = warmup) -> float:
+        return (step - since) / max(1, steps - since)
 
-    def cosine(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        along = (step - warmup) / max(1, steps - warmup)
-        return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * along))
+    match settings:
+        case Constant():
+            return _warmed_up(warmup, lambda step: 1.0)
+        case Cosine(final=final):
+            return _warmed_up(warmup, lambda step: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * along(step))))
+        case Linear(final=final):
+            return _warmed_up(warmup, lambda step: final + (1 - final) * (1 - along(step)))
+        case WarmupStableDecay(decay_steps=decay_steps, final=final):
+            falls = steps - (steps // 5 if decay_steps is None else decay_steps)
+            return _warmed_up(
+                warmup, lambda step: 1.0 if step < falls else final + (1 - final) * (1 - math.sqrt(along(step, falls)))
+            )
+        case InverseSquareRoot():
+            risen = max(1, warmup)
+            return _warmed_up(warmup, lambda step: math.sqrt(risen / (step + 1)))
 
-    return cosine
+
+def _warmed_up(warmup: int, then: Schedule) -> Schedule:
+    return lambda step: (step + 1) / warmup if step < warmup else then(step)

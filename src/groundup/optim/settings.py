@@ -1,4 +1,4 @@
-"""Settings of the optimizer, the schedule and the precision."""
+"""Settings of the optimizer, the schedule, the average and the precision."""
 
 from typing import Annotated, Literal
 
@@ -23,6 +23,70 @@ class AdamW(Settings):
     """On matrices; gains and biases are not decayed."""
 
 
+class Muon(Settings):
+    """The blocks' matrices follow their momentum with all its directions made equally long (Jordan et al. 2024); the
+    embedding, the head, gains and biases follow AdamW."""
+
+    kind: Literal["muon"] = "muon"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """At the top of the schedule, for both. A matrix's step is scaled to be as long as one of AdamW's, so that AdamW's
+    learning rate serves (Liu et al. 2025, arXiv:2502.16982, section 2.2)."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """How much of a matrix's mean gradient is kept at each step."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Of AdamW: how much of the mean gradient is kept at each step."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Of AdamW: how much of the mean squared gradient is kept at each step."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Of AdamW: added to the root of the mean square, so that nothing is divided by nought."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """On all matrices; gains and biases are not decayed."""
+
+
+class Lion(Settings):
+    """Every weight moves by the learning rate, up or down as the sign of its momentum says (Chen et al. 2023,
+    arXiv:2302.06675, algorithm 2)."""
+
+    kind: Literal["lion"] = "lion"
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """At the top of the schedule; a third to a tenth of AdamW's."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Share of the momentum in what the sign is taken of; the rest is the gradient."""
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    """How much of the momentum is kept at each step."""
+    weight_decay: float = Field(default=1.0, ge=0)
+    """On matrices; larger than AdamW's by as much as the learning rate is smaller."""
+
+
+class Adafactor(Settings):
+    """Adam without momentum, the mean squares of a matrix kept as those of its rows and columns, every step relative to
+    the weights' own size (Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 and 5)."""
+
+    kind: Literal["adafactor"] = "adafactor"
+    learning_rate: float = Field(default=1e-2, gt=0)
+    """At the top of the schedule, as a share of the root mean square of the weights that move."""
+    decay_exponent: float = Field(default=0.8, gt=0, le=1)
+    """Of step t's squared gradient, a share of t to the power of minus this enters the mean."""
+    update_clip: float = Field(default=1.0, gt=0)
+    """Largest root mean square of a step before it is scaled; a longer one is shortened to it."""
+    smallest: float = Field(default=1e-3, gt=0)
+    """Weights with a smaller root mean square move as if it were this, so that those at nought can leave it."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """On matrices; the paper has none."""
+
+
+Optimizer = Annotated[AdamW | Muon | Lion | Adafactor, Field(discriminator="kind")]
+
+
+class Constant(Settings):
+    """Linear warm-up, then always the same."""
+
+    kind: Literal["constant"] = "constant"
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps over which the learning rate rises from nought, fewer than there are in all. If not set: a tenth of them,
+    at most 100."""
+
+
 class Cosine(Settings):
     """Linear warm-up, then half a cosine down (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
 
@@ -32,6 +96,69 @@ class Cosine(Settings):
     at most 100."""
     final: float = Field(default=0.1, ge=0, le=1)
     """Share of the learning rate towards which it falls; reached just after the last step."""
+
+
+class Linear(Settings):
+    """Linear warm-up, then a straight line down."""
+
+    kind: Literal["linear"] = "linear"
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps over which the learning rate rises from nought, fewer than there are in all. If not set: a tenth of them,
+    at most 100."""
+    final: float = Field(default=0.0, ge=0, le=1)
+    """Share of the learning rate towards which it falls; reached just after the last step."""
+
+
+class WarmupStableDecay(Settings):
+    """Linear warm-up, then always the same, and at the end down as one minus a square root (Hu et al. 2024,
+    arXiv:2404.06395, section 4; the shape of the fall: Hägele et al. 2024, arXiv:2405.18392, section 3)."""
+
+    kind: Literal["warmup_stable_decay"] = "warmup_stable_decay"
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps over which the learning rate rises from nought, fewer than there are in all. If not set: a tenth of them,
+    at most 100."""
+    decay_steps: int | None = Field(default=None, ge=0)
+    """Steps over which it falls at the end; a fifth of them all if not set."""
+    final: float = Field(default=0.0, ge=0, le=1)
+    """Share of the learning rate towards which it falls; reached just after the last step."""
+
+
+class InverseSquareRoot(Settings):
+    """Linear warm-up, then as one over the square root of the step (Vaswani et al. 2017, arXiv:1706.03762, eq. 3)."""
+
+    kind: Literal["inverse_square_root"] = "inverse_square_root"
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps over which the learning rate rises from nought, fewer than there are in all. If not set: a tenth of them,
+    at most 100. After four times as many steps it is half the learning rate."""
+
+
+Schedule = Annotated[
+    Constant | Cosine | Linear | WarmupStableDecay | InverseSquareRoot,
+    Field(discriminator="kind"),
+]
+
+
+def warmup_steps(schedule: Schedule, steps: int) -> int:
+    """Those of a schedule over so many steps."""
+    return min(100, steps // 10) if schedule.warmup_steps is None else schedule.warmup_steps
+
+
+class NoAverage(Settings):
+    """The finished model has the weights of the last step."""
+
+    kind: Literal["none"] = "none"
+
+
+class ExponentialAverage(Settings):
+    """The finished model has the mean of the weights of all steps, each earlier one counting less (Polyak and Juditsky
+    1992; as it is used here, Kingma and Ba 2015, arXiv:1412.6980, section 7.2)."""
+
+    kind: Literal["ema"] = "ema"
+    decay: float = Field(default=0.999, ge=0, lt=1)
+    """A step counts this much less than the one after it: 0.999 is a mean over about the last 1,000 steps."""
+
+
+Average = Annotated[NoAverage | ExponentialAverage, Field(discriminator="kind")]
 
 
 class Float32(Settings):

@@ -1,33 +1,36 @@
-"""What an optimizer remembers of each weight, before its first step."""
+"""What an optimizer remembers of each weight, made before its first step."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+Group = dict[str, Any]
+"""Weights that are stepped alike: `params`, `lr`, `initial_lr`, `weight_decay`, …, as torch's optimizers have them."""
 
 
 @runtime_checkable
 class KnowsItsState(Protocol):
     """An optimizer of ours: it says what it remembers of a weight, all of it nought before the first step."""
 
-    def empty_state(self, weight: Tensor) -> dict[str, Tensor]: ...
+    def empty_state(self, weight: Tensor, group: Group) -> dict[str, Tensor]: ...
 
 
 def prepare_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give every weight the state that `optimizer` would make at its first step; what is there already stays.
+    """Give every weight the state that `optimizer` has before its first step; what is there already stays.
 
     So a checkpoint is read into any optimizer in the same way: tensor by tensor, in place.
     """
     for group in optimizer.param_groups:
         for weight in group["params"]:
-            for key, nought in _empty_state(optimizer, weight).items():
+            for key, nought in _empty_state(optimizer, weight, group).items():
                 optimizer.state[weight].setdefault(key, nought)
 
 
-def _empty_state(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
+def _empty_state(optimizer: torch.optim.Optimizer, weight: Tensor, group: Group) -> dict[str, Tensor]:
     match optimizer:
         case KnowsItsState():
-            return optimizer.empty_state(weight)
+            return optimizer.empty_state(weight, group)
         case torch.optim.AdamW():
             return adamw_state(weight)
         case _:

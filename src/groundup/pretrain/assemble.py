@@ -6,7 +6,8 @@ import gc
 import platform
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,10 @@ from groundup.model.execution import compile_blocks, recompute_blocks
 from groundup.model.float8 import has_float8, use_float8
 from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.optim.adamw import make_adamw
-from groundup.optim.precision import Masters, make_scaler, weight_dtype
-from groundup.optim.settings import Autocast, Bfloat16, Float8, Float32, Precision
+from groundup.optim.averaging import RunningAverage
+from groundup.optim.optimizer import make_optimizer
+from groundup.optim.precision import Masters, make_scaler, product_dtype, weight_dtype
+from groundup.optim.settings import Autocast, Bfloat16, ExponentialAverage, Float8, Float32, Precision
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.shards import Tokens, open_split
 from groundup.train.fit import Gradients, accumulate, fit
@@ -61,6 +63,16 @@ class Assembled:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
     loss: losses.Loss
+    average: RunningAverage | None
+    """Of the masters, where the finished model is to have it; to be updated after every step."""
+
+    def as_finished(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that it would be finished with now: the average's, where there is one."""
+        return nullcontext() if self.average is None else self.average.shown()
+
+    @property
+    def finished_weights(self) -> Mapping[str, torch.Tensor]:
+        return self.masters.copies if self.average is None else self.average.weights
 
     def gradients(self, settings: PretrainSettings, pieces: int, start: int = 0) -> Gradients[Batch]:
         """Forward and backward over a batch in so many pieces, as `fit` asks for them from step `start` on."""
@@ -90,12 +102,15 @@ def assemble(config: ModelConfig, settings: PretrainSettings, device: torch.devi
     if settings.compile:
         compile_blocks(model)
     masters = Masters(model, weight_dtype(settings.precision))
-    optimizer = make_adamw(masters, settings.optimizer)
+    optimizer = make_optimizer(masters.copies.items(), settings.optimizer, product_dtype(settings.precision))
     masters.follow(optimizer)
     loss = make_loss(settings, attending(config, settings, device))
     if isinstance(settings.precision, Autocast):
         loss = _autocast(loss, device)
-    return Assembled(model, masters, optimizer, make_scaler(settings.precision, device), loss)
+    average = None
+    if isinstance(settings.average, ExponentialAverage):
+        average = RunningAverage(masters, optimizer, settings.average.decay)
+    return Assembled(model, masters, optimizer, make_scaler(settings.precision, device), loss, average)
 
 
 def attending(config: ModelConfig, settings: PretrainSettings, device: torch.device) -> losses.Attending:

@@ -135,6 +135,8 @@ def pretrain(
         )
         for step in steps:
             number = step.number
+            if trained.average is not None:
+                trained.average.update(number)
             tokens += settings.batch_tokens
             log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
             last = number == settings.steps
@@ -142,12 +144,14 @@ def pretrain(
             if looks_up or number % STEPS_PER_FLUSH == 0:
                 flush()  # before a model that diverged is asked for anything
             if number % settings.validate_every == 0 or last:
-                measured = score(
-                    model, validation, max_tokens=settings.validation_tokens, batch_rows=settings.micro_batch_rows
-                )
+                with trained.as_finished():
+                    measured = score(
+                        model, validation, max_tokens=settings.validation_tokens, batch_rows=settings.micro_batch_rows
+                    )
                 log.add(step=number, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
             if number % settings.sample_every == 0 or last:
-                text = generate(model, tokenizer, settings.sample_prompt, max_tokens=settings.sample_tokens)
+                with trained.as_finished():
+                    text = generate(model, tokenizer, settings.sample_prompt, max_tokens=settings.sample_tokens)
                 log.add(step=number, sample=settings.sample_prompt + text)
             if number % settings.checkpoint_every == 0 or last or stop.asked:
                 save(number)
@@ -156,11 +160,14 @@ def pretrain(
                 raise SavedAndStopped(f"saved at step {number:,} of {settings.steps:,}")
             progress(number, settings.steps, log.summary())
     if log.last("validation_bits_per_byte") is None:  # the metrics of an earlier process are gone
-        measured = score(model, validation, max_tokens=settings.validation_tokens)
+        with trained.as_finished():
+            measured = score(model, validation, max_tokens=settings.validation_tokens)
         log.add(step=settings.steps, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
         flush()
     with making(places.model, "model", described, inputs) as draft:
-        finished = {name: copy for name, copy in masters.copies.items() if not name.startswith("multi_token.")}
+        finished = {
+            name: weight for name, weight in trained.finished_weights.items() if not name.startswith("multi_token.")
+        }
         pretrained.save(draft.path, config, finished, tokenizer)
         write_json(draft.path / "generation.json", Sampling().table())
         write_json(draft.path / chat.FILE, chat.CONTINUES_TEXT)

@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from groundup.optim.settings import AdamW, Cosine, Precision
+from groundup.optim.settings import (
+    AdamW,
+    Average,
+    Cosine,
+    NoAverage,
+    Optimizer,
+    Precision,
+    Schedule,
+    WarmupStableDecay,
+    warmup_steps,
+)
 from groundup.settings import Settings
 
 
@@ -49,8 +59,9 @@ class PretrainSettings(Settings):
     """What of a block's forward pass is computed again in the backward pass, to save memory: nothing, all but the
     products with weights, or everything."""
     loss: Annotated[NextToken | MultiToken, Field(discriminator="kind")] = NextToken()
-    optimizer: AdamW = AdamW()
-    schedule: Cosine = Cosine()
+    optimizer: Optimizer = AdamW()
+    schedule: Schedule = Cosine()
+    average: Average = NoAverage()
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient; a longer one is shortened to it."""
     validate_every: int = Field(default=200, ge=1)
@@ -76,4 +87,15 @@ class PretrainSettings(Settings):
                 f"schedule.warmup_steps = {warmup:,}, but there are only {self.steps:,} steps: the learning rate would "
                 f"never come down from its top; set pretrain.schedule.warmup_steps={self.steps // 10}, or leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _falls_after_its_warm_up(self) -> "PretrainSettings":
+        if isinstance(self.schedule, WarmupStableDecay):
+            decay, rest = self.schedule.decay_steps or 0, self.steps - warmup_steps(self.schedule, self.steps)
+            if decay > rest:
+                raise ValueError(
+                    f"schedule.decay_steps = {decay:,}, but after the warm-up only {rest:,} steps are left: set "
+                    f"pretrain.schedule.decay_steps={self.steps // 5}, or leave it out"
+                )
         return self

@@ -1,0 +1,81 @@
+"""Muon: a matrix moves along its momentum, all directions of which are made equally long; what is no matrix of a block
+follows AdamW.
+
+Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (kellerjordan.github.io/posts/muon). M the
+momentum, R and C a matrix's rows and columns, N how many of them have the same shape.
+"""
+
+import math
+from collections import defaultdict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from groundup.optim.adamw import adamw_step
+from groundup.optim.settings import Muon
+from groundup.optim.state import Group, adamw_state, prepare_state
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the steepest at 0 of those that end near 1
+ITERATIONS = 5
+RMS_OF_ADAMW = 0.2  # Liu et al. 2025, arXiv:2502.16982, section 2.2: the root mean square of AdamW's steps, 0.2 to 0.4
+
+
+class MuonOptimizer(torch.optim.Optimizer):
+    """Groups with `orthogonal` hold the matrices that are Muon's, the others what is AdamW's."""
+
+    def __init__(self, groups: list[Group], settings: Muon, products: torch.dtype) -> None:
+        """
+        Args:
+            products: the type that matrices are multiplied in; all that is kept is float32.
+        """
+        super().__init__(groups, {})
+        self._settings = settings
+        self._products = products
+        prepare_state(self)
+
+    def empty_state(self, weight: Tensor, group: Group) -> dict[str, Tensor]:
+        if group["orthogonal"]:
+            return {"momentum": torch.zeros_like(weight, requires_grad=False)}
+        return adamw_state(weight)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            states = [self.state[weight] for weight in weights]
+            if weights and group["orthogonal"]:
+                self._orthogonal_step(weights, [state["momentum"] for state in states], group)
+            elif weights:
+                adamw_step(weights, states, group, self._settings)
+
+    def _orthogonal_step(self, weights: list[Tensor], momenta: list[Tensor], group: Group) -> None:
+        """M ← μ M + (1 − μ) G, then W ← W − η (0.2 √max(R, C) orthogonalised((1 − μ) G + μ M) + λ W)."""
+        momentum = self._settings.momentum
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, momenta, momentum)  # Nesterov's: as if the next gradient were this one
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number, weight in enumerate(weights):
+            alike[tuple(weight.shape)].append(number)
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        for shape, members in alike.items():
+            directions = orthogonalised(torch.stack([ahead[number] for number in members]), self._products)
+            length = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape))
+            torch._foreach_add_([weights[number] for number in members], list(directions), alpha=-length)
+
+
+def orthogonalised(matrices: Float[Tensor, "N R C"], products: torch.dtype) -> Float[Tensor, "N R C"]:
+    """Each matrix with its singular values brought near one (0.7 to 1.2 for all but the very small), in float32.
+
+    Five steps of a quintic Newton–Schulz iteration: X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X takes each singular value s to
+    a s + b s³ + c s⁵ and leaves the directions as they are.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices  # the smaller side first: X Xᵀ is then the smaller of the two squares
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(products)
+    for _ in range(ITERATIONS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float()
