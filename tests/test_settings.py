@@ -115,6 +115,18 @@ def test_broken_toml_and_missing_files_are_answered(file: Path, tmp_path: Path) 
         ("corpus.sources=[]", "names no file or folder"),
         ("corpus.encoding=klingon", "'klingon' is not an encoding"),
         ("name=../up", "'../up' cannot be the name of a folder"),
+        (
+            "pretrain.batch_ramp={start_tokens=100, steps=5}",
+            "pretrain.batch_ramp.start_tokens = 100 is not a multiple of model.context_length = 256; nearest: 256",
+        ),
+        (
+            "pretrain.batch_ramp={start_tokens=999936, steps=5}",
+            "batch_ramp.start_tokens = 999,936 is not less than batch_tokens = ",
+        ),
+        (
+            "pretrain.schedule={kind='warmup_stable_decay', decay_steps=999999}",
+            "schedule.decay_steps = 999,999, but after the warm-up only",
+        ),
         ("pretrain.batch_tokens=1000", "is not a multiple of model.context_length = 256; nearest: 768, 1,024"),
         ("evals.sampling.seed=99999999999999999999", "evals.sampling.seed is 99999999999999999999"),
         ("corpus.unicode=3", "corpus.unicode is 3; it should be a table"),

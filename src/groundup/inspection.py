@@ -513,7 +513,9 @@ def _metrics(found: Findings, progress: Progress) -> None:
 
 def _of_recipe(recipe: Recipe) -> dict[str, Any]:
     tokenizer = recipe.tokenizer
-    tokens = recipe.pretrain.steps * recipe.pretrain.batch_tokens
+    context = recipe.model.context_length
+    tokens = recipe.pretrain.rows_before(recipe.pretrain.steps, context) * context
+    up_to = "" if recipe.pretrain.batch_ramp is None else "up to "
     taken = (
         f"taken from {tokenizer.path}"
         if isinstance(tokenizer, Existing)
@@ -523,7 +525,7 @@ def _of_recipe(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "tokenizer": taken,
         **_of_config(recipe.model),
-        "training": f"{recipe.pretrain.steps:,} steps of {recipe.pretrain.batch_tokens:,} tokens: {tokens:,}",
+        "training": f"{recipe.pretrain.steps:,} steps of {up_to}{recipe.pretrain.batch_tokens:,} tokens: {tokens:,}",
     }
 
 

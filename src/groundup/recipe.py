@@ -87,14 +87,18 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _batch_is_whole_rows(self) -> Self:
-        batch, context = self.pretrain.batch_tokens, self.model.context_length
-        if batch % context:
-            below = batch // context * context
-            nearest = sorted({max(context, below), below + context})
-            raise ValueError(
-                f"pretrain.batch_tokens = {batch:,} is not a multiple of model.context_length = {context:,}; "
-                f"nearest: {', '.join(f'{n:,}' for n in nearest)}"
-            )
+        context, ramp = self.model.context_length, self.pretrain.batch_ramp
+        batches = {"batch_tokens": self.pretrain.batch_tokens}
+        if ramp is not None:
+            batches["batch_ramp.start_tokens"] = ramp.start_tokens
+        for name, batch in batches.items():
+            if batch % context:
+                below = batch // context * context
+                nearest = sorted({max(context, below), below + context})
+                raise ValueError(
+                    f"pretrain.{name} = {batch:,} is not a multiple of model.context_length = {context:,}; "
+                    f"nearest: {', '.join(f'{n:,}' for n in nearest)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """The loop: pieces add up, randomness is a function of (seed, step), and the caller keeps the reins."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -30,15 +30,17 @@ def batches(first: int = 0) -> Iterator[Batch]:
         first += 1
 
 
-def gradients_of(config: ModelConfig, pieces: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def gradients_of(
+    config: ModelConfig, pieces: int | Callable[[Batch], int]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     model = Transformer(config)
     loss, _ = accumulate(model, next_token, pieces)(batch(0))
     return loss, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("pieces", [2, 7, 16])
-def test_one_piece_equals_uneven_pieces(config: ModelConfig, pieces: int) -> None:
+@pytest.mark.parametrize("pieces", [2, 7, 16, lambda batch: len(batch.weight) // 4])
+def test_one_piece_equals_uneven_pieces(config: ModelConfig, pieces: int | Callable[[Batch], int]) -> None:
     """16 rows in 7 pieces are 3, 3, 2, 2, 2, 2, 2 rows, of unequal weight; some have none."""
     whole_loss, whole = gradients_of(config, 1)
     loss, in_pieces = gradients_of(config, pieces)
@@ -91,6 +93,19 @@ def test_gradients_are_clipped_to_the_norm(llama: ModelConfig) -> None:
     moved = torch.stack([(p - b).norm() for p, b in zip(model.parameters(), before, strict=True)]).norm()
     assert step.grad_norm > 0.01
     assert_close(moved, torch.tensor(0.01), rtol=1e-3, atol=0)
+
+
+def test_gradients_are_clipped_by_value_after_their_norm(llama: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = Transformer(llama)
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "initial_lr": 1.0}], lr=1.0)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    made = accumulate(model, next_token, 1)
+    (step,) = fit(optimizer, lambda _: 1.0, batches(), made, steps=1, clip=0.5, clip_value=1e-3)
+    _, plain = gradients_of(llama, 1)
+    for weight, start, gradient in zip(model.parameters(), before, plain.values(), strict=True):
+        shortened = (gradient * (0.5 / step.grad_norm)).clamp(-1e-3, 1e-3)
+        assert_close(start - weight, shortened, atol=1e-6, rtol=0)
 
 
 def test_a_refused_step_leaves_the_weights(llama: ModelConfig) -> None:

@@ -3,10 +3,11 @@ measurements of speed all train what is assembled here."""
 
 import ctypes
 import gc
+import itertools
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +75,9 @@ class Assembled:
     def finished_weights(self) -> Mapping[str, torch.Tensor]:
         return self.masters.copies if self.average is None else self.average.weights
 
-    def gradients(self, settings: PretrainSettings, pieces: int, start: int = 0) -> Gradients[Batch]:
+    def gradients(
+        self, settings: PretrainSettings, pieces: int | Callable[[Batch], int], start: int = 0
+    ) -> Gradients[Batch]:
         """Forward and backward over a batch in so many pieces, as `fit` asks for them from step `start` on."""
         return accumulate(self.model, self.loss, pieces, seed=settings.seed, start=start, scaler=self.scaler)
 
@@ -143,11 +146,11 @@ def _autocast(loss: losses.Loss, device: torch.device) -> losses.Loss:
     return under_autocast
 
 
-def batches(shards: Tokens, context_length: int, seed: int, rows: int, first: int) -> Iterator[Batch]:
-    """Batch after batch of so many rows, from row `first` on."""
-    while True:
-        yield loader.rows(shards, context_length, seed, first, rows)
-        first += rows
+def batches(shards: Tokens, context_length: int, seed: int, rows: int | Iterable[int], first: int) -> Iterator[Batch]:
+    """Batch after batch of so many rows each, from row `first` on."""
+    for n in itertools.repeat(rows) if isinstance(rows, int) else rows:
+        yield loader.rows(shards, context_length, seed, first, n)
+        first += n
 
 
 def faster_precision(

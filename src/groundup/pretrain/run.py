@@ -4,6 +4,7 @@ Every number of the run is a function of the recipe and the step: rows come from
 step, piece), samples from their own seed. So resuming needs only the weights, the optimizer's state and the step.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -106,7 +107,7 @@ def pretrain(
     state = _restore(checkpoints, masters, optimizer, described, inputs, log, say)
     start, tokens = int(state["step"]), int(state["tokens"])
     began = time.monotonic() - state["seconds"]
-    rows = settings.batch_tokens // config.context_length
+    context = config.context_length
     flops_per_token = training_flops_per_token(config, settings.loss)
 
     def flush() -> None:
@@ -117,27 +118,34 @@ def pretrain(
 
     def save(step: int) -> None:
         flush()
-        state.update(step=step, next_row=step * rows, tokens=tokens, seconds=round(time.monotonic() - began, 3))
+        state.update(
+            step=step,
+            next_row=settings.rows_before(step, context),
+            tokens=tokens,
+            seconds=round(time.monotonic() - began, 3),
+        )
         keep = settings.keep_checkpoints
         checkpoint.save(checkpoints, masters.copies, optimizer, state, described, inputs, keep)
         log.event("saved", step=step)
 
+    rows = (settings.batch_rows(step, context) for step in itertools.count(start))
     with noticing_signals() as stop:
         steps = fit(
             optimizer,
             make_schedule(settings.schedule, settings.steps),
-            batches(train, config.context_length, settings.seed, rows, state["next_row"]),
-            trained.gradients(settings, -(-rows // settings.micro_batch_rows), start),
+            batches(train, context, settings.seed, rows, state["next_row"]),
+            trained.gradients(settings, lambda batch: -(-len(batch.weight) // settings.micro_batch_rows), start),
             steps=settings.steps,
             start=start,
             clip=settings.clip,
+            clip_value=settings.clip_value,
             scaler=trained.scaler,
         )
         for step in steps:
             number = step.number
             if trained.average is not None:
                 trained.average.update(number)
-            tokens += settings.batch_tokens
+            tokens += settings.batch_rows(number - 1, context) * context
             log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
             last = number == settings.steps
             looks_up = number % settings.validate_every == 0 or number % settings.sample_every == 0 or last

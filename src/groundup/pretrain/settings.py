@@ -35,6 +35,16 @@ class MultiToken(Settings):
     """Of their mean cross-entropy; that of the next token has 1 (DeepSeek-V3 began with 0.3)."""
 
 
+class BatchRamp(Settings):
+    """Batches that grow in a straight line from a few rows to all of them (Brown et al. 2020, arXiv:2005.14165,
+    appendix B); early gradients are so alike that fewer rows tell the same."""
+
+    start_tokens: int = Field(ge=1)
+    """In the first step, a multiple of the context length, fewer than `batch_tokens`."""
+    steps: int = Field(ge=1)
+    """Steps over which they grow; the one after them is the first to have `batch_tokens`."""
+
+
 class PretrainSettings(Settings):
     """How long, how large the steps, how often it looks up from the work."""
 
@@ -42,6 +52,7 @@ class PretrainSettings(Settings):
     """Optimizer steps to take. Fixed here, never by a clock: the same recipe is the same run on any machine."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens per step, a multiple of the context length."""
+    batch_ramp: BatchRamp | None = None
     micro_batch_rows: int = Field(default=16, ge=1)
     """Most rows that go through the model at once; gradients of the others are added up. A matter of memory:
     results change only by rounding, and by which units dropout drops."""
@@ -64,6 +75,8 @@ class PretrainSettings(Settings):
     average: Average = NoAverage()
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient; a longer one is shortened to it."""
+    clip_value: float | None = Field(default=None, gt=0)
+    """Largest value in the gradient, up or down, after it was shortened; not limited if not set."""
     validate_every: int = Field(default=200, ge=1)
     """Steps between measurements on the validation documents."""
     validation_tokens: int = Field(default=200_000, ge=1)
@@ -78,6 +91,34 @@ class PretrainSettings(Settings):
     """Steps between checkpoints. One more is written on Ctrl-C or SIGTERM, and one at the end."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """The newest so many stay; older ones are removed."""
+
+    def batch_rows(self, step: int, context_length: int) -> int:
+        """Rows of the step after `step` finished ones.
+
+        >>> settings = PretrainSettings(batch_tokens=1024, batch_ramp=BatchRamp(start_tokens=256, steps=4))
+        >>> [settings.batch_rows(step, 128) for step in range(6)], settings.rows_before(6, 128)
+        ([2, 3, 5, 6, 8, 8], 32)
+        """
+        full = self.batch_tokens // context_length
+        if self.batch_ramp is None or step >= self.batch_ramp.steps:
+            return full
+        start = self.batch_ramp.start_tokens // context_length
+        return start + (full - start) * step // self.batch_ramp.steps
+
+    def rows_before(self, step: int, context_length: int) -> int:
+        """Rows of the first `step` steps together."""
+        ramp = 0 if self.batch_ramp is None else min(step, self.batch_ramp.steps)
+        grown = sum(self.batch_rows(earlier, context_length) for earlier in range(ramp))
+        return grown + (step - ramp) * (self.batch_tokens // context_length)
+
+    @model_validator(mode="after")
+    def _batches_grow(self) -> "PretrainSettings":
+        if self.batch_ramp is not None and self.batch_ramp.start_tokens >= self.batch_tokens:
+            raise ValueError(
+                f"batch_ramp.start_tokens = {self.batch_ramp.start_tokens:,} is not less than batch_tokens = "
+                f"{self.batch_tokens:,}, to which batches should grow: lower it, or leave batch_ramp out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warms_up_and_then_trains(self) -> "PretrainSettings":

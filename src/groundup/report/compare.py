@@ -290,8 +290,11 @@ def _curves(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
     """Validation and training over steps, tokens and time."""
     longest = max((run.steps[-1]["seconds"] for run in runs if run.steps), default=0)
     time_unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
-    batches = {run.manifests["model"].settings["pretrain"]["batch_tokens"] for run in runs}
-    if len(batches) == 1:  # over tokens, they would look the same
+    trainings = [run.manifests["model"].settings["pretrain"] for run in runs]
+    batches = {settings["batch_tokens"] for settings in trainings}
+    if len(batches) == 1 and not any(
+        settings.get("batch_ramp") for settings in trainings
+    ):  # over tokens, they would look the same
         axes = {f"steps of {batches.pop():,} tokens": ("step", 1), time_unit: ("seconds", seconds)}
     else:
         axes = {"steps": ("step", 1), "tokens": ("tokens", 1), time_unit: ("seconds", seconds)}

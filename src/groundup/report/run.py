@@ -445,7 +445,8 @@ def _training(run: Run) -> list[str]:
         sentence(
             "The model reads rows of training text, guesses each next token, and every step moves its parameters a "
             "little towards what came. "
-            f"Here {len(run.steps):,} steps of {settings['batch_tokens']:,} tokens in {settings['precision']} on "
+            f"Here {len(run.steps):,} steps of {'up to ' if settings.get('batch_ramp') else ''}"
+            f"{settings['batch_tokens']:,} tokens in {settings['precision']} on "
             f"{settings['device']}, seed {settings['seed']}."
         ),
         _loss_figure(run),

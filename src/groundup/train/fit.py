@@ -44,6 +44,7 @@ def fit(
     steps: int,
     start: int = 0,
     clip: float | None = 1.0,
+    clip_value: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
     accept: Callable[[Step], bool] | None = None,
 ) -> Iterator[Step]:
@@ -53,6 +54,7 @@ def fit(
         batches: pulled one item a step and never ahead.
         gradients: leaves gradients on the optimizer's parameters.
         clip: largest gradient norm; None for no clipping.
+        clip_value: largest value in the gradient that `clip` has left; None for no clipping.
         scaler: unscales gradients that were made of a scaled loss, and skips a step whose gradients overflowed.
         accept: asked once the gradient norm is known; False leaves the weights as they are.
     """
@@ -67,6 +69,8 @@ def fit(
         if scaler is not None:
             scaler.unscale_(optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if clip is None else clip)
+        if clip_value is not None:
+            torch.nn.utils.clip_grad_value_(parameters, clip_value)
         step = Step(
             number + 1,
             loss,
@@ -91,7 +95,7 @@ def fit(
 def accumulate(
     model: Transformer,
     loss: Loss,
-    pieces: int,
+    pieces: int | Callable[[Any], int],
     *,
     seed: int = 0,
     start: int = 0,
@@ -100,7 +104,7 @@ def accumulate(
     """Gradients of a batch, one piece after another; the pieces add up to the whole, however uneven they are.
 
     Args:
-        pieces: into how many the rows are split, to save memory.
+        pieces: into how many the rows are split, to save memory; a function of the batch, where batches differ.
         seed: of dropout, together with the step and the piece.
         start: number of the first step.
         scaler: scales the loss before its backward pass; give `fit` the same.
@@ -113,7 +117,7 @@ def accumulate(
         divisor = total_weight(batch).to(device)
         total = torch.zeros((), device=device)
         parts: dict[str, Tensor] = {}
-        for piece_number, piece in enumerate(split(batch, pieces)):
+        for piece_number, piece in enumerate(split(batch, pieces if isinstance(pieces, int) else pieces(batch))):
             torch.manual_seed(dropout_seed(seed, number, piece_number))
             summed, _, piece_parts = loss(model, to(piece, device))
             share = summed / divisor
