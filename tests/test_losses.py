@@ -46,6 +46,22 @@ def test_gradients_are_those_of_autograds_cross_entropy(model: Transformer, batc
         assert_close(ours[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_z_loss_and_its_gradients_are_autograds(model: Transformer, batch: Batch) -> None:
+    summed, _, parts = next_token(model, batch, z_loss=0.05)
+    summed.backward()
+    ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    logits = model(batch.tokens, batch.position, losses.by_document(batch)).flatten(0, 1)
+    weight = batch.weight.flatten()
+    cross_entropy = (F.cross_entropy(logits, batch.targets.flatten(), reduction="none") * weight).sum()
+    z = 0.05 * (logits.logsumexp(dim=-1).square() * weight).sum()
+    (cross_entropy + z).backward()
+    assert_close(parts["next_token"], cross_entropy)
+    assert_close(parts["z_loss"], z)
+    for name, parameter in model.named_parameters():
+        assert_close(ours[name], parameter.grad, atol=1e-4, rtol=1e-4)
+
+
 def test_gradient_of_the_log_probability_is_onehot_minus_softmax() -> None:
     """And of the log of the softmax's sum it is the softmax; against autograd through torch's own functions."""
     logits = torch.randn(4, 6, dtype=torch.float32, requires_grad=True)

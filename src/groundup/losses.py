@@ -152,16 +152,30 @@ class AuxiliaryLosses:
 
 
 def next_token(
-    model: Transformer, batch: Batch, attending: Attending = by_document, *, rowwise: Rowwise | None = None
+    model: Transformer,
+    batch: Batch,
+    attending: Attending = by_document,
+    *,
+    z_loss: float = 0.0,
+    rowwise: Rowwise | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Cross-entropy of the next token in nats, summed with the batch's weights, and the blocks' auxiliary losses.
 
-    Parts, where a block has an auxiliary loss: `next_token` and `auxiliary`.
+    Args:
+        z_loss: weight of (log Σ exp(logits))² (Chowdhery et al. 2022, arXiv:2204.02311, section 5): it holds the logits
+            where their softmax needs no dividing, so that they cannot drift away together.
+
+    Parts, where there is more than the first of them: `next_token`, `z_loss` and `auxiliary`, each as it is added.
     """
     auxiliary = AuxiliaryLosses()
     hidden = model.hidden(batch.tokens, batch.position, attending(batch), auxiliary.tap_of(model))
-    summed = -(scored(model, hidden, batch.targets, rowwise)[0] * batch.weight).sum()
-    return auxiliary.added_to(summed, {"next_token": summed}, batch)
+    logprobs, total = scored(model, hidden, batch.targets, rowwise)
+    summed = -(logprobs * batch.weight).sum()
+    parts = {"next_token": summed}
+    if z_loss:
+        parts["z_loss"] = z_loss * (total.square() * batch.weight).sum()
+        summed = summed + parts["z_loss"]
+    return auxiliary.added_to(summed, parts, batch)
 
 
 def multi_token(

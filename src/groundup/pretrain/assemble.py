@@ -132,8 +132,8 @@ def attending(config: ModelConfig, settings: PretrainSettings, device: torch.dev
 def make_loss(settings: PretrainSettings, attending: losses.Attending = losses.by_document) -> losses.Loss:
     rowwise = losses.compiled_rowwise() if settings.compile else losses.PLAIN
     match settings.loss:
-        case NextToken():
-            return partial(losses.next_token, attending=attending, rowwise=rowwise)
+        case NextToken(z_loss=z_loss):
+            return partial(losses.next_token, attending=attending, z_loss=z_loss, rowwise=rowwise)
         case MultiToken(weight=weight):
             return partial(losses.multi_token, attending=attending, weight=weight, rowwise=rowwise)
 

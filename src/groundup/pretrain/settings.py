@@ -22,6 +22,9 @@ class NextToken(Settings):
     """Cross-entropy of the next token."""
 
     kind: Literal["next_token"] = "next_token"
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of the squared logarithm of the softmax's divisor, which keeps logits from drifting away together (PaLM,
+    Chowdhery et al. 2022, arXiv:2204.02311, section 5: 0.0001); 0 for none."""
 
 
 class MultiToken(Settings):
