@@ -123,6 +123,8 @@ def test_broken_toml_and_missing_files_are_answered(file: Path, tmp_path: Path) 
             "pretrain.batch_ramp={start_tokens=999936, steps=5}",
             "batch_ramp.start_tokens = 999,936 is not less than batch_tokens = ",
         ),
+        ("pretrain={steps=9, compile=true, batch_ramp={start_tokens=256, steps=5}}", "each would be compiled anew"),
+        ("pretrain={steps=9, base_width=64}\nmodel.block.norm=after", "no norm stands before the head"),
         (
             "pretrain.schedule={kind='warmup_stable_decay', decay_steps=999999}",
             "schedule.decay_steps = 999,999, but after the warm-up only",
@@ -138,7 +140,7 @@ def test_broken_toml_and_missing_files_are_answered(file: Path, tmp_path: Path) 
 )
 def test_recipe_mistakes_are_answered(override: str, answer: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        Recipe.load(Path("recipes/storybook.toml"), [override])
+        Recipe.load(Path("recipes/storybook.toml"), override.split("\n"))
     assert answer in str(caught.value)
 
 

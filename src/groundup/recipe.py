@@ -102,6 +102,16 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _width_can_be_transferred(self) -> Self:
+        if self.pretrain.base_width is not None and self.model.block.ends_normed:
+            raise ValueError(
+                f"pretrain.base_width = {self.pretrain.base_width}, but with model.block.norm = after no norm stands "
+                "before the head, whose gain would hold the factor on the scores: leave base_width out, or put the "
+                "norms elsewhere"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _predicts_tokens(self) -> Self:
         loss, context = self.pretrain.loss, self.model.context_length
         if isinstance(loss, MultiToken) and loss.extra_tokens >= context:

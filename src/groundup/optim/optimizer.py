@@ -11,18 +11,23 @@ from groundup.optim.lion import LionOptimizer
 from groundup.optim.muon import MuonOptimizer
 from groundup.optim.settings import Adafactor, AdamW, Lion, Muon, Optimizer
 from groundup.optim.state import Group, prepare_state
+from groundup.optim.width import is_orthogonal, learning_rate_factor
 
 
 def make_optimizer(
-    weights: Iterable[tuple[str, Tensor]], settings: Optimizer, products: torch.dtype = torch.float32
+    weights: Iterable[tuple[str, Tensor]],
+    settings: Optimizer,
+    products: torch.dtype = torch.float32,
+    width_ratio: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of these named weights, its state made. Each group's `initial_lr` is the learning rate at the top
+    """The optimizer of these named weights, its state made. Each group's `initial_lr` is its learning rate at the top
     of the schedule.
 
     Args:
         products: the type that Muon multiplies matrices in.
+        width_ratio: how many times as wide the model is as the one whose learning rate this is.
     """
-    groups = parameter_groups(weights, settings)
+    groups = parameter_groups(weights, settings, width_ratio)
     optimizer: torch.optim.Optimizer
     match settings:
         case AdamW():
@@ -37,24 +42,26 @@ def make_optimizer(
     return optimizer
 
 
-def parameter_groups(weights: Iterable[tuple[str, Tensor]], settings: Optimizer) -> list[Group]:
+def parameter_groups(
+    weights: Iterable[tuple[str, Tensor]], settings: Optimizer, width_ratio: float = 1.0
+) -> list[Group]:
     """Weights that are stepped alike, the embedding's first.
 
-    Matrices decay, vectors (gains, biases) do not, as in GPT-3 and nanoGPT. Muon's `orthogonal` ones are the blocks'
-    matrices: what stands for tokens or positions has no directions that are worth making equal.
+    Matrices decay, vectors (gains, biases) do not, as in GPT-3 and nanoGPT; where width changes the learning rate, a
+    step still decays by the same share.
     """
-    alike: dict[tuple[bool, bool], list[Tensor]] = {}
+    alike: dict[tuple[bool, bool, float], list[Tensor]] = {}
     for name, weight in weights:
-        matrix = weight.ndim >= 2
-        orthogonal = isinstance(settings, Muon) and matrix and name.startswith(("blocks.", "multi_token."))
-        alike.setdefault((matrix, orthogonal), []).append(weight)
+        factor = learning_rate_factor(name, weight, settings, width_ratio)
+        orthogonal = isinstance(settings, Muon) and is_orthogonal(name, weight)
+        alike.setdefault((weight.ndim >= 2, orthogonal, factor), []).append(weight)
     return [
         {
             "params": members,
-            "lr": settings.learning_rate,
-            "initial_lr": settings.learning_rate,
-            "weight_decay": settings.weight_decay if matrix else 0.0,
+            "lr": settings.learning_rate * factor,
+            "initial_lr": settings.learning_rate * factor,
+            "weight_decay": settings.weight_decay / factor if matrix else 0.0,
             "orthogonal": orthogonal,
         }
-        for (matrix, orthogonal), members in alike.items()
+        for (matrix, orthogonal, factor), members in alike.items()
     ]

@@ -28,6 +28,7 @@ from groundup.optim.averaging import RunningAverage
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters, make_scaler, product_dtype, weight_dtype
 from groundup.optim.settings import Autocast, Bfloat16, ExponentialAverage, Float8, Float32, Precision
+from groundup.optim.width import narrow_start
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.shards import Tokens, open_split
 from groundup.train.fit import Gradients, accumulate, fit
@@ -93,6 +94,8 @@ def assemble(config: ModelConfig, settings: PretrainSettings, device: torch.devi
     model = Transformer(config)
     if isinstance(settings.loss, MultiToken):
         model.add_multi_token(settings.loss.extra_tokens)
+    ratio = 1.0 if settings.base_width is None else config.d_model / settings.base_width
+    narrow_start(model.named_parameters(), ratio)
     model.to(device)  # drawn on the CPU: the same weights on every device
     if isinstance(settings.precision, Float8):
         if not has_float8(device):
@@ -105,7 +108,7 @@ def assemble(config: ModelConfig, settings: PretrainSettings, device: torch.devi
     if settings.compile:
         compile_blocks(model)
     masters = Masters(model, weight_dtype(settings.precision))
-    optimizer = make_optimizer(masters.copies.items(), settings.optimizer, product_dtype(settings.precision))
+    optimizer = make_optimizer(masters.copies.items(), settings.optimizer, product_dtype(settings.precision), ratio)
     masters.follow(optimizer)
     loss = make_loss(settings, attending(config, settings, device))
     if isinstance(settings.precision, Autocast):

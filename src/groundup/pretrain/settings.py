@@ -74,6 +74,9 @@ class PretrainSettings(Settings):
     products with weights, or everything."""
     loss: Annotated[NextToken | MultiToken, Field(discriminator="kind")] = NextToken()
     optimizer: Optimizer = AdamW()
+    base_width: int | None = Field(default=None, ge=1)
+    """Width (`model.d_model`) of a model for which the learning rate was found to be best: by the rules of width
+    transfer it then is for this one (μP; Yang et al. 2022, arXiv:2203.03466). Nothing is scaled by width if not set."""
     schedule: Schedule = Cosine()
     average: Average = NoAverage()
     clip: float = Field(default=1.0, gt=0)
@@ -120,6 +123,11 @@ class PretrainSettings(Settings):
             raise ValueError(
                 f"batch_ramp.start_tokens = {self.batch_ramp.start_tokens:,} is not less than batch_tokens = "
                 f"{self.batch_tokens:,}, to which batches should grow: lower it, or leave batch_ramp out"
+            )
+        if self.batch_ramp is not None and self.compile:
+            raise ValueError(
+                "compile = true, but with a batch_ramp batches have many sizes, and each would be compiled anew: set "
+                "pretrain.compile=false, or leave batch_ramp out"
             )
         return self
 
