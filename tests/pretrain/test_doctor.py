@@ -24,8 +24,9 @@ from groundup.batch import Batch
 from groundup.errors import DataError, DivergedError, ResourceError
 from groundup.model.attention import Causal, dot_product_attention
 from groundup.model.settings import ModelConfig
-from groundup.optim.adamw import make_adamw
+from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters
+from groundup.optim.settings import AdamW, Bfloat16
 from groundup.plan import memory
 from groundup.pretrain import checks, doctor
 from groundup.pretrain.checks import Line
@@ -190,7 +191,7 @@ def with_coarse_state(patient: Patient, only: str) -> Patient:
 def without_masters(patient: Patient) -> Patient:
     model = patient.assembled.model.bfloat16()
     masters = Masters(model, torch.float32)  # takes the weights for float32 ones, and steps them themselves
-    optimizer = make_adamw(masters, patient.settings.optimizer)
+    optimizer = make_optimizer(masters.copies.items(), patient.settings.optimizer)
     assembled = dataclasses.replace(patient.assembled, model=model, masters=masters, optimizer=optimizer)
     return dataclasses.replace(patient, assembled=assembled)
 
@@ -427,14 +428,14 @@ def test_where_memory_ran_out_the_parts_and_the_smallest_change_are_told(
     with pytest.raises(ResourceError) as caught:
         build(recipe, ["pretrain.micro_batch_rows=4"], run=recipe.parent / "run")
     assert caught.value.exit_code == 4
-    for part in ("weights", "moments", "gradients", "activations of feedforward", "scores in the loss"):
+    for part in ("weights", "optimizer state", "gradients", "activations of feedforward", "scores in the loss"):
         assert part in str(caught.value)
     assert str(caught.value).endswith("set pretrain.micro_batch_rows=2")
 
 
 def test_the_smallest_change_fits() -> None:
     model = ModelConfig(vocab_size=1000, context_length=512, d_model=128, n_layers=4)
-    needs = memory.Training(model, "bfloat16", "adamw", 16)
+    needs = memory.Training(model, Bfloat16(), AdamW(), 16)
     for available in (needs.bytes() // 2, needs.bytes() // 12, needs.bytes() // 16):
         change = memory.smallest_change(needs, available)
         words = dict(word.split("=") for word in change.removeprefix("set ").split(" and "))
@@ -443,7 +444,7 @@ def test_the_smallest_change_fits() -> None:
             update={name.removeprefix("model."): int(n) for name, n in words.items() if "model." in name}
         )
         rows = int(words["pretrain.micro_batch_rows"])
-        assert memory.Training(model_now, "bfloat16", "adamw", rows, recompute).bytes() <= available
+        assert memory.Training(model_now, Bfloat16(), AdamW(), rows, recompute).bytes() <= available
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def product_dtype(precision: Precision) -> torch.dtype:
     """The type in which an optimizer multiplies matrices: one in which the model does so too, so that it is quick here;
     but not float16, whose range is short."""
     match precision:
-        case Bfloat16() | Autocast():
+        case Bfloat16() | Float8() | Autocast():
             return torch.bfloat16
         case Float32() | Float16():
             return torch.float32

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from groundup.model.count import BYTES_PER_PARAMETER, Count, count
+from groundup.model.count import DTYPES, Count, count
 from groundup.model.settings import ModelConfig
+from groundup.optim.memory import state_bytes
+from groundup.optim.precision import weight_dtype
+from groundup.optim.settings import Average, Optimizer, Precision
 
 SCORED_AT_ONCE = 1024
 """Tokens whose scores exist at once in float32; `losses.CHUNK`."""
-COUNTED_AS = {"float16": "bfloat16", "autocast": "float32"}
-"""Precisions that are counted as another one, of the same widths."""
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,13 @@ class Training:
 
     model: ModelConfig
     """With its vocabulary."""
-    precision: str
-    """Its `kind`."""
-    optimizer: str
-    """Its `kind`; one that is not in `count.BYTES_PER_PARAMETER` is counted as AdamW."""
+    precision: Precision
+    optimizer: Optimizer
     rows: int
     """That go through the model at once."""
     recompute: str = "none"
     """What of a block is computed again in the backward pass; `selective` is counted as if it saved nothing."""
+    average: Average | None = None
 
     def parts(self) -> Mapping[str, int]:
         """Bytes of each part at the height of a step, the largest first."""
@@ -35,9 +35,9 @@ class Training:
         return sum(self.parts().values())
 
     def _parts(self, counted: Count) -> Mapping[str, int]:
-        precision = COUNTED_AS.get(self.precision, self.precision)
-        each = BYTES_PER_PARAMETER.get((precision, self.optimizer)) or BYTES_PER_PARAMETER[precision, "adamw"]
-        parts = {_plural(what): counted.total_parameters * size for what, size in each.items()}
+        kept = state_bytes(self.model, self.precision, self.optimizer, self.average)
+        parts = {PLURALS.get(what, what): size for what, size in kept.items()}
+        precision = self._counted_as
         if self.recompute == "full":
             parts["activations"] = counted.checkpointed_activation_bytes[precision] * self.rows
         else:
@@ -46,6 +46,12 @@ class Training:
         parts["scores in the loss"] = self._loss_bytes(precision)
         return dict(sorted(parts.items(), key=lambda part: -part[1]))
 
+    @property
+    def _counted_as(self) -> str:
+        """The precision of as wide numbers that activations are counted for."""
+        width = weight_dtype(self.precision).itemsize
+        return next(name for name, dtype in DTYPES.items() if dtype.itemsize == width)
+
     def _loss_bytes(self, precision: str) -> int:
         """A chunk's scores, their softmax and its gradient in float32; in bfloat16 also all scores as they came."""
         tokens, vocabulary = self.rows * self.model.context_length, self.model.vocab_size or 0
@@ -53,8 +59,7 @@ class Training:
         return 3 * 4 * min(SCORED_AT_ONCE, tokens) * vocabulary + kept
 
 
-def _plural(what: str) -> str:
-    return {"weight": "weights", "gradient": "gradients", "master copy": "master copies"}.get(what, what)
+PLURALS = {"weight": "weights", "gradient": "gradients", "master copy": "master copies", "optimizer": "optimizer state"}
 
 
 def breakdown(training: Training) -> str:

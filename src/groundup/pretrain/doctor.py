@@ -34,6 +34,7 @@ from groundup.errors import (
 )
 from groundup.files import is_made, read_manifest
 from groundup.model.settings import ModelConfig
+from groundup.optim.settings import Float32
 from groundup.plan import memory
 from groundup.plan.hardware import memory_bytes
 from groundup.pretrain import checks
@@ -325,8 +326,8 @@ def cost(patient: Patient, watts: float | None, price_per_hour: float | None) ->
 def training_memory(config: ModelConfig, settings: PretrainSettings) -> memory.Training:
     """What the planner needs to know of a recipe."""
     rows = min(settings.micro_batch_rows, settings.batch_tokens // config.context_length)
-    precision = "float32" if settings.precision is None else settings.precision.kind  # while it is being chosen
-    return memory.Training(config, precision, settings.optimizer.kind, rows, settings.recompute)
+    precision = settings.precision or Float32()  # while it is being chosen
+    return memory.Training(config, precision, settings.optimizer, rows, settings.recompute, settings.average)
 
 
 def out_of_memory(config: ModelConfig, settings: PretrainSettings, error: BaseException) -> ResourceError | None:
