@@ -1,14 +1,16 @@
 """The loader: rows are a function of their number, and every token is a target once."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from groundup.batch import total_weight
+from groundup.errors import DamagedError
 from groundup.loader import cut, rows
-from groundup.shards import Tokens
+from groundup.shards import Tokens, open_split
 
 LENGTHS = [5, 1, 12, 3, 9, 2, 20]
 END = 999
@@ -69,3 +71,29 @@ def test_the_tail_is_padded_with_weight_nought(shards: Tokens) -> None:
     batch = cut(shards, np.array([48]), 8)
     assert batch.weight.tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
     assert batch.targets[0, 3] == END
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "cut short"])
+def test_shards_that_change_while_they_are_open_are_named(tmp_path: Path, damage: str) -> None:
+    """On an accelerator such an id is a fault of the device; past the end of a mapped file lies a bus error."""
+    for name, numbers in {
+        "train": np.arange(100, dtype=np.uint16) % 50,
+        "train.offsets": np.array([0, 40, 99]),
+        "train.bytes": np.array([1, 1]),
+    }.items():
+        np.save(tmp_path / f"{name}.npy", numbers)
+    shards = open_split(tmp_path, "train", 50)
+    rows(shards, 8, 0, 0, 13)
+    if damage == "overwritten":
+        opened = np.load(tmp_path / "train.npy", mmap_mode="r+")
+        opened[60] = 50
+        opened.flush()
+        said = (
+            r"rows 0 to 12 cannot be read: .*train\.npy holds id 50 at place 60, in document 1; the vocabulary has 50"
+        )
+    else:
+        with open(tmp_path / "train.npy", "r+b") as stream:
+            stream.truncate(300)
+        said = r"rows 0 to 12 cannot be read: .*train\.npy had 328 bytes when it was opened and now has 300"
+    with pytest.raises(DamagedError, match=said):
+        rows(shards, 8, 0, 0, 13)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from groundup.batch import Batch
+from groundup.errors import DamagedError
 from groundup.shards import Tokens
 
 
@@ -21,17 +22,23 @@ def rows(shards: Tokens, context_length: int, seed: int, first: int, count: int)
     Args:
         shards: one split.
         seed: of the permutations.
+
+    Raises:
+        DamagedError: when the shards were damaged while they were open, naming row and document.
     """
     n_rows = shards.rows(context_length)
     numbers = [_permutation(seed, row // n_rows, n_rows)[row % n_rows] for row in range(first, first + count)]
-    return cut(shards, np.array(numbers) * context_length, context_length)
+    try:
+        return cut(shards, np.array(numbers) * context_length, context_length)
+    except DamagedError as error:
+        raise DamagedError(f"rows {first:,} to {first + count - 1:,} cannot be read: {error}") from None
 
 
 def cut(shards: Tokens, starts: npt.NDArray[np.int64], context_length: int) -> Batch:
     """The rows that begin at these places of the stream; past its end they are padded."""
     last = len(shards.ids) - 1
     place = starts[:, None] + np.arange(context_length + 1)  # (B, T + 1)
-    ids = shards.ids[np.minimum(place, last)].astype(np.int64)
+    ids = shards.read(np.minimum(place, last))
     inside = place[:, :-1] < last  # a token whose target exists
     document = np.searchsorted(shards.offsets, place[:, :-1], side="right") - 1
     opened = shards.offsets[np.clip(document, 0, None)]

@@ -6,6 +6,8 @@ it), `train.offsets.npy` (where each document begins, then where the last one en
 each document's text).
 """
 
+import contextlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,33 @@ class Tokens:
     """(documents + 1,) where each document begins; the last entry is the closing token's place."""
     n_bytes: npt.NDArray[np.int64]
     """(documents,) UTF-8 bytes of each document's text."""
+    vocab_size: int | None = None
+    """Where it is known, an id that has become too large since the file was opened is noticed as it is read."""
+
+    def read(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The ids at these places.
+
+        Raises:
+            DamagedError: when the file was cut short or overwritten while it was open, naming place and document.
+        """
+        name = getattr(self.ids, "filename", None) or "the stream"
+        if isinstance(self.ids, np.memmap):
+            with contextlib.suppress(FileNotFoundError):  # what is open stays readable
+                there, needed = os.stat(name).st_size, self.ids.offset + self.ids.nbytes
+                if there < needed:  # reading past the end of a mapped file would end the process
+                    raise DamagedError(
+                        f"{name} had {needed:,} bytes when it was opened and now has {there:,}: it was cut short while "
+                        f"it was being read. {REMEDY}"
+                    )
+        ids = self.ids[places].astype(np.int64)
+        if self.vocab_size is not None and ids.max(initial=0) >= self.vocab_size:
+            place = int(places[ids >= self.vocab_size].min())
+            document = int(np.searchsorted(self.offsets, place, side="right")) - 1
+            raise DamagedError(
+                f"{name} holds id {int(self.ids[place]):,} at place {place:,}, in document {document:,}; the "
+                f"vocabulary has {self.vocab_size:,} ids. It was overwritten while it was being read. {REMEDY}"
+            )
+        return ids
 
     @property
     def n_documents(self) -> int:
@@ -111,7 +140,7 @@ def open_split(directory: Path, split: str, vocab_size: int | None = None) -> To
         )
     if vocab_size is not None:
         check_ids(path, ids, vocab_size)
-    return Tokens(ids, offsets, n_bytes)
+    return Tokens(ids, offsets, n_bytes, vocab_size)
 
 
 def _open(path: Path, dtypes: tuple[type, ...], mmap_mode: Literal["r"] | None = None) -> npt.NDArray[Any]:
