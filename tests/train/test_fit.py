@@ -1,5 +1,6 @@
 """The loop: pieces add up, randomness is a function of (seed, step), and the caller keeps the reins."""
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -162,3 +163,78 @@ def test_a_scaled_loss_trains_as_the_plain_one(llama: ModelConfig) -> None:
     list(fit(optimizer, lambda _: 1.0, batches(), inner, steps=3, scaler=scaler))
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+class ByHand:
+    """A weight of two numbers whose gradients are written down beforehand, times the scale as a backward pass would."""
+
+    def __init__(self, gradients: list[list[float]], scale: float = 1024.0, growth_steps: int = 1000) -> None:
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.optimizer = torch.optim.SGD([{"params": [self.weight], "initial_lr": 1.0}], lr=1.0)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth_steps)
+        self._gradients = iter(gradients)
+
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        scale = self.scaler.scale(torch.ones(()))
+        self.weight.grad = torch.tensor(next(self._gradients)) * scale
+        return torch.ones(()), {}
+
+    def take(self, steps: int, start: int = 0, **options: object) -> list[Step]:
+        return list(
+            fit(
+                self.optimizer,
+                lambda _: 1.0,
+                batches(),
+                self,
+                steps=steps,
+                start=start,
+                scaler=self.scaler,
+                **options,
+            )
+        )
+
+
+def test_an_overflow_halves_the_scale_and_is_no_step() -> None:
+    by_hand = ByHand([[1.0, 0.0], [float("inf"), 0.0], [float("nan"), 0.0], [0.0, 1.0]])
+    taken = by_hand.take(4, clip=None)
+    assert [step.accepted for step in taken] == [True, False, False, True]
+    assert [bool(step.grad_norm.isfinite()) for step in taken] == [True, False, False, True]
+    assert by_hand.weight.tolist() == [-1.0, -1.0]
+    assert by_hand.scaler.get_scale() == 1024 / 4
+
+
+def test_the_scale_grows_after_so_many_steps_without_overflow() -> None:
+    inf = float("inf")
+    by_hand = ByHand([[1.0, 0.0]] * 2 + [[inf, 0.0]] + [[1.0, 0.0]] * 7, growth_steps=3)
+    scales = []
+    for step in range(10):
+        by_hand.take(step + 1, start=step)
+        scales.append(by_hand.scaler.get_scale())
+    assert scales == [1024, 1024, 512, 512, 512, 1024, 1024, 1024, 2048, 2048]
+
+
+def test_gradients_are_clipped_after_they_are_unscaled() -> None:
+    by_hand = ByHand([[3.0, 4.0], [0.3, 0.4]])
+    first, second = by_hand.take(2, clip=1.0)
+    assert (first.grad_norm.item(), second.grad_norm.item()) == (5.0, 0.5)
+    assert_close(by_hand.weight.detach(), torch.tensor([-0.6 - 0.3, -0.8 - 0.4]))
+
+
+def test_a_scaler_that_is_read_back_goes_on_as_it_would_have() -> None:
+    inf = float("inf")
+    gradients = [[1.0, 0.0], [inf, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    whole = ByHand(gradients, growth_steps=3)
+    whole.take(5)
+    before, after = ByHand(gradients[:3], growth_steps=3), ByHand(gradients[3:], growth_steps=3)
+    before.take(3)
+    after.scaler.load_state_dict(json.loads(json.dumps(before.scaler.state_dict())))
+    after.take(5, start=3)
+    assert after.scaler.state_dict() == whole.scaler.state_dict()
+    assert whole.scaler.get_scale() == 1024
+
+
+def test_a_step_that_is_refused_may_have_overflowed_too() -> None:
+    by_hand = ByHand([[float("inf"), 0.0], [1.0, 0.0]])
+    taken = by_hand.take(2, accept=lambda step: bool(step.grad_norm.isfinite()))
+    assert [step.accepted for step in taken] == [False, True]
+    assert by_hand.scaler.get_scale() == 512

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +32,7 @@ class Step:
     tokens: Float[Tensor, ""]
     """Weight of the batch: targets that counted."""
     accepted: bool
+    """Whether the weights were changed: `accept` was for it, and with a scaled loss no gradient overflowed."""
     parts: dict[str, Tensor]
 
 
@@ -80,16 +81,16 @@ def fit(
             accepted=True,
             parts=parts,
         )
-        if accept is not None and not accept(step):
-            step = Step(**{**vars(step), "accepted": False})
-            if scaler is not None:
-                scaler.update()
-        elif scaler is not None:
-            scaler.step(optimizer)
+        taken = accept is None or accept(step)
+        if scaler is not None:
+            before = scaler.get_scale()
+            if taken:
+                scaler.step(optimizer)
             scaler.update()
-        else:
+            taken = taken and scaler.get_scale() >= before  # it is lowered after an overflow, and only then
+        elif taken:
             optimizer.step()
-        yield step
+        yield step if taken else replace(step, accepted=False)
 
 
 def accumulate(
