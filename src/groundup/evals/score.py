@@ -1,13 +1,17 @@
 """Bits per byte and perplexity of documents, with the standard error over documents."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from groundup.batch import to
+from groundup.batch import Batch, to
 from groundup.evals.statistics import ratio
 from groundup.files import Progress, no_progress
 from groundup.loader import cut
@@ -33,6 +37,46 @@ class Score:
     """(documents,) −Σ log2 p of each document, in the order of the stream."""
 
 
+@dataclass(frozen=True)
+class Window:
+    """Rows that begin where a document does or where its last row ended."""
+
+    batch: Batch
+    owner: npt.NDArray[np.int64]
+    """(B,) the document that each row belongs to."""
+    own: Bool[Tensor, "B T"]
+    """Which positions are of that document: a short one's row runs on into the next."""
+
+
+def documents_within(shards: Tokens, max_tokens: int | None) -> int:
+    """How many of the first documents there are up to the one that reaches this many tokens."""
+    if max_tokens is None:
+        return shards.n_documents
+    return min(shards.n_documents, int(np.searchsorted(np.cumsum(np.diff(shards.offsets)), max_tokens)) + 1)
+
+
+def windows(shards: Tokens, context: int, n_documents: int, batch_rows: int) -> Iterator[Window]:
+    """The first documents in rows of the context length that do not overlap, so many rows at a time."""
+    starts = np.concatenate([np.arange(shards.offsets[d], shards.offsets[d + 1], context) for d in range(n_documents)])
+    owner = np.searchsorted(shards.offsets, starts, side="right") - 1
+    for first in range(0, len(starts), batch_rows):
+        rows = slice(first, first + batch_rows)
+        batch = cut(shards, starts[rows], context)
+        yield Window(batch, owner[rows], batch.document == torch.from_numpy(owner[rows])[:, None])
+
+
+@contextlib.contextmanager
+def at_rest(model: Transformer) -> Iterator[None]:
+    """Without dropout and without gradients; afterwards the model trains on if it did."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
 def score(
     model: Transformer,
     shards: Tokens,
@@ -47,30 +91,17 @@ def score(
     Args:
         max_tokens: stop after the document that reaches this many tokens; all documents if not given.
     """
-    context = model.config.context_length
-    lengths = np.diff(shards.offsets)
-    n_documents = len(lengths)
-    if max_tokens is not None:
-        n_documents = min(n_documents, int(np.searchsorted(np.cumsum(lengths), max_tokens)) + 1)
-    starts = np.concatenate([np.arange(shards.offsets[d], shards.offsets[d + 1], context) for d in range(n_documents)])
-    owner = np.searchsorted(shards.offsets, starts, side="right") - 1
+    n_documents = documents_within(shards, max_tokens)
     nats = np.zeros(n_documents)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        for first in range(0, len(starts), batch_rows):
-            progress(first, len(starts), "windows")
-            window = slice(first, first + batch_rows)
-            batch = to(cut(shards, starts[window], context), device)
-            documents = torch.from_numpy(owner[window])
-            with torch.no_grad():
-                logprobs = token_logprobs(model, batch, attending).cpu().double()
-            own = batch.document.cpu() == documents[:, None]  # a short document's window runs on into the next
-            np.add.at(nats, owner[window], -(logprobs * own).sum(dim=1).numpy())
-    finally:
-        model.train(was_training)
-    progress(len(starts), len(starts), "")
+    done, total = 0, int(shards.offsets[n_documents])
+    with at_rest(model):
+        for window in windows(shards, model.config.context_length, n_documents, batch_rows):
+            progress(done, total, "tokens")
+            logprobs = token_logprobs(model, to(window.batch, device), attending).cpu().double()
+            np.add.at(nats, window.owner, -(logprobs * window.own).sum(dim=1).numpy())
+            done += int(window.own.sum())
+    progress(total, total, "")
     return _summary(nats / math.log(2), shards.n_bytes[:n_documents], int(shards.offsets[n_documents]))
 
 
