@@ -79,6 +79,13 @@ def found(checkpoints: Path) -> list[Path]:
     return sorted(path for path in checkpoints.iterdir() if STEP_NAME.match(path.name))
 
 
+def step_of(directory: Path) -> int:
+    """The step after which a checkpoint was written."""
+    match = STEP_NAME.match(directory.name)
+    assert match is not None, "named by `save`"
+    return int(match[1])
+
+
 def load_newest(
     checkpoints: Path,
     weights: Mapping[str, Tensor],

@@ -300,7 +300,7 @@ def examine(
     prepare_process()
     _check_fits(loaded, directory)
     with _explaining_memory(loaded, directory):
-        patient = doctor.admit(loaded.model, loaded.pretrain, _places(directory), directory / "corpus")
+        patient = doctor.admit(loaded.model, loaded.pretrain, _places(directory))
         yield from doctor.quick(patient) if only_quick else doctor.whole(patient, watts, price_per_hour)
 
 
@@ -502,7 +502,7 @@ def _let_the_doctor_look(recipe: Recipe, run: Path, say: Say) -> None:
     from groundup.pretrain.log import RunLog
 
     began = time.monotonic()
-    lines = list(doctor.quick(doctor.admit(recipe.model, recipe.pretrain, _places(run), run / "corpus")))
+    lines = list(doctor.quick(doctor.admit(recipe.model, recipe.pretrain, _places(run))))
     doctor.refuse(lines)
     cares = [line for line in lines if line.verdict != "ok"]
     for line in cares:
@@ -655,7 +655,7 @@ def _make_model(job: Job) -> None:
 def _places(run: Path) -> "Places":
     from groundup.pretrain.run import Places
 
-    return Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model")
+    return Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
 
 
 def _make_evals(job: Job) -> None:

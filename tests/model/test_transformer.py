@@ -70,7 +70,11 @@ def test_tap_sees_every_intermediate_and_changes_nothing(model: Transformer) -> 
     hidden = model.hidden(tokens, tap=lambda name, tensor: seen.update({name: tensor}))
     assert list(seen) == [
         "embed",
-        *[f"blocks.{layer}{part}" for layer in range(2) for part in (".attention", ".feedforward", "")],
+        *[
+            f"blocks.{layer}{part}"
+            for layer in range(2)
+            for part in (".attention", ".feedforward.active", ".feedforward", "")
+        ],
         "norm",
     ]
     assert torch.equal(seen["norm"], hidden)

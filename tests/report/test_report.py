@@ -174,6 +174,34 @@ def test_an_interruption_and_a_refused_checkpoint_are_told(run: Path) -> None:
     assert "A checkpoint was refused (step-00000020)" in words(run)
 
 
+def test_what_the_guard_did_is_told_with_rows_and_documents(run: Path) -> None:
+    assert "No step had to be left out" in words(run)
+    skipped = {
+        "event": "step skipped",
+        "step": 7,
+        "seen": "the loss is nan",
+        "rows": [28, 32],
+        "worst": [
+            {"row": 29, "loss": None, "loss_was": "nan", "documents": [{"number": 3, "source": "tales/evil.txt"}]}
+        ],
+        "documents": [3, 4],
+    }
+    back = {"event": "rolled back", "step": 9, "to": 4, "rows": [16, 36]}
+    with open(run / "pretrain" / "events.jsonl", "a") as log:
+        log.writelines(json.dumps(event) + "\n" for event in (skipped, back))
+    metrics = run / "pretrain" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    bad = next(line for line in lines if line["step"] == 7)
+    bad |= {"accepted": False, "loss": None, "loss_was": "nan", "grad_norm": None}
+    lines.append({"step": 20, "next_token_accuracy": 0.25, "tokens": 1})
+    lines.append({"step": 40, "next_token_accuracy": 0.5, "tokens": 2})
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = words(run)
+    assert "The guard left out 1 step, went back 1 time and jumped over 20 rows" in said
+    assert "row 29 with loss nan of documents 3 (tales/evil.txt)" in said
+    assert "share of right tokens: at the end next token accuracy 0.500" in said
+
+
 def test_a_stage_from_elsewhere_breaks_the_chain(run: Path) -> None:
     before = read_manifest(run / "evals")
     shutil.copytree(run / "evals", run.parent / "evals")

@@ -78,6 +78,28 @@ def read_batches(path: Path, columns: Iterable[str] = DOCUMENTS.names) -> Iterat
         raise DataError(f"{path} is damaged: {error}") from None
 
 
+def sources_of(path: Path, numbers: Iterable[int]) -> dict[int, str]:
+    """Where these documents of a parquet file came from, by their number in it; only their row groups are read.
+
+    Raises:
+        DataError: when the file is missing or damaged.
+    """
+    wanted, first = sorted(set(numbers)), 0
+    found: dict[int, str] = {}
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                last = first + file.metadata.row_group(group).num_rows
+                here = [number for number in wanted if first <= number < last]
+                if here:
+                    column = file.read_row_group(group, columns=["source"]).column("source")
+                    found |= {number: column[number - first].as_py() for number in here}
+                first = last
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    return found
+
+
 def read_texts(path: Path) -> Iterator[str]:
     """The texts of a parquet file of documents, in order."""
     for batch in read_batches(path, ["text"]):

@@ -1,7 +1,7 @@
 """Feed-forward: what each position does with itself. B batch, T time, D width, F inner width, E experts.
 
-Each kind is a module `(x, tap) -> x`. A tensor of shape (B, T) that it shows to `tap` as `auxiliary_loss` is added to
-the loss of each token.
+Each kind is a module `(x, tap) -> x`. It shows to `tap` how strongly its inner units answer, as `active`. A tensor of
+shape (B, T) that it shows as `auxiliary_loss` is added to the loss of each token.
 """
 
 import math
@@ -31,7 +31,9 @@ class PlainFeedForward(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*rows D"], tap: Tap) -> Float[Tensor, "*rows D"]:
-        output: Tensor = self.down(self.activation(self.up(x)))
+        active = self.activation(self.up(x))  # (*rows, F)
+        tap("active", active)
+        output: Tensor = self.down(active)
         return output
 
 
@@ -48,7 +50,9 @@ class GatedFeedForward(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*rows D"], tap: Tap) -> Float[Tensor, "*rows D"]:
-        output: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
+        active = self.activation(self.gate(x))  # (*rows, F)
+        tap("active", active)
+        output: Tensor = self.down(active * self.up(x))
         return output
 
 

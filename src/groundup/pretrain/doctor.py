@@ -74,7 +74,6 @@ class Patient:
     settings: PretrainSettings
     """With device and precision chosen."""
     places: Places
-    corpus: Path
     tokenizer: Tokenizer
     train: Tokens
     held: Mapping[str, Tokens]
@@ -99,7 +98,7 @@ class Patient:
         return dataclasses.replace(self, assembled=assemble(self.config, self.settings, self.device))
 
 
-def admit(config: ModelConfig, settings: PretrainSettings, places: Places, corpus: Path) -> Patient:
+def admit(config: ModelConfig, settings: PretrainSettings, places: Places) -> Patient:
     """Open and assemble what is to be looked at.
 
     Raises:
@@ -119,7 +118,7 @@ def admit(config: ModelConfig, settings: PretrainSettings, places: Places, corpu
     def rows(first: int, count: int) -> Batch:
         return next(batches(train, whole.context_length, settings.seed, count, first))
 
-    return Patient(whole, settings, places, corpus, tokenizer, train, opened, rows, assemble(whole, settings, device))
+    return Patient(whole, settings, places, tokenizer, train, opened, rows, assemble(whole, settings, device))
 
 
 def quick(patient: Patient, tokens: int = QUICK_TOKENS) -> Iterator[Line]:
@@ -135,7 +134,7 @@ def _quick(patient: Patient, tokens: int) -> Iterator[tuple[str, Line]]:
     yield "settings", checks.check_optimizer_settings(settings)
     yield "settings", checks.check_warmup(settings)
     yield "settings", checks.check_length(config, settings, len(patient.train.ids))
-    corpus, tokenizer = patient.corpus / "train.parquet", patient.tokenizer
+    corpus, tokenizer = patient.places.corpus / "train.parquet", patient.tokenizer
     texts = list(islice(read_texts(corpus), 8)) if corpus.is_file() else []
     yield "text", checks.check_round_trip(tokenizer, texts)
     if is_made(patient.places.shards):
@@ -232,7 +231,7 @@ def check_resume(patient: Patient) -> Line:
         made = []
         for name in ("first", "second"):
             work = Path(place) / "pretrain"
-            places = Places(patient.places.shards, patient.places.tokenizer, work, Path(place) / name)
+            places = dataclasses.replace(patient.places, work=work, model=Path(place) / name)
             pretrain(patient.config, short, places, {}, say=lambda told: None)
             made.append((places.model / "model.safetensors").read_bytes())
             newest = max((work / "checkpoints").glob("step-*"))

@@ -1,4 +1,5 @@
-"""The log of a run: metrics.jsonl, what each step did, cut back on resume; events.jsonl, what happened, never cut."""
+"""The log of a run: metrics.jsonl, what each step did, and health.jsonl, how its layers were, both cut back on resume;
+events.jsonl, what happened, never cut. Every line is JSON: what is no finite number is null, and a word beside it."""
 
 import json
 import math
@@ -17,17 +18,23 @@ class RunLog:
         with naming_the_place(directory):
             directory.mkdir(parents=True, exist_ok=True)
         self._metrics = directory / "metrics.jsonl"
+        self._health = directory / "health.jsonl"
         self._events = directory / "events.jsonl"
         self._waiting: list[Callable[[], dict[str, Any]]] = []
         self._last: dict[str, Any] = {}
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and a line that a killed process left half-written."""
-        lines = [line for line in read_lines(self._metrics) if isinstance(line.get("step"), int)]
-        kept = [line for line in lines if line["step"] <= step]
-        write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        for line in kept:
-            self._last |= line
+        self._waiting = []
+        self._last = {}
+        for path in (self._metrics, self._health):
+            lines = [line for line in read_lines(path) if isinstance(line.get("step"), int)]
+            kept = [line for line in lines if line["step"] <= step]
+            if kept or path.exists():
+                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            if path == self._metrics:
+                for line in kept:
+                    self._remember(line)
 
     def step(self, step: Step, tokens: int, seconds: float, flops: int) -> None:
         self._waiting.append(
@@ -40,6 +47,7 @@ class RunLog:
                 "tokens": tokens,
                 "seconds": round(seconds, 3),
                 "flops": flops,
+                **({} if step.accepted else {"accepted": False}),
             }
         )
 
@@ -47,20 +55,29 @@ class RunLog:
         self._waiting.append(lambda: line)
 
     def flush(self) -> dict[str, Any] | None:
-        """Write what waits. A step whose loss or gradient is not a finite number is not written but returned."""
+        """Write what waits. A step that was taken with a loss or gradient that is not a finite number is not written
+        but returned."""
         lines = [make() for make in self._waiting]
         self._waiting = []
         for number, line in enumerate(lines):
-            if "loss" in line and not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
+            taken = "loss" in line and line.get("accepted", True)
+            if taken and not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
                 _append(self._metrics, lines[:number])
                 return {"step": line["step"], "loss": str(line["loss"]), "grad_norm": str(line["grad_norm"])}
-            self._last |= line
+            self._remember(line)
         _append(self._metrics, lines)
         return None
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        if line.get("accepted", True):
+            self._last |= line
 
     def event(self, kind: str, **details: Any) -> None:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         _append(self._events, [{"at": at, "event": kind, **details}])
+
+    def health(self, line: dict[str, Any]) -> None:
+        _append(self._health, [line])
 
     def last(self, name: str) -> Any:
         return self._last.get(name)
@@ -77,4 +94,25 @@ def _append(path: Path, lines: list[dict[str, Any]]) -> None:
     with naming_the_place(path), open(path, "a+b") as stream:
         if stream.tell() and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":
             stream.write(b"\n")  # a killed process left half a line; it must not swallow the next
-        stream.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        stream.write("".join(json.dumps(as_json(line), allow_nan=False) + "\n" for line in lines).encode())
+
+
+def as_json(value: Any) -> Any:
+    """The same with null for what is no finite number, which JSON does not have; in an object, a word beside it.
+
+    >>> as_json({"loss": float("nan"), "layers": [float("inf"), 1.0]})
+    {'loss': None, 'loss_was': 'nan', 'layers': [None, 1.0]}
+    """
+    match value:
+        case dict():
+            plain = {}
+            for name, inner in value.items():
+                plain[name] = as_json(inner)
+                if isinstance(inner, float) and plain[name] is None:
+                    plain[f"{name}_was"] = str(inner)
+            return plain
+        case list() | tuple():
+            return [as_json(inner) for inner in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value

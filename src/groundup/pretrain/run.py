@@ -6,9 +6,10 @@ step, piece), samples from their own seed. So resuming needs only the weights, t
 
 import itertools
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,25 @@ import torch
 
 from groundup import checkpoint, pretrained
 from groundup.corpus.document import SPLITS
-from groundup.errors import DivergedError, SavedAndStopped, SettingsError
+from groundup.errors import SavedAndStopped, SettingsError
 from groundup.evals.score import score
+from groundup.evals.tasks import TASKS
 from groundup.files import Progress, is_made, making, no_progress, read_manifest, write_json
 from groundup.generation.settings import Sampling
 from groundup.generation.text import generate
 from groundup.model.count import count
 from groundup.model.settings import ModelConfig
-from groundup.optim.precision import Masters
 from groundup.optim.schedule import make_schedule
-from groundup.pretrain.assemble import assemble, batches, training_flops_per_token
+from groundup.pretrain.assemble import Assembled, assemble, batches, training_flops_per_token
+from groundup.pretrain.health import Health
+from groundup.pretrain.judgement import Judgement
 from groundup.pretrain.log import RunLog
 from groundup.pretrain.settings import PretrainSettings
 from groundup.shards import open_split, refuse_another_tokenizer
 from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.train.fit import fit
+from groundup.train.fit import Step, fit
+from groundup.train.guard import OVERFLOWS_IN_A_ROW
 from groundup.train.preemption import noticing_signals
 
 STEPS_PER_FLUSH = 10
@@ -45,8 +49,10 @@ class Places:
     shards: Path
     tokenizer: Path
     work: Path
-    """metrics.jsonl, events.jsonl, checkpoints/"""
+    """metrics.jsonl, events.jsonl, health.jsonl, checkpoints/"""
     model: Path
+    corpus: Path
+    """Tells from which files the documents came; training does not need it."""
 
 
 def check_fits(model: ModelConfig, places: Places, prompts: Iterable[str]) -> None:
@@ -93,19 +99,32 @@ def pretrain(
 
     Raises:
         SavedAndStopped: after Ctrl-C or SIGTERM, with a checkpoint written.
-        DivergedError: when the loss is no longer a number.
+        DivergedError: when the guard has gone back as often as it may, or without one at a loss that is no number.
     """
     assert settings.precision is not None and settings.device is not None, "chosen before the stage begins"
     tokenizer = Tokenizer.load(places.tokenizer)
     config = model_config.with_vocabulary(tokenizer.vocab_size)
-    train, validation = open_split(places.shards, "train"), open_split(places.shards, "validation")
+    train, validation = (  # every id was compared with the vocabulary by `check_fits`
+        replace(open_split(places.shards, split), vocab_size=tokenizer.vocab_size) for split in ("train", "validation")
+    )
     trained = assemble(config, settings, pretrained.find_device(settings.device))
     model, masters, optimizer = trained.model, trained.masters, trained.optimizer
     log = RunLog(places.work)
     checkpoints = places.work / "checkpoints"
     described = {"model": model_config.table(), "pretrain": settings.table()}
-    state = _restore(checkpoints, masters, optimizer, described, inputs, log, say)
-    start, tokens = int(state["step"]), int(state["tokens"])
+    judgement = Judgement(
+        settings.guard,
+        model,
+        trained.scaler,
+        settings.micro_batch_rows,
+        places.corpus / "train.parquet",
+        places.work,
+        log,
+        say,
+    )
+    health = Health(model, masters, settings.health_every)
+    state = _restore(checkpoints, trained, described, inputs, judgement, log, say)
+    tokens = int(state["tokens"])
     began = time.monotonic() - state["seconds"]
     context = config.context_length
     flops_per_token = training_flops_per_token(config, settings.loss)
@@ -113,40 +132,82 @@ def pretrain(
     def flush() -> None:
         broken = log.flush()
         if broken is not None:
-            log.event("diverged", **broken)
-            raise DivergedError(_divergence(broken, settings, checkpoints))
+            what = f"the loss at step {broken['step']:,} is {broken['loss']} (gradient norm {broken['grad_norm']})"
+            raise judgement.diverged(what, broken["step"], _advice(settings, checkpoints))
 
     def save(step: int) -> None:
         flush()
-        state.update(
-            step=step,
-            next_row=settings.rows_before(step, context),
-            tokens=tokens,
-            seconds=round(time.monotonic() - began, 3),
-        )
+        judgement.tell_overflows()
+        state.update(step=step, next_row=judgement.next_row, tokens=tokens, seconds=round(time.monotonic() - began, 3))
+        state.update(_remembered(trained, judgement))
         keep = settings.keep_checkpoints
         checkpoint.save(checkpoints, masters.copies, optimizer, state, described, inputs, keep)
         log.event("saved", step=step)
 
-    rows = (settings.batch_rows(step, context) for step in itertools.count(start))
+    def go_back(number: int) -> None:
+        """Bring everything to where it was some steps before the trouble, but for the rows: those are jumped over."""
+        nonlocal state, tokens
+        guard = judgement.guard
+        assert guard is not None, "nothing else goes back"
+        flush()
+        saved = {checkpoint.step_of(path): path for path in checkpoint.found(checkpoints)}
+        goal, next_row, rollbacks = judgement.goal(saved, number), judgement.next_row, guard.rollbacks + 1
+        if not guard.may_go_back:
+            what = f"{guard.bad_in_a_row} bad steps in a row up to step {number:,}, after {guard.rollbacks} times back"
+            raise judgement.diverged(what, number, _advice(settings, checkpoints), rows=[state["next_row"], next_row])
+        for step, path in saved.items():
+            if goal is None or step > goal:
+                shutil.rmtree(path)
+        if goal is None:
+            _draw_again(trained, config, settings)
+        state = _load(checkpoints, trained, described, inputs, judgement, log, say)
+        guard.rollbacks = rollbacks
+        judgement.jump_over(state["next_row"], next_row)
+        judgement.went_back(number, state["step"], state["next_row"], next_row)
+        state["next_row"], tokens = next_row, int(state["tokens"])
+
+    def accept(step: Step) -> bool:
+        assert judgement.batch is not None, "a step has read one"
+        health.before(step, judgement.batch)
+        return judgement.accept(step)
+
+    def stepping() -> Iterator[Step]:
+        """The steps of `fit`, which is entered again where the guard goes back."""
+        while True:
+            start = int(state["step"])
+            rows = (settings.batch_rows(step, context) for step in itertools.count(start))
+            for step in fit(
+                optimizer,
+                make_schedule(settings.schedule, settings.steps),
+                judgement.reading(batches(train, context, settings.seed, rows, state["next_row"]), state["next_row"]),
+                trained.gradients(settings, lambda batch: -(-len(batch.weight) // settings.micro_batch_rows), start),
+                steps=settings.steps,
+                start=start,
+                clip=settings.clip,
+                clip_value=settings.clip_value,
+                scaler=trained.scaler,
+                accept=accept,
+            ):
+                if judgement.goes_back:
+                    log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
+                    go_back(step.number)
+                    break
+                yield step
+            else:
+                return
+
     with noticing_signals() as stop:
-        steps = fit(
-            optimizer,
-            make_schedule(settings.schedule, settings.steps),
-            batches(train, context, settings.seed, rows, state["next_row"]),
-            trained.gradients(settings, lambda batch: -(-len(batch.weight) // settings.micro_batch_rows), start),
-            steps=settings.steps,
-            start=start,
-            clip=settings.clip,
-            clip_value=settings.clip_value,
-            scaler=trained.scaler,
-        )
-        for step in steps:
+        for step in stepping():
             number = step.number
             if trained.average is not None:
                 trained.average.update(number)
             tokens += settings.batch_rows(number - 1, context) * context
             log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
+            if judgement.count_overflow(step):
+                what = f"the gradients overflowed float16 in {OVERFLOWS_IN_A_ROW} steps in a row up to step {number:,}"
+                raise judgement.diverged(what, number, _advice(settings, checkpoints))
+            if (line := health.after(step)) is not None:
+                log.health(line)
             last = number == settings.steps
             looks_up = number % settings.validate_every == 0 or number % settings.sample_every == 0 or last
             if looks_up or number % STEPS_PER_FLUSH == 0:
@@ -157,11 +218,18 @@ def pretrain(
                         model, validation, max_tokens=settings.validation_tokens, batch_rows=settings.micro_batch_rows
                     )
                 log.add(step=number, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
+            for evaluation in settings.evaluations:
+                if number % evaluation.every == 0 or last:
+                    flush()
+                    task, most = TASKS[evaluation.task], evaluation.max_tokens
+                    with trained.as_finished():
+                        numbers = task(model, tokenizer, validation, most, settings.micro_batch_rows)
+                    log.add(step=number, **numbers, tokens=tokens)
             if number % settings.sample_every == 0 or last:
                 with trained.as_finished():
                     text = generate(model, tokenizer, settings.sample_prompt, max_tokens=settings.sample_tokens)
                 log.add(step=number, sample=settings.sample_prompt + text)
-            if number % settings.checkpoint_every == 0 or last or stop.asked:
+            if (number % settings.checkpoint_every == 0 and judgement.calm) or last or stop.asked:
                 save(number)
             if stop.asked and not last:
                 log.event("stopped", step=number, signal=stop.asked)
@@ -188,29 +256,72 @@ def pretrain(
 
 def _restore(
     checkpoints: Path,
-    masters: Masters,
-    optimizer: torch.optim.Optimizer,
+    trained: Assembled,
     described: dict[str, Any],
     inputs: dict[str, str],
+    judgement: Judgement,
     log: RunLog,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Bring weights, optimizer and log to the newest whole checkpoint, or the beginning; the state of the run there."""
-
-    def refused(directory: Path, why: str) -> None:
-        say(f"passed over {directory.name}: {why}")
-        log.event("checkpoint refused", checkpoint=directory.name, why=why)
-
-    found = checkpoint.load_newest(checkpoints, masters.copies, optimizer, described, inputs, refused)
-    masters.publish()
-    state = found or {"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}
-    log.cut_after(state["step"])
+    """`_load`, at the beginning of a process."""
+    state = _load(checkpoints, trained, described, inputs, judgement, log, say)
+    found = state["step"] > 0
     log.event(
         "resumed" if found else "started", step=state["step"], process=os.getpid(), threads=torch.get_num_threads()
     )
     if found:
         say(f"going on from step {state['step']:,}")
     return state
+
+
+def _load(
+    checkpoints: Path,
+    trained: Assembled,
+    described: dict[str, Any],
+    inputs: dict[str, str],
+    judgement: Judgement,
+    log: RunLog,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Bring weights, optimizer, guard and log to the newest whole checkpoint, or the beginning; the state there."""
+
+    def refused(directory: Path, why: str) -> None:
+        say(f"passed over {directory.name}: {why}")
+        log.event("checkpoint refused", checkpoint=directory.name, why=why)
+
+    found = checkpoint.load_newest(checkpoints, trained.masters.copies, trained.optimizer, described, inputs, refused)
+    trained.masters.publish()
+    state = found or {"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}
+    judgement.skipped = [list(rows) for rows in state["skipped"]]
+    if judgement.guard is not None:
+        judgement.guard.load(state.get("guard", {}))
+    if trained.scaler is not None and "scaler" in state:
+        trained.scaler.load_state_dict(state["scaler"])
+    log.cut_after(state["step"])
+    return state
+
+
+def _remembered(trained: Assembled, judgement: Judgement) -> dict[str, Any]:
+    """What a checkpoint's state has of the guard and the scaler."""
+    remembered: dict[str, Any] = {"skipped": judgement.skipped}
+    if judgement.guard is not None:
+        remembered["guard"] = judgement.guard.state()
+    if trained.scaler is not None:
+        remembered["scaler"] = trained.scaler.state_dict()
+    return remembered
+
+
+@torch.no_grad()
+def _draw_again(trained: Assembled, config: ModelConfig, settings: PretrainSettings) -> None:
+    """Weights and optimizer as before the first step."""
+    fresh = assemble(config, settings, torch.device("cpu"))
+    for name, copy in trained.masters.copies.items():
+        first = fresh.masters.copies[name]
+        copy.copy_(first)
+        state = fresh.optimizer.state[first].items()
+        trained.optimizer.state[copy] = {key: value.to(copy.device, copy=True) for key, value in state}
+    if trained.scaler is not None and fresh.scaler is not None:
+        trained.scaler.load_state_dict(fresh.scaler.state_dict())
 
 
 def _statistics(config: ModelConfig, settings: PretrainSettings, tokens: int, log: RunLog) -> dict[str, Any]:
@@ -225,11 +336,10 @@ def _statistics(config: ModelConfig, settings: PretrainSettings, tokens: int, lo
     }
 
 
-def _divergence(broken: dict[str, Any], settings: PretrainSettings, checkpoints: Path) -> str:
+def _advice(settings: PretrainSettings, checkpoints: Path) -> str:
     kept = checkpoint.found(checkpoints)
-    where = f"the last good checkpoint is {kept[-1].name}" if kept else "no checkpoint was written yet"
+    where = f"the last checkpoint is {kept[-1].name}" if kept else "no checkpoint was written yet"
     return (
-        f"the loss at step {broken['step']:,} is {broken['loss']} (gradient norm {broken['grad_norm']}): training "
-        f"diverged. Lower pretrain.optimizer.learning_rate (now {settings.optimizer.learning_rate}) or lengthen "
+        f"Lower pretrain.optimizer.learning_rate (now {settings.optimizer.learning_rate}) or lengthen "
         f"pretrain.schedule.warmup_steps; {where}"
     )

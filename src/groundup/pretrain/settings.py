@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from groundup.evals.settings import Evaluation
 from groundup.optim.settings import (
     AdamW,
     Average,
@@ -16,6 +17,7 @@ from groundup.optim.settings import (
     warmup_steps,
 )
 from groundup.settings import Settings
+from groundup.train.settings import Guarding, SkipAndRollBack
 
 
 class NextToken(Settings):
@@ -83,10 +85,15 @@ class PretrainSettings(Settings):
     """Largest norm of the gradient; a longer one is shortened to it."""
     clip_value: float | None = Field(default=None, gt=0)
     """Largest value in the gradient, up or down, after it was shortened; not limited if not set."""
+    guard: Guarding = SkipAndRollBack()
     validate_every: int = Field(default=200, ge=1)
     """Steps between measurements on the validation documents."""
     validation_tokens: int = Field(default=200_000, ge=1)
     """How much of them is read each time; the whole, if they have fewer."""
+    evaluations: tuple[Evaluation, ...] = ()
+    """Further measurements on them, such as `[{ task = "next_token_accuracy", every = 500 }]`."""
+    health_every: int = Field(default=100, ge=1)
+    """Steps between looks inside the layers, written to `health.jsonl`; more than `steps` for none."""
     sample_every: int = Field(default=200, ge=1)
     """Steps between texts written during the run."""
     sample_prompt: str = "Once upon a time"

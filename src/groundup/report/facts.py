@@ -41,12 +41,13 @@ class Run:
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        return [line for line in self.metrics if "loss" in line]
+        """The steps that were taken."""
+        return [line for line in self.metrics if "loss" in line and line.get("accepted", True)]
 
     @cached_property
     def validations(self) -> list[dict[str, Any]]:
         """The lines that measure validation, with the seconds of the step that they follow."""
-        seconds = {line["step"]: line["seconds"] for line in self.steps}
+        seconds = {line["step"]: line["seconds"] for line in self.metrics if "loss" in line}
         return [
             {**line, "seconds": seconds[line["step"]]}
             for line in self.metrics

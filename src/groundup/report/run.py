@@ -198,7 +198,7 @@ SIGNS = {GOOD: "✓", CARE: "!", OPEN: "?"}
 
 
 def _trust(run: Run) -> list[str]:
-    lines = [_digests(run), _held_out(run), _sure(run), by_heart(run), _interruptions(run)]
+    lines = [_digests(run), _held_out(run), _sure(run), by_heart(run), _interruptions(run), _bad_steps(run)]
     cut = run.manifests["corpus"].settings["max_document_bytes"]
     lines += [
         (OPEN, "**One training seed**: how far another one would move the number was not measured."),
@@ -293,6 +293,26 @@ def _interruptions(run: Run) -> tuple[str, str]:
             f"run that never stopped{otherwise}."
         )
     return GOOD, "**Not interrupted**: training ran in one go, and no checkpoint was refused."
+
+
+def _bad_steps(run: Run) -> tuple[str, str]:
+    """What the guard did, if there was one."""
+    guard = run.manifests["model"].settings["pretrain"].get("guard", {}).get("kind", "none")
+    kinds = [event.get("event") for event in run.events]
+    skipped, back = kinds.count("step skipped"), kinds.count("rolled back")
+    overflowed = sum(int(event.get("steps", 0)) for event in run.events if event.get("event") == "overflow")
+    scale = f" Gradients overflowed float16 in {_count(overflowed, 'step')}, which is its way." if overflowed else ""
+    if back or skipped:
+        jumps = [event.get("rows", [0, 0]) for event in run.events if event.get("event") == "rolled back"]
+        rows = sum(last - first for first, last in jumps)
+        gone = f", went back {_count(back, 'time')} and jumped over {_count(rows, 'row')}" if back else ""
+        return CARE, (
+            f"**The guard left out {_count(skipped, 'step')}**{gone}: a loss or gradient was no number, or far above "
+            f"the last ones. Which rows and documents they read is told below, under what happened.{scale}"
+        )
+    if guard == "none":
+        return OPEN, f"**Bad steps** were not looked for: the run had no guard.{scale}"
+    return GOOD, f"**No step had to be left out**: no loss or gradient was far above those before it.{scale}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -453,6 +473,7 @@ def _training(run: Run) -> list[str]:
         _validation_figure(run),
         _rate_figure(run),
         _gradient_figure(run, settings["clip"]),
+        *_task_figures(run),
         "<h3>The same prompt during the run</h3>",
         *_written(run),
     ]
@@ -533,6 +554,41 @@ def _gradient_figure(run: Run, clip: float | None) -> str:
     )
 
 
+def _task_figures(run: Run) -> list[str]:
+    """What was measured on a schedule, one curve for each task; of one with several numbers they share a picture."""
+    drawn: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for line in run.metrics:
+        for name, value in line.items():
+            task = next((task for prefix, task in MEASURED.items() if name.startswith(prefix)), None)
+            if task is not None and isinstance(value, float):
+                drawn.setdefault(task, {}).setdefault(name, []).append((line["step"], value))
+    return [
+        figure(
+            line_chart(
+                [
+                    Line(name.replace("_", " "), [step for step, _ in points], [value for _, value in points], series=i)
+                    for i, (name, points) in enumerate(curves.items())
+                ],
+                "step",
+                task,
+            ),
+            f"On the validation documents, {task}: at the end "
+            + ", ".join(f"{name.replace('_', ' ')} {points[-1][1]:.3f}" for name, points in curves.items())
+            + ".",
+        )
+        for task, curves in drawn.items()
+    ]
+
+
+MEASURED = {
+    "bits_per_byte_from_": "bits per byte by position",
+    "bits_per_byte": "bits per byte",
+    "next_token_accuracy": "share of right tokens",
+    "calibration_error": "calibration error",
+}
+"""How the numbers begin that tasks write into the metrics → what they are."""
+
+
 def _written(run: Run) -> list[str]:
     samples = [line for line in run.metrics if "sample" in line]
     return [
@@ -601,10 +657,17 @@ def _chain(run: Run) -> list[str]:
 
 def _events(run: Run) -> list[str]:
     def details(event: dict[str, Any]) -> str:
-        return ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("at", "event"))
+        told = {**event, "worst": "; ".join(map(_named, event["worst"]))} if "worst" in event else event
+        return ", ".join(f"{key} {value}" for key, value in told.items() if key not in ("at", "event", "documents"))
 
     rows = [(event.get("at", ""), event.get("event", ""), details(event)) for event in run.events]
     return [
-        sentence("Starts, saves and interruptions, as they were logged."),
+        sentence("Starts, saves, interruptions and what the guard did, as they were logged."),
         table(["at (UTC)", "event", "details"], rows),
     ]
+
+
+def _named(row: dict[str, Any]) -> str:
+    """One of the worst rows of a step that was left out."""
+    sources = ", ".join(f"{document.get('number')} ({document.get('source')})" for document in row.get("documents", []))
+    return f"row {row.get('row')} with loss {row.get('loss') or row.get('loss_was')} of documents {sources}"
