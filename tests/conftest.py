@@ -3,8 +3,10 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -172,6 +174,29 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"needs to mount a small file system: {mounted.stderr.strip()}")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture(scope="session")
+def watching() -> Iterator[Callable[..., tuple[str, subprocess.Popen[str]]]]:
+    """Starts `groundup watch` on folders; its address and its process."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*places: Path, port: int = 0) -> tuple[str, subprocess.Popen[str]]:
+        command = [sys.executable, "-m", "groundup", "watch", *map(str, places), "--port", str(port)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        found = re.search(r"http://\S+/", said)
+        assert found, said + process.stdout.read()
+        return found[0], process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 @pytest.fixture(scope="session")

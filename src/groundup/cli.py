@@ -1,5 +1,6 @@
 """The command line: one function a command. A room is imported when its command runs, so `--help` is quick."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -436,6 +437,24 @@ def report(
         raise SettingsError(f"settings and --run go with a recipe; {target} is a run, which is reported as it is")
     else:
         print(write_report(target))
+
+
+@app.command("watch", epilog=_example("groundup watch runs/", "groundup watch runs/a runs/b --port 9000 --open"))
+def watch_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders with runs.", show_default=False)],
+    port: Annotated[
+        int, typer.Option(help="Where to listen, on this machine only; 0 takes any.", min=0, max=65_535)
+    ] = 8470,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Show the training of runs as a live page: curves, health, samples, events, side by side.
+
+    On another machine, reach it through a tunnel:  ssh -L 8470:localhost:8470 MACHINE
+    """
+    from groundup.report.watch import watch
+
+    with contextlib.suppress(terminal.Interrupted):  # ending is what Ctrl-C is for here
+        watch(runs, port, open_page)
 
 
 @app.command(

@@ -43,6 +43,11 @@ CUT_OFF = """
 
 
 @pytest.fixture
+def too_faint() -> str:
+    return TOO_FAINT
+
+
+@pytest.fixture
 def look(browser: Any) -> Callable[[Path, int, str], None]:
     """Asserts of a page that it fits, that it can be read, and that it says and fetches nothing."""
 

@@ -1,5 +1,7 @@
 """The report: one file, nothing fetched, nothing a hostile name can run, true sentences, and it looks right."""
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -13,10 +15,11 @@ import pytest
 
 from groundup.errors import DamagedError, DataError
 from groundup.files import making, read_manifest
+from groundup.pages.assets import bundle
 from groundup.recipe import build
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth, ticks
-from groundup.report.run import by_heart, is_up_to_date, write_report
+from groundup.report.run import SCRIPTS, by_heart, is_up_to_date, write_report
 
 Look = Callable[[Path, int, str], None]
 
@@ -54,12 +57,20 @@ def as_an_older_version(run: Path) -> None:
 
 def words(run: Path) -> str:
     """What the page says, without its tags."""
-    return re.sub(r"<style>.*?</style>|<[^>]*>", "", write_report(run).read_text(), flags=re.DOTALL)
+    return re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", "", write_report(run).read_text(), flags=re.DOTALL)
 
 
-def test_nothing_is_fetched_and_nothing_runs(page: Path) -> None:
+def test_nothing_is_fetched_and_nothing_runs_but_our_own_script(page: Path) -> None:
     text = page.read_text()
+    data, script = re.findall(r"<script\b.*?</script>", text, re.DOTALL)
+    assert data.startswith('<script type="application/json" id="training-data">')
+    assert data.count("<") == 2
+    assert script == f'<script type="module">{bundle(*SCRIPTS)}</script>'
+    text = text.replace(script, "").replace(data, "")
     assert not re.search(r"""<[a-z][^>]*\b(src|href)\s*=(?!"#)|url\(|@import|https?://|<script|<img""", text)
+    digest = base64.b64encode(hashlib.sha256(bundle(*SCRIPTS).encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
 
 
@@ -80,7 +91,7 @@ def test_it_tells_all_that_was_promised(page: Path) -> None:
         "batch_tokens = 64", "xz -9", "The chain holds", "Not interrupted", "occurrences", "The easiest test document",
     ):  # fmt: skip
         assert part in text, part
-    assert text.count("<figure>") == 8
+    assert len(re.findall("<figure[ >]", text)) == 8
     assert text.count("<figcaption>") == 8
 
 
@@ -295,6 +306,42 @@ def test_bars_are_as_long_as_their_values() -> None:
     drawn = bars([Bar("<a>", 2.0, "two", own=True), Bar("b", 1.0, "one"), Bar("c", 0.0, "none")])
     assert re.findall(r"\* ([\d.]+)\)", drawn) == ["1.0000", "0.5000", "0.0000"]
     assert "&lt;a&gt;" in drawn
+
+
+def test_its_training_is_the_live_page_frozen(run: Path, browser: Any) -> None:
+    """With health as a run has it, and a sample that would end a script."""
+    (run / "pretrain" / "health.jsonl").write_text('{"step": 10, "layers": [{"norm": 1.0}, {"norm": 2.0}]}\n')
+    with open(run / "pretrain" / "events.jsonl", "a") as stream:
+        stream.write('{"event": "</script><script>document.title = \'owned\'</script>", "step": 20}\n')
+    page = write_report(run)
+    context = browser.new_context()
+    tab = context.new_page()
+    heard: list[str] = []
+    tab.on("console", lambda message: heard.append(message.text))
+    tab.on("pageerror", lambda error: heard.append(str(error)))
+    tab.goto(page.as_uri())
+    assert tab.locator("figure[data-metric] svg.chart").count() == 4
+    assert tab.locator("figure[data-metric] figcaption").count() == 4
+    headings = tab.locator("#training .card h3").all_text_contents()
+    assert headings == ["Training loss", "Validation", "Learning rate", "Gradient norm", "Speed", "norm"]
+    label = tab.locator("#training svg.chart").first.get_attribute("aria-label")
+    loss = facts.read(run).steps[-1]["loss"]
+    assert label == f"Training loss over step: tiny {loss:.4g}"
+    assert tab.locator("#training svg.mark").count() == 0
+    for axis, last in (("tokens", "2,400"), ("flops", "M"), ("seconds", "s")):
+        tab.locator("#training select").select_option(axis)
+        assert last in tab.locator("#training svg.chart text.middle").last.text_content()
+    assert "owned" not in tab.title()
+    assert heard == []
+    context.close()
+
+
+def test_without_scripts_its_curves_are_drawings(page: Path, browser: Any) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    assert tab.locator("figure[data-metric] > svg").count() == 4
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,25 +1,38 @@
 """The pieces of a page: one HTML file that needs nothing else. Everything that comes in as text is escaped."""
 
+import base64
+import hashlib
 import html
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
+
+import orjson
 
 from groundup.errors import SettingsError
 from groundup.files import naming_the_place, write_text
+from groundup.pages.assets import asset
 
 
-def page(title: str, body: str, mark: str = "") -> str:
-    """A whole document with its style sheet inside; `mark` goes into a comment in its second line."""
-    style = (resources.files("groundup.report") / "style.css").read_text(encoding="utf-8")
+def page(title: str, body: str, mark: str = "", script: str = "") -> str:
+    """A whole document with its style sheet inside; `mark` goes into a comment in its second line.
+
+    Nothing is fetched, and nothing runs but `script`: the browser is told so, whatever else is in `body`.
+    """
+    style = asset("style.css") + (asset("board.css") if script else "")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = "default-src 'none'; style-src 'unsafe-inline'" + (f"; script-src 'sha256-{digest}'" if script else "")
+    assert "</script" not in script
     comment = f"<!-- {mark} -->\n" if mark else ""
     return (
         f'<!doctype html>\n{comment}<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{text(title)}: groundup</title>"
-        f"<style>{style}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+        f"<style>{style}</style></head>\n<body><main>\n{body}\n</main>"
+        + (f'<script type="module">{script}</script>' if script else "")
+        + "</body></html>\n"
     )
 
 
@@ -86,8 +99,19 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]], anchors: Sequ
     return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
-def figure(chart: str, caption: str) -> str:
-    return f"<figure>{chart}<figcaption>{emphasised(caption)}</figcaption></figure>"
+def data(anchor: str, value: object) -> str:
+    """A value for a script of the page to read, where it cannot be taken for markup."""
+    written = orjson.dumps(value).decode().replace("<", "\\u003c")
+    return f'<script type="application/json" id="{anchor}">{written}</script>'
+
+
+def figure(chart: str, caption: str, metric: str = "") -> str:
+    """
+    Args:
+        metric: of which a script may draw the curve here in place of `chart`.
+    """
+    named = f' data-metric="{text(metric)}"' if metric else ""
+    return f"<figure{named}>{chart}<figcaption>{emphasised(caption)}</figcaption></figure>"
 
 
 def sample(prompt: str, continuation: str, note: str) -> str:

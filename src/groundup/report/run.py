@@ -12,11 +12,13 @@ from typing import Any
 
 from groundup.corpus.document import SPLITS
 from groundup.files import canonical_json, read_manifest, write_text
+from groundup.pages.assets import bundle
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth
 from groundup.report.facts import STAGES, Run
 from groundup.report.page import (
     contents,
+    data,
     duration,
     emphasised,
     figure,
@@ -30,8 +32,10 @@ from groundup.report.page import (
     table,
     text,
 )
+from groundup.report.watch import frozen
 from groundup.tokenizer.tokenizer import Tokenizer
 
+SCRIPTS = ("chart.js", "heat.js", "board.js", "frozen.js")
 FLAT = 0.005
 """A rise of validation by less than this share is called none."""
 
@@ -60,7 +64,8 @@ def write_report(directory: Path) -> Path:
         ],
     }
     body = [_head(run), contents(sections), *(section(title, *parts) for title, parts in sections.items())]
-    write_text(directory / "report.html", page(run.name, "\n".join(body), _mark(directory)))
+    script = bundle(*SCRIPTS) if run.steps else ""
+    write_text(directory / "report.html", page(run.name, "\n".join(body), _mark(directory), script))
     return directory / "report.html"
 
 
@@ -469,11 +474,14 @@ def _training(run: Run) -> list[str]:
             f"{settings['batch_tokens']:,} tokens in {settings['precision']} on "
             f"{settings['device']}, seed {settings['seed']}."
         ),
+        '<div id="training-board"></div>',
         _loss_figure(run),
         _validation_figure(run),
         _rate_figure(run),
         _gradient_figure(run, settings["clip"]),
         *_task_figures(run),
+        '<div id="training-more"></div>',
+        data("training-data", frozen(run.directory)),
         "<h3>The same prompt during the run</h3>",
         *_written(run),
     ]
@@ -487,9 +495,10 @@ def _loss_figure(run: Run) -> str:
             [Line("each step", x, loss, faint=True), Line("mean of 20", x, smoothed)], "step", "loss, nats per token"
         ),
         f"Training loss **fell from {loss[0]:.2f} to {smoothed[-1]:.2f}**. Fast at first, then ever more slowly, is as "
-        "it should be. Thin: each step; thick: the mean of the last 20."
+        "it should be. Thin: each step; thick: a running mean."
         if smoothed[-1] < loss[0]
         else f"Training loss **did not fall**: {loss[0]:.2f} at first, {smoothed[-1]:.2f} at the end.",
+        "loss",
     )
 
 
@@ -521,6 +530,7 @@ def _validation_figure(run: Run) -> str:
         ),
         f"{by_heart(run)[1]} At the end it is {abs(gap):.2f} {'above' if gap > 0 else 'below'} training.{passes} If "
         "validation rises while training falls on, the model is learning the corpus by heart.",
+        "validation_bits_per_byte",
     )
 
 
@@ -534,6 +544,7 @@ def _rate_figure(run: Run) -> str:
         line_chart([Line("", x, rate)], "step", "learning rate"),
         f"How far a step goes: up to {_small(rate[peak])} at step {x[peak]:,}, so that the beginning does no damage, "
         f"{after}.",
+        "learning_rate",
     )
 
 
@@ -551,6 +562,7 @@ def _gradient_figure(run: Run, clip: float | None) -> str:
         line_chart([Line("", x, norm)], "step", "gradient norm"),
         f"How strongly the data pull at the parameters: mostly about {statistics.median(norm):.2g}, at most "
         f"{norm[highest]:.2g} at step {x[highest]:,}.{clipped} Spikes that do not come back down mean trouble.",
+        "grad_norm",
     )
 
 

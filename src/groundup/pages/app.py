@@ -1,0 +1,178 @@
+"""The local web app: served to this machine alone, and safe from the other pages that its browser has open.
+
+A page elsewhere can make the browser ask `http://localhost:…` for anything. So whoever asks must have typed a name of
+this machine (no DNS rebinding), ask from our own page (no cross-site requests), and ask only to read. Answers carry a
+content security policy that lets nothing run or load but the files of this package.
+"""
+
+import errno
+import socket
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import FastAPI, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from groundup.errors import ResourceError
+from groundup.pages.assets import asset
+
+LOOPBACK = ("127.0.0.1", "::1")
+OUR_NAMES = ("localhost", *LOOPBACK)
+MAX_URL_BYTES = 4096
+MAX_HEADER_BYTES = 16_384
+MAX_REQUESTS = 64
+"""Served at one time; more are told to come again (503)."""
+TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+def make_app(page: str, assets: Sequence[str]) -> FastAPI:
+    """An app that shows `page` at `/` and `assets` under `/assets/`, all files of this package; callers add routes."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # Read once, before anybody asks: no path from a URL ever reaches the file system.
+    files = {f"/assets/{name}": name for name in assets} | {"/": page}
+    for path, name in files.items():
+        app.add_api_route(path, _sends(asset(name), TYPES[name.rpartition(".")[2]]), methods=["GET", "HEAD"])
+    app.add_middleware(Guarded)
+    return app
+
+
+def _sends(content: str, media_type: str):  # type: ignore[no-untyped-def]  # FastAPI reads the signature of what we return
+    def send() -> Response:
+        return Response(content, media_type=media_type)
+
+    return send
+
+
+class Guarded:
+    """Refuses what only an attack or a mistake would ask, and puts our headers on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+
+        async def guarded(message):  # type: ignore[no-untyped-def]
+            if message["type"] == "http.response.start":
+                ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", ()), *ours]
+            await send(message)
+
+        refused = refusal(scope)
+        answer = self._app if refused is None else Response(refused[1] + "\n", refused[0], media_type="text/plain")
+        await answer(scope, receive, guarded)
+
+
+def refusal(scope: Scope) -> tuple[int, str] | None:
+    """The status and the reason for which a request is refused; None if it is not."""
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        if name in (b"host", b"origin") and name.decode() in headers:
+            return 400, f"more than one {name.decode()}"
+        headers[name.decode("latin-1")] = value.decode("latin-1")
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if _name(host) not in OUR_NAMES:
+        return 403, f"this page answers to {', '.join(OUR_NAMES)} only: open http://localhost:PORT"
+    if origin is not None and origin != f"{scope.get('scheme', 'http')}://{host}":
+        return 403, "asked from a page elsewhere"
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate":
+        return 403, "asked from a page elsewhere"
+    if scope["method"] not in ("GET", "HEAD"):
+        return 405, "there is nothing here but to read"
+    if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+        return 413, "a question has no body here"
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+        return 431, f"a question has at most {MAX_HEADER_BYTES} bytes of headers here"
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
+        return 414, f"a URL has at most {MAX_URL_BYTES} bytes here"
+    return None
+
+
+def _name(host: str) -> str | None:
+    """The name in a Host header; its port may be any, as that of an SSH tunnel is.
+
+    >>> _name("LocalHost:8470"), _name("[::1]:1"), _name("localhost@evil.example"), _name("localhost:x")
+    ('localhost', '::1', None, None)
+    """
+    try:
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return None
+    return parts.hostname if parts.netloc == host and "@" not in host and not parts.path else None
+
+
+def listen(port: int) -> socket.socket:
+    """A socket that only this machine can reach; port 0 takes any that is free.
+
+    Raises:
+        ResourceError: the port is taken, naming the next one that is free.
+    """
+    for host in LOOPBACK:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listening = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:
+            continue  # this machine has no such addresses
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen(128)
+        except OSError as error:
+            listening.close()
+            match error.errno:
+                case errno.EADDRNOTAVAIL:
+                    continue
+                case errno.EADDRINUSE:
+                    raise ResourceError(_taken(host, port)) from None
+                case errno.EACCES:
+                    raise ResourceError(f"port {port} is for the system's own services: use --port 8470") from None
+            raise
+        return listening
+    raise ResourceError("this machine has no loopback address, neither 127.0.0.1 nor ::1: see `ip address show lo`")
+
+
+def _taken(host: str, port: int) -> str:
+    free = next((other for other in range(port + 1, min(port + 100, 65_536)) if _is_free(host, other)), 0)
+    return f"port {port} is in use by another program: use --port {free}" + ("" if free else ", which takes any")
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as tried:
+        try:
+            tried.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def address(listening: socket.socket) -> str:
+    """Where a browser finds it."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def server(app: FastAPI) -> uvicorn.Server:
+    """What answers: `server(app).run(sockets=[listen(port)])` until a signal comes, which is then raised again."""
+    settings: Mapping[str, object] = {
+        "log_level": "warning", "access_log": False, "server_header": False, "lifespan": "off", "ws": "none",
+        "loop": "asyncio", "http": "h11", "h11_max_incomplete_event_size": MAX_HEADER_BYTES,
+        "limit_concurrency": MAX_REQUESTS, "timeout_keep_alive": 10, "timeout_graceful_shutdown": 2,
+    }  # fmt: skip
+    return uvicorn.Server(uvicorn.Config(app, **settings))  # type: ignore[arg-type]

@@ -1,0 +1,63 @@
+// A map of layers over time: a row a layer, the first at the top; a column a measurement; the lighter the greater.
+
+import { element, short } from "./chart.js";
+
+// Viridis (van der Walt and Smith, 2015) at nine places: even steps of brightness, also for the colour-blind.
+const COLOURS = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129],
+  [92, 200, 99], [170, 220, 50], [253, 231, 37]];
+const DECADES_FOR_LOGARITHMS = 2;
+
+export class HeatMap {
+  constructor(title) {
+    this.canvas = element("canvas", { role: "img" });
+    this.told = element("small", { class: "told" });
+    this.node = element("div", { class: "card heat" },
+      element("div", { class: "head" }, element("h3", {}, title)), this.canvas, this.told);
+    this.title = title;
+    this.canvas.addEventListener("pointermove", event => this.point(event));
+    this.canvas.addEventListener("pointerleave", () => this.rest());
+  }
+
+  /** `columns`: for each step a list of numbers, one a layer; null where there is none. */
+  draw(steps, columns) {
+    Object.assign(this, { steps, columns, layers: Math.max(1, ...columns.map(c => c.length)) });
+    const values = columns.flat().filter(v => v !== null).sort((a, b) => a - b);
+    // The outermost hundredths are cut, so that one spike does not darken all the rest.
+    const cut = share => values[Math.round(share * (values.length - 1))];
+    this.low = cut(0.01);
+    this.high = cut(0.99);
+    this.logarithmic = this.low > 0 && Math.log10(this.high / this.low) > DECADES_FOR_LOGARITHMS;
+    const f = this.logarithmic ? Math.log : v => v, length = f(this.high) - f(this.low) || 1;
+    this.canvas.width = Math.max(1, columns.length);
+    this.canvas.height = this.layers;
+    this.canvas.style.height = `${Math.min(220, Math.max(48, this.layers * 14))}px`;
+    const context = this.canvas.getContext("2d"), image = context.createImageData(this.canvas.width, this.layers);
+    columns.forEach((column, t) => column.forEach((value, layer) => {
+      if (value === null) return;
+      const share = Math.min(1, Math.max(0, (f(value) - f(this.low)) / length)) || 0;
+      image.data.set([...colour(share), 255], 4 * (layer * this.canvas.width + t));
+    }));
+    context.putImageData(image, 0, 0);
+    this.canvas.setAttribute("aria-label", `${this.title}, ${this.layers} layers, steps ${steps[0]} to ${steps.at(-1)}`);
+    this.rest();
+  }
+
+  rest() {
+    const form = this.logarithmic ? ", in powers" : "";
+    this.told.textContent = this.low === undefined ? "no numbers"
+      : `${short(this.low)} dark to ${short(this.high)} light${form}; layers 0 to ${this.layers - 1} from the top`;
+  }
+
+  point(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const t = Math.floor((event.clientX - box.left) / box.width * this.columns.length);
+    const layer = Math.floor((event.clientY - box.top) / box.height * this.layers);
+    const value = this.columns[t]?.[layer];
+    this.told.textContent = `step ${short(this.steps[t] ?? NaN)}, layer ${layer}: ${value == null ? "no number" : short(value)}`;
+  }
+}
+
+function colour(share) {
+  const place = share * (COLOURS.length - 1), i = Math.min(COLOURS.length - 2, Math.floor(place));
+  return COLOURS[i].map((from, c) => Math.round(from + (COLOURS[i + 1][c] - from) * (place - i)));
+}

@@ -1,0 +1,325 @@
+"""`groundup watch`: the training of runs as a live page, read from the files that they write.
+
+The page asks; nothing is read that nobody looks at. What it shows is in the run's own files, so that this program can
+end and begin again at any time, and so can the run.
+"""
+
+import hashlib
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import orjson
+
+from groundup.errors import DataError, GroundupError
+from groundup.files import is_made, lock_note, read_manifest, refuse_nothing
+from groundup.report.curves import Axis, Curves, Events, Health, X, shown
+from groundup.settings import Table, flatten, read_toml
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+PAGE = "watch.html"
+ASSETS = ("style.css", "board.css", "chart.js", "heat.js", "board.js", "watch.js", "icon.svg")
+MAX_RUNS = 500
+DEPTH = 3
+"""Folders below the one named in which runs are looked for."""
+SECONDS_A_READ = 0.25
+"""Spent on reading before a question is answered; a page of a long run fills as it is read."""
+QUIET_SECONDS = 300
+"""Without a line for so long, a run that goes on is called quiet."""
+State = Literal["waiting", "running", "quiet", "finished", "stopped", "diverged", "killed", "gone"]
+
+
+@dataclass
+class Watched:
+    """One run under watch."""
+
+    directory: Path
+    """Absolute."""
+    name: str
+    """How it is called, beside the others."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        logs = self.directory / "pretrain"
+        self.curves = Curves(logs / "metrics.jsonl")
+        self.events = Events(logs / "events.jsonl")
+        self.health = Health(logs / "health.jsonl")
+        self._let_go = ""
+
+    @property
+    def id(self) -> str:
+        """The same whenever this program is started, so that addresses of pages stay true."""
+        return hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:12]
+
+    def read(self, seconds: float = SECONDS_A_READ) -> None:
+        """Take in what is new, for at most about so long."""
+        until = time.monotonic() + seconds
+        while self.curves.read() and time.monotonic() < until:
+            pass
+        self.events.read()
+        self.health.read()
+
+    def status(self) -> dict[str, Any]:
+        state = self._state()
+        try:
+            quiet = max(0.0, time.time() - self.curves.path.stat().st_mtime)
+        except OSError:
+            quiet = None
+        if state == "running" and quiet is not None and quiet > QUIET_SECONDS:
+            state = "quiet"
+        return {"id": self.id, "name": self.name, "state": state, "seconds_since_a_line": quiet}
+
+    def _state(self) -> State:
+        if not self.directory.is_dir():
+            return "gone"
+        note, held = self._holder()
+        if held:
+            return "running"
+        if is_made(self.directory / "model"):
+            return "finished"
+        self.events.read()
+        last = next((event.get("event") for event in reversed(self.events.events)), None)
+        if last is None:
+            return "waiting"
+        if last in ("diverged", "stopped"):
+            return "diverged" if last == "diverged" else "stopped"
+        return "killed" if note else "stopped"
+
+    def _holder(self) -> tuple[str, bool]:
+        """Who wrote into the lock, and whether they hold it.
+
+        A note that was once found to hold nothing is not tried again: trying takes the lock for a moment, and that
+        moment could be the one in which the run is started again.
+        """
+        try:
+            note = (self.directory / "lock").read_text(encoding="utf-8")[:200].strip()
+        except (OSError, UnicodeDecodeError):
+            return "", False
+        if not note or note == self._let_go:
+            return note, False
+        note, held = lock_note(self.directory)
+        self._let_go = "" if held else note
+        return note, held
+
+    @cached_property
+    def bits_per_nat(self) -> float | None:
+        """What a loss of one nat a token is in bits per byte of the training text; None if that is not known."""
+        try:
+            train = read_manifest(self.directory / "shards").statistics["train"]
+            return float(train["tokens"] / train["bytes"] / math.log(2))
+        except (GroundupError, KeyError, TypeError, ZeroDivisionError):
+            return None
+
+    def recipe(self) -> Table:
+        try:
+            return read_toml(self.directory / "recipe.toml")
+        except GroundupError:
+            return {}
+
+
+class Runs:
+    """The runs in the places that were named, new ones as they come; each is known by its id, never by a path."""
+
+    def __init__(self, places: Sequence[Path]) -> None:
+        """
+        Raises:
+            DataError: a place that is not there, or is no folder.
+        """
+        for place in places:
+            refuse_nothing(place, "run or folder of runs")
+            if not place.is_dir():
+                raise DataError(f"{place} is a file; name a run, or a folder of runs, such as runs/")
+        self._places = [place.absolute() for place in places]
+        self._lock = threading.Lock()
+        self._runs: dict[str, Watched] = {}
+        self._looked = -math.inf
+
+    def all(self) -> list[Watched]:
+        with self._lock:
+            if time.monotonic() - self._looked > 1.0:
+                self._look()
+            return list(self._runs.values())
+
+    def find(self, id: str) -> Watched | None:
+        with self._lock:
+            if id not in self._runs:
+                self._look()
+            return self._runs.get(id)
+
+    def _look(self) -> None:
+        known = {run.directory for run in self._runs.values()}
+        for place in self._places:
+            for directory in _runs_in(place, DEPTH):
+                if directory not in known and len(self._runs) < MAX_RUNS:
+                    name = directory.name if directory == place else str(directory.relative_to(place))
+                    run = Watched(directory, os.fsencode(name).decode("utf-8", "replace"))
+                    known.add(directory)
+                    self._runs[run.id] = run
+        self._looked = time.monotonic()
+
+
+def _runs_in(directory: Path, depth: int) -> Iterator[Path]:
+    if (directory / "recipe.toml").is_file() or (directory / "pretrain").is_dir():
+        yield directory
+    elif depth:
+        try:
+            inner = sorted(entry.path for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
+        except OSError:
+            return
+        for path in inner:
+            yield from _runs_in(Path(path), depth - 1)
+
+
+def curves_of(run: Watched, axis: Axis, low: float | None, high: float | None, width: int, logarithmic: bool) -> Table:
+    """What is drawn of a run, as JSON values; an event has the place on the axis of its step as `x`."""
+    events = [event for event in run.events.events if _is_step(event.get("step"))]
+    places = dict(zip(map(id, events), run.curves.places(axis, [event["step"] for event in events]), strict=True))
+    metrics = run.curves.between(axis, low, high, width, logarithmic)
+    return {
+        "id": run.id,
+        "version": run.curves.version,
+        "share_read": run.curves.share_read,
+        "last": run.curves.last_x,
+        "metrics": metrics,
+        "training_bits_per_byte": training_bits_per_byte(metrics, run.bits_per_nat),
+        "events": [{**event, "x": places.get(id(event))} for event in run.events.events],
+    }
+
+
+def training_bits_per_byte(metrics: Table, bits_per_nat: float | None) -> Table | None:
+    """The curve of training to set beside validation: the next token's part of the loss, in bits per byte of text."""
+    curve = metrics.get("next_token", metrics.get("loss"))
+    if curve is None or bits_per_nat is None:
+        return None
+    mean = [None if value is None else float(f"{value * bits_per_nat:.6g}") for value in curve["mean"]]
+    return {"x": curve["x"], "mean": mean}
+
+
+def frozen(directory: Path, points: int = 600) -> Table:
+    """What the page of a finished run holds, to be drawn as it was live.
+
+    Returns:
+        as `curves_of` over steps, with `knots`: the other axes at some steps, to be interpolated between.
+    """
+    run = Watched(directory.absolute(), directory.resolve().name)
+    while run.curves.read():
+        pass
+    run.read()
+    found = curves_of(run, "step", None, None, points, False)
+    steps = sorted({step for curve in found["metrics"].values() for step in curve["x"]})
+    steps = [*steps[:: max(1, len(steps) // 200)], *steps[-1:]]
+    knots = {axis: run.curves.places(axis, steps) for axis in X}
+    return {key: found[key] for key in ("metrics", "training_bits_per_byte", "events")} | {
+        "name": os.fsencode(run.name).decode("utf-8", "replace"),
+        "knots": knots,
+        "health": more_of(run)["health"],
+    }
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def differences(runs: Sequence[Watched]) -> dict[str, list[Any]]:
+    """Dotted name of each setting that is not the same in all → its value in each, as text; None where not set."""
+    tables = [flatten(run.recipe()) for run in runs]
+    names = sorted({name for table in tables for name in table} - {"name"})
+    apart = [name for name in names if any(table.get(name) != tables[0].get(name) for table in tables)]
+    return {
+        shown(name): [None if table.get(name) is None else shown(str(table[name])) for table in tables]
+        for name in apart
+    }
+
+
+def make_app(runs: Runs) -> "FastAPI":
+    """The page and what it asks for."""
+    from fastapi import FastAPI, Query, Response
+
+    from groundup.pages import app as pages
+
+    app: FastAPI = pages.make_app(PAGE, ASSETS)
+    began = f"{time.time_ns():x}"
+
+    def answer(value: Any, status: int = 200) -> Response:
+        return Response(orjson.dumps(value), status, media_type="application/json")
+
+    def of(id: str) -> Watched | None:
+        return runs.find(id) if len(id) == 12 else None
+
+    @app.get("/api/runs")
+    def list_runs() -> Response:
+        return answer({"began": began, "runs": [run.status() for run in runs.all()]})
+
+    @app.get("/api/curves/{id}")
+    def curves(
+        id: str,
+        axis: Axis = "step",
+        low: Annotated[float | None, Query(allow_inf_nan=False)] = None,
+        high: Annotated[float | None, Query(allow_inf_nan=False)] = None,
+        width: Annotated[int, Query(ge=10, le=4000)] = 800,
+        logarithmic: bool = False,
+        since: Annotated[str, Query(max_length=60)] = "",
+    ) -> Response:
+        run = of(id)
+        if run is None:
+            return answer({"detail": "no such run"}, 404)
+        with run.lock:
+            run.read()
+            if since and since == run.curves.version:
+                return answer({"id": id, "version": since})
+            return answer(curves_of(run, axis, low, high, width, logarithmic))
+
+    @app.get("/api/more/{id}")
+    def more(id: str, since: Annotated[str, Query(max_length=60)] = "") -> Response:
+        """Samples and maps, which change seldom."""
+        run = of(id)
+        if run is None:
+            return answer({"detail": "no such run"}, 404)
+        with run.lock:
+            version = f"{run.curves.generation}.{len(run.curves.samples)}.{run.health.version}"
+            if since and since == version:
+                return answer({"id": id, "version": version})
+            return answer({"id": id, "version": version, **more_of(run)})
+
+    @app.get("/api/differences")
+    def apart(ids: Annotated[str, Query(max_length=2000)] = "") -> Response:
+        found = [run for id in ids.split(",")[:100] if (run := of(id)) is not None]
+        return answer({"ids": [run.id for run in found], "settings": differences(found)})
+
+    return app
+
+
+def more_of(run: Watched) -> Table:
+    return {"samples": run.curves.samples, "health": {"steps": run.health.steps, "maps": run.health.maps}}
+
+
+def watch(places: Sequence[Path], port: int, opened: bool) -> None:
+    """Show the page until a signal comes.
+
+    Raises:
+        DataError: a place that is not there.
+        ResourceError: the port is taken.
+    """
+    from groundup.pages import app as pages
+
+    runs = Runs(places)
+    listening = pages.listen(port)
+    where = pages.address(listening)
+    number = len(runs.all())
+    print(
+        f"watching {number:,} run{'' if number == 1 else 's'}: {where}  (Ctrl-C ends the watching, not the runs)",
+        flush=True,
+    )
+    if opened:
+        import webbrowser
+
+        webbrowser.open(where)
+    pages.server(make_app(runs)).run(sockets=[listening])
