@@ -35,6 +35,7 @@ from groundup.files import (
 )
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.pretrain.settings import MultiToken, PretrainSettings
+from groundup.pretrain.sinks import refuse_missing
 from groundup.settings import Origin, Settings, Table, differences, read_toml
 from groundup.tokenizer.settings import (
     N_BYTES,
@@ -221,6 +222,7 @@ def build(
     """
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     loaded, beside = load(recipe, overrides)
+    refuse_missing(loaded.pretrain.sinks)
     directory = Path(run) if run is not None else Path("runs") / loaded.name
     if not directory.name:
         directory = directory.resolve()

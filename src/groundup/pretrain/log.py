@@ -22,6 +22,8 @@ class RunLog:
         self._events = directory / "events.jsonl"
         self._waiting: list[Callable[[], dict[str, Any]]] = []
         self._last: dict[str, Any] = {}
+        self.send: Callable[[list[dict[str, Any]]], None] = lambda lines: None
+        """Gets the lines of metrics once they are written."""
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and a line that a killed process left half-written."""
@@ -66,6 +68,7 @@ class RunLog:
                 return {"step": line["step"], "loss": str(line["loss"]), "grad_norm": str(line["grad_norm"])}
             self._remember(line)
         _append(self._metrics, lines)
+        self.send(lines)
         return None
 
     def _remember(self, line: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from groundup.pretrain.health import Health
 from groundup.pretrain.judgement import Judgement
 from groundup.pretrain.log import RunLog
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.sinks import Sinks
 from groundup.shards import open_split, refuse_another_tokenizer
 from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -123,6 +124,8 @@ def pretrain(
         say,
     )
     health = Health(model, masters, settings.health_every)
+    sinks = Sinks(settings.sinks, places.work, described, log.event)
+    log.send = sinks.send
     state = _restore(checkpoints, trained, described, inputs, judgement, log, say)
     tokens = int(state["tokens"])
     began = time.monotonic() - state["seconds"]
@@ -196,7 +199,7 @@ def pretrain(
             else:
                 return
 
-    with noticing_signals() as stop:
+    with noticing_signals() as stop, sinks:
         for step in stepping():
             number = step.number
             if trained.average is not None:

@@ -50,6 +50,43 @@ class BatchRamp(Settings):
     """Steps over which they grow; the one after them is the first to have `batch_tokens`."""
 
 
+class TensorBoard(Settings):
+    """Event files in the run's `pretrain/tensorboard`, for `tensorboard --logdir runs`."""
+
+    kind: Literal["tensorboard"] = "tensorboard"
+
+
+class WeightsAndBiases(Settings):
+    """A run of Weights & Biases."""
+
+    kind: Literal["wandb"] = "wandb"
+    project: str = "groundup"
+    """Where the run is listed."""
+    mode: Literal["online", "offline"] = "offline"
+    """`offline` keeps everything in the run's directory, to be sent by `wandb sync`; `online` sends it as it comes."""
+
+
+class Trackio(Settings):
+    """A run of trackio, on this machine."""
+
+    kind: Literal["trackio"] = "trackio"
+    project: str = "groundup"
+    """Where the run is listed."""
+
+
+class MLflow(Settings):
+    """A run of MLflow."""
+
+    kind: Literal["mlflow"] = "mlflow"
+    experiment: str = "groundup"
+    """Where the run is listed; made if it is not there."""
+    tracking_uri: str | None = None
+    """Such as `http://localhost:5000`; MLflow's own default if not set."""
+
+
+Sink = Annotated[TensorBoard | WeightsAndBiases | Trackio | MLflow, Field(discriminator="kind")]
+
+
 class PretrainSettings(Settings):
     """How long, how large the steps, how often it looks up from the work."""
 
@@ -104,6 +141,9 @@ class PretrainSettings(Settings):
     """Steps between checkpoints. One more is written on Ctrl-C or SIGTERM, and one at the end."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """The newest so many stay; older ones are removed."""
+
+    sinks: tuple[Sink, ...] = ()
+    """Other programs that get the metrics, besides the run's own files."""
 
     def batch_rows(self, step: int, context_length: int) -> int:
         """Rows of the step after `step` finished ones.

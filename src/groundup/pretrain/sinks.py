@@ -1,0 +1,256 @@
+"""Metrics for other programs: TensorBoard, Weights & Biases, trackio, MLflow.
+
+The run's own metrics.jsonl is complete without them. Each sink has a thread and a queue of its own: one that is slow,
+full, broken or gone costs the training nothing, loses lines, and is told of in the run's events.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from groundup.errors import SettingsError
+from groundup.pretrain.settings import MLflow, Sink, TensorBoard, Trackio, WeightsAndBiases
+from groundup.settings import Table, flatten
+
+Line = dict[str, Any]
+MAX_WAITING = 10_000
+"""Lines that wait for a sink; more are dropped, and counted."""
+MAX_FAILURES = 20
+"""In a row; then a sink is not tried again."""
+SECONDS_TO_CLOSE = 10.0
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
+"""Kind, which is also the name of the optional extra → the package that it needs."""
+
+
+class Writer(Protocol):
+    """What is made for a kind of sink. It may be slow and may raise: it is called from a thread of its own."""
+
+    def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:
+        """Hand over one line of metrics.jsonl: its finite numbers, and the sample that the model wrote, if any."""
+
+    def close(self) -> None:
+        """Finish, with all that was handed over."""
+
+
+def refuse_missing(sinks: Iterable[Sink]) -> None:
+    """
+    Raises:
+        SettingsError: a sink whose package is not installed, with the command that installs it.
+    """
+    for sink in sinks:
+        package = PACKAGES[sink.kind]
+        if importlib.util.find_spec(package) is None:
+            raise SettingsError(
+                f"pretrain.sinks names {sink.kind}, which needs the package {package}, and that is not installed: "
+                f"pip install 'groundup[{sink.kind}]', or leave the sink out (metrics.jsonl is written in any case)"
+            )
+
+
+class Sinks:
+    """All sinks of a run, for a `with` statement."""
+
+    def __init__(self, settings: Iterable[Sink], work: Path, described: Table, event: Callable[..., None]) -> None:
+        """
+        Args:
+            work: the directory of the run's metrics.
+            described: the settings, which some sinks show beside the curves.
+            event: notes what becomes of a sink; called from the thread of the caller only.
+        """
+        self._fed = [_Fed(sink, partial(open_sink, sink, work, described)) for sink in settings]
+        self._event = event
+        self._closed = False
+
+    def __enter__(self) -> "Sinks":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def send(self, lines: list[Line]) -> None:
+        """Hand lines over; never waits, never raises."""
+        if self._closed:
+            return
+        for fed in self._fed:
+            fed.send(lines)
+            if fed.is_troubled and not fed.told:
+                fed.told = True
+                self._event("sink in trouble", sink=fed.settings.kind, dropped=fed.dropped, error=fed.error)
+
+    def close(self) -> None:
+        """Let the sinks finish, for a bounded time, and note what each of them got."""
+        if self._closed:
+            return
+        self._closed = True
+        until = time.monotonic() + SECONDS_TO_CLOSE
+        for fed in self._fed:
+            fed.finish()
+        for fed in self._fed:
+            fed.thread.join(max(0.0, until - time.monotonic()))
+            fed.dropped += fed.waiting.qsize() if fed.thread.is_alive() else 0
+            told = {"sink": fed.settings.kind, "written": fed.written, "dropped": fed.dropped}
+            self._event("sink closed", **told, **({"error": fed.error} if fed.error else {}))
+
+
+class _Fed:
+    """One sink, its queue and its thread."""
+
+    def __init__(self, settings: Sink, make: Callable[[], Writer]) -> None:
+        self.settings = settings
+        self.waiting: queue.Queue[Line | None] = queue.Queue(MAX_WAITING)
+        self.written = self.dropped = 0
+        self.error = ""
+        self.told = False
+        self._make = make
+        self._ending = threading.Event()
+        # A daemon: one that hangs must not keep the process from ending.
+        self.thread = threading.Thread(target=self._work, name=f"sink {settings.kind}", daemon=True)
+        self.thread.start()
+
+    @property
+    def is_troubled(self) -> bool:
+        return bool(self.error or self.dropped)
+
+    def send(self, lines: list[Line]) -> None:
+        for line in lines:
+            try:
+                self.waiting.put_nowait(line)
+            except queue.Full:
+                self.dropped += 1
+
+    def finish(self) -> None:
+        self._ending.set()
+        with contextlib.suppress(queue.Full):  # the thread then finds that it is the end when it has emptied the queue
+            self.waiting.put_nowait(None)
+
+    def _work(self) -> None:
+        writer, failures = None, 0
+        while True:
+            try:
+                line = self.waiting.get(timeout=0.5)
+            except queue.Empty:
+                if self._ending.is_set():
+                    break
+                continue
+            if line is None:
+                break
+            if failures >= MAX_FAILURES:
+                self.dropped += 1
+                continue
+            try:
+                writer = writer or self._make()
+                self._hand_over(writer, line)
+                self.written, failures = self.written + 1, 0
+            except Exception as error:  # whatever a foreign program does
+                self.error, failures = f"{type(error).__name__}: {error}"[:500], failures + 1
+                self.dropped += 1
+        try:
+            if writer is not None:
+                writer.close()
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"[:500]
+
+    @staticmethod
+    def _hand_over(writer: Writer, line: Line) -> None:
+        numbers = {
+            name: float(value)
+            for name, value in line.items()
+            if name != "step"
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+        }
+        writer.write(int(line["step"]), numbers, line.get("sample"))
+
+
+def open_sink(settings: Sink, work: Path, described: Table) -> Writer:
+    """What writes for one kind."""
+    name = work.parent.name
+    match settings:
+        case TensorBoard():
+            return _TensorBoard(work / "tensorboard")
+        case WeightsAndBiases():
+            return _WeightsAndBiases(settings, work, name, described)
+        case Trackio():
+            return _Trackio(settings, name, described)
+        case MLflow():
+            return _MLflow(settings, name, described)
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path) -> None:
+        self._writer = importlib.import_module("tensorboardX").SummaryWriter(str(directory), flush_secs=10)
+
+    def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        if text is not None:
+            self._writer.add_text("sample", text, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A resumed run goes on as the same one, known by its directory."""
+
+    def __init__(self, settings: WeightsAndBiases, work: Path, name: str, described: Table) -> None:
+        self._wandb = importlib.import_module("wandb")
+        identity = hashlib.sha256(str(work.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        self._run = self._wandb.init(
+            project=settings.project, name=name, id=identity, resume="allow", mode=settings.mode, dir=str(work),
+            config=described,
+        )  # fmt: skip
+
+    def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:
+        self._run.log(numbers if text is None else {**numbers, "sample": text}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Trackio:
+    def __init__(self, settings: Trackio, name: str, described: Table) -> None:
+        self._run = importlib.import_module("trackio").init(
+            project=settings.project, name=name, config=flatten(described), resume="allow", embed=False
+        )
+
+    def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:
+        self._run.log({**numbers, **({} if text is None else {"sample": text})}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    """Each process is a run of its own there."""
+
+    def __init__(self, settings: MLflow, name: str, described: Table) -> None:
+        self._mlflow = importlib.import_module("mlflow")
+        self._client = self._mlflow.MlflowClient(tracking_uri=settings.tracking_uri)
+        experiment = self._client.get_experiment_by_name(settings.experiment)
+        identity = experiment.experiment_id if experiment else self._client.create_experiment(settings.experiment)
+        self._run = self._client.create_run(identity, run_name=name).info.run_id
+        for setting, value in flatten(described).items():
+            self._client.log_param(self._run, setting, str(value)[:500])
+
+    def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:
+        now = int(time.time() * 1000)
+        metric = self._mlflow.entities.Metric
+        self._client.log_batch(self._run, [metric(name, value, now, step) for name, value in numbers.items()])
+        if text is not None:
+            self._client.log_text(self._run, text, f"samples/step-{step:08}.txt")
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
