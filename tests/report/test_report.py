@@ -21,6 +21,7 @@ from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth, ticks
 from groundup.report.run import SCRIPTS, by_heart, is_up_to_date, write_report
 
+HOSTILE = "<img src=x onerror=document.title='owned'>"
 Look = Callable[[Path, int, str], None]
 
 
@@ -309,7 +310,8 @@ def test_bars_are_as_long_as_their_values() -> None:
 
 
 def test_its_training_is_the_live_page_frozen(run: Path, browser: Any) -> None:
-    """With health as a run has it, and a sample that would end a script."""
+    """With health as a run has it, a hostile name, and an event that would end a script."""
+    run = run.rename(run.parent / HOSTILE)
     (run / "pretrain" / "health.jsonl").write_text('{"step": 10, "layers": [{"norm": 1.0}, {"norm": 2.0}]}\n')
     with open(run / "pretrain" / "events.jsonl", "a") as stream:
         stream.write('{"event": "</script><script>document.title = \'owned\'</script>", "step": 20}\n')
@@ -326,12 +328,14 @@ def test_its_training_is_the_live_page_frozen(run: Path, browser: Any) -> None:
     assert headings == ["Training loss", "Validation", "Learning rate", "Gradient norm", "Speed", "norm"]
     label = tab.locator("#training svg.chart").first.get_attribute("aria-label")
     loss = facts.read(run).steps[-1]["loss"]
-    assert label == f"Training loss over step: tiny {loss:.4g}"
+    assert label == f"Training loss over step: {HOSTILE} {loss:.4g}"
     assert tab.locator("#training svg.mark").count() == 0
     for axis, last in (("tokens", "2,400"), ("flops", "M"), ("seconds", "s")):
         tab.locator("#training select").select_option(axis)
         assert last in tab.locator("#training svg.chart text.middle").last.text_content()
-    assert "owned" not in tab.title()
+    assert tab.title() == f"{HOSTILE}: groundup"
+    assert tab.locator("h1").inner_text() == HOSTILE
+    assert tab.locator("img").count() == 0
     assert heard == []
     context.close()
 

@@ -85,7 +85,8 @@ class Watched:
             return "running"
         if is_made(self.directory / "model"):
             return "finished"
-        self.events.read()
+        with self.lock:
+            self.events.read()
         last = next((event.get("event") for event in reversed(self.events.events)), None)
         if last is None:
             return "waiting"

@@ -2,7 +2,7 @@
 // it is told; where that comes from (a server, or the page itself) is not its business.
 
 import { Chart, element, extent, place, short, smooth, swatch } from "./chart.js";
-import { HeatMap } from "./heat.js";
+import { HeatMap, colourRange } from "./heat.js";
 
 export const AXES = { step: "step", tokens: "tokens", seconds: "time", flops: "operations" };
 const VALIDATION = "validation_bits_per_byte";
@@ -31,7 +31,6 @@ export class Board {
     this.view = { ...FIRST_VIEW, ...view };
     this.changed = changed;
     this.charts = new Map();
-    this.maps = new Map();
     this.runs = [];
     this.controls = element("form", { class: "controls", "aria-label": "How curves are drawn" });
     this.grid = element("div", { class: "charts" });
@@ -150,28 +149,21 @@ export class Board {
     const measured = this.runs.filter(run => run.health?.steps.length);
     this.health.hidden = !measured.length;
     if (!measured.length) return;
-    const several = measured.length > 1, wanted = new Set();
-    const grid = this.health.querySelector(".charts") ?? this.health.appendChild(element("div", { class: "charts" }));
-    for (const run of measured) {
-      for (const [name, columns] of Object.entries(run.health.maps)) {
-        const key = JSON.stringify([run.name, name]);
-        wanted.add(key);
-        if (!this.maps.has(key)) {
-          const map = new HeatMap(name.replaceAll("_", " ") + (several ? `: ${run.name}` : ""));
-          this.maps.set(key, map);
-          grid.append(map.node);
-        }
-        const map = this.maps.get(key);
-        if (map.drawn !== run.health) map.draw(run.health.steps, columns);
-        map.drawn = run.health;
+    const drawn = measured.map(run => run.health);
+    if (drawn.length === this.drawnHealth?.length && drawn.every((health, i) => health === this.drawnHealth[i])) return;
+    this.drawnHealth = drawn;
+    const maps = [];
+    for (const name of new Set(drawn.flatMap(health => Object.keys(health.maps)))) {
+      const having = measured.filter(run => run.health.maps[name]);
+      const range = colourRange(having.flatMap(run => run.health.maps[name])); // one for all runs, to be compared
+      for (const run of having) {
+        const map = new HeatMap(name.replaceAll("_", " "), this.runs.length > 1 ? named(run) : "");
+        map.draw(run.health.steps, run.health.maps[name], range);
+        maps.push(map.node);
       }
     }
-    for (const [key, map] of this.maps) {
-      if (!wanted.has(key)) {
-        map.node.remove();
-        this.maps.delete(key);
-      }
-    }
+    this.health.replaceChildren(this.health.querySelector("h2"), element("p", {}, "A row a layer, the first at the top; " +
+      "a column a measurement. Point at a place to read it."), element("div", { class: "maps" }, ...maps));
   }
 
   drawSettings() {

@@ -8,24 +8,24 @@ const COLOURS = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33,
 const DECADES_FOR_LOGARITHMS = 2;
 
 export class HeatMap {
-  constructor(title) {
+  /** `whose`: what stands beside the title, if there are maps of several runs. */
+  constructor(title, whose = "") {
     this.canvas = element("canvas", { role: "img" });
-    this.told = element("small", { class: "told" });
+    this.scale = element("div", { class: "scale" });
+    this.told = element("small", { hidden: true });
     this.node = element("div", { class: "card heat" },
-      element("div", { class: "head" }, element("h3", {}, title)), this.canvas, this.told);
+      element("div", { class: "head" }, element("h3", {}, title), whose), this.canvas, this.scale, this.told);
     this.title = title;
     this.canvas.addEventListener("pointermove", event => this.point(event));
     this.canvas.addEventListener("pointerleave", () => this.rest());
   }
 
-  /** `columns`: for each step a list of numbers, one a layer; null where there is none. */
-  draw(steps, columns) {
-    Object.assign(this, { steps, columns, layers: Math.max(1, ...columns.map(c => c.length)) });
-    const values = columns.flat().filter(v => v !== null).sort((a, b) => a - b);
-    // The outermost hundredths are cut, so that one spike does not darken all the rest.
-    const cut = share => values[Math.round(share * (values.length - 1))];
-    this.low = cut(0.01);
-    this.high = cut(0.99);
+  /**
+   * `columns`: for each step a list of numbers, one a layer; null where there is none. `low`, `high`: what is darkest
+   * and what is lightest.
+   */
+  draw(steps, columns, [low, high]) {
+    Object.assign(this, { steps, columns, low, high, layers: Math.max(1, ...columns.map(c => c.length)) });
     this.logarithmic = this.low > 0 && Math.log10(this.high / this.low) > DECADES_FOR_LOGARITHMS;
     const f = this.logarithmic ? Math.log : v => v, length = f(this.high) - f(this.low) || 1;
     this.canvas.width = Math.max(1, columns.length);
@@ -43,9 +43,11 @@ export class HeatMap {
   }
 
   rest() {
-    const form = this.logarithmic ? ", in powers" : "";
-    this.told.textContent = this.low === undefined ? "no numbers"
-      : `${short(this.low)} dark to ${short(this.high)} light${form}; layers 0 to ${this.layers - 1} from the top`;
+    this.told.hidden = true;
+    this.scale.hidden = false;
+    this.scale.replaceChildren(...this.low === undefined ? ["no numbers"]
+      : [element("span", {}, short(this.low)), element("i"), element("span", {}, short(this.high)),
+        this.logarithmic ? " log" : ""]);
   }
 
   point(event) {
@@ -53,8 +55,16 @@ export class HeatMap {
     const t = Math.floor((event.clientX - box.left) / box.width * this.columns.length);
     const layer = Math.floor((event.clientY - box.top) / box.height * this.layers);
     const value = this.columns[t]?.[layer];
+    this.scale.hidden = true;
+    this.told.hidden = false;
     this.told.textContent = `step ${short(this.steps[t] ?? NaN)}, layer ${layer}: ${value == null ? "no number" : short(value)}`;
   }
+}
+
+/** From where to where colours go: the outermost hundredths are cut, so that a spike does not darken all the rest. */
+export function colourRange(columns) {
+  const values = columns.flat().filter(v => v !== null).sort((a, b) => a - b);
+  return [0.01, 0.99].map(share => values[Math.round(share * (values.length - 1))]);
 }
 
 function colour(share) {
