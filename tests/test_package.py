@@ -24,6 +24,13 @@ def test_rooms_below_the_mathematics_and_the_recipe_import_no_torch(module: str)
     assert in_fresh_process(f"import sys, {module}; print('torch' in sys.modules)") == "False"
 
 
+def test_help_of_watch_imports_neither_torch_nor_a_web_server() -> None:
+    code = "import sys; from groundup.cli import app; app(['watch', '--help'], standalone_mode=False)"
+    told = in_fresh_process(f"{code}; print([name for name in ('torch', 'fastapi', 'numpy') if name in sys.modules])")
+    assert "ssh -L 8470:localhost:8470 MACHINE" in told
+    assert told.endswith("[]")
+
+
 def test_public_names_are_there_and_documented() -> None:
     for name in groundup.__all__:
         assert getattr(groundup, name).__doc__, name

@@ -449,7 +449,7 @@ def watch_runs(
 ) -> None:
     """Show the training of runs as a live page: curves, health, samples, events, side by side.
 
-    On another machine, reach it through a tunnel:  ssh -L 8470:localhost:8470 MACHINE
+    From elsewhere, through a tunnel: ssh -L 8470:localhost:8470 MACHINE
     """
     from groundup.report.watch import watch
 
