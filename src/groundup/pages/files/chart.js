@@ -71,7 +71,7 @@ export function place(value, axis) {
   return axis === "seconds" ? duration(value) : short(value);
 }
 
-/** Running mean over `window` points, centred; gaps stay gaps and are not averaged over. */
+/** Running mean over about `window` points around each; gaps stay gaps and are not averaged over. */
 export function smooth(values, window) {
   const half = Math.floor(window / 2);
   if (half < 1) return values;
@@ -81,7 +81,7 @@ export function smooth(values, window) {
     counts.push(counts.at(-1) + (value === null ? 0 : 1));
   }
   return values.map((value, i) => {
-    const reach = Math.min(half, i, values.length - 1 - i), from = i - reach, to = i + reach + 1;
+    const from = Math.max(0, i - half), to = Math.min(values.length, 2 * i - from + 1); // at the end, of those before
     return value === null ? null : (sums[to] - sums[from]) / (counts[to] - counts[from]);
   });
 }
