@@ -4,10 +4,14 @@ events.jsonl, what happened, never cut. Every line is JSON: what is no finite nu
 import json
 import math
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from groundup.files import naming_the_place, read_lines, write_text
 from groundup.train.fit import Step
@@ -60,6 +64,8 @@ class RunLog:
         """Write what waits. A step that was taken with a loss or gradient that is not a finite number is not written
         but returned."""
         lines = [make() for make in self._waiting]
+        for line in [line for line in lines if "loss" in line][-1:]:
+            line["memory_bytes"] = most_memory()
         self._waiting = []
         for number, line in enumerate(lines):
             taken = "loss" in line and line.get("accepted", True)
@@ -91,6 +97,14 @@ class RunLog:
         return ", ".join(
             f"{label} {self._last[name]:{form}}" for name, (label, form) in shown.items() if name in self._last
         )
+
+
+def most_memory() -> int:
+    """The most bytes so far: handed out by torch on the GPU, if one is used; else held in memory by this process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of either
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ const METRICS = {
   grad_norm: ["Gradient norm", ""],
   tokens_per_second: ["Speed", "tokens a second"],
   share_of_peak: ["Share of the machine's peak", "1 is all of it"],
-  memory_bytes: ["Memory", "bytes"],
+  memory_bytes: ["Memory", "bytes, the most so far"],
 };
 const NOT_MARKED = ["saved", "started", "finished"]; // as many as there are, they would hide the others
 const MAX_MARKS = 60, MAX_SAMPLES_SHOWN = 12, MAX_EVENTS_SHOWN = 60;
