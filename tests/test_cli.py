@@ -23,8 +23,8 @@ from groundup.settings import describe, describe_table
 from groundup.tokenizer.tokenizer import Tokenizer
 
 COMMANDS = [
-    "build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report", "compare", "tokens",
-    "tokens show", "tokens compare", "tokens advise", "tokens convert", "tokens extend",
+    "build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report", "watch", "compare",
+    "tokens", "tokens show", "tokens compare", "tokens advise", "tokens convert", "tokens extend",
 ]  # fmt: skip
 
 

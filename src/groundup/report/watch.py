@@ -7,6 +7,7 @@ end and begin again at any time, and so can the run.
 import hashlib
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -172,11 +173,19 @@ def _runs_in(directory: Path, depth: int) -> Iterator[Path]:
         yield directory
     elif depth:
         try:
-            inner = sorted(entry.path for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
+            inner = [entry.path for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
         except OSError:
             return
-        for path in inner:
+        for path in sorted(inner, key=_by_numbers):
             yield from _runs_in(Path(path), depth - 1)
+
+
+def _by_numbers(path: str) -> list[tuple[int, str]]:
+    """
+    >>> sorted(["run-10", "run-9", "run-a"], key=_by_numbers)
+    ['run-9', 'run-10', 'run-a']
+    """
+    return [(int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in re.split("([0-9]+)", path)]
 
 
 def curves_of(run: Watched, axis: Axis, low: float | None, high: float | None, width: int, logarithmic: bool) -> Table:

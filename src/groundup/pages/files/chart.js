@@ -144,8 +144,9 @@ export class Chart {
     }
     for (const curve of curves) {
       const style = styleOf(curve.series) + (curve.thin ? " thin" : "");
-      if (curve.low) clip.append(element("svg:path", { class: `band ${style}`, d: band(curve, sx, sy, shownY) }));
-      else if (!curve.thin && curve.smoothed !== curve.mean) {
+      const alone = curves.length <= 4; // of many, what lies behind one curve hides the others
+      if (alone && curve.low) clip.append(element("svg:path", { class: `band ${style}`, d: band(curve, sx, sy, shownY) }));
+      else if (alone && !curve.low && !curve.thin && curve.smoothed !== curve.mean) {
         clip.append(element("svg:path", { class: `line faint ${style}`, d: path(curve.x, curve.mean, sx, sy, shownY) }));
       }
       clip.append(element("svg:path", { class: `line ${style}`, d: path(curve.x, curve.smoothed, sx, sy, shownY) }));
