@@ -5,7 +5,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,12 +114,12 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Makes the batches that read these rows give a loss that is no number."""
 
     def between(first_bad: int, last_bad: int) -> None:
-        def spoiled(shards: Any, context: int, seed: int, rows: int, first: int) -> Iterator[Batch]:
+        def spoiled(shards: Any, context: int, seed: int, rows: Iterable[int], first: int) -> Iterator[Batch]:
             for batch in batches(shards, context, seed, rows, first):
-                inside = torch.arange(first, first + rows)
+                inside = torch.arange(first, first + len(batch.weight))
                 bad = (inside >= first_bad) & (inside < last_bad)
                 yield replace(batch, weight=batch.weight.masked_fill(bad[:, None], math.nan))
-                first += rows
+                first += len(batch.weight)
 
         monkeypatch.setattr(stage, "batches", spoiled)
 
