@@ -1,5 +1,6 @@
 """The log of a run: metrics.jsonl, what each step did, cut back on resume; events.jsonl, what happened, never cut."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from groundup.errors import ResourceError
 from groundup.files import naming_the_place, read_lines, write_text
 from groundup.train.fit import Step
 
@@ -19,7 +21,9 @@ class RunLog:
         self._metrics = directory / "metrics.jsonl"
         self._events = directory / "events.jsonl"
         self._waiting: list[Callable[[], dict[str, Any]]] = []
+        self._unwritten: list[tuple[Path, dict[str, Any]]] = []
         self._last: dict[str, Any] = {}
+        self._steps: dict[str, int] = {}
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and a line that a killed process left half-written."""
@@ -27,7 +31,15 @@ class RunLog:
         kept = [line for line in lines if line["step"] <= step]
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
         for line in kept:
-            self._last |= line
+            self._remember(line)
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        self._last |= line
+        self._steps |= dict.fromkeys(line, line["step"])
+
+    def at(self, step: int, name: str) -> Any:
+        """What was written under that name at just this step; None if nothing was."""
+        return self._last[name] if self._steps.get(name) == step else None
 
     def step(self, step: Step, tokens: int, seconds: float, flops: int) -> None:
         self._waiting.append(
@@ -47,20 +59,43 @@ class RunLog:
         self._waiting.append(lambda: line)
 
     def flush(self) -> dict[str, Any] | None:
-        """Write what waits. A step whose loss or gradient is not a finite number is not written but returned."""
+        """Write what waits. A step whose loss or gradient is not a finite number is not written but returned.
+
+        What the disk does not take is kept, and tried again with the next lines; `check` says whether there is any.
+        """
         lines = [make() for make in self._waiting]
         self._waiting = []
         for number, line in enumerate(lines):
             if "loss" in line and not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
-                _append(self._metrics, lines[:number])
+                self._write(self._metrics, lines[:number])
                 return {"step": line["step"], "loss": str(line["loss"]), "grad_norm": str(line["grad_norm"])}
-            self._last |= line
-        _append(self._metrics, lines)
+            self._remember(line)
+        self._write(self._metrics, lines)
         return None
 
     def event(self, kind: str, **details: Any) -> None:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        _append(self._events, [{"at": at, "event": kind, **details}])
+        self._write(self._events, [{"at": at, "event": kind, **details}])
+
+    def check(self) -> None:
+        """
+        Raises:
+            ResourceError: when there are lines that the disk does not take.
+        """
+        unwritten, self._unwritten = self._unwritten, []
+        while unwritten:
+            path = unwritten[0][0]
+            try:
+                _append(path, [line for other, line in unwritten if other == path])
+            except ResourceError:
+                self._unwritten = unwritten
+                raise
+            unwritten = [(other, line) for other, line in unwritten if other != path]
+
+    def _write(self, path: Path, lines: list[dict[str, Any]]) -> None:
+        self._unwritten += [(path, line) for line in lines]
+        with contextlib.suppress(ResourceError):
+            self.check()
 
     def last(self, name: str) -> Any:
         return self._last.get(name)
@@ -74,7 +109,15 @@ class RunLog:
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
-    with naming_the_place(path), open(path, "a+b") as stream:
-        if stream.tell() and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":
-            stream.write(b"\n")  # a killed process left half a line; it must not swallow the next
-        stream.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+    """All of the lines or none."""
+    with naming_the_place(path), open(path, "a+b", buffering=0) as stream:
+        end = stream.seek(0, os.SEEK_END)
+        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        if end and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":
+            text = b"\n" + text  # a killed process left half a line; it must not swallow the next
+        try:
+            while text:
+                text = text[stream.write(text) :]
+        except OSError:
+            stream.truncate(end)
+            raise

@@ -4,6 +4,8 @@ Every number of the run is a function of the recipe and the step: rows come from
 step, piece), samples from their own seed. So resuming needs only the weights, the optimizer's state and the step.
 """
 
+import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -14,24 +16,25 @@ from typing import Any
 import torch
 
 from groundup import checkpoint, pretrained
+from groundup.checkpoint import Kept, Saver
 from groundup.corpus.document import SPLITS
-from groundup.errors import DivergedError, SavedAndStopped, SettingsError
+from groundup.errors import DivergedError, ResourceError, SavedAndStopped, SettingsError
 from groundup.evals.score import score
 from groundup.files import Progress, is_made, making, no_progress, read_manifest, write_json
 from groundup.generation.settings import Sampling
-from groundup.generation.text import generate
+from groundup.generation.text import stream
 from groundup.model.count import count
 from groundup.model.settings import ModelConfig
-from groundup.optim.precision import Masters
 from groundup.optim.schedule import make_schedule
-from groundup.pretrain.assemble import assemble, batches, training_flops_per_token
+from groundup.optim.state import prepare_state
+from groundup.pretrain.assemble import Assembled, assemble, batches, training_flops_per_token
 from groundup.pretrain.log import RunLog
-from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.settings import PretrainSettings, may_change
 from groundup.shards import open_split, refuse_another_tokenizer
 from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.fit import fit
-from groundup.train.preemption import noticing_signals
+from groundup.train.preemption import AskedToStop, noticing_signals
 
 STEPS_PER_FLUSH = 10
 """Metrics are written this often: reading a loss waits for the device."""
@@ -103,8 +106,8 @@ def pretrain(
     log = RunLog(places.work)
     checkpoints = places.work / "checkpoints"
     described = {"model": model_config.table(), "pretrain": settings.table()}
-    state = _restore(checkpoints, masters, optimizer, described, inputs, log, say)
-    start, tokens = int(state["step"]), int(state["tokens"])
+    state = _restore(checkpoints, trained, settings, described, inputs, log, say)
+    start, tokens, first_row = int(state["step"]), int(state["tokens"]), int(state["next_row"])
     began = time.monotonic() - state["seconds"]
     rows = settings.batch_tokens // config.context_length
     flops_per_token = training_flops_per_token(config, settings.loss)
@@ -117,48 +120,87 @@ def pretrain(
 
     def save(step: int) -> None:
         flush()
-        state.update(step=step, next_row=step * rows, tokens=tokens, seconds=round(time.monotonic() - began, 3))
-        keep = settings.keep_checkpoints
-        checkpoint.save(checkpoints, masters.copies, optimizer, state, described, inputs, keep)
-        log.event("saved", step=step)
+        try:
+            log.check()  # what a checkpoint goes on from is in the log
+        except ResourceError as error:
+            saver.fail(step, error)
+            return
+        next_row = first_row + (step - start) * rows
+        state.update(step=step, next_row=next_row, tokens=tokens, seconds=round(time.monotonic() - began, 3))
+        if trained.scaler is not None:
+            state["scaler"] = trained.scaler.state_dict()
+        measured = {name: log.at(step, name) for name in ("step", "tokens", "loss", "validation_bits_per_byte")}
+        saver.save(checkpoint.tensors_of(masters.copies, optimizer), state, measured)
 
-    with noticing_signals() as stop:
+    def tell(event: str, **details: Any) -> None:
+        log.event(event, **details)
+        if event == "save failed":
+            say(f"step {details['step']:,} could not be saved, training goes on: {details['why']}")
+
+    def look_up(number: int) -> None:
+        """Measure and write what is due after this step and not in the log; what a signal cuts short is due again."""
+        last = number == settings.steps
+        if (number % settings.validate_every == 0 or last) and log.at(number, "validation_bits_per_byte") is None:
+            measured = score(
+                model,
+                validation,
+                max_tokens=settings.validation_tokens,
+                batch_rows=settings.micro_batch_rows,
+                progress=stop.check,
+            )
+            log.add(step=number, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
+        if (number % settings.sample_every == 0 or last) and log.at(number, "sample") is None:
+            sampling = Sampling(max_tokens=settings.sample_tokens)
+            parts = stream(model, tokenizer, settings.sample_prompt, sampling, look=lambda *_: stop.check())
+            log.add(step=number, sample=settings.sample_prompt + "".join(parts))
+        flush()
+
+    def stopped(number: int) -> SavedAndStopped:
+        log.event("stopped", step=number, signal=stop.asked)
+        return SavedAndStopped(f"saved at step {number:,} of {settings.steps:,}")
+
+    kept = Kept(settings.keep_checkpoints, settings.keep_every_steps, settings.keep_best)
+    saver = Saver(checkpoints, kept, described, inputs, failures=settings.failed_checkpoints, tell=tell)
+    with noticing_signals() as stop, saver:
         steps = fit(
             optimizer,
             make_schedule(settings.schedule, settings.steps),
-            batches(train, config.context_length, settings.seed, rows, state["next_row"]),
+            batches(train, config.context_length, settings.seed, rows, first_row),
             trained.gradients(settings, -(-rows // settings.micro_batch_rows), start),
             steps=settings.steps,
             start=start,
             clip=settings.clip,
             scaler=trained.scaler,
         )
-        for step in steps:
-            number = step.number
-            tokens += settings.batch_tokens
-            log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
-            last = number == settings.steps
-            looks_up = number % settings.validate_every == 0 or number % settings.sample_every == 0 or last
-            if looks_up or number % STEPS_PER_FLUSH == 0:
-                flush()  # before a model that diverged is asked for anything
-            if number % settings.validate_every == 0 or last:
-                measured = score(
-                    model, validation, max_tokens=settings.validation_tokens, batch_rows=settings.micro_batch_rows
-                )
-                log.add(step=number, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
-            if number % settings.sample_every == 0 or last:
-                text = generate(model, tokenizer, settings.sample_prompt, max_tokens=settings.sample_tokens)
-                log.add(step=number, sample=settings.sample_prompt + text)
-            if number % settings.checkpoint_every == 0 or last or stop.asked:
-                save(number)
-            if stop.asked and not last:
-                log.event("stopped", step=number, signal=stop.asked)
-                raise SavedAndStopped(f"saved at step {number:,} of {settings.steps:,}")
-            progress(number, settings.steps, log.summary())
-    if log.last("validation_bits_per_byte") is None:  # the metrics of an earlier process are gone
-        measured = score(model, validation, max_tokens=settings.validation_tokens)
-        log.add(step=settings.steps, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
-        flush()
+        try:
+            stop.at_once = True  # up to the end of the first step, which may be long: the model is compiled in it
+            if start:
+                look_up(start)
+            for step in steps:
+                stop.at_once = False
+                number = step.number
+                tokens += settings.batch_tokens
+                log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
+                if number % STEPS_PER_FLUSH == 0:
+                    flush()
+                last = number == settings.steps
+                if number % settings.validate_every == 0 or number % settings.sample_every == 0 or last:
+                    flush()  # before a model that diverged is asked for anything
+                    with contextlib.suppress(AskedToStop):
+                        look_up(number)
+                if number % settings.checkpoint_every == 0 or last or stop.asked:
+                    save(number)
+                if stop.asked:
+                    saver.wait(last=True)
+                    raise stopped(number)
+                saver.poll()
+                progress(number, settings.steps, log.summary())
+        except AskedToStop:
+            raise stopped(start) from None
+        stop.at_once = False
+        with contextlib.suppress(ResourceError):  # the model itself is about to be written
+            saver.wait()
+    log.check()
     with making(places.model, "model", described, inputs) as draft:
         finished = {name: copy for name, copy in masters.copies.items() if not name.startswith("multi_token.")}
         pretrained.save(draft.path, config, finished, tokenizer)
@@ -173,28 +215,42 @@ def pretrain(
 
 def _restore(
     checkpoints: Path,
-    masters: Masters,
-    optimizer: torch.optim.Optimizer,
+    trained: Assembled,
+    settings: PretrainSettings,
     described: dict[str, Any],
     inputs: dict[str, str],
     log: RunLog,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Bring weights, optimizer and log to the newest whole checkpoint, or the beginning; the state of the run there."""
+    """Bring weights, optimizer, scaler and log to the newest whole checkpoint, or the beginning; the state there."""
 
     def refused(directory: Path, why: str) -> None:
         say(f"passed over {directory.name}: {why}")
         log.event("checkpoint refused", checkpoint=directory.name, why=why)
 
-    found = checkpoint.load_newest(checkpoints, masters.copies, optimizer, described, inputs, refused)
-    masters.publish()
-    state = found or {"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}
+    prepare_state(trained.optimizer)
+    tensors = checkpoint.tensors_of(trained.masters.copies, trained.optimizer)
+    loaded = checkpoint.load_newest(checkpoints, tensors, described, inputs, refused, may_change)
+    trained.masters.publish()
+    beginning = {"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}
+    state: dict[str, Any] = loaded.state if loaded else beginning
+    if state["step"] > settings.steps:
+        raise SettingsError(
+            f"pretrain.steps = {settings.steps:,}, but this training is at step {state['step']:,} already: with "
+            f"pretrain.steps={state['step']} it ends there, with --run it begins elsewhere"
+        )
+    if trained.scaler is not None and "scaler" in state:
+        trained.scaler.load_state_dict(state["scaler"])
     log.cut_after(state["step"])
     log.event(
-        "resumed" if found else "started", step=state["step"], process=os.getpid(), threads=torch.get_num_threads()
+        "resumed" if loaded else "started", step=state["step"], process=os.getpid(), threads=torch.get_num_threads()
     )
-    if found:
+    if loaded:
         say(f"going on from step {state['step']:,}")
+    if loaded and loaded.changed:
+        log.event("settings changed", step=state["step"], changed=loaded.changed)
+        for name, (old, new) in loaded.changed.items():
+            say(f"from there on {name}: {json.dumps(old)} → {json.dumps(new)}")
     return state
 
 

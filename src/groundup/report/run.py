@@ -4,6 +4,7 @@ It answers in this order: what is it, how good is it, what did it cost, can I tr
 """
 
 import hashlib
+import json
 import statistics
 import time
 from collections.abc import Iterable
@@ -284,6 +285,13 @@ def _interruptions(run: Run) -> tuple[str, str]:
         )
     if not kinds:
         return OPEN, "**The log of events is gone**: whether training was interrupted is not known."
+    changes = changed_settings(run.events)
+    if changes:
+        told = "; ".join(f"{name} {old} → {new} from step {step:,} on" for step, name, old, new in changes)
+        return CARE, (
+            f"**Settings were changed while it trained**: {told}. One run with these settings from the beginning would "
+            "give other numbers."
+        )
     resumed = kinds.count("resumed")
     if resumed:
         threads = list(dict.fromkeys(str(event["threads"]) for event in run.events if "threads" in event))
@@ -293,6 +301,19 @@ def _interruptions(run: Run) -> tuple[str, str]:
             f"run that never stopped{otherwise}."
         )
     return GOOD, "**Not interrupted**: training ran in one go, and no checkpoint was refused."
+
+
+def changed_settings(events: Iterable[dict[str, Any]]) -> list[tuple[int, str, str, str]]:
+    """Step, name, value before and value after of what was changed under way, and not taken back by a later resume."""
+    changes: list[tuple[int, str, str, str]] = []
+    for event in events:
+        step = event.get("step", 0)
+        if event.get("event") in ("started", "resumed"):
+            changes = [change for change in changes if change[0] < step]
+        elif event.get("event") == "settings changed":
+            changed = event.get("changed", {}).items()
+            changes += [(step, name, json.dumps(old), json.dumps(new)) for name, (old, new) in changed]
+    return changes
 
 
 def _count(number: int, noun: str) -> str:
@@ -600,7 +621,10 @@ def _chain(run: Run) -> list[str]:
 
 def _events(run: Run) -> list[str]:
     def details(event: dict[str, Any]) -> str:
-        return ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("at", "event"))
+        told = {key: value for key, value in event.items() if key not in ("at", "event")}
+        changed = told.pop("changed", {})
+        parts = [f"{key} {value}" for key, value in told.items()]
+        return ", ".join(parts + [f"{name} {old} → {new}" for name, (old, new) in changed.items()])
 
     rows = [(event.get("at", ""), event.get("event", ""), details(event)) for event in run.events]
     return [
