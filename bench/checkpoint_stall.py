@@ -20,7 +20,6 @@ from groundup.batch import Batch
 from groundup.checkpoint import Kept, Saver, Snapshot
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Bfloat16, Float32
-from groundup.optim.state import prepare_state
 from groundup.pretrain.assemble import assemble
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrained import find_device
@@ -50,7 +49,6 @@ def main() -> None:
     device = find_device()
     settings = PretrainSettings(precision=Bfloat16() if arguments.precision == "bfloat16" else Float32())
     trained = assemble(config, settings, device)
-    prepare_state(trained.optimizer)
     shape = (arguments.rows, arguments.context)
     ids = torch.randint(0, arguments.vocabulary, shape, device=device)
     batch = Batch(
@@ -73,10 +71,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - began)
         return seconds
 
-    def tensors() -> dict[str, torch.Tensor]:
-        return checkpoint.tensors_of(trained.masters.copies, trained.optimizer)
-
-    size = sum(tensor.nbytes for tensor in tensors().values())
+    size = sum(tensor.nbytes for tensor in trained.tensors().values())
     take(arguments.every)  # warms up
     plain = take(arguments.every * arguments.saves)
     step = statistics.median(plain)
@@ -87,7 +82,7 @@ def main() -> None:
         snapshot, blocked = Snapshot(), []
         for number in range(arguments.saves):
             began = time.perf_counter()
-            snapshot.take(tensors())
+            snapshot.take(trained.tensors())
             checkpoint.save(Path(folder) / "at once", snapshot.wait(), {"step": number}, {}, {})
             checkpoint.remove_old(Path(folder) / "at once", Kept(2))
             blocked.append(time.perf_counter() - began)
@@ -100,7 +95,7 @@ def main() -> None:
         ) as saver:
             for number in range(arguments.saves):
                 began = time.perf_counter()
-                saver.save(tensors(), {"step": number}, {})
+                saver.save(trained.tensors(), {"step": number}, {})
                 stalls.append(time.perf_counter() - began)
                 between.append(sum(take(arguments.every)))
     alone = sum(plain) / arguments.saves

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from groundup import loader, losses
+from groundup import checkpoint, loader, losses
 from groundup.batch import Batch
 from groundup.model.count import count
 from groundup.model.execution import compile_blocks, recompute_blocks
@@ -21,6 +21,7 @@ from groundup.model.transformer import Transformer
 from groundup.optim.adamw import make_adamw
 from groundup.optim.precision import Masters, make_scaler, weight_dtype
 from groundup.optim.settings import Autocast, Bfloat16, Float32, Precision
+from groundup.optim.state import prepare_state
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.shards import Tokens, open_split
 from groundup.train.fit import Gradients, accumulate, fit
@@ -50,6 +51,11 @@ class Assembled:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
     loss: losses.Loss
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that a checkpoint holds, by name: what is loaded into them is what training goes on from."""
+        prepare_state(self.optimizer)
+        return checkpoint.tensors_of(self.masters.copies, self.optimizer)
 
     def gradients(self, settings: PretrainSettings, pieces: int, start: int = 0) -> Gradients[Batch]:
         """Forward and backward over a batch in so many pieces, as `fit` asks for them from step `start` on."""

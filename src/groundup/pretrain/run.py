@@ -26,7 +26,6 @@ from groundup.generation.text import stream
 from groundup.model.count import count
 from groundup.model.settings import ModelConfig
 from groundup.optim.schedule import make_schedule
-from groundup.optim.state import prepare_state
 from groundup.pretrain.assemble import Assembled, assemble, batches, training_flops_per_token
 from groundup.pretrain.log import RunLog
 from groundup.pretrain.settings import PretrainSettings, may_change
@@ -130,7 +129,7 @@ def pretrain(
         if trained.scaler is not None:
             state["scaler"] = trained.scaler.state_dict()
         measured = {name: log.at(step, name) for name in ("step", "tokens", "loss", "validation_bits_per_byte")}
-        saver.save(checkpoint.tensors_of(masters.copies, optimizer), state, measured)
+        saver.save(trained.tensors(), state, measured)
 
     def tell(event: str, **details: Any) -> None:
         log.event(event, **details)
@@ -228,9 +227,7 @@ def _restore(
         say(f"passed over {directory.name}: {why}")
         log.event("checkpoint refused", checkpoint=directory.name, why=why)
 
-    prepare_state(trained.optimizer)
-    tensors = checkpoint.tensors_of(trained.masters.copies, trained.optimizer)
-    loaded = checkpoint.load_newest(checkpoints, tensors, described, inputs, refused, may_change)
+    loaded = checkpoint.load_newest(checkpoints, trained.tensors(), described, inputs, refused, may_change)
     trained.masters.publish()
     beginning = {"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}
     state: dict[str, Any] = loaded.state if loaded else beginning

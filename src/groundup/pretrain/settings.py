@@ -90,6 +90,8 @@ MAY_CHANGE = (
     "pretrain.batch_tokens",
     "pretrain.micro_batch_rows",
     "pretrain.device",
+    "pretrain.compile",
+    "pretrain.recompute",
     "pretrain.loss.weight",
     "pretrain.optimizer",
     "pretrain.schedule",
