@@ -54,7 +54,8 @@ class Assembled:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint holds, by name: what is loaded into them is what training goes on from."""
-        prepare_state(self.optimizer)
+        if not self.optimizer.state:
+            prepare_state(self.optimizer)
         return checkpoint.tensors_of(self.masters.copies, self.optimizer)
 
     def gradients(self, settings: PretrainSettings, pieces: int, start: int = 0) -> Gradients[Batch]:
