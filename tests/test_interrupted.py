@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,30 @@ def test_killed_while_it_writes_a_checkpoint(recipe: Path, unbroken: Path) -> No
     assert code == 0, told
     assert not list(checkpoints.glob(".*"))
     assert_the_same_run(run, unbroken)
+
+
+@pytest.mark.slow
+def test_killed_at_any_place_of_a_save_the_run_is_the_unbroken_one(tmp_path: Path) -> None:
+    """Faults C1 and C2; `bench/kills.py` does the same at fifty moments."""
+    kills = runpy.run_path(str(Path(__file__).parents[1] / "bench" / "kills.py"))
+    hits = kills["kill_and_compare"](tmp_path, 8, 100, "float32", random.Random())
+    assert hits.total() == 8
+
+
+@pytest.mark.slow
+def test_asked_to_stop_while_precisions_are_timed(recipe: Path) -> None:
+    """Fault C3: in the warm-up there is nothing to save, so it ends at once."""
+    home, run = recipe.parent, recipe.parent / "early"
+    recipe.write_text(recipe.read_text().replace('precision = "float32"\n', ""))
+    process = start(home, "build", "tiny.toml", "--run", "early")
+    wait_for(process, (run / "shards" / "manifest.json").is_file)
+    time.sleep(1.5 + random.random())
+    process.send_signal(signal.SIGTERM)
+    code, told = finish(process)
+    assert code == 75, told
+    assert "Traceback" not in told
+    code, told = finish(start(home, "build", "tiny.toml", "--run", "early"))
+    assert code == 0, told
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])

@@ -827,6 +827,92 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+checkpoints = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look at the checkpoints of a run: which there are, whether they are whole, how two differ, their mean.\n\n"
+    "Where a checkpoint is asked for, a run stands for its newest one.",
+    epilog=_example("groundup checkpoint list runs/storybook"),
+)
+app.add_typer(checkpoints, name="checkpoint")
+
+RunOrCheckpoint = Annotated[Path, typer.Argument(help="A run, or a step-… in it.", show_default=False)]
+
+
+@checkpoints.command("list", epilog=_example("groundup checkpoint list runs/storybook"))
+def list_checkpoints(
+    path: RunOrCheckpoint, as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False
+) -> None:
+    """List the checkpoints of a run: step, time, size, loss, why it is kept, whether it is whole."""
+    from groundup import checkpoints as looking
+
+    with terminal.watch("checkpoint") as progress:
+        found = looking.listed(path, progress)
+    if as_json:
+        print(json.dumps(looking.to_json(found)))
+    else:
+        terminal.print_table(looking.list_rows(found))
+
+
+@checkpoints.command("verify", epilog=_example("groundup checkpoint verify runs/storybook"))
+def verify_checkpoints(paths: Annotated[list[Path], typer.Argument(help="Runs or checkpoints.")]) -> None:
+    """Compare every byte with the digests that were written down. Ends in 3 when one is another."""
+    from groundup import checkpoints as looking
+
+    with terminal.watch("checkpoint") as progress:
+        found = [each for path in paths for each in looking.listed(path, progress)]
+    looking.refuse_damaged(found)
+    terminal.print_table([(each.path, f"{each.bytes:,} bytes", "whole") for each in found])
+
+
+@checkpoints.command(
+    "diff",
+    epilog=_example(
+        "groundup checkpoint diff runs/a runs/b",
+        "groundup checkpoint diff runs/a/pretrain/checkpoints/step-00000200 runs/a",
+    ),
+)
+def diff_checkpoints(
+    first: RunOrCheckpoint,
+    second: RunOrCheckpoint,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+) -> None:
+    """Say how two checkpoints differ: settings, inputs, and how far each weight has moved."""
+    from groundup import checkpoints as looking
+
+    found = looking.diff(first, second)
+    if as_json:
+        print(json.dumps(looking.to_json(found)))
+        return
+    changed = {"step": found.steps, **found.settings, **found.inputs}
+    rows = [(name, str(old), str(new)) for name, (old, new) in changed.items() if old != new]
+    terminal.print_table([("setting or input", "first", "second"), *rows] if rows else [("the same settings",)])
+    print()
+    terminal.print_table(looking.diff_rows(found))
+
+
+@checkpoints.command(
+    "average",
+    epilog=_example(
+        "groundup checkpoint average runs/storybook --out models/mean",
+        "groundup checkpoint average runs/storybook --last 3 --out models/mean",
+    ),
+)
+def average_checkpoints(
+    paths: Annotated[list[Path], typer.Argument(help="Checkpoints, or a run, all of whose are meant.")],
+    out: Annotated[Path, typer.Option(help="Where the model goes.", show_default=False)],
+    last: Annotated[int | None, typer.Option(min=2, help="Of a run only so many, the newest.")] = None,
+) -> None:
+    """Write a model whose weights are the mean of several checkpoints'."""
+    from groundup import checkpoints as looking
+
+    with terminal.watch("checkpoint") as progress:
+        used = looking.average(paths, out, last, progress)
+    print(f"{out}: the mean of {', '.join(directory.name for directory in used)}\n\nTry next:")
+    print(f"  {terminal.command('eval', out, 'FILE')}")
+    print(f"  {terminal.command('generate', out, 'Once upon a time')}")
+
+
 def _build(
     recipe: Path, overrides: list[str] | None, run: Path | None, replace: bool, only: str | None, quiet: bool = False
 ) -> "Built":

@@ -35,6 +35,8 @@ from groundup.errors import DamagedError, DataError, ResourceError, SettingsErro
 FORMAT = 1
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 """Suffixes of files that can run any program when they are loaded. llama2.c's `.bin` files are none."""
+UNSEALED = {"code", "torch", "python", "machine", "command", "seconds", "at"}
+"""What `made` of a manifest had before manifests were sealed."""
 Progress = Callable[[int, int, str], None]
 """How a long job says how far it is: `progress(done, total, note)`; the doors draw it."""
 
@@ -81,6 +83,8 @@ class Draft:
     statistics: dict[str, Any] = field(default_factory=dict)
     seconds_before: float = 0.0
     """What the work took that was done before the directory was opened; recorded with the rest."""
+    meant: dict[str, str] = field(default_factory=dict)
+    """Path → sha256 of what was given to the system to write; a file that reads back as another is not accepted."""
 
 
 @contextlib.contextmanager
@@ -91,6 +95,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
 
     Raises:
         ResourceError: disk full, or a place where nothing may be written, naming it.
+        DamagedError: a file that does not read back as it was meant.
     """
     started = time.monotonic()
     partial = directory.with_name(f".{directory.name}.partial")
@@ -102,15 +107,21 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
             partial.mkdir()
             draft = Draft(partial)
             yield draft
+            files = _digest_files(partial)
+            for name, sha256 in draft.meant.items():
+                if files[name][1] != sha256:
+                    raise DamagedError(
+                        f"{directory / name} was written, but reads back as something else: check that disk"
+                    )
             manifest = Manifest(
                 kind=kind,
                 settings=dict(settings),
                 inputs=dict(inputs),
-                files=_digest_files(partial),
+                files=files,
                 statistics=draft.statistics,
                 made=_provenance(draft.seconds_before + time.monotonic() - started),
             )
-            write_json(partial / "manifest.json", dataclasses.asdict(manifest))
+            write_manifest(partial, manifest)
             _rename_over(partial, directory)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -179,7 +190,11 @@ def _sync_directory(directory: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -277,7 +292,10 @@ def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
     if not path.is_file():
         raise DataError(f"{directory} is not a finished artifact: it has no manifest.json")
     try:
-        raw = json.loads(path.read_bytes())
+        written = path.read_bytes()
+        raw = json.loads(written)
+        if not set(raw["made"]) <= UNSEALED and written.decode() != _json(_sealed(raw)):
+            raise ValueError("it is not what was written")
         manifest = Manifest(**{**raw, "files": {name: tuple(value) for name, value in raw["files"].items()}})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"{path} is damaged: {error}") from None
@@ -286,6 +304,18 @@ def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
     if kind is not None and manifest.kind != kind:
         raise DataError(f"{directory} is of kind {manifest.kind!r}; a directory of kind {kind!r} is wanted here")
     return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` with a seal in `made`, so that a change of any byte of it is noticed when it is read."""
+    write_json(directory / "manifest.json", _sealed(dataclasses.asdict(manifest)))
+
+
+def _sealed(raw: dict[str, Any]) -> dict[str, Any]:
+    """With the sha256 of all the rest as `made.seal`."""
+    made = {name: value for name, value in raw["made"].items() if name != "seal"}
+    seal = hashlib.sha256(canonical_json({**raw, "made": made})).hexdigest()
+    return {**raw, "made": {**made, "seal": seal}}
 
 
 def verify(directory: Path, kind: str | None = None) -> Manifest:
@@ -341,6 +371,43 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[Path]:
+    """Keep an artifact from being removed by `remove_unless_held` of another process while it is read here.
+
+    Raises:
+        DataError: it is not there, or not any more.
+    """
+    path = directory / "manifest.json"
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 (closed below)
+    except OSError:
+        raise DataError(f"{directory} is not a finished artifact: it has no manifest.json") from None
+    with stream:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_SH)
+        if not path.exists():
+            raise DataError(f"{directory} was removed just now")
+        yield directory
+
+
+def remove_unless_held(directory: Path) -> bool:
+    """Remove an artifact, at once as far as others can see; not while another process holds it. Whether it is gone."""
+    with contextlib.ExitStack() as opened:
+        try:
+            stream = opened.enter_context(open(directory / "manifest.json", "rb"))
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # no manifest, or a file system without locks
+        aside = directory.with_name(f".{directory.name}.removed")
+        shutil.rmtree(aside, ignore_errors=True)
+        directory.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
 
 
 @contextlib.contextmanager

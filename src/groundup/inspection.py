@@ -307,6 +307,9 @@ def _model(path: Path, manifest: Manifest) -> dict[str, Any]:
         shown = ", ".join(json.dumps(text, ensure_ascii=False) for text in new[:5])
         more = f" and {len(new) - 5:,} more" if len(new) > 5 else ""
         facts["extended"] = f"from the model {manifest.inputs['base'][:12]}, by {shown}{more}; not trained since"
+    elif "average" in manifest.settings:
+        names = [Path(name).name for name in manifest.inputs if name != "tokenizer"]
+        facts["averaged"] = f"the mean of the weights of {', '.join(names)}"
     else:
         facts["validation_bits_per_byte"] = told.get("validation_bits_per_byte")
     return facts

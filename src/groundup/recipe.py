@@ -34,7 +34,7 @@ from groundup.files import (
     write_text,
 )
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.pretrain.settings import MultiToken, PretrainSettings
+from groundup.pretrain.settings import MultiToken, PretrainSettings, may_change
 from groundup.pretrain.sinks import refuse_missing
 from groundup.settings import Origin, Settings, Table, differences, read_toml
 from groundup.tokenizer.settings import (
@@ -170,6 +170,8 @@ class Stage:
     """Where it keeps unfinished work that it can go on from."""
     shared: bool = True
     """Whether another run's result may be taken over. A training run is never: two runs of a recipe are two runs."""
+    may_change: Callable[[str], bool] = lambda name: False
+    """Of a dotted setting, whether unfinished work goes on with another value."""
 
 
 @dataclass(frozen=True)
@@ -385,7 +387,11 @@ def _stale(stages: Iterable[Stage], recipe: Recipe, beside: Path, run: Path, rep
             if missing or upstream:
                 why = f"{', '.join(missing or upstream)} {'is gone' if missing else 'will be another'}"
             else:
-                why = _why_stale(made, stage.settings(recipe), _inputs(stage, recipe, beside, run))
+                settings = stage.settings(recipe)
+                changed = differences(made["settings"], settings)
+                if not is_made(run / stage.directory) and all(map(stage.may_change, changed)):
+                    settings = made["settings"]
+                why = _why_stale(made, settings, _inputs(stage, recipe, beside, run))
             if not why and is_made(run / stage.directory):
                 verify(run / stage.directory, stage.kind)
         except DamagedError as error:
@@ -408,7 +414,7 @@ def _made_from(stage: Stage, run: Path) -> dict[str, Any] | None:
         return None
     try:
         begun = json.loads(origin.read_bytes())
-        return {"settings": begun["settings"], "inputs": begun["inputs"]}
+        return {"settings": dict(begun["settings"]), "inputs": dict(begun["inputs"])}
     except (ValueError, KeyError, TypeError):
         raise DamagedError(f"{origin} is damaged") from None
 
@@ -700,6 +706,7 @@ STAGES = (
         _make_model,
         work="pretrain",
         shared=False,
+        may_change=may_change,
     ),
     Stage(
         "eval",

@@ -11,7 +11,7 @@ from groundup.batch import Batch
 from groundup.losses import by_document, next_token
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.optim.adamw import make_adamw
+from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
 from groundup.pretrain.health import Health, attention_statistics
@@ -30,7 +30,7 @@ def measured(config: ModelConfig, every: int = 1, steps: int = 3) -> tuple[Trans
     torch.manual_seed(0)
     model = Transformer(config)
     masters = Masters(model, torch.float32)
-    optimizer = make_adamw(masters, AdamW(learning_rate=1e-2, weight_decay=0.0))
+    optimizer = make_optimizer(masters.copies.items(), AdamW(learning_rate=1e-2, weight_decay=0.0))
     health, lines = Health(model, masters, every), []
 
     def accept(step: Step) -> bool:

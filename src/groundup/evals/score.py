@@ -55,11 +55,14 @@ def documents_within(shards: Tokens, max_tokens: int | None) -> int:
     return min(shards.n_documents, int(np.searchsorted(np.cumsum(np.diff(shards.offsets)), max_tokens)) + 1)
 
 
-def windows(shards: Tokens, context: int, n_documents: int, batch_rows: int) -> Iterator[Window]:
+def windows(
+    shards: Tokens, context: int, n_documents: int, batch_rows: int, progress: Progress = no_progress
+) -> Iterator[Window]:
     """The first documents in rows of the context length that do not overlap, so many rows at a time."""
     starts = np.concatenate([np.arange(shards.offsets[d], shards.offsets[d + 1], context) for d in range(n_documents)])
     owner = np.searchsorted(shards.offsets, starts, side="right") - 1
     for first in range(0, len(starts), batch_rows):
+        progress(first, len(starts), "windows")
         rows = slice(first, first + batch_rows)
         batch = cut(shards, starts[rows], context)
         yield Window(batch, owner[rows], batch.document == torch.from_numpy(owner[rows])[:, None])

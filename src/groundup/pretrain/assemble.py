@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from groundup import loader, losses
+from groundup import checkpoint, loader, losses
 from groundup.batch import Batch
 from groundup.errors import SettingsError
 from groundup.model.attention import Flex
@@ -28,6 +28,7 @@ from groundup.optim.averaging import RunningAverage
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters, make_scaler, product_dtype, weight_dtype
 from groundup.optim.settings import Autocast, Bfloat16, ExponentialAverage, Float8, Float32, Precision
+from groundup.optim.state import prepare_state
 from groundup.optim.width import narrow_start
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.shards import Tokens, open_split
@@ -67,6 +68,12 @@ class Assembled:
     loss: losses.Loss
     average: RunningAverage | None
     """Of the masters, where the finished model is to have it; to be updated after every step."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that a checkpoint holds, by name: what is loaded into them is what training goes on from."""
+        if not self.optimizer.state:
+            prepare_state(self.optimizer)
+        return checkpoint.tensors_of(self.masters.copies, self.optimizer)
 
     def as_finished(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights that it would be finished with now: the average's, where there is one."""

@@ -1,6 +1,7 @@
 """The log of a run: metrics.jsonl, what each step did, and health.jsonl, how its layers were, both cut back on resume;
 events.jsonl, what happened, never cut. Every line is JSON: what is no finite number is null, and a word beside it."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from groundup.errors import ResourceError
 from groundup.files import naming_the_place, read_lines, write_text
 from groundup.train.fit import Step
 
@@ -25,14 +27,16 @@ class RunLog:
         self._health = directory / "health.jsonl"
         self._events = directory / "events.jsonl"
         self._waiting: list[Callable[[], dict[str, Any]]] = []
+        self._unwritten: list[tuple[Path, dict[str, Any]]] = []
         self._last: dict[str, Any] = {}
+        self._steps: dict[str, int] = {}
         self.send: Callable[[list[dict[str, Any]]], None] = lambda lines: None
         """Gets the lines of metrics once they are written."""
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and a line that a killed process left half-written."""
-        self._waiting = []
-        self._last = {}
+        self._waiting, self._last, self._steps = [], {}, {}
+        self._unwritten = [(path, line) for path, line in self._unwritten if path == self._events]
         for path in (self._metrics, self._health):
             lines = [line for line in read_lines(path) if isinstance(line.get("step"), int)]
             kept = [line for line in lines if line["step"] <= step]
@@ -41,6 +45,10 @@ class RunLog:
             if path == self._metrics:
                 for line in kept:
                     self._remember(line)
+
+    def at(self, step: int, name: str) -> Any:
+        """What was written under that name at just this step; None if nothing was."""
+        return self._last[name] if self._steps.get(name) == step else None
 
     def step(self, step: Step, tokens: int, seconds: float, flops: int) -> None:
         self._waiting.append(
@@ -62,7 +70,10 @@ class RunLog:
 
     def flush(self) -> dict[str, Any] | None:
         """Write what waits. A step that was taken with a loss or gradient that is not a finite number is not written
-        but returned."""
+        but returned.
+
+        What the disk does not take is kept, and tried again with the next lines; `check` says whether there is any.
+        """
         lines = [make() for make in self._waiting]
         for line in [line for line in lines if "loss" in line][-1:]:
             line["memory_bytes"] = most_memory()
@@ -70,23 +81,44 @@ class RunLog:
         for number, line in enumerate(lines):
             taken = "loss" in line and line.get("accepted", True)
             if taken and not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
-                _append(self._metrics, lines[:number])
+                self._write(self._metrics, lines[:number])
                 return {"step": line["step"], "loss": str(line["loss"]), "grad_norm": str(line["grad_norm"])}
             self._remember(line)
-        _append(self._metrics, lines)
+        self._write(self._metrics, lines)
         self.send(lines)
         return None
 
     def _remember(self, line: dict[str, Any]) -> None:
         if line.get("accepted", True):
             self._last |= line
+            self._steps |= dict.fromkeys(line, line["step"])
 
     def event(self, kind: str, **details: Any) -> None:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        _append(self._events, [{"at": at, "event": kind, **details}])
+        self._write(self._events, [{"at": at, "event": kind, **details}])
+
+    def check(self) -> None:
+        """
+        Raises:
+            ResourceError: when there are lines that the disk does not take.
+        """
+        unwritten, self._unwritten = self._unwritten, []
+        while unwritten:
+            path = unwritten[0][0]
+            try:
+                _append(path, [line for other, line in unwritten if other == path])
+            except ResourceError:
+                self._unwritten = unwritten
+                raise
+            unwritten = [(other, line) for other, line in unwritten if other != path]
+
+    def _write(self, path: Path, lines: list[dict[str, Any]]) -> None:
+        self._unwritten += [(path, line) for line in lines]
+        with contextlib.suppress(ResourceError):
+            self.check()
 
     def health(self, line: dict[str, Any]) -> None:
-        _append(self._health, [line])
+        self._write(self._health, [line])
 
     def last(self, name: str) -> Any:
         return self._last.get(name)
@@ -108,10 +140,18 @@ def most_memory() -> int:
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
-    with naming_the_place(path), open(path, "a+b") as stream:
-        if stream.tell() and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":
-            stream.write(b"\n")  # a killed process left half a line; it must not swallow the next
-        stream.write("".join(json.dumps(as_json(line), allow_nan=False) + "\n" for line in lines).encode())
+    """All of the lines or none."""
+    with naming_the_place(path), open(path, "a+b", buffering=0) as stream:
+        end = stream.seek(0, os.SEEK_END)
+        text = "".join(json.dumps(as_json(line), allow_nan=False) + "\n" for line in lines).encode()
+        if end and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":
+            text = b"\n" + text  # a killed process left half a line; it must not swallow the next
+        try:
+            while text:
+                text = text[stream.write(text) :]
+        except OSError:
+            stream.truncate(end)
+            raise
 
 
 def as_json(value: Any) -> Any:

@@ -4,7 +4,9 @@ Every number of the run is a function of the recipe and the step: rows come from
 step, piece), samples from their own seed. So resuming needs only the weights, the optimizer's state and the step.
 """
 
+import contextlib
 import itertools
+import json
 import os
 import shutil
 import time
@@ -16,13 +18,14 @@ from typing import Any
 import torch
 
 from groundup import checkpoint, pretrained
+from groundup.checkpoint import Kept, Loaded, Saver
 from groundup.corpus.document import SPLITS
-from groundup.errors import SavedAndStopped, SettingsError
+from groundup.errors import ResourceError, SavedAndStopped, SettingsError
 from groundup.evals.score import score
-from groundup.evals.tasks import TASKS
+from groundup.evals.tasks import FIRST_NUMBER, TASKS
 from groundup.files import Progress, is_made, making, no_progress, read_manifest, write_json
 from groundup.generation.settings import Sampling
-from groundup.generation.text import generate
+from groundup.generation.text import stream
 from groundup.model.count import count
 from groundup.model.settings import ModelConfig
 from groundup.optim.schedule import make_schedule
@@ -30,14 +33,14 @@ from groundup.pretrain.assemble import Assembled, assemble, batches, training_fl
 from groundup.pretrain.health import Health
 from groundup.pretrain.judgement import Judgement
 from groundup.pretrain.log import RunLog
-from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.settings import PretrainSettings, may_change
 from groundup.pretrain.sinks import Sinks
 from groundup.shards import open_split, refuse_another_tokenizer
 from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.fit import Step, fit
 from groundup.train.guard import OVERFLOWS_IN_A_ROW
-from groundup.train.preemption import noticing_signals
+from groundup.train.preemption import AskedToStop, noticing_signals
 
 STEPS_PER_FLUSH = 10
 """Metrics are written this often: reading a loss waits for the device."""
@@ -109,7 +112,7 @@ def pretrain(
         replace(open_split(places.shards, split), vocab_size=tokenizer.vocab_size) for split in ("train", "validation")
     )
     trained = assemble(config, settings, pretrained.find_device(settings.device))
-    model, masters, optimizer = trained.model, trained.masters, trained.optimizer
+    model = trained.model
     log = RunLog(places.work)
     checkpoints = places.work / "checkpoints"
     described = {"model": model_config.table(), "pretrain": settings.table()}
@@ -123,13 +126,16 @@ def pretrain(
         log,
         say,
     )
-    health = Health(model, masters, settings.health_every)
+    health = Health(model, trained.masters, settings.health_every)
     sinks = Sinks(settings.sinks, places.work, described, log.event)
     log.send = sinks.send
-    state = _restore(checkpoints, trained, described, inputs, judgement, log, say)
-    tokens = int(state["tokens"])
+
+    def load() -> Loaded:
+        return _load(checkpoints, trained, described, inputs, judgement, log, say)
+
+    state = _restore(load(), settings, log, say)
     began = time.monotonic() - state["seconds"]
-    context = config.context_length
+    tokens, context = int(state["tokens"]), config.context_length
     flops_per_token = training_flops_per_token(config, settings.loss)
 
     def flush() -> None:
@@ -141,11 +147,20 @@ def pretrain(
     def save(step: int) -> None:
         flush()
         judgement.tell_overflows()
+        try:
+            log.check()  # what a checkpoint goes on from is in the log
+        except ResourceError as error:
+            saver.fail(step, error)
+            return
         state.update(step=step, next_row=judgement.next_row, tokens=tokens, seconds=round(time.monotonic() - began, 3))
         state.update(_remembered(trained, judgement))
-        keep = settings.keep_checkpoints
-        checkpoint.save(checkpoints, masters.copies, optimizer, state, described, inputs, keep)
-        log.event("saved", step=step)
+        measured = {name: log.at(step, name) for name in ("step", "tokens", "loss", "validation_bits_per_byte")}
+        saver.save(trained.tensors(), state, measured)
+
+    def tell(event: str, **details: Any) -> None:
+        log.event(event, **details)
+        if event == "save failed":
+            say(f"step {details['step']:,} could not be saved, training goes on: {details['why']}")
 
     def go_back(number: int) -> None:
         """Bring everything to where it was some steps before the trouble, but for the rows: those are jumped over."""
@@ -153,6 +168,7 @@ def pretrain(
         guard = judgement.guard
         assert guard is not None, "nothing else goes back"
         flush()
+        saver.wait()
         saved = {checkpoint.step_of(path): path for path in checkpoint.found(checkpoints)}
         goal, next_row, rollbacks = judgement.goal(saved, number), judgement.next_row, guard.rollbacks + 1
         if not guard.may_go_back:
@@ -163,7 +179,7 @@ def pretrain(
                 shutil.rmtree(path)
         if goal is None:
             _draw_again(trained, config, settings)
-        state = _load(checkpoints, trained, described, inputs, judgement, log, say)
+        state = load().state
         guard.rollbacks = rollbacks
         judgement.jump_over(state["next_row"], next_row)
         judgement.went_back(number, state["step"], state["next_row"], next_row)
@@ -180,7 +196,7 @@ def pretrain(
             start = int(state["step"])
             rows = (settings.batch_rows(step, context) for step in itertools.count(start))
             for step in fit(
-                optimizer,
+                trained.optimizer,
                 make_schedule(settings.schedule, settings.steps),
                 judgement.reading(batches(train, context, settings.seed, rows, state["next_row"]), state["next_row"]),
                 trained.gradients(settings, lambda batch: -(-len(batch.weight) // settings.micro_batch_rows), start),
@@ -199,50 +215,72 @@ def pretrain(
             else:
                 return
 
-    with noticing_signals() as stop, sinks:
-        for step in stepping():
-            number = step.number
-            if trained.average is not None:
-                trained.average.update(number)
-            tokens += settings.batch_rows(number - 1, context) * context
-            log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
-            if judgement.count_overflow(step):
-                what = f"the gradients overflowed float16 in {OVERFLOWS_IN_A_ROW} steps in a row up to step {number:,}"
-                raise judgement.diverged(what, number, _advice(settings, checkpoints))
-            if (line := health.after(step)) is not None:
-                log.health(line)
-            last = number == settings.steps
-            looks_up = number % settings.validate_every == 0 or number % settings.sample_every == 0 or last
-            if looks_up or number % STEPS_PER_FLUSH == 0:
-                flush()  # before a model that diverged is asked for anything
-            if number % settings.validate_every == 0 or last:
-                with trained.as_finished():
-                    measured = score(
-                        model, validation, max_tokens=settings.validation_tokens, batch_rows=settings.micro_batch_rows
-                    )
-                log.add(step=number, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
-            for evaluation in settings.evaluations:
-                if number % evaluation.every == 0 or last:
-                    flush()
-                    task, most = TASKS[evaluation.task], evaluation.max_tokens
-                    with trained.as_finished():
-                        numbers = task(model, tokenizer, validation, most, settings.micro_batch_rows)
-                    log.add(step=number, **numbers, tokens=tokens)
-            if number % settings.sample_every == 0 or last:
-                with trained.as_finished():
-                    text = generate(model, tokenizer, settings.sample_prompt, max_tokens=settings.sample_tokens)
-                log.add(step=number, sample=settings.sample_prompt + text)
-            if (number % settings.checkpoint_every == 0 and judgement.calm) or last or stop.asked:
-                save(number)
-            if stop.asked and not last:
-                log.event("stopped", step=number, signal=stop.asked)
-                raise SavedAndStopped(f"saved at step {number:,} of {settings.steps:,}")
-            progress(number, settings.steps, log.summary())
-    if log.last("validation_bits_per_byte") is None:  # the metrics of an earlier process are gone
+    def look_up(number: int) -> None:
+        """Measure and write what is due after this step and not in the log; what a signal cuts short is due again."""
+        last, rows = number == settings.steps, settings.micro_batch_rows
+
+        def due(every: int, name: str) -> bool:
+            return (number % every == 0 or last) and log.at(number, name) is None
+
+        flush()  # before a model that diverged is asked for anything
         with trained.as_finished():
-            measured = score(model, validation, max_tokens=settings.validation_tokens)
-        log.add(step=settings.steps, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
+            if due(settings.validate_every, "validation_bits_per_byte"):
+                most = settings.validation_tokens
+                measured = score(model, validation, max_tokens=most, batch_rows=rows, progress=stop.check)
+                log.add(step=number, validation_bits_per_byte=measured.bits_per_byte, tokens=tokens)
+            for asked in settings.evaluations:
+                if due(asked.every, FIRST_NUMBER.get(asked.task, asked.task)):
+                    task, most = TASKS[asked.task], asked.max_tokens
+                    log.add(step=number, **task(model, tokenizer, validation, most, rows, stop.check), tokens=tokens)
+            if due(settings.sample_every, "sample"):
+                sampling = Sampling(max_tokens=settings.sample_tokens)
+                parts = stream(model, tokenizer, settings.sample_prompt, sampling, look=lambda *_: stop.check())
+                log.add(step=number, sample=settings.sample_prompt + "".join(parts))
         flush()
+
+    def stopped(number: int) -> SavedAndStopped:
+        log.event("stopped", step=number, signal=stop.asked)
+        return SavedAndStopped(f"saved at step {number:,} of {settings.steps:,}")
+
+    intervals = [settings.validate_every, settings.sample_every, *(asked.every for asked in settings.evaluations)]
+    kept = Kept(settings.keep_checkpoints, settings.keep_every_steps, settings.keep_best)
+    saver = Saver(checkpoints, kept, described, inputs, failures=settings.failed_checkpoints, tell=tell)
+    with noticing_signals() as stop, sinks, saver:
+        try:
+            stop.at_once = True  # up to the end of the first step, which may be long: the model is compiled in it
+            if state["step"]:
+                look_up(state["step"])
+            for step in stepping():
+                stop.at_once = False
+                number = step.number
+                if trained.average is not None:
+                    trained.average.update(number)
+                tokens += settings.batch_rows(number - 1, context) * context
+                log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
+                if judgement.count_overflow(step):
+                    what = f"the gradients overflowed float16 in {OVERFLOWS_IN_A_ROW} steps in a row up to {number:,}"
+                    raise judgement.diverged(what, number, _advice(settings, checkpoints))
+                if (line := health.after(step)) is not None:
+                    log.health(line)
+                last = number == settings.steps
+                if number % STEPS_PER_FLUSH == 0:
+                    flush()
+                if last or any(number % every == 0 for every in intervals):
+                    with contextlib.suppress(AskedToStop):
+                        look_up(number)
+                if (number % settings.checkpoint_every == 0 and judgement.calm) or last or stop.asked:
+                    save(number)
+                if stop.asked:
+                    saver.wait(last=True)
+                    raise stopped(number)
+                saver.poll()
+                progress(number, settings.steps, log.summary())
+        except AskedToStop:
+            raise stopped(state["step"]) from None
+        stop.at_once = False
+        with contextlib.suppress(ResourceError):  # the model itself is about to be written
+            saver.wait()
+    log.check()
     with making(places.model, "model", described, inputs) as draft:
         finished = {
             name: weight for name, weight in trained.finished_weights.items() if not name.startswith("multi_token.")
@@ -257,23 +295,24 @@ def pretrain(
         raise SavedAndStopped("the model is finished and saved; what comes after it is not done yet")
 
 
-def _restore(
-    checkpoints: Path,
-    trained: Assembled,
-    described: dict[str, Any],
-    inputs: dict[str, str],
-    judgement: Judgement,
-    log: RunLog,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """`_load`, at the beginning of a process."""
-    state = _load(checkpoints, trained, described, inputs, judgement, log, say)
+def _restore(loaded: Loaded, settings: PretrainSettings, log: RunLog, say: Callable[[str], None]) -> dict[str, Any]:
+    """Tell, at the beginning of a process, where it goes on and with which changed settings; the state there."""
+    state = loaded.state
+    if state["step"] > settings.steps:
+        raise SettingsError(
+            f"pretrain.steps = {settings.steps:,}, but this training is at step {state['step']:,} already: with "
+            f"pretrain.steps={state['step']} it ends there, with --run it begins elsewhere"
+        )
     found = state["step"] > 0
     log.event(
         "resumed" if found else "started", step=state["step"], process=os.getpid(), threads=torch.get_num_threads()
     )
     if found:
         say(f"going on from step {state['step']:,}")
+    if loaded.changed:
+        log.event("settings changed", step=state["step"], changed=loaded.changed)
+        for name, (old, new) in loaded.changed.items():
+            say(f"from there on {name}: {json.dumps(old)} → {json.dumps(new)}")
     return state
 
 
@@ -285,23 +324,23 @@ def _load(
     judgement: Judgement,
     log: RunLog,
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Bring weights, optimizer, guard and log to the newest whole checkpoint, or the beginning; the state there."""
+) -> Loaded:
+    """Bring weights, optimizer, scaler, guard and log to the newest whole checkpoint, or the beginning."""
 
     def refused(directory: Path, why: str) -> None:
         say(f"passed over {directory.name}: {why}")
         log.event("checkpoint refused", checkpoint=directory.name, why=why)
 
-    found = checkpoint.load_newest(checkpoints, trained.masters.copies, trained.optimizer, described, inputs, refused)
+    found = checkpoint.load_newest(checkpoints, trained.tensors(), described, inputs, refused, may_change)
     trained.masters.publish()
-    state = found or {"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}
-    judgement.skipped = [list(rows) for rows in state["skipped"]]
+    loaded = found or Loaded({"step": 0, "next_row": 0, "tokens": 0, "skipped": [], "seconds": 0.0}, {})
+    judgement.skipped = [list(rows) for rows in loaded.state["skipped"]]
     if judgement.guard is not None:
-        judgement.guard.load(state.get("guard", {}))
-    if trained.scaler is not None and "scaler" in state:
-        trained.scaler.load_state_dict(state["scaler"])
-    log.cut_after(state["step"])
-    return state
+        judgement.guard.load(loaded.state.get("guard", {}))
+    if trained.scaler is not None and "scaler" in loaded.state:
+        trained.scaler.load_state_dict(loaded.state["scaler"])
+    log.cut_after(loaded.state["step"])
+    return loaded
 
 
 def _remembered(trained: Assembled, judgement: Judgement) -> dict[str, Any]:

@@ -140,7 +140,13 @@ class PretrainSettings(Settings):
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints. One more is written on Ctrl-C or SIGTERM, and one at the end."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """The newest so many stay; older ones are removed."""
+    """The newest so many stay; older ones are removed once a newer one has been written and read back."""
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    """Checkpoints of steps that are multiples of this stay too."""
+    keep_best: bool = False
+    """The one with the lowest validation bits per byte stays too, of those at whose step it was measured."""
+    failed_checkpoints: int = Field(default=3, ge=1)
+    """Training goes on when a checkpoint cannot be written, as on a full disk; after so many in a row it ends."""
 
     sinks: tuple[Sink, ...] = ()
     """Other programs that get the metrics, besides the run's own files."""
@@ -198,3 +204,48 @@ class PretrainSettings(Settings):
                     f"pretrain.schedule.decay_steps={self.steps // 5}, or leave it out"
                 )
         return self
+
+
+MAY_CHANGE = (
+    "pretrain.steps",
+    "pretrain.batch_tokens",
+    "pretrain.micro_batch_rows",
+    "pretrain.device",
+    "pretrain.compile",
+    "pretrain.recompute",
+    "pretrain.loss.weight",
+    "pretrain.loss.z_loss",
+    "pretrain.optimizer",
+    "pretrain.schedule",
+    "pretrain.schedule.kind",
+    "pretrain.batch_ramp",
+    "pretrain.average",
+    "pretrain.clip",
+    "pretrain.clip_value",
+    "pretrain.guard",
+    "pretrain.guard.kind",
+    "pretrain.health_every",
+    "pretrain.evaluations",
+    "pretrain.sinks",
+    "pretrain.validate_every",
+    "pretrain.validation_tokens",
+    "pretrain.sample_every",
+    "pretrain.sample_prompt",
+    "pretrain.sample_tokens",
+    "pretrain.checkpoint_every",
+    "pretrain.keep_checkpoints",
+    "pretrain.keep_every_steps",
+    "pretrain.keep_best",
+    "pretrain.failed_checkpoints",
+)
+"""What a training under way takes over when the recipe changes: its state keeps its shape and its meaning. A table
+stands for all that is in it but `kind`. Changing anything else is another training."""
+
+
+def may_change(name: str) -> bool:
+    """
+    >>> [may_change(f"pretrain.{name}") for name in ("optimizer.learning_rate", "optimizer.kind", "schedule.kind")]
+    [True, False, True]
+    """
+    inside = any(name.startswith(f"{table}.") for table in MAY_CHANGE) and not name.endswith(".kind")
+    return name in MAY_CHANGE or inside

@@ -4,6 +4,7 @@ It answers in this order: what is it, how good is it, what did it cost, can I tr
 """
 
 import hashlib
+import json
 import statistics
 import time
 from collections.abc import Iterable
@@ -289,6 +290,13 @@ def _interruptions(run: Run) -> tuple[str, str]:
         )
     if not kinds:
         return OPEN, "**The log of events is gone**: whether training was interrupted is not known."
+    changes = changed_settings(run.events)
+    if changes:
+        told = "; ".join(f"{name} {old} → {new} from step {step:,} on" for step, name, old, new in changes)
+        return CARE, (
+            f"**Settings were changed while it trained**: {told}. One run with these settings from the beginning would "
+            "give other numbers."
+        )
     resumed = kinds.count("resumed")
     if resumed:
         threads = list(dict.fromkeys(str(event["threads"]) for event in run.events if "threads" in event))
@@ -318,6 +326,19 @@ def _bad_steps(run: Run) -> tuple[str, str]:
     if guard == "none":
         return OPEN, f"**Bad steps** were not looked for: the run had no guard.{scale}"
     return GOOD, f"**No step had to be left out**: no loss or gradient was far above those before it.{scale}"
+
+
+def changed_settings(events: Iterable[dict[str, Any]]) -> list[tuple[int, str, str, str]]:
+    """Step, name, value before and value after of what was changed under way, and not taken back by a later resume."""
+    changes: list[tuple[int, str, str, str]] = []
+    for event in events:
+        step = event.get("step", 0)
+        if event.get("event") in ("started", "resumed"):
+            changes = [change for change in changes if change[0] < step]
+        elif event.get("event") == "settings changed":
+            changed = event.get("changed", {}).items()
+            changes += [(step, name, json.dumps(old), json.dumps(new)) for name, (old, new) in changed]
+    return changes
 
 
 def _count(number: int, noun: str) -> str:
@@ -669,8 +690,12 @@ def _chain(run: Run) -> list[str]:
 
 def _events(run: Run) -> list[str]:
     def details(event: dict[str, Any]) -> str:
-        told = {**event, "worst": "; ".join(map(_named, event["worst"]))} if "worst" in event else event
-        return ", ".join(f"{key} {value}" for key, value in told.items() if key not in ("at", "event", "documents"))
+        told = {key: value for key, value in event.items() if key not in ("at", "event", "documents")}
+        if "worst" in told:
+            told["worst"] = "; ".join(map(_named, told["worst"]))
+        changed = told.pop("changed", {})
+        parts = [f"{key} {value}" for key, value in told.items()]
+        return ", ".join(parts + [f"{name} {old} → {new}" for name, (old, new) in changed.items()])
 
     rows = [(event.get("at", ""), event.get("event", ""), details(event)) for event in run.events]
     return [

@@ -9,11 +9,26 @@ from dataclasses import dataclass
 from types import FrameType
 
 
+class AskedToStop(BaseException):
+    """A signal asked this process to stop. Not an Exception: whatever runs just now must let it through."""
+
+
 @dataclass
 class Stop:
     """Whether a signal asked this process to stop, and which."""
 
     asked: str | None = None
+    at_once: bool = False
+    """Whether nothing would be lost: then a signal raises `AskedToStop` wherever it comes, such as in a compilation."""
+
+    def check(self, done: int = 0, total: int = 0, note: str = "") -> None:
+        """For long jobs that lose nothing but their time, as their `progress`.
+
+        Raises:
+            AskedToStop: when a signal came.
+        """
+        if self.asked:
+            raise AskedToStop(self.asked)
 
 
 @contextlib.contextmanager
@@ -28,6 +43,8 @@ def noticing_signals() -> Iterator[Stop]:
         if stop.asked:
             os._exit(128 + number)
         stop.asked = signal.Signals(number).name
+        if stop.at_once:
+            stop.check()
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
