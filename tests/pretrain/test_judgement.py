@@ -208,7 +208,7 @@ def test_with_no_checkpoint_it_goes_back_to_the_weights_it_began_with(
     again = tmp_path / "again"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            stage, "batches", lambda shards, context, seed, rows, first: batches(shards, context, seed, rows, 3 * rows)
+            stage, "batches", lambda shards, context, seed, rows, first: batches(shards, context, seed, rows, 3 * ROWS)
         )
         train(text, again, settings(steps=8))
     assert weights_of(again) == weights_of(tmp_path)

@@ -43,9 +43,9 @@ def train(home: Path, name: str, *overrides: str, say: Callable[[str], None] = l
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what the clock says."""
+    """metrics.jsonl without what the clock and the process say."""
     read = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in read]
+    return [{name: value for name, value in line.items() if name not in ("seconds", "memory_bytes")} for line in read]
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:

@@ -258,7 +258,8 @@ def pretrain(
                 tokens += settings.batch_rows(number - 1, context) * context
                 log.step(step, tokens, time.monotonic() - began, flops_per_token * tokens)
                 if judgement.count_overflow(step):
-                    what = f"the gradients overflowed float16 in {OVERFLOWS_IN_A_ROW} steps in a row up to {number:,}"
+                    in_a_row = f"{OVERFLOWS_IN_A_ROW} steps in a row up to step {number:,}"
+                    what = f"the gradients overflowed float16 in {in_a_row}"
                     raise judgement.diverged(what, number, _advice(settings, checkpoints))
                 if (line := health.after(step)) is not None:
                     log.health(line)
