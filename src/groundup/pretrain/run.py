@@ -17,7 +17,7 @@ import torch
 
 from groundup import checkpoint, pretrained
 from groundup.corpus.document import SPLITS
-from groundup.errors import SavedAndStopped, SettingsError
+from groundup.errors import Paused, SavedAndStopped, SettingsError
 from groundup.evals.score import score
 from groundup.evals.tasks import TASKS
 from groundup.files import Progress, is_made, making, no_progress, read_manifest, write_json
@@ -32,6 +32,7 @@ from groundup.pretrain.judgement import Judgement
 from groundup.pretrain.log import RunLog
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.sinks import Sinks
+from groundup.pretrain.start import take_weights, with_vocabulary_of
 from groundup.shards import open_split, refuse_another_tokenizer
 from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -54,6 +55,8 @@ class Places:
     model: Path
     corpus: Path
     """Tells from which files the documents came; training does not need it."""
+    start: Path | None = None
+    """The model that the training begins with, if it is not to draw its weights."""
 
 
 def check_fits(model: ModelConfig, places: Places, prompts: Iterable[str]) -> None:
@@ -91,20 +94,25 @@ def pretrain(
     inputs: dict[str, str],
     progress: Progress = no_progress,
     say: Callable[[str], None] = print,
+    until: int | None = None,
 ) -> None:
     """Train, or go on training, and write `places.model`.
 
     Args:
         settings: with `device` and `precision` chosen.
         inputs: name of each input → its digest, recorded in checkpoints and model.
+        until: the step to pause after, measured and saved; another call goes on from there.
 
     Raises:
+        Paused: at that step.
         SavedAndStopped: after Ctrl-C or SIGTERM, with a checkpoint written.
         DivergedError: when the guard has gone back as often as it may, or without one at a loss that is no number.
     """
     assert settings.precision is not None and settings.device is not None, "chosen before the stage begins"
     tokenizer = Tokenizer.load(places.tokenizer)
     config = model_config.with_vocabulary(tokenizer.vocab_size)
+    if places.start is not None:
+        config = with_vocabulary_of(places.start, model_config)
     train, validation = (  # every id was compared with the vocabulary by `check_fits`
         replace(open_split(places.shards, split), vocab_size=tokenizer.vocab_size) for split in ("train", "validation")
     )
@@ -128,6 +136,10 @@ def pretrain(
     log.send = sinks.send
     state = _restore(checkpoints, trained, described, inputs, judgement, log, say)
     tokens = int(state["tokens"])
+    if places.start is not None and state["step"] == 0:
+        take_weights(places.start, masters)
+    if until is not None and state["step"] >= until:
+        raise Paused(f"paused at step {state['step']:,} of {settings.steps:,} before")
     began = time.monotonic() - state["seconds"]
     context = config.context_length
     flops_per_token = training_flops_per_token(config, settings.loss)
@@ -163,6 +175,8 @@ def pretrain(
                 shutil.rmtree(path)
         if goal is None:
             _draw_again(trained, config, settings)
+            if places.start is not None:
+                take_weights(places.start, masters)
         state = _load(checkpoints, trained, described, inputs, judgement, log, say)
         guard.rollbacks = rollbacks
         judgement.jump_over(state["next_row"], next_row)
@@ -211,11 +225,11 @@ def pretrain(
                 raise judgement.diverged(what, number, _advice(settings, checkpoints))
             if (line := health.after(step)) is not None:
                 log.health(line)
-            last = number == settings.steps
-            looks_up = number % settings.validate_every == 0 or number % settings.sample_every == 0 or last
+            last, pauses = number == settings.steps, number == until
+            looks_up = number % settings.validate_every == 0 or number % settings.sample_every == 0 or last or pauses
             if looks_up or number % STEPS_PER_FLUSH == 0:
                 flush()  # before a model that diverged is asked for anything
-            if number % settings.validate_every == 0 or last:
+            if number % settings.validate_every == 0 or last or pauses:
                 with trained.as_finished():
                     measured = score(
                         model, validation, max_tokens=settings.validation_tokens, batch_rows=settings.micro_batch_rows
@@ -232,11 +246,13 @@ def pretrain(
                 with trained.as_finished():
                     text = generate(model, tokenizer, settings.sample_prompt, max_tokens=settings.sample_tokens)
                 log.add(step=number, sample=settings.sample_prompt + text)
-            if (number % settings.checkpoint_every == 0 and judgement.calm) or last or stop.asked:
+            if (number % settings.checkpoint_every == 0 and judgement.calm) or last or pauses or stop.asked:
                 save(number)
             if stop.asked and not last:
                 log.event("stopped", step=number, signal=stop.asked)
                 raise SavedAndStopped(f"saved at step {number:,} of {settings.steps:,}")
+            if pauses and not last:
+                raise Paused(f"paused at step {number:,} of {settings.steps:,}")
             progress(number, settings.steps, log.summary())
     if log.last("validation_bits_per_byte") is None:  # the metrics of an earlier process are gone
         with trained.as_finished():
