@@ -341,7 +341,8 @@ def _ready_to_write(
     """A model, its tokenizer, and how to sample: the options given, else what the model's own file says."""
     from groundup.errors import DataError
     from groundup.generation.settings import Sampling
-    from groundup.pretrained import load, model_directory
+    from groundup.model_files import model_directory
+    from groundup.pretrained import load
 
     loaded, tokenizer = load(model, device=device)
     if tokenizer is None and model.is_file():
@@ -381,7 +382,7 @@ def chat(
 ) -> None:
     """Converse with a model in the terminal. One that was only pretrained writes on at your text."""
     from groundup.chat import Conversation, talk, typed_lines
-    from groundup.pretrained import model_directory
+    from groundup.model_files import model_directory
     from groundup.tokenizer.chat import layout_of
 
     given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -419,6 +420,66 @@ def inspect(
     if found.damage:
         then = f"\nTry next: {found.next[0]}" if found.next else ""
         raise DataError("\n  ".join([f"{found.path} is not whole:", *found.damage]) + then)
+
+
+@app.command(
+    epilog=_example(
+        "groundup sweep recipes/storybook.toml pretrain.optimizer.learning_rate=1e-4..1e-2:log:8 --steps 300",
+        "groundup sweep recipes/storybook.toml pretrain.optimizer.learning_rate=1e-3..8e-3:log:9 --halving",
+        "groundup sweep recipes/storybook.toml pretrain.optimizer.weight_decay=0.0,0.1 model.n_layers=4..8:3",
+    )
+)
+def sweep(
+    recipe: RecipeFile,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUES",
+            help="Settings with several values: FIRST..LAST:log:N, FIRST..LAST:N or A,B,C; ordinary ones.",
+        ),
+    ] = None,
+    halving: Annotated[
+        bool,
+        typer.Option(
+            "--halving", help="All points begin, and at each rung only the best third goes on, three times as far."
+        ),
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="How long each training is, its schedule included; else as in the recipe.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Where it goes; runs/NAME-sweep if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all points as JSON.")] = False,
+) -> None:
+    """Train a recipe with several values of some settings, and say which serve best.
+
+    Interrupted, the same command goes on; points that were finished are not trained again.
+    """
+    from groundup.errors import SavedAndStopped
+    from groundup.report.sweep import rows
+    from groundup.sweep import PAGE
+    from groundup.sweep import sweep as train_points
+
+    say = (lambda text: print(text, file=sys.stderr)) if as_json else print
+    try:
+        found = train_points(
+            recipe, settings or (), halving=halving, steps=steps, run=run, watch=terminal.watch, say=say
+        )
+    except terminal.Interrupted:
+        raise SavedAndStopped("stopped; the points that were finished are kept") from None
+    if as_json:
+        print(json.dumps(found))
+        return
+    header, told = rows(found)
+    print()
+    terminal.print_table([header, *told])
+    print()
+    for note in found["notes"]:
+        print(note)
+    directory = Path(found["directory"])
+    print(f"Drawn: {directory / PAGE}\n\nTry next:")
+    print(f"  {terminal.command('build', recipe, *found['overrides'])}")
+    finish = terminal.command("build", recipe, *found["overrides"], "--run", directory / found["best"])
+    print(f"  {finish}        (evaluate and report the best point itself)")
 
 
 @app.command(epilog=_example("groundup report runs/storybook", "groundup report recipes/storybook.toml"))
