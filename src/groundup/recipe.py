@@ -496,7 +496,8 @@ def _ready_to_train(recipe: Recipe, beside: Path, run: Path, say: Say, examined:
     settings = recipe.pretrain
     if is_made(run / "model") or not is_made(run / "shards"):
         return recipe
-    from groundup.pretrain.assemble import faster_precision, prepare_process
+    from groundup.pretrain.assemble import prepare_process
+    from groundup.pretrain.speed import faster_precision
     from groundup.pretrained import find_device
 
     prepare_process()
