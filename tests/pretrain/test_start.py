@@ -11,9 +11,12 @@ from torch.nn.functional import cross_entropy
 
 import groundup
 from groundup import loader
+from groundup.corpus.survey import survey
 from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.files import read_manifest
+from groundup.plan.hardware import Machine
 from groundup.pretrain import run as pretrain_run
+from groundup.propose import propose, read_start, to_toml
 from groundup.recipe import Built, Recipe, build
 from groundup.shards import open_split
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -70,6 +73,7 @@ def test_the_first_loss_is_that_of_the_model_that_it_starts_from(made: Path) -> 
     assert losses(run)[0] == pytest.approx(own_loss(start, run), rel=1e-5)  # float32, another order of sums
     assert losses(run)[0] < losses(made / "runs" / "tiny")[0]
     assert read_manifest(run / "model").inputs["start"] == read_manifest(start).digest
+    assert "It began with the weights of another model" in (run / "report.html").read_text()
     for saved in (run / "pretrain" / "checkpoints").iterdir():
         assert read_manifest(saved).inputs["start"] == read_manifest(start).digest
 
@@ -179,3 +183,36 @@ def test_a_model_that_is_missing_or_damaged_is_refused(made: Path, tmp_path: Pat
     (damaged / "model.safetensors").write_bytes(weights)
     with pytest.raises(DamagedError, match="model"):
         go_on(made, damaged, "damaged", tokenizer=tokenizer)
+
+
+LAPTOP = Machine("2 CPU cores, 16 GB", True, 16_000_000_000, 200e9, 4.0, 300, True)
+
+
+def test_new_writes_a_recipe_that_goes_on_from_the_model(made: Path) -> None:
+    start = read_start(made / "runs" / "tiny")
+    sampled = survey((str(made / "tales"),), Path())
+    plan = propose("on", sampled, LAPTOP, start=start)
+    text = to_toml(plan, "groundup new on --from tales --start runs/tiny")
+    (made / "on.toml").write_text(text)
+    recipe = Recipe.load(made / "on.toml")
+    assert recipe == plan.recipe
+    assert "arXiv:2403.08763" in text
+    assert recipe.model.with_vocabulary(320) == start.model
+    packed = read_manifest(made / "runs" / "tiny" / "shards").statistics["train"]
+    assert plan.bytes_per_token == pytest.approx(packed["bytes"] / packed["tokens"], rel=0.05)
+    new = propose("new", sampled, LAPTOP, minutes=10, size=1e4).recipe.pretrain
+    assert recipe.pretrain.optimizer.learning_rate < new.optimizer.learning_rate
+    assert 1 <= (recipe.pretrain.schedule.warmup_steps or 0) <= recipe.pretrain.steps / 50
+    short = ["pretrain.steps=2", "pretrain.schedule.warmup_steps=1", "pretrain.sample_prompt=Tale", "model.dropout=0.0"]
+    short += ["evals.prompts=['']", "evals.sampling.max_tokens=2", "pretrain.sample_tokens=2"]
+    short += ["pretrain.device=cpu", "pretrain.precision=float32"]
+    run = build(made / "on.toml", short, run=made / "runs" / "on", say=lambda text: None).run
+    assert losses(run)[0] == pytest.approx(own_loss(made / "runs" / "tiny", run), rel=1e-5)
+
+
+def test_new_does_not_go_on_from_what_it_cannot(made: Path, tmp_path: Path) -> None:
+    start, sampled = read_start(made / "runs" / "tiny"), survey((str(made / "tales"),), Path())
+    with pytest.raises(SettingsError, match="has a size of its own: leave --size and --preset out"):
+        propose("on", sampled, LAPTOP, start=start, preset="gpt2")
+    with pytest.raises(DataError, match="no model at"):
+        read_start(tmp_path / "gone")

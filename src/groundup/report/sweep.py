@@ -140,7 +140,8 @@ def _bits(point: Found, step: int | None) -> float | None:
 
 
 def _heat(found: Found) -> str:
-    """A table with a column for each value of one setting and a row for each of the other, the better the darker."""
+    """A table with a column for each value of one setting and a row for each of the other, the better the
+    more coloured."""
     down, across = found["axes"]
     step = found["rungs"][0] if found["rungs"] else None
     bits = {
@@ -157,7 +158,9 @@ def _heat(found: Found) -> str:
     label = f"{down['key']} ↓ {across['key']} →"
     grid = f'<table class="heat"><thead><tr><th>{text(label)}</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
     when = "" if step is None else f", after {step:,} steps"
-    return f'<div class="wide">{grid}</table></div>' + sentence(f"Bits per byte{when}: **the darker the better.**")
+    return f'<div class="wide">{grid}</table></div>' + sentence(
+        f"Bits per byte{when}: **the more colour, the better.**"
+    )
 
 
 def _cell(bits: float | None, low: float, high: float) -> str:
@@ -168,12 +171,12 @@ def _cell(bits: float | None, low: float, high: float) -> str:
 
 
 def _how(found: Found) -> str:
-    same = "Corpus, tokenizer and order of the rows are the same in all points"
     chosen = ", ".join(f"{key} = {value}" for key, value in found["chosen"].items())
-    steps = ", ".join(f"{step:,}" for step in found["rungs"][:-1])
+    steps = " and ".join(f"{step:,}" for step in found["rungs"][:-1])
     thirds = f" All points began; after {steps} steps the best third went on." if steps else ""
     return (
-        f"{same}{f'; so are {chosen}, chosen by the first' if chosen else ''}.{thirds} Each point is one training: "
+        f"What is not swept is the same in all points{f', also {chosen}, which the first chose' if chosen else ''}."
+        f"{thirds} Each point is one training: "
         "sweep pretrain.seed as well to see how much of a difference is chance."
     )
 
