@@ -538,7 +538,8 @@ def _show_speed(measured: "Measured") -> None:
         ("share of peak", f"{speed.share_of_peak:.0%} of {_flops(speed.peak_flops)}, the fastest product here"),
         ("memory", f"{speed.peak_bytes / 1e9:,.2f} GB at most, {where}"),
         ("a step", f"{step:.3g} s, waiting after each part: {shares}"),
-        ("settings", ", ".join(f"{name} {machine[name]}" for name in ("device", "precision", "threads", "allocator"))),
+        ("settings", ", ".join(f"{name} {machine[name]}"
+         for name in ("device", "precision", "compile", "recompute", "threads", "allocator"))),
         ("machine", ", ".join([*([machine["accelerator"]] if "accelerator" in machine else []), machine["processor"],
          f"torch {machine['torch']}"])),
     ]  # fmt: skip

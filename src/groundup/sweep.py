@@ -201,7 +201,7 @@ def _train_all(asked: Asked, directory: Path, state: Table, watch: Watch, say: S
 def _train(asked: Asked, directory: Path, name: str, step: int, state: Table, watch: Watch, say: Say) -> Table:
     """Bring a point to a step; what is then known of it."""
     run = directory / name
-    words = [*asked.overrides(asked.points[name]), *(f"{key}={value}" for key, value in state["chosen"].items())]
+    words = [*asked.overrides(asked.points[name]), *(override(key, value) for key, value in state["chosen"].items())]
     end = asked.loaded[name].pretrain.steps
     told: Table = {}
     try:
@@ -229,14 +229,17 @@ def _train(asked: Asked, directory: Path, name: str, step: int, state: Table, wa
 
 
 def _chosen(recipe: Recipe, run: Path) -> Table:
-    """Device and precision that the first point found best where the recipe leaves them open: all points have the
-    same, or their difference would be in the comparison."""
+    """What the first point found best where the recipe leaves it open: all points have the same, or their difference
+    would be in the comparison."""
     made = Recipe.load(run / "recipe.toml").pretrain
-    chosen = {}
-    if recipe.pretrain.device is None and made.device is not None:
+    asked = recipe.pretrain
+    chosen: Table = {}
+    if asked.device is None and made.device is not None:
         chosen["pretrain.device"] = made.device
-    if recipe.pretrain.precision is None and made.precision is not None:
+    if asked.precision is None and made.precision is not None:
         chosen["pretrain.precision"] = made.precision.kind
+    if asked.compile is None and made.compile is not None:
+        chosen["pretrain.compile"] = made.compile
     return chosen
 
 

@@ -364,6 +364,8 @@ def this_machine(settings: PretrainSettings, device: torch.device) -> dict[str, 
         "threads": str(torch.get_num_threads()),
         "device": str(device),
         "precision": settings.precision.kind,
+        "compile": "on" if settings.compile else "off",
+        "recompute": settings.recompute,
         "torch": str(torch.__version__),
         "allocator": allocator(),
     }

@@ -171,7 +171,7 @@ def _cell(bits: float | None, low: float, high: float) -> str:
 
 
 def _how(found: Found) -> str:
-    chosen = ", ".join(f"{key} = {value}" for key, value in found["chosen"].items())
+    chosen = ", ".join(f"{key} = {_shown(value)}" for key, value in found["chosen"].items())
     steps = " and ".join(f"{step:,}" for step in found["rungs"][:-1])
     thirds = f" All points began; after {steps} steps the best third went on." if steps else ""
     return (
