@@ -204,7 +204,7 @@ def matmul_peak(config: ModelConfig, settings: PretrainSettings, device: torch.d
 
 
 def product_dtype(precision: Precision) -> torch.dtype:
-    """The type that matrices are multiplied in; of float8, whose head stays in bfloat16, that: its share may exceed 1."""
+    """The type that matrices are multiplied in. Of float8 that of its head, bfloat16: the share may then exceed 1."""
     match precision:
         case Float32():
             return torch.float32
