@@ -49,8 +49,8 @@ def test_each_part_of_a_step_is_where_its_time_goes(monkeypatch: pytest.MonkeyPa
     """Slowed down one after the other, by more than a step of this model takes: two pieces, so forward comes twice."""
     real = assembling.make_loss
 
-    def slow(settings: PretrainSettings):  # type: ignore[no-untyped-def]
-        loss = real(settings)
+    def slow(*given):  # type: ignore[no-untyped-def]
+        loss = real(*given)
 
         def waiting(model, batch):  # type: ignore[no-untyped-def]
             time.sleep(0.05)

@@ -260,6 +260,7 @@ def _fit(
         gradients,
         steps=steps,
         clip=settings.clip,
+        clip_value=settings.clip_value,
         scaler=assembled.scaler,
     )
 
