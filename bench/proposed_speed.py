@@ -12,8 +12,9 @@ from pathlib import Path
 from groundup.files import read_manifest
 from groundup.model.settings import ModelConfig
 from groundup.plan.hardware import this_machine
-from groundup.pretrain.assemble import faster_precision, prepare_process
+from groundup.pretrain.assemble import prepare_process
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.speed import faster_precision
 from groundup.pretrained import find_device
 from groundup.propose import LADDER
 

@@ -24,7 +24,7 @@ from groundup.tokenizer.tokenizer import Tokenizer
 
 COMMANDS = [
     "build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report", "watch", "compare",
-    "tokens", "tokens show", "tokens compare", "tokens advise", "tokens convert", "tokens extend",
+    "sweep", "bench", "tokens", "tokens show", "tokens compare", "tokens advise", "tokens convert", "tokens extend",
 ]  # fmt: skip
 
 
@@ -469,6 +469,10 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["new", "fresh", "--from", "tales", "--minutes", "0"], 2, "--minutes is 0"),
     (["new", "fresh", "--from", "tales", "--preset", "gpt9"], 2, "no preset 'gpt9'; did you mean gpt2"),
     (["new", "fresh", "--from", "tales", "--size", "1M", "--preset", "gpt2"], 2, "both set the size"),
+    (["new", "fresh", "--from", "tales", "--start", "gone"], 3, "no model at gone"),
+    (["sweep", "tiny.toml"], 2, "nothing is swept: give a setting several values, such as pretrain.optimizer"),
+    (["sweep", "tiny.toml", "model.d_model=16,32", "--run", "runs/tiny"], 2, "runs/tiny is a run, not a sweep"),
+    (["bench", "tales"], 2, "tales is neither a recipe nor a run with shards"),
     (["report", "runs/tiny", "pretrain.steps=3"], 2, "runs/tiny is a run, which is reported as it is"),
     (["report", "runs/tinny"], 3, "no run at runs/tinny; did you mean runs/tiny"),
     (["eval", "runs/tiny", "--replace"], 2, "--run and --replace go with a recipe"),

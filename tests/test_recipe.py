@@ -253,10 +253,11 @@ def test_another_tokenizer_is_refused_before_the_first_batch(home: Path) -> None
     manifest = read_manifest(run / "tokenizer")
     write_manifest(run / "tokenizer", replace(manifest, statistics={**manifest.statistics, "split": "another"}))
     stands = read_manifest(run / "tokenizer").digest
+    tiny = Recipe.load(home / "tiny.toml")
     with pytest.raises(SettingsError, match=f"pack .* tokenizer was {packed[:8]}…, is {stands[:8]}…"):
         quietly()
     with pytest.raises(SettingsError, match=f"packed with tokenizer {packed[:8]}…, .* has {stands[:8]}…"):
-        check_fits(Recipe.load(home / "tiny.toml").model, _places(run), [])
+        check_fits(tiny.model, _places(tiny, home, run), [])
 
 
 def test_another_tokenizer_beside_a_model_is_refused(finished: Path) -> None:
@@ -273,8 +274,9 @@ def test_ids_beyond_the_vocabulary_are_refused_before_the_first_batch(home: Path
     ids = np.load(run / "shards" / "validation.npy")
     ids[7] = 320
     np.save(run / "shards" / "validation.npy", ids)
+    tiny = Recipe.load(home / "tiny.toml")
     with pytest.raises(DamagedError, match=r"validation\.npy holds id 320 at place 7; the vocabulary has 320 ids"):
-        check_fits(Recipe.load(home / "tiny.toml").model, _places(run), [])
+        check_fits(tiny.model, _places(tiny, home, run), [])
 
 
 def test_a_tokenizer_from_elsewhere_is_refused(finished: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Sequence
 
+    from groundup.bench import Measured
     from groundup.corpus.survey import Survey
     from groundup.files import Manifest
     from groundup.generation.settings import Sampling
@@ -73,6 +74,7 @@ def _presets(begun: str) -> list[str]:
         "groundup new my-model --from ./my-texts",
         "groundup new my-model --from book.txt --from letters.jsonl --minutes 60",
         "groundup new my-gpt2 --from ./my-texts --preset gpt2",
+        "groundup new my-storybook --from ./my-texts --start runs/storybook",
     )
 )
 def new(
@@ -89,6 +91,10 @@ def new(
         str | None,
         typer.Option(help="A published model's blocks and sizes, such as gpt2.", autocompletion=_presets),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="A trained model to go on from: a run, a model directory, or one as of Hugging Face."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found and planned as JSON.")] = False,
 ) -> None:
     """Look at your texts and this machine, and write a recipe sized to both.
@@ -99,7 +105,7 @@ def new(
     from groundup.errors import SettingsError
     from groundup.files import write_text
     from groundup.plan.hardware import this_machine
-    from groundup.propose import parameters_in, propose, to_toml
+    from groundup.propose import parameters_in, propose, read_start, to_toml
 
     name = name.removesuffix(".toml")
     target = Path(f"{name}.toml")
@@ -108,8 +114,9 @@ def new(
     if target.exists():
         raise SettingsError(f"{target} exists and is left as it is: choose another name, or move it away")
     wanted = None if size is None else parameters_in(size)
+    begun = None if start is None else read_start(start)
     sampled = survey(tuple(sources), Path())
-    proposal = propose(name, sampled, this_machine(), minutes=minutes, size=wanted, preset=preset)
+    proposal = propose(name, sampled, this_machine(), minutes=minutes, size=wanted, preset=preset, start=begun)
     write_text(target, to_toml(proposal, terminal.typed()))
     if as_json:
         print(json.dumps({"recipe": str(target), **proposal.table()}))
@@ -341,7 +348,8 @@ def _ready_to_write(
     """A model, its tokenizer, and how to sample: the options given, else what the model's own file says."""
     from groundup.errors import DataError
     from groundup.generation.settings import Sampling
-    from groundup.pretrained import load, model_directory
+    from groundup.model_files import model_directory
+    from groundup.pretrained import load
 
     loaded, tokenizer = load(model, device=device)
     if tokenizer is None and model.is_file():
@@ -381,7 +389,7 @@ def chat(
 ) -> None:
     """Converse with a model in the terminal. One that was only pretrained writes on at your text."""
     from groundup.chat import Conversation, talk, typed_lines
-    from groundup.pretrained import model_directory
+    from groundup.model_files import model_directory
     from groundup.tokenizer.chat import layout_of
 
     given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -419,6 +427,138 @@ def inspect(
     if found.damage:
         then = f"\nTry next: {found.next[0]}" if found.next else ""
         raise DataError("\n  ".join([f"{found.path} is not whole:", *found.damage]) + then)
+
+
+@app.command(
+    epilog=_example(
+        "groundup sweep recipes/storybook.toml pretrain.optimizer.learning_rate=1e-4..1e-2:log:8 --steps 300",
+        "groundup sweep recipes/storybook.toml pretrain.optimizer.learning_rate=1e-3..8e-3:log:9 --halving",
+        "groundup sweep recipes/storybook.toml pretrain.optimizer.weight_decay=0.0,0.1 model.n_layers=4..8:3",
+    )
+)
+def sweep(
+    recipe: RecipeFile,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUES",
+            help="Settings with several values: FIRST..LAST:log:N, FIRST..LAST:N or A,B,C; ordinary ones.",
+        ),
+    ] = None,
+    halving: Annotated[
+        bool,
+        typer.Option(
+            "--halving", help="All points begin, and at each rung only the best third goes on, three times as far."
+        ),
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="How long each training is, its schedule included; else as in the recipe.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Where it goes; runs/NAME-sweep if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all points as JSON.")] = False,
+) -> None:
+    """Train a recipe with several values of some settings, and say which serve best.
+
+    Interrupted, the same command goes on; points that were finished are not trained again.
+    """
+    from groundup.errors import SavedAndStopped
+    from groundup.report.sweep import rows
+    from groundup.sweep import PAGE
+    from groundup.sweep import sweep as train_points
+
+    say = (lambda text: print(text, file=sys.stderr)) if as_json else print
+    try:
+        found = train_points(
+            recipe, settings or (), halving=halving, steps=steps, run=run, watch=terminal.watch, say=say
+        )
+    except terminal.Interrupted:
+        raise SavedAndStopped("stopped; the points that were finished are kept") from None
+    if as_json:
+        print(json.dumps(found))
+        return
+    header, told = rows(found)
+    print()
+    terminal.print_table([header, *told])
+    print()
+    for note in found["notes"]:
+        print(note)
+    directory = Path(found["directory"])
+    print(f"Drawn: {directory / PAGE}\n\nTry next:")
+    print(f"  {terminal.command('build', recipe, *found['overrides'])}")
+    finish = terminal.command("build", recipe, *found["overrides"], "--run", directory / found["best"])
+    print(f"  {finish}        (evaluate and report the best point itself)")
+
+
+@app.command(
+    epilog=_example(
+        "groundup bench recipes/storybook.toml",
+        "groundup bench runs/storybook pretrain.precision=float32",
+        "groundup bench recipes/storybook.toml --trace trace.json.gz",
+    )
+)
+def bench(
+    target: Annotated[Path, typer.Argument(help="A recipe, or a run with shards.", show_default=False)],
+    overrides: Overrides = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps to measure; about ten seconds if not given.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write a profiler's trace of two steps, such as trace.json.gz.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
+) -> None:
+    """Measure how fast a recipe trains here, how near that is to the machine's limit, and where the rest goes.
+
+    A throw-away model is trained on the recipe's own rows; nothing of it is kept.
+    """
+    from groundup.bench import bench as measure
+
+    say = (lambda text: print(text, file=sys.stderr)) if as_json else print
+    measured = measure(target, overrides or (), steps=steps, trace=trace, watch=terminal.watch, say=say)
+    if as_json:
+        print(json.dumps(measured.table()))
+    else:
+        _show_speed(measured)
+        if trace is not None:
+            print(f"\nWrote {trace}: open it in a browser at chrome://tracing, or in Perfetto.")
+
+
+def _show_speed(measured: "Measured") -> None:
+    speed = measured.speed
+    whole = measured.recipe.pretrain.batch_tokens
+    part = "" if speed.batch_tokens >= whole else f", a part of the recipe's {whole:,}"
+    step = sum(speed.parts.values())
+    shares = ", ".join(f"{name} {seconds / step:.0%}" for name, seconds in speed.parts.items())
+    machine = speed.machine
+    where = "of tensors" if machine["device"] != "cpu" else "of the process"
+    rows = [
+        ("speed", f"{speed.tokens_per_second:,.0f} tokens/s, median; {speed.slowest:,.0f} to {speed.fastest:,.0f} in "
+         f"{speed.steps} steps of {speed.batch_tokens:,} tokens{part}"),
+        ("arithmetic", f"{_flops(speed.flops_per_second)}: {_flops(speed.flops_per_token, '')} a token in the model's "
+         "products, forward and backward"),
+        ("share of peak", f"{speed.share_of_peak:.0%} of {_flops(speed.peak_flops)}, the fastest product here"),
+        ("memory", f"{speed.peak_bytes / 1e9:,.2f} GB at most, {where}"),
+        ("a step", f"{step:.3g} s, waiting after each part: {shares}"),
+        ("settings", ", ".join(f"{name} {machine[name]}"
+         for name in ("device", "precision", "compile", "recompute", "threads", "allocator"))),
+        ("machine", ", ".join([*([machine["accelerator"]] if "accelerator" in machine else []), machine["processor"],
+         f"torch {machine['torch']}"])),
+    ]  # fmt: skip
+    terminal.print_table(rows)
+    if speed.operations:
+        print("\nOperations that took most time themselves, of a step:\n")
+        told = [(name, f"{seconds * 1e3:,.1f} ms", f"{calls:,} ×") for name, seconds, calls in speed.operations]
+        terminal.print_table(told)
+
+
+def _flops(value: float, unit: str = "/s") -> str:
+    """
+    >>> _flops(5.1e11), _flops(8.4e7, "")
+    ('510 GFLOP/s', '84 MFLOP')
+    """
+    for least, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= least:
+            return f"{value / least:,.3g} {letter}FLOP{unit}"
+    return f"{value:,.0f} FLOP{unit}"
 
 
 @app.command(epilog=_example("groundup report runs/storybook", "groundup report recipes/storybook.toml"))

@@ -43,3 +43,7 @@ class SavedAndStopped(GroundupError):
     """Work was interrupted after saving; the same command goes on from there."""
 
     exit_code = 75
+
+
+class Paused(SavedAndStopped):
+    """Work that came to the step at which it was asked to pause, and saved."""

@@ -8,7 +8,6 @@ arXiv:2407.05841). Averaging pieces is Gee et al. 2022 (arXiv:2402.09977); Hewit
 Embeddings", averages all rows, as is done here for rows that no token has. docs/log.md tells what was measured.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +18,13 @@ from torch import Tensor
 
 from groundup import llama2c, pretrained
 from groundup.errors import DataError, SettingsError
-from groundup.files import canonical_json, is_made, making, reading, sha256_of_file, verify, write_json
+from groundup.files import is_made, making, read_manifest, reading, write_json
 from groundup.generation.settings import Sampling
 from groundup.model.count import count
 from groundup.model.settings import LanguageModel, ModelConfig
+from groundup.model_files import digest_of, model_directory
 from groundup.tokenizer import chat
 from groundup.tokenizer.settings import MULTIPLE
-
-MODEL_FILES = (".json", ".safetensors", ".txt", ".bpe", ".gz")
-"""Suffixes of what others' model directories are read from."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,8 @@ def extend(source: Path, out: Path, added: Sequence[str] = (), special: Sequence
         raise SettingsError(f"{out} exists and is left as it is: choose another --out, or move it away")
     if llama2c.is_model(source):
         raise DataError(f"{source} is a model of llama2.c, which comes without a tokenizer that is read here")
-    directory = pretrained.model_directory(source)
-    base, trained = _origin(directory)
+    directory = model_directory(source)
+    base, trained = digest_of(directory), _trained(directory)
     read, weights = pretrained.read_weights(directory)
     model = pretrained.build(read, weights, str(directory))
     before = pretrained.tokenizer_of(directory, model.config)
@@ -142,11 +139,7 @@ def widened(matrix: Tensor, ids: int, pieces: Sequence[Sequence[int]], rows: int
     return torch.cat([kept, spare.expand(rows - len(kept), *spare.shape)])
 
 
-def _origin(directory: Path) -> tuple[str, dict[str, int]]:
-    """The digest of a model, of its files where others made it, and how long it was trained, as far as is told."""
-    if is_made(directory):
-        manifest = verify(directory, "model")
-        told = manifest.statistics
-        return manifest.digest, {name: told[name] for name in ("steps", "tokens") if name in told}
-    files = {file.name: sha256_of_file(file) for file in sorted(directory.iterdir()) if file.suffix in MODEL_FILES}
-    return hashlib.sha256(canonical_json(files)).hexdigest(), {}
+def _trained(directory: Path) -> dict[str, int]:
+    """How long a model was trained, as far as is told."""
+    told = read_manifest(directory).statistics if is_made(directory) else {}
+    return {name: told[name] for name in ("steps", "tokens") if name in told}

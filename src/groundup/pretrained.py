@@ -14,13 +14,12 @@ from torch import Tensor
 
 from groundup import llama2c
 from groundup.errors import DataError, SettingsError, UnsupportedError
-from groundup.files import PICKLES, check, is_made, refuse_nothing, write_json
-from groundup.model.names import ARCHITECTURES, read_config, refusing_contradictions, rename
+from groundup.files import PICKLES, check, is_made, write_json
+from groundup.model.names import ARCHITECTURES, refusing_contradictions, rename
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.model_files import FORMAT, config_of, config_table, model_directory
 from groundup.tokenizer.tokenizer import Tokenizer
-
-FORMAT = "groundup"
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
@@ -72,50 +71,14 @@ def load(
         return model, None
 
 
-def model_directory(path: Path) -> Path:
-    """The directory that holds the model; of a run, its `model/`."""
-    if path.suffix == ".toml" and path.is_file():
-        raise SettingsError(
-            f"{path} is a recipe; name what `groundup build {path}` makes of it, such as runs/{path.stem}"
-        )
-    if path.is_file():
-        if path.suffix in PICKLES:
-            damaged = ", or a file of llama2.c that is not whole" if path.suffix == ".bin" else ""
-            raise DataError(
-                f"{path} is a pickle{damaged}: a pickle can run any program when it is loaded; ask for safetensors"
-            )
-        raise DataError(f"{path} is a file; a model is a directory with config.json and model.safetensors")
-    refuse_nothing(path, "model")
-    if (path / "model" / "config.json").is_file():
-        return path / "model"
-    if (path / "recipe.toml").is_file() and not (path / "config.json").is_file():
-        raise DataError(f"the run {path} has no finished model yet: go on with the command that began it")
-    return path
-
-
 def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The config and the tensors under our names."""
-    try:
-        table = json.loads((directory / "config.json").read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{directory} holds no model: it has no config.json") from None
-    except OSError as error:
-        raise DataError(f"cannot read {directory / 'config.json'}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{directory / 'config.json'} is damaged: {error}") from None
-    if not isinstance(table, dict):
-        raise DataError(f"{directory / 'config.json'} is damaged: it is not a JSON object")
+    config = config_of(directory)
+    table, tensors = config_table(directory), _read_tensors(directory)
     if table.get("format") == FORMAT:
-        config = ModelConfig.from_table(table.get("model", {}), str(directory / "config.json"))
-        return config, _read_tensors(directory)
-    kind = table.get("model_type")
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise DataError(f"{directory} is of model_type {kind!r}; read here: {FORMAT}, {', '.join(ARCHITECTURES)}")
-    with refusing_contradictions(directory / "config.json"):
-        config = read_config(table)
-    tensors = _read_tensors(directory)
+        return config, tensors
     try:
-        return config, rename(ARCHITECTURES[kind], config, tensors)
+        return config, rename(ARCHITECTURES[table["model_type"]], config, tensors)
     except (RuntimeError, ValueError, IndexError) as error:
         raise DataError(f"{directory}: the weights do not fit the config: {error}") from None
 

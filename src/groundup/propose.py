@@ -10,19 +10,22 @@ import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.survey import Survey
 from groundup.errors import DataError, ResourceError, SettingsError
 from groundup.model.presets import PRESETS, Preset
-from groundup.model.settings import ModelConfig
+from groundup.model.settings import LearnedPosition, ModelConfig
+from groundup.model_files import config_of, model_directory
 from groundup.plan import laws
 from groundup.plan.hardware import Machine
 from groundup.plan.vocabulary import Curve, advise, measure
 from groundup.recipe import Recipe
 from groundup.settings import nearest
 from groundup.tokenizer.settings import Learned
+from groundup.tokenizer.tokenizer import Tokenizer
 
 LADDER = (
     (64, 4), (128, 4), (192, 6), (256, 6), (320, 8), (384, 8), (512, 8), (640, 10), (768, 12), (1024, 16), (1280, 20),
@@ -52,6 +55,18 @@ WITHOUT_BLANKS = ("Cjk", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanma
 """Scripts that put no blanks between words; a fifth of the letters asks for the split pattern that knows them."""
 LOOKS = 10
 """How often validation is measured."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained model that the training is to go on from."""
+
+    path: str
+    """As it was named."""
+    tokenizer_path: str
+    model: ModelConfig
+    """With its vocabulary, which may have more rows than the tokenizer has ids."""
+    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)
@@ -167,6 +182,7 @@ def propose(
     minutes: float | None = None,
     size: float | None = None,
     preset: str | None = None,
+    start: Start | None = None,
 ) -> Proposal:
     """A recipe for the surveyed texts on this machine.
 
@@ -175,9 +191,10 @@ def propose(
             20 tokens for each parameter, or as often as that is worth it.
         size: about how many parameters; if not given, what promises most in the time.
         preset: a name in `PRESETS`, whose blocks and sizes are taken.
+        start: a model to go on from, whose blocks, sizes and tokenizer are taken.
 
     Raises:
-        SettingsError: an unknown preset; a time or size that cannot be.
+        SettingsError: an unknown preset; a time or size that cannot be; two that set the size.
         DataError: too little text to train on.
         ResourceError: a model that this machine cannot hold.
     """
@@ -185,18 +202,25 @@ def propose(
         raise SettingsError(f"--minutes is {minutes}; it should be more than 0 and less than a million")
     if size is not None and preset is not None:
         raise SettingsError(f"--size and --preset {preset} both set the size: give one of them")
+    if start is not None and (size is not None or preset is not None):
+        raise SettingsError(f"--start {start.path} has a size of its own: leave --size and --preset out")
     published = _published(preset)
     texts = _Texts(sampled)
     if minutes is None and size is None and published is None:
         minutes = MINUTES
     seconds = None if minutes is None else max(minutes * 60 * SHARE_OF_TIME - texts.preparing_seconds, minutes * 20)
-    candidates = [_candidate(model, texts, machine, seconds) for model in _models(texts, machine, size, published)]
+    if start is None:
+        candidates = [_candidate(model, texts, machine, seconds) for model in _models(texts, machine, size, published)]
+    else:
+        candidates = [_going_on(start, texts, machine, seconds)]
     held = [each for each in candidates if _fits(each.model, machine)]
     if not held:
         raise ResourceError(_too_large(candidates[0].model, machine))
     suited = [each for each in held if each.model.parameters <= PARAMETERS_PER_TOKEN * each.unique]
     chosen = min(suited or held[:1], key=lambda each: each.expected_loss)
     tables = _tables(name, chosen, texts, machine, published)
+    if start is not None:
+        tables = _from_start(tables, start)
     recipe = Recipe.from_table(tables, "new")
     steps_seconds = recipe.pretrain.steps * recipe.pretrain.batch_tokens / chosen.tokens_per_second
     looking = LOOKS * recipe.pretrain.validation_tokens / 3  # forward alone is a third of a training step
@@ -205,6 +229,19 @@ def propose(
         recipe, tables, sampled, machine, chosen.model, chosen.unique, chosen.bytes_per_token, texts.preparing_seconds,
         steps_seconds + (looking + scoring) / chosen.tokens_per_second, chosen.ends_early,
     )  # fmt: skip
+
+
+def read_start(path: Path) -> Start:
+    """The model that `--start` names, as far as a recipe needs to know it.
+
+    Raises:
+        DataError: missing, not represented here, or without its tokenizer.
+    """
+    model = config_of(path)
+    if path.is_file():
+        raise DataError(f"{path} is a model of llama2.c, which comes without a tokenizer that is read here")
+    directory = model_directory(path)
+    return Start(str(path), str(directory), model, Tokenizer.load(directory))
 
 
 def _published(preset: str | None) -> Preset | None:
@@ -294,6 +331,39 @@ def _fitted(shape: ModelConfig, texts: _Texts) -> ModelConfig:
     return vocabulary.model.model_copy(update={"context_length": context})
 
 
+def _going_on(start: Start, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
+    """The model of `start`, in rows that these texts fill: its context is cut only where no weight depends on it."""
+    sample = "\n".join(texts.sampled.texts)[: TRIAL_BYTES // 4]
+    bytes_per_token = len(sample.encode()) / max(1, len(start.tokenizer.encode(sample)))
+    unique = texts.train_bytes / bytes_per_token
+    context = start.model.context_length
+    if not isinstance(start.model.position, LearnedPosition):
+        context = min(context, START_CONTEXT, 2 ** int(math.log2(max(16.0, unique / 16))))
+    if unique < 16 * context:
+        raise DataError(
+            f"there are only about {unique:,.0f} tokens of text to train on; with a context of {context:,} "
+            f"{16 * context:,} are a beginning: add texts"
+        )
+    model = start.model.model_copy(update={"context_length": context})
+    speed = machine.training_flops(model.d_model) / model.training_flops_per_token
+    in_time = seconds * speed if seconds is not None else laws.TOKENS_PER_PARAMETER * model.parameters
+    worth = laws.MOST_PASSES * unique
+    return _Candidate(model, bytes_per_token, 1.0, unique, min(in_time, worth), in_time > worth, speed)
+
+
+def _from_start(tables: dict[str, Any], start: Start) -> dict[str, Any]:
+    """The tables of a training that goes on from a model: its tokenizer, and the learning rate warmed up again."""
+    pretrain = tables["pretrain"]
+    rate = _rounded(pretrain["optimizer"]["learning_rate"] * START_SHARE_OF_RATE)
+    warmup = max(1, min(100, pretrain["steps"] // 100))
+    return tables | {
+        "tokenizer": {"kind": "existing", "path": start.tokenizer_path},
+        "pretrain": {"start": start.path}
+        | pretrain
+        | {"optimizer": {"learning_rate": rate}, "schedule": pretrain["schedule"] | {"warmup_steps": warmup}},
+    }
+
+
 def _candidate(model: ModelConfig, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
     assert model.vocab_size is not None, "_fitted has set it"
     bytes_per_token = texts.curve.of(model.vocab_size).bytes_per_token
@@ -353,6 +423,10 @@ def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, publ
     }
 
 
+START_CONTEXT = 1024
+"""Of a model that training goes on from, where no weight depends on it: longer rows need more memory than most have."""
+START_SHARE_OF_RATE = 0.3
+"""Of the learning rate that a new model would get: an estimate of ours, between forgetting and adapting too little."""
 FEWEST_ROWS = 4
 FEWEST_STEPS = 1000
 """Smaller batches than the law has, if need be: on little text 1,240 steps beat 620 of twice the size (docs/log.md)."""
@@ -439,8 +513,18 @@ def _commented(line: str, comment: str | None) -> list[str]:
 def _comments(proposal: Proposal) -> dict[str, str]:
     """Why each line is as it is, by its dotted name."""
     recipe, model = proposal.recipe, proposal.model
+    start = recipe.pretrain.start
     often = f"{proposal.passes:.1f} times" if proposal.passes >= 1.05 else f"{proposal.passes:.0%} of it, once"
     enough = "; more often it would learn them by heart" if proposal.ends_early else ""
+    going_on = {
+        "tokenizer": "that of the model which the training begins with: its weights know tokens by these ids",
+        "model": f"{model.parameters:,} parameters, as {start} has them",
+        "pretrain.start": "its weights are what the first step begins with",
+        "pretrain.optimizer": "less than a new model would get: a higher rate takes on more of these texts and forgets "
+        "more of what was learned before (Ibrahim et al. 2024, arXiv:2403.08763)",
+        "pretrain.schedule": "a short rise, since the optimizer begins anew, and down again (the same, who found that "
+        "the length of the rise hardly matters)",
+    }
     return {
         "name": f"the run is written to runs/{recipe.name}",
         "corpus.sources": "files and folders, looked for beside this file first",
@@ -469,6 +553,7 @@ def _comments(proposal: Proposal) -> dict[str, str]:
         "pretrain.sample_prompt": "how many of your texts begin; what it makes of that is written down on the way",
         "pretrain.checkpoint_every": "steps; stopped or killed, the same command goes on from the last",
         "evals.prompts": "continued at the end; with an empty one it begins by itself",
+        **(going_on if start is not None else {}),
     }
 
 

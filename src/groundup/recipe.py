@@ -56,6 +56,8 @@ Watch = Callable[[str], AbstractContextManager[Progress]]
 Say = Callable[[str], None]
 
 
+SWEEP = "sweep.json"
+"""In a directory whose runs are the points of a sweep."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -149,6 +151,8 @@ class Job:
     inputs: Mapping[str, str]
     progress: Progress
     say: Say
+    until: int | None = None
+    """The step of training to pause after."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,8 @@ def build(
     run: str | Path | None = None,
     replace: bool = False,
     only: str | None = None,
+    last: str | None = None,
+    until: int | None = None,
     watch: Watch = lambda stage: nullcontext(no_progress),
     say: Say = print,
 ) -> Built:
@@ -218,8 +224,11 @@ def build(
         run: the run directory; `runs/NAME` if not given.
         replace: throw away stages that the settings or inputs no longer fit, instead of stopping.
         only: run this one stage; those before it must be up to date.
+        last: run no stage after this one.
+        until: the step of training to pause after; a build without it goes on.
 
     Raises:
+        Paused: at that step.
         SettingsError: when finished stages no longer fit the recipe, listing what changed.
     """
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
@@ -235,14 +244,15 @@ def build(
             refuse_in_the_way(directory / stage.directory)
         recorded = _recorded(directory, say)
         loaded = _with_recorded_choices(loaded, recorded)
-        stages = STAGES if only is None else _up_to(only)
+        wanted = only or last
+        stages = STAGES if wanted is None else _up_to(wanted)
         stale = _stale(STAGES, loaded, beside, directory, replace)
         if stale and not replace:
             raise SettingsError(_conflict(stale, recorded, loaded, directory))
         if "pretrain" in stale:
             loaded, _ = load(recipe, overrides)  # what was chosen for another model is open again
             if not {"tokenizer", "pack"} & stale.keys():
-                _check_fits(loaded, directory)  # before anything is thrown away
+                _check_fits(loaded, beside, directory, say)  # before anything is thrown away
         for stage in reversed(stages):  # a kill in between leaves no stage whose input is gone
             if stage.name in stale:
                 for place in (directory / stage.directory, directory / (stage.work or stage.directory)):
@@ -254,9 +264,9 @@ def build(
         for stage in stages:
             with _explaining_memory(loaded, directory) if stage.name in ("pretrain", "eval") else nullcontext():
                 if stage.name == "pretrain" and only in (None, "pretrain"):
-                    loaded = _ready_to_train(loaded, directory, say)
-                rows.append(_run_stage(stage, loaded, beside, directory, only, watch, say))
-        if only in (None, "report"):
+                    loaded = _ready_to_train(loaded, beside, directory, say, examined=last is None)
+                rows.append(_run_stage(stage, loaded, beside, directory, only, until, watch, say))
+        if wanted in (None, "report"):
             rows.append(_run_report(directory))
     return Built(directory, rows)
 
@@ -297,14 +307,14 @@ def examine(
         for stage in before:
             if not is_made(directory / stage.directory):
                 say(f"making {directory / stage.directory}, which `groundup build` will take over")
-            _run_stage(stage, loaded, beside, directory, None, watch, say)
+            _run_stage(stage, loaded, beside, directory, None, None, watch, say)
     from groundup.pretrain import doctor
     from groundup.pretrain.assemble import prepare_process
 
     prepare_process()
-    _check_fits(loaded, directory)
+    _check_fits(loaded, beside, directory, say)
     with _explaining_memory(loaded, directory):
-        patient = doctor.admit(loaded.model, loaded.pretrain, _places(directory))
+        patient = doctor.admit(loaded.model, loaded.pretrain, _places(loaded, beside, directory))
         yield from doctor.quick(patient) if only_quick else doctor.whole(patient, watts, price_per_hour)
 
 
@@ -330,7 +340,16 @@ def _refuse_foreign(directory: Path) -> None:
         raise SettingsError(f"{directory} holds other files and is not a run of groundup; choose another with --run")
 
 
-def _run_stage(stage: Stage, recipe: Recipe, beside: Path, run: Path, only: str | None, watch: Watch, say: Say) -> Row:
+def _run_stage(
+    stage: Stage,
+    recipe: Recipe,
+    beside: Path,
+    run: Path,
+    only: str | None,
+    until: int | None,
+    watch: Watch,
+    say: Say,
+) -> Row:
     started = time.monotonic()
     target = run / stage.directory
     if is_made(target):
@@ -346,7 +365,7 @@ def _run_stage(stage: Stage, recipe: Recipe, beside: Path, run: Path, only: str 
         share(other, target)
         return Row(stage.name, time.monotonic() - started, f"from {other.parent}", verify(target, stage.kind).digest)
     with watch(stage.name) as progress:
-        stage.make(Job(recipe, run, beside, settings, inputs, progress, say))
+        stage.make(Job(recipe, run, beside, settings, inputs, progress, say, until))
     return Row(stage.name, time.monotonic() - started, "made", read_manifest(target).digest)
 
 
@@ -357,7 +376,10 @@ def _inputs(stage: Stage, recipe: Recipe, beside: Path, run: Path) -> dict[str, 
 
 def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str], run: Path) -> Path | None:
     """A finished and whole directory of another run that was made from the same settings and inputs."""
-    for other in sorted(run.parent.glob(f"*/{stage.directory}")):
+    found = sorted(run.parent.glob(f"*/{stage.directory}"))
+    if (run.parent / SWEEP).is_file():  # its points take what the runs beside the sweep have
+        found += sorted(run.parent.parent.glob(f"*/{stage.directory}"))
+    for other in found:
         if other.parent != run and is_made(other):
             try:
                 manifest = read_manifest(other, stage.kind)
@@ -474,17 +496,19 @@ def _with_pretrain(recipe: Recipe, **chosen: Any) -> Recipe:
     return recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update=chosen)})
 
 
-def _ready_to_train(recipe: Recipe, run: Path, say: Say) -> Recipe:
+def _ready_to_train(recipe: Recipe, beside: Path, run: Path, say: Say, examined: bool) -> Recipe:
     """Check that the settings fit the data; choose device and precision if the recipe leaves them open, and write
     them down before the first step."""
     settings = recipe.pretrain
     if is_made(run / "model") or not is_made(run / "shards"):
         return recipe
-    from groundup.pretrain.assemble import faster_precision, prepare_process
+    from groundup.pretrain.assemble import prepare_process
+    from groundup.pretrain.speed import faster_precision
     from groundup.pretrained import find_device
 
     prepare_process()
-    _check_fits(recipe, run)
+    begun = any((run / "pretrain" / "checkpoints").glob("step-*"))
+    _check_fits(recipe, beside, run, say, begun)
     device = find_device(settings.device)
     precision = settings.precision
     if precision is None:
@@ -494,13 +518,13 @@ def _ready_to_train(recipe: Recipe, run: Path, say: Say) -> Recipe:
         told = ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items())
         say(f"timed both precisions on {device}: {told}; taking {precision.kind}")
     chosen = _with_pretrain(recipe, device=settings.device or str(device), precision=precision)
-    if not any((run / "pretrain" / "checkpoints").glob("step-*")):
-        _let_the_doctor_look(chosen, run, say)
+    if examined and not begun:  # a sweep tries on purpose what the doctor would stop
+        _let_the_doctor_look(chosen, beside, run, say)
     write_text(run / "recipe.toml", chosen.to_toml())
     return chosen
 
 
-def _let_the_doctor_look(recipe: Recipe, run: Path, say: Say) -> None:
+def _let_the_doctor_look(recipe: Recipe, beside: Path, run: Path, say: Say) -> None:
     """The quick lines before the first step: one line if all is well, else those that are not.
 
     Raises:
@@ -510,7 +534,8 @@ def _let_the_doctor_look(recipe: Recipe, run: Path, say: Say) -> None:
     from groundup.pretrain.log import RunLog
 
     began = time.monotonic()
-    lines = list(doctor.quick(doctor.admit(recipe.model, recipe.pretrain, _places(run))))
+    patient = doctor.admit(recipe.model, recipe.pretrain, _places(recipe, beside, run))
+    lines = list(doctor.quick(patient))
     doctor.refuse(lines)
     cares = [line for line in lines if line.verdict != "ok"]
     for line in cares:
@@ -537,10 +562,16 @@ def _explaining_memory(recipe: Recipe, run: Path) -> Iterator[None]:
         raise explained from None
 
 
-def _check_fits(recipe: Recipe, run: Path) -> None:
+def _check_fits(recipe: Recipe, beside: Path, run: Path, say: Say, begun: bool = False) -> None:
+    """A training that was `begun` has no more use for the model that it started with."""
     from groundup.pretrain.run import check_fits
+    from groundup.pretrain.start import check_start
+    from groundup.tokenizer.tokenizer import Tokenizer
 
-    check_fits(recipe.model, _places(run), [recipe.pretrain.sample_prompt, *recipe.evals.prompts])
+    places = _places(recipe, beside, run)
+    check_fits(recipe.model, places, [recipe.pretrain.sample_prompt, *recipe.evals.prompts])
+    if places.start is not None and not begun:
+        check_start(places.start, recipe.model, Tokenizer.load(places.tokenizer), say)
 
 
 # The stages
@@ -561,6 +592,14 @@ def _tokenizer_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
     if not isinstance(recipe.tokenizer, Existing):
         return {}
     return {"existing tokenizer": _existing_tokenizer(recipe.tokenizer, beside).digest}
+
+
+def _start_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
+    if recipe.pretrain.start is None:
+        return {}
+    from groundup.model_files import digest_of
+
+    return {"start": digest_of(locate(recipe.pretrain.start, beside, "model"))}
 
 
 def _existing_tokenizer(settings: Existing, beside: Path) -> "Tokenizer":
@@ -657,13 +696,16 @@ def _make_model(job: Job) -> None:
     with naming_the_place(run / "pretrain"):
         (run / "pretrain").mkdir(exist_ok=True)
     write_json(run / "pretrain" / "origin.json", {"settings": job.settings, "inputs": job.inputs})
-    pretrain(job.recipe.model, job.recipe.pretrain, _places(run), dict(job.inputs), job.progress, job.say)
+    places = _places(job.recipe, job.beside, run)
+    pretrain(job.recipe.model, job.recipe.pretrain, places, dict(job.inputs), job.progress, job.say, job.until)
 
 
-def _places(run: Path) -> "Places":
+def _places(recipe: Recipe, beside: Path, run: Path) -> "Places":
     from groundup.pretrain.run import Places
 
-    return Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
+    start = recipe.pretrain.start
+    found = None if start is None else locate(start, beside, "model")
+    return Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus", found)
 
 
 def _make_evals(job: Job) -> None:
@@ -702,7 +744,7 @@ STAGES = (
         "model",
         lambda r: {"model": r.model.table(), "pretrain": r.pretrain.table()},
         ("shards", "tokenizer"),
-        _no_sources,
+        _start_sources,
         _make_model,
         work="pretrain",
         shared=False,

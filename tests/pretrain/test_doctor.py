@@ -81,7 +81,7 @@ def patient(home: Path) -> Patient:
 def admitted(home: Path, *overrides: str) -> Patient:
     chosen = Recipe.load(home / "tales.toml", overrides)
     run = home / "run"
-    return doctor.admit(chosen.model, chosen.pretrain, recipes._places(run))
+    return doctor.admit(chosen.model, chosen.pretrain, recipes._places(chosen, Path(), run))
 
 
 def named(lines: list[Line]) -> set[str]:

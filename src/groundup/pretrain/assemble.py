@@ -5,13 +5,10 @@ import ctypes
 import gc
 import itertools
 import platform
-import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -27,12 +24,12 @@ from groundup.model.transformer import Transformer
 from groundup.optim.averaging import RunningAverage
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters, make_scaler, product_dtype, weight_dtype
-from groundup.optim.settings import Autocast, Bfloat16, ExponentialAverage, Float8, Float32, Precision
+from groundup.optim.settings import Autocast, ExponentialAverage, Float8
 from groundup.optim.state import prepare_state
 from groundup.optim.width import narrow_start
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
-from groundup.shards import Tokens, open_split
-from groundup.train.fit import Gradients, accumulate, fit
+from groundup.shards import Tokens
+from groundup.train.fit import Gradients, accumulate
 
 
 def prepare_process() -> None:
@@ -161,31 +158,6 @@ def batches(shards: Tokens, context_length: int, seed: int, rows: int | Iterable
     for n in itertools.repeat(rows) if isinstance(rows, int) else rows:
         yield loader.rows(shards, context_length, seed, first, n)
         first += n
-
-
-def faster_precision(
-    model: ModelConfig, settings: PretrainSettings, shards: Path, device: torch.device, seconds: float = 1.0
-) -> tuple[Precision, dict[str, float]]:
-    """Train a throw-away model in float32 and in bfloat16 for `seconds`; the faster, and tokens a second of each."""
-    train = open_split(shards, "train")
-    rows = min(settings.micro_batch_rows, settings.batch_tokens // model.context_length)
-    speeds: dict[str, float] = {}
-    candidates: tuple[Precision, ...] = (Float32(), Bfloat16())
-    for precision in candidates:
-        trial = settings.model_copy(update={"precision": precision})
-        assembled = assemble(model, trial, device)
-        drawn = batches(train, model.context_length, settings.seed, rows, 0)
-        taken: list[float] = []
-        last = started = time.monotonic()
-        for step in fit(assembled.optimizer, lambda _: 1.0, drawn, assembled.gradients(trial, 1), steps=1000):
-            step.loss.item()  # waits for the device
-            now = time.monotonic()
-            taken.append(now - last)
-            last = now
-            if now - started > seconds and len(taken) > 2:
-                break
-        speeds[precision.kind] = rows * model.context_length / statistics.median(taken[1:])  # the first one warms up
-    return max(candidates, key=lambda precision: speeds[precision.kind]), speeds
 
 
 def training_flops_per_token(config: ModelConfig, loss: NextToken | MultiToken) -> int:

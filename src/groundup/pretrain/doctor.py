@@ -42,13 +42,13 @@ from groundup.pretrain.assemble import (
     Assembled,
     assemble,
     batches,
-    faster_precision,
     give_back_freed_memory,
     training_flops_per_token,
 )
 from groundup.pretrain.checks import Line, judged
 from groundup.pretrain.run import Places, pretrain
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.speed import faster_precision
 from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.fit import fit

@@ -20,7 +20,7 @@ import torch
 from groundup import checkpoint, pretrained
 from groundup.checkpoint import Kept, Loaded, Saver
 from groundup.corpus.document import SPLITS
-from groundup.errors import ResourceError, SavedAndStopped, SettingsError
+from groundup.errors import Paused, ResourceError, SavedAndStopped, SettingsError
 from groundup.evals.score import score
 from groundup.evals.tasks import FIRST_NUMBER, TASKS
 from groundup.files import Progress, is_made, making, no_progress, read_manifest, write_json
@@ -35,6 +35,7 @@ from groundup.pretrain.judgement import Judgement
 from groundup.pretrain.log import RunLog
 from groundup.pretrain.settings import PretrainSettings, may_change
 from groundup.pretrain.sinks import Sinks
+from groundup.pretrain.start import take_weights, with_vocabulary_of
 from groundup.shards import open_split, refuse_another_tokenizer
 from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -57,6 +58,8 @@ class Places:
     model: Path
     corpus: Path
     """Tells from which files the documents came; training does not need it."""
+    start: Path | None = None
+    """The model that the training begins with, if it is not to draw its weights."""
 
 
 def check_fits(model: ModelConfig, places: Places, prompts: Iterable[str]) -> None:
@@ -94,20 +97,25 @@ def pretrain(
     inputs: dict[str, str],
     progress: Progress = no_progress,
     say: Callable[[str], None] = print,
+    until: int | None = None,
 ) -> None:
     """Train, or go on training, and write `places.model`.
 
     Args:
         settings: with `device` and `precision` chosen.
         inputs: name of each input → its digest, recorded in checkpoints and model.
+        until: the step to pause after, measured and saved; another call goes on from there.
 
     Raises:
+        Paused: at that step.
         SavedAndStopped: after Ctrl-C or SIGTERM, with a checkpoint written.
         DivergedError: when the guard has gone back as often as it may, or without one at a loss that is no number.
     """
     assert settings.precision is not None and settings.device is not None, "chosen before the stage begins"
     tokenizer = Tokenizer.load(places.tokenizer)
     config = model_config.with_vocabulary(tokenizer.vocab_size)
+    if places.start is not None:
+        config = with_vocabulary_of(places.start, model_config)
     train, validation = (  # every id was compared with the vocabulary by `check_fits`
         replace(open_split(places.shards, split), vocab_size=tokenizer.vocab_size) for split in ("train", "validation")
     )
@@ -134,6 +142,10 @@ def pretrain(
         return _load(checkpoints, trained, described, inputs, judgement, log, say)
 
     state = _restore(load(), settings, log, say)
+    if places.start is not None and state["step"] == 0:
+        take_weights(places.start, trained.masters)
+    if until is not None and state["step"] >= until:
+        raise Paused(f"paused at step {state['step']:,} of {settings.steps:,} before")
     began = time.monotonic() - state["seconds"]
     tokens, context = int(state["tokens"]), config.context_length
     flops_per_token = training_flops_per_token(config, settings.loss)
@@ -179,6 +191,8 @@ def pretrain(
                 shutil.rmtree(path)
         if goal is None:
             _draw_again(trained, config, settings)
+            if places.start is not None:
+                take_weights(places.start, trained.masters)
         state = load().state
         guard.rollbacks = rollbacks
         judgement.jump_over(state["next_row"], next_row)
@@ -217,7 +231,7 @@ def pretrain(
 
     def look_up(number: int) -> None:
         """Measure and write what is due after this step and not in the log; what a signal cuts short is due again."""
-        last, rows = number == settings.steps, settings.micro_batch_rows
+        last, rows = number in (settings.steps, until), settings.micro_batch_rows
 
         def due(every: int, name: str) -> bool:
             return (number % every == 0 or last) and log.at(number, name) is None
@@ -263,7 +277,7 @@ def pretrain(
                     raise judgement.diverged(what, number, _advice(settings, checkpoints))
                 if (line := health.after(step)) is not None:
                     log.health(line)
-                last = number == settings.steps
+                last = number in (settings.steps, until)
                 if number % STEPS_PER_FLUSH == 0:
                     flush()
                 if last or any(number % every == 0 for every in intervals):
@@ -271,9 +285,9 @@ def pretrain(
                         look_up(number)
                 if (number % settings.checkpoint_every == 0 and judgement.calm) or last or stop.asked:
                     save(number)
-                if stop.asked:
+                if stop.asked or (number == until and number < settings.steps):
                     saver.wait(last=True)
-                    raise stopped(number)
+                    raise stopped(number) if stop.asked else Paused(f"paused at step {number:,} of {settings.steps:,}")
                 saver.poll()
                 progress(number, settings.steps, log.summary())
         except AskedToStop:

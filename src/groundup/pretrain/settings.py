@@ -100,6 +100,9 @@ class PretrainSettings(Settings):
     results change only by rounding, and by which units dropout drops."""
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Of the initial weights, the order of the rows, and dropout."""
+    start: str | None = None
+    """A model whose weights the training begins with, instead of drawn ones: a run, a model directory, one as of
+    Hugging Face, or a file of llama2.c. [model] must describe it, [tokenizer] be its own: `groundup new --start`."""
     device: str | None = None
     """Such as `cpu` or `cuda`; the best present if not set."""
     precision: Precision | None = None

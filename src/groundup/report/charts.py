@@ -15,13 +15,15 @@ SERIES = 6
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `faint` is for the noisy original behind a smoothed one, `series` chooses colour and dash."""
+    """One curve. `faint` is for the noisy original behind a smoothed one, `series` chooses colour and dash, `dots`
+    shows where its values are."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     faint: bool = False
     series: int = 0
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,29 +44,36 @@ def smooth(y: Sequence[float], window: int) -> list[float]:
     return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(y))]
 
 
-def line_chart(lines: Sequence[Line], x_label: str, y_label: str, *, logarithmic: bool = False) -> str:
+def line_chart(
+    lines: Sequence[Line], x_label: str, y_label: str, *, logarithmic: bool = False, logarithmic_x: bool = False
+) -> str:
     """Curves over a common axis. Lines without points are left out; without any, a sentence says so.
 
     Args:
         logarithmic: both axes, in powers of ten; every value must then be above 0.
+        logarithmic_x: only that axis, and its values.
     """
     drawn = [line for line in lines if len(line.x)]
     if not drawn:
         return "<p>Nothing was measured yet.</p>"
-    place = math.log10 if logarithmic else float
-    low_x, high_x = _range([place(x) for line in drawn for x in line.x])
-    low_y, high_y = _range([place(y) for line in drawn for y in line.y])
+    logarithmic_x = logarithmic_x or logarithmic
+    place_x, place_y = math.log10 if logarithmic_x else float, math.log10 if logarithmic else float
+    low_x, high_x = _range([place_x(x) for line in drawn for x in line.x])
+    low_y, high_y = _range([place_y(y) for line in drawn for y in line.y])
     scale_x = (WIDTH - LEFT - RIGHT) / (high_x - low_x)
     scale_y = (HEIGHT - TOP - BOTTOM) / (high_y - low_y)
-    parts = [_axes(low_x, high_x, low_y, high_y, x_label, y_label, logarithmic)]
+    parts = [_axes(low_x, high_x, low_y, high_y, x_label, y_label, logarithmic_x, logarithmic)]
     for line in drawn:
         every = max(1, len(line.x) // MAX_POINTS)
         points = [
-            f"{LEFT + (place(x) - low_x) * scale_x:.1f},{HEIGHT - BOTTOM - (place(y) - low_y) * scale_y:.1f}"
+            f"{LEFT + (place_x(x) - low_x) * scale_x:.1f},{HEIGHT - BOTTOM - (place_y(y) - low_y) * scale_y:.1f}"
             for x, y in zip(line.x, line.y, strict=True)
         ]
         kept = points[::every] if (len(points) - 1) % every == 0 else [*points[::every], points[-1]]
         parts.append(f'<polyline class="line {_series(line)}" points="{" ".join(kept)}"/>')
+        if line.dots:
+            places = (point.split(",") for point in points)
+            parts += [f'<circle class="dot {_series(line)}" cx="{x}" cy="{y}" r="3.5"/>' for x, y in places]
     label = html.escape(f"{y_label} over {x_label}")
     drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
     named = [line for line in drawn if not line.faint]
@@ -100,17 +109,25 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _axes(
-    low_x: float, high_x: float, low_y: float, high_y: float, x_label: str, y_label: str, logarithmic: bool
+    low_x: float,
+    high_x: float,
+    low_y: float,
+    high_y: float,
+    x_label: str,
+    y_label: str,
+    logarithmic_x: bool,
+    logarithmic_y: bool,
 ) -> str:
-    round_numbers = _powers if logarithmic else ticks
     parts = []
-    for tick in round_numbers(low_y, high_y, 4):
+    for tick in (_powers if logarithmic_y else ticks)(low_y, high_y, 4):
         y = HEIGHT - BOTTOM - (tick - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="end">{_shown(tick, logarithmic)}</text>')
-    for tick in round_numbers(low_x, high_x, 4):
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="end">{_shown(tick, logarithmic_y)}</text>')
+    for tick in (_powers if logarithmic_x else ticks)(low_x, high_x, 4):
         x = LEFT + (tick - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" class="middle">{_shown(tick, logarithmic)}</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" class="middle">{_shown(tick, logarithmic_x)}</text>'
+        )
     middle, upwards = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" class="middle">{html.escape(x_label)}</text>')
     parts.append(
@@ -120,7 +137,7 @@ def _axes(
 
 
 def _shown(tick: float, logarithmic: bool) -> str:
-    value = 10.0**tick if logarithmic else tick
+    value = float(f"{10.0**tick:.3g}") if logarithmic else tick
     for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e5, 1e3, "k")):
         if abs(value) >= least:
             return f"{value / unit:g}{letter}"
@@ -128,9 +145,18 @@ def _shown(tick: float, logarithmic: bool) -> str:
 
 
 def _powers(low: float, high: float, about: int) -> list[float]:
-    """The whole numbers between two logarithms, or about so many of them."""
+    """The whole numbers between two logarithms, or about so many of them; where there are hardly any, also the
+    logarithms of twice and five times a power, or round numbers.
+
+    >>> [round(10**place, 3) for place in _powers(math.log10(0.001), math.log10(0.03), 4)]
+    [0.001, 0.002, 0.005, 0.01, 0.02]
+    """
     powers = range(math.ceil(low), math.floor(high) + 1)
-    return [float(power) for power in powers[:: max(1, len(powers) // about)]]
+    if len(powers) > 2:
+        return [float(power) for power in powers[:: max(1, len(powers) // about)]]
+    near = [power + math.log10(n) for power in range(math.floor(low), math.ceil(high)) for n in (1, 2, 5)]
+    within = [place for place in [*near, float(math.ceil(high))] if low - 1e-9 <= place <= high + 1e-9]
+    return within if len(within) > 1 else [math.log10(tick) for tick in ticks(10**low, 10**high, about) if tick > 0]
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:

@@ -240,6 +240,13 @@ def _digests(run: Run) -> tuple[str, str]:
 def _held_out(run: Run) -> tuple[str, str]:
     duplicates = run.manifests["corpus"].statistics["dropped"].get("exact duplicate", 0)
     removed = f"{_count(duplicates, 'exact duplicate')} dropped" if duplicates else "there was no exact duplicate"
+    start = run.manifests["model"].inputs.get("start")
+    if start is not None:
+        return CARE, (
+            f"**It began with the weights of another model** ({start[:12]}), which may have been trained on the test "
+            f"documents: {_count(run.test['documents'], 'document')}, none of them, letter for letter, among those "
+            f"that it was trained on here: {removed}."
+        )
     return GOOD, (
         f"**Tested on text that it was not trained on**: {_count(run.test['documents'], 'document')}, set aside by "
         "the digest of their text before anything was learned, and read once, at the end. Letter for letter, none is "

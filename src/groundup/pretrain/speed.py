@@ -1,0 +1,392 @@
+"""How fast a recipe trains on this machine, of what the machine can do, and where the rest of the time goes.
+
+Everything here trains a throw-away model that is assembled as the stage assembles it, and steps it with `fit`.
+"""
+
+import dataclasses
+import itertools
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from groundup.batch import Batch
+from groundup.model.settings import ModelConfig
+from groundup.optim.settings import Autocast, Bfloat16, Float8, Float16, Float32, Precision
+from groundup.pretrain.assemble import Assembled, assemble, batches, training_flops_per_token
+from groundup.pretrain.settings import PretrainSettings
+from groundup.shards import Tokens, open_split
+from groundup.train.fit import Gradients, fit
+
+WARMUP_STEPS = 2
+"""The first takes memory, compiles, and chooses kernels."""
+FEWEST_STEPS = 3
+STEPS_PER_WAIT_ON_ACCELERATOR = 10
+"""The training stage, too, reads what the device made every so many steps; a wait in each would slow it."""
+TRACED_STEPS = 2
+SHOWN_OPERATIONS = 10
+SQUARE = {"cpu": 2048}
+"""Edge of a square product that is tried beside the model's own shapes; on accelerators it is 8192."""
+MOST_ROWS = 16_384
+"""Of the model's own shapes."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What training a model took on this machine."""
+
+    tokens_per_second: float
+    """Median over the steps, or over groups of steps on an accelerator."""
+    slowest: float
+    fastest: float
+    """Tokens a second of the slowest and the fastest of them."""
+    steps: int
+    batch_tokens: int
+    """Of each step that was measured."""
+    flops_per_token: int
+    """Of the model's products, forward and backward; what is computed twice to save memory is counted once."""
+    peak_flops: float
+    """Operations a second of the fastest product of matrices in the run's type."""
+    peak_bytes: int
+    """The most memory that was held: of the process on a CPU, of torch's tensors on an accelerator."""
+    parts: dict[str, float]
+    """Seconds of a step by what is done, measured in steps of their own with a wait after each part."""
+    machine: dict[str, str]
+    operations: list[tuple[str, float, int]]
+    """With a trace: the operations that took most time themselves, each with its seconds and calls in a step."""
+
+    @property
+    def flops_per_second(self) -> float:
+        return self.tokens_per_second * self.flops_per_token
+
+    @property
+    def share_of_peak(self) -> float:
+        return self.flops_per_second / self.peak_flops
+
+    def table(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {
+            **dataclasses.asdict(self),
+            "flops_per_second": self.flops_per_second,
+            "share_of_peak": self.share_of_peak,
+        }
+
+
+def measure_speed(
+    config: ModelConfig,
+    settings: PretrainSettings,
+    drawn: Iterator[Batch],
+    device: torch.device,
+    *,
+    seconds: float = 10.0,
+    steps: int | None = None,
+    trace: Path | None = None,
+) -> Speed:
+    """Train a throw-away model of `config` for a while.
+
+    Args:
+        config: with its vocabulary.
+        settings: with the precision chosen.
+        drawn: batches of the size that a step is to have; each micro-batch of `settings` goes through the model alone.
+        seconds: about how long, after warming up; at least three steps.
+        steps: exactly so many instead.
+        trace: where a profiler's trace of two more steps is written, for chrome://tracing or Perfetto; `.gz` packs it.
+    """
+    assembled = assemble(config, settings, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    taken, batch_tokens = time_steps(assembled, settings, drawn, device, seconds=seconds, steps=steps)
+    peak_bytes = _peak_bytes(device)  # before anything is held that only measures
+    parts = _time_parts(assembled, settings, drawn, device, max(FEWEST_STEPS, min(10, len(taken) // 3)))
+    operations = [] if trace is None else _trace(assembled, settings, drawn, device, trace)
+    del assembled
+    return Speed(
+        tokens_per_second=batch_tokens / statistics.median(taken),
+        slowest=batch_tokens / max(taken),
+        fastest=batch_tokens / min(taken),
+        steps=len(taken) * _steps_per_wait(device),
+        batch_tokens=batch_tokens,
+        flops_per_token=training_flops_per_token(config, settings.loss),
+        peak_flops=matmul_peak(config, settings, device),
+        peak_bytes=peak_bytes,
+        parts=parts,
+        machine=this_machine(settings, device),
+        operations=operations,
+    )
+
+
+def time_steps(
+    assembled: Assembled,
+    settings: PretrainSettings,
+    drawn: Iterator[Batch],
+    device: torch.device,
+    *,
+    seconds: float,
+    steps: int | None = None,
+) -> tuple[list[float], int]:
+    """Seconds of each step after the first few, and tokens of a step. On an accelerator, which is waited for only now
+    and then, the mean of some steps stands for each group of them."""
+    group = _steps_per_wait(device)
+    most = 10**9 if steps is None else WARMUP_STEPS + -(-steps // group) * group
+    taken: list[float] = []
+    tokens = 0
+    began = last = 0.0
+    for step in _fit(assembled, settings, drawn, most):
+        done = step.number - WARMUP_STEPS
+        if done > 0 and done % group:
+            continue
+        step.loss.item()  # waits for the device
+        now = time.monotonic()
+        if done <= 0:
+            tokens = int(step.tokens.item())
+            began = now
+        else:
+            taken.append((now - last) / group)
+        last = now
+        if steps is None and len(taken) >= FEWEST_STEPS and now - began > seconds:
+            break
+    return taken, tokens
+
+
+def faster_precision(
+    model: ModelConfig, settings: PretrainSettings, shards: Path, device: torch.device, seconds: float = 1.0
+) -> tuple[Precision, dict[str, float]]:
+    """Train a throw-away model in float32 and in bfloat16 for `seconds`; the faster, and tokens a second of each."""
+    train = open_split(shards, "train")
+    speeds: dict[str, float] = {}
+    candidates: tuple[Precision, ...] = (Float32(), Bfloat16())
+    for precision in candidates:
+        trial = settings.model_copy(update={"precision": precision})
+        assembled = assemble(model, trial, device)
+        drawn = one_piece(train, model, settings)
+        taken, tokens = time_steps(assembled, trial, drawn, device, seconds=seconds)
+        speeds[precision.kind] = tokens / statistics.median(taken)
+    return max(candidates, key=lambda precision: speeds[precision.kind]), speeds
+
+
+def one_piece(train: Tokens, model: ModelConfig, settings: PretrainSettings) -> Iterator[Batch]:
+    """Batches of as many rows as go through the model at once."""
+    rows = min(settings.micro_batch_rows, settings.batch_tokens // model.context_length)
+    return batches(train, model.context_length, settings.seed, rows, 0)
+
+
+def affordable_rows(
+    config: ModelConfig, settings: PretrainSettings, train: Tokens, device: torch.device, seconds: float
+) -> int:
+    """Rows of a step that leave time for at least five in `seconds`: all of the recipe's, or a few micro-batches."""
+    rows = settings.batch_tokens // config.context_length
+    piece = min(settings.micro_batch_rows, rows)
+    drawn = one_piece(train, config, settings)
+    taken, _ = time_steps(assemble(config, settings, device), settings, drawn, device, seconds=0.0, steps=1)
+    return min(rows, piece * max(1, int(seconds / 5 / taken[0])))
+
+
+def matmul_peak(config: ModelConfig, settings: PretrainSettings, device: torch.device, seconds: float = 0.3) -> float:
+    """Operations a second of the fastest of a few products in the type of the run's own: those of the model's shapes
+    and a large square one, each repeated for `seconds` and the best taken."""
+    assert settings.precision is not None, "chosen before anything is measured"
+    dtype = product_dtype(settings.precision)
+    rows = min(MOST_ROWS, min(settings.micro_batch_rows * config.context_length, settings.batch_tokens))
+    square = SQUARE.get(device.type, 8192)
+    width, inner = config.d_model, config.feedforward_width
+    shapes = [(rows, width, inner), (rows, inner, width), (rows, width, config.vocab_size or width), (square,) * 3]
+    return max(_product_flops(*shape, dtype, device, seconds) for shape in shapes)
+
+
+def product_dtype(precision: Precision) -> torch.dtype:
+    """The type that matrices are multiplied in. Of float8 that of its head, bfloat16: the share may then exceed 1."""
+    match precision:
+        case Float32():
+            return torch.float32
+        case Bfloat16() | Autocast() | Float8():
+            return torch.bfloat16
+        case Float16():
+            return torch.float16
+
+
+def _product_flops(rows: int, within: int, out: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+    x, weight = (
+        torch.randn(rows, within, device=device, dtype=dtype),
+        torch.randn(out, within, device=device, dtype=dtype),
+    )
+    best, end = float("inf"), time.monotonic() + seconds
+    calls = 1 if device.type == "cpu" else 20  # several, or the wait for the device is measured as well
+    with torch.no_grad():
+        linear(x, weight)
+        _wait(device)
+        while time.monotonic() < end or best == float("inf"):
+            began = time.perf_counter()
+            for _ in range(calls):
+                linear(x, weight)
+            _wait(device)
+            best = min(best, (time.perf_counter() - began) / calls)
+    return 2 * rows * within * out / best
+
+
+def _steps_per_wait(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else STEPS_PER_WAIT_ON_ACCELERATOR
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _fit(
+    assembled: Assembled,
+    settings: PretrainSettings,
+    drawn: Iterator[Batch],
+    steps: int,
+    around: Callable[[Gradients[Batch]], Gradients[Batch]] = lambda gradients: gradients,
+) -> Iterator[Any]:
+    """Steps as the stage takes them, at the top of the schedule, whatever the size of the batches."""
+    first = next(drawn)
+    pieces = -(-len(first.tokens) // settings.micro_batch_rows)
+    gradients = around(assembled.gradients(settings, pieces))
+    return fit(
+        assembled.optimizer,
+        lambda _: 1.0,
+        itertools.chain([first], drawn),
+        gradients,
+        steps=steps,
+        clip=settings.clip,
+        clip_value=settings.clip_value,
+        scaler=assembled.scaler,
+    )
+
+
+class _Clock:
+    """Adds up the time between marks, each of them after the device has finished."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._device = device
+        self._last = time.perf_counter()
+
+    def mark(self, part: str) -> None:
+        """What was done since the last mark was `part`."""
+        _wait(self._device)
+        now = time.perf_counter()
+        self.seconds[part] += now - self._last
+        self._last = now
+
+
+def _time_parts(
+    assembled: Assembled, settings: PretrainSettings, drawn: Iterator[Batch], device: torch.device, steps: int
+) -> dict[str, float]:
+    """Seconds of a step by part. Wrapped around what `fit` is given: it has no switch for this."""
+    clock = _Clock(device)
+    before = ["data"]
+
+    def reading() -> Iterator[Batch]:
+        while True:
+            clock.mark("rest")
+            batch = next(drawn)
+            clock.mark("data")
+            yield batch
+
+    def loss(*given: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        clock.mark(before[0])
+        before[0] = "backward"  # of the piece before
+        found = assembled.loss(*given)
+        clock.mark("forward")
+        return found
+
+    def around(gradients: Gradients[Batch]) -> Gradients[Batch]:
+        def timed(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            clock.mark("rest")
+            before[0] = "data"  # brought to the device
+            found = gradients(batch)
+            clock.mark("backward")
+            return found
+
+        return timed
+
+    hooks = [
+        assembled.optimizer.register_step_pre_hook(lambda *_: clock.mark("clip")),
+        assembled.optimizer.register_step_post_hook(lambda *_: clock.mark("optimizer")),
+    ]
+    timed = dataclasses.replace(assembled, loss=loss)
+    for step in _fit(timed, settings, reading(), WARMUP_STEPS + steps, around):
+        clock.mark("rest")
+        if step.number == WARMUP_STEPS:
+            clock.seconds.clear()
+    for hook in hooks:
+        hook.remove()
+    names = ("data", "forward", "backward", "clip", "optimizer", "rest")
+    return {name: clock.seconds[name] / steps for name in names}
+
+
+def _trace(
+    assembled: Assembled, settings: PretrainSettings, drawn: Iterator[Batch], device: torch.device, target: Path
+) -> list[tuple[str, float, int]]:
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    stepping = _fit(assembled, settings, drawn, 1 + TRACED_STEPS)
+    next(stepping)
+    _wait(device)
+    with profile(activities=activities) as profiler:
+        for _ in stepping:
+            pass
+        _wait(device)
+    profiler.export_chrome_trace(str(target))
+
+    def own(event: Any) -> float:
+        micros: float = event.self_cpu_time_total if device.type == "cpu" else event.self_device_time_total
+        return micros / 1e6 / TRACED_STEPS
+
+    longest = sorted(profiler.key_averages(), key=own, reverse=True)[:SHOWN_OPERATIONS]
+    return [(event.key, own(event), -(-event.count // TRACED_STEPS)) for event in longest]
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes, on macOS bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def this_machine(settings: PretrainSettings, device: torch.device) -> dict[str, str]:
+    """What a speed depends on besides the recipe."""
+    assert settings.precision is not None, "chosen before anything is measured"
+    told = {
+        "processor": processor(),
+        "threads": str(torch.get_num_threads()),
+        "device": str(device),
+        "precision": settings.precision.kind,
+        "compile": "on" if settings.compile else "off",
+        "recompute": settings.recompute,
+        "torch": str(torch.__version__),
+        "allocator": allocator(),
+    }
+    if device.type == "cuda":
+        told["accelerator"] = torch.cuda.get_device_name(device)
+    return told
+
+
+def processor() -> str:
+    """The name of the processor, as far as the system tells."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def allocator() -> str:
+    """What hands out memory on the CPU: the C library, or one that was loaded before it."""
+    mapped = Path("/proc/self/maps")
+    loaded = mapped.read_text() if mapped.is_file() else ""
+    others: Sequence[str] = ("tcmalloc", "jemalloc", "mimalloc")
+    found = [name for name in others if f"lib{name}" in loaded]
+    return found[0] if found else platform.libc_ver()[0] or "of the system"

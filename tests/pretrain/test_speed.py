@@ -1,0 +1,134 @@
+"""Speed: counted tokens over real time, each part of a step where it belongs, the trace a trace."""
+
+import gzip
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from groundup import bench as benching
+from groundup.batch import Batch
+from groundup.bench import bench
+from groundup.errors import SettingsError
+from groundup.model.settings import ModelConfig
+from groundup.optim.settings import Autocast, Bfloat16, Float32
+from groundup.pretrain import assemble as assembling
+from groundup.pretrain.assemble import assemble, training_flops_per_token
+from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.speed import matmul_peak, measure_speed, product_dtype, time_steps
+from groundup.recipe import build
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=1, n_heads=2)
+SETTINGS = PretrainSettings(batch_tokens=64, micro_batch_rows=2, precision=Float32(), device="cpu")
+
+
+def rows(pause: float = 0.0) -> Iterator[Batch]:
+    tokens = torch.arange(64).view(4, 16)
+    position, document = torch.arange(16).expand(4, 16), torch.zeros(4, 16, dtype=torch.long)
+    while True:
+        time.sleep(pause)
+        yield Batch(tokens, tokens, torch.ones(4, 16), position, document)
+
+
+def test_tokens_a_second_are_those_of_the_clock() -> None:
+    """With 30 ms a step added, which nothing else here takes."""
+    taken, tokens = time_steps(assemble(CONFIG, SETTINGS, CPU), SETTINGS, rows(0.03), CPU, seconds=0.0, steps=6)
+    assert (len(taken), tokens) == (6, 64)
+    assert statistics.median(taken) > 0.03
+    began = time.monotonic()
+    assert len(time_steps(assemble(CONFIG, SETTINGS, CPU), SETTINGS, rows(), CPU, seconds=0.2)[0]) >= 3
+    assert time.monotonic() - began > 0.2
+
+
+def test_each_part_of_a_step_is_where_its_time_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slowed down one after the other, by more than a step of this model takes: two pieces, so forward comes twice."""
+    real = assembling.make_loss
+
+    def slow(*given):  # type: ignore[no-untyped-def]
+        loss = real(*given)
+
+        def waiting(model, batch):  # type: ignore[no-untyped-def]
+            time.sleep(0.05)
+            return loss(model, batch)
+
+        return waiting
+
+    data = measure_speed(CONFIG, SETTINGS, rows(0.1), CPU, steps=3).parts
+    assert list(data) == ["data", "forward", "backward", "clip", "optimizer", "rest"]
+    assert all(seconds > 0 for seconds in data.values())
+    assert data["data"] > 0.1
+    monkeypatch.setattr(assembling, "make_loss", slow)
+    forward = measure_speed(CONFIG, SETTINGS, rows(), CPU, steps=3).parts
+    assert forward["forward"] > 0.1
+    assert forward["data"] < data["data"]
+
+
+def test_the_share_of_the_peak_follows_from_the_counted_products() -> None:
+    speed = measure_speed(CONFIG, SETTINGS, rows(), CPU, steps=4)
+    assert speed.slowest <= speed.tokens_per_second <= speed.fastest
+    assert speed.flops_per_token == training_flops_per_token(CONFIG, SETTINGS.loss)
+    assert speed.share_of_peak == speed.tokens_per_second * speed.flops_per_token / speed.peak_flops
+    assert 0 < speed.share_of_peak < 1
+    assert speed.peak_bytes > 50e6  # torch alone takes more
+    assert json.loads(json.dumps(speed.table()))["steps"] == 4
+
+
+def test_the_peak_is_no_less_than_that_of_a_product_measured_otherwise() -> None:
+    x = torch.randn(512, 512)
+    x @ x
+    began = time.perf_counter()
+    x @ x
+    once = 2 * 512**3 / (time.perf_counter() - began)
+    assert matmul_peak(CONFIG, SETTINGS, CPU, seconds=0.05) > 0.3 * once  # another moment, on a machine that is shared
+    assert [product_dtype(kind) for kind in (Float32(), Bfloat16(), Autocast())] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.bfloat16,
+    ]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
+    return settle(tmp_path_factory.mktemp("bench")).parent
+
+
+@pytest.fixture
+def quick(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(benching, "SECONDS", 10.0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_recipe_is_measured_on_its_own_rows_which_its_build_then_takes() -> None:
+    told: list[str] = []
+    trace = Path("trace.json.gz")
+    measured = bench(Path("tiny.toml"), ["pretrain.precision=bfloat16"], steps=3, trace=trace, say=told.append)
+    assert told == ["text and tokens are kept in runs/tiny-bench, where builds find them"]
+    assert measured.speed.batch_tokens == 64
+    assert measured.speed.machine["precision"] == "bfloat16"
+    assert not Path("runs/tiny-bench/pretrain").exists()
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert any(event.get("name") == "aten::mm" for event in events)
+    assert 0 < len(measured.speed.operations) <= 10
+    made = build("tiny.toml", last="pack", say=told.append)
+    assert {row.what for row in made.rows} == {"from runs/tiny-bench"}
+    run = bench(Path("runs/tiny"), ["model.d_ff=64"], steps=3)
+    assert run.speed.flops_per_token > measured.speed.flops_per_token
+    with pytest.raises(SettingsError, match=r"tokenizer\.vocab_size is set, but the shards in runs/tiny are made"):
+        bench(Path("runs/tiny"), ["tokenizer.vocab_size=384"])
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_cannot_be_measured_is_refused(home: Path) -> None:
+    with pytest.raises(SettingsError, match="tales is neither a recipe nor a run with shards"):
+        bench(Path("tales"))
+    with pytest.raises(SettingsError, match="--trace nowhere/trace.json cannot be written"):
+        bench(Path("tiny.toml"), trace=Path("nowhere/trace.json"))
+    Path("runs/mine-bench/model").mkdir(parents=True)
+    with pytest.raises(SettingsError, match="runs/mine-bench is a run of its own"):
+        bench(Path("tiny.toml"), ["name=mine"])
