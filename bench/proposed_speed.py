@@ -14,7 +14,7 @@ from groundup.model.settings import ModelConfig
 from groundup.plan.hardware import this_machine
 from groundup.pretrain.assemble import prepare_process
 from groundup.pretrain.settings import PretrainSettings
-from groundup.pretrain.speed import faster_precision
+from groundup.pretrain.speed import tokens_per_second
 from groundup.pretrained import find_device
 from groundup.propose import LADDER
 
@@ -35,9 +35,12 @@ def main() -> None:
             d_ff=-(-8 * d_model // 3 // 64) * 64,
         )  # fmt: skip
         estimate = machine.training_flops(d_model) / model.training_flops_per_token
-        _, speeds = faster_precision(
-            model, PretrainSettings(batch_tokens=4096), arguments.run / "shards", find_device("cpu"), arguments.seconds
-        )
+        speeds = {}
+        for name in ("float32", "bfloat16"):
+            settings = PretrainSettings.from_table({"batch_tokens": 4096, "precision": name})
+            speeds[name] = tokens_per_second(
+                model, settings, arguments.run / "shards", find_device("cpu"), arguments.seconds
+            )
         measured = "  ".join(f"{speeds[name]:9,.0f}" for name in ("float32", "bfloat16"))
         print(f"{d_model:5} {n_layers:6}  {estimate:9,.0f}  {measured}  {estimate / max(speeds.values()):.2f}")
 

@@ -10,7 +10,7 @@ from groundup import recipe as recipes
 from groundup.errors import SettingsError
 from groundup.files import no_progress, read_manifest, refuse_nothing, verify
 from groundup.pretrain.assemble import batches, prepare_process
-from groundup.pretrain.speed import Speed, affordable_rows, faster_precision, measure_speed
+from groundup.pretrain.speed import Speed, affordable_rows, measure_speed, settle
 from groundup.pretrained import find_device
 from groundup.recipe import Recipe, Say, Watch, build
 from groundup.settings import differences
@@ -63,11 +63,9 @@ def bench(
     train = open_split(run / "shards", "train")
     device = find_device(recipe.pretrain.device)
     model = recipe.model.with_vocabulary(read_manifest(run / "shards").statistics["vocab_size"])
-    settings = recipe.pretrain
-    if settings.precision is None:
-        precision, _ = faster_precision(model, settings, run / "shards", device)
-        settings = settings.model_copy(update={"precision": precision})
-    settings = settings.model_copy(update={"device": str(device)})
+    settings, told = settle(model, recipe.pretrain, run / "shards", device)
+    for line in told:
+        say(line)
     rows = affordable_rows(model, settings, train, device, SECONDS)
     drawn = batches(train, model.context_length, settings.seed, rows, 0)
     speed = measure_speed(model, settings, drawn, device, seconds=SECONDS, steps=steps, trace=trace)

@@ -485,15 +485,11 @@ def _with_recorded_choices(recipe: Recipe, recorded: Table) -> Recipe:
     before = recorded.get("pretrain", {})
     chosen = {
         name: before[name]
-        for name in ("device", "precision")
+        for name in ("device", "precision", "compile")
         if getattr(recipe.pretrain, name) is None and before.get(name) is not None
     }
     table = recipe.table()
     return Recipe.from_table({**table, "pretrain": {**table["pretrain"], **chosen}}) if chosen else recipe
-
-
-def _with_pretrain(recipe: Recipe, **chosen: Any) -> Recipe:
-    return recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update=chosen)})
 
 
 def _ready_to_train(recipe: Recipe, beside: Path, run: Path, say: Say, examined: bool) -> Recipe:
@@ -503,21 +499,18 @@ def _ready_to_train(recipe: Recipe, beside: Path, run: Path, say: Say, examined:
     if is_made(run / "model") or not is_made(run / "shards"):
         return recipe
     from groundup.pretrain.assemble import prepare_process
-    from groundup.pretrain.speed import faster_precision
+    from groundup.pretrain.speed import settle, told_machine
     from groundup.pretrained import find_device
 
     prepare_process()
     begun = any((run / "pretrain" / "checkpoints").glob("step-*"))
     _check_fits(recipe, beside, run, say, begun)
     device = find_device(settings.device)
-    precision = settings.precision
-    if precision is None:
-        vocab_size = read_manifest(run / "shards").statistics["vocab_size"]
-        model = recipe.model.with_vocabulary(vocab_size)
-        precision, speeds = faster_precision(model, settings, run / "shards", device)
-        told = ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items())
-        say(f"timed both precisions on {device}: {told}; taking {precision.kind}")
-    chosen = _with_pretrain(recipe, device=settings.device or str(device), precision=precision)
+    model = recipe.model.with_vocabulary(read_manifest(run / "shards").statistics["vocab_size"])
+    settled, told = settle(model, settings, run / "shards", device)
+    for line in [*told, told_machine(settled, device)]:
+        say(line)
+    chosen = recipe.model_copy(update={"pretrain": settled})
     if examined and not begun:  # a sweep tries on purpose what the doctor would stop
         _let_the_doctor_look(chosen, beside, run, say)
     write_text(run / "recipe.toml", chosen.to_toml())

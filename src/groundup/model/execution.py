@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from groundup.model.settings import Experts, ModelConfig
 from groundup.model.transformer import Transformer, no_tap
 
 Recomputation = Literal["none", "selective", "full"]
@@ -51,9 +52,9 @@ def _policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> Ch
     return CheckpointPolicy.MUST_SAVE if operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def why_not_compiled(model: Transformer, device: torch.device) -> str | None:
+def why_not_compiled(config: ModelConfig, device: torch.device) -> str | None:
     """What stands in the way of `compile_blocks`; None if nothing does."""
-    if model.has_auxiliary_losses:
+    if isinstance(config.feedforward, Experts):
         return "which experts a token meets is known only as it runs"
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         return "there is no C++ compiler here (g++ or clang++)"

@@ -48,7 +48,7 @@ from groundup.pretrain.assemble import (
 from groundup.pretrain.checks import Line, judged
 from groundup.pretrain.run import Places, pretrain
 from groundup.pretrain.settings import PretrainSettings
-from groundup.pretrain.speed import faster_precision
+from groundup.pretrain.speed import settle
 from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.fit import fit
@@ -108,11 +108,8 @@ def admit(config: ModelConfig, settings: PretrainSettings, places: Places) -> Pa
     opened = {name: open_split(places.shards, name, tokenizer.vocab_size) for name in ("train", "validation", "test")}
     whole = config.with_vocabulary(tokenizer.vocab_size)
     device = pretrained.find_device(settings.device)
-    if settings.precision is None:
-        precision, _ = faster_precision(whole, settings, places.shards, device)
-        settings = settings.model_copy(update={"precision": precision})
     # Uncompiled: compiling takes longer than all that is looked at here.
-    settings = settings.model_copy(update={"device": str(device), "compile": False})
+    settings, _ = settle(whole, settings.model_copy(update={"compile": False}), places.shards, device)
     train = opened.pop("train")
 
     def rows(first: int, count: int) -> Batch:

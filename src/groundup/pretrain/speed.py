@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from groundup.batch import Batch
+from groundup.model.execution import why_not_compiled
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Autocast, Bfloat16, Float8, Float16, Float32, Precision
 from groundup.pretrain.assemble import Assembled, assemble, batches, training_flops_per_token
@@ -37,6 +38,8 @@ TRACED_STEPS = 2
 SHOWN_OPERATIONS = 10
 SQUARE = {"cpu": 2048}
 """Edge of a square product that is tried beside the model's own shapes; on accelerators it is 8192."""
+WORTH_TRYING_FLOPS, WORTH_COMPILING_SECONDS = 2e13, 60.0
+"""Of a whole training, from which on compilation is tried: operations, and seconds without it."""
 MOST_ROWS = 16_384
 """Of the model's own shapes."""
 
@@ -158,20 +161,66 @@ def time_steps(
     return taken, tokens
 
 
-def faster_precision(
+def settle(
     model: ModelConfig, settings: PretrainSettings, shards: Path, device: torch.device, seconds: float = 1.0
-) -> tuple[Precision, dict[str, float]]:
-    """Train a throw-away model in float32 and in bfloat16 for `seconds`; the faster, and tokens a second of each."""
-    train = open_split(shards, "train")
-    speeds: dict[str, float] = {}
-    candidates: tuple[Precision, ...] = (Float32(), Bfloat16())
-    for precision in candidates:
-        trial = settings.model_copy(update={"precision": precision})
-        assembled = assemble(model, trial, device)
-        drawn = one_piece(train, model, settings)
-        taken, tokens = time_steps(assembled, trial, drawn, device, seconds=seconds)
-        speeds[precision.kind] = tokens / statistics.median(taken)
-    return max(candidates, key=lambda precision: speeds[precision.kind]), speeds
+) -> tuple[PretrainSettings, list[str]]:
+    """Choose precision and compilation, where they are left open, by training throw-away models for `seconds` each.
+
+    float32 and bfloat16 are tried. Compilation is tried where the whole training would take `WORTH_COMPILING_SECONDS`
+    without, and taken where it saves more than it takes.
+
+    Returns:
+        The settings with both set, and what to tell of it.
+    """
+
+    def speed_of(trial: PretrainSettings) -> float:
+        return tokens_per_second(model, trial, shards, device, seconds)
+
+    told: list[str] = []
+    plain = settings.model_copy(update={"device": str(device), "compile": bool(settings.compile)})
+    speed = 0.0
+    if plain.precision is None:
+        candidates: tuple[Precision, ...] = (Float32(), Bfloat16())
+        speeds = [speed_of(plain.model_copy(update={"precision": each, "compile": False})) for each in candidates]
+        speed, chosen = max(zip(speeds, candidates, strict=True), key=lambda pair: pair[0])
+        plain = plain.model_copy(update={"precision": chosen})
+        of_each = ", ".join(f"{c.kind} {each:,.0f} tokens/s" for c, each in zip(candidates, speeds, strict=True))
+        told.append(f"timed both precisions on {device}: {of_each}; taking {chosen.kind}")
+    if settings.compile is not None or not _may_be_worth_compiling(model, plain, device):
+        return plain, told
+    speed = speed or speed_of(plain)
+    plain_seconds = plain.rows_before(plain.steps, model.context_length) * model.context_length / speed
+    if plain_seconds < WORTH_COMPILING_SECONDS:
+        return plain, told
+    compiled, began = plain.model_copy(update={"compile": True}), time.monotonic()
+    try:
+        compiled_speed = speed_of(compiled)
+    except (RuntimeError, OSError) as error:  # such as a compiler without Python's header files
+        told.append(f"the blocks cannot be compiled here and are run as they are: {str(error).strip().splitlines()[0]}")
+        return plain, told
+    took = time.monotonic() - began
+    saves = plain_seconds * (1 - speed / compiled_speed)
+    told.append(
+        f"compiled, blocks train {compiled_speed:,.0f} tokens/s instead of {speed:,.0f}; compiling took {took:.0f} s: "
+        f"{'compiled it is' if saves > took else 'they stay as they are'}"
+    )
+    return compiled if saves > took else plain, told
+
+
+def tokens_per_second(
+    model: ModelConfig, settings: PretrainSettings, shards: Path, device: torch.device, seconds: float
+) -> float:
+    """Median over the steps of a throw-away model that is trained for `seconds`, a micro-batch a step."""
+    assembled, drawn = assemble(model, settings, device), one_piece(open_split(shards, "train"), model, settings)
+    taken, tokens = time_steps(assembled, settings, drawn, device, seconds=seconds)
+    return tokens / statistics.median(taken)
+
+
+def _may_be_worth_compiling(model: ModelConfig, settings: PretrainSettings, device: torch.device) -> bool:
+    """Whether it can be done, and the training is so long on any machine that it is worth a trial."""
+    tokens = settings.rows_before(settings.steps, model.context_length) * model.context_length
+    long = model.training_flops_per_token * tokens >= WORTH_TRYING_FLOPS
+    return long and settings.batch_ramp is None and why_not_compiled(model, device) is None
 
 
 def one_piece(train: Tokens, model: ModelConfig, settings: PretrainSettings) -> Iterator[Batch]:
@@ -373,6 +422,16 @@ def this_machine(settings: PretrainSettings, device: torch.device) -> dict[str, 
     if device.type == "cuda":
         told["accelerator"] = torch.cuda.get_device_name(device)
     return told
+
+
+def told_machine(settings: PretrainSettings, device: torch.device) -> str:
+    """The same in a line, for the beginning of a training."""
+    machine = this_machine(settings, device)
+    blocks = {"on": "compiled", "off": "not compiled"}[machine["compile"]]
+    return (
+        f"training on {machine.get('accelerator', machine['processor'])}: {machine['threads']} threads, "
+        f"{machine['precision']}, blocks {blocks}, memory by {machine['allocator']}"
+    )
 
 
 def processor() -> str:
