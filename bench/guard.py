@@ -10,7 +10,7 @@ import shutil
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -53,12 +53,12 @@ def settings(steps: int, **changed: Any) -> PretrainSettings:
 def broken_batches(first_bad: int, last_bad: int) -> Callable[..., Iterator[Batch]]:
     """Rows `first_bad` to `last_bad − 1` make a loss that is no number."""
 
-    def spoiled(shards: Any, context: int, seed: int, rows: int, first: int) -> Iterator[Batch]:
+    def spoiled(shards: Any, context: int, seed: int, rows: Iterable[int], first: int) -> Iterator[Batch]:
         for batch in batches(shards, context, seed, rows, first):
-            inside = torch.arange(first, first + rows)
+            inside = torch.arange(first, first + len(batch.weight))
             bad = (inside >= first_bad) & (inside < last_bad)
             yield replace(batch, weight=batch.weight.masked_fill(bad[:, None], math.nan))
-            first += rows
+            first += len(batch.weight)
 
     return spoiled
 
