@@ -72,6 +72,10 @@ class Assembled:
             prepare_state(self.optimizer)
         return checkpoint.tensors_of(self.masters.copies, self.optimizer)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     def as_finished(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights that it would be finished with now: the average's, where there is one."""
         return nullcontext() if self.average is None else self.average.shown()

@@ -30,12 +30,15 @@ class RunLog:
         self._unwritten: list[tuple[Path, dict[str, Any]]] = []
         self._last: dict[str, Any] = {}
         self._steps: dict[str, int] = {}
+        self.peak_flops: float | None = None
+        """Operations a second that this machine multiplies matrices with at best, where it was measured."""
+        self._flushed: dict[str, Any] = {}
         self.send: Callable[[list[dict[str, Any]]], None] = lambda lines: None
         """Gets the lines of metrics once they are written."""
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and a line that a killed process left half-written."""
-        self._waiting, self._last, self._steps = [], {}, {}
+        self._waiting, self._last, self._steps, self._flushed = [], {}, {}, {}
         self._unwritten = [(path, line) for path, line in self._unwritten if path == self._events]
         for path in (self._metrics, self._health):
             lines = [line for line in read_lines(path) if isinstance(line.get("step"), int)]
@@ -77,6 +80,11 @@ class RunLog:
         lines = [make() for make in self._waiting]
         for line in [line for line in lines if "loss" in line][-1:]:
             line["memory_bytes"] = most_memory()
+            if self.peak_flops and self._flushed and line["seconds"] > self._flushed["seconds"]:
+                done = line["flops"] - self._flushed["flops"]
+                taken = line["seconds"] - self._flushed["seconds"]
+                line["share_of_peak"] = round(done / taken / self.peak_flops, 4)
+            self._flushed = line
         self._waiting = []
         for number, line in enumerate(lines):
             taken = "loss" in line and line.get("accepted", True)

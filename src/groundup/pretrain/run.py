@@ -35,6 +35,7 @@ from groundup.pretrain.judgement import Judgement
 from groundup.pretrain.log import RunLog
 from groundup.pretrain.settings import PretrainSettings, may_change
 from groundup.pretrain.sinks import Sinks
+from groundup.pretrain.speed import WORTH_MEASURING_FLOPS, matmul_peak
 from groundup.pretrain.start import take_weights, with_vocabulary_of
 from groundup.shards import open_split, refuse_another_tokenizer
 from groundup.tokenizer import chat
@@ -149,6 +150,8 @@ def pretrain(
     began = time.monotonic() - state["seconds"]
     tokens, context = int(state["tokens"]), config.context_length
     flops_per_token = training_flops_per_token(config, settings.loss)
+    if flops_per_token * settings.rows_before(settings.steps, context) * context >= WORTH_MEASURING_FLOPS:
+        log.peak_flops = matmul_peak(config, settings, trained.device)
 
     def flush() -> None:
         broken = log.flush()

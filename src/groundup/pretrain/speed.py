@@ -38,8 +38,8 @@ TRACED_STEPS = 2
 SHOWN_OPERATIONS = 10
 SQUARE = {"cpu": 2048}
 """Edge of a square product that is tried beside the model's own shapes; on accelerators it is 8192."""
-WORTH_TRYING_FLOPS, WORTH_COMPILING_SECONDS = 2e13, 60.0
-"""Of a whole training, from which on compilation is tried: operations, and seconds without it."""
+WORTH_MEASURING_FLOPS, WORTH_COMPILING_SECONDS = 2e13, 60.0
+"""Of a whole training: operations from which on its speed is worth a look; seconds from which on compilation is."""
 MOST_ROWS = 16_384
 """Of the model's own shapes."""
 
@@ -219,7 +219,7 @@ def tokens_per_second(
 def _may_be_worth_compiling(model: ModelConfig, settings: PretrainSettings, device: torch.device) -> bool:
     """Whether it can be done, and the training is so long on any machine that it is worth a trial."""
     tokens = settings.rows_before(settings.steps, model.context_length) * model.context_length
-    long = model.training_flops_per_token * tokens >= WORTH_TRYING_FLOPS
+    long = model.training_flops_per_token * tokens >= WORTH_MEASURING_FLOPS
     return long and settings.batch_ramp is None and why_not_compiled(model, device) is None
 
 
