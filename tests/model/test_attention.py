@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from groundup.generation.cache import ContiguousCache
-from groundup.model.attention import Causal, Flex, Packed, by_blocks, dot_product_attention
+from groundup.model.attention import Causal, Flex, Packed, by_blocks, dot_product_attention, mask
 from groundup.model.position import PositionTerms
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
@@ -82,7 +82,7 @@ def test_queries_in_blocks_read_what_they_read_together(options: dict[str, Any],
     results = []
     for blocks in (1, n_blocks):
         inputs = [each.clone().requires_grad_() for each in (q, k, k.flip(-1))]
-        read = by_blocks(*inputs, packed.visible, distance, blocks, **options)
+        read = by_blocks(*inputs, packed.forbidden, distance, blocks, **options)
         results.append((read, torch.autograd.grad(read.square().sum(), inputs)))
     assert_close(results[0], results[1], atol=1e-12, rtol=1e-9)
 
@@ -98,7 +98,7 @@ def test_plain_operations_agree_with_torchs_kernel(window: int | None, groups: i
     visible = distance >= 0
     allowed = visible if window is None else visible & (distance < window)
     kernel = scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=groups != 4)
-    assert_close(dot_product_attention(q, k, v, visible, distance, window=window), kernel, atol=1e-5, rtol=0)
+    assert_close(dot_product_attention(q, k, v, mask(visible), distance, window=window), kernel, atol=1e-5, rtol=0)
 
 
 def test_the_model_hands_attend_every_argument_that_is_pinned() -> None:

@@ -22,7 +22,7 @@ from groundup.model.norm import make_norm
 from groundup.model.position import PositionTerms
 from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 
-BLOCK, MOST_BLOCKS = 128, 4
+BLOCK, MOST_BLOCKS = 128, 2
 """Queries that are taken together on a CPU, at least; and into how many blocks they are cut at most."""
 
 
@@ -58,7 +58,7 @@ def dot_product_attention(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G S K"],
     v: Float[Tensor, "B G S W"],
-    visible: Bool[Tensor, "#B 1 T S"],
+    forbidden: Float[Tensor, "#B 1 T S"],
     distance: Int[Tensor, "#B 1 T S"],
     *,
     window: int | None = None,
@@ -70,15 +70,21 @@ def dot_product_attention(
     """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
 
     Args:
-        visible: which keys each query may read; every query must see one.
+        forbidden: added to the scores: 0 for the keys that a query may read, −∞ for others (`mask`); each may read one.
         distance: position of the query minus position of the key.
     """
     if window is not None:
-        visible = visible & (distance < window)
+        forbidden = forbidden.masked_fill(distance >= window, float("-inf"))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.is_cuda and soft_cap is None and slopes is None:  # which the kernel does not know
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            q,
+            k,
+            v,
+            attn_mask=forbidden.to(q.dtype),
+            dropout_p=dropout,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
     # On a CPU three plain operations take a third of the time of torch's fused kernel at a few hundred positions
     # (docs/numbers.md).
@@ -90,9 +96,14 @@ def dot_product_attention(
         scores = soft_cap * torch.tanh(scores / soft_cap)
     if slopes is not None:  # in float32 whatever the model's precision: bfloat16 cannot tell 256 from 257
         scores = scores - slopes[:, None, None] * distance
-    forbidden = torch.zeros_like(visible, dtype=q.dtype).masked_fill(~visible, float("-inf"))
     weights = F.dropout((scores + forbidden).softmax(dim=-1).to(v.dtype), dropout)
     return (weights.reshape(batch, groups, -1, k.shape[2]) @ v).reshape(batch, heads, length, -1)
+
+
+def mask(visible: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """0 where a query may read a key, −∞ where not: both are exact in bfloat16, and take the least memory. Added in one
+    pass with the softmax; a mask of truth values takes twice the time, compiled (docs/log.md)."""
+    return torch.zeros_like(visible, dtype=torch.bfloat16).masked_fill(~visible, float("-inf"))
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ class Causal:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
         distance = _distance(q.shape[2], q.device)
-        return by_blocks(q, k, v, distance >= 0, distance, _blocks(q), **options)
+        return by_blocks(q, k, v, mask(distance >= 0), distance, _blocks(q), **options)
 
 
 @dataclass(frozen=True)
@@ -110,17 +121,17 @@ class Packed:
 
     document: Int[Tensor, "B T"]
     """Any number that differs between the documents of a row."""
-    visible: Bool[Tensor, "B 1 T T"] = field(init=False, repr=False, compare=False)
+    forbidden: Float[Tensor, "B 1 T T"] = field(init=False, repr=False, compare=False)
     """Found once for all layers, and not while a layer is compiled."""
 
     def __post_init__(self) -> None:
         same = self.document[:, None, :, None] == self.document[:, None, None, :]
         causal = _distance(self.document.shape[1], self.document.device) >= 0
-        object.__setattr__(self, "visible", same & causal)
+        object.__setattr__(self, "forbidden", mask(same & causal))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
         distance = _distance(q.shape[2], q.device)
-        return by_blocks(q, k, v, self.visible, distance, _blocks(q), **options)
+        return by_blocks(q, k, v, self.forbidden, distance, _blocks(q), **options)
 
 
 @dataclass(frozen=True)
@@ -187,7 +198,7 @@ def by_blocks(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G T K"],
     v: Float[Tensor, "B G T W"],
-    visible: Bool[Tensor, "#B 1 T T"],
+    forbidden: Float[Tensor, "#B 1 T T"],
     distance: Int[Tensor, "1 1 T T"],
     n_blocks: int,
     *,
@@ -212,7 +223,7 @@ def by_blocks(
                     keys[first : number + 1], dim=2
                 ),  # the gradient of a cut is a view, that of a slice is padded
                 torch.cat(values[first : number + 1], dim=2),
-                visible[square],
+                forbidden[square],
                 distance[square],
                 window=window,
                 **options,
