@@ -2,8 +2,8 @@
 
     python bench/training_step.py runs/storybook [--rounds 3]
 
-Variants: as groundup trains; float32 instead of bfloat16 with float32 masters; torch's fused attention kernel instead
-of three plain operations; an allocator that hands freed pages back to the system; and all three at once. Prints the
+Variants: as groundup trains; blocks that are not compiled; float32 instead of bfloat16 with float32 masters; torch's fused attention kernel instead
+of three plain operations; an allocator that hands freed pages back to the system; and all at once. Prints the
 median over the rounds and the ratio to the first.
 """
 
@@ -16,10 +16,11 @@ from pathlib import Path
 
 VARIANTS = {
     "as groundup trains": "",
+    "not compiled": "plain",
     "float32": "float32",
     "torch's fused attention kernel": "kernel",
     "pages handed back": "pages",
-    "all three": "float32 kernel pages",
+    "all four": "plain float32 kernel pages",
 }
 
 
@@ -28,34 +29,31 @@ def measure(run: Path, without: str) -> float:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    from groundup.losses import next_token
     from groundup.model import attention
-    from groundup.model.transformer import Transformer
-    from groundup.optim.optimizer import make_optimizer
-    from groundup.optim.precision import Masters
-    from groundup.pretrain.assemble import batches, prepare_process
+    from groundup.pretrain.assemble import assemble, batches, prepare_process
     from groundup.recipe import Recipe
     from groundup.shards import open_split
-    from groundup.train.fit import accumulate, fit
+    from groundup.train.fit import fit
 
     if "pages" not in without:
         prepare_process()
     if "kernel" in without:
 
-        def fused(q, k, v, visible, distance, **options):
-            return scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1])
+        def fused(q, k, v, forbidden, distance, **options):
+            allowed = forbidden.to(q.dtype)
+            return scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=q.shape[1] != k.shape[1])
 
         attention.dot_product_attention = fused
-    recipe = Recipe.load(run / "recipe.toml")
+    chosen = [f"pretrain.precision={'float32' if 'float32' in without else 'bfloat16'}"]
+    chosen += [f"pretrain.compile={str('plain' not in without).lower()}"]
+    recipe = Recipe.load(run / "recipe.toml", chosen)
     shards = open_split(run / "shards", "train")
-    model = Transformer(recipe.model.with_vocabulary(int(shards.ids.max()) + 64))
-    masters = Masters(model, torch.float32 if "float32" in without else torch.bfloat16)
-    optimizer = make_optimizer(masters.copies.items(), recipe.pretrain.optimizer)
-    masters.follow(optimizer)
-    rows = recipe.pretrain.batch_tokens // recipe.model.context_length
-    drawn = batches(shards, recipe.model.context_length, 0, rows, 0)
+    config, settings = recipe.model.with_vocabulary(int(shards.ids.max()) + 64), recipe.pretrain
+    assembled = assemble(config, settings, torch.device("cpu"))
+    rows = settings.batch_tokens // config.context_length
+    drawn = batches(shards, config.context_length, 0, rows, 0)
     taken, last = [], time.monotonic()
-    for _ in fit(optimizer, lambda _: 1.0, drawn, accumulate(model, next_token, 1), steps=14):
+    for _ in fit(assembled.optimizer, lambda _: 1.0, drawn, assembled.gradients(settings, 1), steps=14):
         taken.append(time.monotonic() - last)
         last = time.monotonic()
     return recipe.pretrain.batch_tokens / statistics.median(taken[2:])
