@@ -2,9 +2,9 @@
 
     python bench/training_step.py runs/storybook [--rounds 3]
 
-Variants: as groundup trains; blocks that are not compiled; float32 instead of bfloat16 with float32 masters; torch's fused attention kernel instead
-of three plain operations; an allocator that hands freed pages back to the system; and all at once. Prints the
-median over the rounds and the ratio to the first.
+Variants: as groundup trains; blocks that are not compiled; float32 instead of bfloat16 with float32 masters; torch's
+fused attention kernel instead of three plain operations; an allocator that hands freed pages back to the system; and
+all at once. Prints the median over the rounds and the ratio to the first.
 """
 
 import argparse
