@@ -12,7 +12,8 @@ from groundup.losses import next_token
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.settings import Adafactor, AdamW, Lion, Muon, Optimizer
+from groundup.optim.schedule import make_schedule
+from groundup.optim.settings import Adafactor, AdamW, Linear, Lion, Muon, Optimizer
 from groundup.optim.width import narrow_start
 from groundup.train.fit import accumulate, fit
 
@@ -114,3 +115,25 @@ def test_a_step_decays_by_the_same_share_at_every_width() -> None:
     _, optimizer = made(128, AdamW(weight_decay=0.1, learning_rate=0.5), 32)
     assert {group["lr"] * group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.05}
     assert {group["lr"] for group in optimizer.param_groups} == {0.5, 0.125}
+
+
+RATES = [0.004, 0.008, 0.016, 0.032, 0.064, 0.128]
+
+
+def best_rate(width: int, base_width: int | None) -> int:
+    """The number in `RATES` of the one with which the loss is lowest after forty steps."""
+    losses = []
+    for rate in RATES:
+        model, optimizer = made(width, AdamW(learning_rate=rate), base_width)
+        schedule = make_schedule(Linear(warmup_steps=4), 40)
+        taken = list(fit(optimizer, schedule, batches(), accumulate(model, next_token, 1), steps=40))
+        losses.append(sum(step.loss.item() for step in taken[-10:]))
+    return losses.index(min(losses))
+
+
+@pytest.mark.slow
+def test_the_best_learning_rate_stays_put_as_width_grows() -> None:
+    narrow = best_rate(32, 32)
+    assert 0 < narrow < len(RATES) - 1
+    assert [best_rate(width, 32) for width in (64, 128)] == [narrow, narrow]
+    assert best_rate(128, None) < narrow
