@@ -3,6 +3,7 @@
 Only settings are imported at the top. A room, and torch with it, is imported when its stage runs.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -243,7 +244,7 @@ def build(
         for stage in STAGES:
             refuse_in_the_way(directory / stage.directory)
         recorded = _recorded(directory, say)
-        loaded = _with_recorded_choices(loaded, recorded)
+        loaded = _with_recorded_choices(loaded, recorded or _made_with(directory))
         wanted = only or last
         stages = STAGES if wanted is None else _up_to(wanted)
         stale = _stale(STAGES, loaded, beside, directory, replace)
@@ -478,6 +479,15 @@ def _next_to(run: Path) -> Path:
     while run.with_name(f"{run.name}-{number}").exists():
         number += 1
     return run.with_name(f"{run.name}-{number}")
+
+
+def _made_with(run: Path) -> Table:
+    """What a begun or finished training says of its settings, where the recorded recipe is lost."""
+    with contextlib.suppress(DataError):
+        for stage in STAGES:
+            if stage.name == "pretrain" and (made := _made_from(stage, run)):
+                return dict(made["settings"])
+    return {}
 
 
 def _with_recorded_choices(recipe: Recipe, recorded: Table) -> Recipe:
