@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from groundup.model.graph_passes import BiasesApart, JoinedProducts
 from groundup.model.settings import Experts, ModelConfig
 from groundup.model.transformer import Transformer, no_tap
 
@@ -25,9 +26,15 @@ def compile_blocks(model: Transformer) -> None:
     Only training runs what is compiled: in evaluation and generation lengths differ from call to call, and whoever
     looks inside through `tap` gets the block as it is written.
     """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    passes: dict[str, Any] = {
+        "pre_grad_custom_pass": JoinedProducts(),
+        "post_grad_custom_post_pass": BiasesApart(),
+    }
     for block in model.blocks:
         plain = block.forward
-        block.forward = partial(_run_either, block, plain, torch.compile(plain, dynamic=False, fullgraph=True))
+        compiled = torch.compile(plain, dynamic=False, fullgraph=True, options=passes if on_cpu else {})
+        block.forward = partial(_run_either, block, plain, compiled)
 
 
 def _run_either(block: torch.nn.Module, plain: Forward, compiled: Forward, x: Tensor, *rest: Any) -> Tensor:
