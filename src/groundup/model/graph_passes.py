@@ -26,7 +26,8 @@ class JoinedProducts(CustomGraphPass):
         alike = defaultdict(list)
         for node in graph.find_nodes(op="call_function", target=linear):
             x, weight, bias = (*node.args, None)[:3]
-            alike[x, bias is None].append((node, weight, bias))
+            if weight.op == "placeholder":  # and not made of one of the products
+                alike[x, bias is None].append((node, weight, bias))
         for (x, without_bias), products in alike.items():
             if len(products) > 1:
                 nodes, weights, biases = zip(*products, strict=True)
