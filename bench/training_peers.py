@@ -1,13 +1,15 @@
-"""How fast is a training step on a CPU, beside the others? Tokens a second, each peer in a process of its own, in turn.
+"""How fast is a training step on a CPU, beside the others? Each in a process of its own; all wait while one takes a few
+steps, in turn, in every round. So what the machine does besides slows all of them.
 
-    python bench/training_peers.py [--size small|gpt2] [--rounds 2] [--only NAME ...]
+    python bench/training_peers.py [--size small|gpt2] [--rounds 30] [--only NAME ...]
 
 The same GPT for all: 6 layers, 384 wide, 6 heads, rows of 256 tokens, 16 of them, vocabulary 8,192 (`small`, 13.9 M
 parameters); or GPT-2's 124 M, rows of 512, 4 of them (`gpt2`). A step is forward, backward, clipping at 1 and AdamW.
 `plain` is the step of nanoGPT's train.py on a CPU: its model's operations, eager, float32. The others are
 GPT2LMHeadModel of Hugging Face transformers, GPT of LitGPT, TransformerWrapper of x-transformers, each under bfloat16
 autocast, as it is and compiled. The last two keep an untied head. groundup's rows hold two documents each, which do not
-see each other; the others' rows are one text. Prints medians, ratios, and the share of the machine's bfloat16 product.
+see each other; the others' rows are one text. Prints medians over the rounds: tokens a second, how many times as fast
+groundup was in the same round (least–most), and the share of the bfloat16 product measured beside the steps.
 
 What is not there is said and left out: pip install transformers litgpt x-transformers.
 """
@@ -39,7 +41,7 @@ PEERS = {
     "x-transformers, autocast": "x_transformers",
     "x-transformers, autocast, compiled": "x_transformers",
 }
-STEPS = {"small": 7, "gpt2": 4}
+STEPS = {"small": 2, "gpt2": 1}
 WARM = 3
 
 
@@ -51,14 +53,14 @@ def flops_per_token(size: dict[str, int]) -> int:
 
 
 def matmul_peak(width: int) -> float:
-    """GFLOP/s of the fastest of a few bfloat16 products of the model's kind, the median of a second each."""
+    """GFLOP/s of the fastest of a few bfloat16 products of the model's kind, the median of a tenth of a second each, or longer."""
     import torch
 
     best = 0.0
     for rows, wide, out in ((2048, width, 4 * width), (4096, width, 4 * width), (2048, 4 * width, width)):
         x, w = torch.randn(rows, wide).bfloat16(), torch.randn(out, wide).bfloat16()
-        taken, until = [], time.monotonic() + 1
-        while time.monotonic() < until:
+        taken, until = [], time.monotonic() + 0.1
+        while len(taken) < 8 or time.monotonic() < until:
             began = time.perf_counter()
             torch.nn.functional.linear(x, w)
             taken.append(time.perf_counter() - began)
@@ -223,58 +225,71 @@ def plain_gpt(size: dict[str, int]):  # type: ignore[no-untyped-def]
     return model
 
 
-def measure(name: str, which: str) -> dict[str, float]:
+def serve(name: str, which: str) -> None:
+    """Take the first steps; then, whenever a line comes in, some more, and some products beside them: both slow down
+    when the processor or its neighbours are hot. A line goes out for each that came in."""
     size = SIZES[which]
     own = name.startswith("groundup")
     step = groundup_step(size, compiled="not compiled" not in name) if own else peer_step(name, size)
-    warm = time_steps(step, WARM)
-    taken, peaks = [], []
-    for _ in range(2):  # products between steps: both slow down when the processor or its neighbours are hot
-        taken += time_steps(step, STEPS[which])
-        peaks.append(matmul_peak(size["d_model"]))
-    return {
-        "tokens_per_second": size["rows"] * size["context_length"] / statistics.median(taken),
-        "warm_up_seconds": sum(warm),
-        "peak": max(peaks),
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-    }
+    answer = {"warm_up_seconds": sum(time_steps(step, WARM))}
+    while True:
+        print(json.dumps(answer), flush=True)
+        if not sys.stdin.readline():
+            return
+        taken = time_steps(step, STEPS[which])
+        answer = {
+            "tokens_per_second": size["rows"] * size["context_length"] / statistics.median(taken),
+            "peak": matmul_peak(size["d_model"]),
+            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--only", nargs="*", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(arguments.measure, arguments.size)))
+    if arguments.serve:
+        serve(arguments.serve, arguments.size)
         return
-    found: dict[str, list[dict[str, float]]] = {}
-    for _ in range(arguments.rounds):
-        for name in arguments.only:
-            if importlib.util.find_spec(PEERS[name]) is None:
-                print(f"{name}: {PEERS[name]} is not installed", flush=True)
-                continue
-            command = [sys.executable, __file__, "--size", arguments.size, "--measure", name]
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-            if done.returncode:
-                print(f"{name}: failed: {done.stderr.strip().splitlines()[-1]}", flush=True)
-                continue
-            found.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{name}: {found[name][-1]['tokens_per_second']:,.0f}", flush=True)
+    running: dict[str, subprocess.Popen[str]] = {}
+    warm: dict[str, float] = {}
+    for name in arguments.only:
+        if importlib.util.find_spec(PEERS[name]) is None:
+            print(f"{name}: {PEERS[name]} is not installed", flush=True)
+            continue
+        command = [sys.executable, __file__, "--size", arguments.size, "--serve", name]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if told := process.stdout.readline():
+            running[name], warm[name] = process, json.loads(told)["warm_up_seconds"]
+        else:
+            print(f"{name}: failed, as told above", flush=True)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in running}
+    for number in range(arguments.rounds):
+        for name, process in running.items():
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            found[name].append(json.loads(process.stdout.readline()))
+        speeds = (f"{name} {ones[-1]['tokens_per_second']:,.0f}" for name, ones in found.items())
+        print(f"round {number + 1}: {'; '.join(speeds)}", flush=True)
+    for process in running.values():
+        process.stdin.close()
+        process.wait()
     flops = flops_per_token(SIZES[arguments.size])
-    own = statistics.median(one["tokens_per_second"] for one in found["groundup"])
-    print(f"\n{'':<36} tokens/s  ours / its  GFLOP/s  share of peak  GiB  warm-up, s")
+    print(f"\n{'':<36} tokens/s  ours / its        GFLOP/s  share of peak  GiB  warm-up, s")
     for name, ones in found.items():
-        speed, peak, memory, warm = (
-            statistics.median(one[key] for one in ones)
-            for key in ("tokens_per_second", "peak", "memory", "warm_up_seconds")
-        )
-        gflops = speed * flops / 1e9
+        speed, memory = (statistics.median(one[key] for one in ones) for key in ("tokens_per_second", "memory"))
+        ratios = [
+            own["tokens_per_second"] / one["tokens_per_second"]
+            for own, one in zip(found["groundup"], ones, strict=True)
+        ]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+        share = statistics.median(one["tokens_per_second"] * flops / 1e9 / one["peak"] for one in ones)
         print(
-            f"{name:<36} {speed:>8,.0f}  {own / speed:>10.2f}  {gflops:>7,.0f}  {gflops / peak:>13.2f}  "
-            f"{memory:>3.1f}  {warm:>6.0f}"
+            f"{name:<36} {speed:>8,.0f}  {ratio:<16}  {speed * flops / 1e9:>7,.0f}  {share:>13.2f}  "
+            f"{memory:>3.1f}  {warm[name]:>6.0f}"
         )
 
 

@@ -3,7 +3,6 @@
 N rows, D input width, F output width.
 """
 
-import math
 import operator
 from collections import defaultdict
 from typing import Any
@@ -61,15 +60,14 @@ class BiasesApart(CustomGraphPass):
                 graph.erase_node(node)
         for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
             rows, dimensions, *_ = node.args
-            *lengths, width = _value(rows).shape
-            n_rows = math.prod(lengths)
-            if list(dimensions) == list(range(len(lengths))) and n_rows % PARTS == 0 and not node.kwargs:
+            n_rows, *width = _value(rows).shape
+            if list(dimensions) == [0] and len(width) == 1 and n_rows % PARTS == 0 and not node.kwargs:
                 with graph.inserting_before(node):
-                    parted = _call(graph, aten.view.default, rows, [PARTS, n_rows // PARTS, width])
+                    parted = _call(graph, aten.view.default, rows, [PARTS, n_rows // PARTS, *width])
                     sums = _call(graph, aten.sum.dim_IntList, parted, [1], dtype=torch.float32)
                     whole = _call(graph, aten.sum.dim_IntList, sums, [0])
-                    whole = _call(graph, aten.view.default, whole, list(_value(node).shape))
-                    node.replace_all_uses_with(_call(graph, as_type, whole, _value(rows).dtype))
+                    shaped = _call(graph, aten.view.default, whole, list(_value(node).shape))
+                    node.replace_all_uses_with(_call(graph, as_type, shaped, _value(rows).dtype))
                 graph.erase_node(node)
 
     def uuid(self) -> Any:
