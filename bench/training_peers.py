@@ -53,7 +53,7 @@ def flops_per_token(size: dict[str, int]) -> int:
 
 
 def matmul_peak(width: int) -> float:
-    """GFLOP/s of the fastest of a few bfloat16 products of the model's kind, the median of a tenth of a second or more."""
+    """GFLOP/s of the fastest of a few bfloat16 products of the model's kind: medians of a tenth of a second or more."""
     import torch
 
     best = 0.0
