@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from groundup.model.graph_passes import BiasesApart, JoinedProducts
 from groundup.model.settings import Experts, ModelConfig
 from groundup.model.transformer import Transformer, no_tap
 
@@ -26,14 +25,15 @@ def compile_blocks(model: Transformer) -> None:
     Only training runs what is compiled: in evaluation and generation lengths differ from call to call, and whoever
     looks inside through `tap` gets the block as it is written.
     """
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    passes: dict[str, Any] = {
-        "pre_grad_custom_pass": JoinedProducts(),
-        "post_grad_custom_post_pass": BiasesApart(),
-    }
+    options: dict[str, Any] = {}
+    if next(model.parameters()).device.type == "cpu":
+        # Here, since it imports torch's compiler, which takes more than a second.
+        from groundup.model.graph_passes import BiasesApart, JoinedProducts
+
+        options = {"pre_grad_custom_pass": JoinedProducts(), "post_grad_custom_post_pass": BiasesApart()}
     for block in model.blocks:
         plain = block.forward
-        compiled = torch.compile(plain, dynamic=False, fullgraph=True, options=passes if on_cpu else {})
+        compiled = torch.compile(plain, dynamic=False, fullgraph=True, options=options)
         block.forward = partial(_run_either, block, plain, compiled)
 
 

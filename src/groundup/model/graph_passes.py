@@ -17,7 +17,14 @@ PARTS = 64
 """A sum over rows is made of so many sums of neighbouring rows."""
 
 
-class JoinedProducts(CustomGraphPass):
+class _Pass(CustomGraphPass):
+    """What was compiled is kept for as long as this file stays as it is."""
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__,))
+
+
+class JoinedProducts(_Pass):
     """Products of one (N, D) input with several (F, D) matrices become one, with the matrices below one another: query,
     key and value, gate and up. A wide product takes less time than narrow ones, and so do its two gradients."""
 
@@ -41,11 +48,8 @@ class JoinedProducts(CustomGraphPass):
                     node.replace_all_uses_with(share)
                     graph.erase_node(node)
 
-    def uuid(self) -> Any:
-        return get_hash_for_files((__file__,))
 
-
-class BiasesApart(CustomGraphPass):
+class BiasesApart(_Pass):
     """A bias is added by the loop that reads the (N, F) product anyway; `addmm` would first write it into all N rows
     of its result, and read it again there. A bias's gradient, a sum over N rows, is made of `PARTS` sums in float32;
     the compiler's own loop goes down all the rows for every 32 columns."""
@@ -69,9 +73,6 @@ class BiasesApart(CustomGraphPass):
                     shaped = _call(graph, aten.view.default, whole, list(_value(node).shape))
                     node.replace_all_uses_with(_call(graph, as_type, shaped, _value(rows).dtype))
                 graph.erase_node(node)
-
-    def uuid(self) -> Any:
-        return get_hash_for_files((__file__,))
 
 
 def _call(graph: Graph, operation: Any, *arguments: Any, **options: Any) -> Node:
