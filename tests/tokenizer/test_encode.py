@@ -99,8 +99,8 @@ def test_slices_hold_all_documents_once(lengths: list[int], at_least: int) -> No
 
 @pytest.mark.parametrize("unit", ["a", " ", "^", "\n", "👩‍👩‍👧 ".strip(), "é", "0"])
 def test_a_megabyte_without_a_break_is_no_attack(learned: Tokenizer, unit: str) -> None:
-    """Fault B2: twice the input, less than 2.6 times the work. Asked of eight times the input, where quadratic work takes 64
-    times as long and a noisy machine cannot hide or feign it; time of this thread, the least of five, sizes in turn."""
+    """Fault B2: twice the input, less than 2.6 times the work. Asked of eight times the input, where noise cannot hide
+    or feign the 64 of quadratic work. Time of this thread, the least of five, sizes in turn."""
     took: dict[int, list[float]] = {125_000: [], 1_000_000: []}
     for _ in range(6):
         for n_bytes, seconds in took.items():
