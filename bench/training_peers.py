@@ -9,7 +9,8 @@ parameters); or GPT-2's 124 M, rows of 512, 4 of them (`gpt2`). A step is forwar
 GPT2LMHeadModel of Hugging Face transformers, GPT of LitGPT, TransformerWrapper of x-transformers, each under bfloat16
 autocast, as it is and compiled. The last two keep an untied head. groundup's rows hold two documents each, which do not
 see each other; the others' rows are one text. Prints medians over the rounds: tokens a second, how many times as fast
-groundup was in the same round (least–most), and the share of the bfloat16 product measured beside the steps.
+groundup was in the same round (least–most), a bfloat16 product beside the steps, for the plain step a float32 one, and
+the share of it that the steps reach.
 
 What is not there is said and left out: pip install transformers litgpt x-transformers.
 """
@@ -52,13 +53,13 @@ def flops_per_token(size: dict[str, int]) -> int:
     return 6 * products + 12 * layers * width * size["context_length"]
 
 
-def matmul_peak(width: int) -> float:
-    """GFLOP/s of the fastest of a few bfloat16 products of the model's kind: medians of a tenth of a second or more."""
+def matmul_peak(width: int, dtype: str) -> float:
+    """GFLOP/s of the fastest of a few products of the model's kind: medians of a tenth of a second or more."""
     import torch
 
     best = 0.0
     for rows, wide, out in ((2048, width, 4 * width), (4096, width, 4 * width), (2048, 4 * width, width)):
-        x, w = torch.randn(rows, wide).bfloat16(), torch.randn(out, wide).bfloat16()
+        x, w = (torch.randn(shape, dtype=getattr(torch, dtype)) for shape in ((rows, wide), (out, wide)))
         taken, until = [], time.monotonic() + 0.1
         while len(taken) < 8 or time.monotonic() < until:
             began = time.perf_counter()
@@ -239,7 +240,7 @@ def serve(name: str, which: str) -> None:
         taken = time_steps(step, STEPS[which])
         answer = {
             "tokens_per_second": size["rows"] * size["context_length"] / statistics.median(taken),
-            "peak": matmul_peak(size["d_model"]),
+            "peak": matmul_peak(size["d_model"], "float32" if "float32" in name else "bfloat16"),
             "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
 
@@ -278,7 +279,7 @@ def main() -> None:
         process.stdin.close()
         process.wait()
     flops = flops_per_token(SIZES[arguments.size])
-    print(f"\n{'':<36} tokens/s  ours / its        GFLOP/s  share of peak  GiB  warm-up, s")
+    print(f"\n{'':<36} tokens/s  ours / its        GFLOP/s  product  share  GiB  warm-up, s")
     for name, ones in found.items():
         speed, memory = (statistics.median(one[key] for one in ones) for key in ("tokens_per_second", "memory"))
         ratios = [
@@ -287,8 +288,9 @@ def main() -> None:
         ]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
         share = statistics.median(one["tokens_per_second"] * flops / 1e9 / one["peak"] for one in ones)
+        peak = statistics.median(one["peak"] for one in ones)
         print(
-            f"{name:<36} {speed:>8,.0f}  {ratio:<16}  {speed * flops / 1e9:>7,.0f}  {share:>13.2f}  "
+            f"{name:<36} {speed:>8,.0f}  {ratio:<16}  {speed * flops / 1e9:>7,.0f}  {peak:>7,.0f}  {share:>5.2f}  "
             f"{memory:>3.1f}  {warm[name]:>6.0f}"
         )
 
