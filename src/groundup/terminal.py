@@ -107,7 +107,8 @@ def own_name() -> str:
     called = Path(sys.argv[0])
     if called.name == "__main__.py":
         return "python -m groundup"
-    if shutil.which(called.name) and Path(str(shutil.which(called.name))).samefile(called):
+    found = shutil.which(called.name)
+    if found and called.exists() and called.samefile(found):
         return called.name
     return os.path.relpath(called) if called.is_absolute() else str(called)
 
