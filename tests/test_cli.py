@@ -11,23 +11,29 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from groundup import __main__ as entrance
-from groundup.cli import TABLES, main
+from groundup.cli import TABLES, app, main
 from groundup.recipe import Recipe
 from groundup.settings import describe, describe_table
 from groundup.tokenizer.tokenizer import Tokenizer
 
-COMMANDS = [
-    "build", "corpus", "tokenizer", "pack", "pretrain", "eval", "generate", "inspect", "report", "watch", "compare",
-    "sweep", "bench", "tokens", "tokens show", "tokens compare", "tokens advise", "tokens convert", "tokens extend",
-]  # fmt: skip
+
+def names(group: Any, before: str = "") -> Iterator[str]:
+    """Of all its commands; a group's own before those of its members."""
+    for name, command in group.commands.items():
+        yield before + name
+        if hasattr(command, "commands"):
+            yield from names(command, f"{before}{name} ")
 
 
+COMMANDS = list(names(typer.main.get_command(app)))
 Done = subprocess.CompletedProcess[str]
 
 
