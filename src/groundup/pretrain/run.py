@@ -112,7 +112,7 @@ def pretrain(
         SavedAndStopped: after Ctrl-C or SIGTERM, with a checkpoint written.
         DivergedError: when the guard has gone back as often as it may, or without one at a loss that is no number.
     """
-    training = _Training(model_config, settings, places, inputs, say)
+    training = Training(model_config, settings, places, inputs, say)
     if until is not None and training.step >= until:
         raise Paused(f"paused at step {training.step:,} of {settings.steps:,} before")
     with noticing_signals() as stop, training.sinks, training.saver:
@@ -122,7 +122,7 @@ def pretrain(
         raise SavedAndStopped("the model is finished and saved; what comes after it is not done yet")
 
 
-class _Training:
+class Training:
     """A training at some step: the steps of `fit`, and what is judged, measured, written and saved around them."""
 
     def __init__(
