@@ -17,9 +17,10 @@ from groundup.errors import SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Autocast, Bfloat16, Float32
 from groundup.pretrain import assemble as assembling
+from groundup.pretrain import speed as speeds
 from groundup.pretrain.assemble import assemble, training_flops_per_token
 from groundup.pretrain.settings import PretrainSettings
-from groundup.pretrain.speed import matmul_peak, measure_speed, product_dtype, time_steps
+from groundup.pretrain.speed import matmul_peak, measure_speed, product_dtype, settle, time_steps
 from groundup.recipe import build
 
 CPU = torch.device("cpu")
@@ -90,6 +91,37 @@ def test_the_peak_is_no_less_than_that_of_a_product_measured_otherwise() -> None
         torch.bfloat16,
         torch.bfloat16,
     ]
+
+
+@pytest.mark.parametrize(
+    ("float32", "bfloat16", "compiled", "chosen"),
+    [
+        (100.0, 50.0, 120.0, (Float32(), True)),
+        (100.0, 300.0, 310.0, (Bfloat16(), True)),
+        (100.0, 300.0, 290.0, (Bfloat16(), False)),
+        (100.0, 9e9, 0.0, (Bfloat16(), False)),  # done before anything would be compiled: it is not tried
+    ],
+)
+def test_what_is_fastest_is_chosen(
+    float32: float, bfloat16: float, compiled: float, chosen: tuple[object, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def timed(model: ModelConfig, trial: PretrainSettings, *_: object) -> float:
+        assert trial.precision is not None
+        tried.append((trial.precision, trial.compile))
+        return compiled if trial.compile else {"float32": float32, "bfloat16": bfloat16}[trial.precision.kind]
+
+    monkeypatch.setattr(speeds, "tokens_per_second", timed)
+    monkeypatch.setattr(speeds, "why_not_compiled", lambda *_: None)
+    asked = PretrainSettings(batch_tokens=64, micro_batch_rows=2, steps=100_000_000)
+    settled, told = settle(CONFIG, asked, Path(), CPU)
+    assert (settled.precision, settled.compile) == chosen
+    assert tried == [(Float32(), False), (Bfloat16(), False), *([(chosen[0], True)] if compiled else [])]
+    assert len(told) == len(tried) - 1
+    set_already = asked.model_copy(update={"precision": Autocast(), "compile": False})
+    assert settle(CONFIG, set_already, Path(), CPU)[0] == set_already.model_copy(update={"device": "cpu"})
+    assert len(tried) == len(told) + 1  # nothing was timed for it
 
 
 @pytest.fixture(scope="module")
