@@ -281,6 +281,17 @@ def slowed(monkeypatch: pytest.MonkeyPatch, go_on: threading.Event) -> threading
     return begun
 
 
+def test_what_a_process_killed_just_after_a_save_left_is_removed(tmp_path: Path, llama: ModelConfig) -> None:
+    """The next process may have nothing left to save."""
+    made = tensors(trained(llama))
+    for step in (10, 20, 30, 40):
+        checkpoint.save(tmp_path, made, {"step": step}, {}, {}, {})
+    with saver(tmp_path, Told(), newest=2, every_steps=20):
+        assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [20, 30, 40]
+    with saver(tmp_path / "not yet", Told()):
+        assert checkpoint.found(tmp_path / "not yet") == []
+
+
 def test_what_ends_the_training_is_not_hidden_by_a_save_that_fails(tmp_path: Path, llama: ModelConfig) -> None:
     made, told = trained(llama), Told()
     (tmp_path / "step-00000001").mkdir()  # in the way

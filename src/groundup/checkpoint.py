@@ -281,6 +281,8 @@ class Saver:
         self._quiet = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        with contextlib.suppress(OSError):  # the next save meets it again, and tells
+            remove_old(self._checkpoints, self._kept)  # of which a process that was killed just after a save left some
         self._quiet.enter_context(_one_process())
         return self
 
