@@ -257,7 +257,7 @@ def main() -> None:
         return
     running: dict[str, subprocess.Popen[str]] = {}
     warm: dict[str, float] = {}
-    for name in arguments.only:
+    for name in dict.fromkeys(("groundup", *arguments.only)):  # what all are compared with
         if importlib.util.find_spec(PEERS[name]) is None:
             print(f"{name}: {PEERS[name]} is not installed", flush=True)
             continue

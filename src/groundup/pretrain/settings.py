@@ -109,8 +109,8 @@ class PretrainSettings(Settings):
     """Which numbers are kept in which type. If not set, `float32` and `bfloat16` are timed for a second each before
     step 1, and the faster is written into the run's recipe."""
     compile: bool | None = None
-    """Let torch.compile fuse what stands between the matrix products. If not set, both are timed before step
-    1 where the training is long enough, and the faster is written into the run's recipe."""
+    """Let torch.compile fuse what stands between the matrix products. If not set, both are timed before step 1
+    where the training is long enough, and the faster is written into the run's recipe."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What of a block's forward pass is computed again in the backward pass, to save memory: nothing, all but the
     products with weights, or everything."""
