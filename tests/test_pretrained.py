@@ -1,6 +1,7 @@
 """Models from Hugging Face directories give Hugging Face's logits; ours come back; the rest is refused by name."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from groundup.generation.engine import continue_ids
 from groundup.generation.settings import Sampling
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.model_files import not_finite
 from groundup.tokenizer.tokenizer import Tokenizer
 
 GPT2 = {"vocab_size": 90, "n_positions": 20, "n_embd": 24, "n_layer": 3, "n_head": 4}
@@ -64,8 +66,8 @@ def test_the_tokenizer_beside_the_model_is_loaded(tmp_path: Path, tokenizer: Tok
 
 def test_a_tokenizer_that_is_not_represented_is_left_out_with_a_warning(tmp_path: Path) -> None:
     hugging_face("llama", {}).save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
-    with pytest.warns(UserWarning, match="without its tokenizer.*Unigram"):
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "WordPiece", "vocab": {}}}')
+    with pytest.warns(UserWarning, match="without its tokenizer.*tokenizer.json: its model is WordPiece"):
         _, loaded = groundup.load(tmp_path, device="cpu")
     assert loaded is None
 
@@ -73,7 +75,9 @@ def test_a_tokenizer_that_is_not_represented_is_left_out_with_a_warning(tmp_path
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     hugging_face("llama", {}).save_pretrained(tmp_path)
     tokenizer.save(tmp_path / "tokenizer.json")
-    with pytest.raises(SettingsError, match="320 ids, the model 90: they do not belong together"):
+    with pytest.raises(
+        SettingsError, match="304 ids besides special and added tokens, the model rows for 90: they do not belong"
+    ):
         groundup.load(tmp_path, device="cpu")
 
 
@@ -186,3 +190,28 @@ def test_llama2c_files_of_ours_come_back(tmp_path: Path, tied: bool) -> None:
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(DataError, match="a file of llama2.c that is not whole"):
         groundup.load(file)
+
+
+# Numbers that are none
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, dtype: torch.dtype, bad: float) -> None:
+    largest = torch.finfo(dtype).max
+    held = {"fine": torch.tensor([[largest, -largest, 0.0]] * 5, dtype=dtype), "ids": torch.full((3,), -1)}
+    save_file(held, tmp_path / "fine.safetensors")
+    assert list(not_finite(tmp_path / "fine.safetensors")) == []
+    spoilt = held["fine"].clone()
+    spoilt[4, 1] = bad
+    save_file({**held, "spoilt": spoilt, "empty": torch.zeros(0, dtype=dtype)}, tmp_path / "bad.safetensors")
+    assert list(not_finite(tmp_path / "bad.safetensors")) == ["spoilt"]
+
+
+def test_a_model_with_a_nan_is_refused_on_loading_by_the_name_in_its_file(tmp_path: Path) -> None:
+    theirs = hugging_face("gpt2", {})
+    with torch.no_grad():
+        theirs.transformer.h[0].mlp.c_fc.weight[3, 2] = math.nan
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"h\.0\.mlp\.c_fc\.weight holds numbers that are not finite"):
+        groundup.load(tmp_path, device="cpu")

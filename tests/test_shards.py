@@ -1,15 +1,18 @@
 """Shards: the stream holds every document, and damage is refused."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from groundup.corpus.document import Document, DocumentWriter
+from groundup.corpus.document import SPLITS, Document, DocumentWriter
 from groundup.errors import DamagedError, SettingsError
 from groundup.files import making, verify
+from groundup.loader import cut
 from groundup.shards import check_ids, open_split, pack, refuse_another_tokenizer, stream_of
+from groundup.tokenizer.declared import Roles
 from groundup.tokenizer.tokenizer import Tokenizer
 
 TEXTS = ["the king", "and the little fox", "", "über den hügel"]
@@ -34,9 +37,9 @@ def test_each_document_is_opened_by_end_of_text_and_the_stream_is_closed_by_one(
     assert tokens.ids.dtype == np.uint16
     for number, text in enumerate(TEXTS):
         document = tokens.ids[tokens.offsets[number] : tokens.offsets[number + 1]]
-        assert document.tolist() == [tokenizer.end_of_text, *tokenizer.encode(text)]
+        assert document.tolist() == [tokenizer.opener, *tokenizer.encode(text)]
         assert tokens.n_bytes[number] == len(text.encode())
-    assert tokens.ids[tokens.offsets[-1] :].tolist() == [tokenizer.end_of_text]
+    assert tokens.ids[tokens.offsets[-1] :].tolist() == [tokenizer.opener]
 
 
 def test_a_stream_in_memory_is_the_packed_one(packed: Path, tokenizer: Tokenizer) -> None:
@@ -140,3 +143,29 @@ def test_shards_of_another_tokenizer_are_refused_with_both_digests(tmp_path: Pat
     refuse_another_tokenizer(tmp_path / "shards", "9f3c1111aaaa", "it")
     with pytest.raises(SettingsError, match=r"shards was packed with tokenizer 9f3c1111…, it has 41d02222…"):
         refuse_another_tokenizer(tmp_path / "shards", "41d02222bbbb", "it")
+
+
+def test_a_closer_of_its_own_ends_each_document_and_is_followed_by_no_target(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    closing = tokenizer.extended(special=["</s>"])
+    closing.roles = Roles(closing.opener, closing.special["</s>"], frozenset({closing.special["</s>"]}))
+    texts = ["the king", "a fox", "an old hill"]
+    corpus = tmp_path / "corpus"
+    for split in SPLITS:
+        writer = DocumentWriter(corpus / f"{split}.parquet")
+        for text in texts:
+            writer.write(Document(text, "x"))
+        writer.close()
+    with making(tmp_path / "shards", "shards", {}, {}) as draft:
+        pack(corpus, closing, draft)
+    packed = open_split(tmp_path / "shards", "train")
+    expected = [[closing.opener, *closing.encode(text), closing.closer] for text in texts]
+    assert packed.ids.tolist() == [*itertools.chain(*expected), closing.opener]
+    assert packed.closer == closing.closer
+    assert packed.ids.tolist() == stream_of([(text, len(text)) for text in texts], closing).ids.tolist()
+    batch = cut(packed, np.array([0]), len(packed.ids) - 1)
+    assert packed.targets(3) == int(batch.weight.sum()) == sum(len(document) - 1 for document in expected)
+    assert closing.opener not in batch.targets[batch.weight > 0].tolist()
+    first, last = int(packed.offsets[1]), int(packed.offsets[2])
+    assert packed.text_ids(first, last).tolist() == closing.encode(texts[1])

@@ -258,9 +258,9 @@ def evaluate(
             )
         from groundup.evals.run import score_files
         from groundup.evals.score import table_of
-        from groundup.pretrained import load
+        from groundup.pretrained import load_with_tokenizer
 
-        model, tokenizer = load(target, device=device)
+        model, tokenizer = load_with_tokenizer(target, device)
         own = target / "recipe.toml"
         corpus = Recipe.load(own).corpus if own.is_file() else CorpusSettings(sources=tuple(rest))
         with terminal.watch("eval") as progress:
@@ -346,16 +346,11 @@ def _ready_to_write(
     model: Path, device: str | None, options: dict[str, Any], origin: str
 ) -> "tuple[Transformer, Tokenizer, Sampling]":
     """A model, its tokenizer, and how to sample: the options given, else what the model's own file says."""
-    from groundup.errors import DataError
     from groundup.generation.settings import Sampling
     from groundup.model_files import model_directory
-    from groundup.pretrained import load
+    from groundup.pretrained import load_with_tokenizer
 
-    loaded, tokenizer = load(model, device=device)
-    if tokenizer is None and model.is_file():
-        raise DataError(f"{model} is a model of llama2.c, which comes without a tokenizer that is read here")
-    if tokenizer is None:
-        raise DataError(f"{model} has no tokenizer: put its tokenizer.json beside config.json")
+    loaded, tokenizer = load_with_tokenizer(model, device)
     defaults = model_directory(model) / "generation.json"
     table = json.loads(defaults.read_text()) if defaults.is_file() else {}
     given = {name: value for name, value in options.items() if value is not None}
@@ -748,8 +743,11 @@ def show(
         print(f"… the first {showing.TOKENS_SHOWN:,} of {len(explained.ids):,} tokens; --json has all")
     print()
     terminal.print_table(showing.token_rows(explained))
-    print("\nThe merges that made each piece, in the order they happened:\n")
-    terminal.print_table(showing.merge_rows(explained))
+    if explained.is_of_a_library:
+        print("\nHow it was cut is decided by the tokenizer's own library: its merges are not known here.")
+    else:
+        print("\nThe merges that made each piece, in the order they happened:\n")
+        terminal.print_table(showing.merge_rows(explained))
     if html:
         print(f"\nWith the tree of each piece: {html}")
 

@@ -40,13 +40,14 @@ def cut(shards: Tokens, starts: npt.NDArray[np.int64], context_length: int) -> B
     place = starts[:, None] + np.arange(context_length + 1)  # (B, T + 1)
     ids = shards.read(np.minimum(place, last))
     inside = place[:, :-1] < last  # a token whose target exists
+    counts = inside if shards.closer is None else inside & (ids[:, :-1] != shards.closer)
     document = np.searchsorted(shards.offsets, place[:, :-1], side="right") - 1
     opened = shards.offsets[np.clip(document, 0, None)]
     position = place[:, :-1] - np.maximum(opened, starts[:, None])
     return Batch(
         tokens=_tensor(ids[:, :-1]),
         targets=_tensor(ids[:, 1:]),
-        weight=_tensor(inside.astype(np.float32)),
+        weight=_tensor(counts.astype(np.float32)),
         position=_tensor(np.where(inside, position, 0)),
         document=_tensor(np.where(inside, document, -1)),
     )

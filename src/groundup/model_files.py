@@ -5,11 +5,15 @@ No torch: recipes name models, and are read without it.
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from groundup import llama2c
-from groundup.errors import DataError, SettingsError
+from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.files import PICKLES, canonical_json, is_made, refuse_nothing, sha256_of_file, verify
 from groundup.model.names import ARCHITECTURES, read_config, refusing_contradictions
 from groundup.model.settings import ModelConfig
@@ -73,6 +77,73 @@ def config_table(directory: Path) -> dict[str, Any]:
     if table.get("format") != FORMAT and (not isinstance(kind, str) or kind not in ARCHITECTURES):
         raise DataError(f"{directory} is of model_type {kind!r}; read here: {FORMAT}, {', '.join(ARCHITECTURES)}")
     return table
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that hold the weights; none where there are none.
+
+    Raises:
+        DataError: an index of them that is damaged.
+    """
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        return [single] if single.is_file() else []
+    try:
+        names = {Path(str(name)).name for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{index} is damaged: {error}") from None
+    return [directory / name for name in sorted(names)]
+
+
+EXPONENT = {
+    "F64": ("<i8", 0x7FF << 52),
+    "F32": ("<i4", 0xFF << 23),
+    "F16": ("<i2", 0x1F << 10),
+    "BF16": ("<i2", 0xFF << 7),
+}
+"""Type of a tensor → the integers that lie over its numbers, and the bits of their exponent: all set in NaN and Inf."""
+NUMBERS_AT_ONCE = 1 << 22
+
+
+def not_finite(file: Path) -> Iterator[str]:
+    """The tensors of a whole safetensors file that hold NaN or Inf. Each number is read once, as an integer."""
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    held = np.memmap(file, np.uint8, "r") if len(header) > ("__metadata__" in header) else np.zeros(0, np.uint8)
+    for name, tensor in header.items():
+        if name != "__metadata__" and tensor["dtype"] in EXPONENT:
+            first, last = (8 + length + offset for offset in tensor["data_offsets"])
+            if not _has_finite_exponents(held[first:last], tensor["dtype"]):
+                yield name
+
+
+def is_finite(numbers: npt.NDArray[np.float32]) -> bool:
+    """Whether no NaN or Inf is among them."""
+    return _has_finite_exponents(np.ascontiguousarray(numbers).reshape(-1).view(np.uint8), "F32")
+
+
+def _has_finite_exponents(raw: npt.NDArray[np.uint8], dtype: str) -> bool:
+    kind, exponent = EXPONENT[dtype]
+    size = np.dtype(kind).itemsize
+    for first in range(0, len(raw), NUMBERS_AT_ONCE * size):
+        numbers = np.frombuffer(raw[first : first + NUMBERS_AT_ONCE * size], kind)
+        if ((numbers & np.array(exponent, kind)) == exponent).any():
+            return False
+    return True
+
+
+def refuse_not_finite(origin: Path, names: Iterable[str]) -> None:
+    """
+    Raises:
+        DataError: naming the tensors, if there are any.
+    """
+    if named := list(names):
+        more = f" and {len(named) - 3:,} more" if len(named) > 3 else ""
+        raise DataError(
+            f"{origin}: {', '.join(named[:3])}{more} hold{'s' if len(named) == 1 else ''} numbers that are not finite "
+            "(NaN or Inf): nothing can be computed with them. Take an earlier copy of these weights"
+        )
 
 
 def digest_of(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Trained models: our directories, Hugging Face's and llama2.c's files, read; ours, written. Never a pickle."""
 
-import json
 import os
 import re
 import warnings
@@ -18,7 +17,16 @@ from groundup.files import PICKLES, check, is_made, write_json
 from groundup.model.names import ARCHITECTURES, refusing_contradictions, rename
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.model_files import FORMAT, config_of, config_table, model_directory
+from groundup.model_files import (
+    FORMAT,
+    config_of,
+    config_table,
+    is_finite,
+    model_directory,
+    not_finite,
+    refuse_not_finite,
+    weight_files,
+)
 from groundup.tokenizer.tokenizer import Tokenizer
 
 
@@ -55,20 +63,46 @@ def load(
 
     A tokenizer of a kind that is not represented here is left out with a warning.
     """
+    model = load_model(path, device=device, dtype=dtype)
+    if llama2c.is_model(Path(path)):
+        return model, None
+    try:
+        return model, tokenizer_of(model_directory(Path(path)), model.config)
+    except UnsupportedError as error:
+        warnings.warn(f"the model is loaded without its tokenizer: {error}", stacklevel=2)
+        return model, None
+
+
+def load_with_tokenizer(path: Path, device: str | torch.device | None = None) -> tuple[Transformer, Tokenizer]:
+    """The same for who needs both.
+
+    Raises:
+        DataError: also where there is no tokenizer, or one that is not represented here, by the name of its file.
+    """
+    if llama2c.is_model(path):
+        raise DataError(f"{path} is a model of llama2.c, which comes without a tokenizer that is read here")
+    directory = model_directory(path)
+    model = load_model(path, device=device)
+    tokenizer = tokenizer_of(directory, model.config)
+    if tokenizer is None:
+        raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
+    return model, tokenizer
+
+
+def load_model(
+    path: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
+) -> Transformer:
+    """The model alone."""
     if llama2c.is_model(Path(path)):
         with refusing_contradictions(path):
             config, weights = llama2c.read_model(Path(path))
-        return build(config, weights, str(path)).to(find_device(device), _dtype(dtype)).eval(), None
+        refuse_not_finite(Path(path), (name for name, weight in weights.items() if not is_finite(weight.numpy())))
+        return build(config, weights, str(path)).to(find_device(device), _dtype(dtype)).eval()
     directory = model_directory(Path(path))
     if is_made(directory):
         check(directory, "model")
     config, weights = read_weights(directory)
-    model = build(config, weights, str(directory)).to(find_device(device), _dtype(dtype)).eval()
-    try:
-        return model, tokenizer_of(directory, config)
-    except UnsupportedError as error:
-        warnings.warn(f"the model is loaded without its tokenizer: {error}", stacklevel=2)
-        return model, None
+    return build(config, weights, str(directory)).to(find_device(device), _dtype(dtype)).eval()
 
 
 def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -84,16 +118,8 @@ def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        files = [single]
-    elif index.is_file():
-        try:
-            names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise DataError(f"{index} is damaged: {error}") from None
-        files = [directory / Path(name).name for name in sorted(names)]
-    else:
+    files = weight_files(directory)
+    if not files:
         pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix in PICKLES]
         if pickles:
             raise DataError(
@@ -107,6 +133,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
             tensors |= load_file(file)
         except (SafetensorError, FileNotFoundError, ValueError, OSError) as error:
             raise DataError(f"{file} is not a whole safetensors file: {error}") from None
+    refuse_not_finite(directory, (name for file in files for name in not_finite(file)))
     return tensors
 
 
@@ -170,16 +197,18 @@ def tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer | None:
 
     Raises:
         UnsupportedError: of a kind that is not represented here.
-        SettingsError: it has more ids than the model.
+        SettingsError: it has more ids than the model; special and added tokens, which no text need hold, apart.
     """
     names = ("tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model")
     if not any((directory / name).is_file() for name in names):
         return None
     tokenizer = Tokenizer.load(directory)
-    if config.vocab_size is not None and tokenizer.vocab_size > config.vocab_size:
+    outside = {*tokenizer.special.values(), *tokenizer.added.values()}
+    ordinary = sum(i not in outside for i in range(tokenizer.vocab_size))
+    if config.vocab_size is not None and ordinary > config.vocab_size:
         raise SettingsError(
-            f"the tokenizer in {directory} has {tokenizer.vocab_size:,} ids, the model {config.vocab_size:,}: "
-            "they do not belong together"
+            f"the tokenizer in {directory} has {ordinary:,} ids besides special and added tokens, the model rows for "
+            f"{config.vocab_size:,}: they do not belong together"
         )
     return tokenizer
 

@@ -1,9 +1,10 @@
 """Shards: the ids of all documents one after another, with the place where each begins.
 
-`<|endoftext|>` opens each document and belongs to it; one more closes the stream, so that every document's last token
-has a target. For each split there are three NumPy files: `train.npy` (uint16, or uint32 when the vocabulary needs
-it), `train.offsets.npy` (where each document begins, then where the last one ends), `train.bytes.npy` (UTF-8 bytes of
-each document's text).
+The tokenizer's opener, such as `<|endoftext|>`, opens each document and belongs to it; one more ends the stream, so
+that every document's last token has a target. Where another token closes a document (`<s>`, `</s>`), it belongs to the
+document too, and what comes after it is no target. For each split there are three NumPy files: `train.npy` (uint16, or
+uint32 when the vocabulary needs it), `train.offsets.npy` (where each document begins, then where the last one ends),
+`train.bytes.npy` (UTF-8 bytes of each document's text).
 """
 
 import contextlib
@@ -31,13 +32,15 @@ class Tokens:
     """One split of the shards, memory-mapped."""
 
     ids: npt.NDArray[Any]
-    """(N,) all documents, then the closing `<|endoftext|>`."""
+    """(N,) all documents, then the opener once more."""
     offsets: npt.NDArray[np.int64]
-    """(documents + 1,) where each document begins; the last entry is the closing token's place."""
+    """(documents + 1,) where each document begins; the last entry is that opener's place."""
     n_bytes: npt.NDArray[np.int64]
     """(documents,) UTF-8 bytes of each document's text."""
     vocab_size: int | None = None
     """Where it is known, an id that has become too large since the file was opened is noticed as it is read."""
+    closer: int | None = None
+    """The id that closes each document, where it is not the opener of the next."""
 
     def read(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The ids at these places.
@@ -68,6 +71,14 @@ class Tokens:
     def n_documents(self) -> int:
         return len(self.n_bytes)
 
+    def text_ids(self, first: int, last: int) -> npt.NDArray[Any]:
+        """The ids of the text of a document from place `first` to `last`: without what opens and closes it."""
+        return self.ids[first + 1 : last if self.closer is None else last - 1]
+
+    def targets(self, first: int) -> int:
+        """How many targets the first so many documents have: all their tokens but what follows a closer."""
+        return int(self.offsets[first]) - (0 if self.closer is None else first)
+
     def rows(self, context_length: int) -> int:
         """How many rows of `context_length` targets the stream is cut into; the last may be padded."""
         return max(0, -(-(len(self.ids) - 1) // context_length))
@@ -84,17 +95,18 @@ def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = 
         with open(draft.path / f"{split}.npy", "wb") as stream:
             header_bytes = _write_header(stream, dtype, 0)
             for batch in one_ahead(read_batches(corpus / f"{split}.parquet", ["text"])):
-                ids, starts = tokenizer.encode_documents(batch.column("text"), tokenizer.end_of_text)
+                ids, starts = tokenizer.encode_documents(batch.column("text"), framed=True)
                 usage += np.bincount(ids, minlength=tokenizer.vocab_size)
                 stream.write(ids.astype(dtype).tobytes())
                 offsets.append(offsets[-1][-1] + starts[1:])
                 sizes.append(np.diff(text_of(batch.column("text"))[1]))
                 written += len(starts) - 1
                 progress(written, max(total, written), "documents")
-            stream.write(np.array([tokenizer.end_of_text], dtype).tobytes())
+            stream.write(np.array([tokenizer.opener], dtype).tobytes())
             stream.seek(0)
             n_ids = int(offsets[-1][-1]) + 1
-            assert _write_header(stream, dtype, n_ids) == header_bytes, "the header must not move the data"
+            moved = _write_header(stream, dtype, n_ids) - header_bytes
+            assert moved == 0, "the header has room for any length"
         n_bytes = np.concatenate(sizes)
         for name, numbers in (("offsets", np.concatenate(offsets)), ("bytes", n_bytes)):
             with open(draft.path / f"{split}.{name}.npy", "wb") as stream:  # np.save hides a full disk's error number
@@ -108,6 +120,8 @@ def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = 
         "most_used": [int(i) for i in np.argsort(-usage, kind="stable")[:20]],
         "uses_by_rank": [[1 << n, int(ranked[(1 << n) - 1])] for n in range(tokenizer.vocab_size.bit_length())],
     }
+    if tokenizer.closer != tokenizer.opener:
+        draft.statistics["closer"] = tokenizer.closer
     progress(written, written, "")
 
 
@@ -140,7 +154,8 @@ def open_split(directory: Path, split: str, vocab_size: int | None = None) -> To
         )
     if vocab_size is not None:
         check_ids(path, ids, vocab_size)
-    return Tokens(ids, offsets, n_bytes, vocab_size)
+    closer = read_manifest(directory).statistics.get("closer") if is_made(directory) else None
+    return Tokens(ids, offsets, n_bytes, vocab_size, closer)
 
 
 def _open(path: Path, dtypes: tuple[type, ...], mmap_mode: Literal["r"] | None = None) -> npt.NDArray[Any]:
@@ -197,9 +212,12 @@ def stream_of(documents: Iterable[tuple[str, int]], tokenizer: Tokenizer) -> Tok
     ids: list[int] = []
     offsets, sizes = [0], []
     for text, size in documents:
-        ids += [tokenizer.end_of_text, *tokenizer.encode(text)]
+        ids += tokenizer.framed(tokenizer.encode(text))
         offsets.append(len(ids))
         sizes.append(size)
     return Tokens(
-        np.array([*ids, tokenizer.end_of_text], np.uint32), np.array(offsets, np.int64), np.array(sizes, np.int64)
+        np.array([*ids, tokenizer.opener], np.uint32),
+        np.array(offsets, np.int64),
+        np.array(sizes, np.int64),
+        closer=None if tokenizer.closer == tokenizer.opener else tokenizer.closer,
     )

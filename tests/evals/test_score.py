@@ -21,7 +21,7 @@ def stream(tokenizer: Tokenizer) -> Tokens:
 
 
 def bits_plainly(model: Transformer, tokenizer: Tokenizer, text: str) -> tuple[float, int]:
-    ids = [tokenizer.end_of_text, *tokenizer.encode(text), tokenizer.end_of_text]
+    ids = [tokenizer.opener, *tokenizer.encode(text), tokenizer.opener]
     bits, count = 0.0, 0
     for begin in range(0, len(ids) - 1, model.config.context_length):
         window = ids[begin : begin + model.config.context_length + 1]

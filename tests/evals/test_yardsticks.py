@@ -33,12 +33,10 @@ def test_unigram_is_counting_plus_one(
     tokenizer: Tokenizer, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(yardsticks, "TOKENS_AT_ONCE", tokens_at_once)
-    targets = [[*tokenizer.encode(text), tokenizer.end_of_text] for text in TRAIN]
+    targets = [[*tokenizer.encode(text), tokenizer.opener] for text in TRAIN]
     seen = Counter(i for ids in targets for i in ids)
     total = sum(seen.values()) + tokenizer.vocab_size
-    bits = sum(
-        -math.log2((seen[i] + 1) / total) for text in TEST for i in [*tokenizer.encode(text), tokenizer.end_of_text]
-    )
+    bits = sum(-math.log2((seen[i] + 1) / total) for text in TEST for i in [*tokenizer.encode(text), tokenizer.opener])
     plain = bits / sum(len(text.encode()) for text in TEST)
     found = yardsticks.unigram(packed(TRAIN, tokenizer), packed(TEST, tokenizer), tokenizer.vocab_size)
     assert found == pytest.approx(plain, rel=1e-12)

@@ -150,7 +150,7 @@ def test_how_often_a_token_is_used_is_counted_in_the_shards_of_the_run(recipe: P
     tokenizer = Tokenizer.load(run / "tokenizer")
     texts = [path.read_text().strip() for path in (recipe.parent / "tales").iterdir()]
     expected = np.bincount([i for ids in tokenizer.encode_batch(texts) for i in ids], minlength=320)
-    expected[tokenizer.end_of_text] += len(texts)
+    expected[tokenizer.opener] += len(texts)
     assert uses.tolist() == expected.tolist()
     build(recipe, ["tokenizer.split=cl100k"], run=run, only="tokenizer", replace=True, say=lambda text: None)
     assert uses_in(run, 320) is None, "packed with another tokenizer"

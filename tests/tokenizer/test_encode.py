@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from groundup.tokenizer import bpe
 from groundup.tokenizer import tokenizer as room
 from groundup.tokenizer.columns import column_of
+from groundup.tokenizer.declared import Roles
 from groundup.tokenizer.encode import LONGEST_SEARCHED, Encoder, Vocabulary, slices
 from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -70,9 +71,14 @@ def test_documents_are_kept_apart_and_opened(learned: Tokenizer, monkeypatch: py
     plain = [learned.encode(text) for text in texts]
     monkeypatch.setattr(room, "WORTH_LOADING", 0)
     monkeypatch.setattr(room, "WORTH_CALLING", 0)
-    ids, starts = learned.encode_documents(column_of(texts), opener=7)
+    ids, starts = learned.encode_documents(column_of(texts), framed=True)
     assert [ids[first:last].tolist() for first, last in zip(starts[:-1], starts[1:], strict=True)] == [
-        [7, *each] for each in plain
+        [learned.opener, *each] for each in plain
+    ]
+    learned.roles = Roles(opener=7, closer=9)
+    ids, starts = learned.encode_documents(column_of(texts), framed=True)
+    assert [ids[first:last].tolist() for first, last in zip(starts[:-1], starts[1:], strict=True)] == [
+        [7, *each, 9] for each in plain
     ]
     assert learned.encode_batch(texts) == plain
     assert learned.encode_documents(column_of([]))[1].tolist() == [0]

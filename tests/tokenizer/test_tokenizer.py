@@ -100,7 +100,7 @@ def test_gpt2_ids_equal_tiktokens_on_a_real_corpus(
 
 def test_gpt2_vocabulary_is_the_published_one(published: tuple[Tokenizer, tiktoken.Encoding]) -> None:
     ours, _ = published
-    assert (ours.vocab_size, len(ours.merges), ours.end_of_text) == (50257, 50000, 50256)
+    assert (ours.vocab_size, len(ours.merges), ours.opener) == (50257, 50000, 50256)
     assert ours.encode("Hello world") == [15496, 995]
     assert ours.encode("a<|endoftext|>", frozenset({"<|endoftext|>"})) == [64, 50256]
 
@@ -189,7 +189,7 @@ def test_impossible_vocabulary_sizes_name_the_nearest(size: int, nearest: int) -
 def test_special_tokens_are_found_among_bytes_that_are_not_utf8(tokenizer: Tokenizer) -> None:
     raw = b"the \xff<|endoftext|>king\xfe"
     ids = tokenizer.encode(raw, frozenset({"<|endoftext|>"}))
-    assert ids.count(tokenizer.end_of_text) == 1
+    assert ids.count(tokenizer.opener) == 1
     assert tokenizer.decode_bytes(ids) == raw
 
 

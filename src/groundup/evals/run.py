@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from groundup import pretrained
 from groundup.corpus.clean import clean
 from groundup.corpus.settings import CorpusSettings
@@ -55,7 +57,7 @@ def evaluate(
 
 def score_files(
     model: Transformer,
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer,
     sources: tuple[str, ...],
     corpus: CorpusSettings,
     progress: Progress = no_progress,
@@ -63,10 +65,9 @@ def score_files(
     """Bits per byte on any files or folders, read and cleaned as `corpus` says, neither filtered nor cut.
 
     Raises:
-        DataError: when the model has no tokenizer, a document cannot be read, or there is none.
+        DataError: when a document cannot be read, or there is none.
+        SettingsError: a text with a token for which the model has no row.
     """
-    if tokenizer is None:
-        raise DataError("this model directory has no tokenizer, so it cannot read text; put its tokenizer.json there")
     settings = corpus.model_copy(update={"sources": sources, "max_document_bytes": sys.maxsize})
     texts = []
     for name, path in find(settings, Path()).files:
@@ -78,4 +79,6 @@ def score_files(
                 texts.append((text, len(text.encode())))
     if not texts:
         raise DataError(f"nothing to score: {', '.join(sources)} holds no text")
-    return score(model, stream_of(texts, tokenizer), progress=progress)
+    stream = stream_of(texts, tokenizer)
+    tokenizer.refuse_without_row(np.unique(stream.ids).tolist(), model.config.vocab_size or 0)
+    return score(model, stream, progress=progress)

@@ -25,7 +25,7 @@ class Score:
     """What a model makes of some documents."""
 
     bits_per_byte: float
-    """−Σ log2 p over all tokens, closing `<|endoftext|>` included, divided by the UTF-8 bytes of the text."""
+    """−Σ log2 p over all tokens, the one that closes a document included, divided by the UTF-8 bytes of the text."""
     standard_error: float
     """Of bits per byte, over documents."""
     perplexity: float
@@ -45,7 +45,7 @@ class Window:
     owner: npt.NDArray[np.int64]
     """(B,) the document that each row belongs to."""
     own: Bool[Tensor, "B T"]
-    """Which positions are of that document: a short one's row runs on into the next."""
+    """Which positions are of that document and have a target: a short one's row runs on into the next."""
 
 
 def documents_within(shards: Tokens, max_tokens: int | None) -> int:
@@ -65,7 +65,8 @@ def windows(
         progress(first, len(starts), "windows")
         rows = slice(first, first + batch_rows)
         batch = cut(shards, starts[rows], context)
-        yield Window(batch, owner[rows], batch.document == torch.from_numpy(owner[rows])[:, None])
+        own = (batch.document == torch.from_numpy(owner[rows])[:, None]) & (batch.weight > 0)
+        yield Window(batch, owner[rows], own)
 
 
 @contextlib.contextmanager
@@ -97,7 +98,7 @@ def score(
     n_documents = documents_within(shards, max_tokens)
     nats = np.zeros(n_documents)
     device = next(model.parameters()).device
-    done, total = 0, int(shards.offsets[n_documents])
+    done, total = 0, shards.targets(n_documents)
     with at_rest(model):
         for window in windows(shards, model.config.context_length, n_documents, batch_rows):
             progress(done, total, "tokens")
@@ -105,7 +106,7 @@ def score(
             np.add.at(nats, window.owner, -(logprobs * window.own).sum(dim=1).numpy())
             done += int(window.own.sum())
     progress(total, total, "")
-    return _summary(nats / math.log(2), shards.n_bytes[:n_documents], int(shards.offsets[n_documents]))
+    return _summary(nats / math.log(2), shards.n_bytes[:n_documents], total)
 
 
 def _summary(bits: npt.NDArray[np.float64], n_bytes: npt.NDArray[np.int64], tokens: int) -> Score:

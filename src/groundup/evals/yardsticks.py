@@ -19,7 +19,7 @@ TOKENS_AT_ONCE = 1 << 24
 def texts(split: Tokens, tokenizer: Tokenizer) -> Iterator[bytes]:
     """The UTF-8 of each document: byte-level tokens give back every byte that went in."""
     for first, last in pairwise(split.offsets):
-        yield tokenizer.decode_bytes(split.ids[first + 1 : last].tolist())
+        yield tokenizer.decode_bytes(split.text_ids(first, last).tolist())
 
 
 def xz(documents: Iterable[bytes]) -> float:
@@ -40,8 +40,10 @@ def unigram(train: Tokens, test: Tokens, vocab_size: int) -> float:
 
 
 def _counts(split: Tokens, vocab_size: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """How often each id is a target: all but the first token of the stream are."""
+    """How often each id is a target: all but the first token of the stream are, and what follows a closer."""
     counts = np.zeros(vocab_size, np.int64)
     for first in range(1, len(split.ids), TOKENS_AT_ONCE):
         counts += np.bincount(split.ids[first : first + TOKENS_AT_ONCE], minlength=vocab_size)
+    if split.closer is not None:
+        counts[split.ids[0]] -= split.n_documents
     return counts

@@ -1,6 +1,6 @@
 """Engine: continues a sequence of ids. It knows nothing of text."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,11 +19,11 @@ def continue_ids(
     model: Transformer,
     prompt: Sequence[int],
     sampling: Sampling,
-    end: int | None = None,
+    stops: Collection[int] = (),
     never: Sequence[int] = (),
     look: Look | None = None,
 ) -> Iterator[int]:
-    """The ids after `prompt`, one at a time, until `end` or `max_tokens`; none of `never` is chosen.
+    """The ids after `prompt`, one at a time, until one of `stops` or `max_tokens`; none of `never` is chosen.
 
     When the context is full, the later half of it is read again from position 0 and the earlier half forgotten.
 
@@ -56,7 +56,7 @@ def continue_ids(
             chosen = sample(logits, sampling, generator)
             if look is not None:
                 look(chosen, logits)
-            if chosen == end:
+            if chosen in stops:
                 return
             yield chosen
             held.append(chosen)

@@ -11,7 +11,7 @@ from groundup.generation.engine import Look, continue_ids
 from groundup.generation.settings import Sampling
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.tokenizer.vocabulary import ENDS_OF_TEXT, whole_characters
+from groundup.tokenizer.vocabulary import whole_characters
 
 
 def generate(
@@ -38,17 +38,35 @@ def stream(
     model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Sampling, look: Look | None = None
 ) -> Iterator[str]:
     """The same in parts as they come: never half a character, never a part of a stop string."""
-    end = next((tokenizer.special[name] for name in ENDS_OF_TEXT if name in tokenizer.special), None)
-    tokens = tokenizer.tokens
-    ids = [*([] if end is None else [end]), *tokenizer.encode(prompt)]
-    # Reserved and chat tokens are no text; a model that never met them in training scores them at random.
-    never = [i for text, i in tokenizer.special.items() if i != end and i < (model.config.vocab_size or 0)]
-    parts = whole_characters(
+    roles, rows = tokenizer.roles, model.config.vocab_size or 0
+    ids = [*([] if roles.opener is None else [roles.opener]), *tokenizer.encode(prompt)]
+    tokenizer.refuse_without_row(ids, rows)
+    never = [i for i in reserved(tokenizer) if i < rows]
+    silent = {*tokenizer.special.values()}
+    tokens = [b"" if i in silent else token for i, token in enumerate(tokenizer.tokens)]
+    parts: Iterator[bytes] = (
         # A model's vocabulary may be padded beyond its tokenizer's; such an id has no text.
         tokens[i] if i < len(tokens) else b""
-        for i in continue_ids(model, ids, sampling, end, never, look)
+        for i in continue_ids(model, ids, sampling, roles.stops, never, look)
     )
-    return until_stop(parts, sampling.stop)
+    if tokenizer.begins_with_blank and not prompt:
+        parts = without_first_blank(parts)
+    return until_stop(whole_characters(parts), sampling.stop)
+
+
+def reserved(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens of a vocabulary of ours that pretraining never shows: a model scores them at random."""
+    if "<|reserved_0|>" not in tokenizer.special:
+        return []
+    return [i for i in tokenizer.special.values() if i not in tokenizer.roles.stops and i != tokenizer.roles.opener]
+
+
+def without_first_blank(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The first text that is not empty loses the blank that it begins with."""
+    begun = False
+    for part in parts:
+        yield part if begun else part.removeprefix(b" ")
+        begun = begun or bool(part)
 
 
 @dataclass

@@ -159,7 +159,7 @@ def check_shards(shards: Path, train: Tokens, tokenizer: Tokenizer, recorded: st
     number = 0
     for number, text in enumerate(texts, start=1):
         ids = np.asarray(train.ids[train.offsets[number - 1] : train.offsets[number]]).tolist()
-        if ids != [tokenizer.end_of_text, *tokenizer.encode(text)]:
+        if ids != tokenizer.framed(tokenizer.encode(text)):
             return judged("shards", f"document {number} is packed as other ids than this tokenizer gives", SETTINGS,
                           "packed with another tokenizer: groundup pack RECIPE --replace")  # fmt: skip
     return Line("shards", f"{number} documents packed as this tokenizer encodes them")

@@ -19,7 +19,7 @@ from groundup.report.page import contents, section, sentence, table, text, write
 from groundup.shards import IDS_AT_ONCE, open_split
 from groundup.tokenizer.bpe import EXPLAINED_BYTES, Piece
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.tokenizer.vocabulary import readable, to_characters
+from groundup.tokenizer.vocabulary import readable
 
 TOKENS_SHOWN, ROWS_SHOWN = 400, 60
 """In the terminal: tokens of the text, and rows of each table."""
@@ -48,6 +48,11 @@ class Explained:
         return sum(len(piece.raw) for piece in self.pieces)
 
     @property
+    def is_of_a_library(self) -> bool:
+        """Whether how the pieces came about is not known here."""
+        return any(piece.kind == "library" for piece in self.pieces)
+
+    @property
     def distinct(self) -> list[Piece]:
         """Each piece once, in the order of the text."""
         return list({(piece.raw, piece.kind): piece for piece in self.pieces}.values())
@@ -57,15 +62,6 @@ class Explained:
         tokens, pieces = _count(len(self.ids), "token"), _count(len(self.pieces), "piece")
         share = f", {self.n_bytes / len(self.ids):.2f} bytes a token" if self.ids else ""
         return f"{tokens} for {_count(self.n_bytes, 'byte')}{share}, in {pieces}"
-
-    def spelled(self, i: int) -> str:
-        """A token as its file spells it."""
-        return self.tokens[i].decode() if i in self._outside else to_characters(self.tokens[i])
-
-    @cached_property
-    def _outside(self) -> set[int]:
-        """The ids that no merge makes."""
-        return {*self.tokenizer.special.values(), *self.tokenizer.added.values()}
 
 
 def explain(name: str, tokenizer: Tokenizer, text: bytes, *, special: bool = False) -> Explained:
@@ -81,7 +77,7 @@ def to_json(explained: Explained) -> dict[str, Any]:
     """All of it as JSON values; bytes are hexadecimal, and the text of what is not UTF-8 is None."""
     pieces, begin = [], 0
     for piece in explained.pieces:
-        tokens = [{"id": i, "token": explained.spelled(i), **_both(explained.tokens[i])} for i in piece.ids]
+        tokens = [{"id": i, "token": explained.tokenizer.spelled(i), **_both(explained.tokens[i])} for i in piece.ids]
         merges = None if piece.merges is None else [vars(merge) for merge in piece.merges]
         pieces.append({"begin": begin, "kind": piece.kind, **_both(piece.raw), "tokens": tokens, "merges": merges})
         begin += len(piece.raw)
@@ -118,7 +114,8 @@ def shown_pieces(explained: Explained) -> list[list[str]]:
     for piece in explained.pieces:
         if left <= 0:
             break
-        tokens = (explained.tokens[i].split(b"\n") for i in piece.ids[:left])
+        whole = [piece.raw] if len(piece.ids) == 1 else [explained.tokens[i] for i in piece.ids[:left]]
+        tokens = (token.split(b"\n") for token in whole)
         shown.append(["\\n\n".join(map(readable, lines)) for lines in tokens])
         left -= len(piece.ids)
     return shown
@@ -130,7 +127,7 @@ def token_rows(explained: Explained) -> list[list[str]]:
         [
             f"{place:>5,}",
             f"{i:>7,}",
-            explained.spelled(i),
+            explained.tokenizer.spelled(i),
             repr(explained.tokens[i])[2:-1],
             visible(explained.tokens[i]),
         ]
@@ -161,6 +158,8 @@ def _merges(explained: Explained, piece: Piece) -> Iterator[list[str]]:
     match piece:
         case Piece(kind="special" | "added"):
             yield [name, "", "a special token" if piece.kind == "special" else "an added token"]
+            return
+        case Piece(kind="library"):
             return
         case Piece(merges=None):
             yield [
@@ -355,6 +354,8 @@ def _trees(explained: Explained, shown: Sequence[Piece]) -> list[str]:
     left_out = ", ".join(f"{_count(number, 'piece')} {what}" for what, number in told.items() if number)
     if left_out:
         parts.append(sentence(f"Not drawn: {left_out}."))
+    if explained.is_of_a_library and not parts:
+        return [sentence("How this text was cut is decided by the tokenizer's own library, and not known here.")]
     return parts or [sentence("No piece of this text was merged from its bytes.")]
 
 

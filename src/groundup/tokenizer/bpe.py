@@ -182,11 +182,12 @@ class Piece:
 
     raw: bytes
     ids: tuple[int, ...]
-    kind: Literal["merged", "whole", "special", "added"]
-    """Its bytes were merged; or it is a token as a whole, which is taken without a merge; or a special or added one."""
+    kind: Literal["merged", "whole", "special", "added", "library"]
+    """Its bytes were merged; or it is a token as a whole, which is taken without a merge; or a special or added one; or
+    a library made it, by rules that are not known here."""
     merges: tuple[Merge, ...] | None
     """In the order they happened; of a whole token, those that its bytes would have gone through. None of a piece of
-    more than `EXPLAINED_BYTES`."""
+    more than `EXPLAINED_BYTES`, and of a library's."""
 
 
 EXPLAINED_BYTES = 256

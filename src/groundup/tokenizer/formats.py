@@ -1,7 +1,8 @@
 """The files that hold a tokenizer: reading and writing them.
 
 Hugging Face's tokenizer.json, GPT-2's encoder.json with vocab.bpe, and rank files (tiktoken's, Llama 3's). Which one
-it is, its content tells. SentencePiece models are read by `sentencepiece.py`, through the library.
+it is, its content tells. SentencePiece models, and a tokenizer.json of another kind than byte-level BPE, are read by
+`library.py`, each through its library.
 """
 
 import base64
@@ -20,6 +21,7 @@ from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.files import OPENERS, check, is_made, naming_the_place, reading, write_json, write_text
 from groundup.tokenizer import split
 from groundup.tokenizer.bpe import Pair, encode_piece
+from groundup.tokenizer.declared import NOTHING, Declared, write_declared
 from groundup.tokenizer.vocabulary import BYTE_CHARACTERS, CHARACTER_BYTES, END_OF_TEXT, to_bytes, to_characters
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 
 GPT2_FILES = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
 """Names of GPT-2's vocabulary → of the merges beside it."""
-_SPECIAL = re.compile(r"<\|[^|]+\|>")
-"""How GPT-2's family writes special tokens; its two files do not say which they are."""
+_SPECIAL = re.compile(r"<[^<>\s]+>")
+"""How special tokens are written, such as <|endoftext|> or </s>; GPT-2's two files do not say which they are."""
 
 
 def find(path: Path) -> Path:
@@ -56,11 +58,14 @@ def is_sentencepiece(path: Path) -> bool:
         return stream.read(1) == b"\n"
 
 
-def read(path: Path, pattern: str | None = None, special: Sequence[str] = ()) -> dict[str, Any]:
+def read(
+    path: Path, pattern: str | None = None, special: Sequence[str] = (), declared: Declared = NOTHING
+) -> dict[str, Any]:
     """What `Tokenizer` is made of, from a file that `find` found.
 
     Args:
         pattern, special: of a rank file, which does not hold them; the ids of the special tokens follow its ranks.
+        declared: what the files beside it say.
 
     Raises:
         DataError: damaged, or of a kind that is not byte-level BPE.
@@ -70,10 +75,13 @@ def read(path: Path, pattern: str | None = None, special: Sequence[str] = ()) ->
         with reading(path) as stream:
             is_json = _plain_name(path).endswith(".json") or stream.read(64).lstrip().startswith(b"{")
         if not is_json:
-            return _ranks(path, pattern, special)
+            ranks = _ranks(path, pattern, special)
+            return ranks | {"roles": declared.roles(ranks["special"])}
         if pattern is not None or special:
             raise SettingsError(f"{path} says itself how text is split, and which tokens are special: leave them out")
-        return _gpt2(path, _merges_of(path)) if _plain_name(path) in GPT2_FILES else _hugging_face(path)
+        if _plain_name(path) in GPT2_FILES:
+            return _gpt2(path, _merges_of(path), declared)
+        return _hugging_face(with_added(_read_json(path), declared), declared)
     except UnsupportedError as error:
         raise UnsupportedError(f"{path}: {error}") from None
     except SettingsError:
@@ -101,6 +109,7 @@ def write(tokenizer: "Tokenizer", path: Path) -> None:
         )
     with naming_the_place(path):
         WRITERS[path.suffix](tokenizer, path)
+        write_declared(path.parent, tokenizer.roles, tokenizer.special)
 
 
 def convert(tokenizer: "Tokenizer", target: Path) -> None:
@@ -127,8 +136,10 @@ def _merges_of(vocabulary: Path) -> Path:
 # GPT-2's two files
 
 
-def _gpt2(vocabulary: Path, merges: Path) -> dict[str, Any]:
+def _gpt2(vocabulary: Path, merges: Path, declared: Declared) -> dict[str, Any]:
     ids: dict[str, int] = _read_json(vocabulary)
+    for token in declared.added:
+        ids.setdefault(token.text, token.id)
     with reading(merges) as stream:
         lines = stream.read().decode().split("\n")
     pairs = {
@@ -136,11 +147,17 @@ def _gpt2(vocabulary: Path, merges: Path) -> dict[str, Any]:
         for number, line in enumerate(lines, 1)
         if line and not line.startswith("#version")
     }
-    made = {"".join(pair) for pair in pairs.values()}
-    special = {text: i for text, i in ids.items() if _SPECIAL.fullmatch(text) and text not in made}
-    if END_OF_TEXT not in special:
-        raise ValueError(f"{vocabulary.name} has no {END_OF_TEXT}; is it cut short, or not GPT-2's?")
-    return _from_strings(ids, pairs, special, {}, whole_pieces=False) | {"pattern": "gpt2"}
+    made = {"".join(pair) for pair in pairs.values()} | {*BYTE_CHARACTERS.values()}
+    added = {token.text: ids[token.text] for token in declared.added if token.text not in declared.special}
+    special = {
+        text: i
+        for text, i in ids.items()
+        if text in declared.special or (_SPECIAL.fullmatch(text) and text not in made and text not in added)
+    }
+    return _from_strings(ids, pairs, special, added, whole_pieces=False) | {
+        "pattern": "gpt2",
+        "roles": declared.roles(special),
+    }
 
 
 def _write_gpt2(tokenizer: "Tokenizer", path: Path) -> None:
@@ -152,10 +169,10 @@ def _write_gpt2(tokenizer: "Tokenizer", path: Path) -> None:
     if tokenizer.pattern != "gpt2":
         raise UnsupportedError(f"{path} would be read with GPT-2's split pattern; this one has {tokenizer.pattern}")
     foreign = [text for text in tokenizer.special if not _SPECIAL.fullmatch(text)]
-    if foreign or END_OF_TEXT not in tokenizer.special:
+    if foreign:
         raise UnsupportedError(
-            f"{path} cannot be written: in GPT-2's two files special tokens are told by their form, and {END_OF_TEXT} "
-            f"is among them; this one has {', '.join(foreign[:3]) or 'none of that name'}"
+            f"{path} cannot be written: in GPT-2's two files special tokens are told by their form, <…>; this one has "
+            f"{', '.join(foreign[:3])}"
         )
     for token, made in _made_by_merges(tokenizer):
         if len(made) != 1 and tokenizer.whole_pieces:
@@ -173,8 +190,37 @@ def _write_gpt2(tokenizer: "Tokenizer", path: Path) -> None:
 # Hugging Face's tokenizer.json
 
 
-def _hugging_face(path: Path) -> dict[str, Any]:
-    file = _read_json(path)
+def with_added(file: dict[str, Any], declared: Declared) -> dict[str, Any]:
+    """A tokenizer.json with the tokens that only the files beside it name, as Hugging Face's library reads them."""
+    there = {token["content"]: token for token in file.get("added_tokens") or []}
+    entries = {token.text: token.entry for token in declared.added} | there
+    vocabulary = file["model"]["vocab"]
+    ids = vocabulary if isinstance(vocabulary, dict) else {text: i for i, (text, _) in enumerate(vocabulary)}
+    for text in declared.special & ids.keys() - entries.keys():  # in the vocabulary, and made special by its role
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        entries[text] = {"id": ids[text], "content": text, **flags, "special": True}
+    added = [{**token, "special": token.get("special", True) or text in declared.special}
+             for text, token in entries.items()]  # fmt: skip
+    return {**file, "added_tokens": sorted(added, key=lambda token: token["id"])}
+
+
+def framing(file: Mapping[str, Any], special: Mapping[str, int]) -> tuple[int | None, int | None]:
+    """The ids that the post-processor of a tokenizer.json puts before and behind a text."""
+    processor = file.get("post_processor") or {}
+    steps = processor.get("processors") or [processor]
+    for step in steps:
+        match step:
+            case {"type": "TemplateProcessing", "single": [*parts]}:
+                names = [part.get("SpecialToken", {}).get("id") for part in parts]
+                text = names.index(None) if None in names else len(names)
+                before, behind = [*names[:text], None], [*names[text + 1 :], None]
+                return special.get(before[0] or ""), special.get(behind[0] or "")
+            case {"type": "RobertaProcessing" | "BertProcessing", "cls": [_, int(first)], "sep": [_, int(last)]}:
+                return first, last
+    return None, None
+
+
+def _hugging_face(file: dict[str, Any], declared: Declared) -> dict[str, Any]:
     model = file["model"]
     if model.get("type", "BPE") != "BPE":
         raise UnsupportedError(f"its model is {model.get('type')}; only byte-level BPE is read")
@@ -199,6 +245,7 @@ def _hugging_face(path: Path) -> dict[str, Any]:
         "pattern": pattern,
         "normalizer": normalizer,
         "normalized": [token["content"] for token in outside if token.get("normalized", False)],
+        "roles": declared.roles(special, *framing(file, special)),
     }
 
 

@@ -32,14 +32,14 @@ from groundup.tokenizer.bpe import (
     merges_of,
 )
 from groundup.tokenizer.columns import column_of, columns_of, text_of
+from groundup.tokenizer.declared import Roles, read_declared
 from groundup.tokenizer.settings import MEMORY_BYTES, MULTIPLE, N_BYTES, N_SPECIAL, Learned, WholeWords
 from groundup.tokenizer.vocabulary import (
     BYTE_CHARACTERS,
-    END_OF_TEXT,
-    ENDS_OF_TEXT,
     NAMED_SPECIAL,
     byte_ids,
     to_bytes,
+    to_characters,
     to_utf8,
     whole_characters,
 )
@@ -61,6 +61,9 @@ WORTH_CALLING = 256
 class Tokenizer:
     """A vocabulary and the two directions through it."""
 
+    begins_with_blank = False
+    """Whether a text's first token has a blank of its own before it, which decoding takes away again."""
+
     def __init__(
         self,
         tokens: Sequence[bytes],
@@ -73,6 +76,7 @@ class Tokenizer:
         added: Mapping[str, int] | None = None,
         normalizer: str | None = None,
         normalized: Iterable[str] = (),
+        roles: Roles | None = None,
     ) -> None:
         """
         Args:
@@ -87,8 +91,11 @@ class Tokenizer:
             normalizer: Unicode form that text is brought to first: NFC, NFD, NFKC or NFKD. Decoding then gives back
                 the text in that form.
             normalized: the special and added tokens that are looked for after the others, in the text so brought.
+            roles: which tokens open a text, close it and end an answer; as the names of the special ones tell, if not
+                given.
         """
         self.special = dict(special)
+        self.roles = roles or Roles.of(self.special)
         self.added = dict(added or {})
         self.pattern = pattern
         self.normalizer = normalizer
@@ -123,14 +130,49 @@ class Tokenizer:
         return not (self.added or self.normalizer)
 
     @property
-    def end_of_text(self) -> int:
-        """The id that opens each document."""
-        name = next((name for name in ENDS_OF_TEXT if name in self.special), None)
-        if name is None:
+    def opener(self) -> int:
+        """The id that opens a text.
+
+        Raises:
+            SettingsError: there is none.
+        """
+        return self._role(self.roles.opener)
+
+    @property
+    def closer(self) -> int:
+        """The id that closes a text; where it is also the opener, the opener of the next text does.
+
+        Raises:
+            SettingsError: there is none.
+        """
+        return self._role(self.roles.closer)
+
+    def _role(self, i: int | None) -> int:
+        if i is None:
             raise SettingsError(
-                f"this tokenizer has no {END_OF_TEXT}; its special tokens: {', '.join(self.special) or 'none'}"
+                "this tokenizer has no token that opens a text: neither its files nor the names of its special tokens "
+                f"({', '.join(self.special) or 'it has none'}) say which. Name one in tokenizer_config.json beside it: "
+                '{"bos_token": "…", "eos_token": "…"}'
             )
-        return self.special[name]
+        return i
+
+    def framed(self, ids: Sequence[int]) -> list[int]:
+        """The ids of a text behind its opener and, where that is another token, before its closer."""
+        closed = [] if self.closer == self.opener else [self.closer]
+        return [self.opener, *ids, *closed]
+
+    def refuse_without_row(self, ids: Iterable[int], rows: int) -> None:
+        """Special tokens beyond a model's rows do no harm until one is read.
+
+        Raises:
+            SettingsError: naming the tokens among `ids` that a model with so many rows has no row for.
+        """
+        if beyond := sorted({i for i in ids if i >= rows}):
+            named = ", ".join(f"{self._tokens[i].decode('utf-8', 'replace')!r} (id {i:,})" for i in beyond[:3])
+            raise SettingsError(
+                f"the text holds {named}, for which this model has no row: it has {rows:,}. Leave it out of the text, "
+                "or give the model more rows"
+            )
 
     @property
     def tokens(self) -> list[bytes]:
@@ -280,13 +322,15 @@ class Tokenizer:
 
     def _around_special(self, text: str | bytes, allowed: frozenset[str]) -> Iterator[tuple[str | bytes, int | None]]:
         """The text, normalised, cut around the tokens that are recognised; each part with its id, if it is one."""
-        unknown = allowed - self.special.keys()
-        if unknown:
-            raise SettingsError(f"not special tokens of this tokenizer: {', '.join(sorted(unknown))}")
+        self._refuse_unknown(allowed)
         as_text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
         refused = {i for special, i in self.special.items() if special not in allowed}
         for part, i in self._cut_at_outside(as_text, refused):
             yield (part.encode("utf-8", "surrogateescape") if isinstance(text, bytes) else part), i
+
+    def _refuse_unknown(self, allowed: frozenset[str]) -> None:
+        if unknown := allowed - self.special.keys():
+            raise SettingsError(f"not special tokens of this tokenizer: {', '.join(sorted(unknown))}")
 
     def _tables_of_outside(self) -> tuple[dict[str, int], dict[str, int]]:
         """Special and added tokens by their texts: those looked for in the text, and in the normalised text."""
@@ -317,23 +361,26 @@ class Tokenizer:
         every = self._as_list(ids)
         return [every[first:last] for first, last in itertools.pairwise(starts.tolist())]
 
-    def encode_documents(self, texts: pa.Array, opener: int | None = None) -> tuple[npt.NDArray[np.int32], Places]:
+    def encode_documents(self, texts: pa.Array, *, framed: bool = False) -> tuple[npt.NDArray[np.int32], Places]:
         """A column of documents → their ids, on all cores, without a Python string a document.
 
         Args:
             texts: Arrow `large_string`, without nulls.
-            opener: id put before each document.
+            framed: whether each is put between its opener and closer, as by `framed`.
 
         Returns:
             (N,) the ids of all, and (documents + 1,) where those of each document begin, then where the last one's end.
         """
         if not self.is_plain or not self._worth_compiling(texts.nbytes):
-            lists = [self.encode(text) for text in texts.to_pylist()]
-            opened = lists if opener is None else [[opener, *ids] for ids in lists]
-            starts = np.cumsum([0, *map(len, opened)], dtype=np.int64)
-            return np.fromiter(itertools.chain.from_iterable(opened), np.int32, int(starts[-1])), starts
+            lists = [self.framed(ids) if framed else ids for ids in map(self.encode, texts.to_pylist())]
+            starts = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+            return np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(starts[-1])), starts
         text, offsets = text_of(texts)
-        return self._encoder(text, offsets, -1 if opener is None else opener)
+        ids, starts = self._encoder(text, offsets, self.opener if framed else -1)
+        if framed and self.closer != self.opener:
+            ids = np.insert(ids, starts[1:], np.int32(self.closer))
+            starts = starts + np.arange(len(starts))
+        return ids, starts
 
     def explain(self, text: str | bytes, allowed: frozenset[str] = frozenset()) -> Iterator[Piece]:
         """How the ids of `encode` come about, piece by piece. Plain and slow: for looking, not for encoding.
@@ -505,6 +552,7 @@ class Tokenizer:
             added={text: place[i] for text, i in self.added.items()},
             normalizer=self.normalizer,
             normalized=self.normalized,
+            roles=self.roles.moved(place),
         )
 
     def extended(self, added: Sequence[str] = (), special: Sequence[str] = ()) -> Self:
@@ -545,6 +593,7 @@ class Tokenizer:
             added={**self.added, **{text: ids[text] for text in added}},
             normalizer=self.normalizer,
             normalized=self.normalized,
+            roles=self.roles,
         )
 
     def _refuse_as_token(self, text: str) -> None:
@@ -572,6 +621,9 @@ class Tokenizer:
     def load(cls, path: str | Path, *, pattern: str | None = None, special: Sequence[str] = ()) -> "Tokenizer":
         """Read a tokenizer.json, GPT-2's two files, a rank file or a SentencePiece model, or a directory of one.
 
+        What the files beside it declare counts: which tokens open a text, close it and end an answer, and tokens that
+        were added later.
+
         Args:
             pattern, special: split pattern and special tokens of a rank file whose name is not known; the ids of the
                 special tokens follow its ranks.
@@ -580,18 +632,19 @@ class Tokenizer:
             DataError: missing, damaged, or of a kind that is not represented here.
             SettingsError: a rank file of unknown name without a pattern, or another file with one.
         """
-        from groundup.tokenizer.sentencepiece import SentencePiece
+        from groundup.tokenizer import library
 
         file = formats.find(Path(path))
+        declared = read_declared(file.parent)
         if formats.is_sentencepiece(file):
-            return SentencePiece.read(file)
+            return library.read_sentencepiece(file, declared)
         try:
-            return cls(**formats.read(file, pattern, special))
-        except UnsupportedError:
+            return cls(**formats.read(file, pattern, special, declared))
+        except UnsupportedError as error:
             beside = file.with_name("tokenizer.model")  # of which such a tokenizer.json is a copy
             if Path(path) != file and beside.is_file() and formats.is_sentencepiece(beside):
-                return SentencePiece.read(beside)
-            raise
+                return library.read_sentencepiece(beside, declared)
+            return library.read_hugging_face(file, declared, error)
 
     def save(self, path: Path) -> None:
         """Write the file that its name asks for: `*.json` is a tokenizer.json, which Hugging Face tokenizers reads to
@@ -605,8 +658,22 @@ class Tokenizer:
 
     @property
     def digest(self) -> str:
-        """The sha256 of everything that decides the ids."""
-        return hashlib.sha256(canonical_json(self.to_hugging_face())).hexdigest()
+        """The sha256 of everything that decides the ids of a document."""
+        return self._digest_with_roles(canonical_json(self.to_hugging_face()))
+
+    def _digest_with_roles(self, content: bytes) -> str:
+        if self.roles != Roles.of(self.special):
+            content += canonical_json([self.roles.opener, self.roles.closer])
+        return hashlib.sha256(content).hexdigest()
+
+    def spelled(self, i: int) -> str:
+        """A token as its file spells it."""
+        return self._tokens[i].decode() if i in self._outside_ids else to_characters(self._tokens[i])
+
+    @functools.cached_property
+    def _outside_ids(self) -> set[int]:
+        """The ids that no merge makes."""
+        return {*self.special.values(), *self.added.values()}
 
     def to_hugging_face(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from groundup.tokenizer.settings import N_BYTES
 
 END_OF_TEXT = "<|endoftext|>"
-ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>")
-"""What stands between documents: ours and GPT-2's, Llama 3's, and that of most SentencePiece models."""
 NAMED_SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 
 

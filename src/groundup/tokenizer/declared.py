@@ -1,0 +1,199 @@
+"""What the files beside a tokenizer declare: which token opens a text, closes it, ends an answer; tokens added later.
+
+Read from tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json and generation_config.json, as
+Hugging Face's library writes them.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundup.errors import DataError
+from groundup.files import write_json
+from groundup.tokenizer.vocabulary import END_OF_TEXT
+
+OPENERS = (END_OF_TEXT, "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>")
+CLOSERS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+"""Names that stand for these where no file says: ours and GPT-2's, Llama 3's, and those of most other vocabularies."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Three facts of a tokenizer. None and empty where it has no such token."""
+
+    opener: int | None = None
+    """The id that opens a text."""
+    closer: int | None = None
+    """The id that closes it. Where it is also the opener, a text is closed by the opener of the next."""
+    stops: frozenset[int] = frozenset()
+    """The ids that end an answer."""
+
+    @classmethod
+    def of(
+        cls,
+        special: Mapping[str, int],
+        opener: int | None = None,
+        closer: int | None = None,
+        stops: Iterable[int] = (),
+    ) -> "Roles":
+        """What is not given, the names of the special tokens tell; an opener serves as the closer, and a closer as the
+        opener, where there is no other.
+
+        >>> Roles.of({"<s>": 1, "</s>": 2}), Roles.of({"[EOS]": 0})
+        (Roles(opener=1, closer=2, stops=frozenset({2})), Roles(opener=0, closer=0, stops=frozenset({0})))
+        """
+        opener = _first_of(OPENERS, special) if opener is None else opener
+        closer = _first_of(CLOSERS, special) if closer is None else closer
+        opener, closer = (closer if opener is None else opener), (opener if closer is None else closer)
+        return cls(opener, closer, frozenset(stops) or frozenset(() if closer is None else (closer,)))
+
+    def moved(self, place: Mapping[int, int]) -> "Roles":
+        """The same of a vocabulary in which each id has another place; one that is not there any more has no role."""
+        opener, closer = (None if i is None else place.get(i) for i in (self.opener, self.closer))
+        return Roles(opener, closer, frozenset(place[i] for i in self.stops if i in place))
+
+
+def _first_of(names: Iterable[str], special: Mapping[str, int]) -> int | None:
+    return next((special[name] for name in names if name in special), None)
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that was added to a vocabulary after it was learned."""
+
+    text: str
+    id: int
+    flags: Mapping[str, bool]
+    """`special`, `normalized`, `single_word`, `lstrip` and `rstrip`, as tokenizer.json has them."""
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Of `added_tokens` in a tokenizer.json."""
+        return {"id": self.id, "content": self.text, **self.flags}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What stands in the files beside a tokenizer."""
+
+    added: tuple[AddedToken, ...] = ()
+    special: frozenset[str] = frozenset()
+    """Texts of tokens that are named in a role, and so are special."""
+    opener: tuple[str | int, ...] = ()
+    """Texts and ids that may be meant, the first that exists is."""
+    closer: tuple[str | int, ...] = ()
+    stops: frozenset[int] = frozenset()
+
+    def roles(self, special: Mapping[str, int], opener: int | None = None, closer: int | None = None) -> Roles:
+        """
+        Args:
+            special: text → id of the tokens that are no text.
+            opener, closer: what the tokenizer's own file says, which goes before config.json.
+        """
+        ids = set(special.values())
+
+        def meant(candidates: Iterable[str | int], own: int | None) -> int | None:
+            named = [special.get(each) for each in candidates if isinstance(each, str)]
+            numbered = [each for each in candidates if isinstance(each, int) and each in ids]
+            return next((i for i in (*named, own, *numbered) if i is not None), None)
+
+        return Roles.of(special, meant(self.opener, opener), meant(self.closer, closer), self.stops)
+
+
+NOTHING = Declared()
+
+
+def read_declared(directory: Path) -> Declared:
+    """
+    Raises:
+        DataError: a file that is damaged, by its name.
+    """
+    config, named, added, model, generation = (
+        _table(directory / name)
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
+                     "generation_config.json")
+    )  # fmt: skip
+    said = [config, named]
+    extra = [
+        _text(token)
+        for table in said
+        for name in ("additional_special_tokens", "extra_special_tokens")
+        for token in (table.get(name) or ())
+    ]
+    roles = [_text(table[name]) for table in said for name in table if name.endswith("_token")]
+    special = frozenset(text for text in (*extra, *roles) if text)
+    stops = next((_ids(table.get("eos_token_id")) for table in (generation, model) if table.get("eos_token_id")), ())
+    return Declared(
+        added=tuple(_added(directory, config, added, special)),
+        special=special,
+        opener=tuple(_candidates("bos", said, (model, generation))),
+        closer=tuple(_candidates("eos", said, (model, generation))),
+        stops=frozenset(stops),
+    )
+
+
+def _candidates(role: str, said: list[dict[str, Any]], numbered: Iterable[dict[str, Any]]) -> Iterable[str | int]:
+    for table in said:
+        if text := _text(table.get(f"{role}_token")):
+            yield text
+    for table in numbered:
+        yield from _ids(table.get(f"{role}_token_id"))
+
+
+def _added(
+    directory: Path, config: dict[str, Any], added: dict[str, Any], special: frozenset[str]
+) -> Iterable[AddedToken]:
+    """Of tokenizer_config.json, which says how each is recognised, and those of added_tokens.json beyond."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False}
+    seen: set[str] = set()
+    for number, token in (config.get("added_tokens_decoder") or {}).items():
+        text = _text(token)
+        if text and str(number).isdigit():
+            seen.add(text)
+            flags = {name: bool(token.get(name)) for name in (*plain, "normalized", "special")}
+            yield AddedToken(text, int(number), flags | {"special": flags["special"] or text in special})
+    for text, i in added.items():
+        if isinstance(i, bool) or not isinstance(i, int) or i < 0:
+            raise DataError(
+                f"{directory / 'added_tokens.json'} gives {text!r} the id {i!r}; it should be a whole number from 0"
+            )
+        if text not in seen:
+            yield AddedToken(text, i, {**plain, "normalized": text not in special, "special": text in special})
+
+
+def _table(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        table = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    if not isinstance(table, dict):
+        raise DataError(f"{path} is damaged: it holds a JSON {type(table).__name__}, not an object")
+    return table
+
+
+def _text(token: Any) -> str | None:
+    """Of a token that is written as its text or as an object with it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) and text else None
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    several = value if isinstance(value, list) else [value]
+    return tuple(i for i in several if isinstance(i, int) and not isinstance(i, bool))
+
+
+def write_declared(directory: Path, roles: Roles, special: Mapping[str, int]) -> None:
+    """Write what the names of the special tokens do not tell, as Hugging Face's library reads it."""
+    if roles == Roles.of(special):
+        return
+    names = {i: text for text, i in special.items()}
+    table = {"bos_token": names.get(roles.opener or 0), "eos_token": names.get(roles.closer or 0)}
+    write_json(directory / "tokenizer_config.json", table)
+    if roles.stops != {roles.closer}:
+        write_json(directory / "generation_config.json", {"eos_token_id": sorted(roles.stops)})

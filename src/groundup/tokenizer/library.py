@@ -1,0 +1,246 @@
+"""Tokenizers that are read through a library: SentencePiece models, and a tokenizer.json of another kind than ours.
+
+SentencePiece (Kudo and Richardson 2018, arXiv:1808.06226) by the library of that name, as Llama 2's and Gemma's
+`tokenizer.model`; the same vocabularies in a tokenizer.json by Hugging Face's tokenizers. Ids are the library's own. A
+blank is the character ▁ in their pieces; most put one before the text, which decoding takes away again.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from groundup.errors import DataError, UnsupportedError
+from groundup.files import naming_the_place, reading
+from groundup.tokenizer.bpe import Piece
+from groundup.tokenizer.declared import Declared, Roles, write_declared
+from groundup.tokenizer.formats import framing, with_added
+from groundup.tokenizer.tokenizer import Tokenizer, cut_at
+from groundup.tokenizer.vocabulary import CHARACTER_BYTES, to_bytes
+
+BLANK = "▁"
+UNKNOWN = " ⁇ "
+"""How SentencePiece writes a token that stands for what the model does not know."""
+
+
+class LibraryTokenizer(Tokenizer):
+    """A library's tokenizer with the interface of `Tokenizer`, of which it shares no rule.
+
+    What comes back is the text as the library normalises it; models with byte fallback know every character.
+    """
+
+    def __init__(
+        self,
+        content: bytes,
+        suffix: str,
+        pieces: Sequence[str],
+        tokens: Sequence[bytes],
+        encode: Callable[[str], list[int]],
+        special: Mapping[str, int],
+        added: Mapping[str, int],
+        roles: Roles,
+    ) -> None:
+        """
+        Args:
+            content: of its file, whose name ends in `suffix`.
+            pieces: each id as the file spells it.
+            tokens: the bytes of each id.
+            encode: text → ids; the texts of special tokens are ordinary text.
+            added: tokens that the library itself recognises, or that `encode` refuses.
+        """
+        self._content, self._suffix, self._pieces, self._tokens = content, suffix, list(pieces), list(tokens)
+        self._encode = encode
+        self.special, self.added, self.roles = dict(special), dict(added), roles
+        self.pattern = "sentencepiece" if suffix == ".model" else "tokenizers"
+        self.normalizer, self.normalized = None, frozenset()
+        self.whole_pieces = False
+        self._pairs = []
+        self.begins_with_blank = self._tokens[encode("a")[0]].startswith(b" ")
+
+    def extended(self, added: Sequence[str] = (), special: Sequence[str] = ()) -> Self:
+        raise UnsupportedError(
+            f"a tokenizer of {self.pattern} cannot be extended here: its file belongs to that library, whose rules are "
+            "not those of byte-level BPE"
+        )
+
+    def first_merges(self, number: int) -> Self:
+        raise UnsupportedError(f"a tokenizer of {self.pattern} has no merges here that can be taken back")
+
+    @property
+    def is_plain(self) -> bool:
+        return False
+
+    @property
+    def digest(self) -> str:
+        return self._digest_with_roles(self._content)
+
+    def spelled(self, i: int) -> str:
+        return self._pieces[i]
+
+    def encode(self, text: str | bytes, allowed: frozenset[str] = frozenset()) -> list[int]:
+        """Text → ids. What is no UTF-8 becomes U+FFFD first; text after an allowed special token begins anew."""
+        return [i for part in self._around_special(text, allowed) for i in self._ids_of(part)]
+
+    def _ids_of(self, part: tuple[str | bytes, int | None]) -> list[int]:
+        return self._encode(str(part[0])) if part[1] is None else [part[1]]
+
+    def _around_special(self, text: str | bytes, allowed: frozenset[str]) -> Iterator[tuple[str | bytes, int | None]]:
+        self._refuse_unknown(allowed)
+        raw = text if isinstance(text, bytes) else text.encode("utf-16", "surrogatepass")
+        whole = raw.decode("utf-8" if isinstance(text, bytes) else "utf-16", "replace")
+        yield from cut_at(whole, {name: self.special[name] for name in allowed})
+
+    def explain(self, text: str | bytes, allowed: frozenset[str] = frozenset()) -> Iterator[Piece]:
+        """Each token as a piece of its own: how the library came to it is not known here."""
+        for part in self._around_special(text, allowed):
+            for number, i in enumerate(self._ids_of(part)):
+                raw = self._tokens[i].removeprefix(b" " if self.begins_with_blank and number == 0 else b"")
+                yield Piece(raw, (i,), "library" if part[1] is None else "special", None)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Ids → the text's bytes, without the blank that was put before it.
+
+        Raises:
+            ValueError: for an id outside the vocabulary.
+        """
+        raw = super().decode_bytes(ids)
+        return raw.removeprefix(b" ") if self.begins_with_blank else raw
+
+    def save(self, path: Path) -> None:
+        """Write the file as it was read, under a name of its kind; in a directory as `tokenizer` with its suffix.
+
+        Raises:
+            UnsupportedError: any other name.
+        """
+        path = Path(path) / f"tokenizer{self._suffix}" if Path(path).is_dir() else Path(path)
+        if path.suffix != self._suffix:
+            raise UnsupportedError(
+                f"{path} cannot be written: a tokenizer of {self.pattern} stays one, in a file *{self._suffix}"
+            )
+        with naming_the_place(path):
+            path.write_bytes(self._content)
+            write_declared(path.parent, self.roles, self.special)
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        """
+        Raises:
+            UnsupportedError: of a SentencePiece model; its rules are not those of byte-level BPE.
+        """
+        if self._suffix == ".model":
+            raise UnsupportedError("a SentencePiece model cannot be written as the tokenizer.json of a byte-level BPE")
+        table: dict[str, Any] = json.loads(self._content)
+        return table
+
+
+def read_sentencepiece(path: Path, declared: Declared) -> LibraryTokenizer:
+    """
+    Raises:
+        DataError: missing or damaged.
+        UnsupportedError: the library is not there.
+    """
+    try:
+        import sentencepiece
+    except ImportError:
+        raise UnsupportedError(
+            f"{path} is a SentencePiece model, and its library is not installed: pip install 'groundup[sentencepiece]'"
+        ) from None
+    with reading(path) as stream:
+        model = stream.read()
+    library = sentencepiece.SentencePieceProcessor()
+    try:
+        library.LoadFromSerializedProto(model)
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"{path} is damaged, or no SentencePiece model: {error}") from None
+    pieces = [library.IdToPiece(i) for i in range(library.GetPieceSize())]
+    special = {piece: i for i, piece in enumerate(pieces) if library.IsControl(i) or library.IsUnknown(i)}
+    recognised: dict[str, int] = {}
+    for token in sorted(declared.added, key=lambda token: token.id):
+        if token.text in pieces:
+            continue
+        if token.id != len(pieces):
+            raise UnsupportedError(
+                f"{path.parent} adds {token.text!r} with id {token.id:,} to the {len(pieces):,} pieces of {path.name}; "
+                f"it should have id {len(pieces):,}"
+            )
+        pieces.append(token.text)
+        (special if token.flags["special"] else recognised)[token.text] = token.id
+
+    def bytes_of(i: int) -> bytes:
+        if i >= library.GetPieceSize():
+            return pieces[i].encode()
+        if library.IsByte(i):
+            return bytes([int(pieces[i][3:5], 16)])  # such as <0x0A>
+        return (UNKNOWN if library.IsUnknown(i) else pieces[i].replace(BLANK, " ")).encode()
+
+    def encode(text: str) -> list[int]:
+        for token in recognised:
+            if token in text:
+                raise UnsupportedError(
+                    f"the text holds {token!r}, which the files beside {path} add to its pieces; how the text around "
+                    "it is cut is not represented here. A tokenizer.json in its place says so"
+                )
+        ids: list[int] = library.EncodeAsIds(text)
+        return ids
+
+    own = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
+    tokens = [bytes_of(i) for i in range(len(pieces))]
+    return LibraryTokenizer(model, ".model", pieces, tokens, encode, special, recognised, declared.roles(special, *own))
+
+
+def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> LibraryTokenizer:
+    """A tokenizer.json that is not represented here, for the reason `why`.
+
+    Raises:
+        UnsupportedError: a kind whose tokens do not add up to the text, or the library is not there.
+        DataError: the library refuses it.
+    """
+    try:
+        import tokenizers
+    except ImportError:
+        raise UnsupportedError(
+            f"{why}. Hugging Face's library reads it, and is not installed: pip install 'groundup[tokenizers]'"
+        ) from None
+    with reading(path) as stream:
+        file = with_added(json.loads(stream.read()), declared)
+    text = json.dumps(file, ensure_ascii=False)
+    kinds = {step.get("type") for step in _steps(file.get("decoder"))}
+    if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"} or file["model"].get("type") not in ("BPE", "Unigram"):
+        raise why
+    try:
+        library = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises no narrower one
+        raise DataError(f"{path} is not a tokenizer that its library reads: {error}") from None
+    library.encode_special_tokens = True
+    vocabulary: dict[str, int] = library.get_vocab(with_added_tokens=True)
+    pieces = [""] * (max(vocabulary.values()) + 1)
+    for piece, i in vocabulary.items():
+        pieces[i] = piece
+    entries = file["added_tokens"]
+    special = {token["content"]: token["id"] for token in entries if token["special"]}
+    added = {token["content"]: token["id"] for token in entries if not token["special"]}
+    unknown = file["model"].get("unk_token")
+    special |= {unknown: vocabulary[unknown]} if unknown in vocabulary and unknown not in added else {}
+    outside = {*special.values(), *added.values()}
+
+    def bytes_of(i: int) -> bytes:
+        piece = pieces[i]
+        if i in outside:
+            return piece.encode()
+        if "ByteLevel" in kinds and set(piece) <= CHARACTER_BYTES.keys():
+            return to_bytes(piece)
+        if len(piece) == 6 and piece.startswith("<0x") and file["model"].get("byte_fallback"):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(BLANK, " ").encode()
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    roles = declared.roles(special, *framing(file, special))
+    tokens = [bytes_of(i) for i in range(len(pieces))]
+    return LibraryTokenizer(text.encode(), ".json", pieces, tokens, encode, special, added, roles)
+
+
+def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    steps = (decoder or {}).get("decoders")
+    return [decoder or {}] if steps is None else steps
