@@ -19,8 +19,9 @@ $(VENV)/dev: pyproject.toml constraints.txt
 	touch $@ $(VENV)/demo
 
 check: $(VENV)/dev
-	$(BIN)/ruff format --check src tests bench docs
-	$(BIN)/ruff check src tests bench docs
+	$(BIN)/ruff format --check src tests bench docs .ci
+	$(BIN)/ruff check src tests bench docs .ci
+	$(BIN)/python .ci/startup.py src docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

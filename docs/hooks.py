@@ -41,7 +41,7 @@ def code_of(file: str, name: str) -> tuple[int, list[str]]:
     path = SOURCE / file
     if not path.is_file():
         raise PluginError(f"a page shows code of {file}, which is not in src/groundup")
-    text = path.read_text()
+    text = path.read_text("utf-8")
     body: list[ast.stmt] = ast.parse(text).body
     found: ast.stmt | None = None
     for part in name.split("."):

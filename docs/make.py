@@ -42,12 +42,12 @@ ROOT = Path(__file__).parents[1]
 
 def schema() -> None:
     target = ROOT / "recipes" / "recipe.schema.json"
-    target.write_text(json.dumps(json_schema(Recipe), indent=1) + "\n")
+    target.write_text(json.dumps(json_schema(Recipe), indent=1) + "\n", "utf-8")
 
 
 def reference() -> None:
     for name, page in PAGES.items():
-        (ROOT / "docs" / "reference" / f"{name}.md").write_text(page())
+        (ROOT / "docs" / "reference" / f"{name}.md").write_text(page(), "utf-8")
 
 
 def positions() -> None:

@@ -86,7 +86,7 @@ def save(
                 state_dict_saver.save(dict(tensors), storage_writer=storage, no_dist=True)
         except CheckpointException as error:
             raise _wrapped_in(error) from None
-        (draft.path / STATE).write_text(json.dumps(dict(state), indent=1))
+        (draft.path / STATE).write_text(json.dumps(dict(state), indent=1), "utf-8")
         draft.meant |= storage.digests
         draft.statistics |= statistics or {}
     return directory
@@ -486,7 +486,7 @@ def _load(directory: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         raise DataError(f"{directory} does not fit this model: {_wrapped_in(error)}") from None
     except (RuntimeError, KeyError) as error:
         raise DataError(f"{directory} does not fit this model: {error}") from None
-    state: dict[str, Any] = json.loads((directory / STATE).read_text())
+    state: dict[str, Any] = json.loads((directory / STATE).read_bytes())
     return state
 
 

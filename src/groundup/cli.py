@@ -3,8 +3,6 @@
 import contextlib
 import importlib
 import json
-import os
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -119,7 +117,7 @@ def new(
     proposal = propose(name, sampled, this_machine(), minutes=minutes, size=wanted, preset=preset, start=begun)
     write_text(target, to_toml(proposal, terminal.typed()))
     if as_json:
-        print(json.dumps({"recipe": str(target), **proposal.table()}))
+        terminal.print_json({"recipe": str(target), **proposal.table()})
     else:
         _show_proposal(proposal, target)
 
@@ -246,7 +244,7 @@ def evaluate(
         if device is not None:
             raise SettingsError(f"--device goes with files to score; with a recipe, set pretrain.device={device}")
         directory = _build(target, rest, run, replace, "eval", quiet=as_json).run
-        result = json.loads((directory / "evals" / "test.json").read_text())
+        result = json.loads((directory / "evals" / "test.json").read_bytes())
     elif run or replace:
         raise SettingsError(f"--run and --replace go with a recipe; {target} is not one")
     elif rest:
@@ -267,14 +265,14 @@ def evaluate(
             result = table_of(score_files(model, tokenizer, tuple(rest), corpus, progress))
     elif (target / "evals" / "test.json").is_file():
         verify(target / "evals", "evals")
-        result = json.loads((target / "evals" / "test.json").read_text())
+        result = json.loads((target / "evals" / "test.json").read_bytes())
     else:
         refuse_nothing(target, "run or model")
         raise SettingsError(
             f"name the files to score: groundup eval {target} FILE..., or a recipe for its test documents"
         )
     if as_json:
-        print(json.dumps(result))
+        terminal.print_json(result)
         return
     error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.4f}"
     perplexity = "beyond number" if result["perplexity"] is None else f"{result['perplexity']:.2f}"
@@ -295,13 +293,18 @@ Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; the best 
 @app.command(
     epilog=_example(
         'groundup generate runs/storybook "Once upon a time"',
-        'echo "The king said" | groundup generate runs/storybook - --temperature 0.5',
+        'echo "The king said" | groundup generate runs/storybook --temperature 0.5',
         'groundup generate runs/storybook "The king" --samples 3 --probabilities --max-tokens 20',
     )
 )
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="What to continue; - reads it from standard input.")] = "",
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to continue; - reads it from standard input, as does none where that is no terminal."
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many texts, each with the next seed.")] = 1,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Each token with its probability and what else it might have been.")
@@ -318,28 +321,39 @@ def generate(
     """Let a model continue a text."""
     from groundup.generation.text import Probabilities, stream
 
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this quietly, as any other filter
     given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     loaded, tokenizer, sampling = _ready_to_write(model, device, {**given, "stop": stop}, "generate")
-    raw = sys.stdin.buffer.read().rstrip(b"\n") if prompt == "-" else os.fsencode(prompt)
-    prompt = raw.decode("utf-8", "replace")
+    prompt = _typed_or_piped(prompt)
     for number in range(samples):
         each = sampling.model_copy(update={"seed": sampling.seed + number})
         look = Probabilities(tokenizer) if probabilities else None
         parts = stream(loaded, tokenizer, prompt, each, look)
         if as_json:
             told = {"prompt": prompt, "text": "".join(parts), "seed": each.seed}
-            print(json.dumps(told | ({"tokens": look.chosen} if look else {}), ensure_ascii=False), flush=True)
+            terminal.print_json(told | ({"tokens": look.chosen} if look else {}))
             continue
         if samples > 1:
             print(f"{'' if number == 0 else chr(10)}[seed {each.seed}]")
         print(prompt, end="", flush=True)
         for part in parts:
             print(part, end="", flush=True)
+            if not terminal.has_reader():
+                return
         print()
         if look is not None:
             _show_probabilities(look.chosen)
+
+
+def _typed_or_piped(text: str | None) -> str:
+    """A text that was typed; or what standard input holds, where it is asked for with `-`, or nothing was typed and it
+    is no terminal. Line ends at its end are left out, bytes that are no text become U+FFFD."""
+    if text == "-" or (text is None and not sys.stdin.isatty()):
+        raw = sys.stdin.buffer.read().rstrip(b"\r\n")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw.decode(sys.stdin.encoding, "replace")
+    return (text or "").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _ready_to_write(
@@ -352,7 +366,7 @@ def _ready_to_write(
 
     loaded, tokenizer = load_with_tokenizer(model, device)
     defaults = model_directory(model) / "generation.json"
-    table = json.loads(defaults.read_text()) if defaults.is_file() else {}
+    table = json.loads(defaults.read_bytes()) if defaults.is_file() else {}
     given = {name: value for name, value in options.items() if value is not None}
     return loaded, tokenizer, Sampling.from_table({**table, **given}, origin)
 
@@ -413,7 +427,7 @@ def inspect(
     with terminal.watch("inspect") as progress:
         found = inspection.inspect(path, progress)
     if as_json:
-        print(json.dumps({**vars(found), "path": str(found.path)}, indent=1, ensure_ascii=False))
+        terminal.print_json({**vars(found), "path": str(found.path)}, indent=1)
     else:
         print(f"{found.path}: {found.what}\n")
         terminal.print_facts(found.facts)
@@ -469,7 +483,7 @@ def sweep(
     except terminal.Interrupted:
         raise SavedAndStopped("stopped; the points that were finished are kept") from None
     if as_json:
-        print(json.dumps(found))
+        terminal.print_json(found)
         return
     header, told = rows(found)
     print()
@@ -510,7 +524,7 @@ def bench(
     say = (lambda text: print(text, file=sys.stderr)) if as_json else print
     measured = measure(target, overrides or (), steps=steps, trace=trace, watch=terminal.watch, say=say)
     if as_json:
-        print(json.dumps(measured.table()))
+        terminal.print_json(measured.table())
     else:
         _show_speed(measured)
         if trace is not None:
@@ -616,7 +630,7 @@ def compare(
     if page:
         comparing.write_page(finished, found, page)
     if as_json:
-        print(json.dumps(found))
+        terminal.print_json(found)
         return
     terminal.print_table(comparing.rows(found))
     print()
@@ -663,7 +677,7 @@ def doctor(
     stops = [line for line in lines if line.verdict == "stop"]
     code = stops[0].exit_code if stops else 0
     if as_json:
-        print(json.dumps({"go": not stops, "exit_code": code, "lines": [vars(line) for line in lines]}, indent=1))
+        terminal.print_json({"go": not stops, "exit_code": code, "lines": [vars(line) for line in lines]}, indent=1)
     else:
         cares = sum(line.verdict == "take care" for line in lines)
         care = f", {cares} to take care of" if cares else ""
@@ -716,7 +730,7 @@ def show(
     tokenizer: TokenizerPath,
     text: Annotated[
         str | None,
-        typer.Argument(help="The text; - reads it from standard input, to the last byte.", show_default=False),
+        typer.Argument(help="The text; without it, or with -, standard input to the last byte.", show_default=False),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="Read the text from this file, to the last byte.")] = None,
     special: Annotated[
@@ -735,7 +749,7 @@ def show(
     if html:
         showing.write_page(explained, html, showing.uses_in(tokenizer, loaded.vocab_size))
     if as_json:
-        print(json.dumps(showing.to_json(explained)))
+        terminal.print_json(showing.to_json(explained))
         return
     print(f"{explained.summary}\n")
     terminal.print_pieces(showing.shown_pieces(explained))
@@ -801,7 +815,7 @@ def compare_tokenizers(
 
         write_page(found, html)
     if as_json:
-        print(json.dumps(found))
+        terminal.print_json(found)
         return
     terminal.print_table(comparing.group_rows(found, most=comparing.SHOWN_SCRIPTS))
     print("\nAll texts:\n")
@@ -848,7 +862,7 @@ def advise(
         curve = vocabulary.measure(sampled.texts, largest=max_vocab, pattern=pattern, progress=progress)
     advice = vocabulary.advise(curve, wanted(sampled), sampled.train_bytes)
     if as_json:
-        print(json.dumps(vocabulary.table(advice, curve)))
+        terminal.print_json(vocabulary.table(advice, curve))
         return
     terminal.print_table(vocabulary.rows(advice))
     print("\nBytes of text for a million million operations of training:\n")
@@ -883,12 +897,16 @@ def _text_given(text: str | None, file: Path | None) -> bytes:
     from groundup.errors import SettingsError
     from groundup.files import reading
 
-    if (text is None) == (file is None):
-        raise SettingsError("give one text: as an argument, - for standard input, or --file FILE")
     if file is not None:
+        if text is not None:
+            raise SettingsError(f"two texts are given, {text[:40]!r} and --file {file}: give one of them")
         with reading(file) as stream:
             return stream.read()
-    return sys.stdin.buffer.read() if text == "-" else os.fsencode(text or "")
+    if text is None and sys.stdin.isatty():
+        raise SettingsError("give a text: as an argument, through a pipe, or with --file FILE")
+    if text is None or text == "-":
+        return sys.stdin.buffer.read()
+    return text.encode("utf-8", "surrogateescape")
 
 
 @tokens.command(
@@ -948,7 +966,7 @@ def extend(
     done = extending.extend(model, out, added, special or ())
     if as_json:
         told = {text: {"id": i, "before": done.pieces[text]} for text, i in done.ids.items()}
-        print(json.dumps({"model": str(out), "tokens": told, "rows": done.rows}, ensure_ascii=False))
+        terminal.print_json({"model": str(out), "tokens": told, "rows": done.rows})
         return
     rows = [("token", "id", "begins as the mean of")]
     for text, pieces in done.pieces.items():
@@ -987,7 +1005,7 @@ def list_checkpoints(
     with terminal.watch("checkpoint") as progress:
         found = looking.listed(path, progress)
     if as_json:
-        print(json.dumps(looking.to_json(found)))
+        terminal.print_json(looking.to_json(found))
     else:
         terminal.print_table(looking.list_rows(found))
 
@@ -1020,7 +1038,7 @@ def diff_checkpoints(
 
     found = looking.diff(first, second)
     if as_json:
-        print(json.dumps(looking.to_json(found)))
+        terminal.print_json(looking.to_json(found))
         return
     changed = {"step": found.steps, **found.settings, **found.inputs}
     rows = [(name, str(old), str(new)) for name, (old, new) in changed.items() if old != new]
@@ -1091,7 +1109,7 @@ def _show(built: "Built", whole: bool) -> None:
     test = manifests["eval"].statistics["test"]
     error = "" if test["standard_error"] is None else f" ± {test['standard_error']:.3f}"
     print(f"\n{test['bits_per_byte']:.3f}{error} bits per byte on {test['documents']} documents it never saw\n")
-    samples = json.loads((built.run / "evals" / "samples.json").read_text())
+    samples = json.loads((built.run / "evals" / "samples.json").read_bytes())
     for sample in samples:
         print(f"“{sample['prompt']}{sample['text']}”\n")
     print("Try next:")

@@ -47,3 +47,23 @@ class SavedAndStopped(GroundupError):
 
 class Paused(SavedAndStopped):
     """Work that came to the step at which it was asked to pause, and saved."""
+
+
+def escaped(text: str) -> str:
+    r"""
+    >>> escaped("\udce9“🦊")
+    '\\xe9\\u201c\\U0001f98a'
+    """
+    return "".join(
+        f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else c.encode("ascii", "backslashreplace").decode()
+        for c in text
+    )
+
+
+def refuse_not_utf8(path: object) -> None:
+    """
+    Raises:
+        SettingsError: a path with bytes that are not UTF-8, which neither JSON nor the libraries of weights can hold.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        raise SettingsError(f"{escaped(str(path))} is not UTF-8, and cannot be used as a path here: rename it")

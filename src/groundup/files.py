@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
-from groundup.errors import DamagedError, DataError, ResourceError, SettingsError
+from groundup.errors import DamagedError, DataError, ResourceError, SettingsError, refuse_not_utf8
 
 FORMAT = 1
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
@@ -241,6 +241,7 @@ def refuse_nothing(path: Path, wanted: str) -> None:
     Raises:
         DataError: when nothing is there, with what may have been meant.
     """
+    refuse_not_utf8(path)
     if path.exists():
         return
     there = [*path.parent.glob("*"), *Path("runs").glob("*")]
@@ -417,6 +418,7 @@ def lock(directory: Path) -> Iterator[None]:
     Raises:
         ResourceError: naming the process that holds it.
     """
+    refuse_not_utf8(directory)
     path = directory / "lock"
     with naming_the_place(path):
         directory.mkdir(parents=True, exist_ok=True)

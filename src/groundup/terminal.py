@@ -1,7 +1,10 @@
 """The terminal: progress, tables, how errors and Ctrl-C end. Plain text wherever nobody is watching."""
 
+import codecs
 import contextlib
 import errno
+import io
+import json
 import os
 import shlex
 import shutil
@@ -17,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from groundup.errors import GroundupError, ResourceError, SavedAndStopped
+from groundup.errors import (
+    DataError,
+    GroundupError,
+    ResourceError,
+    SavedAndStopped,
+    SettingsError,
+    escaped,
+    refuse_not_utf8,
+)
 
 if TYPE_CHECKING:
     from groundup.files import Progress
@@ -34,14 +45,88 @@ def run(app: typer.Typer) -> int:
         return _tell(why, ResourceError.exit_code)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    _open_standard_streams()
     debug = _take_debug(sys.argv)
     try:
+        if not _has_working_directory():
+            raise ResourceError("the working directory does not exist any more: change to one that does")
+        _refuse_paths_not_utf8(sys.argv[1:])
         code = app(standalone_mode=False)
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BaseException as error:
         if debug and not isinstance(error, typer._click.exceptions.ClickException):
             traceback.print_exc()
         return _answer(error, debug)
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _refuse_paths_not_utf8(words: Sequence[str]) -> None:
+    """Words that are no UTF-8 may be a text, which is read all the same; as a path they are refused."""
+    for word in words:
+        path = word.partition("=")[2] if word.startswith("--") else word
+        if os.path.lexists(path) or os.path.isdir(os.path.dirname(path)):
+            refuse_not_utf8(path)
+
+
+class _Output(io.FileIO):
+    """A descriptor to write to. Once nobody reads the other end, what is written goes nowhere, and the work goes on."""
+
+    has_reader = True
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            self.has_reader = False
+            if error.errno != errno.EPIPE:  # such as a disk that is full: told once
+                raise
+            return len(data)
+
+
+def has_reader() -> bool:
+    """Whether anybody may still read standard output; not once the other end of a pipe, such as `head`, has ended."""
+    return getattr(getattr(sys.stdout.buffer, "raw", None), "has_reader", True)
+
+
+def _open_standard_streams() -> None:
+    """Make the process's streams fit for any text, and open on nothing those that it was started without: else the next
+    file that is opened would take their place, and get what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    codecs.register_error("groundup.escape", _escape)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (open as long as the process)
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        encoding = getattr(getattr(sys, name), "encoding", "utf-8")
+        with contextlib.suppress(AttributeError):
+            getattr(sys, name).flush()
+        raw = _Output(number, "w", closefd=False)
+        lines = number == 2 or raw.isatty()
+        stream = io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding=encoding, errors="groundup.escape", line_buffering=lines
+        )
+        setattr(sys, name, stream)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    r"""What a terminal's encoding does not have, as escapes; bytes of names that are not UTF-8 as \xe9."""
+    assert isinstance(error, UnicodeEncodeError), "only for writing"
+    return escaped(error.object[error.start : error.end]), error.end
 
 
 def _take_debug(argv: list[str]) -> bool:
@@ -63,8 +148,13 @@ def _answer(error: BaseException, debug: bool) -> int:
             return _tell("stopped", 128 + error.args[0])
         case MemoryError():
             return _tell(OUT_OF_MEMORY, ResourceError.exit_code)
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            return _tell(f"{error.filename or 'writing'}: {error.strerror}", ResourceError.exit_code)
+        case OSError() if error.errno in MISSING and error.filename is not None:
+            return _tell(f"{_name(error.filename)}: {error.strerror}", DataError.exit_code)
+        case OSError() if error.errno in REFUSED or (error.errno and error.filename is not None):
+            return _tell(f"{_name(error.filename or 'writing')}: {error.strerror}", ResourceError.exit_code)
+        case UnicodeEncodeError() if any("\ud800" <= c <= "\udfff" for c in error.object[error.start : error.end]):
+            shown = error.object.encode("utf-8", "groundup.escape").decode()
+            return _tell(f"{shown} is not UTF-8 and cannot be used here: rename it", SettingsError.exit_code)
         case typer._click.exceptions.ClickException():
             error.show()
             return error.exit_code
@@ -77,7 +167,9 @@ def _answer(error: BaseException, debug: bool) -> int:
     raise error
 
 
-OUT_OF_MEMORY = "out of memory: lower pretrain.micro_batch_rows or the size of the model"
+OUT_OF_MEMORY = "out of memory: the machine refused this command more of it"
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
 
 
 class Interrupted(BaseException):
@@ -100,6 +192,15 @@ def _visible(text: str) -> str:
     'a\\x1b[31m\nü'
     """
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _name(path: str | bytes | int) -> str:
+    return os.fsdecode(path) if isinstance(path, str | bytes) else f"descriptor {path}"
+
+
+def print_json(value: object, indent: int | None = None) -> None:
+    """JSON for programs: in ASCII, so that it is the same under every locale."""
+    print(json.dumps(value, indent=indent), flush=True)
 
 
 def own_name() -> str:

@@ -81,14 +81,14 @@ def memory_bytes() -> int:
     """Of the machine, or what a container was given of it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")  # Linux; elsewhere there is no such file
-    text = limit.read_text().strip() if limit.is_file() else "max"
+    text = limit.read_text("utf-8").strip() if limit.is_file() else "max"
     return memory if text == "max" else min(memory, int(text))
 
 
 def _multiplies_bfloat16() -> bool:
     """Whether the processor says that it has instructions for it: Linux on x86 or ARM; elsewhere taken for no."""
     described = Path("/proc/cpuinfo")
-    words = set(described.read_text().split()) if described.is_file() else set()
+    words = set(described.read_text("utf-8").split()) if described.is_file() else set()
     return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 

@@ -377,7 +377,7 @@ def _watts(device: torch.device) -> tuple[float, str]:
             return float(told[0]), "the GPU's limit"
     limit = Path("/sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw")
     try:
-        return int(limit.read_text()) / 1e6, "the processor's limit"
+        return int(limit.read_text("utf-8")) / 1e6, "the processor's limit"
     except (OSError, ValueError):
         cores = os.cpu_count() or 1
         return float(WATTS_A_CORE * cores), f"assumed: {WATTS_A_CORE} a core; say better with --watts"
@@ -394,7 +394,7 @@ def _forget_peak(device: torch.device) -> int:
     give_back_freed_memory()
     if REFERENCES.exists():
         with contextlib.suppress(OSError):
-            REFERENCES.write_text("5")  # Linux: begin VmHWM anew (proc(5))
+            REFERENCES.write_text("5", "utf-8")  # Linux: begin VmHWM anew (proc(5))
     return _field("VmRSS")
 
 
@@ -405,5 +405,5 @@ def _peak(device: torch.device) -> int:
 def _field(name: str) -> int:
     if not STATUS.exists():
         return 0
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+    lines = dict(line.split(":", 1) for line in STATUS.read_text("utf-8").splitlines() if ":" in line)
     return int(lines.get(name, "0").split()[0]) * 1024

@@ -436,7 +436,7 @@ def told_machine(settings: PretrainSettings, device: torch.device) -> str:
 def processor() -> str:
     """The name of the processor, as far as the system tells."""
     described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.is_file() else []
+    lines = described.read_text("utf-8").splitlines() if described.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -444,7 +444,7 @@ def processor() -> str:
 def allocator() -> str:
     """What hands out memory on the CPU: the C library, or one that was loaded before it."""
     mapped = Path("/proc/self/maps")
-    loaded = mapped.read_text() if mapped.is_file() else ""
+    loaded = mapped.read_text("utf-8") if mapped.is_file() else ""
     others: Sequence[str] = ("tcmalloc", "jemalloc", "mimalloc")
     found = [name for name in others if f"lib{name}" in loaded]
     return found[0] if found else platform.libc_ver()[0] or "of the system"

@@ -183,7 +183,7 @@ class PieceCounter:
 
     def _resume(self) -> None:
         try:
-            journal = json.loads((self._directory / JOURNAL).read_text())
+            journal = json.loads((self._directory / JOURNAL).read_bytes())
         except (OSError, ValueError):
             journal = {}
         if {key: journal.get(key) for key in self._of} == self._of:

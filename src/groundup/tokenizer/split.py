@@ -104,7 +104,7 @@ _MEANINGS = {
 @functools.cache
 def unassigned() -> list[tuple[int, int]]:
     """First and last of each run of code points to which Unicode 16 gives no meaning."""
-    lines = (resources.files("groundup.data") / "unicode-16-unassigned.txt").read_text().split()
+    lines = (resources.files("groundup.data") / "unicode-16-unassigned.txt").read_text("utf-8").split()
     return [(int(first, 16), int(last, 16)) for first, last in (line.split("-") for line in lines)]
 
 
