@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -46,6 +47,7 @@ def run(app: typer.Typer) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     _open_standard_streams()
+    warnings.showwarning = _show_warning
     debug = _take_debug(sys.argv)
     try:
         if not _has_working_directory():
@@ -183,6 +185,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _tell(message: str, code: int) -> int:
     print(f"groundup: {_visible(message)}", file=sys.stderr)
     return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    print(f"groundup: warning: {_visible(str(message))}", file=sys.stderr)
 
 
 def _visible(text: str) -> str:

@@ -1,9 +1,12 @@
 """The tokenizer: nothing lost, and the ids of the libraries that others use."""
 
+import functools
 import json
 import lzma
 import os
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 
 from groundup.errors import SettingsError, UnsupportedError
+from groundup.tokenizer import tokenizer as room
 from groundup.tokenizer.split import PATTERNS
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.vocabulary import BYTE_CHARACTERS
@@ -270,3 +274,108 @@ def test_explanations_tell_special_tokens_whole_pieces_and_what_is_too_long() ->
     (piece,) = whole.explain("lowe")
     assert (piece.kind, piece.ids) == ("whole", (len(tokens) - 1,))
     assert [whole.tokens[made.joined] for made in piece.merges or ()] == [b"lo", b"low"], "its bytes would stop there"
+
+
+# The calls of other programs
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@given(st.lists(st.text(st.sampled_from("ab \n\r\t'slt.!/1\u00a0éÉ漢の\u0301ก"), max_size=12), max_size=8))
+def test_a_stream_has_the_ids_of_the_whole(pattern: str, texts: list[str]) -> None:
+    streaming = streamers(pattern)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "CHARACTERS_AT_ONCE", 3)
+        assert list(streaming.encode_iterable(texts)) == streaming.encode("".join(texts))
+        allowed = frozenset({"<|endoftext|>"})
+        marked = [*texts, "<|endof", "text|>", *texts]
+        assert list(streaming.encode_iterable(marked, allowed)) == streaming.encode("".join(marked), allowed)
+
+
+@functools.cache
+def streamers(pattern: str) -> Tokenizer:
+    """With an added token and a normaliser, which a cut could also break."""
+    learned = Tokenizer.learn(["a lsab 'll b.\n\nab !/ the 漢の ab"], vocab_size=320, pattern=pattern)
+    return Tokenizer(
+        learned.tokens, learned._pairs, learned.special, pattern, normalizer="NFC", added={"<|reserved_3|>": 300}
+    )
+
+
+def test_a_stream_is_encoded_as_it_comes(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CHARACTERS_AT_ONCE", 100)
+    read = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield "the king and the fox\n"
+
+    stream = tokenizer.encode_iterable(lines())
+    next(stream)
+    assert read < 20, "the rest is not read before it is needed"
+
+
+def test_a_plain_vocabulary_has_the_size_and_the_special_tokens_that_are_asked_for() -> None:
+    texts = ["low lower<|sep|>lowest " * 3, "newest<|sep|>widest"]
+    learned = Tokenizer.learn(texts, vocab_size=271, special=["<|sep|>", "<|end|>"])
+    assert (learned.vocab_size, learned.special) == (271, {"<|sep|>": 269, "<|end|>": 270})
+    assert not any(b"|" in token and len(token) > 1 for token in learned.tokens[:269]), "not learned in pieces"
+    apart = [part for text in texts for part in text.split("<|sep|>")]
+    assert learned.merges == Tokenizer.learn(apart, vocab_size=320).merges[:13]
+    assert Tokenizer.learn("low low", vocab_size=9999, special=[]).vocab_size == 259, "as many as there are"
+    with pytest.raises(SettingsError, match="at least 256 bytes and each special token once"):
+        Tokenizer.learn(texts, vocab_size=257, special=["a", "b"])
+
+
+def test_a_string_is_one_text_to_learn_from_and_other_things_are_refused() -> None:
+    assert (
+        Tokenizer.learn("low lower lowest", vocab_size=320).merges
+        == Tokenizer.learn(["low lower lowest"], vocab_size=320).merges
+    )
+    assert Tokenizer.of_pieces("né né", vocab_size=320).tokens[256] == "é".encode()
+    with pytest.raises(SettingsError, match=r"a document to learn from is b'low'; it should be a string"):
+        Tokenizer.learn([b"low"], vocab_size=320)  # type: ignore[list-item]
+
+
+def test_a_vocabulary_that_lacks_something_says_what(tokenizer: Tokenizer) -> None:
+    with pytest.raises(SettingsError, match=r"b'\\x00' is none of the 1 tokens, though every byte should be one"):
+        Tokenizer([b"a"], [], {}, "gpt2")
+    with pytest.raises(SettingsError, match=r"b'!\"' is none of the 256 tokens, though a merge makes it"):
+        Tokenizer(tokenizer.tokens[:256], [(0, 1)], {}, "gpt2")
+    with pytest.raises(SettingsError, match="a merge joins an id that is not below 256"):
+        Tokenizer(tokenizer.tokens[:256], [(0, 300)], {}, "gpt2")
+
+
+def test_special_tokens_are_allowed_by_name_or_all_at_once(tokenizer: Tokenizer) -> None:
+    text = "the <|im_start|>king<|endoftext|>"
+    every = tokenizer.encode(text, "all")
+    assert every == tokenizer.encode(text, ["<|im_start|>", "<|endoftext|>"])
+    assert every == tokenizer.encode_batch([text], "all")[0] == list(tokenizer.encode_iterable([text], "all"))
+    with pytest.raises(SettingsError, match="allowed is '<|endoftext|>'; it should be \"all\", or names"):
+        tokenizer.encode(text, "<|endoftext|>")  # type: ignore[arg-type]
+
+
+def test_where_the_compiler_cannot_be_loaded_the_plain_loops_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, other = (Tokenizer.learn(["low lower lowest"], vocab_size=320) for _ in range(2))
+    text = "lower low " * 100
+    expected = plain.encode(text), plain.encode("e" * 70_000)
+    monkeypatch.setitem(sys.modules, "groundup.tokenizer.encode", None)
+    monkeypatch.setitem(sys.modules, "groundup.tokenizer.learn", None)
+    with pytest.warns(UserWarning, match="the tokenizer's compiled loops cannot be loaded") as warned:
+        assert not other.warm_up()
+    assert (other.encode(text), other.encode("e" * 70_000)) == expected
+    assert other.encode_batch([text, text]) == [expected[0]] * 2
+    assert len(warned) == 1, "said once"
+    monkeypatch.setattr(room, "WORTH_LOADING", 0)
+    with pytest.warns(UserWarning, match="compiled loops cannot be loaded"):
+        assert Tokenizer.learn([text], vocab_size=320).merges == plain.merges
+
+
+def test_the_compiled_loops_are_loaded_when_asked_and_left_when_declined(tokenizer: Tokenizer) -> None:
+    learned = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    assert learned.warm_up()
+    assert "_encoder" in vars(learned)
+    declined = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    declined.compiled = False
+    assert declined.encode("lower low " * 100_000) == learned.encode("lower low " * 100_000)
+    assert "_encoder" not in vars(declined)

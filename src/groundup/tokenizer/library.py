@@ -15,7 +15,7 @@ from groundup.files import naming_the_place, reading
 from groundup.tokenizer.bpe import Piece
 from groundup.tokenizer.declared import Declared, Roles, write_declared
 from groundup.tokenizer.formats import framing, with_added
-from groundup.tokenizer.tokenizer import Tokenizer, cut_at
+from groundup.tokenizer.tokenizer import Allowed, Tokenizer, cut_at
 from groundup.tokenizer.vocabulary import CHARACTER_BYTES, to_bytes
 
 BLANK = "▁"
@@ -77,22 +77,21 @@ class LibraryTokenizer(Tokenizer):
     def spelled(self, i: int) -> str:
         return self._pieces[i]
 
-    def encode(self, text: str | bytes, allowed: frozenset[str] = frozenset()) -> list[int]:
+    def encode(self, text: str | bytes, allowed: Allowed = ()) -> list[int]:
         """Text → ids. What is no UTF-8 becomes U+FFFD first; text after an allowed special token begins anew."""
-        return [i for part in self._around_special(text, allowed) for i in self._ids_of(part)]
+        return [i for part in self._around_special(text, self._names_of(allowed)) for i in self._ids_of(part)]
 
     def _ids_of(self, part: tuple[str | bytes, int | None]) -> list[int]:
         return self._encode(str(part[0])) if part[1] is None else [part[1]]
 
     def _around_special(self, text: str | bytes, allowed: frozenset[str]) -> Iterator[tuple[str | bytes, int | None]]:
-        self._refuse_unknown(allowed)
         raw = text if isinstance(text, bytes) else text.encode("utf-16", "surrogatepass")
         whole = raw.decode("utf-8" if isinstance(text, bytes) else "utf-16", "replace")
         yield from cut_at(whole, {name: self.special[name] for name in allowed})
 
-    def explain(self, text: str | bytes, allowed: frozenset[str] = frozenset()) -> Iterator[Piece]:
+    def explain(self, text: str | bytes, allowed: Allowed = ()) -> Iterator[Piece]:
         """Each token as a piece of its own: how the library came to it is not known here."""
-        for part in self._around_special(text, allowed):
+        for part in self._around_special(text, self._names_of(allowed)):
             for number, i in enumerate(self._ids_of(part)):
                 raw = self._tokens[i].removeprefix(b" " if self.begins_with_blank and number == 0 else b"")
                 yield Piece(raw, (i,), "library" if part[1] is None else "special", None)

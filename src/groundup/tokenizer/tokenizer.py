@@ -9,10 +9,11 @@ import functools
 import hashlib
 import itertools
 import unicodedata
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from groundup.tokenizer.encode import Encoder
 
 Places = npt.NDArray[np.int64]
+Allowed = Collection[str] | Literal["all"]
+"""Special tokens that may be recognised in a text."""
 CACHED_PIECES = 1 << 18
 WORTH_LOADING = 5_000_000
 """Characters from which on the compiled loops pay, although loading them takes a second, and compiling them the first
@@ -63,6 +66,8 @@ class Tokenizer:
 
     begins_with_blank = False
     """Whether a text's first token has a blank of its own before it, which decoding takes away again."""
+    compiled: bool | None = None
+    """Whether text is encoded by the compiled loops: always, never, or, if None, once there is enough of it."""
 
     def __init__(
         self,
@@ -111,11 +116,20 @@ class Tokenizer:
                 if tokens[i] in made:
                     self._ids.setdefault(tokens[i], i)
         self._outside = self._tables_of_outside()
-        self._byte_ids = [self._ids[bytes([byte])] for byte in range(N_BYTES)]
-        self._merges = {
-            (left, right): (rank, self._ids[tokens[left] + tokens[right]])
-            for rank, (left, right) in zip(range(len(merges)) if ranks is None else ranks, merges, strict=True)
-        }
+        try:
+            self._byte_ids = [self._ids[bytes([byte])] for byte in range(N_BYTES)]
+            self._merges = {
+                (left, right): (rank, self._ids[tokens[left] + tokens[right]])
+                for rank, (left, right) in zip(range(len(merges)) if ranks is None else ranks, merges, strict=True)
+            }
+        except KeyError as error:
+            (missing,) = error.args
+            needs = "every byte should be one" if len(missing) == 1 else "a merge makes it"
+            raise SettingsError(f"{missing!r} is none of the {len(tokens):,} tokens, though {needs}") from None
+        except IndexError:
+            raise SettingsError(
+                f"a merge joins an id that is not below {len(tokens):,}, the number of tokens"
+            ) from None
         self._cache: dict[str, list[int]] = {}
         self._characters = 0
 
@@ -187,27 +201,47 @@ class Tokenizer:
     @classmethod
     def learn(
         cls,
-        texts: Iterable[str],
+        texts: str | Iterable[str],
         *,
         vocab_size: int,
+        special: Sequence[str] | None = None,
         pattern: str = "gpt2",
         memory_bytes: int = MEMORY_BYTES,
         progress: Progress = no_progress,
     ) -> Self:
-        """Learn a vocabulary of `vocab_size` ids: 256 bytes, merges, 16 special tokens.
-
-        If the texts run out of pairs, the vocabulary is what was reached, filled with reserved tokens to a multiple
-        of 64.
+        """Learn a vocabulary of `vocab_size` ids: 256 bytes, merges, special tokens.
 
         Args:
+            texts: documents; a string is one.
+            special: the special tokens, whose ids are the last. Where the texts hold them, they are learned neither
+                whole nor in pieces. Any size will do then, and it is not reached where the texts run out of pairs. If
+                not given: 16 of ours, a size that is a multiple of 64, filled with reserved tokens to the next where
+                the texts run out of pairs.
             memory_bytes: that the process may take while learning.
 
         Raises:
             SettingsError: for a size that cannot be, naming the nearest that can, or an unknown pattern.
+
+        >>> tokenizer = Tokenizer.learn("low lower<|sep|>lowest", vocab_size=260, special=["<|sep|>"])
+        >>> tokenizer.vocab_size, tokenizer.special, tokenizer.merges[0]
+        (260, {'<|sep|>': 259}, (b'l', b'o'))
         """
-        return cls.learn_columns(
-            columns_of(texts), vocab_size=vocab_size, pattern=pattern, memory_bytes=memory_bytes, progress=progress
-        )[0]
+        documents = _documents(texts)
+        if special is None:
+            return cls.learn_columns(
+                columns_of(documents), vocab_size=vocab_size, pattern=pattern, memory_bytes=memory_bytes,
+                progress=progress,
+            )[0]  # fmt: skip
+        wanted = vocab_size - N_BYTES - len(special)
+        if wanted < 0 or len(set(special)) < len(special) or "" in special:
+            raise SettingsError(
+                f"vocab_size is {vocab_size}, special is {list(special)}: it should be at least {N_BYTES} bytes and "
+                "each special token once, none of them empty"
+            )
+        named = {text: N_BYTES + number for number, text in enumerate(special)}
+        between = (part for text in documents for part, i in cut_at(text, named) if i is None)
+        merges, _ = cls._learn_merges(columns_of(between), wanted, pattern, memory_bytes, progress)
+        return cls.of_merges(merges, pattern, special)
 
     @classmethod
     def learn_columns(
@@ -234,34 +268,37 @@ class Tokenizer:
             suffice for all.
         """
         Learned.from_table({"vocab_size": vocab_size, "split": pattern, "memory_bytes": memory_bytes}, "tokenizer")
-        wanted = vocab_size - N_BYTES - N_SPECIAL
-        rest = iter(columns)
-        some: list[pa.Array] = []
-        for column in rest:
-            some.append(column)
-            if sum(part.nbytes for part in some) > WORTH_LOADING:
-                break
-        else:
-            texts = (text for column in some for text in column.to_pylist())
-            return cls.of_merges(learn_merges(count_pieces(texts, pattern), byte_ids(), wanted, progress), pattern), 1
-        from groundup.tokenizer.learn import learn_from
-
-        merges, least = learn_from(
-            itertools.chain(some, rest),
-            pattern,
-            byte_ids(),
-            wanted,
-            memory_bytes,
-            progress,
-            n_documents,
-            directory,
-            of,
+        merges, least = cls._learn_merges(
+            columns, vocab_size - N_BYTES - N_SPECIAL, pattern, memory_bytes, progress, n_documents, directory, of
         )
         return cls.of_merges(merges, pattern), least
 
+    @staticmethod
+    def _learn_merges(
+        columns: Iterable[pa.Array],
+        wanted: int,
+        pattern: str,
+        memory_bytes: int,
+        progress: Progress,
+        n_documents: int = 0,
+        directory: Path | None = None,
+        of: str = "",
+    ) -> tuple[list[Pair], int]:
+        """`wanted` merges, or as many as there are; and how often a piece had to occur to be learned from."""
+        rest = iter(columns)
+        some: list[pa.Array] = []
+        while sum(part.nbytes for part in some) <= WORTH_LOADING and (column := next(rest, None)) is not None:
+            some.append(column)
+        columns = itertools.chain(some, rest)
+        learn_from = _compiled_learner() if sum(part.nbytes for part in some) > WORTH_LOADING else None
+        if learn_from is None:
+            pieces = count_pieces((text for column in columns for text in column.to_pylist()), pattern)
+            return learn_merges(pieces, byte_ids(), wanted, progress), 1
+        return learn_from(columns, pattern, byte_ids(), wanted, memory_bytes, progress, n_documents, directory, of)
+
     @classmethod
-    def of_merges(cls, merges: Sequence[Pair], pattern: str) -> Self:
-        """256 bytes, learned merges, and special tokens that fill up to a multiple of 64.
+    def of_merges(cls, merges: Sequence[Pair], pattern: str, special: Sequence[str] | None = None) -> Self:
+        """256 bytes, learned merges, and special tokens; ours, which fill up to a multiple of 64, if none are given.
 
         Args:
             merges: pairs of ids; merge i makes id 256 + i.
@@ -269,11 +306,13 @@ class Tokenizer:
         tokens = [bytes([byte]) for byte in BYTE_CHARACTERS]
         for left, right in merges:
             tokens.append(tokens[left] + tokens[right])
-        special = _special_after(len(tokens))
-        return cls([*tokens, *(name.encode() for name in special)], merges, special, pattern)
+        named = _special_after(len(tokens))
+        if special is not None:
+            named = {name: len(tokens) + number for number, name in enumerate(special)}
+        return cls([*tokens, *(name.encode() for name in named)], merges, named, pattern)
 
     @classmethod
-    def of_pieces(cls, texts: Iterable[str], *, vocab_size: int, pattern: str = "characters") -> Self:
+    def of_pieces(cls, texts: str | Iterable[str], *, vocab_size: int, pattern: str = "characters") -> Self:
         """Learn a vocabulary of whole pieces: 256 bytes, the most frequent pieces, 16 special tokens; no merges.
 
         With the pattern `characters` its tokens are characters, with that of another, words. A piece that is no token
@@ -288,17 +327,18 @@ class Tokenizer:
         ([77, 256, 77], True)
         """
         WholeWords.from_table({"vocab_size": vocab_size, "split": pattern}, "tokenizer")
-        pieces = count_pieces(texts, pattern)
+        pieces = count_pieces(_documents(texts), pattern)
         longer = [piece for piece in sorted(pieces, key=lambda piece: (-pieces[piece], piece)) if len(piece) > 1]
         tokens = [bytes([byte]) for byte in BYTE_CHARACTERS] + longer[: vocab_size - N_BYTES - N_SPECIAL]
         special = _special_after(len(tokens))
         return cls([*tokens, *(name.encode() for name in special)], [], special, pattern, whole_pieces=True)
 
-    def encode(self, text: str | bytes, allowed: frozenset[str] = frozenset()) -> list[int]:
+    def encode(self, text: str | bytes, allowed: Allowed = ()) -> list[int]:
         """Text or bytes → ids.
 
         Args:
-            allowed: special tokens that may be recognised; the text of any other is encoded as ordinary text.
+            allowed: special tokens that may be recognised, or "all" of them; the text of any other is encoded as
+                ordinary text.
 
         Bytes that are not UTF-8 are cut into pieces up to the first wrong byte; from the piece before it on, or from
         the blanks with which that begins, they are one piece, as in tiktoken.
@@ -306,10 +346,11 @@ class Tokenizer:
         >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
         >>> (
         ...     tokenizer.decode(tokenizer.encode("lower <|endoftext|>")),
-        ...     tokenizer.encode("<|endoftext|>", frozenset({"<|endoftext|>"})),
+        ...     tokenizer.encode("<|endoftext|>", {"<|endoftext|>"}),
         ... )
         ('lower <|endoftext|>', [263])
         """
+        allowed = self._names_of(allowed)
         if self.is_plain and not allowed:
             return self._encode_bytes(text) if isinstance(text, bytes) else self._encode_ordinary(text)
         ids: list[int] = []
@@ -322,15 +363,24 @@ class Tokenizer:
 
     def _around_special(self, text: str | bytes, allowed: frozenset[str]) -> Iterator[tuple[str | bytes, int | None]]:
         """The text, normalised, cut around the tokens that are recognised; each part with its id, if it is one."""
-        self._refuse_unknown(allowed)
         as_text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
         refused = {i for special, i in self.special.items() if special not in allowed}
         for part, i in self._cut_at_outside(as_text, refused):
             yield (part.encode("utf-8", "surrogateescape") if isinstance(text, bytes) else part), i
 
-    def _refuse_unknown(self, allowed: frozenset[str]) -> None:
-        if unknown := allowed - self.special.keys():
+    def _names_of(self, allowed: Allowed) -> frozenset[str]:
+        """
+        Raises:
+            SettingsError: a name that is not one of a special token, or a string that is not "all".
+        """
+        if isinstance(allowed, str):
+            if allowed == "all":
+                return frozenset(self.special)
+            raise SettingsError(f'allowed is {allowed!r}; it should be "all", or names such as {{"<|endoftext|>"}}')
+        names = frozenset(allowed)
+        if unknown := names - self.special.keys():
             raise SettingsError(f"not special tokens of this tokenizer: {', '.join(sorted(unknown))}")
+        return names
 
     def _tables_of_outside(self) -> tuple[dict[str, int], dict[str, int]]:
         """Special and added tokens by their texts: those looked for in the text, and in the normalised text."""
@@ -352,8 +402,36 @@ class Tokenizer:
             else:
                 yield from cut_at(_in_form(self.normalizer, part), normal, refused)
 
-    def encode_batch(self, texts: Sequence[str | bytes], allowed: frozenset[str] = frozenset()) -> list[list[int]]:
+    def encode_iterable(self, texts: Iterable[str], allowed: Allowed = ()) -> Iterator[int]:
+        r"""The ids of the texts joined, as they come: those that `encode` gives for the whole.
+
+        Memory is bounded by the longest stretch without a place where every split pattern cuts: before a blank between
+        two small letters of English, and behind a line end before a letter. With a split pattern of one's own, or a
+        library's tokenizer, all is read first.
+
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> list(tokenizer.encode_iterable(["low", "er\n", "\nlow"])) == tokenizer.encode("lower\n\nlow")
+        True
+        """
+        allowed = self._names_of(allowed)
+        crossing = any(set(text) & {" ", "\n"} for text in (*allowed, *self.added))
+        divisible = self.pattern in split.PATTERNS and not crossing
+        waiting: list[str] = []
+        characters = 0
+        for text in texts:
+            waiting.append(text)
+            characters += len(text)
+            if divisible and characters > CHARACTERS_AT_ONCE:
+                whole = "".join(waiting)
+                end = next((match.end() for match in _CUT_BY_ALL.finditer(whole)), 0)
+                yield from self.encode(whole[:end], allowed)
+                waiting = [whole[end:]]
+                characters = len(waiting[0]) if end else -len(whole)  # twice as much before the next look
+        yield from self.encode("".join(waiting), allowed)
+
+    def encode_batch(self, texts: Sequence[str | bytes], allowed: Allowed = ()) -> list[list[int]]:
         """`encode` for each text, on all cores when there is much of it."""
+        allowed = self._names_of(allowed)
         strings = [text for text in texts if isinstance(text, str)]
         if allowed or len(strings) < len(texts):
             return [self.encode(text, allowed) for text in texts]
@@ -375,6 +453,7 @@ class Tokenizer:
             lists = [self.framed(ids) if framed else ids for ids in map(self.encode, texts.to_pylist())]
             starts = np.cumsum([0, *map(len, lists)], dtype=np.int64)
             return np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(starts[-1])), starts
+        assert self._encoder is not None, "asked for above"
         text, offsets = text_of(texts)
         ids, starts = self._encoder(text, offsets, self.opener if framed else -1)
         if framed and self.closer != self.opener:
@@ -382,7 +461,7 @@ class Tokenizer:
             starts = starts + np.arange(len(starts))
         return ids, starts
 
-    def explain(self, text: str | bytes, allowed: frozenset[str] = frozenset()) -> Iterator[Piece]:
+    def explain(self, text: str | bytes, allowed: Allowed = ()) -> Iterator[Piece]:
         """How the ids of `encode` come about, piece by piece. Plain and slow: for looking, not for encoding.
 
         >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
@@ -390,7 +469,7 @@ class Tokenizer:
         [(b'lowest', (257, 68, 260)), (b' low', (258,))]
         """
         explain_piece = functools.cache(self._explain_piece)  # words come again
-        for part, i in self._around_special(text, allowed):
+        for part, i in self._around_special(text, self._names_of(allowed)):
             if i is not None:
                 yield Piece(self._tokens[i], (i,), "added" if i in self.added.values() else "special", ())
                 continue
@@ -461,13 +540,28 @@ class Tokenizer:
                 raise ValueError(f"id {i} is not in 0 to {self.vocab_size - 1}")
             yield i
 
-    @functools.cached_property
-    def _encoder(self) -> "Encoder":
-        """The compiled loops: the same ids, many times faster once numba is there."""
-        from groundup.tokenizer.encode import Encoder, Vocabulary
+    def warm_up(self) -> bool:
+        """Load the compiled loops now, which takes seconds the first time, so that no later call waits for them.
 
-        whole_pieces = self._ids if self.whole_pieces else None
-        return Encoder(Vocabulary(self._byte_ids, self._merges, whole_pieces), self.pattern)
+        Returns:
+            Whether they are there; without them encoding gives the same ids, many times slower.
+        """
+        self.compiled = True
+        return self._encoder is not None
+
+    @functools.cached_property
+    def _encoder(self) -> "Encoder | None":
+        """The compiled loops: the same ids, many times faster once numba is there. None where it cannot be loaded."""
+        try:
+            from groundup.tokenizer.encode import Encoder, Vocabulary
+
+            whole_pieces = self._ids if self.whole_pieces else None
+            encoder = Encoder(Vocabulary(self._byte_ids, self._merges, whole_pieces), self.pattern)
+            encoder(np.frombuffer(b"a", np.uint8), np.array([0, 1]))
+            return encoder
+        except NOT_LOADED as error:
+            _warn_not_loaded(error)
+            return None
 
     def _as_list(self, ids: npt.NDArray[np.int32]) -> list[int]:
         found: list[int] = self._integers[ids].tolist()
@@ -481,11 +575,16 @@ class Tokenizer:
     def _worth_compiling(self, n_characters: int) -> bool:
         """Whether so much more text is better left to the compiled loops; a prompt does not wait for them to load."""
         self._characters += n_characters
-        loaded = "_encoder" in vars(self) or self._characters > WORTH_LOADING
-        return loaded and n_characters > WORTH_CALLING
+        if self.compiled is None and "_encoder" not in vars(self) and self._characters <= WORTH_LOADING:
+            return False
+        return n_characters > WORTH_CALLING and self._has_encoder()
+
+    def _has_encoder(self) -> bool:
+        return self.compiled is not False and self._encoder is not None
 
     def _encode_ordinary(self, text: str) -> list[int]:
         if self._worth_compiling(len(text)):
+            assert self._encoder is not None, "asked for above"
             raw = np.frombuffer(to_utf8(text), np.uint8)
             return self._as_list(self._encoder(raw, np.array([0, len(raw)]))[0])
         ids: list[int] = []
@@ -503,7 +602,8 @@ class Tokenizer:
     def _encode_piece(self, piece: bytes) -> list[int]:
         if self.whole_pieces and piece in self._ids:
             return [self._ids[piece]]
-        if len(piece) > LONG_PIECE or self._worth_compiling(len(piece)):
+        if (len(piece) > LONG_PIECE and self._has_encoder()) or self._worth_compiling(len(piece)):
+            assert self._encoder is not None, "asked for above"
             raw, end = np.frombuffer(piece, np.uint8), np.array([len(piece)])
             return self._as_list(self._encoder.pieces(raw, end, np.array([0, len(piece)]))[0])
         return encode_piece([self._byte_ids[byte] for byte in piece], self._merges)
@@ -678,6 +778,43 @@ class Tokenizer:
     def to_hugging_face(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
         return formats.hugging_face(self)
+
+
+NOT_LOADED = (ImportError, OSError, RuntimeError, MemoryError)
+"""What loading the compiler ends in where it cannot be: no library, no memory, no place to keep what it made."""
+
+
+def _warn_not_loaded(error: BaseException) -> None:
+    warnings.warn(
+        f"the tokenizer's compiled loops cannot be loaded ({error}): the plain ones go on, slower", stacklevel=4
+    )
+
+
+def _compiled_learner() -> "Callable[..., tuple[list[Pair], int]] | None":
+    """`learn_from`, or None where the compiler cannot be loaded."""
+    try:
+        from groundup.tokenizer.learn import learn_from
+
+        return learn_from
+    except NOT_LOADED as error:
+        _warn_not_loaded(error)
+        return None
+
+
+def _documents(texts: str | Iterable[str]) -> Iterator[str]:
+    """
+    Raises:
+        SettingsError: for what is no text.
+    """
+    for text in [texts] if isinstance(texts, str) else texts:
+        if not isinstance(text, str):
+            raise SettingsError(f"a document to learn from is {text!r:.60}; it should be a string")
+        yield text
+
+
+CHARACTERS_AT_ONCE = 1 << 16
+"""Of `encode_iterable`."""
+_CUT_BY_ALL = regex.compile(r"(?r)(?<=[a-z])(?= [a-z])|(?<=\n)(?=\p{L})")
 
 
 def _special_after(n_tokens: int) -> dict[str, int]:
