@@ -230,7 +230,7 @@ def _config(folder: Path, **change: object) -> None:
             "only in pytorch_model.bin, a pickle",
         ),
         (lambda folder: (folder / "model.safetensors").rename(folder / "x"), "none; ask for model.safetensors"),
-        (lambda folder: (folder / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}'), "model is Unigram"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}'), "it has no 'vocab'"),
     ],
 )
 def test_what_is_wrong_with_a_foreign_model_is_said(

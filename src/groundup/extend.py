@@ -22,7 +22,7 @@ from groundup.files import is_made, making, read_manifest, reading, write_json
 from groundup.generation.settings import Sampling
 from groundup.model.count import count
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.model_files import digest_of, model_directory
+from groundup.model_files import digest_of, model_directory, tokenizer_of
 from groundup.tokenizer import chat
 from groundup.tokenizer.settings import MULTIPLE
 
@@ -61,7 +61,7 @@ def extend(source: Path, out: Path, added: Sequence[str] = (), special: Sequence
     base, trained = digest_of(directory), _trained(directory)
     read, weights = pretrained.read_weights(directory)
     model = pretrained.build(read, weights, str(directory))
-    before = pretrained.tokenizer_of(directory, model.config)
+    before = tokenizer_of(directory, model.config)
     if before is None:
         raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
     after = before.extended(added, special)

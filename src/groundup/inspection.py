@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from groundup import llama2c
 from groundup.corpus.document import SPLITS, read_batches
 from groundup.corpus.sources import find, reader_of
-from groundup.errors import DamagedError, DataError, GroundupError
+from groundup.errors import DamagedError, DataError, GroundupError, UnsupportedError
 from groundup.files import (
     PICKLES,
     Manifest,
@@ -37,6 +37,7 @@ from groundup.files import (
 )
 from groundup.model.names import ARCHITECTURES, read_config, refusing_contradictions
 from groundup.model.settings import ModelConfig
+from groundup.model_files import not_finite, tokenizer_of, weight_files
 from groundup.recipe import STAGES, Recipe
 from groundup.shards import open_split
 from groundup.tokenizer.settings import Existing
@@ -382,46 +383,50 @@ def _recipe(found: Findings, progress: Progress) -> None:
 def _hugging_face(found: Findings, progress: Progress) -> None:
     path = found.path
     found.what = "a model directory as of Hugging Face"
-    known = False
+    config: ModelConfig | None = None
     try:
         table = json.loads((path / "config.json").read_bytes())
         kind = table.get("model_type")
         found.facts["model_type"] = kind
         if isinstance(kind, str) and kind in ARCHITECTURES:
             with refusing_contradictions(path / "config.json"):
-                found.facts |= {"architecture": "known here", **_of_config(read_config(table))}
-            known = True
+                config = read_config(table)
+            found.facts |= {"architecture": "known here", **_of_config(config)}
         else:
             found.facts["architecture"] = f"not known here; known are {', '.join(ARCHITECTURES)}"
     except (ValueError, AttributeError, RecursionError) as error:
         found.damage.append(f"config.json is damaged: {error}")
     except DataError as error:
         found.facts["architecture"] = f"known here, but not this one: {error}"
-    index = path / "model.safetensors.index.json"
-    single = path / "model.safetensors"
-    if single.is_file() or index.is_file():
-        found.add(lambda: _of_tensors([single] if single.is_file() else _sharded(index), "parameters"))
-    else:
+    files: list[Path] = []
+    try:
+        files = weight_files(path)
+    except DamagedError as error:
+        found.damage.append(str(error))
+    if files:
+        found.add(lambda: _of_tensors(files, "parameters"))
+        if not found.damage:
+            found.damage += [f"{name} holds NaN or Inf" for file in files for name in not_finite(file)]
+    elif not found.damage:
         pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
         why = f"only in {pickles[0]}, a pickle, which can run any program when it is loaded" if pickles else "none"
         found.facts["weights"] = f"{why}; ask for model.safetensors"
-        known = False
+    tokenizer: Tokenizer | None = None
+    loads = config is not None and bool(files)
     found.facts["tokenizer"] = "none"
     if _has_tokenizer(path):
         try:
+            tokenizer = tokenizer_of(path, config or ModelConfig())
             found.facts["tokenizer"] = _of_tokenizer(path)
-        except DataError as error:
-            found.facts["tokenizer"] = f"cannot be read: {error}"
-    if known and not found.damage:
-        found.next = [_command("generate", path, "Once upon a time"), _command("eval", path, "FILE")]
-
-
-def _sharded(index: Path) -> list[Path]:
-    try:
-        names = {Path(str(name)).name for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedError(f"{index} is damaged: {error}") from None
-    return [index.parent / name for name in sorted(names)]
+        except GroundupError as error:
+            found.facts["tokenizer"] = f"cannot be used: {error}"
+            loads = loads and isinstance(error, UnsupportedError)  # which loading leaves out
+    if loads and not found.damage:
+        if tokenizer is None:
+            found.next = [f'in Python: model, _ = groundup.load("{path}")']
+        else:
+            found.next = [_command("generate", path, "Once upon a time")]
+            found.next += [_command("eval", path, "FILE")] if tokenizer.roles.opener is not None else []
 
 
 def _tokenizer_alone(found: Findings, progress: Progress) -> None:
@@ -429,7 +434,8 @@ def _tokenizer_alone(found: Findings, progress: Progress) -> None:
     found.what = "a tokenizer"
     place = folder if found.path.name in GPT2_FILES else found.path
     found.add(lambda: _of_tokenizer(place))
-    found.next = [] if found.damage else [f'in a recipe: tokenizer = {{ kind = "existing", path = "{place}" }}']
+    if not found.damage and found.facts["opens_a_text"] != "nothing":
+        found.next = [f'in a recipe: tokenizer = {{ kind = "existing", path = "{place}" }}']
 
 
 def _safetensors(found: Findings, progress: Progress) -> None:
@@ -579,8 +585,21 @@ def _of_tokenizer(path: Path) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "merges": len(tokenizer.merges),
         "special": [*tokenizer.special][:3],
+        **_roles(tokenizer),
         "split": tokenizer.pattern,
         "first_longer_tokens": " ".join(sample.split()[:8]),
+    }
+
+
+def _roles(tokenizer: Tokenizer) -> dict[str, Any]:
+    def spelled(i: int | None) -> str:
+        return "nothing" if i is None else tokenizer.spelled(i) if i < tokenizer.vocab_size else f"id {i:,}"
+
+    roles = tokenizer.roles
+    return {
+        "opens_a_text": spelled(roles.opener),
+        "closes_it": spelled(roles.closer),
+        "ends_an_answer": [spelled(i) for i in sorted(roles.stops)],
     }
 
 

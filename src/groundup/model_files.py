@@ -17,6 +17,7 @@ from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.files import PICKLES, canonical_json, is_made, refuse_nothing, sha256_of_file, verify
 from groundup.model.names import ARCHITECTURES, read_config, refusing_contradictions
 from groundup.model.settings import ModelConfig
+from groundup.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "groundup"
 MODEL_FILES = (".json", ".safetensors", ".txt", ".bpe", ".gz", ".model")
@@ -93,6 +94,27 @@ def weight_files(directory: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedError(f"{index} is damaged: {error}") from None
     return [directory / name for name in sorted(names)]
+
+
+def tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer beside a model, if there is one.
+
+    Raises:
+        UnsupportedError: of a kind that is not represented here.
+        SettingsError: it has more ids than the model; special and added tokens, which no text need hold, apart.
+    """
+    names = ("tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model")
+    if not any((directory / name).is_file() for name in names):
+        return None
+    tokenizer = Tokenizer.load(directory)
+    outside = {*tokenizer.special.values(), *tokenizer.added.values()}
+    ordinary = sum(i not in outside for i in range(tokenizer.vocab_size))
+    if config.vocab_size is not None and ordinary > config.vocab_size:
+        raise SettingsError(
+            f"the tokenizer in {directory} has {ordinary:,} ids besides special and added tokens, the model rows for "
+            f"{config.vocab_size:,}: they do not belong together"
+        )
+    return tokenizer
 
 
 EXPONENT = {

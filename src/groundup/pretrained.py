@@ -25,6 +25,7 @@ from groundup.model_files import (
     model_directory,
     not_finite,
     refuse_not_finite,
+    tokenizer_of,
     weight_files,
 )
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -190,27 +191,6 @@ def save(directory: Path, config: ModelConfig, weights: dict[str, Tensor], token
         raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else error) from None
     if tokenizer is not None:
         tokenizer.save(directory)
-
-
-def tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer | None:
-    """The tokenizer beside a model, if there is one.
-
-    Raises:
-        UnsupportedError: of a kind that is not represented here.
-        SettingsError: it has more ids than the model; special and added tokens, which no text need hold, apart.
-    """
-    names = ("tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model")
-    if not any((directory / name).is_file() for name in names):
-        return None
-    tokenizer = Tokenizer.load(directory)
-    outside = {*tokenizer.special.values(), *tokenizer.added.values()}
-    ordinary = sum(i not in outside for i in range(tokenizer.vocab_size))
-    if config.vocab_size is not None and ordinary > config.vocab_size:
-        raise SettingsError(
-            f"the tokenizer in {directory} has {ordinary:,} ids besides special and added tokens, the model rows for "
-            f"{config.vocab_size:,}: they do not belong together"
-        )
-    return tokenizer
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
