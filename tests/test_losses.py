@@ -12,7 +12,7 @@ from groundup import losses
 from groundup.batch import Batch
 from groundup.losses import multi_token, next_token, token_logprobs
 from groundup.model.settings import ModelConfig
-from groundup.model.transformer import Transformer, no_tap
+from groundup.model.transformer import Transformer
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_tokens_further_ahead_are_predicted_within_the_document(llama: ModelConf
     summed, _, parts = multi_token(model, batch, weight=0.5)
     expected = -(token_logprobs(model, batch) * batch.weight).sum()
     assert_close(parts["next_token"], expected)
-    further = model.hidden_multi_token(hidden, batch.position, losses.by_document(batch), no_tap)
+    further = model.hidden_multi_token(hidden, batch.position, losses.by_document(batch))
     for k, states in enumerate(further, start=1):
         logits = model.logits(states).log_softmax(-1)
         nats = 0.0

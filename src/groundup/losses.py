@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from groundup.batch import Batch, total_weight
 from groundup.model.attention import Attend, Packed
-from groundup.model.feedforward import Tap
-from groundup.model.transformer import Transformer, no_tap
+from groundup.model.feedforward import Tap, no_tap
+from groundup.model.transformer import Transformer
 
 Attending = Callable[[Batch], Attend]
 Loss = Callable[[Transformer, Batch], tuple[Tensor, Tensor, dict[str, Tensor]]]

@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.utils import _pytree as pytree
 
 from groundup.model.norm import make_norm
-from groundup.model.position import PositionTerms
+from groundup.model.position import PositionTerms, terms_from_zero
 from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 
 BLOCK, MOST_BLOCKS = 128, 2
@@ -334,7 +334,7 @@ class GroupedQueryAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, settings: GroupedQuery, layer: int) -> None:
         super().__init__()
-        self.layer, self.settings, self.window = layer, settings, settings.window_of(layer)
+        self.config, self.layer, self.settings, self.window = config, layer, settings, settings.window_of(layer)
         self.d_head = config.head_width
         read, write = settings.bias != "none", settings.bias == "all"
         self.query = nn.Linear(config.d_model, config.n_heads * self.d_head, bias=read)
@@ -348,7 +348,16 @@ class GroupedQueryAttention(nn.Module):
             self.query_norm = make_norm(config.norm, self.d_head if each else self.query.out_features)
             self.key_norm = make_norm(config.norm, self.d_head if each else self.key.out_features)
 
-    def forward(self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], terms: PositionTerms | None = None, attend: Attend | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """
+        Args:
+            terms: what the model's position left for attention; of positions 0..T−1 if not given.
+            attend: which keys each query may read; all before it if not given.
+        """
+        terms = terms_from_zero(self.config, x) if terms is None else terms
+        attend = Causal() if attend is None else attend
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.settings.qk_norm == "full":
             q, k = self.query_norm(q), self.key_norm(k)
@@ -384,7 +393,7 @@ class LatentAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, settings: Latent, layer: int) -> None:
         super().__init__()
-        self.layer, self.dropout, n_heads = layer, settings.dropout, config.n_heads
+        self.config, self.layer, self.dropout, n_heads = config, layer, settings.dropout, config.n_heads
         self.d_head, self.d_rotary = config.head_width, settings.d_rotary
         self.d_value = settings.d_value or self.d_head
         self.scale = (self.d_head + self.d_rotary) ** -0.5
@@ -402,7 +411,12 @@ class LatentAttention(nn.Module):
         self.value = nn.Linear(settings.d_latent, n_heads * self.d_value, bias=False)
         self.out = nn.Linear(n_heads * self.d_value, config.d_model, bias=False)
 
-    def forward(self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], terms: PositionTerms | None = None, attend: Attend | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """As of `GroupedQueryAttention`."""
+        terms = terms_from_zero(self.config, x) if terms is None else terms
+        attend = Causal() if attend is None else attend
         q = _heads(
             self.query(self.query_latent_norm(self.query_latent(x))), self.d_head + self.d_rotary
         )  # (B, H, T, N)
