@@ -7,11 +7,16 @@ from groundup.optim.settings import Constant, Cosine, InverseSquareRoot, Linear,
 from groundup.optim.settings import Schedule as ScheduleSettings
 
 Schedule = Callable[[int], float]
-"""Number of finished steps → factor on each group's `initial_lr`."""
+"""Number of finished steps → factor on each group's `initial_lr`. Negative numbers are a ValueError."""
 
 
 def make_schedule(settings: ScheduleSettings, steps: int) -> Schedule:
-    """
+    """The schedule of a training of so many steps. Asked beyond them it stays where it ends: at `final`, where there is
+    one; an inverse square root goes on falling.
+
+    Raises:
+        ValueError: a warm-up that is longer than all steps.
+
     >>> def shown(settings, steps=6):
     ...     schedule = make_schedule(settings, steps)
     ...     return [round(schedule(step), 3) for step in range(steps)]
@@ -25,11 +30,15 @@ def make_schedule(settings: ScheduleSettings, steps: int) -> Schedule:
     [1.0, 1.0, 1.0, 0.5, 0.293, 0.134]
     >>> shown(InverseSquareRoot(warmup_steps=2), steps=8)
     [0.5, 1.0, 0.816, 0.707, 0.632, 0.577, 0.535, 0.5]
+    >>> make_schedule(Cosine(warmup_steps=2, final=0.1), 6)(1000)
+    0.1
     """
     warmup = warmup_steps(settings, steps)
+    if warmup > steps:
+        raise ValueError(f"warmup_steps = {warmup:,} is more than all {steps:,} steps; it should be fewer")
 
     def along(step: int, since: int = warmup) -> float:
-        return (step - since) / max(1, steps - since)
+        return (step - since) / (steps - since) if step < steps else 1.0
 
     match settings:
         case Constant():
@@ -49,4 +58,9 @@ def make_schedule(settings: ScheduleSettings, steps: int) -> Schedule:
 
 
 def _warmed_up(warmup: int, then: Schedule) -> Schedule:
-    return lambda step: (step + 1) / warmup if step < warmup else then(step)
+    def schedule(step: int) -> float:
+        if step < 0:
+            raise ValueError(f"step = {step}; a schedule is asked by the number of finished steps, 0 or more")
+        return (step + 1) / warmup if step < warmup else then(step)
+
+    return schedule
