@@ -72,8 +72,8 @@ def tensors_of(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) 
         )
     if unclaimed := [str(tuple(each.shape)) for each in (held | optimizer.state.keys()) - ours]:
         raise ValueError(
-            f"the optimizer holds tensors that have no name among the weights, of shape {_first_of(unclaimed)}; give all "
-            "that it steps"
+            f"the optimizer holds tensors that have no name among the weights, of shape {_first_of(unclaimed)}; give "
+            "all that it steps"
         )
     tensors = {f"model.{name}": weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():

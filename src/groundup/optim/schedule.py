@@ -12,10 +12,7 @@ Schedule = Callable[[int], float]
 
 def make_schedule(settings: ScheduleSettings, steps: int) -> Schedule:
     """The schedule of a training of so many steps. Asked beyond them it stays where it ends: at `final`, where there is
-    one; an inverse square root goes on falling.
-
-    Raises:
-        ValueError: a warm-up that is longer than all steps.
+    one; an inverse square root goes on falling. A warm-up that is longer than the training stays where that ends it.
 
     >>> def shown(settings, steps=6):
     ...     schedule = make_schedule(settings, steps)
@@ -34,33 +31,37 @@ def make_schedule(settings: ScheduleSettings, steps: int) -> Schedule:
     0.1
     """
     warmup = warmup_steps(settings, steps)
-    if warmup > steps:
-        raise ValueError(f"warmup_steps = {warmup:,} is more than all {steps:,} steps; it should be fewer")
 
     def along(step: int, since: int = warmup) -> float:
         return (step - since) / (steps - since) if step < steps else 1.0
 
     match settings:
         case Constant():
-            return _warmed_up(warmup, lambda step: 1.0)
+            return _warmed_up(warmup, steps, lambda step: 1.0)
         case Cosine(final=final):
-            return _warmed_up(warmup, lambda step: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * along(step))))
+            return _warmed_up(
+                warmup, steps, lambda step: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * along(step)))
+            )
         case Linear(final=final):
-            return _warmed_up(warmup, lambda step: final + (1 - final) * (1 - along(step)))
+            return _warmed_up(warmup, steps, lambda step: final + (1 - final) * (1 - along(step)))
         case WarmupStableDecay(decay_steps=decay_steps, final=final):
             falls = steps - (steps // 5 if decay_steps is None else decay_steps)
             return _warmed_up(
-                warmup, lambda step: 1.0 if step < falls else final + (1 - final) * (1 - math.sqrt(along(step, falls)))
+                warmup,
+                steps,
+                lambda step: 1.0 if step < falls else final + (1 - final) * (1 - math.sqrt(along(step, falls))),
             )
         case InverseSquareRoot():
             risen = max(1, warmup)
-            return _warmed_up(warmup, lambda step: math.sqrt(risen / (step + 1)))
+            return _warmed_up(warmup, steps, lambda step: math.sqrt(risen / (step + 1)))
 
 
-def _warmed_up(warmup: int, then: Schedule) -> Schedule:
+def _warmed_up(warmup: int, steps: int, then: Schedule) -> Schedule:
     def schedule(step: int) -> float:
         if step < 0:
             raise ValueError(f"step = {step}; a schedule is asked by the number of finished steps, 0 or more")
+        if warmup > steps:
+            step = min(step, steps - 1)
         return (step + 1) / warmup if step < warmup else then(step)
 
     return schedule
