@@ -289,6 +289,10 @@ def test_a_bare_word_is_the_kind_with_its_defaults() -> None:
             lambda: ModelConfig(position={"kind": "rotary", "bse": 1.0}),
             "unknown setting position.bse; did you mean base?",
         ),
+        (
+            lambda: ModelConfig().model_copy(update={"nheads": 2}),
+            "ModelConfig: unknown setting nheads; did you mean n_heads?",
+        ),
         (lambda: AdamW(lr=1e-3), "AdamW:\n  unknown setting lr; "),
         (lambda: AdamW(beta1=1.0), "beta1 is 1.0; it should be less than 1"),
         (lambda: Drawing(), "name is not set and has no default"),

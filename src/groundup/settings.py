@@ -15,7 +15,7 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -80,6 +80,13 @@ class Settings(BaseModel):
             raise explained(type(self), error, origin) from None
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # else pydantic calls it for tables in tables
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, but a name that is no field is refused."""
+        for name in update or ():
+            if name not in (fields := type(self).model_fields):
+                raise SettingsError(f"{type(self).__name__}: unknown setting {name}; {nearest(name, fields)}")
+        return super().model_copy(update=update, deep=deep)
 
     @classmethod
     def from_table(cls, table: Table, origin: str | Origin = "settings") -> Self:

@@ -150,6 +150,7 @@ def test_a_window_narrows_any_mask() -> None:
         ({"mask": torch.ones(9, 8).bool()}, ValueError, r"mask has shape \(9, 8\), which cannot be broadcast .* 9, 9"),
         ({"mask": torch.ones(1, 1, 1, 9, 9)}, ValueError, "mask has shape"),
         ({"distance": torch.ones(3, 9).long(), "window": 2}, ValueError, r"distance has shape \(3, 9\)"),
+        ({"distance": torch.ones(9, 9).bool()}, TypeError, "distance is of type torch.bool; .* whole numbers"),
         ({"window": 3}, ValueError, "window needs distance"),
         ({"slopes": torch.ones(4)}, ValueError, "slopes needs distance"),
         ({"q": torch.ones(4, 9, 8)}, ValueError, r"q \(4, 9, 8\), .* four dimensions"),

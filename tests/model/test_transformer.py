@@ -141,6 +141,7 @@ def test_shapes_are_checked_in_this_test_run(model: Transformer) -> None:
         (torch.arange(5), ValueError, r"tokens have shape \(5,\); it should be \(rows, length\)"),
         (torch.zeros(1, 2, 3).long(), ValueError, r"tokens have shape \(1, 2, 3\)"),
         (torch.zeros(2, 0).long(), ValueError, r"shape \(2, 0\): there is nothing to read"),
+        (torch.zeros(0, 5).long(), ValueError, r"shape \(0, 5\): there is nothing to read"),
         (torch.zeros(2, 5), TypeError, r"type torch.float32; they should be ids, .* tokens.long\(\)"),
         (torch.zeros(2, 5).bool(), TypeError, "type torch.bool"),
         (torch.zeros(2, 5, dtype=torch.uint8), TypeError, "type torch.uint8"),
@@ -166,6 +167,12 @@ def test_positions_and_hidden_states_that_do_not_fit_are_named(gpt2: ModelConfig
     for states in (torch.zeros(1, 5, 31), torch.zeros(5, 32), ids(1, 5)):
         with pytest.raises(ValueError, match=r"reads hidden states, \(rows, length, 32\); these have shape"):
             model(states)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_block_without_rows_is_told_so(config: ModelConfig) -> None:
+    with pytest.raises(ValueError, match=r"x has shape \(5, 32\); it should be \(rows, length, width\)"):
+        make_block(config, 0)(torch.zeros(5, 32))
 
 
 def test_ids_of_32_bits_are_read_as_those_of_64(model: Transformer) -> None:

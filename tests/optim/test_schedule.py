@@ -75,6 +75,8 @@ def test_a_warmup_longer_than_the_training_ends_with_it(kind: type[Schedule]) ->
 def test_a_negative_step_is_refused(kind: type[Schedule]) -> None:
     with pytest.raises(ValueError, match="step = -1; .* 0 or more"):
         make_schedule(kind(), 10)(-1)
+    with pytest.raises(ValueError, match="steps = -5; .* 0 steps or more"):
+        make_schedule(kind(), -5)
 
 
 def test_a_stable_schedule_falls_in_its_last_fifth_if_not_told_when() -> None:

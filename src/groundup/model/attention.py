@@ -116,6 +116,8 @@ def _refuse_unfit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, distance
             raise ValueError(
                 f"{name} has shape {tuple(given.shape)}, which cannot be broadcast to the scores' {scores}"
             )
+    if distance is not None and (distance.dtype == torch.bool or distance.is_floating_point()):
+        raise TypeError(f"distance is of type {distance.dtype}; it should be of whole numbers, such as torch.int64")
     if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(
             f"mask is of type {mask.dtype}; it should be torch.bool, True for the keys that a query may read, or a "

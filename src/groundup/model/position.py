@@ -176,6 +176,8 @@ def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, "N"]:
 
 def terms_from_zero(config: ModelConfig, x: Float[Tensor, "B T D"]) -> PositionTerms:
     """What positions 0..T−1 leave for the attention of `config`: for a block or an attention that is called alone."""
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it should be (rows, length, width), for one row x[None]")
     if not isinstance(config.position, (Rotary, ALiBi)):
         return PositionTerms()  # the other kinds add to the embedded tokens, and leave nothing
     position = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])

@@ -234,8 +234,10 @@ class Transformer(nn.Module):
             )
         elif len(shape) != 2:
             raise ValueError(f"tokens have shape {shape}; it should be (rows, length), for one text tokens[None]")
-        if shape[1] == 0:
-            raise ValueError(f"tokens have shape {shape}: there is nothing to read; give each row a token or more")
+        if 0 in shape[:2]:
+            raise ValueError(
+                f"tokens have shape {shape}: there is nothing to read; give a row or more, of a token or more"
+            )
         if shape[1] > most:
             raise ValueError(
                 f"tokens have shape {shape}, but the model reads at most context_length = {most:,} at once: cut them, "

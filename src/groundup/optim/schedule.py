@@ -30,6 +30,8 @@ def make_schedule(settings: ScheduleSettings, steps: int) -> Schedule:
     >>> make_schedule(Cosine(warmup_steps=2, final=0.1), 6)(1000)
     0.1
     """
+    if steps < 0:
+        raise ValueError(f"steps = {steps}; a training has 0 steps or more")
     warmup = warmup_steps(settings, steps)
 
     def along(step: int, since: int = warmup) -> float:
