@@ -39,11 +39,11 @@ def measure(run: Path, without: str) -> float:
         prepare_process()
     if "kernel" in without:
 
-        def fused(q, k, v, forbidden, distance, **options):
-            allowed = forbidden.to(q.dtype)
+        def fused(q, k, v, mask, distance, **options):
+            allowed = mask.to(q.dtype)
             return scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=q.shape[1] != k.shape[1])
 
-        attention.dot_product_attention = fused
+        attention.weighted_values = fused
     chosen = [f"pretrain.precision={'float32' if 'float32' in without else 'bfloat16'}"]
     chosen += [f"pretrain.compile={str('plain' not in without).lower()}"]
     recipe = Recipe.load(run / "recipe.toml", chosen)

@@ -75,6 +75,36 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path, config: ModelConfig) 
     assert same(made[2], fresh)
 
 
+def test_weights_whose_state_would_be_lost_are_refused(llama: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = Transformer(llama)
+    optimizer = make_optimizer(model.named_parameters(), AdamW())
+    named = dict(model.named_parameters())
+    n_states = len(optimizer.state)
+    with pytest.raises(ValueError, match=r"does not hold embed.weight, .* and 2. more; .*dict\(model.named_parameters"):
+        checkpoint.tensors_of(model.state_dict(), optimizer)
+    with pytest.raises(ValueError, match=r"does not hold further; "):
+        checkpoint.tensors_of({**named, "further": torch.zeros(3)}, optimizer)
+    assert len(optimizer.state) == n_states, "a look-up adds nothing"
+    norm = named.pop("norm.weight")
+    with pytest.raises(ValueError, match=r"holds tensors that have no name among the weights, of shape \(32,\)"):
+        checkpoint.tensors_of(named, optimizer)
+    stray = torch.zeros(7)
+    optimizer.state[stray]["average"] = stray
+    with pytest.raises(ValueError, match=r"of shape \(7,\)"):
+        checkpoint.tensors_of({**named, "norm.weight": norm}, optimizer)
+
+
+def test_a_torch_optimizers_state_is_taken_as_far_as_there_is_any() -> None:
+    moved, frozen = torch.zeros(2, requires_grad=True), torch.zeros(3)
+    optimizer = torch.optim.SGD([moved, frozen], lr=0.1, momentum=0.9)
+    named = {"moved": moved, "frozen": frozen}
+    assert set(checkpoint.tensors_of(named, optimizer)) == {"model.moved", "model.frozen"}
+    moved.sum().backward()
+    optimizer.step()
+    assert torch.equal(checkpoint.tensors_of(named, optimizer)["optimizer.moved.momentum_buffer"], torch.ones(2))
+
+
 def test_nothing_to_load_is_none(tmp_path: Path, llama: ModelConfig) -> None:
     fresh = trained(llama, steps=0)
     assert load(tmp_path / "none", fresh) is None

@@ -1,5 +1,6 @@
 """Losses: chunks and pieces change nothing."""
 
+import math
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from groundup import losses
 from groundup.batch import Batch
 from groundup.losses import multi_token, next_token, token_logprobs
 from groundup.model.settings import ModelConfig
-from groundup.model.transformer import Transformer, no_tap
+from groundup.model.transformer import Transformer
 
 
 @pytest.fixture
@@ -67,12 +68,81 @@ def test_gradient_of_the_log_probability_is_onehot_minus_softmax() -> None:
     logits = torch.randn(4, 6, dtype=torch.float32, requires_grad=True)
     targets = torch.tensor([0, 5, 2, 2])
     weights, others = torch.tensor([1.0, 0.5, 0.0, 2.0]), torch.tensor([0.3, 0.0, 1.0, 0.7])
-    logprobs, total = losses._picked(logits * 1, targets, losses.PLAIN)
+    logprobs, total = losses._picked(logits * 1, targets, losses.PLAIN, overwrite=True)
     (logprobs * weights + total * others).sum().backward()
     (again,) = torch.autograd.grad(
         (-F.cross_entropy(logits, targets, reduction="none") * weights + logits.logsumexp(-1) * others).sum(), logits
     )
     assert_close(logits.grad, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3), (2, 3, 4)])
+def test_cross_entropy_is_its_definition_in_any_type_and_shape(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """log Σ exp − the target's logit, and its gradient softmax − onehot, written out in float64."""
+    torch.manual_seed(0)
+    logits = (10 * torch.randn(*shape, 11, dtype=torch.float64)).to(dtype).requires_grad_()
+    targets, before = torch.randint(11, shape, dtype=torch.int32), logits.detach().clone()
+    exact = before.double()
+    onehot = (torch.arange(11) == targets[..., None]).double()
+    loss = losses.cross_entropy(logits, targets)
+    expected = (exact.exp().sum(-1).log() - (exact * onehot).sum(-1)).mean()
+    assert_close(loss.double(), expected, atol=1e-5, rtol=0)
+    slope = (exact.exp() / exact.exp().sum(-1, keepdim=True) - onehot) / max(1, targets.numel())
+    for _ in range(2):
+        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert_close(gradient, slope.to(dtype), atol=1e-6, rtol=0.01)
+        assert torch.equal(logits, before)
+
+
+def test_cross_entropy_of_huge_logits_is_finite() -> None:
+    logits = torch.tensor([[1e30, -1e30, 0.0], [3e38, 3e38, -3e38]], requires_grad=True)
+    loss = losses.cross_entropy(logits, torch.tensor([0, 1]))
+    assert_close(loss, torch.tensor(math.log(2) / 2))
+    loss.backward()
+    assert_close(logits.grad, torch.tensor([[0.0, 0.0, 0.0], [0.25, -0.25, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "error", "answer"),
+    [
+        (torch.zeros(2, 3, 8), torch.zeros(6).long(), ValueError, r"shape \(2, 3, 8\) and targets \(6,\)"),
+        (torch.zeros(2, 3, 8), torch.zeros(3, 2).long(), ValueError, "one dimension more"),
+        (torch.zeros(3, 8), torch.zeros(3), TypeError, "targets of torch.float32; .* torch.int64"),
+        (torch.zeros(3, 8).long(), torch.zeros(3).long(), TypeError, "logits are of type torch.int64"),
+    ],
+)
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_cross_entropy_names_what_does_not_fit(
+    logits: torch.Tensor, targets: torch.Tensor, error: type[Exception], answer: str
+) -> None:
+    with pytest.raises(error, match=answer):
+        losses.cross_entropy(logits, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", ["no head", "an identity", "logits of its own", "an activation"])
+def test_what_the_loss_did_not_make_it_does_not_overwrite(llama: ModelConfig, dtype: torch.dtype, how: str) -> None:
+    """Logits that are the hidden states themselves, in four ways; and such that a later step still reads."""
+    torch.manual_seed(0)
+    model = Transformer(llama).to(dtype)
+    match how:
+        case "no head":
+            model.head = None
+        case "an identity":
+            model.head = torch.nn.Identity()
+        case "logits of its own":
+            model.logits = lambda hidden: hidden
+        case "an activation":
+            model.head = torch.nn.Tanh()
+    hidden = torch.randn(2, 5, 32, dtype=dtype, requires_grad=True)
+    targets, before = torch.randint(32, (2, 5)), hidden.detach().clone()
+    losses.scored(model, hidden, targets)[0].sum().backward()
+    assert torch.equal(hidden, before)
+    again = hidden.detach().float().requires_grad_()
+    scores = again.tanh() if how == "an activation" else again
+    (-F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="sum")).backward()
+    assert_close(hidden.grad.float(), again.grad, atol=0.02 if dtype == torch.bfloat16 else 1e-6, rtol=0)
 
 
 def cut(batch: Batch, rows: slice) -> Batch:
@@ -120,7 +190,7 @@ def test_tokens_further_ahead_are_predicted_within_the_document(llama: ModelConf
     summed, _, parts = multi_token(model, batch, weight=0.5)
     expected = -(token_logprobs(model, batch) * batch.weight).sum()
     assert_close(parts["next_token"], expected)
-    further = model.hidden_multi_token(hidden, batch.position, losses.by_document(batch), no_tap)
+    further = model.hidden_multi_token(hidden, batch.position, losses.by_document(batch))
     for k, states in enumerate(further, start=1):
         logits = model.logits(states).log_softmax(-1)
         nats = 0.0

@@ -1,5 +1,6 @@
 """Settings: what is written is what is read, and mistakes are answered."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,7 +8,8 @@ import pytest
 from pydantic import Field
 
 from groundup.errors import DataError, SettingsError
-from groundup.model.settings import ModelConfig
+from groundup.model.settings import GroupedQuery, ModelConfig
+from groundup.optim.settings import AdamW
 from groundup.recipe import Recipe
 from groundup.settings import Settings, describe, differences
 
@@ -271,3 +273,65 @@ def test_a_bare_word_is_the_kind_with_its_defaults() -> None:
     rotary = ModelConfig.from_table({"position": "rotary"})
     assert rotary == ModelConfig.from_table({"position": {"kind": "rotary"}})
     assert rotary.override(["position=alibi"]).position.kind == "alibi"
+
+
+@pytest.mark.parametrize(
+    ("make", "answer"),
+    [
+        (lambda: ModelConfig(nheads=2), "ModelConfig:\n  unknown setting nheads; did you mean n_heads?"),
+        (lambda: ModelConfig(d_model="64"), "d_model is '64'; it should be a valid integer"),
+        (lambda: ModelConfig(n_heads=5), "n_heads = 5 does not divide d_model = 256; nearest number of heads: 4"),
+        (lambda: ModelConfig(embedding_scale=float("nan")), "embedding_scale is nan; it must be a finite number"),
+        (lambda: ModelConfig(position="rotary"), "position is 'rotary'; it should be a table, such as [position] (in"),
+        (lambda: ModelConfig(attention=GroupedQuery), "(in Python GroupedQuery() or Latent())"),
+        (lambda: ModelConfig(feedforward=GroupedQuery()), "feedforward.kind is 'grouped_query'; known here: experts, "),
+        (
+            lambda: ModelConfig(position={"kind": "rotary", "bse": 1.0}),
+            "unknown setting position.bse; did you mean base?",
+        ),
+        (
+            lambda: ModelConfig().model_copy(update={"nheads": 2}),
+            "ModelConfig: unknown setting nheads; did you mean n_heads?",
+        ),
+        (lambda: AdamW(lr=1e-3), "AdamW:\n  unknown setting lr; "),
+        (lambda: AdamW(beta1=1.0), "beta1 is 1.0; it should be less than 1"),
+        (lambda: Drawing(), "name is not set and has no default"),
+        (
+            lambda: Drawing(name="a", more=[Box()]),
+            "more is [Box(kind='box', width=2, height=None)]; it should be a valid",
+        ),
+        (lambda: Drawing(name="a", more=(Box(), 3)), "more.1 is 3; it should be a table"),
+        (
+            lambda: Drawing.from_table({"name": "a", "more": [{"radius": 1.0}]}),
+            "more.0.kind is not set; known here: circle",
+        ),
+        (lambda: Drawing(name="lat\udce9"), "Drawing: name is not UTF-8: rename lat\\xe9"),
+        (lambda: Drawing(name="\ud800"), "name is not UTF-8: rename \\ud800"),
+        (lambda: Drawing(name="a", shape={"kind": "lat\udce9"}), "shape.kind is not UTF-8: rename lat\\xe9"),
+        (lambda: Drawing.from_table({"name": "lat\udce9"}), "settings: name is not UTF-8: rename lat\\xe9"),
+        (lambda: Drawing.from_table({"name": "a", "lat\udce9": 1}), "settings: lat\\xe9 is not UTF-8: rename lat\\xe9"),
+        (
+            lambda: Drawing.from_table({"name": "a", "more": [{"kind": "b\udcff"}]}),
+            "more.0.kind is not UTF-8: rename b\\xff",
+        ),
+        (
+            lambda: Drawing(name="a").override(["name=lat\udce9"]),
+            "override name=lat\\xe9: name is not UTF-8: rename lat\\xe9",
+        ),
+    ],
+)
+def test_a_mistake_in_python_is_answered_like_one_in_a_file(make: Callable[[], object], answer: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make()
+    assert answer in str(caught.value)
+    str(caught.value).encode()
+
+
+def test_a_table_in_a_table_is_read_as_strictly_as_before() -> None:
+    """JSON's arrays are tuples and its objects settings, at any depth; in Python a list is no tuple."""
+    read = Drawing.from_table(
+        {"name": "é 😀", "more": [{"kind": "box", "width": 3}, {"kind": "circle", "radius": 2.0}]}
+    )
+    assert read == Drawing(name="é 😀", more=(Box(width=3), Circle(radius=2.0)))
+    recipe = Recipe.load(Path("recipes/storybook.toml"))
+    assert Recipe.from_table(recipe.table()) == recipe

@@ -49,12 +49,41 @@ Tell = Callable[..., None]
 
 
 def tensors_of(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and optimizer state under one flat set of names: `model.NAME`, `optimizer.NAME.exp_avg`, …"""
+    """Weights and optimizer state under one flat set of names: `model.NAME`, `optimizer.NAME.exp_avg`, …
+
+    Args:
+        weights: by name, the tensors that `optimizer` steps, themselves and all of them.
+
+    Raises:
+        ValueError: `optimizer` holds other tensors, so that the state of some would be lost.
+
+    >>> weight = torch.zeros(2, requires_grad=True)
+    >>> optimizer = torch.optim.Adam([weight])
+    >>> weight.sum().backward()
+    >>> optimizer.step()
+    >>> sorted(tensors_of({"gain": weight}, optimizer))
+    ['model.gain', 'optimizer.gain.exp_avg', 'optimizer.gain.exp_avg_sq', 'optimizer.gain.step']
+    """
+    ours, held = set(weights.values()), {each for group in optimizer.param_groups for each in group["params"]}
+    if lost := [name for name, weight in weights.items() if weight not in held]:
+        raise ValueError(
+            f"the optimizer does not hold {_first_of(lost)}; give the tensors themselves that it steps, such as "
+            "dict(model.named_parameters()), and not the copies that model.state_dict() has"
+        )
+    if unclaimed := [str(tuple(each.shape)) for each in (held | optimizer.state.keys()) - ours]:
+        raise ValueError(
+            f"the optimizer holds tensors that have no name among the weights, of shape {_first_of(unclaimed)}; give "
+            "all that it steps"
+        )
     tensors = {f"model.{name}": weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():
-        for key, value in optimizer.state[weight].items():
+        for key, value in optimizer.state.get(weight, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value
     return tensors
+
+
+def _first_of(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def save(

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groundup.batch import Batch, total_weight
 from groundup.model.attention import Attend, Packed
-from groundup.model.feedforward import Tap
-from groundup.model.transformer import Transformer, no_tap
+from groundup.model.feedforward import Tap, no_tap
+from groundup.model.transformer import Transformer
 
 Attending = Callable[[Batch], Attend]
 Loss = Callable[[Transformer, Batch], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -49,55 +50,90 @@ def token_logprobs(
     return scored(model, hidden, batch.targets)[0]
 
 
+def cross_entropy(logits: Float[Tensor, "*rows V"], targets: Int[Tensor, "*rows"]) -> Float[Tensor, ""]:
+    """The mean of −log softmax(logits)[target] in nats, in float32 (float64 for such logits), by torch; the logits may
+    be of any floating-point type and stay as they are. A target of −100 is left out, as in torch.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        TypeError: targets that are not ids, or logits that have no fractions.
+
+    >>> logits = torch.zeros(2, 3, 8)  # eight tokens, all as likely
+    >>> cross_entropy(logits, torch.tensor([[0, 1, 2], [7, 7, 7]]))  # log 8
+    tensor(2.0794)
+    """
+    if not logits.ndim or logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)} and targets {tuple(targets.shape)}; logits should have one "
+            "dimension more, the vocabulary's, as their last"
+        )
+    if not logits.is_floating_point() or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise TypeError(
+            f"logits are of type {logits.dtype} and targets of {targets.dtype}; logits should be of a floating-point "
+            "type, and targets ids of the tokens, of type torch.int64"
+        )
+    return F.cross_entropy(_widened(logits).reshape(-1, logits.shape[-1]), targets.flatten().long())
+
+
 def scored(
     model: Transformer, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"], rowwise: Rowwise | None = None
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-    """Of each position log p(target), and log Σ exp(logits), from which the former is taken; both in float32."""
+    """Of each position log p(target), and log Σ exp(logits), from which the former is taken; both in float32
+    (float64 for a model in float64)."""
     rows, picked = hidden.flatten(0, 1), targets.flatten()
+    # A tensor of its own that no other step of the backward pass reads: a linear head's, and not what a head of
+    # another kind may hand on or keep.
+    overwrite = getattr(model.logits, "__func__", None) is Transformer.logits and isinstance(model.head, nn.Linear)
     in_float32 = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(hidden.device.type)
     if torch.is_grad_enabled() and not in_float32:
-        logprobs, total = _picked(model.logits(rows), picked, rowwise or PLAIN)
+        logprobs, total = _picked(model.logits(rows), picked, rowwise or PLAIN, overwrite)
     else:  # keep no logits for the backward pass: together they would be a float32 (B, T, V) tensor
         chunks = zip(rows.split(CHUNK), picked.split(CHUNK), strict=True)
-        parts = [checkpoint(_chunk, model, *chunk, rowwise or PLAIN, use_reentrant=False) for chunk in chunks]
+        parts = [
+            checkpoint(_chunk, model, *chunk, rowwise or PLAIN, overwrite, use_reentrant=False) for chunk in chunks
+        ]
         logprobs, total = (torch.cat(part) for part in zip(*parts, strict=True))
     return logprobs.view_as(targets), total.view_as(targets)
 
 
-def _chunk(model: Transformer, hidden: Tensor, targets: Tensor, rowwise: Rowwise) -> tuple[Tensor, Tensor]:
-    return _picked(model.logits(hidden), targets, rowwise)
+def _chunk(
+    model: Transformer, hidden: Tensor, targets: Tensor, rowwise: Rowwise, overwrite: bool
+) -> tuple[Tensor, Tensor]:
+    return _picked(model.logits(hidden), targets, rowwise, overwrite)
 
 
 class _Picked(torch.autograd.Function):
     """log softmax(logits)[target] and log Σ exp(logits), in float32.
 
     Keeps the logits as they came for the backward pass, not their softmax: in bfloat16 that is half of what autograd
-    would keep for `log_softmax(logits.float())`. Their gradient is written over them, so one backward pass is all.
+    would keep for `log_softmax(logits.float())`. Where nobody else reads them, their gradient is written over them, so
+    one backward pass is all.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, rowwise: Rowwise) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, rowwise: Rowwise, overwrite: bool) -> tuple[Tensor, Tensor]:
         logprobs, total = rowwise.score(logits, targets)
         ctx.save_for_backward(logits, targets, total)
-        ctx.rowwise = rowwise
+        ctx.rowwise, ctx.overwrite = rowwise, overwrite
         return logprobs, total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         logits, targets, total = ctx.saved_tensors
-        ctx.rowwise.differentiate(logits, targets, total, *gradients)
-        return logits, None, None
+        gradient = logits if ctx.overwrite else logits.clone()
+        ctx.rowwise.differentiate(gradient, targets, total, *gradients)
+        return gradient, None, None, None
 
 
 def _picked(
-    logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], rowwise: Rowwise
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], rowwise: Rowwise, overwrite: bool
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-    picked: tuple[Tensor, Tensor] = _Picked.apply(logits, targets, rowwise)  # type: ignore[no-untyped-call]
+    picked: tuple[Tensor, Tensor] = _Picked.apply(logits, targets, rowwise, overwrite)  # type: ignore[no-untyped-call]
     return picked
 
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    scores = logits.float()
+    scores = _widened(logits)
     total = scores.logsumexp(dim=-1)
     return scores.gather(-1, targets[:, None]).squeeze(-1) - total, total
 
@@ -105,9 +141,14 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def _differentiate(logits: Tensor, targets: Tensor, total: Tensor, to_logprob: Tensor, to_total: Tensor) -> None:
     """d log p(target) / d logits = onehot(target) − softmax(logits), and d log Σ exp / d logits = softmax(logits);
     written over the logits."""
-    softmax = (logits.float() - total[:, None]).exp()
+    softmax = (_widened(logits) - total[:, None]).exp()
     onehot = torch.arange(logits.shape[-1], device=logits.device) == targets[:, None]
     logits.copy_(softmax * (to_total - to_logprob)[:, None] + onehot * to_logprob[:, None])
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """In float32, or float64 if that is what they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _score_by_chunks(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

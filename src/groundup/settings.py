@@ -15,7 +15,7 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -34,6 +34,8 @@ MAX_FILE_BYTES = 1 << 18
 MAX_COMPLAINTS = 20
 MAX_DEPTH = 32
 """Tables and arrays inside each other; the deepest recipe has five."""
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""What a string has in place of bytes that are not UTF-8, and no file, JSON or terminal can hold."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,27 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    def __init__(self, /, **values: Any) -> None:
+        """
+        Raises:
+            SettingsError: naming the field, the value and the nearest known name.
+        """
+        origin = Origin(type(self).__name__)
+        _refuse_what_is_no_setting(values, origin)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise explained(type(self), error, origin) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # else pydantic calls it for tables in tables
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, but a name that is no field is refused."""
+        for name in update or ():
+            if name not in (fields := type(self).model_fields):
+                raise SettingsError(f"{type(self).__name__}: unknown setting {name}; {nearest(name, fields)}")
+        return super().model_copy(update=update, deep=deep)
+
     @classmethod
     def from_table(cls, table: Table, origin: str | Origin = "settings") -> Self:
         """Build from a plain dict as TOML or JSON give it.
@@ -78,7 +101,7 @@ class Settings(BaseModel):
             # Through JSON, because strict validation then still takes a TOML array for a tuple and a string for a Path.
             return cls.model_validate_json(json.dumps(_with_default_kinds(cls, table), default=str))
         except ValidationError as error:
-            raise SettingsError("\n  ".join([f"{origin}:", *explain(cls, error, origin)])) from None
+            raise explained(cls, error, origin) from None
 
     @classmethod
     def load(cls, file: Path, overrides: Iterable[str] = ()) -> Self:
@@ -324,7 +347,7 @@ def _apply(table: Table, override: str) -> None:
 
 
 def _refuse_what_is_no_setting(table: Table, origin: Origin) -> None:
-    """Numbers that are not finite, dates, and nesting that no setting has."""
+    """Numbers that are not finite, dates, bytes that are no text, and nesting that no setting has."""
     waiting: list[tuple[tuple[str | int, ...], Any]] = [((), table)]  # a list, since recursion would be the harm
     while waiting:
         path, value = waiting.pop()
@@ -333,6 +356,11 @@ def _refuse_what_is_no_setting(table: Table, origin: Origin) -> None:
             raise SettingsError(
                 f"{origin}: {origin.place(at)}{_dotted(at)} holds tables or arrays nested deeper than {MAX_DEPTH}"
             )
+        words = [path[-1]] if path and isinstance(path[-1], str) else []
+        for word in [*words, str(value)] if isinstance(value, (str, Path)) else words:
+            if SURROGATE.search(word):
+                message = f"{origin}: {origin.place(path)}{_dotted(path)} is not UTF-8: rename {word}"
+                raise SettingsError(SURROGATE.sub(_as_byte, message))
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{origin}: {origin.place(path)}{_dotted(path)} is {value}; it must be a finite number")
         if isinstance(value, (datetime.date, datetime.time)):
@@ -340,9 +368,15 @@ def _refuse_what_is_no_setting(table: Table, origin: Origin) -> None:
                 f"{origin}: {origin.place(path)}{_dotted(path)} is a date or time, which no setting is; if it is meant "
                 "as a word, put it in quotes"
             )
-        if isinstance(value, (dict, list)):
+        if isinstance(value, (dict, list, tuple)):
             inner = value.items() if isinstance(value, dict) else enumerate(value)
             waiting += [((*path, name), item) for name, item in inner]
+
+
+def _as_byte(surrogate: re.Match[str]) -> str:
+    """What stands for a byte that is no UTF-8 (PEP 383), as that byte: \\xe9."""
+    number = ord(surrogate[0])
+    return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else f"\\u{number:04x}"
 
 
 def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
@@ -363,16 +397,20 @@ def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
     return filled
 
 
-def explain(cls: type[BaseModel], error: ValidationError, origin: Origin = Origin("settings")) -> list[str]:
+def explained(cls: type[BaseModel], error: ValidationError, origin: Origin) -> SettingsError:
     """Pydantic's complaints about a `cls` as sentences, each after its place in `origin`; of very many the first."""
     details = error.errors()
     more = [f"and {len(details) - MAX_COMPLAINTS:,} more"] if len(details) > MAX_COMPLAINTS else []
-    return [_explain(cls, detail, origin) for detail in details[:MAX_COMPLAINTS]] + more
+    sentences = [_explain(cls, detail, origin) for detail in details[:MAX_COMPLAINTS]]
+    return SettingsError("\n  ".join([f"{origin}:", *sentences, *more]))
 
 
 def _explain(cls: type[BaseModel], detail: ErrorDetails, origin: Origin) -> str:
-    path, known = _locate(cls, detail["loc"])
-    sentence = _sentence(path, known, detail)
+    path, known, classes = _locate(cls, detail["loc"])
+    kinds = [arm.model_fields["kind"].default for arm in classes if "kind" in arm.model_fields]
+    sentence = _sentence(path, known, kinds, detail)
+    if sentence.endswith(f"table, such as [{_dotted(path)}]") and not (origin.text or origin.overrides):
+        sentence += f" (in Python {' or '.join(f'{arm.__name__}()' for arm in classes)})"
     if detail["type"] == "extra_forbidden" and not difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5):
         elsewhere = [name for name, _, _ in describe(cls) if name.rpartition(".")[2] == path[-1]]
         sentence = f"unknown setting {_dotted(path)}; did you mean {elsewhere[0]}?" if elsewhere else sentence
@@ -392,7 +430,7 @@ def _named_in(sentence: str, path: tuple[str | int, ...], origin: Origin) -> tup
     return next(iter([*given, *written]), path)
 
 
-def _sentence(path: tuple[str | int, ...], known: list[str], detail: ErrorDetails) -> str:
+def _sentence(path: tuple[str | int, ...], known: list[str], kinds: list[str], detail: ErrorDetails) -> str:
     """One pydantic complaint with the dotted path, the value and what it should be."""
     dotted = _dotted(path)
     context = detail.get("ctx", {})
@@ -402,9 +440,10 @@ def _sentence(path: tuple[str | int, ...], known: list[str], detail: ErrorDetail
         case "missing":
             return f"{dotted} is not set and has no default"
         case "union_tag_invalid":
-            kinds = [kind.strip("' ") for kind in context["expected_tags"].split(",")]
             return f"{dotted}.kind is {context['tag']!r}; {nearest(context['tag'], kinds)}"
-        case "model_type" | "model_attributes_type" | "dict_type":
+        case "union_tag_not_found" if isinstance(detail["input"], dict):
+            return f"{dotted}.kind is not set; known here: {', '.join(kinds)}"
+        case "model_type" | "model_attributes_type" | "dict_type" | "union_tag_not_found":
             return f"{dotted} is {_shortened(repr(detail['input']))}; it should be a table, such as [{dotted}]"
         case "value_error":
             message = detail["msg"].removeprefix("Value error, ")
@@ -421,8 +460,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known here: {', '.join(sorted(known))}" if known else "nothing can be set here"
 
 
-def _locate(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], list[str]]:
-    """The dotted path as a person writes it, and the names known in its last table.
+def _locate(
+    cls: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[tuple[int | str, ...], list[str], list[type[BaseModel]]]:
+    """The dotted path as a person writes it, the names known in its last table, and the classes that may stand there.
 
     pydantic names the chosen arm of a union inside the path (`position.rotary.base`); a person wrote `position.base`.
     """
@@ -441,7 +482,7 @@ def _locate(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tupl
             known = [name for found in classes for name in found.model_fields]
             fields = [found.model_fields[part] for found in classes if part in found.model_fields]
             classes = [inner for field in fields for inner in settings_in(field.annotation)]
-    return tuple(path), known
+    return tuple(path), known, classes
 
 
 def settings_in(annotation: Any) -> list[type[BaseModel]]:

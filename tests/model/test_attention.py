@@ -1,6 +1,8 @@
 """Attention against loops, and the fused kernel against the plain operations."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from groundup.generation.cache import ContiguousCache
-from groundup.model.attention import Causal, Flex, Packed, by_blocks, dot_product_attention, mask
+from groundup.model.attention import Causal, Flex, Packed, by_blocks, dot_product_attention
 from groundup.model.position import PositionTerms
-from groundup.model.settings import ModelConfig
+from groundup.model.settings import GroupedQuery, ModelConfig
 from groundup.model.transformer import Transformer
 
 OPTIONS: list[dict[str, object]] = [
@@ -82,7 +84,7 @@ def test_queries_in_blocks_read_what_they_read_together(options: dict[str, Any],
     results = []
     for blocks in (1, n_blocks):
         inputs = [each.clone().requires_grad_() for each in (q, k, k.flip(-1))]
-        read = by_blocks(*inputs, packed.forbidden, distance, blocks, **options)
+        read = by_blocks(*inputs, packed.mask, distance, blocks, **options)
         results.append((read, torch.autograd.grad(read.square().sum(), inputs)))
     assert_close(results[0], results[1], atol=1e-12, rtol=1e-9)
 
@@ -98,7 +100,91 @@ def test_plain_operations_agree_with_torchs_kernel(window: int | None, groups: i
     visible = distance >= 0
     allowed = visible if window is None else visible & (distance < window)
     kernel = scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=groups != 4)
-    assert_close(dot_product_attention(q, k, v, mask(visible), distance, window=window), kernel, atol=1e-5, rtol=0)
+    assert_close(dot_product_attention(q, k, v, visible, distance, window=window), kernel, atol=1e-5, rtol=0)
+
+
+MASKS = {
+    "truth values": torch.arange(5)[:, None] >= torch.arange(7) - 2,
+    "numbers": torch.randn(5, 7, generator=torch.Generator().manual_seed(1)),
+    "a row's padding": (torch.arange(7) < torch.tensor([[4], [7]]))[:, None, None],
+    "each head's": torch.randn(4, 5, 1, generator=torch.Generator().manual_seed(1)) > 0,
+    "some may read nothing": torch.arange(5)[:, None] > torch.arange(7),
+    "some may read nothing, in numbers": torch.zeros(2, 1, 5, 7).index_fill(2, torch.tensor([1]), -math.inf),
+}
+
+
+@pytest.mark.parametrize("kind", [None, *MASKS])
+def test_a_mask_means_what_it_means_to_torch(kind: str | None) -> None:
+    torch.manual_seed(0)
+    results = []
+    q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 6)
+    mask = MASKS[kind] if kind else None
+    for attention in (dot_product_attention, lambda *given: scaled_dot_product_attention(*given, enable_gqa=True)):
+        inputs = [each.clone().requires_grad_() for each in (q, k, v)]
+        read = attention(*inputs, mask)
+        results.append((read, *torch.autograd.grad(read.square().sum(), inputs)))
+    assert_close(results[0], results[1], atol=1e-5, rtol=0)
+    assert results[0][0].isfinite().all()
+
+
+def test_a_window_narrows_any_mask() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
+    distance = torch.arange(9)[:, None] - torch.arange(9)
+    padding = (torch.arange(9) < torch.tensor([[4], [9]]))[:, None, None]
+    for mask in (None, padding, torch.randn(9, 9)):
+        shown = torch.zeros(9, 9) if mask is None else mask
+        shown = torch.where(shown, 0.0, -math.inf) if shown.dtype == torch.bool else shown
+        expected = scaled_dot_product_attention(q, k, v, shown.masked_fill(distance >= 3, -math.inf))
+        assert_close(dot_product_attention(q, k, v, mask, distance, window=3), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "answer"),
+    [
+        (
+            {"mask": torch.ones(9, 9, dtype=torch.long)},
+            TypeError,
+            "mask is of type torch.int64; it should be torch.bool",
+        ),
+        ({"mask": torch.ones(9, 8).bool()}, ValueError, r"mask has shape \(9, 8\), which cannot be broadcast .* 9, 9"),
+        ({"mask": torch.ones(1, 1, 1, 9, 9)}, ValueError, "mask has shape"),
+        ({"distance": torch.ones(3, 9).long(), "window": 2}, ValueError, r"distance has shape \(3, 9\)"),
+        ({"distance": torch.ones(9, 9).bool()}, TypeError, "distance is of type torch.bool; .* whole numbers"),
+        ({"window": 3}, ValueError, "window needs distance"),
+        ({"slopes": torch.ones(4)}, ValueError, "slopes needs distance"),
+        ({"q": torch.ones(4, 9, 8)}, ValueError, r"q \(4, 9, 8\), .* four dimensions"),
+        ({"k": torch.ones(2, 3, 9, 8), "v": torch.ones(2, 3, 9, 8)}, ValueError, "k .2, 3, 9, 8. .* G divides H"),
+        ({"v": torch.ones(2, 4, 7, 8)}, ValueError, "v .2, 4, 7, 8. do not fit"),
+    ],
+)
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_what_does_not_fit_is_named(change: dict[str, Any], error: type[Exception], answer: str) -> None:
+    given = {"q": torch.ones(2, 4, 9, 8), "k": torch.ones(2, 4, 9, 8), "v": torch.ones(2, 4, 9, 8)}
+    with pytest.raises(error, match=answer):
+        dot_product_attention(**{**given, **change})
+
+
+def test_the_pages_attention_of_your_own_hides_what_it_says_it_hides(gpt2: ModelConfig) -> None:
+    """In the model, against the window that the model has itself."""
+    page = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
+    (source,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "class Sliding" in block]
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(source, names)
+    torch.manual_seed(0)
+    model = Transformer(gpt2).eval()
+    windowed = Transformer(gpt2.model_copy(update={"attention": GroupedQuery(bias="all", window=4)})).eval()
+    windowed.load_state_dict(model.state_dict())
+    tokens = torch.randint(0, 97, (1, 24))
+    logits = model(tokens, attend=names["Sliding"](4))
+    assert_close(logits, windowed(tokens), atol=1e-5, rtol=0)
+    for place in (8, 15):
+        changed = tokens.clone()
+        changed[:, place] = (changed[:, place] + 1) % 97
+        reached = (model(changed, attend=names["Sliding"](4)) != logits).any(dim=-1)[0]
+        assert reached.nonzero().flatten().tolist() == list(range(place, place + 7)), (
+            "twice three further, layer by layer"
+        )
 
 
 def test_the_model_hands_attend_every_argument_that_is_pinned() -> None:

@@ -92,6 +92,10 @@ def test_evaluation_and_whoever_looks_inside_get_the_block_as_it_is_written() ->
     seen: list[str] = []
     model.train().hidden(batch().tokens, tap=lambda name, tensor: seen.append(name))
     assert "blocks.2.attention" in seen
+    with torch.no_grad():
+        block, x = model.blocks[1], torch.randn(1, 5, 32)
+        assert torch.equal(block(x), block(x, tap=lambda name, tensor: seen.append(name)))
+    assert seen[-1] == "feedforward"
     assert not counters["stats"]
 
 

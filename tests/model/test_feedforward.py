@@ -7,7 +7,6 @@ from torch.testing import assert_close
 
 from groundup.model.feedforward import MixtureOfExperts, imbalance, make_dense, make_feedforward
 from groundup.model.settings import GELU, Experts, GeGLU, ModelConfig, ReLU, ReLUSquared, SwiGLU
-from groundup.model.transformer import no_tap
 
 
 @pytest.mark.parametrize(
@@ -26,7 +25,7 @@ def test_plain_feedforwards_are_their_formulas(settings: object, formula: object
     bias = module.up.bias if settings.bias else 0
     expected = formula(x @ module.up.weight.T + bias) @ module.down.weight.T
     expected = expected + (module.down.bias if settings.bias else 0)
-    assert_close(module(x, no_tap), expected)
+    assert_close(module(x), expected)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +41,7 @@ def test_gated_feedforwards_are_their_formulas(settings: object, formula: object
     module = make_dense(settings, 6, 10)
     x = torch.randn(2, 3, 6)
     expected = (formula(x @ module.gate.weight.T) * (x @ module.up.weight.T)) @ module.down.weight.T
-    assert_close(module(x, no_tap), expected)
+    assert_close(module(x), expected)
 
 
 def mixture(**settings: object) -> tuple[MixtureOfExperts, torch.Tensor]:
@@ -56,29 +55,29 @@ def mixture(**settings: object) -> tuple[MixtureOfExperts, torch.Tensor]:
 @pytest.mark.parametrize("normalise", [True, False])
 def test_experts_are_picked_and_weighted_as_by_loops(n_active: int, n_shared: int, normalise: bool) -> None:
     module, x = mixture(n_experts=5, n_active=n_active, n_shared=n_shared, normalise=normalise)
-    out = module(x, no_tap)
+    out = module(x)
     for row in range(3):
         for place in range(7):
             token = x[row, place]
             probability = (module.router.weight @ token).softmax(0)
             best = probability.argsort(descending=True)[:n_active]
             total = probability[best].sum() if normalise else 1
-            expected = sum(probability[e] / total * module.experts[e](token, no_tap) for e in best)
+            expected = sum(probability[e] / total * module.experts[e](token) for e in best)
             if n_shared:
-                expected = expected + module.shared(token, no_tap)
+                expected = expected + module.shared(token)
             assert_close(out[row, place], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_equal_experts_are_one_dense_feedforward() -> None:
     module, x = mixture(n_experts=2, n_active=2)
     module.experts[1].load_state_dict(module.experts[0].state_dict())
-    assert_close(module(x, no_tap), module.experts[0](x, no_tap), atol=1e-6, rtol=1e-5)
+    assert_close(module(x), module.experts[0](x), atol=1e-6, rtol=1e-5)
 
 
 def test_every_expert_gets_a_gradient_even_if_no_token_came() -> None:
     """A parameter without gradient would stop an optimizer that steps all of them."""
     module, x = mixture(n_experts=30, n_active=1)
-    module(x[:1, :2], no_tap).sum().backward()
+    module(x[:1, :2]).sum().backward()
     assert all(parameter.grad is not None for parameter in module.experts.parameters())
 
 

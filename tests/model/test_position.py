@@ -165,18 +165,21 @@ def test_alibi_takes_off_scores_in_proportion_to_distance() -> None:
 
 
 def test_alibi_reads_further_than_it_was_trained() -> None:
-    """Beyond the context length it is defined, and what lies far enough back has next to no weight, even in the head
-    with the flattest slope: the logits for a long text are those for its end."""
+    """Beyond that length it is defined, and what lies far enough back has next to no weight, even in the head with the
+    flattest slope: the logits for a long text are those for its end."""
     torch.manual_seed(0)
     base = {"vocab_size": 50, "context_length": 16, "d_model": 32, "n_layers": 1, "n_heads": 2, "d_ff": 32}
-    model = Transformer(ModelConfig.from_table({**base, "position": {"kind": "alibi"}})).eval()
+    config = ModelConfig.from_table({**base, "position": {"kind": "alibi"}})
+    trained, model = Transformer(config), Transformer(config.model_copy(update={"context_length": 4000})).eval()
+    model.load_state_dict(trained.state_dict())  # no weight depends on it
     tokens = torch.randint(0, 50, (1, 4000))
     long = model(tokens)
     assert long.isfinite().all()
     assert_close(long[:, -1], model(tokens[:, -3000:])[:, -1], atol=1e-4, rtol=0)  # e^(−3000/256) is 8e-6
-    learned = Transformer(ModelConfig.from_table({**base, "position": {"kind": "learned"}}))
-    with pytest.raises(IndexError):
-        learned(tokens)
+    for position in ("alibi", "rotary", "learned"):
+        short = Transformer(ModelConfig.from_table({**base, "position": position}))
+        with pytest.raises(ValueError, match="at most context_length = 16"):
+            short(tokens)
 
 
 def first_layer(position: object, **changes: object) -> Transformer:

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from groundup.errors import SettingsError
 from groundup.model.attention import Causal, Packed
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.model.transformer import Transformer, no_tap
+from groundup.model.transformer import Transformer, make_block
 
 SAME_SUMS_OTHER_ORDER = 1e-5  # float32
 
@@ -134,6 +134,65 @@ def test_shapes_are_checked_in_this_test_run(model: Transformer) -> None:
         model(torch.zeros(3, dtype=torch.long))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "error", "answer"),
+    [
+        ([1, 2, 3], TypeError, r"tokens are of type list; .* torch.tensor\(\[ids\]\)"),
+        (torch.arange(5), ValueError, r"tokens have shape \(5,\); it should be \(rows, length\)"),
+        (torch.zeros(1, 2, 3).long(), ValueError, r"tokens have shape \(1, 2, 3\)"),
+        (torch.zeros(2, 0).long(), ValueError, r"shape \(2, 0\): there is nothing to read"),
+        (torch.zeros(0, 5).long(), ValueError, r"shape \(0, 5\): there is nothing to read"),
+        (torch.zeros(2, 5), TypeError, r"type torch.float32; they should be ids, .* tokens.long\(\)"),
+        (torch.zeros(2, 5).bool(), TypeError, "type torch.bool"),
+        (torch.zeros(2, 5, dtype=torch.uint8), TypeError, "type torch.uint8"),
+        (torch.zeros(1, 25).long(), ValueError, r"shape \(1, 25\), but the model reads at most context_length = 24"),
+        (torch.tensor([[3, 97]]), IndexError, "ids of tokens go from 3 to 97, but this model has 0 to 96"),
+        (torch.tensor([[-1, 3]]), IndexError, "ids of tokens go from -1 to 3"),
+    ],
+)
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_what_cannot_be_read_is_named(model: Transformer, tokens: object, error: type[Exception], answer: str) -> None:
+    with pytest.raises(error, match=answer):
+        model(tokens)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_positions_and_hidden_states_that_do_not_fit_are_named(gpt2: ModelConfig) -> None:
+    model = Transformer(gpt2)
+    with pytest.raises(ValueError, match=r"position has shape \(5,\); it should be that of the tokens, \(1, 5\)"):
+        model(ids(1, 5), torch.arange(5))
+    with pytest.raises(IndexError, match="rows of the table of positions go from 20 to 24, .* 0 to 23"):
+        model(ids(1, 5), torch.arange(20, 25)[None])
+    model.embed = None
+    for states in (torch.zeros(1, 5, 31), torch.zeros(5, 32), ids(1, 5)):
+        with pytest.raises(ValueError, match=r"reads hidden states, \(rows, length, 32\); these have shape"):
+            model(states)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_block_without_rows_is_told_so(config: ModelConfig) -> None:
+    with pytest.raises(ValueError, match=r"x has shape \(5, 32\); it should be \(rows, length, width\)"):
+        make_block(config, 0)(torch.zeros(5, 32))
+
+
+def test_ids_of_32_bits_are_read_as_those_of_64(model: Transformer) -> None:
+    assert torch.equal(model(ids(2, 24).int()), model(ids(2, 24)))
+
+
+def test_an_attention_that_is_empty_yet_is_taken(model: Transformer) -> None:
+    """It is asked whether there is one, not whether it is true."""
+
+    class Blind:
+        def __len__(self) -> int:
+            return 0
+
+        def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object) -> torch.Tensor:
+            return torch.zeros_like(q)
+
+    tokens = ids(1, 5)
+    assert not torch.equal(model(tokens, attend=Blind()), model(tokens))
+
+
 SMALL = {"vocab_size": 50, "context_length": 24, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48}
 
 
@@ -159,7 +218,7 @@ def test_norms_stand_where_they_are_said_to(norm: str) -> None:
         return block.attention(x, terms, Causal())
 
     def feed(x: torch.Tensor) -> torch.Tensor:
-        return block.feedforward(x, no_tap)
+        return block.feedforward(x)
 
     match norm:
         case "before":
@@ -179,13 +238,44 @@ def test_norms_stand_where_they_are_said_to(norm: str) -> None:
     assert_close(final, x if norm == "after" else model.norm(x), atol=SAME_SUMS_OTHER_ORDER, rtol=0)
 
 
+ALONE: dict[str, dict[str, object]] = {
+    "rotary, in part": {"position": {"kind": "rotary", "fraction": 0.5, "scaling": {"kind": "linear"}}},
+    "alibi, windows, parallel": {"position": "alibi", "attention": {"window": 3, "soft_cap": 9.0}, "block": "parallel"},
+    "learned": {"position": "learned", "feedforward": "gelu"},
+    "sinusoidal": {"position": "sinusoidal"},
+    "latent": {"attention": {"kind": "latent", "d_latent": 8, "d_rotary": 4}},
+    "experts": {"feedforward": {"kind": "experts", "n_experts": 4}},
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+@pytest.mark.parametrize("training", [True, False])
+def test_blocks_and_their_parts_alone_do_what_they_do_in_the_model(kind: str, training: bool) -> None:
+    model, seen = stream_of(ALONE[kind], ids(2, 9) % 50)
+    model.train(training)
+    block, x = model.blocks[1], seen["blocks.0"]
+    assert_close(block(x), seen["blocks.1"], atol=SAME_SUMS_OTHER_ORDER, rtol=0)
+    alone = make_block(model.config, 1).train(training)
+    alone.load_state_dict(block.state_dict())
+    assert torch.equal(alone(x), block(x))
+    if not training:
+        assert torch.equal(block.attention(block.attention_norm(x)), seen["blocks.1.attention"])
+        if block.feedforward_norm is not None and kind != "alibi, windows, parallel":
+            fed = block.feedforward(block.feedforward_norm(x + seen["blocks.1.attention"]))
+            assert torch.equal(fed, seen["blocks.1.feedforward"])
+    model.add_multi_token(1)
+    position = torch.arange(9).expand(2, 9)
+    (further,) = model.hidden_multi_token(x, position, Causal())
+    assert torch.equal(model.multi_token[0](x), further)
+
+
 @pytest.mark.parametrize("shared_norm", [True, False])
 def test_parallel_blocks_add_both_to_what_both_read(shared_norm: bool) -> None:
     model, seen = stream_of({"block": {"kind": "parallel", "shared_norm": shared_norm}}, ids(2, 9) % 50)
     block, x = model.blocks[1], seen["blocks.0"]
     _, terms = model.position(x, torch.arange(9).expand(2, 9))
     other = block.attention_norm if shared_norm else block.feedforward_norm
-    expected = x + block.attention(block.attention_norm(x), terms, Causal()) + block.feedforward(other(x), no_tap)
+    expected = x + block.attention(block.attention_norm(x), terms, Causal()) + block.feedforward(other(x))
     assert_close(seen["blocks.1"], expected, atol=SAME_SUMS_OTHER_ORDER, rtol=0)
 
 

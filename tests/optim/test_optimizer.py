@@ -130,3 +130,36 @@ def test_decay_is_decoupled_from_the_gradient(settings: Optimizer) -> None:
     for name, start in weights_of().items():
         shrunk = 0.1 * 0.5 * start if start.ndim == 2 else torch.zeros(4)
         assert_close(moved[0.0][name] - moved[0.5][name], shrunk, atol=1e-6, rtol=0)
+
+
+@every_kind
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_weights_that_are_not_named_or_not_there_or_there_twice_are_refused(
+    settings: Optimizer, llama: ModelConfig
+) -> None:
+    model = Transformer(llama)
+    for unnamed in (model.parameters(), list(model.parameters()), model.state_dict(), {"ab": torch.zeros(2)}):
+        with pytest.raises(TypeError, match=r"a (Parameter|str) among them; give pairs of name and tensor"):
+            make_optimizer(unnamed, settings)
+    used = model.named_parameters()
+    list(used)
+    for empty in (used, [], {}.items()):
+        with pytest.raises(ValueError, match="there are no weights to step"):
+            make_optimizer(empty, settings)
+    with pytest.raises(ValueError, match=r"embed.weight and head.weight are one tensor"):
+        make_optimizer(model.named_parameters(remove_duplicate=False), settings)
+    for named in (model.named_parameters(), dict(model.named_parameters()).items(), list(model.named_parameters())):
+        groups = make_optimizer(named, settings).param_groups
+        assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+@every_kind
+def test_a_frozen_weight_stays(settings: Optimizer) -> None:
+    model = torch.nn.Linear(4, 4)
+    model.weight.requires_grad_(False)
+    before = model.weight.clone()
+    optimizer = make_optimizer(model.named_parameters(), settings.model_copy(update={"weight_decay": 0.5}))
+    model(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model.weight, before)
+    assert model.bias.grad is not None

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundup.optim.schedule import make_schedule
-from groundup.optim.settings import Constant, Cosine, InverseSquareRoot, Linear, Schedule, WarmupStableDecay
+from groundup.optim.settings import (
+    Constant,
+    Cosine,
+    InverseSquareRoot,
+    Linear,
+    Schedule,
+    WarmupStableDecay,
+    warmup_steps,
+)
 
 
 @pytest.mark.parametrize(("warmup", "steps", "final"), [(10, 100, 0.1), (0, 7, 0.0), (5, 5, 0.5)])
@@ -39,6 +47,36 @@ def test_every_schedule_rises_to_one_and_never_leaves_what_is_between(
     assert all(earlier >= later for earlier, later in zip(factors[top:], factors[top + 1 :], strict=False))
     if top:
         assert factors[top - 1] == 1
+
+
+@given(kind=st.sampled_from(KINDS), steps=st.integers(1, 300), beyond=st.integers(0, 10**7), data=st.data())
+def test_past_its_end_a_schedule_stays_where_it_ended(
+    kind: type[Schedule], steps: int, beyond: int, data: st.DataObject
+) -> None:
+    options: dict[str, object] = {"warmup_steps": data.draw(st.none() | st.integers(0, steps))}
+    if "final" in kind.model_fields:
+        options["final"] = data.draw(st.floats(0, 1))
+    if kind is WarmupStableDecay:
+        options["decay_steps"] = data.draw(st.none() | st.integers(0, steps))
+    schedule = make_schedule(kind(**options), steps)
+    end = options.get("final", 1.0)
+    if kind is InverseSquareRoot:
+        end = math.sqrt(max(1, warmup_steps(kind(**options), steps)) / (steps + beyond + 1))
+    assert schedule(steps + beyond) == pytest.approx(end, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_warmup_longer_than_the_training_ends_with_it(kind: type[Schedule]) -> None:
+    schedule = make_schedule(kind(warmup_steps=40), 10)
+    assert [schedule(step) for step in (0, 9, 10, 39, 40, 41, 10**6)] == [1 / 40, *[10 / 40] * 6]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_negative_step_is_refused(kind: type[Schedule]) -> None:
+    with pytest.raises(ValueError, match="step = -1; .* 0 or more"):
+        make_schedule(kind(), 10)(-1)
+    with pytest.raises(ValueError, match="steps = -5; .* 0 steps or more"):
+        make_schedule(kind(), -5)
 
 
 def test_a_stable_schedule_falls_in_its_last_fifth_if_not_told_when() -> None:

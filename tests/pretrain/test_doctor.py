@@ -22,7 +22,7 @@ from groundup import loader, losses
 from groundup import recipe as recipes
 from groundup.batch import Batch
 from groundup.errors import DataError, DivergedError, ResourceError
-from groundup.model.attention import Causal, dot_product_attention, mask
+from groundup.model.attention import Causal, dot_product_attention
 from groundup.model.settings import ModelConfig
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters
@@ -101,7 +101,7 @@ class Leaky:
         distance = (index[:, None] - index)[None, None]
         ahead = self.ahead if self.only in (None, layer) else 0
         same = self.document[:, None, :, None] == self.document[:, None, None, :]
-        return dot_product_attention(q, k, v, mask(same & (distance >= -ahead)), distance, **options)
+        return dot_product_attention(q, k, v, same & (distance >= -ahead), distance, **options)
 
 
 def with_loss(patient: Patient, loss: losses.Loss) -> Patient:

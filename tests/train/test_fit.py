@@ -13,7 +13,7 @@ from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.settings import AdamW
-from groundup.train.fit import Step, accumulate, dropout_seed, fit
+from groundup.train.fit import Step, accumulate, clip_gradients, dropout_seed, fit
 
 
 def batch(seed: int, rows: int = 16) -> Batch:
@@ -94,6 +94,34 @@ def test_gradients_are_clipped_to_the_norm(llama: ModelConfig) -> None:
     moved = torch.stack([(p - b).norm() for p, b in zip(model.parameters(), before, strict=True)]).norm()
     assert step.grad_norm > 0.01
     assert_close(moved, torch.tensor(0.01), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 3.0, float("inf")])
+@pytest.mark.parametrize("gradients", [[3.0, None, 4.0], [0.0, 0.0], [None], [], [1e-3, 2e-3], [1.0, float("inf")]])
+def test_clipping_is_torchs(max_norm: float, gradients: list[float | None]) -> None:
+    ours, theirs = ([torch.zeros(2, 3, requires_grad=True) for _ in gradients] for _ in range(2))
+    for weight, gradient in zip(ours + theirs, gradients * 2, strict=True):
+        weight.grad = None if gradient is None else torch.full((2, 3), gradient)
+    norm = clip_gradients(iter(ours), max_norm)
+    assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, max_norm), rtol=0, atol=0)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            assert_close(one.grad, other.grad, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, float("nan")])
+def test_a_norm_below_zero_is_refused(max_norm: float) -> None:
+    with pytest.raises(ValueError, match="max_norm = .* 0 or more"):
+        clip_gradients([torch.zeros(1)], max_norm)
+
+
+def test_an_optimizer_of_other_weights_is_refused(llama: ModelConfig) -> None:
+    """Else every step would go by, and nothing be learned."""
+    model, other = Transformer(llama), Transformer(llama)
+    optimizer = make_optimizer(other.named_parameters(), AdamW())
+    with pytest.raises(ValueError, match="none of the optimizer's 2. weights has a gradient"):
+        next(fit(optimizer, lambda _: 1.0, batches(), accumulate(model, next_token, 1), steps=3))
 
 
 def test_gradients_are_clipped_by_value_after_their_norm(llama: ModelConfig) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from groundup.model.attention import dot_product_attention, mask
+from groundup.model.attention import additive, weighted_values
 from groundup.model.settings import ModelConfig
 
 
@@ -43,7 +43,7 @@ class ContiguousCache:
             values = keys[..., : v.shape[-1]]
         index = torch.arange(end, device=q.device)
         distance = (index[self.length :, None] - index)[None, None]  # (1, 1, T, S)
-        return dot_product_attention(q, keys, values, mask(distance >= 0), distance, **options)  # type: ignore[arg-type]
+        return weighted_values(q, keys, values, additive(distance >= 0), distance, **options)  # type: ignore[arg-type]
 
 
 def _flatten(cache: ContiguousCache) -> tuple[list[Tensor], int]:

@@ -7,6 +7,7 @@ below, or a cache. Every such object has the signature of `Attend`.
 """
 
 import itertools
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.utils import _pytree as pytree
 
 from groundup.model.norm import make_norm
-from groundup.model.position import PositionTerms
+from groundup.model.position import PositionTerms, terms_from_zero
 from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 
 BLOCK, MOST_BLOCKS = 128, 2
@@ -58,8 +59,8 @@ def dot_product_attention(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G S K"],
     v: Float[Tensor, "B G S W"],
-    forbidden: Float[Tensor, "#B 1 T S"],
-    distance: Int[Tensor, "#B 1 T S"],
+    mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
+    distance: Int[Tensor, "..."] | None = None,
     *,
     window: int | None = None,
     slopes: Float[Tensor, "H"] | None = None,
@@ -67,21 +68,97 @@ def dot_product_attention(
     soft_cap: float | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T W"]:
-    """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
+    """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1); of a head, the mask means what it
+    means to torch's `scaled_dot_product_attention`.
 
     Args:
-        forbidden: added to the scores: 0 for the keys that a query may read, −∞ for others (`mask`); each may read one.
-        distance: position of the query minus position of the key.
+        mask: True for the keys that a query may read, or numbers that are added to the scores; of a shape that can be
+            broadcast to (B, H, T, S). None: every query reads all keys. A query that may read none gets zeros.
+        distance: position of the query minus position of the key, likewise; for a window or slopes.
+
+    Raises:
+        ValueError: shapes that do not fit, or a window or slopes without `distance`.
+        TypeError: a mask of whole numbers.
+
+    >>> q = k = v = torch.randn(1, 2, 5, 8)
+    >>> causal = torch.ones(5, 5, dtype=torch.bool).tril()
+    >>> read = dot_product_attention(q, k, v, causal)
+    >>> torch.allclose(read, F.scaled_dot_product_attention(q, k, v, causal), atol=1e-6)
+    True
+    """
+    _refuse_unfit(q, k, v, mask, distance)
+    for name, given in (("window", window), ("slopes", slopes)):
+        if given is not None and distance is None:
+            raise ValueError(f"{name} needs distance: each query's position minus each key's, such as a tensor (T, S)")
+    if mask is not None and mask.dtype == torch.bool:
+        mask = additive(mask)
+    if window is not None and distance is not None:
+        near = additive(distance < window)
+        mask = near if mask is None else mask + near
+    options: dict[str, Any] = {"slopes": slopes, "scale": scale, "soft_cap": soft_cap, "dropout": dropout}
+    if mask is None:
+        return weighted_values(q, k, v, None, distance, **options)
+    lost = (mask == -math.inf).all(dim=-1, keepdim=True)  # the softmax of nothing but −∞ is no number
+    return weighted_values(q, k, v, mask.masked_fill(lost, 0.0), distance, **options).masked_fill(lost, 0.0)
+
+
+def _refuse_unfit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, distance: Tensor | None) -> None:
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}"
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise ValueError(f"{shapes}: each should have four dimensions, (rows, heads, length, width)")
+    if (q.shape[0], q.shape[3], k.shape[:3]) != (k.shape[0], k.shape[3], v.shape[:3]) or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"{shapes} do not fit: they should be (B, H, T, K), (B, G, S, K) and (B, G, S, W), where G divides H"
+        )
+    scores = (*q.shape[:3], k.shape[2])
+    for name, given in (("mask", mask), ("distance", distance)):
+        if given is not None and not _broadcasts(given.shape, scores):
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)}, which cannot be broadcast to the scores' {scores}"
+            )
+    if distance is not None and (distance.dtype == torch.bool or distance.is_floating_point()):
+        raise TypeError(f"distance is of type {distance.dtype}; it should be of whole numbers, such as torch.int64")
+    if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"mask is of type {mask.dtype}; it should be torch.bool, True for the keys that a query may read, or a "
+            "floating-point type, whose numbers are added to the scores"
+        )
+
+
+def _broadcasts(shape: torch.Size, to: tuple[int, ...]) -> bool:
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in pairs)
+
+
+def weighted_values(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G S K"],
+    v: Float[Tensor, "B G S W"],
+    mask: Float[Tensor, "..."] | None,
+    distance: Int[Tensor, "..."] | None,
+    *,
+    window: int | None = None,
+    slopes: Float[Tensor, "H"] | None = None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H T W"]:
+    """`dot_product_attention` of arguments that are known to fit.
+
+    Args:
+        mask: added to the scores (`additive`); each query may read a key.
+        distance: as there.
     """
     if window is not None:
-        forbidden = forbidden.masked_fill(distance >= window, float("-inf"))
+        assert mask is not None and distance is not None, "they come together"
+        mask = mask.masked_fill(distance >= window, float("-inf"))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.is_cuda and soft_cap is None and slopes is None:  # which the kernel does not know
         return F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=forbidden.to(q.dtype),
+            attn_mask=None if mask is None else mask.to(q.dtype),
             dropout_p=dropout,
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
@@ -94,25 +171,29 @@ def dot_product_attention(
     scores = (shared @ k.transpose(-1, -2)).reshape(batch, heads, length, -1)  # (B, H, T, S)
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    if slopes is not None:  # in float32 whatever the model's precision: bfloat16 cannot tell 256 from 257
+    if slopes is not None:
+        assert distance is not None, "they come together"
+        # In float32 whatever the model's precision: bfloat16 cannot tell 256 from 257.
         scores = scores - slopes[:, None, None] * distance
-    weights = F.dropout((scores + forbidden).softmax(dim=-1).to(v.dtype), dropout)
+    if mask is not None:
+        scores = scores + mask
+    weights = F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout)
     return (weights.reshape(batch, groups, -1, k.shape[2]) @ v).reshape(batch, heads, length, -1)
 
 
-def mask(visible: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def additive(readable: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """0 where a query may read a key, −∞ where not: both are exact in bfloat16, and take the least memory. Added in one
     pass with the softmax; a mask of truth values takes twice the time, compiled (docs/log.md)."""
-    return torch.zeros_like(visible, dtype=torch.bfloat16).masked_fill(~visible, float("-inf"))
+    return torch.zeros_like(readable, dtype=torch.bfloat16).masked_fill(~readable, float("-inf"))
 
 
 @dataclass(frozen=True)
 class Causal:
     """Each position reads itself and all before it."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int = 0, **options: Any) -> Tensor:
         distance = _distance(q.shape[2], q.device)
-        return by_blocks(q, k, v, mask(distance >= 0), distance, _blocks(q), **options)
+        return by_blocks(q, k, v, additive(distance >= 0), distance, _blocks(q), **options)
 
 
 @dataclass(frozen=True)
@@ -121,17 +202,19 @@ class Packed:
 
     document: Int[Tensor, "B T"]
     """Any number that differs between the documents of a row."""
-    forbidden: Float[Tensor, "B 1 T T"] = field(init=False, repr=False, compare=False)
+    mask: Float[Tensor, "B 1 T T"] = field(init=False, repr=False, compare=False)
     """Found once for all layers, and not while a layer is compiled."""
 
     def __post_init__(self) -> None:
+        if self.document.ndim != 2:
+            raise ValueError(f"document has shape {tuple(self.document.shape)}; it should be (rows, length)")
         same = self.document[:, None, :, None] == self.document[:, None, None, :]
         causal = _distance(self.document.shape[1], self.document.device) >= 0
-        object.__setattr__(self, "forbidden", mask(same & causal))
+        object.__setattr__(self, "mask", additive(same & causal))
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int = 0, **options: Any) -> Tensor:
         distance = _distance(q.shape[2], q.device)
-        return by_blocks(q, k, v, self.forbidden, distance, _blocks(q), **options)
+        return by_blocks(q, k, v, self.mask, distance, _blocks(q), **options)
 
 
 @dataclass(frozen=True)
@@ -170,7 +253,7 @@ class Flex:
         k: Tensor,
         v: Tensor,
         *,
-        layer: int,
+        layer: int = 0,
         window: int | None = None,
         slopes: Tensor | None = None,
         scale: float | None = None,
@@ -198,7 +281,7 @@ def by_blocks(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G T K"],
     v: Float[Tensor, "B G T W"],
-    forbidden: Float[Tensor, "#B 1 T T"],
+    mask: Float[Tensor, "#B 1 T T"],
     distance: Int[Tensor, "1 1 T T"],
     n_blocks: int,
     *,
@@ -217,13 +300,13 @@ def by_blocks(
         first = max(i for i in range(number + 1) if edges[i] <= oldest)
         square = (..., slice(begin, end), slice(edges[first], end))
         read.append(
-            dot_product_attention(
+            weighted_values(
                 block,
                 torch.cat(
                     keys[first : number + 1], dim=2
                 ),  # the gradient of a cut is a view, that of a slice is padded
                 torch.cat(values[first : number + 1], dim=2),
-                forbidden[square],
+                mask[square],
                 distance[square],
                 window=window,
                 **options,
@@ -253,7 +336,7 @@ class GroupedQueryAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, settings: GroupedQuery, layer: int) -> None:
         super().__init__()
-        self.layer, self.settings, self.window = layer, settings, settings.window_of(layer)
+        self.config, self.layer, self.settings, self.window = config, layer, settings, settings.window_of(layer)
         self.d_head = config.head_width
         read, write = settings.bias != "none", settings.bias == "all"
         self.query = nn.Linear(config.d_model, config.n_heads * self.d_head, bias=read)
@@ -267,7 +350,16 @@ class GroupedQueryAttention(nn.Module):
             self.query_norm = make_norm(config.norm, self.d_head if each else self.query.out_features)
             self.key_norm = make_norm(config.norm, self.d_head if each else self.key.out_features)
 
-    def forward(self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], terms: PositionTerms | None = None, attend: Attend | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """
+        Args:
+            terms: what the model's position left for attention; of positions 0..T−1 if not given.
+            attend: which keys each query may read; all before it if not given.
+        """
+        terms = terms_from_zero(self.config, x) if terms is None else terms
+        attend = Causal() if attend is None else attend
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.settings.qk_norm == "full":
             q, k = self.query_norm(q), self.key_norm(k)
@@ -303,7 +395,7 @@ class LatentAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, settings: Latent, layer: int) -> None:
         super().__init__()
-        self.layer, self.dropout, n_heads = layer, settings.dropout, config.n_heads
+        self.config, self.layer, self.dropout, n_heads = config, layer, settings.dropout, config.n_heads
         self.d_head, self.d_rotary = config.head_width, settings.d_rotary
         self.d_value = settings.d_value or self.d_head
         self.scale = (self.d_head + self.d_rotary) ** -0.5
@@ -321,7 +413,12 @@ class LatentAttention(nn.Module):
         self.value = nn.Linear(settings.d_latent, n_heads * self.d_value, bias=False)
         self.out = nn.Linear(n_heads * self.d_value, config.d_model, bias=False)
 
-    def forward(self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], terms: PositionTerms | None = None, attend: Attend | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """As of `GroupedQueryAttention`."""
+        terms = terms_from_zero(self.config, x) if terms is None else terms
+        attend = Causal() if attend is None else attend
         q = _heads(
             self.query(self.query_latent_norm(self.query_latent(x))), self.d_head + self.d_rotary
         )  # (B, H, T, N)

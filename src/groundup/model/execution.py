@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from groundup.model.attention import Attend
+from groundup.model.feedforward import Tap, no_tap
+from groundup.model.position import PositionTerms
 from groundup.model.settings import Experts, ModelConfig
-from groundup.model.transformer import Transformer, no_tap
+from groundup.model.transformer import Transformer
 
 Recomputation = Literal["none", "selective", "full"]
 Forward = Callable[..., Tensor]
@@ -37,9 +40,17 @@ def compile_blocks(model: Transformer) -> None:
         block.forward = partial(_run_either, block, plain, compiled)
 
 
-def _run_either(block: torch.nn.Module, plain: Forward, compiled: Forward, x: Tensor, *rest: Any) -> Tensor:
-    run = compiled if block.training and torch.is_grad_enabled() and rest[-1] is no_tap else plain
-    return run(x, *rest)
+def _run_either(
+    block: torch.nn.Module,
+    plain: Forward,
+    compiled: Forward,
+    x: Tensor,
+    terms: PositionTerms | None = None,
+    attend: Attend | None = None,
+    tap: Tap = no_tap,
+) -> Tensor:
+    run = compiled if block.training and torch.is_grad_enabled() and tap is no_tap else plain
+    return run(x, terms, attend, tap)
 
 
 def recompute_blocks(model: Transformer, how: Recomputation) -> None:

@@ -1,7 +1,7 @@
 """Feed-forward: what each position does with itself. B batch, T time, D width, F inner width, E experts.
 
-Each kind is a module `(x, tap) -> x`. It shows to `tap` how strongly its inner units answer, as `active`. A tensor of
-shape (B, T) that it shows as `auxiliary_loss` is added to the loss of each token.
+Each kind is a module `(x, tap=no_tap) -> x`. It shows to `tap` how strongly its inner units answer, as `active`. A
+tensor of shape (B, T) that it shows as `auxiliary_loss` is added to the loss of each token.
 """
 
 import math
@@ -19,6 +19,10 @@ Tap = Callable[[str, Tensor], None]
 """Is shown intermediate tensors by name."""
 
 
+def no_tap(name: str, tensor: Tensor) -> None:
+    """For callers who do not look inside."""
+
+
 class PlainFeedForward(nn.Module):
     """down(activation(up(x)))."""
 
@@ -30,7 +34,7 @@ class PlainFeedForward(nn.Module):
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
-    def forward(self, x: Float[Tensor, "*rows D"], tap: Tap) -> Float[Tensor, "*rows D"]:
+    def forward(self, x: Float[Tensor, "*rows D"], tap: Tap = no_tap) -> Float[Tensor, "*rows D"]:
         active = self.activation(self.up(x))  # (*rows, F)
         tap("active", active)
         output: Tensor = self.down(active)
@@ -49,7 +53,7 @@ class GatedFeedForward(nn.Module):
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
-    def forward(self, x: Float[Tensor, "*rows D"], tap: Tap) -> Float[Tensor, "*rows D"]:
+    def forward(self, x: Float[Tensor, "*rows D"], tap: Tap = no_tap) -> Float[Tensor, "*rows D"]:
         active = self.activation(self.gate(x))  # (*rows, F)
         tap("active", active)
         output: Tensor = self.down(active * self.up(x))
@@ -69,7 +73,7 @@ class MixtureOfExperts(nn.Module):
         self.experts = nn.ModuleList(make_dense(settings.expert, d_model, d_ff) for _ in range(settings.n_experts))
         self.shared = make_dense(settings.expert, d_model, settings.n_shared * d_ff) if settings.n_shared else None
 
-    def forward(self, x: Float[Tensor, "B T D"], tap: Tap) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], tap: Tap = no_tap) -> Float[Tensor, "B T D"]:
         probability = self.router(x).float().softmax(dim=-1)  # (B, T, E)
         weight, chosen = probability.topk(self.settings.n_active, dim=-1)  # (B, T, active)
         if self.settings.normalise:

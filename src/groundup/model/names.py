@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from groundup.errors import DataError, GroundupError
+from groundup.errors import DataError, GroundupError, SettingsError
 from groundup.model.settings import (
     GELU,
     ALiBi,
@@ -39,7 +37,6 @@ from groundup.model.settings import (
     SwiGLU,
     YaRNScaling,
 )
-from groundup.settings import explain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,11 +99,11 @@ def refusing_contradictions(origin: object) -> Iterator[None]:
     """A description by others that makes no model ends in one kind of error."""
     try:
         yield
+    except SettingsError as error:
+        _, *why = str(error).split("\n  ")  # after whose they are
+        raise DataError(f"{origin} describes a model that cannot be: {'; '.join(why) or error}") from None
     except GroundupError:
         raise
-    except ValidationError as error:
-        why = "; ".join(explain(ModelConfig, error))
-        raise DataError(f"{origin} describes a model that cannot be: {why}") from None
     except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise DataError(f"{origin} describes a model that cannot be: {error}") from None
 

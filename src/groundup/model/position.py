@@ -61,7 +61,7 @@ class LearnedVectors(nn.Module):
         self.table = nn.Embedding(config.context_length + settings.offset, config.d_model)
 
     def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
-        return x + self.table(position + self.offset), PositionTerms()
+        return x + row_of(self.table, position + self.offset, "rows of the table of positions"), PositionTerms()
 
 
 class SinusoidalWaves(nn.Module):
@@ -107,6 +107,21 @@ class NoTerms(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
         return x, PositionTerms()
+
+
+def row_of(table: nn.Embedding, number: Int[Tensor, "B T"], what: str) -> Float[Tensor, "B T D"]:
+    """The row of a table for each number.
+
+    Raises:
+        IndexError: a row that is not in the table; on a CPU. On a GPU torch ends the process's work there.
+    """
+    try:
+        row: Tensor = table(number)
+    except IndexError:
+        raise IndexError(
+            f"{what} go from {number.min()} to {number.max()}, but this model has 0 to {table.num_embeddings - 1}"
+        ) from None
+    return row
 
 
 def frequencies(base: float, width: int, device: torch.device) -> Float[Tensor, "pairs"]:
@@ -157,6 +172,17 @@ def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, "N"]:
     own = number[:power] * (8 / power)
     between = (2 * (number[power:] - power) - 1) * (4 / power)
     return 2.0 ** -torch.cat((own, between))
+
+
+def terms_from_zero(config: ModelConfig, x: Float[Tensor, "B T D"]) -> PositionTerms:
+    """What positions 0..T−1 leave for the attention of `config`: for a block or an attention that is called alone."""
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it should be (rows, length, width), for one row x[None]")
+    if not isinstance(config.position, (Rotary, ALiBi)):
+        return PositionTerms()  # the other kinds add to the embedded tokens, and leave nothing
+    position = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+    terms: PositionTerms = make_position(config)(x, position)[1]
+    return terms
 
 
 def make_position(config: ModelConfig) -> nn.Module:

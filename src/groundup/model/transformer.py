@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groundup.model.attention import Attend, Causal, make_attention
-from groundup.model.feedforward import Tap, make_feedforward
+from groundup.model.feedforward import Tap, make_feedforward, no_tap
 from groundup.model.norm import make_norm
-from groundup.model.position import PositionTerms, make_position
+from groundup.model.position import PositionTerms, make_position, row_of
 from groundup.model.settings import Classes, Experts, LanguageModel, ModelConfig, Parallel, Scalar, Sequential
 
 
@@ -36,7 +36,11 @@ class SequentialBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend, tap: Tap
+        self,
+        x: Float[Tensor, "B T D"],
+        terms: PositionTerms | None = None,
+        attend: Attend | None = None,
+        tap: Tap = no_tap,
     ) -> Float[Tensor, "B T D"]:
         attention = self.attention_output_norm(self.attention(self.attention_norm(x), terms, attend))
         tap("attention", attention)
@@ -60,7 +64,11 @@ class ParallelBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend, tap: Tap
+        self,
+        x: Float[Tensor, "B T D"],
+        terms: PositionTerms | None = None,
+        attend: Attend | None = None,
+        tap: Tap = no_tap,
     ) -> Float[Tensor, "B T D"]:
         normed = self.attention_norm(x)
         attention = self.attention(normed, terms, attend)
@@ -90,7 +98,11 @@ class MultiTokenHead(nn.Module):
         self.norm = make_norm(config.norm, config.d_model)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], terms: PositionTerms, attend: Attend, tap: Tap
+        self,
+        x: Float[Tensor, "B T D"],
+        terms: PositionTerms | None = None,
+        attend: Attend | None = None,
+        tap: Tap = no_tap,
     ) -> Float[Tensor, "B T D"]:
         hidden: Tensor = self.norm(self.block(x, terms, attend, tap))
         return hidden
@@ -176,11 +188,17 @@ class Transformer(nn.Module):
 
         Shown as `embed`, `blocks.3.attention`, `blocks.3.feedforward`, `blocks.3`, …, `norm`, and what a sublayer
         shows of itself, such as `blocks.3.feedforward.router`.
+
+        Raises:
+            ValueError: shapes that do not fit, or more tokens than `context_length`.
+            TypeError: tokens that are not ids.
+            IndexError: ids or positions that are not in their table, on a CPU.
         """
-        tap = tap or no_tap
+        self._refuse_unfit(tokens, position)
         if position is None:
             position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
-        attend = attend or Causal()
+        attend = Causal() if attend is None else attend
+        tap = no_tap if tap is None else tap
         x = tokens if self.embed is None else self._embedded(tokens)
         x, terms = self.position(x, position)
         x = self.dropout(x)
@@ -193,15 +211,46 @@ class Transformer(nn.Module):
         return hidden
 
     def hidden_multi_token(
-        self, hidden: Float[Tensor, "B T D"], position: Int[Tensor, "B T"], attend: Attend, tap: Tap
+        self, hidden: Float[Tensor, "B T D"], position: Int[Tensor, "B T"], attend: Attend, tap: Tap = no_tap
     ) -> list[Float[Tensor, "B T D"]]:
         """From the last hidden states those for the second token, the third, …, one for each head that was added."""
         _, terms = self.position(hidden, position)
         return [head(hidden, terms, attend, tap) for head in self.multi_token]
 
+    def _refuse_unfit(self, tokens: Tensor, position: Tensor | None) -> None:
+        """By shapes and types alone: values would be waited for on a GPU."""
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"tokens are of type {type(tokens).__name__}; give a tensor, such as torch.tensor([ids])")
+        shape, most = tuple(tokens.shape), self.config.context_length
+        if self.embed is None:
+            if len(shape) != 3 or shape[2] != self.config.d_model:
+                raise ValueError(
+                    f"without an embedding the model reads hidden states, (rows, length, {self.config.d_model}); these "
+                    f"have shape {shape}"
+                )
+        elif tokens.dtype not in (torch.int64, torch.int32):
+            raise TypeError(
+                f"tokens are of type {tokens.dtype}; they should be ids, of type torch.int64: tokens.long()"
+            )
+        elif len(shape) != 2:
+            raise ValueError(f"tokens have shape {shape}; it should be (rows, length), for one text tokens[None]")
+        if 0 in shape[:2]:
+            raise ValueError(
+                f"tokens have shape {shape}: there is nothing to read; give a row or more, of a token or more"
+            )
+        if shape[1] > most:
+            raise ValueError(
+                f"tokens have shape {shape}, but the model reads at most context_length = {most:,} at once: cut them, "
+                "or make a Transformer of the same config with another context_length for these weights"
+            )
+        if position is not None and position.shape != shape[:2]:
+            raise ValueError(
+                f"position has shape {tuple(position.shape)}; it should be that of the tokens, {shape[:2]}"
+            )
+
     def _embedded(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         assert self.embed is not None, "asked for only where there is one"
-        x = self.embed(tokens)
+        x = row_of(self.embed, tokens, "ids of tokens")
         if self.config.embedding_scale is not None:
             x = x * self.config.embedding_scale
         embedded: Tensor = self.embedding_norm(self.project_in(x))
@@ -213,10 +262,6 @@ class Transformer(nn.Module):
             return hidden
         scores: Tensor = self.head(self.project_out(hidden))
         return scores if self.soft_cap is None else self.soft_cap * torch.tanh(scores / self.soft_cap)
-
-
-def no_tap(name: str, tensor: Tensor) -> None:
-    """For callers who do not look inside."""
 
 
 def _under(prefix: str, tap: Tap) -> Tap:

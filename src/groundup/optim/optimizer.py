@@ -1,6 +1,6 @@
 """From settings to an optimizer: which weights it steps how."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -21,11 +21,21 @@ def make_optimizer(
     width_ratio: float = 1.0,
 ) -> torch.optim.Optimizer:
     """The optimizer of these named weights, its state made. Each group's `initial_lr` is its learning rate at the top
-    of the schedule.
+    of the schedule. Weights that get no gradient stay as they are.
 
     Args:
+        weights: pairs of name and tensor, such as `model.named_parameters()`: what is a block's is known by its name.
         products: the type that Muon multiplies matrices in.
         width_ratio: how many times as wide the model is as the one whose learning rate this is.
+
+    Raises:
+        TypeError: weights without names.
+        ValueError: no weights, or one tensor under two names.
+
+    >>> model = torch.nn.Linear(3, 2)
+    >>> optimizer = make_optimizer(model.named_parameters(), AdamW(weight_decay=0.1))
+    >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+    [(1, 0.1), (1, 0.0)]
     """
     groups = parameter_groups(weights, settings, width_ratio)
     optimizer: torch.optim.Optimizer
@@ -51,7 +61,7 @@ def parameter_groups(
     step still decays by the same share.
     """
     alike: dict[tuple[bool, bool, float], list[Tensor]] = {}
-    for name, weight in weights:
+    for name, weight in _named(weights):
         factor = learning_rate_factor(name, weight, settings, width_ratio)
         orthogonal = isinstance(settings, Muon) and is_orthogonal(name, weight)
         alike.setdefault((weight.ndim >= 2, orthogonal, factor), []).append(weight)
@@ -65,3 +75,26 @@ def parameter_groups(
         }
         for (matrix, orthogonal, factor), members in alike.items()
     ]
+
+
+def _named(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """What is named, each once."""
+    names: dict[Tensor, str] = {}  # by identity, as tensors are told apart
+    for pair in weights:
+        match pair:
+            case (str(name), Tensor() as weight):
+                if weight in names:
+                    raise ValueError(
+                        f"{names[weight]} and {name} are one tensor; give it once, as model.named_parameters() does"
+                    )
+                names[weight] = name
+                yield name, weight
+            case _:
+                raise TypeError(
+                    f"the weights have a {type(pair).__name__} among them; give pairs of name and tensor, such as "
+                    "model.named_parameters(), or the items() of a dict"
+                )
+    if not names:
+        raise ValueError(
+            "there are no weights to step; give pairs of name and tensor, such as model.named_parameters()"
+        )

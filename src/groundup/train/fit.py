@@ -1,7 +1,7 @@
 """The loop: an iterator over optimizer steps. Logging, evaluating and saving are the caller's `for` body."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -58,6 +58,9 @@ def fit(
         clip_value: largest value in the gradient that `clip` has left; None for no clipping.
         scaler: unscales gradients that were made of a scaled loss, and skips a step whose gradients overflowed.
         accept: asked once the gradient norm is known; False leaves the weights as they are.
+
+    Raises:
+        ValueError: the first batch leaves no gradient on any weight of the optimizer.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number in range(start, steps):
@@ -67,9 +70,14 @@ def fit(
             group["lr"] = group["initial_lr"] * factor
         optimizer.zero_grad()
         loss, parts = gradients(batch)
+        if number == start and all(parameter.grad is None for parameter in parameters):
+            raise ValueError(
+                f"after the first batch none of the optimizer's {len(parameters):,} weights has a gradient; make the "
+                "optimizer of the weights that the loss depends on, as they are on their device and in their type"
+            )
         if scaler is not None:
             scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if clip is None else clip)
+        grad_norm = clip_gradients(parameters, float("inf") if clip is None else clip)
         if clip_value is not None:
             torch.nn.utils.clip_grad_value_(parameters, clip_value)
         step = Step(
@@ -91,6 +99,25 @@ def fit(
         elif taken:
             optimizer.step()
         yield step if taken else replace(step, accepted=False)
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
+    """Shorten the gradients, all by the same factor, so that the norm of all together is at most `max_norm`.
+
+    Returns:
+        The norm before. Parameters without a gradient count as zero.
+
+    Raises:
+        ValueError: a `max_norm` below zero.
+
+    >>> weight = torch.zeros(2, requires_grad=True)
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> clip_gradients([weight], max_norm=1.0), weight.grad
+    (tensor(5.), tensor([0.6000, 0.8000]))
+    """
+    if not max_norm >= 0:  # torch would turn the gradients round
+        raise ValueError(f"max_norm = {max_norm}; it should be 0 or more, float('inf') for no limit")
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def accumulate(
