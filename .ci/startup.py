@@ -42,5 +42,5 @@ def _opens_text(call: ast.Call) -> bool:
 if __name__ == "__main__":
     files = [file for folder in sys.argv[1:] for file in sorted(Path(folder).rglob("*.py"))]
     found = [hazard for file in files for hazard in hazards(file)]
-    print("\n".join(found))
+    print(*found, sep="\n", end="\n" if found else "")
     sys.exit(1 if found else 0)

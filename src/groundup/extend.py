@@ -64,6 +64,12 @@ def extend(source: Path, out: Path, added: Sequence[str] = (), special: Sequence
     before = tokenizer_of(directory, model.config)
     if before is None:
         raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
+    if before.vocab_size > (rows := model.config.vocab_size or 0):
+        beyond = before.tokens[rows].decode("utf-8", "replace")
+        raise SettingsError(
+            f"the tokenizer in {directory} has {before.vocab_size:,} ids, the model rows for {rows:,}: take the tokens "
+            f"from {beyond!r} on out of the tokenizer, and add them with --special or --add"
+        )
     after = before.extended(added, special)
     pieces = {text: before.encode(text) for text in (*added, *special)}
     config = grown(model.config, after.vocab_size)
