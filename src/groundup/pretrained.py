@@ -94,7 +94,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
             raise DataError(f"{index} is damaged: {error}") from None
         files = [directory / Path(name).name for name in sorted(names)]
     else:
-        pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix in PICKLES]
+        pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix.lower() in PICKLES]
         if pickles:
             raise DataError(
                 f"{directory} has its weights in {pickles[0]}, a pickle, which can run any program when it is loaded; "
