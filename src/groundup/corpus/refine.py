@@ -229,8 +229,7 @@ FEWEST_MARKS = 3
 def told_marks(marks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What `Marks.table` says, in sentences, each with what to do."""
     for mark, told in marks.items():
-        many = f"{told['file']} and {told['files'] - 1:,} more files hold"
-        holds = f"{told['file']} holds" if told["files"] == 1 else many
+        holds = f"{told['file']} holds" if told["files"] == 1 else f"{told['files']:,} files ({told['file']}, …) hold"
         yield (
             f"{holds} {mark} {told['times']:,} times; it is read as ordinary text",
             "each line of a .jsonl is one document: take it out of the lines"
