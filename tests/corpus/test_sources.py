@@ -157,6 +157,8 @@ def test_file_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
     (document,) = documents(tmp_path, "in")
     document.source.encode()  # can be written to Arrow and JSON
     assert document.text == "strange"
+    with pytest.raises(DataError, match=r"source in/a\\udcff.txt: a recipe is UTF-8, so it cannot name this"):
+        sources.find(CorpusSettings(sources=("in/a\udcff.txt",)), tmp_path)
 
 
 def test_links_are_entered_once_and_what_leads_nowhere_is_named(tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
     """
     found = Found()
     for source in settings.sources:
+        if source != _printable(source):
+            raise DataError(
+                f"source {_printable(source)}: a recipe is UTF-8, so it cannot name this file or folder; rename it, or "
+                "name the folder that it is in"
+            )
         root = _locate(source, beside)
         if root.is_file():
             if reader_of(root) is None:
@@ -112,8 +117,9 @@ def _walk(root: Path) -> Iterator[tuple[tuple[str, ...], Path, str | None]]:
         linked = not folders
         parts, folder = links.pop(0) if linked else folders.pop()
         try:
-            there, above = folder.stat(), folder.parent.resolve().parents
-            if (there.st_dev, there.st_ino) in entered or (linked and folder.resolve() in above):
+            there = folder.stat()
+            lies_in_it = linked and folder.resolve() in folder.parent.resolve().parents
+            if (there.st_dev, there.st_ino) in entered or lies_in_it:
                 yield parts, folder, "link to a folder that is read already, or in which it lies"
                 continue
             entered.add((there.st_dev, there.st_ino))
