@@ -413,7 +413,7 @@ def test_training_begins_only_after_the_doctor_has_looked(
     build(recipe, ["pretrain.steps=2"], run=run)
     event = json.loads((run / "pretrain" / "events.jsonl").read_text().splitlines()[0])
     assert event["event"] == "doctor"
-    assert event["checks"] == 18
+    assert event["checks"] == 19
     assert "doctor: " in capsys.readouterr().out
 
 
