@@ -230,7 +230,8 @@ def test_new_says_what_it_leaves_out_and_as_json_the_same(built: Path) -> None:
         (folder / name).write_bytes(content)
     shutil.copy(folder / "00.txt", folder / "copy.txt")
     plain = run("new", "mixed", "--from", "mixed", cwd=built).stdout
-    for word in ("1 .png, 1 .zip: read are .txt, .md, .jsonl", "1 × empty", "1 × exact duplicate", "1 × not utf-8"):
+    left_out = "1 × .png (mixed/a.png), 1 × .zip (mixed/b.zip): read are .txt, .md, .jsonl"
+    for word in (left_out, "1 × empty", "1 × exact duplicate", "1 × not utf-8 (mixed/d.md: invalid continuation byte"):
         assert word in plain
     told = json.loads(run("new", "mixed2", "--from", "mixed", "--json", cwd=built).stdout)
     assert told["left_out"] == {".png": 1, ".zip": 1}

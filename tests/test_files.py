@@ -1,6 +1,7 @@
 """Files: whole or absent, checked before use."""
 
 import gzip
+import hashlib
 import lzma
 import os
 import socket
@@ -47,7 +48,6 @@ def test_a_made_directory_has_the_digest_of_what_is_in_it(tmp_path: Path) -> Non
 
 
 def test_digest_is_the_sha256_of_the_canonical_manifest_without_made(tmp_path: Path) -> None:
-    import hashlib
     import json
 
     manifest = make(tmp_path / "one")
@@ -192,3 +192,26 @@ def test_a_file_cut_in_half_is_an_error_not_a_short_file(tmp_path: Path, suffix:
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="damaged or cut short"), reading(path) as stream:
             stream.read()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".XZ", ".Zst"])
+def test_the_digest_is_of_the_bytes_that_were_read(tmp_path: Path, suffix: str) -> None:
+    packed = {"": bytes, ".gz": gzip.compress, ".XZ": lzma.compress, ".Zst": zstandard.compress}[suffix](
+        b"once " * 9999
+    )
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(packed)
+    for most in (-1, 10):  # what is left unread counts too
+        learned: list[str] = []
+        with reading(path, learned.append) as stream:
+            stream.read(most)
+        assert learned == [hashlib.sha256(packed).hexdigest()]
+
+
+def test_a_zstd_frame_with_a_window_of_two_gigabytes_is_read(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=False)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # from a stream: size unknown
+    (tmp_path / "a.zst").write_bytes(compressor.compress(b"once upon a time") + compressor.flush())
+    assert zstandard.get_frame_parameters((tmp_path / "a.zst").read_bytes()).window_size == 1 << 31
+    with reading(tmp_path / "a.zst") as stream:
+        assert stream.read() == b"once upon a time"

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.survey import Survey, survey
 from groundup.errors import DataError, ResourceError, SettingsError
+from groundup.files import read_manifest
 from groundup.model.presets import PRESETS
 from groundup.plan.hardware import Machine
 from groundup.propose import BYTES_PER_PARAMETER, PARAMETERS_PER_TOKEN, Proposal, propose, to_toml
-from groundup.recipe import Recipe
+from groundup.recipe import Recipe, build
 
 LAPTOP = Machine("2 CPU cores, 16 GB", True, 16_000_000_000, 200e9, 4.0, 300, True)
 SERVER = Machine("NVIDIA H200", False, 141_000_000_000, 989e12, 0.25, 512, False)
@@ -171,3 +172,46 @@ def test_memory_is_counted_as_the_count_counts_it() -> None:
 
     kept = state_bytes(PRESETS["gpt2"].model, Bfloat16(), AdamW())
     assert sum(kept.values()) == BYTES_PER_PARAMETER * 124_439_808
+
+
+ODD = {
+    "names": {"a.jsonl": "".join(json.dumps({"text": f"ba{'lo' * (n % 7)}mi{n:x}"}) + "\n" for n in range(400))},
+    "emoji": {"all.txt": "</s>".join("🦊🐻🌲🌊😀"[n % 5] * (n % 9 + 1) + "🏔️" * (n // 9) for n in range(200))},
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_recipe_for_odd_texts_goes_through_the_build(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    for name, text in ODD[kind].items():
+        (Path("texts") / name).write_text(text)
+    sampled = survey(("texts",), Path())
+    plan = propose(kind, sampled, LAPTOP)
+    written = to_toml(plan, "groundup new")
+    Path("odd.toml").write_text(written)
+    changes = [
+        "model.d_model=16", "model.n_layers=1", "model.n_heads=1", "model.d_ff=16", "pretrain.steps=2",
+        "pretrain.schedule.warmup_steps=1", f"pretrain.batch_tokens={4 * plan.model.context_length}",
+        "pretrain.device=cpu", "pretrain.precision=float32", "pretrain.compile=false", "evals.prompts=['']",
+        "pretrain.sample_tokens=4",
+    ]  # fmt: skip
+    run = build("odd.toml", changes, say=lambda text: None).run
+    told = read_manifest(run / "corpus").statistics
+    assert sum(told[split]["documents"] for split in ("train", "validation", "test")) == sampled.documents
+    if kind == "names":
+        assert plan.model.context_length == 16
+        assert "many documents are short, so none is dropped for that" in written
+    else:
+        assert "most have few letters, as code, tables and emoji have" in written.replace("\n# ", " ")
+    assert (sampled.corpus.separator == "</s>") == ("separator =" in written) == (kind == "emoji")
+
+
+def test_a_refusal_says_what_was_seen_and_dropped() -> None:
+    found = texts(4, 8)
+    found.tally.counts["exact duplicate"], found.read = 96, 100
+    least = "with a context of 16, 256 are the least. Kept are 4 documents of 100 read. Dropped: 96 × exact duplicate"
+    with pytest.raises(DataError, match=rf"only about \d+ bytes of text to train on, \d+ tokens; {least}"):
+        propose("x", found, LAPTOP)

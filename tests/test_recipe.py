@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +16,7 @@ import groundup
 from groundup.batch import Batch
 from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
 from groundup.files import read_manifest, write_manifest
+from groundup.inspection import inspect
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Float32
 from groundup.pretrain import run as pretrain_run
@@ -460,6 +462,82 @@ def test_a_foreign_directory_is_not_touched(home: Path) -> None:
     with pytest.raises(SettingsError, match="holds other files and is not a run"):
         quietly(run="precious")
     assert [path.name for path in (home / "precious").iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_without_its_texts_goes_on_with_the_corpus_as_it_was_made(
+    home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = quietly(last="pack").run
+    elsewhere = tmp_path_factory.mktemp("machine")
+    shutil.copytree(run, elsewhere / "mine")
+    monkeypatch.chdir(elsewhere)
+    said: list[str] = []
+    assert what(build("mine/recipe.toml", run="mine", only="pretrain", say=said.append))["pretrain"] == "made"
+    assert said.count("the sources tales are not here: the corpus is taken as it was made") == 1
+    assert what(build("mine/recipe.toml", run="mine", only="eval", say=said.append))["eval"] == "made"
+    with pytest.raises(DataError, match="source tales is missing"):
+        build("mine/recipe.toml", ["corpus.max_document_bytes=2000"], run="mine", replace=True)
+    (elsewhere / "tales").mkdir()  # a folder without a text is no other corpus
+    assert what(build("mine/recipe.toml", run="mine", only="pretrain", say=said.append))["corpus"] == "up to date"
+    (elsewhere / "tales" / "00.txt").write_text("Another tale")
+    with pytest.raises(SettingsError, match=r"stale: corpus \(made from other inputs: tales/00.txt was .* is "):
+        build("mine/recipe.toml", run="mine", say=said.append)
+
+
+def test_of_several_sources_those_that_are_here_are_compared(home: Path) -> None:
+    (home / "more.txt").write_text("More of the fox and the king who went over the hill to the well. " * 4)
+    changes = ["corpus.sources=['tales', 'more.txt']"]
+    quietly(changes, only="corpus")
+    (home / "tales").rename(home / "away")
+    assert what(quietly(changes, only="corpus"))["corpus"] == "up to date"
+    (home / "more.txt").write_text("Something else")
+    with pytest.raises(SettingsError, match=r"stale: corpus \(made from other inputs: more.txt was .* is .*…\)"):
+        quietly(changes, only="corpus")
+
+
+def test_a_run_without_the_tokenizer_that_it_took_over_goes_on(home: Path) -> None:
+    Tokenizer.learn(["the king and the fox"], vocab_size=320).save(Path("own.json"))
+    changes = ["tokenizer={kind='existing', path='own.json'}"]
+    quietly(changes, only="corpus")
+    quietly(changes, only="tokenizer")
+    Path("own.json").unlink()
+    said: list[str] = []
+    assert what(build("tiny.toml", changes, only="tokenizer", say=said.append))["tokenizer"] == "up to date"
+    assert said == ["the tokenizer own.json is not here: it is taken as it was made"]
+
+
+def test_what_was_dropped_outlives_a_corpus_that_came_to_nothing(home: Path) -> None:
+    for path in (home / "tales").iterdir():
+        path.write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(
+        DataError, match=r"0 documents left of 40.*each with its reason, is in runs/tiny/corpus.dropped"
+    ):
+        quietly(only="corpus")
+    kept = pq.read_table("runs/tiny/corpus.dropped/documents.parquet").to_pylist()
+    assert {row["reason"] for row in kept} == {"not utf-8: invalid start byte at byte 2"}
+    assert not Path("runs/tiny/corpus").exists()
+    inspect(Path("runs/tiny"))
+    for number, path in enumerate(sorted((home / "tales").iterdir())):
+        path.write_text(f"Tale {number} of the king and the fox. " * 4)
+    assert what(quietly(only="corpus"))["corpus"] == "made"
+    assert not Path("runs/tiny/corpus.dropped").exists()
+
+
+def test_everything_left_out_is_said(home: Path) -> None:
+    (home / "tales" / "torn.txt").symlink_to("gone.txt")
+    (home / "tales" / "b.png").write_bytes(b"PNG")
+    (home / "tales" / "c.jsonl").write_text('{"text": "' + "A king in a file of lines. </s>" * 9 + '", "score": NaN}')
+    said: list[str] = []
+    run = build("tiny.toml", only="corpus", say=said.append).run
+    assert said == [
+        "left out: 1 × .png (tales/b.png), 1 × link that leads nowhere (tales/torn.txt)",
+        "fields left out of the metadata, as they are no JSON that can be written: 1 × score",
+        "tales/c.jsonl holds </s> 9 times; it is read as ordinary text: each line of a .jsonl is one document: take it "
+        "out of the lines",
+    ]
+    statistics = read_manifest(run / "corpus").statistics
+    assert statistics["left_out"] == {".png": 1, "link that leads nowhere": 1}
+    assert inspect(run / "corpus").facts["left_out"] == statistics["left_out"]
 
 
 def test_the_json_schema_in_the_repository_is_that_of_the_recipe() -> None:

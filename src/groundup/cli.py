@@ -123,7 +123,8 @@ def new(
 
 
 def _show_proposal(proposal: "Proposal", target: Path) -> None:
-    from groundup.corpus.sources import readable
+    from groundup.corpus.refine import told_marks
+    from groundup.corpus.sources import readable, told_left_out
     from groundup.propose import told_duration
 
     sampled, model, machine = proposal.sampled, proposal.model, proposal.machine
@@ -132,12 +133,16 @@ def _show_proposal(proposal: "Proposal", target: Path) -> None:
         ("texts", f"{_counted(sampled.files)}: {about}{sampled.documents:,} documents, {sampled.bytes / 1e6:,.2f} MB"),
         ("letters", ", ".join(f"{share:.1%} {script}" for script, share in list(sampled.scripts.items())[:6])),
     ]
+    if separator := sampled.corpus.separator:
+        texts = round(sampled.separated * sampled.scale)
+        rows.append(("separator", f"{separator}, found in your files: it cuts them into {about}{texts:,} texts"))
+    rows += [("marks", ": ".join(told)) for told in told_marks(sampled.marks.table())]
     if sampled.left_out:
-        rows.append(("left out", f"{_counted(sampled.left_out)}: read are {readable()}"))
+        told = told_left_out(sampled.left_out, sampled.left_out_names)
+        rows.append(("left out", f"{told}: read are {readable()}"))
     if sampled.dropped:
         looked = "" if sampled.is_whole else f" of {sampled.read:,} looked at"
-        told = ", ".join(f"{number:,} × {reason}" for reason, number in sampled.dropped.most_common(6))
-        rows.append(("dropped", f"{sum(sampled.dropped.values()):,} documents{looked}: {told}"))
+        rows.append(("dropped", f"{sum(sampled.dropped.values()):,} documents{looked}: {sampled.tally.told(6)}"))
     often = f"{proposal.passes:.1f} times" if proposal.passes >= 1 else f"{proposal.passes:.0%} of them"
     rows += [
         ("tokens", f"about {proposal.unique_tokens:,.0f} to train on, of {proposal.bytes_per_token:.1f} bytes each"),

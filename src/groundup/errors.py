@@ -19,6 +19,10 @@ class DataError(GroundupError):
     exit_code = 3
 
 
+class MissingError(DataError):
+    """Something that a recipe names is not there."""
+
+
 class DamagedError(DataError):
     """An artifact of ours whose bytes are not the ones that were written."""
 

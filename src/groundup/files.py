@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
-from groundup.errors import DamagedError, DataError, ResourceError, SettingsError, refuse_not_utf8
+from groundup.errors import DamagedError, DataError, MissingError, ResourceError, SettingsError, refuse_not_utf8
 
 FORMAT = 1
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
@@ -222,7 +222,7 @@ def locate(name: str, beside: Path, what: str) -> Path:
     """The path that a recipe names, looked for beside the recipe first, then from the working directory.
 
     Raises:
-        DataError: naming the places where it is not.
+        MissingError: naming the places where it is not.
     """
     with contextlib.suppress(RuntimeError):  # `~nobody` has no home
         tried = [beside / Path(name).expanduser(), Path(name).expanduser()]
@@ -232,8 +232,8 @@ def locate(name: str, beside: Path, what: str) -> Path:
                     return path
         places = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
         hint = f". Nothing in {name} is filled in from the environment: write the path out" if "$" in name else ""
-        raise DataError(f"{what} {name} is missing: looked at {places}{hint}")
-    raise DataError(f"{what} {name} is missing: there is no user of that name")
+        raise MissingError(f"{what} {name} is missing: looked at {places}{hint}")
+    raise MissingError(f"{what} {name} is missing: there is no user of that name")
 
 
 def refuse_nothing(path: Path, wanted: str) -> None:
@@ -472,21 +472,19 @@ class _CheckedZstd(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._ready:
+        while len(self._ready) < len(buffer):
             if self._frame is not None and self._frame.eof:
                 compressed, self._frame = self._frame.unused_data, None
             else:
                 compressed = b""
-            compressed = compressed or self._stream.read(
-                1 << 12
-            )  # small: a few bytes of a hostile frame unfold into megabytes
+            compressed = compressed or self._stream.read(1 << 12)  # small: few bytes may unfold into megabytes
             if not compressed:
                 if self._frame is not None:
                     raise EOFError("the file ends in the middle of a zstd frame")
-                return 0
+                break
             if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._ready = self._frame.decompress(compressed)
+                self._frame = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
+            self._ready += self._frame.decompress(compressed)
         count = min(len(buffer), len(self._ready))
         buffer[:count], self._ready = self._ready[:count], self._ready[count:]
         return count
@@ -496,36 +494,78 @@ class _CheckedZstd(io.RawIOBase):
         super().close()
 
 
-def _open_zstd(path: Path) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(_CheckedZstd(open(path, "rb"))))
+class _Digested(io.RawIOBase):
+    """A file whose bytes go into a sha256 as they are read."""
+
+    def __init__(self, path: Path, sha256: "hashlib._Hash") -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed below)
+        self._sha256 = sha256
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._sha256.update(memoryview(buffer)[:count])
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
+def reading(path: Path, learn: Callable[[str], None] | None = None) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed by its suffix.
+
+    Args:
+        learn: is told the sha256 of the file as it lies on disk, taken of the very bytes that were read here, once the
+            block has ended by itself; what it left unread is read then.
 
     Raises:
         DataError: missing, unreadable, or a compressed stream that is damaged or cut short.
+        ResourceError: a zstd frame whose window does not fit into memory.
     """
+    sha256 = hashlib.sha256()
+    opener = OPENERS.get(path.suffix.lower(), _plain)
     try:
-        with OPENERS.get(path.suffix, _open_plain)(path) as stream:
+        raw = open(path, "rb") if learn is None else io.BufferedReader(_Digested(path, sha256))  # noqa: SIM115
+        with raw, opener(raw) as stream:
             yield stream
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zstandard.ZstdError, zlib.error) as error:
+            if learn is not None:
+                while raw.read(1 << 20):
+                    pass
+                learn(sha256.hexdigest())
+    except zstandard.ZstdError as error:
+        if "memory" in str(error):
+            raise ResourceError(
+                f"{path} needs more memory than there is: {error}. Its zstd window is too long for this machine: "
+                "unpack it elsewhere (zstd -d --long=31), and name the unpacked file"
+            ) from None
         raise DataError(f"{path} is damaged or cut short: {error}") from None
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged or cut short: {error}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def _open_plain(path: Path) -> BinaryIO:
-    return open(path, "rb")
+def _plain(raw: BinaryIO) -> BinaryIO:
+    return raw
 
 
-def _open_gzip(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb"))
+def _unzipped(raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(raw, "rb"))
 
 
-def _open_xz(path: Path) -> BinaryIO:
-    return cast(BinaryIO, lzma.open(path, "rb"))
+def _unpacked_xz(raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, lzma.open(raw, "rb"))
 
 
-OPENERS: dict[str, Callable[[Path], BinaryIO]] = {".gz": _open_gzip, ".xz": _open_xz, ".zst": _open_zstd}
+def _unpacked_zstd(raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_CheckedZstd(raw)))
+
+
+LARGEST_WINDOW = 1 << 31
+"""Bytes of a zstd frame, as `zstd --long=31` writes it. Memory is taken as it fills."""
+OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": _unzipped, ".xz": _unpacked_xz, ".zst": _unpacked_zstd}
+"""By the suffix in small letters."""

@@ -408,7 +408,7 @@ def _hugging_face(found: Findings, progress: Progress) -> None:
         if not found.damage:
             found.damage += [f"{name} holds NaN or Inf" for file in files for name in not_finite(file)]
     elif not found.damage:
-        pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
+        pickles = sorted(file.name for file in path.iterdir() if file.suffix.lower() in PICKLES)
         why = f"only in {pickles[0]}, a pickle, which can run any program when it is loaded" if pickles else "none"
         found.facts["weights"] = f"{why}; ask for model.safetensors"
     tokenizer: Tokenizer | None = None
@@ -639,7 +639,7 @@ def _is_pickle(path: Path) -> bool:
     if zipped:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("data.pkl") for name in archive.namelist())
-    return path.suffix in PICKLES or (begins[:1] == b"\x80" and begins[1:] in b"\x02\x03\x04\x05")
+    return path.suffix.lower() in PICKLES or (begins[:1] == b"\x80" and begins[1:] in b"\x02\x03\x04\x05")
 
 
 def _is_metrics(path: Path) -> bool:

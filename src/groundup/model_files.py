@@ -31,7 +31,7 @@ def model_directory(path: Path) -> Path:
             f"{path} is a recipe; name what `groundup build {path}` makes of it, such as runs/{path.stem}"
         )
     if path.is_file():
-        if path.suffix in PICKLES:
+        if path.suffix.lower() in PICKLES:
             damaged = ", or a file of llama2.c that is not whole" if path.suffix == ".bin" else ""
             raise DataError(
                 f"{path} is a pickle{damaged}: a pickle can run any program when it is loaded; ask for safetensors"

@@ -121,7 +121,7 @@ def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
     files = weight_files(directory)
     if not files:
-        pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix in PICKLES]
+        pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix.lower() in PICKLES]
         if pickles:
             raise DataError(
                 f"{directory} has its weights in {pickles[0]}, a pickle, which can run any program when it is loaded; "

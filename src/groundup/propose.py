@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from groundup.corpus.settings import CorpusSettings
+from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
 from groundup.corpus.survey import Survey
 from groundup.errors import DataError, ResourceError, SettingsError
 from groundup.model.presets import PRESETS, Preset
@@ -109,6 +109,7 @@ class Proposal:
             "files": dict(sampled.files),
             "left_out": dict(sampled.left_out),
             "dropped": dict(sampled.dropped),
+            "marks": sampled.marks.table(),
             "sampled_documents": sampled.read,
             "documents": sampled.documents,
             "bytes": sampled.bytes,
@@ -321,14 +322,32 @@ def _fitted(shape: ModelConfig, texts: _Texts) -> ModelConfig:
     as far as the shape's and the amount of text allow."""
     vocabulary = advise(texts.curve, shape, texts.train_bytes)
     tokens = texts.train_bytes / vocabulary.bytes_per_token
-    wanted = min(shape.context_length, texts.median_bytes / vocabulary.bytes_per_token, tokens / 16)
-    if wanted < 16:
-        raise DataError(
-            f"there are only about {texts.train_bytes:,.0f} bytes of text to train on: far too few to learn from. "
-            "A hundred thousand are a beginning, a million are better; add texts"
-        )
+    _refuse_little(texts, tokens, SHORTEST_CONTEXT)
+    median_tokens = texts.median_bytes / vocabulary.bytes_per_token
+    wanted = max(SHORTEST_CONTEXT, min(shape.context_length, median_tokens, tokens / FEWEST_ROWS_OF_TEXT))
     context = int(min(shape.context_length, 2 ** math.ceil(math.log2(wanted))))
     return vocabulary.model.model_copy(update={"context_length": context})
+
+
+SHORTEST_CONTEXT = 16
+"""Tokens; several documents that are shorter share a row."""
+FEWEST_ROWS_OF_TEXT = 16
+
+
+def _refuse_little(texts: _Texts, tokens: float, context: int) -> None:
+    """
+    Raises:
+        DataError: when the training documents fill too few rows of this context.
+    """
+    if tokens >= FEWEST_ROWS_OF_TEXT * context:
+        return
+    sampled, least = texts.sampled, FEWEST_ROWS_OF_TEXT * context
+    dropped = f" Dropped: {sampled.tally.told()}." if sampled.dropped else ""
+    raise DataError(
+        f"there are only about {texts.train_bytes:,.0f} bytes of text to train on, {tokens:,.0f} tokens; with a "
+        f"context of {context}, {least:,} are the least. Kept are {len(sampled.texts):,} documents of {sampled.read:,} "
+        f"read.{dropped} Add texts: a hundred thousand bytes are a beginning, a million are better"
+    )
 
 
 def _going_on(start: Start, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
@@ -339,11 +358,7 @@ def _going_on(start: Start, texts: _Texts, machine: Machine, seconds: float | No
     context = start.model.context_length
     if not isinstance(start.model.position, LearnedPosition):
         context = min(context, START_CONTEXT, 2 ** int(math.log2(max(16.0, unique / 16))))
-    if unique < 16 * context:
-        raise DataError(
-            f"there are only about {unique:,.0f} tokens of text to train on; with a context of {context:,} "
-            f"{16 * context:,} are a beginning: add texts"
-        )
+    _refuse_little(texts, unique, context)
     model = start.model.model_copy(update={"context_length": context})
     speed = machine.training_flops(model.d_model) / model.training_flops_per_token
     in_time = seconds * speed if seconds is not None else laws.TOKENS_PER_PARAMETER * model.parameters
@@ -398,7 +413,7 @@ def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, publ
     rows = max(FEWEST_ROWS, min(round(batch / context), int(chosen.tokens / FEWEST_STEPS / context)))
     steps = max(FEWEST_ROWS, round(chosen.tokens / (rows * context)))
     micro_batch = MICRO_BATCH_TOKENS_ON_CPU if machine.is_cpu else MICRO_BATCH_TOKENS_ON_GPU
-    opening = _opening_of(texts.sampled.texts)
+    opening = _within(_opening_of(texts.sampled.texts), context - 2)
     corpus = texts.sampled.corpus
     sizes = {key: getattr(model, key) for key in ("context_length", "d_model", "n_layers", "n_heads")}
     return {
@@ -461,11 +476,22 @@ def _opening_of(texts: list[str]) -> str:
 
 
 def _opening(text: str) -> str:
-    line = text.split("\n", 1)[0][:80]
+    line = text.strip().split("\n", 1)[0][:80]
     words = line.split()
     if max(map(len, words)) > 20:  # no blanks between words, as in Japanese
         return line[:8]
     return " ".join(words[:4])
+
+
+def _within(opening: str, most_bytes: int) -> str:
+    """As many whole words as fit, else characters: a token has a byte at least, so a row holds them.
+
+    >>> _within("There was once a", 14), _within("Überraschung", 4)
+    ('There was once', 'Übe')
+    """
+    while len(opening.encode()) > most_bytes and " " in opening:
+        opening = opening.rsplit(" ", 1)[0]
+    return opening.encode()[:most_bytes].decode(errors="ignore")
 
 
 # --- the recipe as text ---
@@ -530,7 +556,8 @@ def _comments(proposal: Proposal) -> dict[str, str]:
         "corpus.sources": "files and folders, looked for beside this file first",
         "corpus.max_document_bytes": "longer ones are cut, so that there are enough to hold some out",
         "corpus.text_field": "the field of a .jsonl line that holds the text",
-        "corpus.filters": "many documents are short, so none is dropped for that",
+        "corpus.separator": "stands between texts in your files; it is no part of them",
+        "corpus.filters": _about_filters(recipe.corpus.filters),
         "tokenizer": "learned on your texts: pairs of tokens that often stand together become one",
         "tokenizer.vocab_size": f"a token is then about {proposal.bytes_per_token:.1f} bytes long; "
         "larger models are suited by more ids",
@@ -555,6 +582,23 @@ def _comments(proposal: Proposal) -> dict[str, str]:
         "evals.prompts": "continued at the end; with an empty one it begins by itself",
         **(going_on if start is not None else {}),
     }
+
+
+def _about_filters(filters: tuple[Filter, ...]) -> str:
+    """Why they are looser than the default ones."""
+    told = []
+    for rule in filters:
+        match rule:
+            case Length(minimum=1):
+                told.append("many documents are short, so none is dropped for that")
+            case Characters(letters=0.0):
+                told.append(
+                    "most have few letters, as code, tables and emoji have, so none is dropped for that; to keep every "
+                    'byte, add unicode = { kind = "none" } and whitespace = { kind = "none" }'
+                )
+            case Characters(replacement=1.0):
+                told.append("most hold U+FFFD, where an earlier conversion could not read: better convert them again")
+    return "; ".join(told)
 
 
 def _inline(value: Any) -> str:

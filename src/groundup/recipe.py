@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from groundup.corpus.settings import CorpusSettings
-from groundup.errors import DamagedError, DataError, SettingsError
+from groundup.errors import DamagedError, DataError, MissingError, SettingsError
 from groundup.evals.settings import EvalSettings
 from groundup.files import (
     Progress,
@@ -168,8 +168,8 @@ class Stage:
     """What decides, besides the inputs, whether it is up to date."""
     inputs: tuple[str, ...]
     """Directories of earlier stages that it reads."""
-    sources: Callable[[Recipe, Path], dict[str, str]]
-    """Name of each input from outside the run → its digest."""
+    sources: Callable[[Recipe, Path, Mapping[str, str], Say], dict[str, str]]
+    """Name of each input from outside the run → its digest; of what is gone, as the third argument has it."""
     make: Callable[[Job], None]
     work: str | None = None
     """Where it keeps unfinished work that it can go on from."""
@@ -247,7 +247,7 @@ def build(
         loaded = _with_recorded_choices(loaded, recorded or _made_with(directory))
         wanted = only or last
         stages = STAGES if wanted is None else _up_to(wanted)
-        stale = _stale(STAGES, loaded, beside, directory, replace)
+        stale = _stale(STAGES, loaded, beside, directory, replace, say)
         if stale and not replace:
             raise SettingsError(_conflict(stale, recorded, loaded, directory))
         if "pretrain" in stale:
@@ -302,7 +302,7 @@ def examine(
         _refuse_foreign(directory)
     before = _up_to("pack")
     with lock(directory):
-        stale = _stale(before, loaded, beside, directory, replace=False)
+        stale = _stale(before, loaded, beside, directory, False, say)
         if stale:
             raise SettingsError(_conflict(stale, _recorded(directory, say), loaded, directory))
         for stage in before:
@@ -360,7 +360,8 @@ def _run_stage(
             f"`groundup {only}` needs the result of `groundup {stage.name}`, which {run} does not have yet: "
             f"run that first, or `groundup build` for all"
         )
-    settings, inputs = stage.settings(recipe), _inputs(stage, recipe, beside, run)
+    settings, inputs = stage.settings(recipe), _inputs(stage, recipe, beside, run, {}, say)
+    shutil.rmtree(_left_behind(target), ignore_errors=True)
     other = _made_elsewhere(stage, settings, inputs, run) if stage.shared else None
     if other is not None:
         share(other, target)
@@ -370,9 +371,15 @@ def _run_stage(
     return Row(stage.name, time.monotonic() - started, "made", read_manifest(target).digest)
 
 
-def _inputs(stage: Stage, recipe: Recipe, beside: Path, run: Path) -> dict[str, str]:
+def _inputs(
+    stage: Stage, recipe: Recipe, beside: Path, run: Path, recorded: Mapping[str, str], say: Say
+) -> dict[str, str]:
+    """
+    Args:
+        recorded: what the stage was made from, if it is finished with these settings: stands for sources that are gone.
+    """
     before = {name: read_manifest(run / name).digest for name in stage.inputs}
-    return {**before, **stage.sources(recipe, beside)}
+    return {**before, **stage.sources(recipe, beside, recorded, say)}
 
 
 def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str], run: Path) -> Path | None:
@@ -392,7 +399,7 @@ def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str], ru
     return None
 
 
-def _stale(stages: Iterable[Stage], recipe: Recipe, beside: Path, run: Path, replace: bool) -> dict[str, str]:
+def _stale(stages: Iterable[Stage], recipe: Recipe, beside: Path, run: Path, replace: bool, say: Say) -> dict[str, str]:
     """Finished or begun stages that no longer fit settings or inputs: name → why.
 
     Raises:
@@ -414,7 +421,8 @@ def _stale(stages: Iterable[Stage], recipe: Recipe, beside: Path, run: Path, rep
                 changed = differences(made["settings"], settings)
                 if not is_made(run / stage.directory) and all(map(stage.may_change, changed)):
                     settings = made["settings"]
-                why = _why_stale(made, settings, _inputs(stage, recipe, beside, run))
+                recorded = {} if changed else made["inputs"]
+                why = _why_stale(made, settings, _inputs(stage, recipe, beside, run, recorded, say))
             if not why and is_made(run / stage.directory):
                 verify(run / stage.directory, stage.kind)
         except DamagedError as error:
@@ -580,24 +588,45 @@ def _check_fits(recipe: Recipe, beside: Path, run: Path, say: Say, begun: bool =
 # The stages
 
 
-def _no_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
+def _no_sources(recipe: Recipe, beside: Path, recorded: Mapping[str, str], say: Say) -> dict[str, str]:
     return {}
 
 
-def _corpus_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
+def _corpus_sources(recipe: Recipe, beside: Path, recorded: Mapping[str, str], say: Say) -> dict[str, str]:
+    """Of a finished corpus, sources that are gone altogether are taken as they were; what is there is compared."""
     from groundup.corpus.refine import source_digests
     from groundup.corpus.sources import find
 
-    return source_digests(find(recipe.corpus, beside))
+    if not recorded:
+        return source_digests(find(recipe.corpus, beside))
+    digests: dict[str, str] = {}
+    gone = []
+    for source in recipe.corpus.sources:
+        try:
+            digests |= source_digests(find(recipe.corpus.model_copy(update={"sources": (source,)}), beside))
+        except MissingError:
+            gone.append(source)
+            within = source.rstrip("/") + "/"
+            digests |= {name: old for name, old in recorded.items() if name == source or name.startswith(within)}
+    if gone:
+        say(f"the sources {', '.join(gone)} are not here: the corpus is taken as it was made")
+    return digests
 
 
-def _tokenizer_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
+def _tokenizer_sources(recipe: Recipe, beside: Path, recorded: Mapping[str, str], say: Say) -> dict[str, str]:
+    name = "existing tokenizer"
     if not isinstance(recipe.tokenizer, Existing):
         return {}
-    return {"existing tokenizer": _existing_tokenizer(recipe.tokenizer, beside).digest}
+    try:
+        return {name: _existing_tokenizer(recipe.tokenizer, beside).digest}
+    except MissingError:
+        if name not in recorded:
+            raise
+        say(f"the tokenizer {recipe.tokenizer.path} is not here: it is taken as it was made")
+        return {name: recorded[name]}
 
 
-def _start_sources(recipe: Recipe, beside: Path) -> dict[str, str]:
+def _start_sources(recipe: Recipe, beside: Path, recorded: Mapping[str, str], say: Say) -> dict[str, str]:
     if recipe.pretrain.start is None:
         return {}
     from groundup.model_files import digest_of
@@ -612,20 +641,35 @@ def _existing_tokenizer(settings: Existing, beside: Path) -> "Tokenizer":
     return Tokenizer.load(path, pattern=settings.split, special=settings.special)
 
 
+def _left_behind(directory: Path) -> Path:
+    """Where a stage that ends in an error leaves what tells why, until it runs again."""
+    return directory.with_name(f"{directory.name}.dropped")
+
+
 def _make_corpus(job: Job) -> None:
-    from groundup.corpus.refine import refine
-    from groundup.corpus.sources import find
+    from groundup.corpus.refine import refine, told_marks
+    from groundup.corpus.sources import find, told_left_out
 
     found = find(job.recipe.corpus, job.beside)
     if found.left_out:
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(found.left_out.items()))
-        job.say(f"left out, because nothing here reads them: {told}")
+        job.say(f"left out: {told_left_out(found.left_out, found.left_out_names)}")
     with making(job.run / "corpus", "corpus", job.settings, job.inputs) as draft:
-        refine(found, job.recipe.corpus, draft, job.progress)
-    dropped = draft.statistics["dropped"]
-    if dropped:
-        told = ", ".join(f"{count:,} × {reason}" for reason, count in dropped.items())
-        job.say(f"dropped: {told}; each with its reason in {job.run / 'corpus' / 'dropped'}")
+        try:
+            refine(found, job.recipe.corpus, draft, job.progress, job.inputs)
+        except DataError as error:
+            if not draft.statistics.get("dropped"):
+                raise
+            kept = (draft.path / "dropped").rename(_left_behind(job.run / "corpus"))
+            raise DataError(f"{error}. What was dropped until then, each with its reason, is in {kept}") from None
+    told = draft.statistics
+    if told["dropped"]:
+        counts = ", ".join(f"{count:,} × {reason}" for reason, count in told["dropped"].items())
+        job.say(f"dropped: {counts}; each with its reason in {job.run / 'corpus' / 'dropped'}")
+    if told["metadata_left_out"]:
+        counts = ", ".join(f"{count:,} × {name}" for name, count in told["metadata_left_out"].items())
+        job.say(f"fields left out of the metadata, as they are no JSON that can be written: {counts}")
+    for line in told_marks(told["marks"]):
+        job.say(": ".join(line))
 
 
 def _make_tokenizer(job: Job) -> None:

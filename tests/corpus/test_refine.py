@@ -8,12 +8,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from groundup.corpus import sources
 from groundup.corpus.document import read_texts
-from groundup.corpus.refine import refine, split_of
+from groundup.corpus.refine import refine, source_digests, split_of, told_marks
 from groundup.corpus.settings import CorpusSettings
-from groundup.corpus.sources import find
-from groundup.errors import DataError
+from groundup.corpus.sources import READERS, find
+from groundup.errors import DataError, ResourceError, SettingsError
 from groundup.files import making, read_manifest
+
+TALE = "Tale number {0} of the long winter by the fire, when the fox went over the hill to the old mill. " * 3
 
 
 def refined(tmp_path: Path, **more: object) -> Path:
@@ -87,6 +90,107 @@ def test_too_little_left_is_an_error_with_the_counts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="0 documents left of 3 read.*2 × shorter than 100.*1 × less than 60%"):
         refined(tmp_path)
     assert not (tmp_path / "corpus").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "seen", "advice"),
+    [
+        ("Grüße".encode("latin-1"), r"1 × not utf-8 \(in/a.txt: invalid start byte at byte 2\)", "corpus.encoding"),
+        (TALE.format(1).encode(), "Dropped: nothing", "add texts"),
+        (TALE.format(1).encode() * 20, "Dropped: nothing", r"cut them with corpus.max_document_bytes = 1000"),
+        (b"", "1 × empty", "add texts"),
+    ],
+)
+def test_advice_is_only_what_can_help(tmp_path: Path, content: bytes, seen: str, advice: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_bytes(content)
+    with pytest.raises(DataError, match=f"{seen}.*What may help: .*{advice}") as caught:
+        refined(tmp_path)
+    assert "corpus.filters" not in str(caught.value)
+    assert "text_field" not in str(caught.value)
+
+
+def test_a_pretty_printed_json_says_what_was_seen_and_what_a_line_should_be(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text(json.dumps([{"text": TALE.format(n)} for n in range(9)], indent=1))
+    with pytest.raises(DataError, match=r"× not JSON \(in/a.jsonl:1: .*the line begins '\['\).*a whole JSON object"):
+        refined(tmp_path)
+
+
+def test_a_source_that_changes_while_it_is_read_stops_the_stage(tmp_path: Path) -> None:
+    lines(tmp_path, [TALE.format(number) for number in range(50)])
+    path = tmp_path / "in" / "a.jsonl"
+    settings = CorpusSettings(sources=("in",))
+    found = find(settings, tmp_path)
+    digests = source_digests(found)
+    assert digests == {"in/a.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+    def meddle(done: int, total: int, name: str) -> None:
+        if not done:
+            with path.open("a") as stream:
+                stream.write('{"text": "another program was here"}\n')
+
+    with (
+        pytest.raises(DataError, match="source in/a.jsonl changed while it was read.*run the same command again"),
+        making(tmp_path / "corpus", "corpus", settings.table(), digests) as draft,
+    ):
+        refine(found, settings, draft, meddle, digests)
+    with (
+        pytest.raises(DataError, match=r"source in/b.txt came or went"),
+        making(tmp_path / "corpus", "corpus", settings.table(), digests) as draft,
+    ):
+        refine(found, settings, draft, digests={**digests, "in/b.txt": "0" * 64})
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_memory_that_runs_out_is_told_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines(tmp_path, [TALE.format(number) for number in range(5)])
+
+    def too_large(*arguments: object) -> str:
+        raise MemoryError
+
+    for place in ("sources.read_jsonl", "refine.clean"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"groundup.corpus.{place}", too_large)
+            patch.setitem(READERS, ".jsonl", sources.read_jsonl)
+            with pytest.raises(ResourceError, match=r"out of memory while reading in/a.jsonl \(0.0 MB\)"):
+                refined(tmp_path)
+
+
+def test_marks_and_fields_left_out_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "stories.txt").write_text("\n<|endoftext|>\n".join(TALE.format(n) for n in range(40)))
+    rows = [json.dumps({"text": TALE.format(n) + " </s>", "score": float("nan")}) for n in range(50, 53)]
+    (tmp_path / "in" / "b.jsonl").write_text("\n".join(rows))
+    statistics = read_manifest(refined(tmp_path)).statistics
+    assert statistics["metadata_left_out"] == {"score": 3}
+    assert statistics["marks"] == {
+        "<|endoftext|>": {"times": 39, "files": 1, "file": "in/stories.txt"},
+        "</s>": {"times": 3, "files": 1, "file": "in/b.jsonl"},
+    }
+    assert list(told_marks(statistics["marks"])) == [
+        (
+            "in/stories.txt holds <|endoftext|> 39 times; it is read as ordinary text",
+            "set corpus.separator = '<|endoftext|>', if documents end there",
+        ),
+        (
+            "in/b.jsonl holds </s> 3 times; it is read as ordinary text",
+            "each line of a .jsonl is one document: take it out of the lines",
+        ),
+    ]
+    statistics = read_manifest(refined(tmp_path, separator="<|endoftext|>")).statistics
+    assert sum(statistics[split]["documents"] for split in ("train", "validation", "test")) == 43
+    assert list(statistics["marks"]) == ["</s>"]
+
+
+@pytest.mark.parametrize(
+    "encoding", ["unicode_escape", "raw_unicode_escape", "punycode", "utf-7", "U7", "idna", "rot13", "hex", "base64"]
+)
+def test_escapes_are_no_encoding_of_files(encoding: str) -> None:
+    with pytest.raises(SettingsError, match=f"encoding: .{encoding}. spells characters or bytes by other characters"):
+        CorpusSettings.from_table({"sources": ["x"], "encoding": encoding}, "corpus")
+    with pytest.raises(SettingsError, match="not an encoding that Python knows"):
+        CorpusSettings.from_table({"sources": ["x"], "encoding": "klingon"})
 
 
 def test_a_100_mb_line_is_cut_into_documents_and_kept_whole(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from groundup.corpus.refine import refine
+from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import find
 from groundup.corpus.survey import SAMPLE_BYTES, survey
 from groundup.errors import DataError
@@ -109,14 +110,66 @@ def test_where_most_documents_are_short_they_are_kept(tmp_path: Path) -> None:
     ],
 )
 def test_scripts_are_told(tmp_path: Path, text: str, scripts: list[str]) -> None:
-    (tmp_path / "a.md").write_text(text)
+    for number in range(3):
+        (tmp_path / f"{number}.md").write_text(f"{number} {text}")
     seen = survey((str(tmp_path),), Path())
     assert list(seen.scripts) == scripts
     assert sum(seen.scripts.values()) == pytest.approx(1)
 
 
-def test_nothing_to_keep_is_refused_with_the_reasons(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("")
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xfd" * 50)
-    with pytest.raises(DataError, match=r"no document would be kept of 2 read. Dropped: 1 × .*; 1 × "):
+@pytest.mark.parametrize(
+    ("files", "answer"),
+    [
+        ({"a.txt": b"", "b.txt": b"\xffoo" * 50}, r"0 documents left of 2 read.*1 × empty; 1 × not utf-8 \(.*byte 0\)"),
+        ({f"{n}.txt": TALE.encode() for n in range(50)}, "1 document left of 50 read.*Dropped: 49 × exact duplicate"),
+        ({"a.txt": b"a" * 300_000}, "left of .* read.* × exact duplicate.*add other texts"),
+    ],
+)
+def test_it_asks_what_the_corpus_stage_will(tmp_path: Path, files: dict[str, bytes], answer: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=answer):
         survey((str(tmp_path),), Path())
+
+
+def test_marks_between_texts_are_found_and_cut_at(tmp_path: Path) -> None:
+    (tmp_path / "stories.txt").write_text("<|endoftext|>".join(TALE.format(number) for number in range(60)))
+    (tmp_path / "more.md").write_text("\n</s>\n".join(TALE.format(number) for number in range(60, 65)))
+    seen = survey((str(tmp_path),), Path())
+    assert seen.corpus.separator == "<|endoftext|>"
+    assert (seen.separated, seen.documents) == (61, 61)
+    assert list(seen.marks.table()) == ["</s>"]  # is told, since there can be one separator
+
+
+def test_struck_out_words_are_no_separators(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.md").write_text(TALE.format(number) + "It was <s>wrong</s> right.")
+    assert survey((str(tmp_path),), Path()).corpus.separator is None
+
+
+@pytest.mark.parametrize(
+    ("text", "filters"),
+    [
+        ("def f{0}(x, y={0}):\n    return [x[{0}] ** {0} for _ in range({0})]\n\n" * 9, {"letters": 0.0}),
+        ("1{0} 22 333, " * 60, {"letters": 0.0}),
+        ("🦊🐻 {0} 🏔️" * 40, {"letters": 0.0}),
+        ("= {0} =", {"minimum": 1, "letters": 0.0}),
+        (
+            "The \ufffd king went over the \ufffd hill number {0} to the well by the old mill. " * 4,
+            {"replacement": 1.0},
+        ),
+    ],
+)
+def test_a_filter_that_would_drop_most_is_loosened(tmp_path: Path, text: str, filters: dict[str, float]) -> None:
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(text.replace("{0}", str(number)))
+    seen = survey((str(tmp_path),), Path())
+    assert len(seen.texts) == 40
+    assert not seen.dropped
+    loosened = {
+        name: value
+        for rule, usual in zip(seen.corpus.filters, CorpusSettings(sources=("x",)).filters, strict=True)
+        for name, value in rule.model_dump().items()
+        if value != usual.model_dump()[name]
+    }
+    assert loosened == filters

@@ -326,7 +326,7 @@ KINDS = [
 def test_nothing_is_named_where_all_is_well(home: Path, settings: list[str]) -> None:
     lines = list(doctor.quick(admitted(home, *settings)))
     assert named(lines) == set(), [line for line in lines if line.verdict != "ok"]
-    assert len(lines) == 18
+    assert len(lines) == 19
 
 
 def test_the_whole_set_tries_learning_going_on_and_cost(home: Path) -> None:
@@ -413,7 +413,7 @@ def test_training_begins_only_after_the_doctor_has_looked(
     build(recipe, ["pretrain.steps=2"], run=run)
     event = json.loads((run / "pretrain" / "events.jsonl").read_text().splitlines()[0])
     assert event["event"] == "doctor"
-    assert event["checks"] == 18
+    assert event["checks"] == 19
     assert "doctor: " in capsys.readouterr().out
 
 
@@ -469,3 +469,11 @@ def test_a_shipped_recipe_raises_no_false_alarm(name: str, tmp_path: Path) -> No
     recipe = Path(__file__).parents[2] / "recipes" / f"{name}.toml"
     lines = list(examine(recipe, run=tmp_path / "run", only_quick=True, say=lambda told: None))
     assert named(lines) == set(), [line for line in lines if line.verdict != "ok"]
+
+
+def test_marks_between_texts_are_named_with_the_setting_that_cuts_there() -> None:
+    line = checks.check_separators({"<|endoftext|>": {"times": 400, "files": 2, "file": "a.txt"}})
+    assert line.verdict == "take care"
+    assert line.seen == "2 files (a.txt, …) hold <|endoftext|> 400 times; it is read as ordinary text"
+    assert line.advice == "set corpus.separator = '<|endoftext|>', if documents end there"
+    assert checks.check_separators({}).verdict == "ok"

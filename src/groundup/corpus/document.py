@@ -31,6 +31,8 @@ class Document:
     source: str
     metadata: str = "{}"
     reason: str | None = None
+    left_out: tuple[str, ...] = ()
+    """Fields of the .jsonl line that cannot be metadata."""
 
     @property
     def id(self) -> str:
@@ -52,7 +54,7 @@ class DocumentWriter:
         row = {"id": document.id, "text": document.text, "source": document.source, "metadata": document.metadata}
         self._rows.append(row if reason is None else {**row, "reason": reason})
         self._waiting_characters += len(document.text)
-        if self._waiting_characters > 16_000_000 or len(self._rows) >= 10_000:
+        if self._waiting_characters > 4_000_000 or len(self._rows) >= 10_000:
             self._flush()
 
     def close(self) -> None:

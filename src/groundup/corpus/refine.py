@@ -1,15 +1,19 @@
 """The corpus stage: read, clean, filter, deduplicate, hold out; nothing dropped without a reason kept beside it."""
 
+import contextlib
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import DROPPED, SPLITS, Document, DocumentWriter, read_batches
 from groundup.corpus.filters import refuse
 from groundup.corpus.settings import CorpusSettings
-from groundup.corpus.sources import Found, read
-from groundup.errors import DataError
+from groundup.corpus.sources import Found, count_marks, read
+from groundup.errors import DataError, ResourceError
 from groundup.files import Draft, Progress, no_progress, sha256_of_file
 
 HISTOGRAM_EDGES = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000]
@@ -28,62 +32,210 @@ def split_of(document_id: str, validation_share: float, test_share: float) -> st
     return "test" if place < validation_share + test_share else "train"
 
 
-def refine(found: Found, settings: CorpusSettings, draft: Draft, progress: Progress = no_progress) -> None:
+@dataclass
+class Tally:
+    """What was dropped, and why."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    """Reason, without the place → documents."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """The first of each whose reason tells more than its count."""
+
+    def add(self, document: Document, reason: str) -> None:
+        """`not utf-8: invalid start byte at byte 17` is counted as `not utf-8`; `dropped/` keeps the whole reason."""
+        short = reason
+        if reason.startswith("line of"):
+            short = "line too long"
+        elif reason.startswith(("not ", "no field", "field ")):
+            short = re.split("[:;]", reason)[0]
+        self.counts[short] += 1
+        if short != reason:
+            self.examples.setdefault(short, f"{document.source}: {reason.removeprefix(f'{short}: ')}")
+
+    def told(self, most: int | None = None) -> str:
+        """In words, the most frequent ones first."""
+        return "; ".join(
+            f"{count:,} × {reason}" + (f" ({self.examples[reason]})" if reason in self.examples else "")
+            for reason, count in self.counts.most_common(most)
+        )
+
+
+ADVICE = {
+    "not utf-8": "convert them to UTF-8 (iconv -f cp1252 -t utf-8, if they are cp1252), or name their encoding in the "
+    "recipe as corpus.encoding",
+    "not JSON": "each line of a .jsonl should be a whole JSON object",
+    "a JSON": "each line of a .jsonl should be a whole JSON object",
+    "not text": "unpack what is compressed",
+    "not ": "corpus.encoding should be how they are encoded",
+    "no field": "set corpus.text_field to one of these fields",
+    "field ": "set corpus.text_field to the field that holds the text",
+    "shorter": "loosen corpus.filters",
+    "longer": "loosen corpus.filters",
+    "less than": "loosen corpus.filters",
+    "more than": "loosen corpus.filters",
+    "exact duplicate": "add other texts, since copies count once",
+    "empty": "add texts",
+}
+"""Begin of a reason → what can be done; the first that fits."""
+
+
+def refuse_too_few(kept: int, kept_bytes: int, read_documents: int, dropped: Tally) -> None:
+    """
+    Raises:
+        DataError: when the documents do not suffice for three splits, with the count of each reason and what may help.
+    """
+    if kept >= len(SPLITS):
+        return
+    each = [next((a for begin, a in ADVICE.items() if why.startswith(begin)), "") for why in dropped.counts]
+    advice = list(dict.fromkeys(filter(None, each)))
+    if kept_bytes >= 1000 * len(SPLITS):
+        advice.append(f"cut them with corpus.max_document_bytes = {max(1000, kept_bytes // (2 * len(SPLITS)))}")
+    raise DataError(
+        f"the corpus has {kept} {'document' if kept == 1 else 'documents'} left of {read_documents:,} read, at least "
+        f"{len(SPLITS)} different ones are needed to train, validate and test. Dropped: {dropped.told() or 'nothing'}. "
+        f"What may help: {'; '.join(advice or ['add texts'])}"
+    )
+
+
+def refine(
+    found: Found,
+    settings: CorpusSettings,
+    draft: Draft,
+    progress: Progress = no_progress,
+    digests: Mapping[str, str] | None = None,
+) -> None:
     """Write `train`, `validation` and `test` documents and the dropped ones, and leave the statistics in `draft`.
 
+    Args:
+        digests: name of each source file → sha256 that its bytes must have as they are read.
+
     Raises:
-        DataError: when too few documents are left, with the count for each reason.
+        DataError: when too few documents are left, with the count for each reason; when a source changed meanwhile.
+            What was dropped is written, and counted in `draft`, even so.
+        ResourceError: out of memory, naming the file that was read.
     """
     seen: set[bytes] = set()
-    reasons: Counter[str] = Counter()
+    dropped_ones, marks = Tally(), Marks()
     histogram: Counter[str] = Counter()
+    odd_fields: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     read_documents = read_bytes = 0
-    writers = {split: DocumentWriter(draft.path / f"{split}.parquet") for split in SPLITS}
-    dropped = DocumentWriter(draft.path / "dropped" / "documents.parquet", DROPPED)
+    name = found.files[0][0]
     try:
-        for raw in _with_progress(found, settings, progress):
-            read_documents += 1
-            read_bytes += len(raw.text.encode())
-            document, reason = judge(raw, settings, seen)
-            if reason:
-                dropped.write(document, reason)
-                count_reasons(reasons, reason)
-                continue
-            split = split_of(document.id, settings.validation_share, settings.test_share)
-            writers[split].write(document)
-            _count(counts[split], document)
-            histogram[_bucket(len(document.text.encode()))] += 1
+        with contextlib.ExitStack() as opened:
+            writers = {split: DocumentWriter(draft.path / f"{split}.parquet") for split in SPLITS}
+            dropped = DocumentWriter(draft.path / "dropped" / "documents.parquet", DROPPED)
+            for writer in (*writers.values(), dropped):
+                opened.callback(writer.close)
+            for name, raw in _read_all(found, settings, progress, digests):
+                read_documents += 1
+                read_bytes += len(raw.text.encode())
+                odd_fields.update(raw.left_out)
+                document, reason = judge(raw, settings, seen)
+                if reason:
+                    dropped.write(document, reason)
+                    dropped_ones.add(document, reason)
+                    continue
+                split = split_of(document.id, settings.validation_share, settings.test_share)
+                writers[split].write(document)
+                _count(counts[split], document)
+                histogram[_bucket(len(document.text.encode()))] += 1
+                marks.count(document.text, name)
+    except MemoryError:
+        raise _out_of_memory(name, dict(found.files)[name]) from None
     finally:
-        for writer in [*writers.values(), dropped]:
-            writer.close()
-    kept = sum(count["documents"] for count in counts.values())
-    if kept < len(SPLITS):
-        field = "corpus.text_field, " if any(reason.startswith("no field") for reason in reasons) else ""
-        told = "; ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common()) or "nothing"
-        raise DataError(
-            f"the corpus has {kept} documents left of {read_documents:,} read, at least {len(SPLITS)} are needed to "
-            f"train, validate and test. Dropped: {told}. Look at {field}corpus.filters, add sources, or cut them with "
-            "a smaller corpus.max_document_bytes"
-        )
+        draft.statistics["dropped"] = dict(dropped_ones.counts.most_common())
+    kept, kept_bytes = (sum(count[what] for count in counts.values()) for what in ("documents", "bytes"))
+    refuse_too_few(kept, kept_bytes, read_documents, dropped_ones)
     _fill_empty_splits(draft.path, counts)
     draft.statistics |= {
         "read": {"documents": read_documents, "bytes": read_bytes, "files": len(found.files)},
         "left_out": dict(sorted(found.left_out.items())),
-        "dropped": dict(reasons.most_common()),
+        "left_out_names": dict(sorted(found.left_out_names.items())),
+        "marks": marks.table(),
+        "metadata_left_out": dict(odd_fields.most_common(20)),
         "documents_by_bytes": {name: histogram[name] for name in _buckets()},
         **{split: dict(counts[split]) for split in SPLITS},
     }
 
 
-def _with_progress(found: Found, settings: CorpusSettings, progress: Progress) -> Iterator[Document]:
-    sizes = [path.stat().st_size for _, path in found.files]
+def _read_all(
+    found: Found, settings: CorpusSettings, progress: Progress, digests: Mapping[str, str] | None
+) -> Iterator[tuple[str, Document]]:
+    """The documents of all files, each with the name of its file."""
+    if digests is not None and digests.keys() != {name for name, _ in found.files}:
+        name = min(digests.keys() ^ {name for name, _ in found.files})
+        raise DataError(f"source {name} came or went meanwhile: {RUN_AGAIN}")
+    sizes = [_size(path) for _, path in found.files]
     done, total = 0, sum(sizes)
     for (name, path), size in zip(found.files, sizes, strict=True):
         progress(done, total, name)
-        yield from read(name, path, settings)
+        learned: list[str] = []
+        try:
+            for document in read(name, path, settings, learned.append if digests else None):
+                yield name, document
+        except MemoryError:
+            raise _out_of_memory(name, path) from None  # named here: of this file, nothing may have come out yet
+        if digests and learned[-1] != digests[name]:
+            raise DataError(
+                f"source {name} changed while it was read: its sha256 was {digests[name][:8]}…, of what was read it is "
+                f"{learned[-1][:8]}…, of {size:,} bytes before and {_size(path):,} now. {RUN_AGAIN}"
+            )
         done += size
     progress(done, total, "")
+
+
+def _out_of_memory(name: str, path: Path) -> ResourceError:
+    return ResourceError(
+        f"out of memory while reading {name} ({_size(path) / 1e6:,.1f} MB), of which no more than some documents or a "
+        "line are held at a time: end other programs, or let this one have more memory"
+    )
+
+
+RUN_AGAIN = "Nothing was made of it; run the same command again when no other program writes to the sources"
+
+
+def _size(path: Path) -> int:
+    """0, if it is gone: reading it says so."""
+    return path.stat().st_size if path.exists() else 0
+
+
+@dataclass
+class Marks:
+    """How often the texts hold what tools put between texts (`sources.MARKS`)."""
+
+    times: Counter[str] = field(default_factory=Counter)
+    files: dict[str, set[str]] = field(default_factory=dict)
+    """Mark → names of the files that hold it."""
+
+    def count(self, text: str, name: str) -> None:
+        for mark, number in count_marks(text).items():
+            self.times[mark] += number
+            self.files.setdefault(mark, set()).add(name)
+
+    def table(self) -> dict[str, Any]:
+        """For each mark that stands there a few times: how often, in how many files, and the name of one."""
+        return {
+            mark: {"times": number, "files": len(self.files[mark]), "file": min(self.files[mark])}
+            for mark, number in self.times.most_common()
+            if number >= FEWEST_MARKS
+        }
+
+
+FEWEST_MARKS = 3
+"""Fewer are a text that speaks of them."""
+
+
+def told_marks(marks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `Marks.table` says, in sentences, each with what to do."""
+    for mark, told in marks.items():
+        holds = f"{told['file']} holds" if told["files"] == 1 else f"{told['files']:,} files ({told['file']}, …) hold"
+        yield (
+            f"{holds} {mark} {told['times']:,} times; it is read as ordinary text",
+            "each line of a .jsonl is one document: take it out of the lines"
+            if ".jsonl" in told["file"].lower()
+            else f"set corpus.separator = {mark!r}, if documents end there",
+        )
 
 
 def judge(raw: Document, settings: CorpusSettings, seen: set[bytes]) -> tuple[Document, str | None]:
@@ -100,15 +252,6 @@ def judge(raw: Document, settings: CorpusSettings, seen: set[bytes]) -> tuple[Do
         return document, "exact duplicate"
     seen.add(key)
     return document, None
-
-
-def count_reasons(reasons: Counter[str], reason: str) -> None:
-    """`not utf-8: invalid start byte at byte 17` is counted as `not utf-8`; `dropped/` keeps the whole reason."""
-    if reason.startswith("line of"):
-        reason = "line too long"
-    elif reason.startswith(("not ", "no field", "field ")):
-        reason = reason.split(":")[0].split(";")[0]
-    reasons[reason] += 1
 
 
 def _count(count: Counter[str], document: Document) -> None:
@@ -157,5 +300,5 @@ def source_digests(found: Found) -> dict[str, str]:
         try:
             digests[name] = sha256_of_file(path)
         except OSError as error:
-            raise DataError(f"cannot read source {name} ({path}): {error.strerror}") from None
+            raise DataError(f"cannot read source {name} ({path}): {error.strerror}. {RUN_AGAIN}") from None
     return digests

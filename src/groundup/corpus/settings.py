@@ -1,5 +1,7 @@
 """Settings of the corpus."""
 
+import codecs
+import contextlib
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -54,6 +56,10 @@ class KeepWhitespace(Settings):
     kind: Literal["none"] = "none"
 
 
+ESCAPES = ("idna", "punycode", "raw-unicode-escape", "unicode-escape", "utf-7")
+"""Encodings of Python's in which a text may also spell half a character."""
+
+
 class CorpusSettings(Settings):
     """Where documents come from, how they are cleaned, and which are kept."""
 
@@ -63,7 +69,9 @@ class CorpusSettings(Settings):
     text_field: str = Field(default="text", min_length=1)
     """The field of a .jsonl line that holds the text."""
     encoding: str = "utf-8"
-    """How .txt and .md files are encoded. A file that is not is dropped with its reason."""
+    """How the files are encoded that begin with no byte-order mark. A file that is not is dropped with its reason."""
+    separator: str | None = Field(default=None, min_length=1)
+    """What stands between documents in .txt and .md files, such as `<|endoftext|>`. If not set, each file is one."""
     max_document_bytes: int = Field(default=100_000, ge=1_000)
     """A longer document is cut, at an empty line where there is one, into documents of at most this many bytes."""
     unicode: Annotated[RepairUnicode | KeepUnicode, Field(discriminator="kind")] = RepairUnicode()
@@ -86,7 +94,14 @@ class CorpusSettings(Settings):
     @classmethod
     def _known_encoding(cls, encoding: str) -> str:
         try:
-            "".encode(encoding)
+            name = codecs.lookup(encoding).name
         except LookupError:
             raise ValueError(f"{encoding!r} is not an encoding that Python knows; try utf-8 or latin-1") from None
-        return encoding
+        with contextlib.suppress(LookupError, UnicodeError):
+            "".encode(encoding)
+            if name not in ESCAPES:
+                return encoding
+        raise ValueError(
+            f"{encoding!r} spells characters or bytes by other characters; it should be how a text file is encoded, "
+            "such as utf-8 or latin-1"
+        )

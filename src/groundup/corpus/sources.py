@@ -1,69 +1,158 @@
 """Sources: files and folders → documents. What cannot be read comes out too, with the reason."""
 
 import codecs
+import errno
+import os
+import re
+import stat
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import orjson
 
 from groundup.corpus.document import Document
 from groundup.corpus.settings import CorpusSettings
-from groundup.errors import DataError
+from groundup.errors import DataError, MissingError
 from groundup.files import OPENERS, locate, reading
 
 PACKAGED = {"groundup:storybook": "storybook.jsonl.gz", "groundup:shakespeare": "shakespeare.txt.gz"}
 MAX_LINE_BYTES = 256_000_000
 """A longer .jsonl line is dropped unread: parsing it would take several times this much memory."""
+CHUNK_BYTES = 1 << 20
+"""Read and decoded at once."""
+SHOWN_BYTES = 100_000
+"""Of a file that cannot be decoded, kept around the place to be looked at."""
+NAMES_KEPT = 5
+"""Of the files left out for one reason."""
+HIDDEN = "hidden, its name begins with a dot"
+MARKS = (
+    "<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "<EOS>", "[EOS]", "</s>", "<|startoftext|>",
+    "<|begin_of_text|>",
+)  # fmt: skip
+"""What tools put between texts in one file: those of GPT-2, Llama 3, Gemma, SentencePiece, gpt-2-simple."""
+COMPRESSED = {b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+"""First bytes of compressed files; none begins a text."""
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, with which it begins
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass
 class Found:
-    """The files of a corpus, and those left out because nothing here reads them."""
+    """The files of a corpus, and what is left out."""
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     """(name in the corpus, path), sorted."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Suffix → number of files."""
+    """Suffix that nothing here reads, or another reason → number of files and folders."""
+    left_out_names: dict[str, list[str]] = field(default_factory=dict)
+    """The first few of each."""
 
 
 def find(settings: CorpusSettings, beside: Path) -> Found:
     """The readable files under the sources, each looked for beside the recipe first, then from the working directory.
 
     Raises:
-        DataError: a source that is missing, or holds nothing readable.
+        MissingError: a source that is not there, or a folder that holds nothing readable.
+        DataError: a file of another kind.
     """
     found = Found()
     for source in settings.sources:
+        if source != _printable(source):
+            raise DataError(
+                f"source {_printable(source)}: a recipe is UTF-8, so it cannot name this file or folder; rename it, or "
+                "name the folder that it is in"
+            )
         root = _locate(source, beside)
         if root.is_file():
             if reader_of(root) is None:
                 raise DataError(f"source {source}: nothing here reads {kind_of(root)!r} files; it reads {readable()}")
             found.files.append((source, root))
             continue
+        if not root.is_dir():
+            raise DataError(f"source {source} ({root}) is a pipe, socket or device; it should be a file or a folder")
         before = len(found.files)
         left_out: Counter[str] = Counter()
-        runs = [place.parent for place in root.rglob("lock") if (place.parent / "recipe.toml").is_file()]
-        for path in sorted(root.rglob("*")):
-            if any(run in path.parents for run in runs):
-                continue  # what groundup itself writes is not a source, wherever the run is kept
-            parts = path.relative_to(root).parts
-            if any(part.startswith(".") for part in parts) or not path.is_file():
+        for parts, path, why in sorted(_walk(root), key=lambda entry: entry[0]):
+            name = _printable("/".join([source.rstrip("/"), *parts]))
+            if why is None and reader_of(path) is None:
+                why = kind_of(path)
+            elif why is None and not os.access(path, os.R_OK):
+                why = "not readable (Permission denied)"
+            if why is None:
+                found.files.append((name, path))
                 continue
-            if reader_of(path) is None:
-                left_out[kind_of(path)] += 1
-            else:
-                found.files.append((_printable("/".join([source.rstrip("/"), *parts])), path))
+            left_out[why] += 1
+            names = found.left_out_names.setdefault(why, [])
+            if len(names) < NAMES_KEPT:
+                names.append(name)
         if len(found.files) == before:
-            others = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-            raise DataError(
+            others = told_left_out(left_out, found.left_out_names)
+            raise MissingError(
                 f"source {source} ({root}) has no readable file; it reads {readable()}, found {others or 'none'}"
             )
         found.left_out += left_out
     return found
+
+
+def _walk(root: Path) -> Iterator[tuple[tuple[str, ...], Path, str | None]]:
+    """Everything under a folder but folders that were entered: parts of its name, path, why it is no source, if so.
+
+    Links are followed, each folder is entered once: first those that stand there, then those that are linked to.
+    """
+    entered: set[tuple[int, int]] = set()
+    folders: list[tuple[tuple[str, ...], Path]] = [((), root)]
+    links: list[tuple[tuple[str, ...], Path]] = []
+    while folders or links:
+        linked = not folders
+        parts, folder = links.pop(0) if linked else folders.pop()
+        try:
+            there = folder.stat()
+            lies_in_it = linked and folder.resolve() in folder.parent.resolve().parents
+            if (there.st_dev, there.st_ino) in entered or lies_in_it:
+                yield parts, folder, "link to a folder that is read already, or in which it lies"
+                continue
+            entered.add((there.st_dev, there.st_ino))
+            if (folder / "lock").exists() and (folder / "recipe.toml").is_file():
+                yield parts, folder, "run of groundup"  # what it writes is not a source, wherever the run is kept
+                continue
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            yield parts, folder, f"not readable ({error.strerror})"
+            continue
+        for entry in entries:
+            below, path = (*parts, entry.name), folder / entry.name
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                nowhere = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+                yield below, path, "link that leads nowhere" if nowhere else f"not readable ({error.strerror})"
+                continue
+            if entry.name.startswith("."):
+                yield below, path, HIDDEN
+            elif stat.S_ISDIR(mode):
+                (links if entry.is_symlink() else folders).append((below, path))
+            else:
+                yield below, path, None if stat.S_ISREG(mode) else "pipe, socket or device"
+
+
+def told_left_out(left_out: Mapping[str, int], names: Mapping[str, list[str]]) -> str:
+    """In words, with some names: `3 × .png (texts/a.png, texts/b.png, …)`."""
+    told = []
+    for why, number in sorted(left_out.items()):
+        some = names.get(why, [])[:2]
+        told.append(f"{number:,} × {why} ({', '.join([*some, '…'] if number > len(some) else some)})")
+    return ", ".join(told)
 
 
 def _locate(source: str, beside: Path) -> Path:
@@ -74,12 +163,20 @@ def _locate(source: str, beside: Path) -> Path:
     return locate(source, beside, "source")
 
 
+def is_compressed(path: Path) -> bool:
+    return path.suffix.lower() in OPENERS
+
+
 def kind_of(path: Path) -> str:
-    """The suffix that chooses the reader: that of `a.txt.gz` is .txt."""
-    suffixes = path.suffixes
-    if suffixes and suffixes[-1] in OPENERS:
+    """The suffix that chooses the reader, in small letters: that of `a.TXT.gz` is .txt.
+
+    >>> kind_of(Path("a.TXT.Gz")), kind_of(Path("a.gz")), kind_of(Path("README"))
+    ('.txt', '.gz', '(no suffix)')
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if len(suffixes) > 1 and is_compressed(path):
         suffixes.pop()
-    return _printable(suffixes[-1].lower()) if suffixes else "(no suffix)"
+    return _printable(suffixes[-1]) if suffixes else "(no suffix)"
 
 
 def _printable(name: str) -> str:
@@ -92,90 +189,312 @@ def readable() -> str:
     return f"{', '.join(READERS)}, also with {', '.join(OPENERS)}"
 
 
-def reader_of(path: Path) -> "Callable[[BinaryIO, str, CorpusSettings], Iterator[Document]] | None":
+def reader_of(path: Path) -> "Callable[[BinaryIO, str, str, CorpusSettings], Iterator[Document]] | None":
     return READERS.get(kind_of(path))
 
 
-def read(name: str, path: Path, settings: CorpusSettings) -> Iterator[Document]:
+def count_marks(text: str) -> Counter[str]:
+    """How often each of `MARKS` stands in a text."""
+    return Counter({mark: number for mark in MARKS if (number := text.count(mark))})
+
+
+def read(
+    name: str,
+    path: Path,
+    settings: CorpusSettings,
+    learn: Callable[[str], None] | None = None,
+    ahead: int = sys.maxsize,
+) -> Iterator[Document]:
     """The documents of one file, none longer than `max_document_bytes`.
+
+    A file that does not decode is one document with its reason. So that no part of it comes out before the bad byte is
+    met, it is decoded twice; nothing of it is held but the part that is being read.
+
+    Args:
+        learn: is told the sha256 of the file's bytes as they were read; the last time that it is called counts.
+        ahead: how many decoded bytes are looked at first: fewer, where only a sample will be taken.
 
     Raises:
         DataError: when the file cannot be opened, or its compression is damaged or cut short.
     """
     reader = reader_of(path)
     assert reader is not None, "find() leaves out files without a reader"
-    with reading(path) as stream:
-        for document in reader(stream, name, settings):
-            yield from _cut(document, settings.max_document_bytes)
-
-
-def read_text(stream: BinaryIO, name: str, settings: CorpusSettings) -> Iterator[Document]:
-    """A whole file as one document."""
-    raw = stream.read()
-    encoding = settings.encoding
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
     try:
-        yield Document(raw.decode(encoding).removeprefix("\ufeff"), name)
-    except UnicodeDecodeError as error:
-        shown = raw.decode(encoding, "backslashreplace") if encoding != "utf-16" else raw.decode("latin-1")
-        yield Document(shown, name, reason=f"not {encoding}: {error.reason} at byte {error.start:,}")
+        with reading(path, learn) as stream:
+            head = stream.peek(4096)  # type: ignore[attr-defined]  # buffered, whichever opener it is
+            encoding, why = _look(head, path, settings.encoding)
+            if why is not None:
+                yield Document(_shown(head, encoding), name, reason=why)
+                return
+            if reader is read_jsonl and encoding == "utf-8":  # broken lines are dropped alone
+                yield from reader(stream, name, encoding, settings)
+                return
+            for text in _decoded(stream, encoding):
+                ahead -= len(text)
+                if ahead < 0:
+                    break
+        with reading(path, learn) as stream:
+            yield from reader(stream, name, encoding, settings)
+    except _UndecodableError as error:
+        start = max(0, error.place - SHOWN_BYTES // 2) & ~3
+        with reading(path, learn) as stream:
+            for skipped in range(0, start, CHUNK_BYTES):
+                stream.read(min(CHUNK_BYTES, start - skipped))
+            shown = _shown(stream.read(SHOWN_BYTES), encoding)
+        yield Document(shown, name, reason=f"not {encoding}: {error.reason} at byte {error.place:,}")
 
 
-def read_jsonl(stream: BinaryIO, name: str, settings: CorpusSettings) -> Iterator[Document]:
+def _look(head: bytes, path: Path, encoding: str) -> tuple[str, str | None]:
+    """The encoding by the first bytes of a file, else the given one; and why they are no text, if so."""
+    for begin, kind in COMPRESSED.items():
+        if head.startswith(begin):
+            again = f"is {path.suffix} within which lies {kind}" if is_compressed(path) else f"begins as {kind} does"
+            return encoding, f"not text: the file {again} ({begin[:2].hex(' ')}); unpack it, or name it by what it is"
+    for mark, marked in BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return marked, None
+    encoding = codecs.lookup(encoding).name
+    for bits in (32, 16) if not encoding.startswith(("utf-16", "utf-32")) and len(head) >= 16 else ():
+        columns = [head[place :: bits // 8] for place in range(bits // 8)]
+        zero = [column.count(0) > 0.9 * len(column) for column in columns]
+        for order, where in (("le", zero[0]), ("be", zero[-1])):
+            if not where and sum(zero) == len(zero) - 1:
+                every = "every second byte is" if bits == 16 else "three of four bytes are"
+                return encoding, (
+                    f"not {encoding}: {every} NUL, as in UTF-{bits} without a byte-order mark (utf-{bits}-{order})"
+                )
+    return encoding, None
+
+
+def _shown(raw: bytes, encoding: str) -> str:
+    """Bytes that are not the text they should be, in a form that can be written and looked at."""
+    if encoding.startswith(("utf-16", "utf-32")):
+        return raw.decode("latin-1")
+    return _printable(raw.decode(encoding, "backslashreplace"))
+
+
+class _UndecodableError(Exception):
+    """A byte that the encoding does not allow; `place` counts from the beginning of the file."""
+
+    def __init__(self, reason: str, place: int) -> None:
+        super().__init__(reason)
+        self.reason, self.place = reason, place
+
+
+def _decoded(stream: BinaryIO, encoding: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    place, ended = 0, False
+    while not ended:
+        raw = stream.read(CHUNK_BYTES)
+        before, ended = len(decoder.getstate()[0]), not raw
+        try:
+            yield decoder.decode(raw, ended)
+        except UnicodeDecodeError as error:
+            raise _UndecodableError(error.reason, place - before + error.start) from None
+        place += len(raw)
+
+
+def _without_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """UTF-8 without the byte-order mark at its beginning."""
+    begun = False
+    for chunk in chunks:
+        yield chunk if begun else chunk.removeprefix(codecs.BOM_UTF8)
+        begun = begun or bool(chunk)
+
+
+def read_text(stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings) -> Iterator[Document]:
+    """A whole file as one document, or as those between the separators; space alone between two of them is none."""
+    separator = settings.separator
+    read_any = False
+    chunks = _without_mark(text.encode() for text in _decoded(stream, encoding))
+    pieces = _split(chunks, separator.encode()) if separator else ((1, chunk) for chunk in chunks)
+    for number, group in groupby(pieces, key=lambda piece: piece[0]):
+        source = f"{name}#{number}" if separator else name
+        for document in _cut((piece for _, piece in group), source, settings.max_document_bytes):
+            if not separator or document.text.strip():
+                read_any = True
+                yield document
+    if not read_any:
+        yield Document("", name)
+
+
+def _split(chunks: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
+    """The bytes between separators, numbered, in pieces as they are read.
+
+    >>> list(_split([b"one-", b"-two--three"], b"--"))
+    [(1, b'one'), (1, b''), (2, b'two'), (3, b'thre'), (3, b'e')]
+    """
+    number, waiting = 1, b""
+    for chunk in chunks:
+        *ended, waiting = (waiting + chunk).split(separator)
+        for piece in ended:
+            yield number, piece
+            number += 1
+        border = max(
+            0, len(waiting) - len(separator) + 1
+        )  # behind it a separator may begin that ends in the next chunk
+        if border:
+            yield number, waiting[:border]
+        waiting = waiting[border:]
+    yield number, waiting
+
+
+def read_jsonl(stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings) -> Iterator[Document]:
     """A JSON object a line; its `text_field` is the document, the other fields its metadata."""
-    number = 0
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        number += 1
+    for number, (line, size) in enumerate(json_lines(stream, encoding), start=1):
         source = f"{name}:{number}"
-        if len(line) > MAX_LINE_BYTES:
-            length = len(line)
-            while line and not line.endswith(b"\n"):
-                line = stream.readline(1 << 20)
-                length += len(line)
-            yield Document("", source, reason=f"line of {length:,} bytes; at most {MAX_LINE_BYTES:,} are read")
-            continue
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if line.strip():
-            yield _from_json(line, source, settings.text_field)
+        if size > MAX_LINE_BYTES:
+            yield Document("", source, reason=f"line of {size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
+        elif line.strip():
+            document = _from_json(line, source, settings.text_field)
+            if document.reason:
+                yield document
+            else:
+                yield from _cut([document.text.encode()], source, settings.max_document_bytes, document)
+
+
+def json_lines(stream: BinaryIO, encoding: str) -> Iterator[tuple[bytes, int]]:
+    """Lines as UTF-8, and their bytes with the line end; one of more than `MAX_LINE_BYTES` comes out empty."""
+    if encoding == "utf-8":  # not decoded here: a line that is something else is dropped alone
+        chunks = _without_mark(iter(lambda: stream.read(CHUNK_BYTES), b""))
+    else:
+        chunks = _without_mark(text.encode() for text in _decoded(stream, encoding))
+    waiting: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        *ended, rest = chunk.split(b"\n")
+        for part in ended:
+            size += len(part) + 1
+            yield (b"" if size > MAX_LINE_BYTES else b"".join([*waiting, part])), size
+            waiting, size = [], 0
+        size += len(rest)
+        waiting = [*waiting, rest] if size <= MAX_LINE_BYTES else []
+    if size:
+        yield b"".join(waiting), size
+
+
+def first_lines(path: Path, encoding: str) -> Iterator[bytes]:
+    """The lines of a .jsonl file, as `read` finds them; none of one whose first bytes are no text."""
+    with reading(path) as stream:
+        marked, why = _look(stream.peek(4096), path, encoding)  # type: ignore[attr-defined]
+        try:
+            yield from (line for line, _ in json_lines(stream, marked) if why is None)
+        except _UndecodableError:
+            return
 
 
 def _from_json(line: bytes, source: str, text_field: str) -> Document:
+    broken: dict[str, str] = {}
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return Document(line.decode("utf-8", "backslashreplace"), source, reason=f"not JSON: {error}")
-    as_text = line.decode().strip()
+        row = _sound_fields(line, broken)
+        if row is None or text_field in broken:
+            return Document(_shown(line, "utf-8"), source, reason=_why_broken(line, text_field, broken, str(error)))
     if not isinstance(row, dict):
-        return Document(as_text, source, reason=f"a JSON {type(row).__name__}, not an object")
+        return Document(line.decode().strip(), source, reason=f"a JSON {type(row).__name__}, not an object")
     text = row.pop(text_field, None)
     if not isinstance(text, str):
         was = f"no field {text_field!r}" if text is None else f"field {text_field!r} is not a string"
-        return Document(as_text, source, reason=f"{was}; fields: {', '.join(row) or 'none'} (set corpus.text_field)")
+        fields = _printable(", ".join([*row, *broken]))
+        shown = _shown(line, "utf-8").strip()
+        return Document(shown, source, reason=f"{was}; fields: {fields or 'none'} (set corpus.text_field)")
     try:
-        return Document(text, source, orjson.dumps(row).decode())
+        metadata = orjson.dumps(row)
+    except orjson.JSONEncodeError:  # nested deeper than is written
+        metadata = orjson.dumps({key: value for key, value in row.items() if _can_be_written(key, value, broken)})
+    return Document(text, source, metadata.decode(), left_out=tuple(map(_printable, broken)))
+
+
+def _why_broken(line: bytes, text_field: str, broken: Mapping[str, str], error: str) -> str:
+    try:
+        line.decode()
+    except UnicodeDecodeError as wrong:
+        return f"not utf-8: {wrong.reason} at byte {wrong.start:,} of the line"
+    if text_field in broken:
+        return f"not JSON in field {text_field!r}: {broken[text_field]}"
+    return f"not JSON: {error}; the line begins {line.decode().strip()[:20]!r}"
+
+
+def _can_be_written(key: str, value: Any, broken: dict[str, str]) -> bool:
+    try:
+        orjson.dumps(value)
     except orjson.JSONEncodeError as error:
-        return Document(text, source, reason=f"not JSON that can be written again: {error}")
+        broken[key] = str(error)
+    return key not in broken
 
 
-def _cut(document: Document, limit: int) -> Iterator[Document]:
-    """Documents of at most `limit` UTF-8 bytes, cut after an empty line, else a line, a blank, a character."""
-    raw = document.text.encode()
-    if document.reason or len(raw) <= limit:
-        yield document
-        return
-    part = start = 0
-    while start < len(raw):
-        end = min(start + limit, len(raw))
-        if end < len(raw):
-            end = _boundary(raw, start, end)
-        part += 1
-        yield Document(raw[start:end].decode(), f"{document.source}#{part}", document.metadata)
-        start = end
+def _sound_fields(line: bytes, broken: dict[str, str]) -> dict[str, Any] | None:
+    """The fields of an object that can be read; the others go into `broken` with their errors. None: it is no object.
+
+    >>> broken = {}
+    >>> _sound_fields(b'{"text": "a", "score": NaN, "tags": [1, 2]}', broken), list(broken)
+    ({'text': 'a', 'tags': [1, 2]}, ['score'])
+    """
+    fields = _fields(line)
+    if fields is None:
+        return None
+    sound = {}
+    for key, value in fields:
+        try:
+            name = orjson.loads(key)
+        except orjson.JSONDecodeError as error:
+            broken[_shown(key.strip(), "utf-8")] = str(error)
+            continue
+        try:
+            sound[name] = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            broken[name] = str(error)
+    return sound
 
 
-def _boundary(raw: bytes, start: int, end: int) -> int:
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
+_CLOSING = {b"{": b"}", b"[": b"]"}
+
+
+def _fields(line: bytes) -> list[tuple[bytes, bytes]] | None:
+    """Key and value as they are written, of each field of an object whose brackets match; None where it is none."""
+    fields: list[tuple[bytes, bytes]] = []
+    open_brackets: list[bytes] = []
+    begin, colon = 0, None
+    for token in _TOKEN.finditer(line):
+        mark = token[0]
+        if not open_brackets and (mark != b"{" or fields):
+            return None
+        if mark in _CLOSING:
+            open_brackets.append(mark)
+            begin = begin if len(open_brackets) > 1 else token.end()
+        elif mark == b":" and len(open_brackets) == 1 and colon is None:
+            colon = token.start()
+        elif mark in (b",", b"}", b"]"):
+            if mark != b"," and _CLOSING[open_brackets.pop()] != mark:
+                return None
+            if len(open_brackets) == (mark == b","):
+                if colon is None:
+                    return None
+                fields.append((line[begin:colon], line[colon + 1 : token.start()]))
+                begin, colon = token.end(), None
+    return fields if fields and not open_brackets else None
+
+
+def _cut(pieces: Iterable[bytes], source: str, limit: int, like: Document | None = None) -> Iterator[Document]:
+    """Documents of at most `limit` UTF-8 bytes, cut after an empty line, else a line, a space, a character."""
+    like = like or Document("", source)
+    waiting, part = bytearray(), 0
+    for piece in pieces:
+        waiting += piece
+        start = 0
+        while len(waiting) - start > limit:
+            end = _boundary(waiting, start, start + limit)
+            part += 1
+            yield Document(waiting[start:end].decode(), f"{source}#{part}", like.metadata, left_out=like.left_out)
+            start = end
+        del waiting[:start]
+    name = f"{source}#{part + 1}" if part else source
+    yield Document(waiting.decode(), name, like.metadata, left_out=like.left_out)
+
+
+def _boundary(raw: bytearray, start: int, end: int) -> int:
     for mark in (b"\n\n", b"\r\n\r\n", b"\n", b" "):
         found = raw.rfind(mark, start + (end - start) // 2, end)
         if found >= 0:
@@ -185,7 +504,7 @@ def _boundary(raw: bytes, start: int, end: int) -> int:
     return end
 
 
-READERS: dict[str, Callable[[BinaryIO, str, CorpusSettings], Iterator[Document]]] = {
+READERS: dict[str, Callable[[BinaryIO, str, str, CorpusSettings], Iterator[Document]]] = {
     ".txt": read_text,
     ".md": read_text,
     ".jsonl": read_jsonl,

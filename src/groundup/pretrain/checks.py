@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.batch import Batch, split, to, total_weight
+from groundup.corpus.refine import told_marks
 from groundup.errors import GroundupError
 from groundup.losses import Loss
 from groundup.model.feedforward import GatedFeedForward, PlainFeedForward
@@ -135,6 +136,14 @@ def check_round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> Line:
         return judged("tokenizer", f"{seen}; not {lost[0][:40]!r}", SETTINGS,
                       "the model cannot write what it reads: take another tokenizer")  # fmt: skip
     return Line("tokenizer", seen)
+
+
+def check_separators(marks: Mapping[str, Any]) -> Line:
+    """What the corpus counted of the marks that tools put between texts (`corpus.refine.Marks`)."""
+    told = list(told_marks(marks))
+    if not told:
+        return Line("separators", "no mark such as <|endoftext|> stands in the texts")
+    return Line("separators", "; ".join(seen for seen, _ in told), "take care", told[0][1])
 
 
 def check_vocabulary(statistics: Mapping[str, Any], special: int) -> Line:

@@ -133,6 +133,8 @@ def _quick(patient: Patient, tokens: int) -> Iterator[tuple[str, Line]]:
     yield "settings", checks.check_length(config, settings, len(patient.train.ids))
     corpus, tokenizer = patient.places.corpus / "train.parquet", patient.tokenizer
     texts = list(islice(read_texts(corpus), 8)) if corpus.is_file() else []
+    if is_made(patient.places.corpus):
+        yield "text", checks.check_separators(read_manifest(patient.places.corpus).statistics.get("marks", {}))
     yield "text", checks.check_round_trip(tokenizer, texts)
     if is_made(patient.places.shards):
         statistics_ = read_manifest(patient.places.shards).statistics

@@ -125,7 +125,7 @@ def convert(tokenizer: "Tokenizer", target: Path) -> None:
 
 def _plain_name(path: Path) -> str:
     """The name without the suffix of a compression."""
-    return path.name.removesuffix(path.suffix) if path.suffix in OPENERS else path.name
+    return path.name.removesuffix(path.suffix) if path.suffix.lower() in OPENERS else path.name
 
 
 def _merges_of(vocabulary: Path) -> Path:
