@@ -226,13 +226,17 @@ _stage_command("pretrain", ("model", "pretrain"), "Train the model on the shards
     epilog=_example(
         "groundup eval recipes/storybook.toml",
         "groundup eval runs/storybook another-book.txt",
+        "groundup eval runs/storybook letters.jsonl corpus.text_field=body",
     ),
 )
 def evaluate(
     target: Annotated[Path, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
     rest: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FILE|KEY=VALUE", help="Files or folders to score; with a recipe, overrides."),
+        typer.Argument(
+            metavar="FILE|KEY=VALUE",
+            help="Files or folders to score, and how they are read (corpus.…); with a recipe, any settings.",
+        ),
     ] = None,
     run: Run = None,
     replace: Replace = False,
@@ -254,10 +258,12 @@ def evaluate(
         raise SettingsError(f"--run and --replace go with a recipe; {target} is not one")
     elif rest:
         settings = [word for word in rest if "=" in word and not Path(word).exists()]
-        if settings:
+        files = tuple(word for word in rest if word not in settings)
+        others = [word for word in settings if not word.startswith("corpus.")]
+        if others or not files:
             raise SettingsError(
-                f"{settings[0]} changes a setting, which only a recipe has; {target} is not one. Name files to "
-                f"score, or a recipe: groundup eval RECIPE.toml {settings[0]}"
+                f"{(others or settings)[0]} is given, but no recipe: with {target}, name files to score and, if need "
+                "be, how they are read, such as corpus.text_field=body"
             )
         from groundup.evals.run import score_files
         from groundup.evals.score import table_of
@@ -265,9 +271,10 @@ def evaluate(
 
         model, tokenizer = load_with_tokenizer(target, device)
         own = target / "recipe.toml"
-        corpus = Recipe.load(own).corpus if own.is_file() else CorpusSettings(sources=tuple(rest))
+        corpus = Recipe.load(own).corpus if own.is_file() else CorpusSettings(sources=files)
+        corpus = corpus.override(setting.removeprefix("corpus.") for setting in settings)
         with terminal.watch("eval") as progress:
-            result = table_of(score_files(model, tokenizer, tuple(rest), corpus, progress))
+            result = table_of(score_files(model, tokenizer, files, corpus, progress))
     elif (target / "evals" / "test.json").is_file():
         verify(target / "evals", "evals")
         result = json.loads((target / "evals" / "test.json").read_bytes())

@@ -171,7 +171,9 @@ def _go_on(run: Path) -> str:
     with the recipe that it was begun with."""
     copy = run / "recipe.toml"
     try:
-        find(Recipe.load(copy).corpus, copy.parent)
+        corpus = Recipe.load(copy).corpus
+        if not is_made(run / "corpus"):  # a corpus that is made needs its sources no more
+            find(corpus, copy.parent)
         return _command("build", copy, "--run", run)
     except GroundupError:
         return _command("build", "RECIPE", "--run", run)

@@ -153,7 +153,8 @@ def _batches(
                 yield batch
                 batch, waiting = [], 0
         if not taken:
-            raise DataError(f"{source} has no text: nothing to compare on")
+            why = "; ".join(f"{count:,} × {reason.removeprefix(f'{source}: ')}" for reason, count in left_out.items())
+            raise DataError(f"{source} has no text to compare on. Left out: {why or 'nothing'}")
     if batch:
         yield batch
     progress(len(sources), len(sources), "")
