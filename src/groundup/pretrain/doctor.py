@@ -126,8 +126,9 @@ class Patient:
             batch = dataclasses.replace(batch, weight=batch.weight * counted)
         pieces = -(-len(batch.tokens) // self.settings.micro_batch_rows)
         loss, parts = dataclasses.replace(self.assembled, scaler=None).gradients(self.settings, pieces)(batch)
-        gradients = {name: weight.grad for name, weight in self.assembled.masters.copies.items()}
-        self.assembled.optimizer.zero_grad()
+        gradients = {}
+        for name, weight in self.assembled.masters.copies.items():
+            gradients[name], weight.grad = weight.grad, None
         return parts.get("next_token", loss).item(), gradients
 
 
