@@ -15,6 +15,8 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from hypothesis import HealthCheck
+from hypothesis import settings as drawing
 
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
@@ -22,6 +24,8 @@ from groundup.recipe import build
 from groundup.tokenizer.tokenizer import Tokenizer
 
 torch.set_num_threads(1)  # small tensors; and test files run side by side
+drawing.register_profile("any machine", drawing.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+drawing.load_profile("any machine")  # however busy it is
 SHARED = Path(os.environ.get("GROUNDUP_SHARED", Path(__file__).parents[2] / "shared"))
 WORDS = "the king and the little fox went over the hill to find a golden apple for the old queen who sat by the well"
 

@@ -5,14 +5,19 @@ import hashlib
 import lzma
 import os
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from groundup.errors import DataError, ResourceError
 from groundup.files import (
@@ -45,6 +50,30 @@ def test_a_made_directory_has_the_digest_of_what_is_in_it(tmp_path: Path) -> Non
     assert one.digest == two.digest != other.digest
     assert verify(tmp_path / "one").statistics == {"letters": 5}
     assert one.made["seconds"] >= 0
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_every_file_of_an_artifact_has_the_mode_that_open_gives(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with making(tmp_path / "a", "note", {}, {}) as draft:
+            (draft.path / "sub").mkdir()
+            for place in ("private", "sub/private"):
+                os.close(os.open(draft.path / place, os.O_CREAT | os.O_WRONLY, 0o600))
+            save_file({"weight": np.zeros(3, np.float32)}, draft.path / "model.safetensors")
+            pq.write_table(pa.table({"text": ["a"]}), draft.path / "train.parquet")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert len(files) == 5  # manifest.json too
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}
+
+
+def test_a_shared_artifact_keeps_the_modes_that_its_owner_gave_it(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    (tmp_path / "a" / "sub" / "text").chmod(0o640)
+    share(tmp_path / "a", tmp_path / "b")
+    assert stat.S_IMODE((tmp_path / "b" / "sub" / "text").stat().st_mode) == 0o640
 
 
 def test_digest_is_the_sha256_of_the_canonical_manifest_without_made(tmp_path: Path) -> None:

@@ -22,12 +22,42 @@ LONGER = [
     "pretrain.validate_every=50",
     "pretrain.sample_every=50",
 ]
-PATIENCE = 120  # seconds; a bound on a hang, not a claim about speed
+PATIENCE = 1200  # seconds; a bound on a hang, not a claim about speed
+HAPPENING = """
+import os, signal, sys
+from groundup import checkpoint, cli, files
+from groundup.pretrain import log, speed
+from groundup.tokenizer import count, tokenizer
+
+def happens(asked, owner, name, when=lambda *given: True, times=1, after=False):
+    # This process gets the signal when that function is called the so-manieth time with what `when` is true of.
+    function, left = getattr(owner, name), times
+
+    def called(*given, **options):
+        nonlocal left
+        hit = when(*given)
+        left -= hit
+        if hit and left == 0 and not after:
+            os.kill(os.getpid(), asked)
+        value = function(*given, **options)
+        if hit and left == 0 and after:
+            os.kill(os.getpid(), asked)
+        return value
+
+    setattr(owner, name, called)
+
+"""
+"""A process is asked to stop, or killed, by itself at a place of its work: a watcher may look too late."""
 
 
-def start(home: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+def at_step(number: int, asked: signal.Signals) -> str:
+    return f"happens({asked:d}, log.RunLog, 'step', lambda log, step, *rest: step.number == {number})"
+
+
+def start(home: Path, *arguments: str, happening: str = "", **environment: str) -> "subprocess.Popen[str]":
+    program = ["-c", f"{HAPPENING}{happening}\ncli.main()"] if happening else ["-m", "groundup"]
     return subprocess.Popen(
-        [sys.executable, "-m", "groundup", *arguments],
+        [sys.executable, *program, *arguments],
         cwd=home,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -84,13 +114,8 @@ def test_killed_at_random_steps_the_run_is_the_unbroken_one(recipe: Path, precis
     code, told = finish(start(home, *arguments, "--run", "unbroken"))
     assert code == 0, told
     draw = random.Random()  # another moment in every test run
-    for _ in range(3):
-        process = start(home, *arguments, "--run", "killed")
-        before = steps_written(home / "killed")
-        goal = min(before + draw.randrange(10, 60), 150)
-        wait_for(process, lambda goal=goal: steps_written(home / "killed") >= goal)
-        time.sleep(draw.random() * 0.05)
-        process.kill()
+    for number in sorted(draw.sample(range(16, 160), 3)):
+        process = start(home, *arguments, "--run", "killed", happening=at_step(number, signal.SIGKILL))
         assert finish(process)[0] == -signal.SIGKILL
     code, told = finish(start(home, *arguments, "--run", "killed"))
     assert code == 0, told
@@ -102,14 +127,11 @@ def test_killed_at_random_steps_the_run_is_the_unbroken_one(recipe: Path, precis
 def test_killed_while_it_writes_a_checkpoint(recipe: Path, unbroken: Path) -> None:
     home, run = recipe.parent, recipe.parent / "killed"
     checkpoints = run / "pretrain" / "checkpoints"
-    for number in (1, 2, 3):
-        process = start(home, "build", "tiny.toml", *LONGER, "--run", "killed")
-        wait_for(
-            process,
-            lambda n=number: len(list(checkpoints.glob(".step-*.partial"))) > 0 and steps_written(run) >= 15 * n - 15,
-        )
-        process.kill()
-        finish(process)
+    second = f"happens({signal.SIGKILL:d}, checkpoint._Safetensors, 'finish', times=2)"
+    for _ in range(3):
+        process = start(home, "build", "tiny.toml", *LONGER, "--run", "killed", happening=second)
+        assert finish(process)[0] == -signal.SIGKILL
+        assert len(list(checkpoints.glob(".step-*.partial"))) == 1
     code, told = finish(start(home, "build", "tiny.toml", *LONGER, "--run", "killed"))
     assert code == 0, told
     assert not list(checkpoints.glob(".*"))
@@ -129,12 +151,10 @@ def test_asked_to_stop_while_precisions_are_timed(recipe: Path) -> None:
     """Fault C3: in the warm-up there is nothing to save, so it ends at once."""
     home, run = recipe.parent, recipe.parent / "early"
     recipe.write_text(recipe.read_text().replace('precision = "float32"\n', ""))
-    process = start(home, "build", "tiny.toml", "--run", "early")
-    wait_for(process, (run / "shards" / "manifest.json").is_file)
-    time.sleep(1.5 + random.random())
-    process.send_signal(signal.SIGTERM)
-    code, told = finish(process)
+    timed = f"happens({signal.SIGTERM:d}, speed, 'time_steps')"
+    code, told = finish(start(home, "build", "tiny.toml", "--run", "early", happening=timed))
     assert code == 75, told
+    assert not (run / "pretrain" / "metrics.jsonl").exists()
     assert "Traceback" not in told
     code, told = finish(start(home, "build", "tiny.toml", "--run", "early"))
     assert code == 0, told
@@ -143,11 +163,9 @@ def test_asked_to_stop_while_precisions_are_timed(recipe: Path) -> None:
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_says_so_and_goes_on(recipe: Path, unbroken: Path, asked: signal.Signals) -> None:
     home, run = recipe.parent, recipe.parent / "stopped"
-    process = start(home, "build", "tiny.toml", *LONGER, "--run", "stopped")
-    wait_for(process, lambda: steps_written(run) >= 20)
-    process.send_signal(asked)
-    code, told = finish(process)
-    assert code == 75
+    happening = at_step(23, asked)
+    code, told = finish(start(home, "build", "tiny.toml", *LONGER, "--run", "stopped", happening=happening))
+    assert code == 75, told
     assert "saved at step" in told
     assert "Go on with: " in told
     events = [json.loads(line) for line in (run / "pretrain" / "events.jsonl").read_text().splitlines()]
@@ -166,11 +184,10 @@ def test_killed_in_any_other_stage_the_next_build_completes(recipe: Path, stage:
     text = recipe.read_text().replace('"tales"', '"groundup:storybook"').replace("max_tokens = 8", "max_tokens = 400")
     recipe.write_text(text)
     arguments = ["build", "tiny.toml", "tokenizer.vocab_size=2048", "pretrain.steps=5", "--run", "killed"]
-    process = start(home, *arguments)
-    wait_for(process, (run / f".{stage}.partial").is_dir)
-    time.sleep(random.random() * 0.2)
-    process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
+    place = random.choice(["Draft", "_digest_files"])  # at its beginning, or when all but the manifest is written
+    killed = f"happens({signal.SIGKILL:d}, files, '{place}', lambda path, *rest: path.name == '.{stage}.partial')"
+    assert finish(start(home, *arguments, happening=killed))[0] == -signal.SIGKILL
+    assert (run / f".{stage}.partial").is_dir()
     assert not (run / stage).exists(), "nothing half-written is taken for whole"
     code, told = finish(start(home, *arguments))
     assert code == 0, told
@@ -182,11 +199,10 @@ def test_killed_in_any_other_stage_the_next_build_completes(recipe: Path, stage:
 def test_ctrl_c_in_another_stage_keeps_what_was_finished(recipe: Path) -> None:
     home, run = recipe.parent, recipe.parent / "stopped"
     recipe.write_text(recipe.read_text().replace('"tales"', '"groundup:storybook"'))
-    process = start(home, "build", "tiny.toml", "tokenizer.vocab_size=4096", "--run", "stopped")
-    wait_for(process, (run / ".tokenizer.partial").is_dir)
-    process.send_signal(signal.SIGINT)
-    code, told = finish(process)
-    assert code == 75
+    learning = f"happens({signal.SIGINT:d}, tokenizer, 'learn_merges')"
+    words = ("build", "tiny.toml", "tokenizer.vocab_size=4096", "--run", "stopped")
+    code, told = finish(start(home, *words, happening=learning))
+    assert code == 75, told
     assert "Go on with: " in told
     assert "Traceback" not in told
     verify(run / "corpus")
@@ -206,10 +222,8 @@ def test_two_runs_in_one_directory_the_second_is_refused(recipe: Path) -> None:
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(recipe: Path, unbroken: Path) -> None:
     home, run = recipe.parent, recipe.parent / "killed"
-    process = start(home, "build", "tiny.toml", *LONGER, "--run", "killed")
-    wait_for(process, lambda: steps_written(run) >= 70)
-    process.kill()
-    finish(process)
+    happening = at_step(73, signal.SIGKILL)
+    finish(start(home, "build", "tiny.toml", *LONGER, "--run", "killed", happening=happening))
     newest = sorted((run / "pretrain" / "checkpoints").glob("step-*"))[-1]
     weights = newest / "model-00001-of-00001.safetensors"
     raw = bytearray(weights.read_bytes())
@@ -233,10 +247,9 @@ def test_killed_while_learning_the_same_vocabulary_comes_out(recipe: Path) -> No
     assert finish(start(home, "corpus", "tiny.toml", "--run", "whole"))[0] == 0
     shutil.copytree(home / "whole", home / "apart" / "killed")  # apart, or it would share what the other makes
     assert finish(start(home, *learn, "--run", "whole"))[0] == 0
-    process = start(home, *learn, "--run", "apart/killed")
-    wait_for(process, (home / "apart" / "killed" / ".tokenizer.counts" / "counted.json").is_file)
-    process.kill()
-    finish(process)
+    counted = f"happens({signal.SIGKILL:d}, count.PieceCounter, 'save', after=True)"
+    assert finish(start(home, *learn, "--run", "apart/killed", happening=counted))[0] == -signal.SIGKILL
+    assert (home / "apart" / "killed" / ".tokenizer.counts" / "counted.json").is_file()
     assert not (home / "apart" / "killed" / "tokenizer").exists()
     process = start(home, *learn, "--run", "apart/killed", PYTHONHASHSEED="7")
     if hasattr(os, "sched_setaffinity"):

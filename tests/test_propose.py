@@ -91,7 +91,7 @@ def test_the_estimate_of_tokens_is_near_what_the_tokenizer_then_makes(tales: Sur
     assert plan.unique_tokens == pytest.approx(1_170_000, rel=0.15)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     number=st.integers(20, 300),
     words_each=st.integers(30, 400),

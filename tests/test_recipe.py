@@ -57,6 +57,14 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+def test_every_file_of_a_run_has_the_mode_that_open_gives(finished_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "opened").write_text("")
+    files = [path for path in (finished_home / "runs").rglob("*") if path.is_file()]
+    assert {"model.safetensors", "train.parquet", "train.npy", "lock", "metrics.jsonl"} <= {path.name for path in files}
+    wanted = (tmp_path / "opened").stat().st_mode
+    assert [path for path in files if path.stat().st_mode != wanted] == []
+
+
 def test_a_build_makes_everything_once_and_then_nothing(home: Path) -> None:
     first = quietly()
     assert set(what(first).values()) == {"made"}

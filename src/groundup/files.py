@@ -19,6 +19,7 @@ import platform
 import shlex
 import shutil
 import socket
+import stat
 import sys
 import time
 import zlib
@@ -107,6 +108,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
             partial.mkdir()
             draft = Draft(partial)
             yield draft
+            _let_others_read(partial)
             files = _digest_files(partial)
             for name, sha256 in draft.meant.items():
                 if files[name][1] != sha256:
@@ -139,6 +141,19 @@ def refuse_in_the_way(directory: Path) -> None:
             f"{directory} is in the way: it is not an artifact of groundup, or has lost its manifest.json. "
             "Move it, or use another --run"
         )
+
+
+def _let_others_read(directory: Path) -> None:
+    """Give the files in a new directory the mode that `open` gives: some libraries write for their owner alone.
+
+    What the umask allows is told by the directory itself; to ask the process for it is to change it in all threads.
+    """
+    wanted = directory.stat().st_mode & 0o666
+    for path in directory.rglob("*"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if path.is_file() and mode | wanted != mode:
+            with contextlib.suppress(PermissionError):  # a file system whose modes are fixed
+                path.chmod(mode | wanted)
 
 
 def _digest_files(directory: Path) -> dict[str, tuple[int, str]]:

@@ -580,9 +580,10 @@ def _check_fits(recipe: Recipe, beside: Path, run: Path, say: Say, begun: bool =
     from groundup.tokenizer.tokenizer import Tokenizer
 
     places = _places(recipe, beside, run)
-    check_fits(recipe.model, places, [recipe.pretrain.sample_prompt, *recipe.evals.prompts])
+    prompts = [recipe.pretrain.sample_prompt, *recipe.evals.prompts]
+    check_fits(recipe.model, places, prompts)
     if places.start is not None and not begun:
-        check_start(places.start, recipe.model, Tokenizer.load(places.tokenizer), say)
+        check_start(places.start, recipe.model, Tokenizer.load(places.tokenizer), places.shards, prompts, say)
 
 
 # The stages

@@ -35,7 +35,7 @@ def ask(port: int) -> Ask:
         lines = {"host": f"localhost:{port}", "connection": "close"}
         lines |= {name.replace("_", "-"): value for name, value in headers.items()}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=600) as connection:
             connection.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
             answer = b""
             while read := connection.recv(1 << 16):
@@ -153,7 +153,7 @@ def test_a_port_in_use_is_named_with_the_next_free_one(tmp_path: Path) -> None:
         with listen(free) as other:
             assert address(other).endswith(f":{free}/")
         command = [sys.executable, "-m", "groundup", "watch", str(tmp_path), "--port", str(port)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert ended.returncode == 4
     assert ended.stderr.startswith(f"groundup: port {port} is in use")
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from groundup.recipe import Recipe, build, examine
 from groundup.shards import Tokens
 from groundup.tokenizer.tokenizer import Tokenizer
 
+WORDS = "the king and the little fox went over the hill to find a golden apple for the old queen who sat by the well"
 TALES = """
 name = "tales"
 
@@ -399,6 +401,155 @@ def test_a_model_that_knows_the_answer_before_training_is_stopped() -> None:
     assert checks.check_start(9.0, 512, 64).verdict == "take care"
 
 
+@pytest.mark.parametrize(
+    ("loss", "known", "verdict", "told"),
+    [
+        (1.3, 1.3, "ok", "1.300 on the rows; a model that knows nothing has ln 512 = 6.238"),
+        (5.5, 5.5, "take care", "only how often each token occurs 4.900"),  # far texts
+        (6.1, 6.1, "stop", "ln 512 = 6.238"),
+        (9.0, 9.0, "stop", "9.000 on the rows"),
+        (6.4, 4.0, "ok", "4.000 without the tokens that were added to the vocabulary"),
+        (6.4, 6.2, "stop", "6.200 without"),
+        (math.nan, math.nan, "stop", "nan on the rows"),
+        (math.inf, math.inf, "stop", "inf on the rows"),
+    ],
+)
+def test_a_trained_start_is_judged_by_what_it_knows_of_these_ids(
+    loss: float, known: float, verdict: str, told: str
+) -> None:
+    line = checks.check_trained_start(loss, known, "the rows", 512, 4.9)
+    assert line.verdict == verdict
+    assert told in line.seen
+
+
+@pytest.mark.parametrize(
+    ("rises", "rate", "verdict"),
+    [
+        ([0.0, -0.01, 0.01, 0.5, 3.0, 9.0], 1e-4, "ok"),  # has nothing left to learn, and forgets only at 0.1
+        ([0.0, -0.3, -0.9, -1.0, 3.0, 9.0], 1e-2, "ok"),
+        ([0.0, -0.3, -0.9, -1.0, 3.0, 9.0], 0.05, "take care"),
+        ([0.0, -0.3, -0.9, -1.0, 3.0, 9.0], 0.1, "stop"),
+        ([0.0, 0.0, 0.0, 4.0, math.nan], 0.1, "stop"),
+        ([0.0, -0.1, -0.2, -0.1, -0.1, -0.1], 0.5, "ok"),
+        ([0.0, -0.3, -0.9, -1.0, 3.0, 9.0], 1e-9, "ok"),
+    ],
+)
+def test_the_rate_of_a_trained_start_is_judged_by_what_it_forgets(
+    rises: list[float], rate: float, verdict: str
+) -> None:
+    """Batches differ more than a step changes: beside the untouched model the differences are gone."""
+    untouched = [1.3, 1.5, 1.1, 1.6, 1.2, 1.4]
+    losses_seen = [before + rise for before, rise in zip(untouched, rises, strict=False)]
+    line = checks.check_trained_range(RATES, losses_seen, untouched, rate, 512)
+    assert line.verdict == verdict, line
+    if line.advice:
+        assert checks.check_trained_range(RATES, losses_seen, untouched, float(line.advice.split("=")[1]), 512) == Line(
+            "learning-rate range", line.seen.rsplit(" ", 1)[0] + " " + line.advice.split("=")[1]
+        )
+
+
+def test_what_a_fresh_model_must_not_have_a_trained_one_may(home: Path) -> None:
+    """Dead units, a matrix switched off, rows that are known by heart already, a rate as low as one likes."""
+    dead = with_dead_units(admitted(home), (1,), 64, "bias")
+    batch, model, loss = dead.rows(0, 8), dead.assembled.model, dead.assembled.loss
+    assert checks.check_units(model, batch, loss).verdict == "stop"
+    assert checks.check_units(model, batch, loss, trained=True) == Line(
+        "dead units", "100.0% at most give nothing for these rows, in 3 layers"
+    )
+    weights = {f"blocks.0.{name}": torch.ones(2, 2) for name in ("up", "down")}
+    weights["blocks.0.up"].grad, weights["blocks.0.down"].grad = torch.zeros(2, 2), torch.ones(2, 2)
+    assert checks.check_gradients(weights).verdict == "stop"
+    assert checks.check_gradients(weights, trained=True) == Line("gradients", "finite; zero for blocks.0.up")
+    weights["blocks.0.up"].grad = None
+    assert checks.check_gradients(weights, trained=True).verdict == "stop"
+    assert checks.check_overfit([1.0, 1.01]).verdict == "stop"
+    assert checks.check_overfit([1.0, 1.01], trained=True).verdict == "ok"
+    assert checks.check_overfit([1.0, 1.5], trained=True).verdict == "stop"
+    low = Recipe.load(home / "tales.toml", ["pretrain.optimizer.learning_rate=1e-6"])
+    started = low.pretrain.model_copy(update={"start": "runs/base"})
+    assert checks.check_learning_rate(dead.config, low.pretrain).verdict == "take care"
+    assert checks.check_learning_rate(dead.config, started).verdict == "ok"
+
+
+def test_a_weight_that_its_precision_cannot_hold_is_named(patient: Patient) -> None:
+    model = patient.assembled.model
+    assert checks.check_trained_weights(model, Path("base")).seen.startswith("the weights of base: ")
+    with torch.no_grad():
+        model.blocks[1].attention.key.weight[0, :3] = 1e6  # type: ignore[union-attr, index]
+    assert checks.check_trained_weights(model, Path("base")).verdict == "ok"
+    line = checks.check_trained_weights(model.half(), Path("base"))
+    assert line.seen == "of 1,024 numbers in blocks.1.attention.key.weight of base, 3 are not finite in float16"
+    assert (line.verdict, line.exit_code) == ("stop", 3)
+
+
+def test_ids_that_never_occur_are_told_apart(tokenizer: Tokenizer) -> None:
+    """The bytes that a text lacks are nobody's fault; pieces that it lacks are, where others could be learned."""
+    ids = [tokenizer.end_of_text, *tokenizer.encode(WORDS)]
+    tokens = Tokens(np.array(ids, np.uint16), np.array([0, len(ids) - 1]), np.array([len(WORDS)]))
+    counts = checks.count_ids([tokens, tokens], tokenizer.vocab_size)
+    assert counts.tolist() == [2 * ids.count(i) for i in range(320)]
+    unused = set(range(320)) - set(ids) - set(tokenizer.special.values())
+    n_bytes = sum(i < 256 for i in unused)
+    line = checks.check_vocabulary(counts, tokenizer, may_learn=True)
+    assert line.verdict == "ok"
+    assert line.seen.startswith(f"of 320 ids {len(unused)} never occur: ")
+    assert f"{n_bytes} are bytes that these texts do not have" in line.seen
+    assert n_bytes < len(unused) < n_bytes + 24, "most of the 48 pieces are used"
+    counts[256:304] = 1
+    assert checks.check_vocabulary(counts, tokenizer, may_learn=True).seen == (
+        f"of 320 ids {n_bytes} never occur: bytes that these texts do not have"
+    )
+    counts[270:] = 0
+    line = checks.check_vocabulary(counts, tokenizer, may_learn=True)
+    assert line.verdict == "take care"
+    assert 'tokenizer.kind = "learned" in place of "existing"' in line.advice
+    assert checks.check_vocabulary(counts, tokenizer, may_learn=False).verdict == "ok"
+
+
+def test_only_who_took_an_existing_tokenizer_is_told_to_learn_one(home: Path, tmp_path: Path) -> None:
+    """Pieces of German for English tales."""
+    foreign = of_another_tokenizer(admitted(home)).tokenizer
+    foreign.save(tmp_path / "tokenizer.json")
+    table = Recipe.load(home / "tales.toml").table()
+    table["tokenizer"] = {"kind": "existing", "path": str(tmp_path / "tokenizer.json")}
+    table["corpus"]["sources"] = [str(home / "tales")]
+    lines = list(examine(Recipe.from_table(table), run=tmp_path / "run", only_quick=True, say=lambda told: None))
+    vocabulary = next(line for line in lines if line.checked == "vocabulary")
+    assert vocabulary.verdict == "take care"
+    learned = next(line for line in doctor.quick(admitted(home)) if line.checked == "vocabulary")
+    assert learned.verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain.schedule.warmup_steps=200"],
+        ["pretrain.steps=2", "pretrain.schedule.warmup_steps=1"],
+        ["pretrain.schedule.warmup_steps=0"],
+        ["pretrain.schedule={kind='warmup_stable_decay',warmup_steps=0,decay_steps=380}"],
+        ["pretrain.schedule={kind='warmup_stable_decay',warmup_steps=0,decay_steps=400}"],
+        ["pretrain.steps=90000", "pretrain.schedule.warmup_steps=9000"],
+        ["pretrain.steps=90000", "pretrain.schedule={kind='warmup_stable_decay',warmup_steps=50,decay_steps=60000}"],
+        ["pretrain.steps=1", "pretrain.batch_tokens=3200000"],
+        ["pretrain.optimizer.learning_rate=0.9"],
+        ["pretrain.optimizer.learning_rate=1e-7"],
+        ["pretrain.optimizer.beta1=0.1", "pretrain.optimizer.weight_decay=3"],
+    ],
+    ids=str,
+)
+def test_advice_about_settings_can_be_followed_and_helps(home: Path, words: list[str]) -> None:
+    def lines(*more: str) -> dict[str, Line]:
+        chosen = Recipe.load(home / "tales.toml", [*words, *more])
+        model, settings = chosen.model.with_vocabulary(512), chosen.pretrain
+        told = [checks.check_learning_rate(model, settings), checks.check_optimizer_settings(settings)]
+        told += [checks.check_warmup(settings), checks.check_length(model, settings, 100_000)]
+        return {line.checked: line for line in told if line.verdict != "ok"}
+
+    for checked, line in lines().items():
+        advised = re.findall(r"pretrain\.[\w.]+=[^\s,)]+", line.advice)
+        assert not advised or checked not in lines(*advised), line
+
+
 def test_training_begins_only_after_the_doctor_has_looked(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -431,6 +582,19 @@ def test_where_memory_ran_out_the_parts_and_the_smallest_change_are_told(
     for part in ("weights", "optimizer state", "gradients", "activations of feedforward", "scores in the loss"):
         assert part in str(caught.value)
     assert str(caught.value).endswith("set pretrain.micro_batch_rows=2")
+
+
+def test_of_a_started_model_nothing_is_to_be_changed_that_its_weights_decide() -> None:
+    table = {"vocab_size": 100, "context_length": 192, "d_model": 16, "n_layers": 2, "n_heads": 2}
+    rotary, learned = (ModelConfig.from_table({**table, "position": {"kind": kind}}) for kind in ("rotary", "learned"))
+    needs = memory.Training(rotary, Bfloat16(), AdamW(), 1, "full", started=True)
+    half = dataclasses.replace(needs, model=rotary.model_copy(update={"context_length": 96})).bytes()
+    assert memory.smallest_change(needs, half) == "set pretrain.micro_batch_rows=1 and model.context_length=96"
+    assert (
+        memory.smallest_change(needs, half // 10) == "begin with a smaller model (pretrain.start)"
+    )  # 64 is no divisor
+    needs = dataclasses.replace(needs, model=learned)
+    assert memory.smallest_change(needs, half) == "begin with a smaller model (pretrain.start)"
 
 
 def test_the_smallest_change_fits() -> None:

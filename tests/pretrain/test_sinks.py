@@ -5,7 +5,6 @@ import json
 import math
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -39,6 +38,12 @@ class Recorder:
             return self
 
         return call
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sink that works is waited for, however busy the machine."""
+    monkeypatch.setattr(sinks, "SECONDS_TO_CLOSE", 600.0)
 
 
 @pytest.fixture
@@ -175,17 +180,20 @@ def test_a_sink_that_fails_is_told_of_and_nothing_else(
 
 def test_a_broken_sink_is_given_up_and_told_of_once(install: Callable[..., None], tmp_path: Path) -> None:
     tries: list[int] = []
+    given_up = threading.Event()
 
     def fail(**kwargs: Any) -> Any:
         tries.append(1)
+        if len(tries) == sinks.MAX_FAILURES:
+            given_up.set()
         raise OSError("disk full")
 
     install("trackio", init=fail)
     log = Log()
     with Sinks([Trackio()], tmp_path, DESCRIBED, log) as opened:
-        for _ in range(10):
-            opened.send([LINES[0]] * 10)
-            time.sleep(0.01)
+        opened.send([LINES[0]] * 50)
+        assert given_up.wait(600)
+        opened.send([LINES[0]] * 50)
     assert len(tries) == sinks.MAX_FAILURES
     assert [kind for kind, _, _ in log.events] == ["sink in trouble", "sink closed"]
     assert log.events[-1][1]["dropped"] == 100
@@ -197,13 +205,12 @@ def test_a_sink_that_hangs_costs_no_time_and_its_lines_are_counted(
     go_on = threading.Event()
     monkeypatch.setattr(sinks, "MAX_WAITING", 50)
     monkeypatch.setattr(sinks, "SECONDS_TO_CLOSE", 0.2)
-    install("trackio", init=lambda **kwargs: go_on.wait(60) or Recorder())
-    log, began = Log(), time.monotonic()
+    install("trackio", init=lambda **kwargs: go_on.wait(600) or Recorder())
+    log = Log()
     with Sinks([Trackio()], tmp_path, DESCRIBED, log) as opened:
         for _ in range(100):
             opened.send([LINES[0]] * 10)
-    assert time.monotonic() - began < 3
-    go_on.set()
+    go_on.set()  # by now it was left behind: else its lines were written
     assert log.events[-1][0] == "sink closed"
     assert log.events[-1][1]["written"] == 0
     assert 998 <= log.events[-1][1]["dropped"] <= 1000  # one is in the sink's hands
@@ -244,5 +251,5 @@ def no_thread_stays() -> Iterator[None]:
     yield
     for thread in threading.enumerate():
         if thread.name.startswith("sink "):
-            thread.join(5)
+            thread.join(600)
             assert not thread.is_alive()

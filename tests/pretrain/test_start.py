@@ -1,51 +1,80 @@
 """Training that begins with another model's weights: the loss at step 1 is that model's own, or it is refused."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 import groundup
 from groundup import loader
 from groundup.corpus.survey import survey
-from groundup.errors import DamagedError, DataError, SettingsError
+from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
+from groundup.extend import extend
 from groundup.files import read_manifest
 from groundup.plan.hardware import Machine
+from groundup.pretrain import checks, doctor
 from groundup.pretrain import run as pretrain_run
+from groundup.pretrain.checks import Line, check_trained_range
 from groundup.propose import propose, read_start, to_toml
-from groundup.recipe import Built, Recipe, build
+from groundup.recipe import Built, Recipe, build, examine
 from groundup.shards import open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 
 STEPS = ["pretrain.steps=6", "pretrain.validate_every=6", "pretrain.sample_every=6", "pretrain.checkpoint_every=3"]
+TRAINED = [
+    "pretrain.steps=60",
+    "pretrain.validate_every=60",
+    "pretrain.sample_every=60",
+    "pretrain.checkpoint_every=60",
+]
+TRAINED += ["pretrain.optimizer.learning_rate=0.03", "pretrain.schedule.warmup_steps=2"]
+UNEXAMINED = "pretrain"
+"""A build that ends with this stage does not ask the doctor."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
     """A folder with a finished run, and a recipe that goes on from it."""
     home = settle(tmp_path_factory.mktemp("start")).parent
-    build(home / "tiny.toml", STEPS, run=home / "runs" / "tiny", say=lambda text: None)
+    build(home / "tiny.toml", TRAINED, run=home / "runs" / "tiny", say=lambda text: None)
     return home
 
 
-def go_on(home: Path, start: Path, run: str, *overrides: str, tokenizer: Path | None = None) -> Built:
-    return build(
-        home / "tiny.toml",
-        [
-            *STEPS,
-            "tokenizer.kind=existing",
-            f"tokenizer.path={tokenizer or start}",
-            f"pretrain.start={start}",
-            "model.dropout=0.0",
-            *overrides,
-        ],
-        run=home / "runs" / run,
-        say=lambda text: None,
-    )
+def going_on(start: Path, *overrides: str, tokenizer: Path | None = None) -> list[str]:
+    settings = ["tokenizer.kind=existing", f"tokenizer.path={tokenizer or start}", f"pretrain.start={start}"]
+    return [*STEPS, *settings, "model.dropout=0.0", *overrides]
+
+
+def go_on(
+    home: Path, start: Path, run: str, *overrides: str, tokenizer: Path | None = None, last: str | None = None
+) -> Built:
+    settings = going_on(start, *overrides, tokenizer=tokenizer)
+    return build(home / "tiny.toml", settings, run=home / "runs" / run, last=last, say=lambda text: None)
+
+
+def looked_at(home: Path, start: Path, run: str, *overrides: str, tokenizer: Path | None = None) -> dict[str, Line]:
+    """The quick lines of the doctor, by what they checked."""
+    settings = going_on(start, *overrides, tokenizer=tokenizer)
+    lines = examine(home / "tiny.toml", settings, run=home / "runs" / run, only_quick=True, say=lambda text: None)
+    return {line.checked: line for line in lines}
+
+
+def copied(model: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], None], tokenizer: bool = True) -> Path:
+    """A model with other weights: without its manifest, as one that another program made."""
+    to.mkdir()
+    weights = load_file(model / "model.safetensors")
+    change(weights)
+    save_file(weights, to / "model.safetensors")
+    for name in ("config.json", *(["tokenizer.json"] if tokenizer else [])):
+        (to / name).write_bytes((model / name).read_bytes())
+    return to
 
 
 def losses(run: Path) -> list[float]:
@@ -72,6 +101,10 @@ def test_the_first_loss_is_that_of_the_model_that_it_starts_from(made: Path) -> 
     run = go_on(made, start, "ours").run
     assert losses(run)[0] == pytest.approx(own_loss(start, run), rel=1e-5)  # float32, another order of sums
     assert losses(run)[0] < losses(made / "runs" / "tiny")[0]
+    lines = looked_at(made, start, "ours")
+    assert lines["loss at start"].seen.startswith(f"{losses(run)[0]:.3f} on the 4 rows of step 1; ")
+    assert str(start) in lines["start"].seen
+    assert [line for line in lines.values() if line.verdict == "stop"] == []
     assert read_manifest(run / "model").inputs["start"] == read_manifest(start).digest
     assert "It began with the weights of another model" in (run / "report.html").read_text()
     for saved in (run / "pretrain" / "checkpoints").iterdir():
@@ -80,10 +113,13 @@ def test_the_first_loss_is_that_of_the_model_that_it_starts_from(made: Path) -> 
 
 def test_heads_for_further_tokens_are_drawn_beside_the_weights_that_are_taken(made: Path) -> None:
     start = made / "runs" / "tiny"
-    run = go_on(made, start, "ahead", "pretrain.loss.kind=multi_token", tokenizer=start / "model").run
+    ahead = "pretrain.loss.kind=multi_token"
+    run = go_on(made, start, "ahead", ahead, tokenizer=start / "model", last=UNEXAMINED).run
     first = json.loads((run / "pretrain" / "metrics.jsonl").read_text().splitlines()[0])
+    line = looked_at(made, start, "ahead", ahead, tokenizer=start / "model")["loss at start"]
+    assert line.seen.startswith(f"{first['next_token']:.3f} on")
     assert first["next_token"] == pytest.approx(own_loss(start, run), rel=1e-5)
-    assert first["token_2"] > 5  # ln 320 = 5.8: a head that was only drawn
+    assert first["token_2"] > 3 * first["next_token"]  # a head that was only drawn
 
 
 HUGGING_FACE = {
@@ -109,15 +145,126 @@ AS_RECIPE = {
 
 @pytest.mark.parametrize("kind", HUGGING_FACE)
 def test_a_model_of_hugging_face_goes_on_from_its_own_loss(made: Path, tmp_path: Path, kind: str) -> None:
-    """With more rows than its tokenizer has ids, as many published models."""
+    """With more rows than its tokenizer has ids, as many published models. These weights are only drawn."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **HUGGING_FACE[kind], vocab_size=333)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     Tokenizer.load(made / "runs" / "tiny" / "tokenizer").save(tmp_path / "tokenizer.json")
-    run = go_on(made, tmp_path, kind, *AS_RECIPE[kind]).run
+    run = go_on(made, tmp_path, kind, *AS_RECIPE[kind], last=UNEXAMINED).run
     assert losses(run)[0] == pytest.approx(own_loss(tmp_path, run), rel=1e-5)
     model, _ = groundup.load(run, device="cpu")
     assert model.config.vocab_size == 333
+    line = looked_at(made, tmp_path, kind, *AS_RECIPE[kind])["loss at start"]
+    assert (line.verdict, line.exit_code) == ("stop", 5)
+    assert line.seen == f"{losses(run)[0]:.3f} on the 4 rows of step 1; a model that knows nothing has ln 333 = 5.808"
+
+
+def test_weights_that_belong_to_other_ids_stop_the_training_before_it_begins(made: Path, tmp_path: Path) -> None:
+    def turn(weights: dict[str, torch.Tensor]) -> None:
+        weights["embed.weight"] = weights["embed.weight"].roll(100, dims=0)
+
+    model = made / "runs" / "tiny" / "model"
+    start = copied(model, tmp_path / "turned", turn, tokenizer=False)
+    with pytest.raises(
+        DivergedError, match=r"loss at start: [\d.]+ on the 4 rows .* ln 320 = 5.768 → begin with"
+    ) as told:
+        go_on(made, start, "turned", tokenizer=model)
+    assert told.value.exit_code == 5
+    assert not (made / "runs" / "turned" / "pretrain").exists()
+
+
+def test_numbers_that_are_not_finite_are_named_before_anything_is_trained(made: Path, tmp_path: Path) -> None:
+    def spoil(weights: dict[str, torch.Tensor]) -> None:
+        weights["blocks.0.feedforward.up.weight"][0, 3] = float("nan")
+
+    start = copied(made / "runs" / "tiny" / "model", tmp_path / "nan", spoil)
+    with pytest.raises(DataError, match=r"blocks\.0\.feedforward\.up\.weight"):
+        go_on(made, start, "nan")
+    assert not (made / "runs" / "nan" / "pretrain").exists()
+
+
+@pytest.mark.parametrize("guard", ["rollback", "none"])
+def test_a_loss_that_is_no_number_before_any_step_is_not_blamed_on_the_learning_rate(
+    made: Path, tmp_path: Path, guard: str
+) -> None:
+    """Finite weights whose hidden states are not; the doctor says so too."""
+
+    def enlarge(weights: dict[str, torch.Tensor]) -> None:
+        weights["blocks.0.feedforward.down.weight"].fill_(3e38)
+
+    start = copied(made / "runs" / "tiny" / "model", tmp_path / "large", enlarge)
+    with pytest.raises(DivergedError) as told:
+        go_on(made, start, f"large-{guard}", f"pretrain.guard.kind={guard}", last=UNEXAMINED)
+    assert "No step was taken before it, so the learning rate has no part in it" in str(told.value)
+    assert f"looks at the weights of {start}" in str(told.value)
+    assert "Lower" not in str(told.value)
+    lines = looked_at(made, start, f"large-{guard}", f"pretrain.guard.kind={guard}")
+    assert lines["loss at start"].seen.startswith("nan on")
+    assert {name for name, line in lines.items() if line.verdict == "stop"} == {"loss at start"}
+
+
+def test_the_doctor_tries_a_started_model_with_its_own_weights(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It learns, and goes on from a checkpoint, from where it begins; untouched, its loss is that of the first step."""
+    start = made / "runs" / "tiny" / "model"
+    monkeypatch.setattr(doctor, "cost", lambda *_: iter(()))
+    tried: list[list[float]] = []
+
+    def judge(rates: list[float], raised: list[float], untouched: list[float], *rest: Any) -> Line:
+        tried.extend([raised, untouched])
+        return check_trained_range(rates, raised, untouched, *rest)
+
+    monkeypatch.setattr(checks, "check_trained_range", judge)
+    settings = [*going_on(start), "pretrain.micro_batch_rows=4"]
+    lines = list(examine(made / "tiny.toml", settings, run=made / "runs" / "whole", say=lambda text: None))
+    seen = {line.checked: line for line in lines}
+    assert [line for line in lines if line.verdict == "stop"] == []
+    assert seen["stop and go on"].seen.startswith("bit for bit the unbroken training")
+    first = float(seen["loss at start"].seen.split()[0])
+    assert {round(tried[0][0], 3), round(tried[1][0], 3), first} == {first}
+    assert seen["one batch by heart"].seen.startswith(f"{first:.2f} to ")
+
+
+def test_a_model_may_have_no_rows_for_ids_that_no_text_has(made: Path, tmp_path: Path) -> None:
+    start = copied(made / "runs" / "tiny" / "model", tmp_path / "start", lambda weights: None, tokenizer=False)
+    own = Tokenizer.load(made / "runs" / "tiny" / "model")
+    own.extended(special=["<|pad|>"]).save(tmp_path / "tokenizer.json")
+    run = go_on(made, start, "fewer", tokenizer=tmp_path / "tokenizer.json", last=UNEXAMINED).run
+    assert losses(run)[0] == pytest.approx(own_loss(start, run), rel=1e-5)
+    lines = looked_at(made, start, "fewer", tokenizer=tmp_path / "tokenizer.json")
+    assert lines["loss at start"].seen.endswith("ln 320 = 5.768")
+    assert [line for line in lines.values() if line.verdict == "stop"] == []
+
+
+def test_a_packed_id_without_a_row_is_refused_by_its_token(made: Path, tmp_path: Path) -> None:
+    start = copied(made / "runs" / "tiny" / "model", tmp_path / "start", lambda weights: None, tokenizer=False)
+    own = Tokenizer.load(made / "runs" / "tiny" / "model")
+    own.extended([" apple for the"]).save(tmp_path / "tokenizer.json")
+    with pytest.raises(
+        SettingsError, match=r"a train document holds ' apple for the' \(id 320\), for which this model has no row"
+    ):
+        go_on(made, start, "added", tokenizer=tmp_path / "tokenizer.json")
+    own.extended(["Onceupon"]).save(tmp_path / "tokenizer.json")
+    with pytest.raises(
+        SettingsError, match=r"the prompt 'Onceupon a' holds 'Onceupon' \(id 320\), for which this model has no row"
+    ):
+        go_on(made, start, "prompt", "pretrain.sample_prompt=Onceupon a", tokenizer=tmp_path / "tokenizer.json")
+
+
+def test_added_tokens_of_which_a_model_knows_nothing_yet_do_not_stop_it(made: Path, tmp_path: Path) -> None:
+    """The rest of the texts says whether the weights belong to the ids."""
+    added = [" apple", " for the old", " queen who", " well the", " hill to", " fox went", " over the", " by the"]
+    extend(made / "runs" / "tiny" / "model", tmp_path / "extended", added)
+
+    def hide(weights: dict[str, torch.Tensor]) -> None:
+        weights["embed.weight"][320 : 320 + len(added)] *= -2  # expected least where their pieces were most
+
+    start = copied(tmp_path / "extended", tmp_path / "start", hide)
+    line = looked_at(made, start, "extended")["loss at start"]
+    seen = re.match(
+        r"([\d.]+) on .* = 5\.951; ([\d.]+) without the tokens that were added to the vocabulary", line.seen
+    )
+    assert seen and float(seen[1]) > 5.951 > 5 > float(seen[2])
+    assert line.verdict != "stop"
 
 
 def test_interrupted_it_goes_on_from_its_checkpoint_and_reads_the_start_no_more(

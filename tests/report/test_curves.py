@@ -49,7 +49,7 @@ def test_a_short_run_is_drawn_point_by_point(tmp_path: Path) -> None:
     assert seen(whole(tmp_path / "m"), "flops", low=4e12, high=5e12)["loss"]["x"] == [3e12, 4e12, 5e12, 6e12]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(8, 40), st.integers(1, 300))
 def test_merged_rows_have_the_least_the_greatest_and_the_mean_of_their_lines(
     tmp_path_factory: pytest.TempPathFactory, seed: int, max_rows: int, n_lines: int
@@ -94,7 +94,7 @@ values = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.dictionaries(st.sampled_from(["step", "loss", "sample", "x"]), values), min_size=1, max_size=6))
 def test_arrow_reads_what_the_plain_reader_reads(lines: list[dict[str, Any]]) -> None:
     lines = lines * 101  # short texts are not given to Arrow

@@ -119,7 +119,7 @@ def test_the_ranks_in_a_tree_are_places_in_the_list_of_merges(
         assert ids == tokenizer.encode(raw)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(alphabet="the kingdoflw", min_size=2, max_size=DRAWN_BYTES - 4).map(lambda word: word.strip() or "the"))
 def test_no_box_of_a_tree_covers_another_and_no_branch_crosses_one(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, word: str

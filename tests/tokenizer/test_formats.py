@@ -240,7 +240,7 @@ def test_published_layouts_are_read_to_hugging_faces_ids(pair: tuple[Tokenizer, 
 
 
 @given(text=mixed)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_published_layouts_are_read_to_hugging_faces_ids_on_any_text(
     pair: tuple[Tokenizer, tokenizers.Tokenizer], text: str
 ) -> None:
@@ -445,7 +445,7 @@ def test_ranks_are_read_to_tiktokens_ids_in_many_languages(
 
 
 @given(raw=st.one_of(st.binary(max_size=120), mixed.map(str.encode), mixed.map(lambda t: t.encode() + b"\xff \n\xc3")))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_ranks_are_read_to_tiktokens_ids_on_any_bytes(
     published: tuple[Tokenizer, tiktoken.Encoding, Path], raw: bytes
 ) -> None:

@@ -43,7 +43,7 @@ def documents(n: int, seed: int = 0) -> list[str]:
 
 
 @given(st.dictionaries(st.text("abé", min_size=1, max_size=24).map(str.encode), st.integers(1, 5), max_size=12))
-@settings(max_examples=300, deadline=None)  # compiled at the first call
+@settings(max_examples=300)
 def test_merges_are_those_of_the_plain_version(counts: dict[bytes, int]) -> None:
     plain = bpe.learn_merges(Counter(counts), byte_ids(), 60)
     assert learn_merges(pieces_of(Counter(counts)), byte_ids(), 60) == plain
@@ -56,7 +56,6 @@ def test_merges_are_those_of_the_plain_version_on_real_text(pattern: str, story_
     assert learn_from(columns_of(texts), pattern, byte_ids(), 3000, 2_000_000_000) == (plain, 1)
 
 
-@settings(deadline=None)  # compiled at the first call
 @given(st.lists(st.one_of(st.text("ab", min_size=1, max_size=40).map(str.encode), st.binary(min_size=1)), max_size=60))
 def test_a_table_counts_as_a_counter_does(pieces: list[bytes]) -> None:
     table = Table()

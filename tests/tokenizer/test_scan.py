@@ -40,7 +40,7 @@ def assert_the_same_pieces(texts: list[str], pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", SCANNERS)
 @given(texts=st.lists(st.one_of(st.lists(st.sampled_from(TELLING)).map("".join), st.text(max_size=20)), min_size=1))
-@settings(max_examples=300, deadline=None)  # compiled at the first call
+@settings(max_examples=300)
 def test_pieces_are_those_of_the_expression(pattern: str, texts: list[str]) -> None:
     assert_the_same_pieces(texts, pattern)
 
@@ -88,7 +88,6 @@ def test_other_patterns_are_cut_by_the_expression_itself(pattern: str) -> None:
     assert_the_same_pieces(["", "one two, 日本語のテスト", "", "abaab ab", "เป็นภาษาไทย"], pattern)
 
 
-@settings(deadline=None)  # compiled at the first call
 @given(st.binary(max_size=60), st.sampled_from(sorted(SCANNERS)))
 def test_bytes_that_are_not_utf8_are_never_left(raw: bytes, pattern: str) -> None:
     """Nobody should pass them, but a damaged file might."""

@@ -221,7 +221,6 @@ def test_learning_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
 
 
 @given(text=st.text(max_size=60))
-@settings(deadline=None)
 def test_offsets_are_hugging_faces(learned: Tokenizer, tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     ids = learned.encode(text)
     theirs = hugging_face(learned, tmp_path_factory.mktemp("json")).encode(text)

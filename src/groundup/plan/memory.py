@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from groundup.model.count import DTYPES, Count, count
-from groundup.model.settings import ModelConfig
+from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.optim.memory import state_bytes
 from groundup.optim.precision import weight_dtype
 from groundup.optim.settings import Average, Optimizer, Precision
@@ -26,6 +26,8 @@ class Training:
     recompute: str = "none"
     """What of a block is computed again in the backward pass; `selective` is counted as if it saved nothing."""
     average: Average | None = None
+    started: bool = False
+    """Its weights are another model's, which decide its shape."""
 
     def parts(self) -> Mapping[str, int]:
         """Bytes of each part at the height of a step, the largest first."""
@@ -84,13 +86,22 @@ def smallest_change(training: Training, available: int) -> str:
             return f"set pretrain.micro_batch_rows={rows}"
     if replace(training, rows=1, recompute="full").bytes() <= available:
         return "set pretrain.micro_batch_rows=1 and pretrain.recompute=full"
-    for name, least in (("context_length", 64), ("n_layers", 1)):
-        value = getattr(training.model, name)
-        while value > least:
-            value = max(least, value // 2)
+    model = training.model
+    contexts, layers = [model.context_length], [model.n_layers]
+    while contexts[-1] % 2 == 0 and contexts[-1] >= 128:  # a divisor of batch_tokens still
+        contexts.append(contexts[-1] // 2)
+    while layers[-1] > 1:
+        layers.append(layers[-1] // 2)
+    if training.started:
+        layers = layers[:1]
+        contexts = contexts[:1] if isinstance(model.position, LearnedPosition) else contexts
+    for name, values in (("context_length", contexts), ("n_layers", layers)):
+        for value in values[1:]:
             smaller = replace(training, rows=1, model=training.model.model_copy(update={name: value}))
             if smaller.bytes() <= available:
                 return f"set pretrain.micro_batch_rows=1 and model.{name}={value}"
+    if training.started:
+        return "begin with a smaller model (pretrain.start)"
     return "make the model smaller in width (model.d_model) or vocabulary (tokenizer.vocab_size)"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -28,6 +29,7 @@ from groundup.optim.settings import Autocast, ExponentialAverage, Float8
 from groundup.optim.state import prepare_state
 from groundup.optim.width import narrow_start
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
+from groundup.pretrain.start import take_weights
 from groundup.shards import Tokens
 from groundup.train.fit import Gradients, accumulate
 
@@ -91,11 +93,14 @@ class Assembled:
         return accumulate(self.model, self.loss, pieces, seed=settings.seed, start=start, scaler=self.scaler)
 
 
-def assemble(config: ModelConfig, settings: PretrainSettings, device: torch.device) -> Assembled:
+def assemble(
+    config: ModelConfig, settings: PretrainSettings, device: torch.device, start: Path | None = None
+) -> Assembled:
     """
     Args:
         config: with its vocabulary.
         settings: with the precision chosen.
+        start: a model whose weights it begins with; they are drawn if not given.
     """
     assert settings.precision is not None, "chosen before anything is trained"
     torch.manual_seed(settings.seed)
@@ -118,6 +123,8 @@ def assemble(config: ModelConfig, settings: PretrainSettings, device: torch.devi
     masters = Masters(model, weight_dtype(settings.precision))
     optimizer = make_optimizer(masters.copies.items(), settings.optimizer, product_dtype(settings.precision), ratio)
     masters.follow(optimizer)
+    if start is not None:
+        take_weights(start, masters)
     loss = make_loss(settings, attending(config, settings, device))
     if isinstance(settings.precision, Autocast):
         loss = _autocast(loss, device)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from groundup.batch import Batch, split, to, total_weight
+from groundup.batch import Batch, to
 from groundup.corpus.refine import told_marks
 from groundup.errors import GroundupError
 from groundup.losses import Loss
@@ -26,6 +26,7 @@ from groundup.optim.settings import AdamW
 from groundup.plan.laws import MOST_PASSES
 from groundup.pretrain.settings import PretrainSettings
 from groundup.shards import Tokens, refuse_another_tokenizer
+from groundup.tokenizer.settings import N_BYTES
 from groundup.tokenizer.tokenizer import Tokenizer
 
 Verdict = Literal["ok", "take care", "stop"]
@@ -40,6 +41,8 @@ COPIED = 0.2
 """Share of a document's passages from which on it counts as a copy."""
 BLOCK = 1 << 22
 """Tokens that are compared at once."""
+NEAR_CHANCE = 0.95
+"""A trained model's loss above this share of ln V says that it knows nothing of these ids."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def check_learning_rate(config: ModelConfig, settings: PretrainSettings) -> Line
     slope, level = np.polyfit(sizes, rates, 1)
     usual = math.exp(level + slope * math.log(config.parameters))
     seen = f"{rate:.3g}; for {config.parameters:,} parameters published models suggest about {usual:.1g}"
-    if not usual / 30 <= rate <= usual * 8:
+    lowest = usual / 30 if settings.start is None else 0.0  # what is learned already may be changed as little as wanted
+    if not lowest <= rate <= usual * 8:
         times = f"{rate / usual:,.0f} times too high" if rate > usual else f"{usual / rate:,.0f} times too low"
         return Line("learning rate", seen, "take care", f"{times}: set pretrain.optimizer.learning_rate={usual:.1g}")
     return Line("learning rate", seen)
@@ -103,23 +107,36 @@ def check_length(config: ModelConfig, settings: PretrainSettings, train_tokens: 
     each, passes = tokens / config.parameters, tokens / max(1, train_tokens)
     seen = f"{tokens:,} tokens: {each:.2g} for each parameter, the text {passes:.2g} times"
     if passes > 2 * MOST_PASSES:
-        return Line("length", seen, "take care", f"after {MOST_PASSES} it is learned by heart: more text, or fewer "
-                    f"steps (pretrain.steps={max(1, settings.steps * MOST_PASSES // math.ceil(passes))})")  # fmt: skip
-    if each < 0.1:
+        fewer = _fewer_steps(settings, int(settings.steps * MOST_PASSES / passes))
+        return Line("length", seen, "take care", f"after {MOST_PASSES} it is learned by heart: more text{fewer}")
+    if each < 0.1 and settings.start is None:
         return Line("length", seen, "take care", "a smaller model would learn more from so little")
     return Line("length", seen)
 
 
+def _fewer_steps(settings: PretrainSettings, steps: int) -> str:
+    """The settings that make a training so long, with what then no longer fits; nothing where it cannot be shorter."""
+    if steps < 1:
+        return ""
+    shorter = [f"pretrain.steps={steps}"]
+    for name, share in (("warmup_steps", 10), ("decay_steps", 5)):
+        if (getattr(settings.schedule, name, None) or 0) > steps // share:
+            shorter.append(f"pretrain.schedule.{name}={steps // share}")
+    return f", or fewer steps ({' '.join(shorter)})"
+
+
 def check_warmup(settings: PretrainSettings) -> Line:
-    steps = getattr(settings.schedule, "warmup_steps", None)
+    steps = settings.schedule.warmup_steps
     if steps is None:
         return Line("warm-up", f"chosen by itself, of {settings.steps:,} steps")
     seen = f"{steps:,} of {settings.steps:,} steps"
     if steps > 0.3 * settings.steps:
-        better = max(1, settings.steps // 10)
+        better = settings.steps // 10
         return Line("warm-up", seen, "take care", f"most of it is warm-up: pretrain.schedule.warmup_steps={better}")
-    if steps == 0 and settings.steps > 100:
-        return Line("warm-up", seen, "take care", "Adam's first steps are wild: pretrain.schedule.warmup_steps=50")
+    room = settings.steps - (getattr(settings.schedule, "decay_steps", None) or 0)
+    if steps == 0 and settings.steps > 100 and room:
+        better = min(50, room)
+        return Line("warm-up", seen, "take care", f"the first steps are wild: pretrain.schedule.warmup_steps={better}")
     return Line("warm-up", seen)
 
 
@@ -146,11 +163,33 @@ def check_separators(marks: Mapping[str, Any]) -> Line:
     return Line("separators", "; ".join(seen for seen, _ in told), "take care", told[0][1])
 
 
-def check_vocabulary(statistics: Mapping[str, Any], special: int) -> Line:
-    size, unused = int(statistics["vocab_size"]), max(0, int(statistics["ids_never_used"]) - special)
-    seen = f"{unused:,} of {size:,} ids never occur in the texts"
-    if unused > size // 2:
-        return Line("vocabulary", seen, "take care", "their rows cost memory: learn a tokenizer on these texts")
+def count_ids(splits: Iterable[Tokens], vocab_size: int) -> npt.NDArray[np.int64]:
+    """How often each id occurs."""
+    counts = np.zeros(vocab_size, np.int64)
+    for tokens in splits:
+        for first in range(0, len(tokens.ids), BLOCK):
+            counts += np.bincount(tokens.ids[first : first + BLOCK], minlength=vocab_size)
+    return counts
+
+
+def check_vocabulary(counts: npt.NDArray[np.int64], tokenizer: Tokenizer, may_learn: bool) -> Line:
+    """Ids that no text has; special ones, which none should have, are not counted.
+
+    Args:
+        counts: how often each id occurs.
+        may_learn: whether another tokenizer could be learned: this one was not, and no trained model needs it.
+    """
+    special = set(tokenizer.special.values())
+    unused = [i for i in np.flatnonzero(counts == 0).tolist() if i not in special]
+    tokens = tokenizer.tokens
+    n_bytes = sum(len(tokens[i]) == 1 for i in unused)
+    n_pieces, pieces = len(unused) - n_bytes, len(tokens) - N_BYTES - len(special)
+    seen = f"of {len(tokens):,} ids {len(unused):,} never occur"
+    if n_bytes:
+        seen += f": {f'{n_bytes:,} are ' * (n_pieces > 0)}bytes that these texts do not have"
+    if may_learn and n_pieces > pieces / 2:
+        return Line("vocabulary", seen, "take care", "rows of the others cost memory: learn a tokenizer on these texts "
+                    'with tokenizer.kind = "learned" in place of "existing"')  # fmt: skip
     return Line("vocabulary", seen)
 
 
@@ -170,7 +209,7 @@ def check_shards(shards: Path, train: Tokens, tokenizer: Tokenizer, recorded: st
         ids = np.asarray(train.ids[train.offsets[number - 1] : train.offsets[number]]).tolist()
         if ids != tokenizer.framed(tokenizer.encode(text)):
             return judged("shards", f"document {number} is packed as other ids than this tokenizer gives", SETTINGS,
-                          "packed with another tokenizer: groundup pack RECIPE --replace")  # fmt: skip
+                          f"remove {shards}: it is then packed again")  # fmt: skip
     return Line("shards", f"{number} documents packed as this tokenizer encodes them")
 
 
@@ -202,7 +241,7 @@ def check_held_out(train: Tokens, held: Mapping[str, Tokens], most_tokens: int) 
     part = "" if last >= train.n_documents else f" (first {len(looked.ids):,} tokens of it)"
     told = ", ".join(f"{count} of {len(among[name])} {name}" for name, count in copies.items())
     seen = f"{told} documents stand in training{part}; {shared:.2%} of their passages do"
-    advice = "scores would be too good: switch deduplication on, or hold out whole sources"
+    advice = "scores would be too good: leave one of the two out of the sources"
     if sum(whole.values()):
         seen = ", ".join(f"{count} of {len(exact[name])} {name}" for name, count in whole.items())
         return judged("held-out text", f"{seen} documents stand in training word for word{part}", DATA, advice)
@@ -491,8 +530,13 @@ def check_ties(model: Transformer) -> Line:
     return Line("tied weights", "head and embedding are one matrix" if one else "not tied, as set")
 
 
-def check_units(model: Transformer, batch: Batch, loss: Loss) -> Line:
-    """Units of feed-forwards that give nothing for any token of the batch."""
+def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = False) -> Line:
+    """Units of feed-forwards that give nothing for any token of the batch.
+
+    Args:
+        trained: the weights are a trained model's, in which many are dead or speak seldom: in a layer of OPT more than
+            70% (Voita et al. 2023, arXiv:2309.04827, abstract).
+    """
     largest: dict[str, Tensor] = {}
     hooks = []
     for name, module in model.named_modules():
@@ -521,6 +565,8 @@ def check_units(model: Transformer, batch: Batch, loss: Loss) -> Line:
         dead = {name: (units == 0).float().mean().item() for name, units in largest.items()}
     worst = max(dead, key=lambda name: dead[name])
     n = sum(share > 0.1 for share in dead.values())
+    if trained:
+        return Line("dead units", f"{dead[worst]:.1%} at most give nothing for these rows, in {len(dead)} layers")
     if dead[worst] > 0.1:
         others = f", and more than a tenth in {n - 1} other layers" if n > 1 else ""
         return judged("dead units", f"{dead[worst]:.0%} of the units of {worst} give nothing for any token{others}",
@@ -538,15 +584,62 @@ def check_start(mean_loss: float, vocab_size: int, d_model: int) -> Line:
     if mean_loss < expected - 0.1 * expected:
         return judged("loss at start", seen, LEARNING, "it knows already what it should predict: something leaks")
     if mean_loss > expected + 0.1 * expected + 2 * spread:
-        return Line("loss at start", seen, "take care", "first steps will only unlearn this: draw the weights smaller")
+        return Line("loss at start", seen, "take care", "the first steps will only unlearn this")
     return Line("loss at start", seen)
 
 
-def check_gradients(weights: Mapping[str, Tensor]) -> Line:
+def check_trained_weights(model: Transformer, start: Path) -> Line:
+    """The weights that were taken from the model in `start` are finite numbers, also in this model's precision."""
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if broken := int((~weight.isfinite()).sum()):
+            return judged("start", f"of {weight.numel():,} numbers in {name} of {start}, {broken:,} are not finite in "
+                          f"{str(weight.dtype).removeprefix('torch.')}", DATA, "begin with another model")  # fmt: skip
+    return Line("start", f"the weights of {start}: {len(weights)} tensors, all finite")
+
+
+def check_trained_start(loss: float, known: float, rows: str, vocab_size: int, frequencies: float) -> Line:
+    """The first loss of a model that begins with trained weights: far below ln V, the loss of one that knows nothing.
+
+    Args:
+        loss: of the first rows.
+        known: the same without the tokens that were added to the vocabulary, of which the model may know nothing yet.
+        rows: which they are, in words.
+        frequencies: the loss of a model that knows only how often each token occurs in these texts.
+    """
+    chance = math.log(vocab_size)
+    seen = f"{loss:.3f} on {rows}; a model that knows nothing has ln {vocab_size:,} = {chance:.3f}"
+    if known != loss:
+        seen += f"; {known:.3f} without the tokens that were added to the vocabulary"
+    if not math.isfinite(loss):
+        return judged("loss at start", seen, LEARNING, "a hidden state or score is not a finite number, though all "
+                      "weights are: try pretrain.precision=float32, or begin with another model")  # fmt: skip
+    if known > NEAR_CHANCE * chance:
+        return judged("loss at start", seen, LEARNING, "begin with a model that knows such texts by these ids, or "
+                      "leave pretrain.start out")  # fmt: skip
+    if known > frequencies:
+        seen += f", one that knows only how often each token occurs {frequencies:.3f}"
+        return Line("loss at start", seen, "take care", "the texts are far from what the model has learned: most of it "
+                    "will be learned anew")  # fmt: skip
+    return Line("loss at start", seen)
+
+
+def token_frequencies_loss(counts: npt.NDArray[np.int64]) -> float:
+    """Of a model that gives each token the share of the texts that it has: the entropy of these shares, in nats.
+
+    >>> round(token_frequencies_loss(np.array([2, 2, 0, 4])) / math.log(2), 6)
+    1.5
+    """
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def check_gradients(weights: Mapping[str, Tensor], trained: bool = False) -> Line:
     """After a backward pass: finite, there for every matrix, and of like size over the layers.
 
     Args:
         weights: those that the optimizer steps, by name, with their gradients.
+        trained: they are a trained model's, in which a block may be switched off by a matrix of zeros.
     """
     norms = {name: weight.grad.norm().item() for name, weight in weights.items() if weight.grad is not None}
     broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
@@ -557,6 +650,8 @@ def check_gradients(weights: Mapping[str, Tensor]) -> Line:
         for name, weight in weights.items()
         if weight.ndim >= 2 and not norms.get(name) and ".experts." not in name and not name.startswith("position")
     ]
+    if unreached and trained and all(weights[name].grad is not None for name in unreached):
+        return Line("gradients", f"finite; zero for {_some(unreached)}")
     if unreached:
         more = f" and {len(unreached) - 1} more" if len(unreached) > 1 else ""
         return judged("gradients", f"none reaches {unreached[0]}{more}", LEARNING, "something cuts it off, "
@@ -568,7 +663,7 @@ def check_gradients(weights: Mapping[str, Tensor]) -> Line:
             layers[layer] = math.hypot(layers.get(layer, 0.0), norm)
     low, high = min(layers.values()), max(layers.values())
     seen = f"finite; norms over layers {low:.2g} to {high:.2g}"
-    if high > 100 * max(low, 1e-30):
+    if high > 100 * max(low, 1e-30) and not trained:
         small = min(layers, key=lambda layer: layers[layer])
         return Line("gradients", seen, "take care", f"layer {small} gets next to none: look at norms and weights")
     return Line("gradients", seen)
@@ -596,15 +691,6 @@ def check_numbers(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimize
 
 def _some(names: Sequence[str]) -> str:
     return names[0].replace("torch.", "") + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-def mean_loss(model: Transformer, batch: Batch, loss: Loss) -> Tensor:
-    """Forward and backward; the mean loss of the next token."""
-    (whole,) = split(batch, 1)
-    summed, _, parts = loss(model, to(whole, _device(model)))
-    weight = total_weight(whole)
-    (summed / weight).backward()
-    return parts.get("next_token", summed).detach() / weight
 
 
 def _device(model: Transformer) -> torch.device:
@@ -639,6 +725,33 @@ def check_range(rates: Sequence[float], losses: Sequence[float], rate: float, st
     return Line("learning-rate range", f"{seen}; the recipe has {rate:.3g}")
 
 
+def check_trained_range(
+    rates: Sequence[float], losses: Sequence[float], untouched: Sequence[float], rate: float, vocab_size: int
+) -> Line:
+    """The same of a trained model, which has more to lose than to win, beside what its loss is when it learns nothing.
+
+    Args:
+        losses: before each step, as of `check_range`.
+        untouched: of the same batches, by the weights it began with.
+        rate: that of the recipe.
+    """
+    rises = _smoothed([loss - before for loss, before in zip(losses, untouched, strict=False)])
+    half = max(math.log(vocab_size) - untouched[0], 0.1 * untouched[0]) / 2
+    lost = next((rates[i] for i, rise in enumerate(rises) if rise >= half), math.inf)
+    best = rates[int(np.argmin(rises))]
+    seen = f"falls up to {best:.1g}" if min(rises) < 0 else "does not fall"
+    seen += (
+        f", half of what it knows is lost at {lost:.1g}" if math.isfinite(lost) else f", holds up to {rates[-1]:.1g}"
+    )
+    seen += f"; the recipe has {rate:.3g}"
+    better = f"set pretrain.optimizer.learning_rate={lost / 10:.1g}"
+    if rate >= lost:
+        return judged("learning-rate range", seen, LEARNING, better)
+    if rate > lost / 3:
+        return Line("learning-rate range", seen, "take care", better)
+    return Line("learning-rate range", seen)
+
+
 def _smoothed(losses: Sequence[float]) -> list[float]:
     """The median of three neighbours; what is not a number counts as very high."""
     numbers = [loss if math.isfinite(loss) else 1e30 for loss in losses]
@@ -646,12 +759,19 @@ def _smoothed(losses: Sequence[float]) -> list[float]:
     return [sorted(padded[i : i + 3])[1] for i in range(len(numbers))]
 
 
-def check_overfit(losses: Sequence[float]) -> Line:
-    """The loss of one batch, step after step on itself alone."""
+def check_overfit(losses: Sequence[float], trained: bool = False) -> Line:
+    """The loss of one batch, step after step on itself alone.
+
+    Args:
+        trained: the weights are a trained model's, which may know these rows well and learn at a low rate: that the
+            loss does not rise is enough.
+    """
     seen = f"{losses[0]:.2f} to {losses[-1]:.2f} in {len(losses) - 1} steps on the same rows"
+    if trained and losses[-1] < 1.05 * losses[0]:
+        return Line("one batch by heart", seen)
     if not math.isfinite(losses[-1]) or losses[-1] > 0.95 * losses[0]:
         return judged("one batch by heart", seen, LEARNING, "what cannot learn a few rows learns nothing: look at the "
                       "learning rate, the optimizer and the gradients")  # fmt: skip
     if losses[-1] > 0.85 * losses[0]:
-        return Line("one batch by heart", seen, "take care", "slow: is the learning rate too low?")
+        return Line("one batch by heart", seen, "take care", "slow: is pretrain.optimizer.learning_rate too low?")
     return Line("one batch by heart", seen)

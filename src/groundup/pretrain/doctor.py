@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from groundup import pretrained
 from groundup.batch import Batch
@@ -49,6 +50,7 @@ from groundup.pretrain.checks import Line, judged
 from groundup.pretrain.run import Places, pretrain
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.speed import settle
+from groundup.pretrain.start import with_vocabulary
 from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.fit import fit
@@ -86,16 +88,48 @@ class Patient:
         return next(self.assembled.model.parameters()).device
 
     @property
+    def started(self) -> bool:
+        """Whether it begins with the weights of a trained model."""
+        return self.places.start is not None
+
+    @property
+    def affordable(self) -> int:
+        """Tokens whose pass, forward and backward, is quick."""
+        most = QUICK_FLOPS.get(self.device.type, ELSEWHERE_FLOPS)
+        return max(64, int(most / training_flops_per_token(self.config, self.settings.loss)))
+
+    @property
     def little(self) -> int:
         """Tokens that a check sends through the model."""
-        most = QUICK_FLOPS.get(self.device.type, ELSEWHERE_FLOPS)
-        per_token = training_flops_per_token(self.config, self.settings.loss)
         rows = min(self.settings.micro_batch_rows, self.settings.batch_tokens // self.config.context_length)
-        return max(64, min(int(most / per_token), rows * self.config.context_length))
+        return max(64, min(self.affordable, rows * self.config.context_length))
 
     def again(self) -> "Patient":
         """The same before its first step: a throw-away copy for whatever trains."""
-        return dataclasses.replace(self, assembled=assemble(self.config, self.settings, self.device))
+        return dataclasses.replace(self, assembled=assemble(self.config, self.settings, self.device, self.places.start))
+
+    @property
+    def first_rows(self) -> Batch:
+        """The rows of step 1, as many as are quick."""
+        tokens, context = self.affordable, self.config.context_length
+        n = max(1, min(self.settings.batch_rows(0, context), tokens // context))
+        return checks.fewer(self.rows(0, n), tokens)
+
+    def first_step(self, counted: Tensor | None = None) -> tuple[float, dict[str, Tensor | None]]:
+        """The loss of the next token and the gradients, as training has them in step 1, but for a scaled loss.
+
+        Args:
+            counted: (B, T) the targets that count; all, if not given.
+        """
+        batch = self.first_rows
+        if counted is not None:
+            batch = dataclasses.replace(batch, weight=batch.weight * counted)
+        pieces = -(-len(batch.tokens) // self.settings.micro_batch_rows)
+        loss, parts = dataclasses.replace(self.assembled, scaler=None).gradients(self.settings, pieces)(batch)
+        gradients = {}
+        for name, weight in self.assembled.masters.copies.items():
+            gradients[name], weight.grad = weight.grad, None
+        return parts.get("next_token", loss).item(), gradients
 
 
 def admit(config: ModelConfig, settings: PretrainSettings, places: Places) -> Patient:
@@ -106,7 +140,7 @@ def admit(config: ModelConfig, settings: PretrainSettings, places: Places) -> Pa
     """
     tokenizer = Tokenizer.load(places.tokenizer)
     opened = {name: open_split(places.shards, name, tokenizer.vocab_size) for name in ("train", "validation", "test")}
-    whole = config.with_vocabulary(tokenizer.vocab_size)
+    whole = with_vocabulary(config, tokenizer, places.start)
     device = pretrained.find_device(settings.device)
     # Uncompiled: compiling takes longer than all that is looked at here.
     settings, _ = settle(whole, settings.model_copy(update={"compile": False}), places.shards, device)
@@ -115,7 +149,8 @@ def admit(config: ModelConfig, settings: PretrainSettings, places: Places) -> Pa
     def rows(first: int, count: int) -> Batch:
         return next(batches(train, whole.context_length, settings.seed, count, first))
 
-    return Patient(whole, settings, places, tokenizer, train, opened, rows, assemble(whole, settings, device))
+    assembled = assemble(whole, settings, device, places.start)
+    return Patient(whole, settings, places, tokenizer, train, opened, rows, assembled)
 
 
 def quick(patient: Patient, tokens: int = QUICK_TOKENS) -> Iterator[Line]:
@@ -125,43 +160,77 @@ def quick(patient: Patient, tokens: int = QUICK_TOKENS) -> Iterator[Line]:
 
 
 def _quick(patient: Patient, tokens: int) -> Iterator[tuple[str, Line]]:
-    config, settings, assembled = patient.config, patient.settings, patient.assembled
-    model, loss = assembled.model, assembled.loss
+    config, settings, places = patient.config, patient.settings, patient.places
     yield "settings", checks.check_learning_rate(config, settings)
     yield "settings", checks.check_optimizer_settings(settings)
     yield "settings", checks.check_warmup(settings)
     yield "settings", checks.check_length(config, settings, len(patient.train.ids))
-    corpus, tokenizer = patient.places.corpus / "train.parquet", patient.tokenizer
+    corpus, tokenizer = places.corpus / "train.parquet", patient.tokenizer
     texts = list(islice(read_texts(corpus), 8)) if corpus.is_file() else []
     if is_made(patient.places.corpus):
         yield "text", checks.check_separators(read_manifest(patient.places.corpus).statistics.get("marks", {}))
     yield "text", checks.check_round_trip(tokenizer, texts)
-    if is_made(patient.places.shards):
-        statistics_ = read_manifest(patient.places.shards).statistics
-        yield "text", checks.check_vocabulary(statistics_, len(tokenizer.special))
-    recorded = read_manifest(patient.places.tokenizer).digest if is_made(patient.places.tokenizer) else None
-    yield "text", checks.check_shards(patient.places.shards, patient.train, tokenizer, recorded, texts)
+    recorded = read_manifest(places.tokenizer) if is_made(places.tokenizer) else None
+    may_learn = recorded is not None and recorded.settings.get("kind") == "existing" and not patient.started
+    counts = checks.count_ids([patient.train, *patient.held.values()], tokenizer.vocab_size)
+    yield "text", checks.check_vocabulary(counts, tokenizer, may_learn)
+    digest = recorded.digest if recorded else None
+    yield "text", checks.check_shards(places.shards, patient.train, tokenizer, digest, texts)
     yield "text", checks.check_held_out(patient.train, patient.held, tokens)
     yield "text", checks.check_order(patient.rows, patient.train, config.context_length)
-    batch = checks.fewer(patient.rows(0, settings.micro_batch_rows), patient.little)
-    targets = checks.check_targets(model, batch, loss)
-    yield "model", targets
-    bordered = checks.with_borders(patient.rows(0, max(32, settings.micro_batch_rows)))
-    mask = checks.check_mask(model, checks.fewer(bordered, patient.little), loss, settings.seed)
-    yield "model", mask
-    yield "model", checks.check_ties(model)
-    units = checks.check_units(model, batch, loss)
-    yield "model", units
-    assembled.optimizer.zero_grad()
-    started = checks.mean_loss(model, batch, loss).item()
-    if targets.verdict == mask.verdict == "ok":
-        yield "model", checks.check_start(started, config.vocab_size or 2, config.d_model)
-    if units.verdict == "ok":
-        yield "model", checks.check_gradients(assembled.masters.copies)
-    assembled.optimizer.step()
-    yield "model", checks.check_numbers(assembled.masters.copies, assembled.optimizer)
+    yield from (("model", line) for line in _quick_of_model(patient, checks.token_frequencies_loss(counts)))
     yield "machine", check_device(patient)
     yield "machine", check_disk(patient)
+
+
+def _quick_of_model(patient: Patient, frequencies: float) -> Iterator[Line]:
+    """
+    Args:
+        frequencies: the loss of a model that knows only how often each token occurs.
+    """
+    settings, assembled = patient.settings, patient.assembled
+    model, loss = assembled.model, assembled.loss
+    if patient.places.start is not None:
+        start = checks.check_trained_weights(model, patient.places.start)
+        yield start
+        if start.verdict == "stop":
+            return
+    loss_at_start, gradients = patient.first_step()
+    first = _check_loss_at_start(patient, loss_at_start, frequencies)
+    if not math.isfinite(loss_at_start):
+        yield first
+        return
+    batch = checks.fewer(patient.rows(0, settings.micro_batch_rows), patient.little)
+    targets = checks.check_targets(model, batch, loss)
+    yield targets
+    bordered = checks.with_borders(patient.rows(0, max(32, settings.micro_batch_rows)))
+    mask = checks.check_mask(model, checks.fewer(bordered, patient.little), loss, settings.seed)
+    yield mask
+    yield checks.check_ties(model)
+    units = checks.check_units(model, batch, loss, patient.started)
+    yield units
+    if targets.verdict == mask.verdict == "ok":
+        yield first
+    weights = assembled.masters.copies
+    for name, weight in weights.items():
+        weight.grad = gradients[name]
+    if units.verdict == "ok":
+        yield checks.check_gradients(weights, patient.started)
+    assembled.optimizer.step()
+    yield checks.check_numbers(weights, assembled.optimizer)
+
+
+def _check_loss_at_start(patient: Patient, loss: float, frequencies: float) -> Line:
+    vocab_size, added = patient.config.vocab_size or 2, torch.tensor([*patient.tokenizer.added.values()])
+    if not patient.started:
+        return checks.check_start(loss, vocab_size, patient.config.d_model)
+    known, batch = loss, patient.first_rows
+    old = ~torch.isin(batch.targets, added) & (batch.weight > 0)
+    if loss > checks.NEAR_CHANCE * math.log(vocab_size) and 0 < old.sum() < (batch.weight > 0).sum():
+        known, _ = patient.first_step(old)
+    n, whole = len(batch.tokens), patient.settings.batch_rows(0, patient.config.context_length)
+    rows = f"the {n:,} rows of step 1" if n == whole else f"the first {n:,} of {whole:,} rows of step 1"
+    return checks.check_trained_start(loss, known, rows, vocab_size, frequencies)
 
 
 def whole(patient: Patient, watts: float | None = None, price_per_hour: float | None = None) -> Iterator[Line]:
@@ -175,7 +244,7 @@ def whole(patient: Patient, watts: float | None = None, price_per_hour: float | 
         return
     tried = [_learning_rate_range(patient)]
     if tried[0].verdict == "ok":
-        tried.append(checks.check_overfit(_overfitted(patient)))
+        tried.append(checks.check_overfit(_overfitted(patient), patient.started))
         tried.append(check_resume(patient))
     for line in tried:
         yield dataclasses.replace(line, group="learning")
@@ -186,13 +255,16 @@ def whole(patient: Patient, watts: float | None = None, price_per_hour: float | 
 def _learning_rate_range(patient: Patient) -> Line:
     low, high, n = SWEEP
     rates = [low * (high / low) ** (i / (n - 1)) for i in range(n)]
-    patient = patient.again()
+    rate, vocab_size = patient.settings.optimizer.learning_rate, patient.config.vocab_size or 2
     losses: list[float] = []
-    for step in _trained(patient, lambda number: rates[number] / patient.settings.optimizer.learning_rate, n):
+    for step in _trained(patient.again(), lambda number: rates[number] / rate, n):
         losses.append(step)
-        if not math.isfinite(step) or step > 1.5 * losses[0]:
+        if not math.isfinite(step) or step > 1.5 * max(losses[0], math.log(vocab_size)):
             break
-    return checks.check_range(rates, losses, patient.settings.optimizer.learning_rate, losses[0])
+    if patient.started:
+        untouched = list(_trained(patient.again(), lambda number: 0.0, len(losses)))
+        return checks.check_trained_range(rates, losses, untouched, rate, vocab_size)
+    return checks.check_range(rates, losses, rate, losses[0])
 
 
 def _overfitted(patient: Patient) -> list[float]:
@@ -201,12 +273,13 @@ def _overfitted(patient: Patient) -> list[float]:
 
 def _trained(patient: Patient, schedule: Any, steps: int, same: bool = False) -> Iterator[float]:
     """The loss at each step; of the same few rows each time, or of the next ones."""
-    rows = max(1, patient.little // patient.config.context_length)
+    tokens = patient.little
+    rows = max(1, tokens // patient.config.context_length)
 
     def drawn() -> Iterator[Batch]:
         first = 0
         while True:
-            yield checks.fewer(patient.rows(first, rows), patient.little)
+            yield checks.fewer(patient.rows(first, rows), tokens)
             first += 0 if same else rows
 
     assembled, settings = patient.assembled, patient.settings
@@ -223,7 +296,7 @@ def check_resume(patient: Patient) -> Line:
     short = patient.settings.model_copy(
         update={
             "steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2, "sample_tokens": 0, "validation_tokens": 1,
-            "batch_tokens": rows * patient.config.context_length, "micro_batch_rows": max(1, rows // 2),
+            "batch_tokens": rows * patient.config.context_length, "micro_batch_rows": max(1, rows // 2), "sinks": (),
         }
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=patient.places.work.parent) as place:
@@ -269,8 +342,8 @@ def check_disk(patient: Patient) -> Line:
     free = shutil.disk_usage(place).free
     seen = f"{memory.shown(free)} free, {memory.shown(needed)} needed for checkpoints and model"
     if free < needed:
-        return judged("disk", seen, checks.MEMORY, "free some, choose another place with --run, or lower "
-                      "pretrain.keep_checkpoints")  # fmt: skip
+        fewer = ", or lower pretrain.keep_checkpoints" if settings.keep_checkpoints > 1 else ""
+        return judged("disk", seen, checks.MEMORY, f"free some, or choose another place with --run{fewer}")
     return Line("disk", seen)
 
 
@@ -325,7 +398,8 @@ def training_memory(config: ModelConfig, settings: PretrainSettings) -> memory.T
     """What the planner needs to know of a recipe."""
     rows = min(settings.micro_batch_rows, settings.batch_tokens // config.context_length)
     precision = settings.precision or Float32()  # while it is being chosen
-    return memory.Training(config, precision, settings.optimizer, rows, settings.recompute, settings.average)
+    started = settings.start is not None
+    return memory.Training(config, precision, settings.optimizer, rows, settings.recompute, settings.average, started)
 
 
 def out_of_memory(config: ModelConfig, settings: PretrainSettings, error: BaseException) -> ResourceError | None:

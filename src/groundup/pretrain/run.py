@@ -36,7 +36,7 @@ from groundup.pretrain.log import RunLog
 from groundup.pretrain.settings import PretrainSettings, may_change
 from groundup.pretrain.sinks import Sinks
 from groundup.pretrain.speed import WORTH_MEASURING_FLOPS, matmul_peak
-from groundup.pretrain.start import take_weights, with_vocabulary_of
+from groundup.pretrain.start import take_weights, with_vocabulary
 from groundup.shards import open_split, refuse_another_tokenizer
 from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -138,12 +138,10 @@ class Training:
         self.settings, self.places, self.inputs, self.say = settings, places, inputs, say
         self.described = {"model": model_config.table(), "pretrain": settings.table()}
         self.tokenizer = Tokenizer.load(places.tokenizer)
-        self.config = model_config.with_vocabulary(self.tokenizer.vocab_size)
-        if places.start is not None:
-            self.config = with_vocabulary_of(places.start, model_config)
+        self.config = with_vocabulary(model_config, self.tokenizer, places.start)
+        ids = min(self.tokenizer.vocab_size, self.config.vocab_size or 0)
         self.train, self.validation = (  # every id was compared with the vocabulary by `check_fits`
-            replace(open_split(places.shards, split), vocab_size=self.tokenizer.vocab_size)
-            for split in ("train", "validation")
+            replace(open_split(places.shards, split), vocab_size=ids) for split in ("train", "validation")
         )
         self.trained = assemble(self.config, settings, pretrained.find_device(settings.device))
         self.log = RunLog(places.work)
@@ -258,7 +256,8 @@ class Training:
         self._log_step(step)
         if self.judgement.count_overflow(step):
             in_a_row = f"{OVERFLOWS_IN_A_ROW} steps in a row up to step {step.number:,}"
-            raise self._diverged(f"the gradients overflowed float16 in {in_a_row}", step.number)
+            first = step.number - OVERFLOWS_IN_A_ROW + 1
+            raise self._diverged(f"the gradients overflowed float16 in {in_a_row}", step.number, first)
         if (line := self.health.after(step)) is not None:
             self.log.health(line)
 
@@ -269,7 +268,7 @@ class Training:
         broken = self.log.flush()
         if broken is not None:
             what = f"the loss at step {broken['step']:,} is {broken['loss']} (gradient norm {broken['grad_norm']})"
-            raise self._diverged(what, broken["step"])
+            raise self._diverged(what, broken["step"], broken["step"])
 
     def _look_up(self, number: int, last: bool, stop: Stop) -> None:
         """Measure and write what is due after this step and not in the log; what a signal cuts short is due again."""
@@ -368,7 +367,8 @@ class Training:
         goal, next_row, rollbacks = judgement.goal(saved, number), judgement.next_row, guard.rollbacks + 1
         if not guard.may_go_back:
             what = f"{guard.bad_in_a_row} bad steps in a row up to step {number:,}, after {guard.rollbacks} times back"
-            raise self._diverged(what, number, rows=[self.state["next_row"], next_row])
+            first = number - guard.bad_in_a_row + 1
+            raise self._diverged(what, number, first, rows=[self.state["next_row"], next_row])
         for step, path in saved.items():
             if goal is None or step > goal:
                 shutil.rmtree(path)
@@ -383,7 +383,8 @@ class Training:
     @torch.no_grad()
     def _draw_again(self) -> None:
         """Weights and optimizer as before the first step."""
-        trained, fresh = self.trained, assemble(self.config, self.settings, torch.device("cpu"))
+        trained = self.trained
+        fresh = assemble(self.config, self.settings, torch.device("cpu"), self.places.start)
         for name, copy in trained.masters.copies.items():
             first = fresh.masters.copies[name]
             copy.copy_(first)
@@ -391,14 +392,25 @@ class Training:
             trained.optimizer.state[copy] = {key: value.to(copy.device, copy=True) for key, value in state}
         if trained.scaler is not None and fresh.scaler is not None:
             trained.scaler.load_state_dict(fresh.scaler.state_dict())
-        if self.places.start is not None:
-            take_weights(self.places.start, trained.masters)
 
     def _stopped(self, number: int, stop: Stop) -> SavedAndStopped:
         self.log.event("stopped", step=number, signal=stop.asked)
         return SavedAndStopped(f"saved at step {number:,} of {self.settings.steps:,}")
 
-    def _diverged(self, what: str, number: int, **found: Any) -> DivergedError:
+    def _diverged(self, what: str, number: int, first: int, **found: Any) -> DivergedError:
+        """
+        Args:
+            what: was seen up to step
+            number: and from step
+            first: on.
+        """
+        if first == 1:
+            whose = f"the weights of {self.places.start}" if self.places.start is not None else "the drawn weights"
+            advice = (
+                f"No step was taken before it, so the learning rate has no part in it. `groundup doctor RECIPE` looks "
+                f"at {whose} and at these rows"
+            )
+            return self.judgement.diverged(what, number, advice, **found)
         kept = checkpoint.found(self.checkpoints)
         where = f"the last checkpoint is {kept[-1].name}" if kept else "no checkpoint was written yet"
         advice = (

@@ -1,31 +1,43 @@
 """Training that begins with the weights of another model: what must fit, and how they are taken over."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from groundup import pretrained
+from groundup.corpus.document import SPLITS
 from groundup.errors import SettingsError
 from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.model_files import config_of
 from groundup.optim.precision import Masters
 from groundup.settings import differences
+from groundup.shards import IDS_AT_ONCE, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 
 
-def check_start(start: Path, model: ModelConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
+def check_start(
+    start: Path,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    shards: Path,
+    prompts: Iterable[str],
+    say: Callable[[str], None],
+) -> None:
     """Refuse, before the first step, to begin a model with the weights of one that is shaped or speaks otherwise.
 
     Args:
         start: a model that `pretrained.load` reads.
         model: what the recipe describes.
         tokenizer: the one of the run.
+        shards: what it made of the texts, and
+        prompts: texts that the model will be asked to continue; every id of both must have a row.
 
     Raises:
-        SettingsError: listing the settings that differ, or saying whose tokenizer it is.
+        SettingsError: listing the settings that differ, saying whose tokenizer it is, or naming a token without a row.
         DataError: a model that is missing, damaged, or not represented here.
     """
     loaded, own = pretrained.load(start, device="cpu")
@@ -40,13 +52,7 @@ def check_start(start: Path, model: ModelConfig, tokenizer: Tokenizer, say: Call
             f"Set these as they are there, or let `groundup new NAME --from TEXTS --start {start}` write a recipe"
         ]
         raise SettingsError("\n".join(lines))
-    rows = loaded.config.vocab_size or 0
     if own is None:
-        if tokenizer.vocab_size > rows:
-            raise SettingsError(
-                f"the tokenizer has {tokenizer.vocab_size:,} ids, the model in {start} rows for {rows:,}: they do not "
-                "belong together"
-            )
         say(f"the model in {start} came without its tokenizer: that the ids are its own is not checked")
     elif own.digest != tokenizer.digest:
         raise SettingsError(
@@ -54,11 +60,21 @@ def check_start(start: Path, model: ModelConfig, tokenizer: Tokenizer, say: Call
             f"model in {start} ({own.vocab_size:,} ids, {own.digest[:8]}…), whose weights know tokens by its ids: set "
             f'tokenizer.kind = "existing" and tokenizer.path to that directory'
         )
+    rows = loaded.config.vocab_size or 0
+    if tokenizer.vocab_size > rows:  # such as special tokens, which no text has
+        for split in SPLITS:
+            ids = open_split(shards, split).ids
+            for first in range(0, len(ids), IDS_AT_ONCE):
+                tokenizer.refuse_without_row(
+                    np.unique(ids[first : first + IDS_AT_ONCE]).tolist(), rows, f"a {split} document"
+                )
+        for prompt in prompts:
+            tokenizer.refuse_without_row(tokenizer.encode(prompt), rows, f"the prompt {prompt!r}")
 
 
-def with_vocabulary_of(start: Path, model: ModelConfig) -> ModelConfig:
-    """The model with as many rows as the one it begins with, which may have more than its tokenizer has ids."""
-    return model.with_vocabulary(config_of(start).vocab_size or 0)
+def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer, start: Path | None) -> ModelConfig:
+    """The model with a row for each id; with as many as the model in `start` has, which may be more or fewer."""
+    return model.with_vocabulary(tokenizer.vocab_size if start is None else config_of(start).vocab_size or 0)
 
 
 @torch.no_grad()

@@ -175,7 +175,7 @@ class Tokenizer:
         closed = [] if self.closer == self.opener else [self.closer]
         return [self.opener, *ids, *closed]
 
-    def refuse_without_row(self, ids: Iterable[int], rows: int) -> None:
+    def refuse_without_row(self, ids: Iterable[int], rows: int, where: str = "the text") -> None:
         """Special tokens beyond a model's rows do no harm until one is read.
 
         Raises:
@@ -184,8 +184,8 @@ class Tokenizer:
         if beyond := sorted({i for i in ids if i >= rows}):
             named = ", ".join(f"{self._tokens[i].decode('utf-8', 'replace')!r} (id {i:,})" for i in beyond[:3])
             raise SettingsError(
-                f"the text holds {named}, for which this model has no row: it has {rows:,}. Leave it out of the text, "
-                "or give the model more rows"
+                f"{where} holds {named}, for which this model has no row: it has {rows:,}. Leave it out, or take a "
+                "model with more rows"
             )
 
     @property
