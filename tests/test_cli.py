@@ -487,7 +487,11 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["report", "empty"], 3, "has no result of corpus"),
     (["compare", "runs/tiny"], 2, "name two or more different runs"),
     (["compare", "runs/tiny", "empty"], 3, "empty has no result of corpus"),
-    (["compare", "runs/tiny", "damaged"], 3, "Make it again: `groundup build` with its recipe and --replace"),
+    (
+        ["compare", "runs/tiny", "damaged"],
+        3,
+        "Make it again: `groundup build damaged/recipe.toml --run damaged --replace`",
+    ),
     (["compare", "runs/tiny", "runs/gone"], 3, "no run at runs/gone"),
     (["build", "tiny.toml", "--run", "weights.pt"], 2, "weights.pt"),
     (["build", "weights.pt/x.toml"], 3, "no recipe file"),

@@ -108,7 +108,9 @@ def new(
     name = name.removesuffix(".toml")
     target = Path(f"{name}.toml")
     if not sources:
-        raise SettingsError(f"name the texts to learn from: {terminal.own_name()} new {name} --from FILE_OR_FOLDER")
+        raise SettingsError(
+            f"name the texts to learn from: `{terminal.command('new', name, '--from', 'FILE_OR_FOLDER')}`"
+        )
     if target.exists():
         raise SettingsError(f"{target} exists and is left as it is: choose another name, or move it away")
     wanted = None if size is None else parameters_in(size)
@@ -281,7 +283,7 @@ def evaluate(
     else:
         refuse_nothing(target, "run or model")
         raise SettingsError(
-            f"name the files to score: groundup eval {target} FILE..., or a recipe for its test documents"
+            f"name the files to score: `groundup eval {target} FILE`, or a recipe for its test documents"
         )
     if as_json:
         terminal.print_json(result)
@@ -483,6 +485,7 @@ def sweep(
     Interrupted, the same command goes on; points that were finished are not trained again.
     """
     from groundup.errors import SavedAndStopped
+    from groundup.recipe import Recipe, next_to
     from groundup.report.sweep import rows
     from groundup.sweep import PAGE
     from groundup.sweep import sweep as train_points
@@ -505,7 +508,9 @@ def sweep(
         print(note)
     directory = Path(found["directory"])
     print(f"Drawn: {directory / PAGE}\n\nTry next:")
-    print(f"  {terminal.command('build', recipe, *found['overrides'])}")
+    usual = Path("runs") / Recipe.load(recipe).name
+    beside = ("--run", next_to(usual)) if usual.exists() else ()
+    print(f"  {terminal.command('build', recipe, *found['overrides'], *beside)}")
     finish = terminal.command("build", recipe, *found["overrides"], "--run", directory / found["best"])
     print(f"  {finish}        (evaluate and report the best point itself)")
 

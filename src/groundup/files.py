@@ -314,7 +314,7 @@ def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
             raise ValueError("it is not what was written")
         manifest = Manifest(**{**raw, "files": {name: tuple(value) for name, value in raw["files"].items()}})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedError(f"{path} is damaged: {error}") from None
+        raise DamagedError(f"{path} is damaged: {error}{_make_again(directory)}") from None
     if manifest.format != FORMAT:
         raise DataError(f"{directory} has format {manifest.format}; this version reads format {FORMAT}")
     if kind is not None and manifest.kind != kind:
@@ -351,8 +351,16 @@ def check(directory: Path, kind: str | None = None, digest_up_to: int | None = 1
     """
     manifest = read_manifest(directory, kind)
     for why in damage(directory, manifest, digest_up_to):
-        raise DamagedError(f"{directory} is damaged: {why}")
+        raise DamagedError(f"{directory} is damaged: {why}{_make_again(directory)}")
     return manifest
+
+
+def _make_again(directory: Path) -> str:
+    """The next step where something in a run is damaged."""
+    run = directory.parent
+    if not (run / "recipe.toml").is_file():
+        return ""
+    return f". Make it again: `groundup {shlex.join(['build', f'{run}/recipe.toml', '--run', str(run), '--replace'])}`"
 
 
 def damage(

@@ -307,7 +307,7 @@ def examine(
             raise SettingsError(_conflict(stale, _recorded(directory, say), loaded, directory))
         for stage in before:
             if not is_made(directory / stage.directory):
-                say(f"making {directory / stage.directory}, which `groundup build` will take over")
+                say(f"making {directory / stage.directory}, which a build will take over")
             _run_stage(stage, loaded, beside, directory, None, None, watch, say)
     from groundup.pretrain import doctor
     from groundup.pretrain.assemble import prepare_process
@@ -357,8 +357,8 @@ def _run_stage(
         return Row(stage.name, 0.0, "up to date", read_manifest(target).digest)
     if only not in (None, stage.name):
         raise SettingsError(
-            f"`groundup {only}` needs the result of `groundup {stage.name}`, which {run} does not have yet: "
-            f"run that first, or `groundup build` for all"
+            f"{run} does not have the result of {stage.name} yet, which {only} needs: run "
+            f"`groundup {stage.name} RECIPE --run {run}` first, or `groundup build RECIPE --run {run}` for all"
         )
     settings, inputs = stage.settings(recipe), _inputs(stage, recipe, beside, run, {}, say)
     shutil.rmtree(_left_behind(target), ignore_errors=True)
@@ -425,9 +425,9 @@ def _stale(stages: Iterable[Stage], recipe: Recipe, beside: Path, run: Path, rep
                 why = _why_stale(made, settings, _inputs(stage, recipe, beside, run, recorded, say))
             if not why and is_made(run / stage.directory):
                 verify(run / stage.directory, stage.kind)
-        except DamagedError as error:
+        except DamagedError:
             if not replace:
-                raise DamagedError(f"{error}. Make it again with --replace") from None
+                raise
             why = "damaged"
         if why:
             stale[stage.name] = why
@@ -447,7 +447,7 @@ def _made_from(stage: Stage, run: Path) -> dict[str, Any] | None:
         begun = json.loads(origin.read_bytes())
         return {"settings": dict(begun["settings"]), "inputs": dict(begun["inputs"])}
     except (ValueError, KeyError, TypeError):
-        raise DamagedError(f"{origin} is damaged") from None
+        raise DamagedError(f"{origin} is damaged. Make it again with --replace") from None
 
 
 def _why_stale(made: Mapping[str, Any], settings: Table, inputs: Mapping[str, str]) -> str:
@@ -472,7 +472,7 @@ def _conflict(stale: Mapping[str, str], recorded: Table, recipe: Recipe, run: Pa
     lines += [f"  {name}: {_shown(old)} → {_shown(new)}" for name, (old, new) in changed.items()]
     lines += [f"  stale: {stage} ({why})" for stage, why in stale.items()]
     lines += [
-        f"Build beside it with --run {_next_to(run)} (stages that fit are shared), or make the stale stages again "
+        f"Build beside it with --run {next_to(run)} (stages that fit are shared), or make the stale stages again "
         "with --replace"
     ]
     return "\n".join(lines)
@@ -482,7 +482,8 @@ def _shown(value: Any) -> str:
     return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _next_to(run: Path) -> Path:
+def next_to(run: Path) -> Path:
+    """The first of its name with a number behind it that is not there."""
     number = 2
     while run.with_name(f"{run.name}-{number}").exists():
         number += 1

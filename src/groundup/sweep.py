@@ -172,7 +172,7 @@ def _begun(directory: Path, asked: Asked) -> Table:
     if changed:
         raise SettingsError(
             "\n".join([f"{directory} holds another sweep:", *changed])
-            + f"\nSweep beside it with --run {recipes._next_to(directory)}; to a grid, points can be added by naming "
+            + f"\nSweep beside it with --run {recipes.next_to(directory)}; to a grid, points can be added by naming "
             "the old values too"
         )
     return {**new, "chosen": state["chosen"], "points": {name: points.get(name, {}) for name in asked.points}}

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from groundup.errors import DamagedError, DataError, SettingsError
+from groundup.errors import DataError, SettingsError
 from groundup.files import Manifest, is_made, read_lines, refuse_nothing, verify
 from groundup.settings import Table, read_toml
 
@@ -84,7 +84,8 @@ def read(directory: Path) -> Run:
     missing = [command for name, command in STAGES.items() if not is_made(directory / name)]
     if missing:
         raise DataError(
-            f"{directory} has no result of {', '.join(missing)} yet: run `groundup build` with its recipe first"
+            f"{directory} has no result of {', '.join(missing)} yet: run `groundup build {directory / 'recipe.toml'} "
+            f"--run {directory}` first"
         )
     if not (directory / "recipe.toml").is_file():
         raise DataError(f"{directory} has lost its recipe.toml: build it again with its recipe, which writes it anew")
@@ -92,10 +93,7 @@ def read(directory: Path) -> Run:
         recipe = read_toml(directory / "recipe.toml")
     except SettingsError as error:
         raise DataError(f"{error}. Build the run again with its recipe, which writes this one anew") from None
-    try:
-        manifests = {name: verify(directory / name, name) for name in STAGES}
-    except DamagedError as error:
-        raise DamagedError(f"{error}. Make it again: `groundup build` with its recipe and --replace") from None
+    manifests = {name: verify(directory / name, name) for name in STAGES}
     return Run(
         directory=directory,
         manifests=manifests,
