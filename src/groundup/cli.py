@@ -1170,4 +1170,5 @@ def _in_and_out(stage: str, manifests: dict[str, "Manifest"], run: Path) -> tupl
 
 def main() -> None:
     """The command `groundup`."""
+    terminal.open_standard_streams()
     sys.exit(terminal.run(app))

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -46,8 +46,6 @@ def run(app: typer.Typer) -> int:
         return _tell(why, ResourceError.exit_code)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    _open_standard_streams()
-    warnings.showwarning = _show_warning
     debug = _take_debug(sys.argv)
     try:
         if not _has_working_directory():
@@ -101,7 +99,7 @@ def has_reader() -> bool:
     return getattr(getattr(sys.stdout.buffer, "raw", None), "has_reader", True)
 
 
-def _open_standard_streams() -> None:
+def open_standard_streams() -> None:
     """Make the process's streams fit for any text, and open on nothing those that it was started without: else the next
     file that is opened would take their place, and get what is printed."""
     for number in range(3):
@@ -110,19 +108,26 @@ def _open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
     codecs.register_error("groundup.escape", _escape)
+    warnings.showwarning = _show_warning
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (open as long as the process)
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        encoding = getattr(getattr(sys, name), "encoding", "utf-8")
-        with contextlib.suppress(AttributeError):
-            getattr(sys, name).flush()
-        raw = _Output(number, "w", closefd=False)
-        lines = number == 2 or raw.isatty()
-        stream = io.TextIOWrapper(
-            io.BufferedWriter(raw), encoding=encoding, errors="groundup.escape", line_buffering=lines
-        )
-        setattr(sys, name, stream)
+    sys.stdout, sys.stderr = _fit_for_any_text(sys.stdout, 1), _fit_for_any_text(sys.stderr, 2)
+
+
+def _fit_for_any_text(stream: TextIO | None, number: int) -> TextIO:
+    """A stream to this descriptor, and in the encoding of the one that Python made; another program's own is left."""
+    if stream is not None:
+        try:
+            if stream.fileno() != number:
+                return stream
+        except OSError:
+            return stream
+        stream.flush()
+    raw = _Output(number, "w", closefd=False)
+    encoding = "utf-8" if stream is None else stream.encoding
+    by_line = number == 2 or raw.isatty()
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "groundup.escape", line_buffering=by_line)
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
