@@ -1,8 +1,13 @@
 """The pages: what they show runs, what they name is there, and the site made of them stands by itself."""
 
+import builtins
 import contextlib
+import doctest
 import fnmatch
+import functools
 import gzip
+import importlib
+import inspect
 import json
 import os
 import re
@@ -20,6 +25,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import groundup
+from groundup import errors
 from groundup.cli import app
 from groundup.errors import SettingsError
 from groundup.recipe import Recipe, build
@@ -71,10 +78,12 @@ def name_of(value: object) -> str:
 # What the code says, the pages of reference say
 
 
-@pytest.mark.parametrize("name", ["recipe", "commands"])
+REFERENCE = runpy.run_path(str(DOCS / "reference.py"))
+
+
+@pytest.mark.parametrize("name", REFERENCE["PAGES"])
 def test_the_pages_of_reference_are_those_of_the_code(name: str) -> None:
-    pages = runpy.run_path(str(DOCS / "reference.py"))["PAGES"]
-    assert (DOCS / "reference" / f"{name}.md").read_text() == pages[name](), "run `make docs`"
+    assert (DOCS / "reference" / f"{name}.md").read_text() == REFERENCE["PAGES"][name](), "run `make docs`"
 
 
 def test_every_setting_and_every_option_says_what_it_means() -> None:
@@ -82,6 +91,86 @@ def test_every_setting_and_every_option_says_what_it_means() -> None:
         lines = (DOCS / "reference" / f"{name}.md").read_text().splitlines()
         for line, below in zip(lines, lines[1:], strict=False):
             assert not line.endswith("<br>") or below.strip(), line
+
+
+PUBLIC = {
+    f"{module}.{name}": getattr(importlib.import_module(f"groundup.{module}"), name)
+    for module, names in REFERENCE["PUBLIC"].items()
+    for name in names
+}
+
+
+def functions_of(thing: Any) -> dict[str, Callable[..., Any]]:
+    """What can be called of a public name, or read as a property: by the name of the method, or an empty one."""
+    if not inspect.isclass(thing):
+        return {"": thing}
+    own = {name: vars(thing)[name] for name in vars(thing) if name in ("__init__", "__call__") or name[0] != "_"}
+    for name, member in own.items():
+        own[name] = (
+            getattr(member, "__func__", None) or getattr(member, "fget", None) or getattr(member, "func", member)
+        )
+    return {name: member for name, member in own.items() if inspect.isfunction(member) and member.__doc__ is not None}
+
+
+def docstrings_of(thing: Any) -> list[str]:
+    return [inspect.cleandoc(part.__doc__ or "") for part in dict.fromkeys([thing, *functions_of(thing).values()])]
+
+
+def examples_in(docstrings: list[str]) -> str:
+    parser = doctest.DocTestParser()
+    return "".join(example.source for docstring in docstrings for example in parser.get_examples(docstring))
+
+
+def test_what_is_public_is_told_with_all_its_members() -> None:
+    page = (DOCS / "reference" / "api.md").read_text()
+    assert {name for name in groundup.__all__ if not any(path.endswith(f".{name}") for path in PUBLIC)} == set()
+    for path, thing in PUBLIC.items():
+        assert f"### `{thing.__name__}`\n" in page, path
+        for name, member in inspect.getmembers_static(thing) if inspect.isclass(thing) else ():
+            is_told = inspect.isroutine(member) or isinstance(member, (property, functools.cached_property))
+            if name in vars(thing) and name[0] != "_" and is_told:
+                assert f"#### `{thing.__name__}.{name}`\n" in page, path
+                assert inspect.cleandoc(member.__doc__ or ""), f"{path}.{name} says nothing"
+
+
+def test_the_docstring_of_a_public_name_tells_every_argument_and_no_other() -> None:
+    for path, thing in PUBLIC.items():
+        assert thing.__doc__, path
+        for name, function in functions_of(thing).items():
+            said = inspect.cleandoc(function.__doc__ or "") + (inspect.cleandoc(thing.__doc__) if "__" in name else "")
+            taken = inspect.signature(function).parameters
+            for parameter in taken.values():
+                if parameter.name not in ("self", "cls") and parameter.kind not in (
+                    parameter.VAR_POSITIONAL,
+                    parameter.VAR_KEYWORD,
+                ):
+                    word = rf"(?<![A-Za-z]){parameter.name}(?![A-Za-z])"
+                    assert re.search(word, said, re.I), f"{path} {name} does not say what {parameter.name} is"
+            for section in re.findall(r"^Args:\n((?: +.*\n?)+)", inspect.cleandoc(function.__doc__ or ""), re.M):
+                told = {word for line in re.findall(r"^ {4}(\w[\w, ]*):", section, re.M) for word in line.split(", ")}
+                assert told <= taken.keys(), f"{path} {name} tells of {told - taken.keys()}, which it does not take"
+
+
+def test_every_error_that_a_public_docstring_names_is_one() -> None:
+    for path, thing in PUBLIC.items():
+        for docstring in docstrings_of(thing):
+            for section in re.findall(r"^Raises:\n((?: +.*\n?)+)", docstring, re.M):
+                for name in re.findall(r"^ {4}(\w+):", section, re.M):
+                    assert hasattr(errors, name) or hasattr(builtins, name), f"{path}: {name}"
+
+
+def test_every_public_name_has_an_example() -> None:
+    """Of its own, or, of what a function returns, that function's; an error has that of all errors. A method is used by
+    an example of its class. `--doctest-modules` runs them."""
+    shown = {path.rpartition(".")[2] for path, thing in PUBLIC.items() if examples_in(docstrings_of(thing))}
+    for path, thing in PUBLIC.items():
+        examples = examples_in(docstrings_of(thing))
+        returned_by = set(re.findall(r"`(\w+)`", thing.__doc__ or "")) & shown
+        is_error = inspect.isclass(thing) and issubclass(thing, errors.GroundupError)
+        assert examples or returned_by or is_error, path
+        for name in functions_of(thing) if examples else ():
+            if name.isidentifier() and "__" not in name and name != "forward":
+                assert f".{name}" in examples, f"no example of {path} uses {name}"
 
 
 def test_code_beside_the_words_is_the_code() -> None:

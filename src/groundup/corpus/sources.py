@@ -22,7 +22,7 @@ MAX_LINE_BYTES = 256_000_000
 
 @dataclass
 class Found:
-    """The files of a corpus, and those left out because nothing here reads them."""
+    """The files of a corpus, by `find`, and those left out because nothing here reads them."""
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     """(name in the corpus, path), sorted."""
@@ -31,10 +31,22 @@ class Found:
 
 
 def find(settings: CorpusSettings, beside: Path) -> Found:
-    """The readable files under the sources, each looked for beside the recipe first, then from the working directory.
+    """The readable files under the sources, each looked for in `beside` first, the folder of the recipe, then from the
+    working directory.
+
+    Args:
+        settings: `settings.sources` are the files and folders.
 
     Raises:
         DataError: a source that is missing, or holds nothing readable.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a.txt", "b.pdf"):
+    ...         _ = Path(folder, name).write_text("Once upon a time.")
+    ...     found = find(CorpusSettings(sources=(folder,)), Path())
+    >>> [path.name for _, path in found.files], found.left_out
+    (['a.txt'], Counter({'.pdf': 1}))
     """
     found = Found()
     for source in settings.sources:
@@ -99,8 +111,23 @@ def reader_of(path: Path) -> "Callable[[BinaryIO, str, CorpusSettings], Iterator
 def read(name: str, path: Path, settings: CorpusSettings) -> Iterator[Document]:
     """The documents of one file, none longer than `max_document_bytes`.
 
+    Args:
+        name: what the documents' `source` begins with.
+        path: one of those that `find` gives.
+        settings: of these `encoding`, `text_field` and `max_document_bytes` count.
+
     Raises:
         DataError: when the file cannot be opened, or its compression is damaged or cut short.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "a.jsonl")
+    ...     _ = file.write_text('{"text": "Once.", "year": 1812}\\n[]\\n')
+    ...     documents = list(read("a.jsonl", file, CorpusSettings(sources=(folder,))))
+    >>> [(document.text, document.source, document.metadata) for document in documents[:1]]
+    [('Once.', 'a.jsonl:1', '{"year":1812}')]
+    >>> documents[1].reason
+    'a JSON list, not an object'
     """
     reader = reader_of(path)
     assert reader is not None, "find() leaves out files without a reader"
