@@ -262,15 +262,16 @@ def _entry(title: str, thing: Any, depth: int) -> Iterator[str]:
     """A public name, then the public members of a class."""
     yield f"{'#' * depth} `{title}`\n"
     yield f"```py\n{_declaration(thing)}\n```\n"
-    yield from _readable(thing.__doc__)
+    parts = [*_readable(thing.__doc__)]
     if inspect.isclass(thing):
-        for special in ("__init__", "__call__"):
-            if inspect.isfunction(vars(thing).get(special)):
-                yield from _readable(vars(thing)[special].__doc__ or "")
+        made_and_called = (vars(thing).get(special) for special in ("__init__", "__call__"))
+        for function in filter(inspect.isfunction, made_and_called):
+            parts += _readable(function.__doc__ or "")
         if not issubclass(thing, BaseModel):
-            yield from _fields_of(thing)
-        for name, member in public_members(thing):
-            yield from _entry(f"{title}.{name}", member, depth + 1)
+            parts += _fields_of(thing)
+    yield from sorted(parts, key=lambda part: part.startswith("```pycon"))
+    for name, member in public_members(thing) if inspect.isclass(thing) else ():
+        yield from _entry(f"{title}.{name}", member, depth + 1)
 
 
 def public_members(cls: type) -> list[tuple[str, Any]]:
@@ -288,18 +289,21 @@ def _declaration(thing: Any) -> str:
     thing = getattr(thing, "fget", None) or getattr(thing, "func", None) or getattr(thing, "__func__", thing)
     source = textwrap.dedent(inspect.getsource(thing))
     lines, node = source.splitlines(), ast.parse(source).body[0]
-    declared = _head(lines, node)
+    inside: list[str] = []
     for inner in node.body if isinstance(node, ast.ClassDef) else ():
         if isinstance(inner, ast.FunctionDef) and inner.name in ("__init__", "__call__"):
-            declared += _head(lines, inner)
+            inside += _head(lines, inner)
         elif isinstance(inner, ast.AnnAssign) and not ast.unparse(inner.target).startswith("_"):
-            declared += lines[inner.lineno - 1 : inner.end_lineno]
-    return "\n".join(declared)
+            inside += lines[inner.lineno - 1 : inner.end_lineno]
+    head = _head(lines, node)
+    return "\n".join([*head[:-1], head[-1] + ":" * bool(inside), *inside])
 
 
 def _head(lines: list[str], node: Any) -> list[str]:
+    """From the first decorator to before the colon."""
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    head = lines[first - 1 : max(node.lineno, node.body[0].lineno - 1)]
+    body = node.body[0].lineno - 1
+    head = lines[first - 1 : body if lines[body - 1].endswith(":") else body + 1]
     return [*head[:-1], re.sub(r":( \.\.\.)?$", "", head[-1])]
 
 
@@ -307,7 +311,7 @@ def _fields_of(cls: type) -> Iterator[str]:
     """What the code says under each field."""
     texts = [(name, text_of(cls, name)) for name in vars(cls).get("__annotations__", {})]
     if said := [f"- `{name}`: {_plain(text)}" for name, text in texts if text]:
-        yield "\n".join(said) + "\n"
+        yield "\n".join(["**Fields:**\n", *said, ""])
 
 
 def _readable(docstring: str) -> Iterator[str]:

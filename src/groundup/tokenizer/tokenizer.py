@@ -193,7 +193,10 @@ class Tokenizer:
             SettingsError: naming the tokens among `ids` that a model with so many rows has no row for.
 
         >>> tokenizer = Tokenizer.learn(["low"], vocab_size=260, special=["<|sep|>"])
-        >>> tokenizer.refuse_without_row(tokenizer.encode("low"), rows=tokenizer.special["<|sep|>"])
+        >>> tokenizer.refuse_without_row(tokenizer.encode("low <|sep|>", "all"), rows=258)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        groundup.errors.SettingsError: the text holds '<|sep|>' (id 258), for which this model has no row: ...
         """
         if beyond := sorted({i for i in ids if i >= rows}):
             named = ", ".join(f"{self._tokens[i].decode('utf-8', 'replace')!r} (id {i:,})" for i in beyond[:3])
@@ -598,8 +601,8 @@ class Tokenizer:
         Returns:
             Whether they are there; without them encoding gives the same ids, many times slower.
 
-        >>> if Tokenizer.learn("low lower", vocab_size=320).warm_up():
-        ...     texts_without_end = "are encoded from the first on at full speed"
+        >>> Tokenizer.learn("low lower", vocab_size=320).warm_up()
+        True
         """
         self.compiled = True
         return self._encoder is not None
