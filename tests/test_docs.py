@@ -1,5 +1,6 @@
 """The pages: what they show runs, what they name is there, and the site made of them stands by itself."""
 
+import ast
 import builtins
 import contextlib
 import doctest
@@ -16,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ import groundup
 from groundup import errors
 from groundup.cli import app
 from groundup.errors import SettingsError
+from groundup.evals.tasks import TASKS
 from groundup.recipe import Recipe, build
 from groundup.settings import read_toml
 
@@ -53,7 +56,9 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     found = []
-    for match in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$|(?<=\n\n)((?: {4}.*\n|\n)+)", page.read_text(), re.M | re.S):
+    for match in re.finditer(
+        r"^```(\w*)[^\n]*\n(.*?)^```$|(?<=\n\n)((?: {4}[^\n]*\n|\n)+)", page.read_text(), re.M | re.S
+    ):
         indented = match[3] is not None
         line = match.string.count("\n", 0, match.start(3 if indented else 2)) + 1
         found.append(Block(page, line, "" if indented else match[1], match[3] if indented else match[2]))
@@ -257,9 +262,12 @@ def folder(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "pages"
 
 
+CLAIM = re.compile(r"^\s*print\(.*\)  # (.*)$", re.M)
+"""A comment behind a `print` is what is printed; … stands for anything."""
+
+
 @pytest.mark.parametrize("page", pages_with(in_language("python")), ids=name_of)
 def test_python_in_a_page_runs_and_prints_what_it_says(page: Path, folder: Path) -> None:
-    """A comment behind a `print` that begins like a value is what is printed; … stands for anything."""
     printed: dict[int, str] = {}
 
     def record(*values: object, **_: object) -> None:
@@ -270,11 +278,21 @@ def test_python_in_a_page_runs_and_prints_what_it_says(page: Path, folder: Path)
         if block.language == "python":
             code = compile("\n" * (block.line - 1) + block.text, name_of(page), "exec")
             exec(code, names)
+    wrong = []
     for number, line in enumerate(page.read_text().splitlines(), start=1):
-        claim = re.search(r"^\s*print\(.*\)  # (?=[\[({'\"\d]|True|False|None)(.*)$", line)
-        if claim and number in printed:
+        if claim := CLAIM.search(line):
             expected = re.sub(r"([\[\]?*])", r"[\1]", claim[1]).replace("…", "*")
-            assert fnmatch.fnmatchcase(printed[number], expected), f"{name_of(page)}:{number}"
+            if not fnmatch.fnmatchcase(printed.get(number, "nothing"), expected):
+                wrong.append(f"{name_of(page)}:{number} prints {printed.get(number, 'nothing')}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("block", in_language("python"), ids=str)
+def test_something_is_checked_of_the_python_in_a_page(block: Block) -> None:
+    """By a value behind a `print`, or by an assertion that a reader sees too."""
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Call)}
+    asserts = any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(block.text)))
+    assert CLAIM.search(block.text) or asserts or "torch.testing.assert_close" in calls
 
 
 @pytest.mark.parametrize("block", in_language("toml"), ids=str)
@@ -304,6 +322,7 @@ class Command:
 def commands_in(text: str, where: str, first: int = 1) -> Iterator[Command]:
     """Calls of groundup in lines of shell, also behind a pipe or an `until`."""
     for number, line in enumerate(text.splitlines(), start=first):
+        line = line.removeprefix("$ ")
         if not re.match(r"\s*(\w+ .*[|] |until )?(\.venv/bin/)?groundup ", line):
             continue
         words = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -318,10 +337,20 @@ def commands_in(text: str, where: str, first: int = 1) -> Iterator[Command]:
                 call.append(word)
 
 
+def shown_in(block: Block) -> Iterator[tuple[Command, str]]:
+    """The calls of a block of shell, each with what the page shows of its answer, which only a `console` has."""
+    if block.language != "console":
+        yield from ((call, "") for call in commands_in(block.text, name_of(block.page), block.line))
+        return
+    for call in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block.text, re.M):
+        line = block.line + block.text.count("\n", 0, call.start())
+        yield from ((command, call[2]) for command in commands_in(call[1], name_of(block.page), line))
+
+
 def documented() -> Iterator[Command]:
     for block in ALL_BLOCKS:
-        if block.language in ("", "sh"):
-            yield from commands_in(block.text, name_of(block.page), block.line)
+        if block.language in ("", "sh", "console"):
+            yield from (command for command, _ in shown_in(block))
     for recipe in sorted((ROOT / "recipes").glob("*.toml")):
         for number, line in enumerate(recipe.read_text().splitlines(), start=1):
             if header := re.match(r"# +(?:command +)?(groundup \w.*?)(  |$)", line):
@@ -373,8 +402,11 @@ RUN = {
     "docs/how-to/resume.md": SMALL,
     "docs/how-to/smaller-machine.md": SMALL,
     "docs/how-to/bigger-machine.md": SMALL,
+    "docs/settings-and-files.md": SMALL,
 }
-"""Pages whose commands are run, one after the other, and what is added to those that take a recipe."""
+"""Pages whose commands are run, one after the other, and what is added to those that take a recipe. Of a `console`
+those are run whose answer the page shows, and the answer has lines with the same labels."""
+LABEL = re.compile(r"^(\w[\w ]*?)(?= {2,}\S)", re.M)
 
 
 @pytest.mark.parametrize("page", RUN)
@@ -386,7 +418,9 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, folder: Path) -> None
         table = re.search(r'^name = "(.*)"', block.text)
         if block.language == "toml" and table:
             (folder / f"{table[1]}.toml").write_text(block.text)
-        for command in commands_in(block.text, page, block.line) if not block.language else ():
+        for command, answer in shown_in(block) if block.language in ("", "console") else ():
+            if block.language == "console" and not answer:
+                continue
             name, given = parse(command.words)
             if name == "watch":
                 continue  # serves until it is stopped: tests/report/test_watch.py starts it, and stops it
@@ -395,6 +429,65 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, folder: Path) -> None
             smaller = RUN[page] if "overrides" in given and command.words[1].endswith(".toml") else []
             done = CliRunner().invoke(app, [*command.words, *smaller], input="The king\n")
             assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception}"
+            assert set(LABEL.findall(answer)) <= set(LABEL.findall(done.output)), f"{command}\n{done.output}"
+
+
+# What else the pages state
+
+
+def block_with(page: str, beginning: str) -> Block:
+    (found,) = (block for block in blocks(DOCS / page) if block.text.startswith(beginning))
+    return found
+
+
+def test_the_floors_of_the_page_are_those_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = [layer.replace("groundup.", "") for layer in contracts[0]["layers"]]
+    assert block_with("architecture.md", "cli\n").text.splitlines() == checked
+
+
+FILE = re.compile(r"[\w-]+(?:\.[\w-]+)*\.(?:json|jsonl|toml|parquet|html|safetensors)\b")
+
+
+@pytest.mark.parametrize(
+    ("page", "beginning"),
+    [
+        ("architecture.md", "runs/NAME/"),
+        ("corpus.md", "corpus/"),
+        ("evaluation.md", "evals/"),
+        ("model.md", "model/"),
+        ("training.md", "pretrain/"),
+    ],
+)
+def test_the_files_that_a_page_lists_are_those_of_a_run(page: str, beginning: str, built: Path) -> None:
+    listed = set(FILE.findall(block_with(page, beginning).text))
+    directory = built / "runs" / "mine" / beginning.replace("runs/NAME/", "")
+    there = {file.name for file in directory.rglob("*") if file.is_file()}
+    of_some_runs = {"diverged.json", "health.jsonl"}
+    assert listed - of_some_runs <= there
+    if beginning != "runs/NAME/":  # which leaves out what is inside, and says so
+        assert {name for name in there if FILE.fullmatch(name)} <= listed
+
+
+def test_the_lines_of_metrics_that_a_page_shows_have_the_fields_of_a_run(built: Path) -> None:
+    written = [json.loads(line) for line in (built / "runs/mine/pretrain/metrics.jsonl").read_text().splitlines()]
+    fields = {field for row in written for field in row} | TASKS.keys()
+    for line in block_with("training.md", '{"step": 1, "loss"').text.splitlines():
+        assert json.loads(line).keys() <= fields, line
+
+
+def test_a_build_that_no_longer_fits_ends_as_the_page_says(folder: Path) -> None:
+    done = CliRunner().invoke(app, ["build", "mine.toml", "pretrain.steps=4"])
+    shown = block_with("recipe.md", "groundup: runs/mine was built").text
+    assert str(done.exception) + "\n" == shown.removeprefix("groundup: ").replace("1000 → 2000", "3 → 4")
+
+
+def test_an_unknown_setting_is_named_as_the_page_says(folder: Path) -> None:
+    tables = '[corpus]\nsources = ["my-texts"]\n[tokenizer]\nvocab_size = 320\n[pretrain]\n'
+    Path("my-model.toml").write_text(f'name = "my-model"\n\n\n{tables}stepz = 500\n')
+    done = CliRunner().invoke(app, ["build", "my-model.toml"])
+    shown = block_with("settings-and-files.md", "groundup: my-model.toml").text
+    assert str(done.exception).splitlines()[:2] == shown.removeprefix("groundup: ").splitlines()
 
 
 # Links
