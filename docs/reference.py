@@ -248,7 +248,7 @@ def _exit_codes() -> Iterator[str]:
 
 def api() -> str:
     """docs/reference/api.md"""
-    parts = [API_HEAD.format(short=", ".join(f"`{name}`" for name in groundup.__all__))]
+    parts = [API_HEAD.format(short=", ".join(f"[`{name}`](#{name.lower()})" for name in groundup.__all__))]
     for module, names in PUBLIC.items():
         home = importlib.import_module(f"groundup.{module}")
         about = inspect.cleandoc(home.__doc__ or "").partition("\n\n")[0]
@@ -293,7 +293,7 @@ def _declaration(thing: Any) -> str:
     for inner in node.body if isinstance(node, ast.ClassDef) else ():
         if isinstance(inner, ast.FunctionDef) and inner.name in ("__init__", "__call__"):
             inside += _head(lines, inner)
-        elif isinstance(inner, ast.AnnAssign) and not ast.unparse(inner.target).startswith("_"):
+        elif isinstance(inner, (ast.AnnAssign, ast.Assign)) and not ast.unparse(inner).startswith("_"):
             inside += lines[inner.lineno - 1 : inner.end_lineno]
     head = _head(lines, node)
     return "\n".join([*head[:-1], head[-1] + ":" * bool(inside), *inside])

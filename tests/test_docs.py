@@ -446,6 +446,17 @@ def test_the_floors_of_the_page_are_those_that_are_checked() -> None:
     assert block_with("architecture.md", "cli\n").text.splitlines() == checked
 
 
+def test_the_rooms_and_exit_codes_of_the_page_are_those_of_the_code() -> None:
+    page = (DOCS / "architecture.md").read_text()
+    rooms = re.findall(r"^[|][^|]*[|] `(\w+)(?:/|\.py)` [|]", page, re.M)
+    there = {
+        path.stem for path in (ROOT / "src" / "groundup").iterdir() if path.stem[0] not in "_." and path.stem != "data"
+    }
+    assert sorted(rooms) == sorted(there)
+    codes = {name: int(code) for code, name in re.findall(r"^[|] (\d+) [|].*[|] `(\w+)` [|]$", page, re.M)}
+    assert codes == {error.__name__: error.exit_code for error in errors.GroundupError.__subclasses__()}
+
+
 FILE = re.compile(r"[\w-]+(?:\.[\w-]+)*\.(?:json|jsonl|toml|parquet|html|safetensors)\b")
 
 
