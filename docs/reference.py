@@ -309,7 +309,7 @@ def _head(lines: list[str], node: Any) -> list[str]:
 
 def _fields_of(cls: type) -> Iterator[str]:
     """What the code says under each field."""
-    texts = [(name, text_of(cls, name)) for name in vars(cls).get("__annotations__", {})]
+    texts = [(name, text_of(cls, name)) for name in inspect.get_annotations(cls)]
     if said := [f"- `{name}`: {_plain(text)}" for name, text in texts if text]:
         yield "\n".join(["**Fields:**\n", *said, ""])
 
