@@ -1,5 +1,5 @@
-"""Write what is derived from the code: the recipe's JSON Schema, the two pages of reference, the pictures of positions,
-of a text in tokens and, of a run, the README's.
+"""Write what is derived from the code: the recipe's JSON Schema, the pages of reference, the pictures of positions, of
+a text in tokens and, of a run, the README's.
 
 python docs/make.py [schema|reference|positions|tokens|report …]        everything, if nothing is named
 """

@@ -1,17 +1,23 @@
-"""The pages that are read off the code: every setting of a recipe, every command. `make.py` writes them."""
+"""The pages that are read off the code: every setting of a recipe, every command, every public name of Python.
+`make.py` writes them.
+"""
 
+import ast
+import functools
+import importlib
 import inspect
 import json
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import get_origin
+from typing import Any, get_origin
 
 import annotated_types
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import groundup
 from groundup import errors
 from groundup.cli import app
 from groundup.model.settings import ModelConfig
@@ -34,6 +40,63 @@ Every command, written by `make docs` from the code of the command line. `ground
 
 `KEY=VALUE` changes a [setting of the recipe](recipe.md) for this build; the value is TOML, and a bare word is a string.
 """
+
+
+API_HEAD = """# Python
+
+Every public name, written by `make docs` from the code: its declaration, what its docstring says, and an example, which
+the tests run. A program of your own may build upon these names; the changelog tells when one of them changes.
+**What is not listed here is not promised**: other pages show more of the inside, which may change without a word.
+
+`import groundup` offers {short}. Each is told below, where it is at home.
+
+Settings such as `AdamW`, `Cosine` or `Sampling` are classes too; [Settings of a recipe](recipe.md) has them with all
+their fields. What a recipe says as `optimizer = {{ kind = "adamw", learning_rate = 3e-4 }}` is in Python
+`AdamW(learning_rate=3e-4)`, from `groundup.optim.settings`: each room keeps its own in its `settings.py`.
+
+In the examples, `torch` and what the module itself imports are there already. B is the rows of a batch, T the tokens of
+a row, D the width, V the vocabulary; `Float[Tensor, "B T"]` is a tensor of that shape.
+"""
+
+PUBLIC = {
+    "recipe": ["build", "Built", "Row", "Recipe"],
+    "pretrained": ["load", "load_model", "save"],
+    "generation.text": ["generate", "stream"],
+    "generation.engine": ["continue_ids"],
+    "evals.score": ["score", "Score"],
+    "evals.run": ["score_files"],
+    "tokenizer.tokenizer": ["Tokenizer"],
+    "corpus.sources": ["find", "Found", "read"],
+    "corpus.document": ["Document"],
+    "corpus.clean": ["clean"],
+    "shards": ["pack", "open_split", "stream_of", "Tokens"],
+    "loader": ["rows"],
+    "batch": ["Batch", "split", "to", "total_weight"],
+    "model.settings": ["ModelConfig"],
+    "model.transformer": ["Transformer", "make_block"],
+    "model.attention": ["Attend", "Causal", "Packed", "dot_product_attention"],
+    "model.feedforward": ["make_feedforward"],
+    "model.count": ["count", "Count"],
+    "losses": ["cross_entropy", "token_logprobs", "next_token"],
+    "optim.optimizer": ["make_optimizer"],
+    "optim.schedule": ["make_schedule"],
+    "train.fit": ["fit", "accumulate", "clip_gradients", "Step"],
+    "checkpoint": ["tensors_of", "save", "load_newest", "Loaded"],
+    "settings": ["Settings", "read_toml", "differences"],
+    "files": ["making", "Draft", "verify", "read_manifest", "Manifest"],
+    "errors": [
+        "GroundupError",
+        "SettingsError",
+        "DataError",
+        "DamagedError",
+        "UnsupportedError",
+        "ResourceError",
+        "DivergedError",
+        "SavedAndStopped",
+        "Paused",
+    ],
+}
+"""Module of groundup → the names in it that a program of one's own may build upon, in the order of the page."""
 
 
 def recipe() -> str:
@@ -137,7 +200,8 @@ def _whole() -> Iterator[str]:
 
 
 def _plain(docstring: str) -> str:
-    return " ".join(docstring.split())
+    """In one line, without its example."""
+    return " ".join(docstring.partition(">>>")[0].split())
 
 
 def commands() -> str:
@@ -182,5 +246,93 @@ def _exit_codes() -> Iterator[str]:
     yield "| 130, 143 | Stopped by Ctrl-C or SIGTERM where there was nothing to save. |\n"
 
 
-PAGES = {"recipe": recipe, "commands": commands}
+def api() -> str:
+    """docs/reference/api.md"""
+    parts = [API_HEAD.format(short=", ".join(f"[`{name}`](#{name.lower()})" for name in groundup.__all__))]
+    for module, names in PUBLIC.items():
+        home = importlib.import_module(f"groundup.{module}")
+        about = inspect.cleandoc(home.__doc__ or "").partition("\n\n")[0]
+        parts += [f"## `groundup.{module}`\n", f"{about}\n"]
+        for name in names:
+            parts += _entry(name, getattr(home, name), 3)
+    return "\n".join(parts)
+
+
+def _entry(title: str, thing: Any, depth: int) -> Iterator[str]:
+    """A public name, then the public members of a class."""
+    yield f"{'#' * depth} `{title}`\n"
+    yield f"```py\n{_declaration(thing)}\n```\n"
+    parts = [*_readable(thing.__doc__)]
+    if inspect.isclass(thing):
+        made_and_called = (vars(thing).get(special) for special in ("__init__", "__call__"))
+        for function in filter(inspect.isfunction, made_and_called):
+            parts += _readable(function.__doc__ or "")
+        if not issubclass(thing, BaseModel):
+            parts += _fields_of(thing)
+    yield from sorted(parts, key=lambda part: part.startswith("```pycon"))
+    for name, member in public_members(thing) if inspect.isclass(thing) else ():
+        yield from _entry(f"{title}.{name}", member, depth + 1)
+
+
+def public_members(cls: type) -> list[tuple[str, Any]]:
+    """Methods and properties that a class itself declares, in the order of the code."""
+    kinds = (classmethod, staticmethod, property, functools.cached_property)
+    return [
+        (name, member)
+        for name, member in vars(cls).items()
+        if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, kinds))
+    ]
+
+
+def _declaration(thing: Any) -> str:
+    """As the code has it: of a function the signature, of a class its fields too, and how it is made and called."""
+    thing = getattr(thing, "fget", None) or getattr(thing, "func", None) or getattr(thing, "__func__", thing)
+    source = textwrap.dedent(inspect.getsource(thing))
+    lines, node = source.splitlines(), ast.parse(source).body[0]
+    inside: list[str] = []
+    for inner in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(inner, ast.FunctionDef) and inner.name in ("__init__", "__call__"):
+            inside += _head(lines, inner)
+        elif isinstance(inner, (ast.AnnAssign, ast.Assign)) and not ast.unparse(inner).startswith("_"):
+            inside += lines[inner.lineno - 1 : inner.end_lineno]
+    head = _head(lines, node)
+    return "\n".join([*head[:-1], head[-1] + ":" * bool(inside), *inside])
+
+
+def _head(lines: list[str], node: Any) -> list[str]:
+    """From the first decorator to before the colon."""
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    body = node.body[0].lineno - 1
+    head = lines[first - 1 : body if lines[body - 1].endswith(":") else body + 1]
+    return [*head[:-1], re.sub(r":( \.\.\.)?$", "", head[-1])]
+
+
+def _fields_of(cls: type) -> Iterator[str]:
+    """What the code says under each field."""
+    texts = [(name, text_of(cls, name)) for name in inspect.get_annotations(cls)]
+    if said := [f"- `{name}`: {_plain(text)}" for name, text in texts if text]:
+        yield "\n".join(["**Fields:**\n", *said, ""])
+
+
+def _readable(docstring: str) -> Iterator[str]:
+    """A docstring as Markdown: its sections as lists, its examples as code."""
+    for part in inspect.cleandoc(docstring).split("\n\n"):
+        label, _, rest = part.partition("\n")
+        if part.startswith(">>>"):
+            yield f"```pycon\n{part}\n```\n"
+        elif label in ("Args:", "Raises:"):
+            entries = re.split(r"\n(?=\S)", textwrap.dedent(rest))
+            told = [re.sub(r"^([\w, ]+): ", _as_code, _plain(entry)) for entry in entries]
+            yield "\n".join([f"**{label.replace('Args', 'Arguments')}**\n", *(f"- {entry}" for entry in told), ""])
+        elif label == "Returns:":
+            yield f"**Returns:** {_plain(rest)}\n"
+        elif part:
+            yield f"{part}\n"
+
+
+def _as_code(names: re.Match[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names[1].split(", ")) + ": "
+
+
+PAGES = {"recipe": recipe, "commands": commands, "api": api}
 """The name of each page of docs/reference/, and what it says."""

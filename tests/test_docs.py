@@ -1,8 +1,14 @@
 """The pages: what they show runs, what they name is there, and the site made of them stands by itself."""
 
+import ast
+import builtins
 import contextlib
+import doctest
 import fnmatch
+import functools
 import gzip
+import importlib
+import inspect
 import json
 import os
 import re
@@ -11,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +27,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import groundup
+from groundup import errors
 from groundup.cli import app
 from groundup.errors import SettingsError
+from groundup.evals.tasks import TASKS
 from groundup.recipe import Recipe, build
 from groundup.settings import read_toml
 
@@ -46,7 +56,9 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     found = []
-    for match in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$|(?<=\n\n)((?: {4}.*\n|\n)+)", page.read_text(), re.M | re.S):
+    for match in re.finditer(
+        r"^```(\w*)[^\n]*\n(.*?)^```$|(?<=\n\n)((?: {4}[^\n]*\n|\n)+)", page.read_text(), re.M | re.S
+    ):
         indented = match[3] is not None
         line = match.string.count("\n", 0, match.start(3 if indented else 2)) + 1
         found.append(Block(page, line, "" if indented else match[1], match[3] if indented else match[2]))
@@ -71,10 +83,12 @@ def name_of(value: object) -> str:
 # What the code says, the pages of reference say
 
 
-@pytest.mark.parametrize("name", ["recipe", "commands"])
+REFERENCE = runpy.run_path(str(DOCS / "reference.py"))
+
+
+@pytest.mark.parametrize("name", REFERENCE["PAGES"])
 def test_the_pages_of_reference_are_those_of_the_code(name: str) -> None:
-    pages = runpy.run_path(str(DOCS / "reference.py"))["PAGES"]
-    assert (DOCS / "reference" / f"{name}.md").read_text() == pages[name](), "run `make docs`"
+    assert (DOCS / "reference" / f"{name}.md").read_text() == REFERENCE["PAGES"][name](), "run `make docs`"
 
 
 def test_every_setting_and_every_option_says_what_it_means() -> None:
@@ -82,6 +96,86 @@ def test_every_setting_and_every_option_says_what_it_means() -> None:
         lines = (DOCS / "reference" / f"{name}.md").read_text().splitlines()
         for line, below in zip(lines, lines[1:], strict=False):
             assert not line.endswith("<br>") or below.strip(), line
+
+
+PUBLIC = {
+    f"{module}.{name}": getattr(importlib.import_module(f"groundup.{module}"), name)
+    for module, names in REFERENCE["PUBLIC"].items()
+    for name in names
+}
+
+
+def functions_of(thing: Any) -> dict[str, Callable[..., Any]]:
+    """What can be called of a public name, or read as a property: by the name of the method, or an empty one."""
+    if not inspect.isclass(thing):
+        return {"": thing}
+    own = {name: vars(thing)[name] for name in vars(thing) if name in ("__init__", "__call__") or name[0] != "_"}
+    for name, member in own.items():
+        own[name] = (
+            getattr(member, "__func__", None) or getattr(member, "fget", None) or getattr(member, "func", member)
+        )
+    return {name: member for name, member in own.items() if inspect.isfunction(member) and member.__doc__ is not None}
+
+
+def docstrings_of(thing: Any) -> list[str]:
+    return [inspect.cleandoc(part.__doc__ or "") for part in dict.fromkeys([thing, *functions_of(thing).values()])]
+
+
+def examples_in(docstrings: list[str]) -> str:
+    parser = doctest.DocTestParser()
+    return "".join(example.source for docstring in docstrings for example in parser.get_examples(docstring))
+
+
+def test_what_is_public_is_told_with_all_its_members() -> None:
+    page = (DOCS / "reference" / "api.md").read_text()
+    assert {name for name in groundup.__all__ if not any(path.endswith(f".{name}") for path in PUBLIC)} == set()
+    for path, thing in PUBLIC.items():
+        assert f"### `{thing.__name__}`\n" in page, path
+        for name, member in inspect.getmembers_static(thing) if inspect.isclass(thing) else ():
+            is_told = inspect.isroutine(member) or isinstance(member, (property, functools.cached_property))
+            if name in vars(thing) and name[0] != "_" and is_told:
+                assert f"#### `{thing.__name__}.{name}`\n" in page, path
+                assert inspect.cleandoc(member.__doc__ or ""), f"{path}.{name} says nothing"
+
+
+def test_the_docstring_of_a_public_name_tells_every_argument_and_no_other() -> None:
+    for path, thing in PUBLIC.items():
+        assert thing.__doc__, path
+        for name, function in functions_of(thing).items():
+            said = inspect.cleandoc(function.__doc__ or "") + (inspect.cleandoc(thing.__doc__) if "__" in name else "")
+            taken = inspect.signature(function).parameters
+            for parameter in taken.values():
+                if parameter.name not in ("self", "cls") and parameter.kind not in (
+                    parameter.VAR_POSITIONAL,
+                    parameter.VAR_KEYWORD,
+                ):
+                    word = rf"(?<![A-Za-z]){parameter.name}(?![A-Za-z])"
+                    assert re.search(word, said, re.I), f"{path} {name} does not say what {parameter.name} is"
+            for section in re.findall(r"^Args:\n((?: +.*\n?)+)", inspect.cleandoc(function.__doc__ or ""), re.M):
+                told = {word for line in re.findall(r"^ {4}(\w[\w, ]*):", section, re.M) for word in line.split(", ")}
+                assert told <= taken.keys(), f"{path} {name} tells of {told - taken.keys()}, which it does not take"
+
+
+def test_every_error_that_a_public_docstring_names_is_one() -> None:
+    for path, thing in PUBLIC.items():
+        for docstring in docstrings_of(thing):
+            for section in re.findall(r"^Raises:\n((?: +.*\n?)+)", docstring, re.M):
+                for name in re.findall(r"^ {4}(\w+):", section, re.M):
+                    assert hasattr(errors, name) or hasattr(builtins, name), f"{path}: {name}"
+
+
+def test_every_public_name_has_an_example() -> None:
+    """Of its own, or, of what a function returns, that function's; an error has that of all errors. A method is used by
+    an example of its class. `--doctest-modules` runs them."""
+    shown = {path.rpartition(".")[2] for path, thing in PUBLIC.items() if examples_in(docstrings_of(thing))}
+    for path, thing in PUBLIC.items():
+        examples = examples_in(docstrings_of(thing))
+        returned_by = set(re.findall(r"`(\w+)`", thing.__doc__ or "")) & shown
+        is_error = inspect.isclass(thing) and issubclass(thing, errors.GroundupError)
+        assert examples or returned_by or is_error, path
+        for name in functions_of(thing) if examples else ():
+            if name.isidentifier() and "__" not in name and name != "forward":
+                assert f".{name}" in examples, f"no example of {path} uses {name}"
 
 
 def test_code_beside_the_words_is_the_code() -> None:
@@ -168,9 +262,12 @@ def folder(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "pages"
 
 
+CLAIM = re.compile(r"^\s*print\(.*\)  # (.*)$", re.M)
+"""A comment behind a `print` is what is printed; … stands for anything."""
+
+
 @pytest.mark.parametrize("page", pages_with(in_language("python")), ids=name_of)
 def test_python_in_a_page_runs_and_prints_what_it_says(page: Path, folder: Path) -> None:
-    """A comment behind a `print` that begins like a value is what is printed; … stands for anything."""
     printed: dict[int, str] = {}
 
     def record(*values: object, **_: object) -> None:
@@ -181,11 +278,21 @@ def test_python_in_a_page_runs_and_prints_what_it_says(page: Path, folder: Path)
         if block.language == "python":
             code = compile("\n" * (block.line - 1) + block.text, name_of(page), "exec")
             exec(code, names)
+    wrong = []
     for number, line in enumerate(page.read_text().splitlines(), start=1):
-        claim = re.search(r"^\s*print\(.*\)  # (?=[\[({'\"\d]|True|False|None)(.*)$", line)
-        if claim and number in printed:
+        if claim := CLAIM.search(line):
             expected = re.sub(r"([\[\]?*])", r"[\1]", claim[1]).replace("…", "*")
-            assert fnmatch.fnmatchcase(printed[number], expected), f"{name_of(page)}:{number}"
+            if not fnmatch.fnmatchcase(printed.get(number, "nothing"), expected):
+                wrong.append(f"{name_of(page)}:{number} prints {printed.get(number, 'nothing')}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("block", in_language("python"), ids=str)
+def test_something_is_checked_of_the_python_in_a_page(block: Block) -> None:
+    """By a value behind a `print`, or by an assertion that a reader sees too."""
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Call)}
+    asserts = any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(block.text)))
+    assert CLAIM.search(block.text) or asserts or "torch.testing.assert_close" in calls
 
 
 @pytest.mark.parametrize("block", in_language("toml"), ids=str)
@@ -215,6 +322,7 @@ class Command:
 def commands_in(text: str, where: str, first: int = 1) -> Iterator[Command]:
     """Calls of groundup in lines of shell, also behind a pipe or an `until`."""
     for number, line in enumerate(text.splitlines(), start=first):
+        line = line.removeprefix("$ ")
         if not re.match(r"\s*(\w+ .*[|] |until )?(\.venv/bin/)?groundup ", line):
             continue
         words = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -229,10 +337,20 @@ def commands_in(text: str, where: str, first: int = 1) -> Iterator[Command]:
                 call.append(word)
 
 
+def shown_in(block: Block) -> Iterator[tuple[Command, str]]:
+    """The calls of a block of shell, each with what the page shows of its answer, which only a `console` has."""
+    if block.language != "console":
+        yield from ((call, "") for call in commands_in(block.text, name_of(block.page), block.line))
+        return
+    for call in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block.text, re.M):
+        line = block.line + block.text.count("\n", 0, call.start())
+        yield from ((command, call[2]) for command in commands_in(call[1], name_of(block.page), line))
+
+
 def documented() -> Iterator[Command]:
     for block in ALL_BLOCKS:
-        if block.language in ("", "sh"):
-            yield from commands_in(block.text, name_of(block.page), block.line)
+        if block.language in ("", "sh", "console"):
+            yield from (command for command, _ in shown_in(block))
     for recipe in sorted((ROOT / "recipes").glob("*.toml")):
         for number, line in enumerate(recipe.read_text().splitlines(), start=1):
             if header := re.match(r"# +(?:command +)?(groundup \w.*?)(  |$)", line):
@@ -284,8 +402,11 @@ RUN = {
     "docs/how-to/resume.md": SMALL,
     "docs/how-to/smaller-machine.md": SMALL,
     "docs/how-to/bigger-machine.md": SMALL,
+    "docs/settings-and-files.md": SMALL,
 }
-"""Pages whose commands are run, one after the other, and what is added to those that take a recipe."""
+"""Pages whose commands are run, one after the other, and what is added to those that take a recipe. Of a `console`
+those are run whose answer the page shows, and the answer has lines with the same labels."""
+LABEL = re.compile(r"^(\w[\w ]*?)(?= {2,}\S)", re.M)
 
 
 @pytest.mark.parametrize("page", RUN)
@@ -297,7 +418,9 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, folder: Path) -> None
         table = re.search(r'^name = "(.*)"', block.text)
         if block.language == "toml" and table:
             (folder / f"{table[1]}.toml").write_text(block.text)
-        for command in commands_in(block.text, page, block.line) if not block.language else ():
+        for command, answer in shown_in(block) if block.language in ("", "console") else ():
+            if block.language == "console" and not answer:
+                continue
             name, given = parse(command.words)
             if name == "watch":
                 continue  # serves until it is stopped: tests/report/test_watch.py starts it, and stops it
@@ -306,6 +429,76 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, folder: Path) -> None
             smaller = RUN[page] if "overrides" in given and command.words[1].endswith(".toml") else []
             done = CliRunner().invoke(app, [*command.words, *smaller], input="The king\n")
             assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception}"
+            assert set(LABEL.findall(answer)) <= set(LABEL.findall(done.output)), f"{command}\n{done.output}"
+
+
+# What else the pages state
+
+
+def block_with(page: str, beginning: str) -> Block:
+    (found,) = (block for block in blocks(DOCS / page) if block.text.startswith(beginning))
+    return found
+
+
+def test_the_floors_of_the_page_are_those_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = [layer.replace("groundup.", "") for layer in contracts[0]["layers"]]
+    assert block_with("architecture.md", "cli\n").text.splitlines() == checked
+
+
+def test_the_rooms_and_exit_codes_of_the_page_are_those_of_the_code() -> None:
+    page = (DOCS / "architecture.md").read_text()
+    rooms = re.findall(r"^[|][^|]*[|] `(\w+)(?:/|\.py)` [|]", page, re.M)
+    there = {
+        path.stem for path in (ROOT / "src" / "groundup").iterdir() if path.stem[0] not in "_." and path.stem != "data"
+    }
+    assert sorted(rooms) == sorted(there)
+    codes = {name: int(code) for code, name in re.findall(r"^[|] (\d+) [|].*[|] `(\w+)` [|]$", page, re.M)}
+    assert codes == {error.__name__: error.exit_code for error in errors.GroundupError.__subclasses__()}
+
+
+FILE = re.compile(r"[\w-]+(?:\.[\w-]+)*\.(?:json|jsonl|toml|parquet|html|safetensors)\b")
+
+
+@pytest.mark.parametrize(
+    ("page", "beginning"),
+    [
+        ("architecture.md", "runs/NAME/"),
+        ("corpus.md", "corpus/"),
+        ("evaluation.md", "evals/"),
+        ("model.md", "model/"),
+        ("training.md", "pretrain/"),
+    ],
+)
+def test_the_files_that_a_page_lists_are_those_of_a_run(page: str, beginning: str, built: Path) -> None:
+    listed = set(FILE.findall(block_with(page, beginning).text))
+    directory = built / "runs" / "mine" / beginning.replace("runs/NAME/", "")
+    there = {file.name for file in directory.rglob("*") if file.is_file()}
+    of_some_runs = {"diverged.json", "health.jsonl"}
+    assert listed - of_some_runs <= there
+    if beginning != "runs/NAME/":  # which leaves out what is inside, and says so
+        assert {name for name in there if FILE.fullmatch(name)} <= listed
+
+
+def test_the_lines_of_metrics_that_a_page_shows_have_the_fields_of_a_run(built: Path) -> None:
+    written = [json.loads(line) for line in (built / "runs/mine/pretrain/metrics.jsonl").read_text().splitlines()]
+    fields = {field for row in written for field in row} | TASKS.keys()
+    for line in block_with("training.md", '{"step": 1, "loss"').text.splitlines():
+        assert json.loads(line).keys() <= fields, line
+
+
+def test_a_build_that_no_longer_fits_ends_as_the_page_says(folder: Path) -> None:
+    done = CliRunner().invoke(app, ["build", "mine.toml", "pretrain.steps=4"])
+    shown = block_with("recipe.md", "groundup: runs/mine was built").text
+    assert str(done.exception) + "\n" == shown.removeprefix("groundup: ").replace("1000 → 2000", "3 → 4")
+
+
+def test_an_unknown_setting_is_named_as_the_page_says(folder: Path) -> None:
+    tables = '[corpus]\nsources = ["my-texts"]\n[tokenizer]\nvocab_size = 320\n[pretrain]\n'
+    Path("my-model.toml").write_text(f'name = "my-model"\n\n\n{tables}stepz = 500\n')
+    done = CliRunner().invoke(app, ["build", "my-model.toml"])
+    shown = block_with("settings-and-files.md", "groundup: my-model.toml").text
+    assert str(done.exception).splitlines()[:2] == shown.removeprefix("groundup: ").splitlines()
 
 
 # Links

@@ -10,7 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows for language modelling. B rows, T tokens each."""
+    """Rows for language modelling. B rows, T tokens each.
+
+    >>> ids = torch.tensor([[5, 6, 7, 8]])
+    >>> ones, position = torch.ones(1, 3), torch.tensor([[0, 1, 2]])
+    >>> Batch(ids[:, :-1], ids[:, 1:], weight=ones, position=position, document=0 * position).targets
+    tensor([[6, 7, 8]])
+    """
 
     tokens: Int[Tensor, "B T"]
     targets: Int[Tensor, "B T"]
@@ -35,18 +41,33 @@ Rows = TypeVar("Rows", bound=Weighted)
 
 
 def split(batch: Rows, n: int) -> list[Rows]:
-    """At most `n` pieces of nearly equal numbers of rows; every row in one piece, in order."""
+    """At most `n` pieces of nearly equal numbers of rows; every row of `batch` in one piece, in order.
+
+    >>> ids = torch.zeros(5, 3, dtype=torch.long)
+    >>> [len(piece.tokens) for piece in split(Batch(ids, ids, torch.ones(5, 3), ids, ids), 2)]
+    [3, 2]
+    """
     names = [field.name for field in fields(batch)]  # type: ignore[arg-type]
     pieces = [getattr(batch, name).tensor_split(min(n, len(batch.weight))) for name in names]
     return [replace(batch, **dict(zip(names, piece, strict=True))) for piece in zip(*pieces, strict=True)]  # type: ignore[type-var]
 
 
 def to(batch: Rows, device: torch.device) -> Rows:
-    """The same batch on another device."""
+    """The same batch on another device.
+
+    >>> ids = torch.zeros(5, 3, dtype=torch.long)
+    >>> to(Batch(ids, ids, torch.ones(5, 3), ids, ids), torch.device("meta")).tokens.device
+    device(type='meta')
+    """
     moved = {field.name: getattr(batch, field.name).to(device, non_blocking=True) for field in fields(batch)}  # type: ignore[arg-type]
     return replace(batch, **moved)  # type: ignore[type-var]
 
 
 def total_weight(batch: Weighted) -> Float[Tensor, ""]:
-    """What the summed loss of this batch is divided by."""
+    """What the summed loss of this batch is divided by.
+
+    >>> ids = torch.zeros(5, 3, dtype=torch.long)
+    >>> total_weight(Batch(ids, ids, torch.ones(5, 3), ids, ids))
+    tensor(15.)
+    """
     return batch.weight.sum()

@@ -106,6 +106,11 @@ def save(
     Raises:
         ResourceError: disk full or read-only; the checkpoints that were there are untouched.
         DamagedError: what was written does not read back.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder), {"model.gain": torch.ones(2)}, {"step": 10}, settings={}, inputs={}).name
+    'step-00000010'
     """
     directory = checkpoints / f"step-{state['step']:08d}"
     with making(directory, "checkpoint", settings, inputs) as draft:
@@ -431,7 +436,7 @@ def found(checkpoints: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a checkpoint said besides its tensors."""
+    """What a checkpoint said besides its tensors, to `load_newest`."""
 
     state: dict[str, Any]
     changed: dict[str, tuple[Any, Any]]
@@ -453,10 +458,21 @@ def load_newest(
 
     Args:
         tensors: by name, as they were saved.
+        settings: those of the run, as given to `save`, and
+        inputs: likewise.
         may_change: of a dotted setting, whether a checkpoint that was written with another value will do.
 
     Raises:
         DataError: when there are checkpoints and every one of them is damaged.
+
+    >>> import tempfile
+    >>> gain = torch.zeros(2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for step in (10, 20):
+    ...         _ = save(Path(folder), {"model.gain": step * torch.ones(2)}, {"step": step}, settings={}, inputs={})
+    ...     loaded = load_newest(Path(folder), {"model.gain": gain}, settings={}, inputs={}, refused=print)
+    >>> loaded.state, gain
+    ({'step': 20}, tensor([20., 20.]))
     """
     for leftover in checkpoints.glob(".step-*"):  # by a process that was killed while it saved or removed one
         before = leftover.with_name(leftover.name.removeprefix(".").removesuffix(".old"))

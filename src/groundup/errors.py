@@ -2,7 +2,17 @@
 
 
 class GroundupError(Exception):
-    """An error whose message is an answer: the thing, what it was, what it should be, the next step."""
+    """An error whose message is an answer: the thing, what it was, what it should be, the next step. The command line
+    prints it, and ends in its `exit_code`.
+
+    >>> from groundup import ModelConfig
+    >>> try:
+    ...     ModelConfig(n_heads=3, d_model=64)
+    ... except GroundupError as error:
+    ...     print(type(error).__name__, error.exit_code, error)
+    SettingsError 2 ModelConfig:
+      n_heads = 3 does not divide d_model = 64; nearest number of heads: 2, nearest width: 63; or set d_head
+    """
 
     exit_code = 1
 

@@ -48,7 +48,7 @@ def no_progress(done: int, total: int, note: str) -> None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a directory is, what made it, and the sha256 of everything in it."""
+    """What a directory is, what made it, and the sha256 of everything in it; by `verify` or `read_manifest`."""
 
     kind: str
     settings: Mapping[str, Any]
@@ -62,6 +62,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
+        """The sha256 of all but `made`: that of the directory."""
         identity = {name: value for name, value in dataclasses.asdict(self).items() if name != "made"}
         return hashlib.sha256(canonical_json(identity)).hexdigest()
 
@@ -78,7 +79,7 @@ def sha256_of_file(path: Path) -> str:
 
 @dataclass
 class Draft:
-    """A directory while it is being made: write files under `path`, then leave `statistics` behind."""
+    """A directory while it is being made, by `making`: write files under `path`, then leave `statistics` behind."""
 
     path: Path
     statistics: dict[str, Any] = field(default_factory=dict)
@@ -94,9 +95,24 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
 
     An exception leaves nothing behind; a killed process leaves a `.partial` directory that the next attempt removes.
 
+    Args:
+        kind: a word for what it is, by which `verify` knows it.
+        settings: that it is made with, as JSON values.
+        inputs: name of each thing that it is made from → its digest.
+
     Raises:
         ResourceError: disk full, or a place where nothing may be written, naming it.
         DamagedError: a file that does not read back as it was meant.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with making(Path(folder, "notes"), "note", settings={}, inputs={}) as draft:
+    ...         _ = (draft.path / "text").write_text("hello")
+    ...         draft.statistics["letters"] = 5
+    ...     manifest = verify(Path(folder, "notes"), "note")
+    ...     assert read_manifest(Path(folder, "notes")) == manifest
+    >>> manifest.statistics, manifest.files["text"][0], manifest.digest[:8]
+    ({'letters': 5}, 5, 'ce671987')
     """
     started = time.monotonic()
     partial = directory.with_name(f".{directory.name}.partial")
@@ -299,10 +315,15 @@ def is_made(directory: Path) -> bool:
 
 
 def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
-    """The manifest of an artifact, of the given kind if one is asked for.
+    """The manifest of an artifact, `directory`, of the given kind if one is asked for; its files are not read.
 
     Raises:
         DataError: missing, unreadable or of another kind.
+
+    >>> read_manifest(Path("nowhere"))
+    Traceback (most recent call last):
+    ...
+    groundup.errors.DataError: nowhere is not a finished artifact: it has no manifest.json
     """
     path = directory / "manifest.json"
     if not path.is_file():
@@ -335,10 +356,21 @@ def _sealed(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def verify(directory: Path, kind: str | None = None) -> Manifest:
-    """Read the manifest and check every byte against it.
+    """Read the manifest of `directory`, of this `kind` if one is given, and check every byte against it.
 
     Raises:
         DataError: naming the first file that is missing, of another size, or changed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with making(Path(folder, "notes"), "note", settings={}, inputs={}) as draft:
+    ...         _ = (draft.path / "text").write_text("hello")
+    ...     _ = Path(folder, "notes", "text").write_text("jello")
+    ...     try:
+    ...         verify(Path(folder, "notes"))
+    ...     except DamagedError as error:
+    ...         print(str(error).partition("damaged: ")[2])
+    the sha256 of text is not the one that was written
     """
     return check(directory, kind, digest_up_to=None)
 

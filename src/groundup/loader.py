@@ -21,10 +21,16 @@ def rows(shards: Tokens, context_length: int, seed: int, first: int, count: int)
 
     Args:
         shards: one split.
+        context_length: tokens a row.
         seed: of the permutations.
 
     Raises:
         DamagedError: when the shards were damaged while they were open, naming row and document.
+
+    >>> stream = Tokens(np.arange(9, dtype=np.uint16), offsets=np.array([0, 8]), n_bytes=np.array([7]))
+    >>> batch = rows(stream, context_length=4, seed=0, first=0, count=2)
+    >>> sorted(batch.tokens.tolist()), bool((batch.targets == batch.tokens + 1).all())
+    ([[0, 1, 2, 3], [4, 5, 6, 7]], True)
     """
     n_rows = shards.rows(context_length)
     numbers = [_permutation(seed, row // n_rows, n_rows)[row % n_rows] for row in range(first, first + count)]

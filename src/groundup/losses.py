@@ -45,6 +45,19 @@ def token_logprobs(
     bfloat16 the logits themselves are.
 
     Padding has a value too; give it weight 0.
+
+    Args:
+        model: reads `batch.tokens` at `batch.position`.
+        attending: batch → the `Attend` that the model reads with.
+        tap: is shown what is on the way, as by `Transformer.hidden`.
+
+    >>> from groundup.model.settings import ModelConfig
+    >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16, n_layers=1))
+    >>> ids, position = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 2]])
+    >>> batch = Batch(ids, ids + 1, torch.ones(1, 3), position, document=0 * position)
+    >>> plain = model(ids).log_softmax(dim=-1).gather(-1, batch.targets[..., None])[..., 0]
+    >>> torch.allclose(token_logprobs(model, batch), plain, atol=1e-6)
+    True
     """
     hidden = model.hidden(batch.tokens, batch.position, attending(batch), tap)
     return scored(model, hidden, batch.targets)[0]
@@ -203,10 +216,22 @@ def next_token(
     """Cross-entropy of the next token in nats, summed with the batch's weights, and the blocks' auxiliary losses.
 
     Args:
+        model: reads `batch.tokens` at `batch.position`.
+        attending: batch → the `Attend` that the model reads with.
         z_loss: weight of (log Σ exp(logits))² (Chowdhery et al. 2022, arXiv:2204.02311, section 5): it holds the logits
             where their softmax needs no dividing, so that they cannot drift away together.
+        rowwise: how rows of logits are scored, such as `compiled_rowwise()`; as written here if not given.
 
-    Parts, where there is more than the first of them: `next_token`, `z_loss` and `auxiliary`, each as it is added.
+    Returns:
+        The sum, the weight to divide it by, and, where there is more than the first of them, its parts `next_token`,
+        `z_loss` and `auxiliary`, each as it is added.
+
+    >>> from groundup.model.settings import ModelConfig
+    >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16, n_layers=1))
+    >>> ids, position = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 2]])
+    >>> summed, weight, parts = next_token(model, Batch(ids, ids + 1, torch.ones(1, 3), position, 0 * position))
+    >>> torch.allclose(summed / weight, cross_entropy(model(ids), ids + 1)), parts
+    (True, {})
     """
     auxiliary = AuxiliaryLosses()
     hidden = model.hidden(batch.tokens, batch.position, attending(batch), auxiliary.tap_of(model))

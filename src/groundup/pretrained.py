@@ -63,6 +63,17 @@ def load(
         SettingsError: a tokenizer with more ids than the model; a device that is not there.
 
     A tokenizer of a kind that is not represented here is left out with a warning.
+
+    >>> import tempfile
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(
+    ...         Path(folder), model.config, dict(model.named_parameters()), Tokenizer.learn("low lower", vocab_size=320)
+    ...     )
+    ...     again, tokenizer = load(folder)
+    >>> ids = torch.tensor([tokenizer.encode("lower")])
+    >>> torch.equal(again(ids), model.eval()(ids))
+    True
     """
     model = load_model(path, device=device, dtype=dtype)
     if llama2c.is_model(Path(path)):
@@ -93,7 +104,15 @@ def load_with_tokenizer(path: Path, device: str | torch.device | None = None) ->
 def load_model(
     path: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
 ) -> Transformer:
-    """The model alone."""
+    """The model alone; `path`, `device` and `dtype` as of `load`.
+
+    >>> import tempfile
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder), model.config, dict(model.named_parameters()), tokenizer=None)
+    ...     load_model(folder, device="cpu", dtype="bfloat16").embed.weight.dtype
+    torch.bfloat16
+    """
     if llama2c.is_model(Path(path)):
         with refusing_contradictions(path):
             config, weights = llama2c.read_model(Path(path))
@@ -181,7 +200,22 @@ def _tied_or_not(config: ModelConfig, weights: dict[str, Tensor], origin: str) -
 
 
 def save(directory: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None) -> None:
-    """Write `config.json`, `model.safetensors` and `tokenizer.json` into a directory that is being made."""
+    """Write `config.json`, `model.safetensors` and `tokenizer.json` into a directory, for `load`.
+
+    Args:
+        directory: is there; that of a `making` draft, for a model whose every byte is checked as it is loaded.
+        weights: by name, as of `dict(model.named_parameters())`, where a tied head is named once.
+        tokenizer: None for none.
+
+    >>> import tempfile
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(
+    ...         Path(folder), model.config, dict(model.named_parameters()), Tokenizer.learn("low lower", vocab_size=320)
+    ...     )
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['config.json', 'model.safetensors', 'tokenizer.json']
+    """
     write_json(directory / "config.json", {"format": FORMAT, "model": config.table()})
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     try:

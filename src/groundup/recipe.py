@@ -131,6 +131,12 @@ class Recipe(Settings):
 
     @classmethod
     def from_table(cls, table: Table, origin: str | Origin = "settings") -> Self:
+        """As `Settings.from_table`, from the `table` of a recipe and an `origin`; the model's `vocab_size` is refused.
+
+        >>> recipe = Recipe.from_table({"name": "a", "corpus": {"sources": ["b"]}, "tokenizer": {"vocab_size": 4096}})
+        >>> recipe.override(["pretrain.steps=500"]).pretrain.steps
+        500
+        """
         origin = Origin(origin) if isinstance(origin, str) else origin
         if isinstance(table.get("model"), dict) and "vocab_size" in table["model"]:
             raise SettingsError(
@@ -227,10 +233,21 @@ def build(
         only: run this one stage; those before it must be up to date.
         last: run no stage after this one.
         until: the step of training to pause after; a build without it goes on.
+        watch: opens something that draws the progress of the stage of that name.
+        say: is told what a person should know.
 
     Raises:
         Paused: at that step.
         SettingsError: when finished stages no longer fit the recipe, listing what changed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for number in range(40):
+    ...         _ = Path(folder, f"{number}.txt").write_text(f"Once upon a time there were {number} foxes. " * 4)
+    ...     recipe = {"name": "foxes", "corpus": {"sources": [folder]}, "tokenizer": {"vocab_size": 320}}
+    ...     made = build(Recipe.from_table(recipe), run=Path(folder, "foxes"), last="pack")
+    >>> [(row.stage, row.what) for row in made.rows]
+    [('corpus', 'made'), ('tokenizer', 'made'), ('pack', 'made')]
     """
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     loaded, beside = load(recipe, overrides)

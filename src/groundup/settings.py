@@ -63,7 +63,19 @@ class Origin:
 
 
 class Settings(BaseModel):
-    """A frozen table of settings that refuses names it does not know."""
+    """A frozen table of settings that refuses names it does not know.
+
+    >>> class Room(Settings):
+    ...     lights: int = 1
+    ...     heated: bool = True
+    >>> Room(lights=2).override(["heated=false"])
+    Room(lights=2, heated=False)
+    >>> Room(lamps=2)
+    Traceback (most recent call last):
+    ...
+    groundup.errors.SettingsError: Room:
+      unknown setting lamps; known here: heated, lights
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -82,7 +94,16 @@ class Settings(BaseModel):
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # else pydantic calls it for tables in tables
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """As pydantic's, but a name that is no field is refused."""
+        """With the values of `update`, as pydantic's; a name that is no field is refused, values are not checked.
+
+        Args:
+            deep: copy what the fields hold, too.
+
+        >>> class Room(Settings):
+        ...     lights: int = 1
+        >>> Room().model_copy(update={"lights": 3})
+        Room(lights=3)
+        """
         for name in update or ():
             if name not in (fields := type(self).model_fields):
                 raise SettingsError(f"{type(self).__name__}: unknown setting {name}; {nearest(name, fields)}")
@@ -92,8 +113,20 @@ class Settings(BaseModel):
     def from_table(cls, table: Table, origin: str | Origin = "settings") -> Self:
         """Build from a plain dict as TOML or JSON give it.
 
+        Args:
+            table: dotted names are tables in it; where a kind is chosen, a bare word is one.
+            origin: what a message begins with.
+
         Raises:
             SettingsError: naming the dotted path, where it stands, the value and the nearest known name.
+
+        >>> class Room(Settings):
+        ...     lights: int = 1
+        >>> Room.from_table({"lights": 2}).table()
+        {'lights': 2}
+        >>> print(Room(lights=2).to_toml())
+        lights = 2
+        <BLANKLINE>
         """
         origin = Origin(origin) if isinstance(origin, str) else origin
         _refuse_what_is_no_setting(table, origin)
@@ -110,12 +143,27 @@ class Settings(BaseModel):
         Raises:
             SettingsError: naming the dotted path, its line, the value and the nearest known name.
             DataError: when there is no such file.
+
+        >>> import tempfile
+        >>> class Room(Settings):
+        ...     lights: int = 1
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "room.toml").write_text(Room(lights=2).to_toml())
+        ...     Room.load(Path(folder, "room.toml")), Room.load(Path(folder, "room.toml"), ["lights=3"])
+        (Room(lights=2), Room(lights=3))
         """
         text = _read(file)
         return cls._from_overridden(_parse(text, file), overrides, Origin(str(file), text))
 
     def override(self, overrides: Iterable[str]) -> Self:
-        """The same settings with `dotted.key=value` changes."""
+        """The same settings with other values.
+
+        Args:
+            overrides: `dotted.key=value`, as on the command line.
+
+        Raises:
+            SettingsError: naming the override.
+        """
         return self._from_overridden(self.table(), overrides, Origin(type(self).__name__))
 
     @classmethod
@@ -224,6 +272,12 @@ def read_toml(file: Path) -> Table:
     Raises:
         DataError: no such file.
         SettingsError: not TOML, naming the line; or far too large.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.toml").write_text("[pretrain]\\nsteps = 500")
+    ...     read_toml(Path(folder, "a.toml"))
+    {'pretrain': {'steps': 500}}
     """
     return _parse(_read(file), file)
 
@@ -315,7 +369,11 @@ def flatten(table: Table, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Table, new: Table) -> dict[str, tuple[Any, Any]]:
-    """Dotted names whose values differ, with both values; `None` where a name is not set."""
+    """Dotted names whose values differ, with both values, `old` and `new`; `None` where a name is not set.
+
+    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
+    {'a.b': (1, 2), 'c': (None, 3)}
+    """
     before, after = flatten(old), flatten(new)
     return {
         name: (before.get(name), after.get(name))

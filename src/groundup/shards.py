@@ -29,7 +29,15 @@ REMEDY = "Make the shards again with `groundup pack RECIPE --replace`"
 
 @dataclass(frozen=True)
 class Tokens:
-    """One split of the shards, memory-mapped."""
+    """One split of the shards, memory-mapped.
+
+    >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    >>> tokens = stream_of([("low lower", 9), ("lowest", 6)], tokenizer)
+    >>> tokens.n_documents, tokens.offsets.tolist(), tokens.rows(context_length=4), tokens.targets(2)
+    (2, [0, 3, 7], 2, 7)
+    >>> tokenizer.decode(tokens.text_ids(0, 3)), tokens.read(np.array([0])).tolist() == [tokenizer.opener]
+    ('low lower', True)
+    """
 
     ids: npt.NDArray[Any]
     """(N,) all documents, then the opener once more."""
@@ -69,6 +77,7 @@ class Tokens:
 
     @property
     def n_documents(self) -> int:
+        """How many there are in the split."""
         return len(self.n_bytes)
 
     def text_ids(self, first: int, last: int) -> npt.NDArray[Any]:
@@ -85,7 +94,29 @@ class Tokens:
 
 
 def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = no_progress) -> None:
-    """Encode every split of a corpus into shards, and leave the counts in `draft.statistics`."""
+    """Encode every split of a corpus into shards, and leave the counts in `draft.statistics`.
+
+    Args:
+        corpus: the directory with the documents of each split as a parquet file.
+        tokenizer: whose ids, and whose opener and closer frame each document.
+        draft: the directory that is being made.
+        progress: is told the number of documents.
+
+    >>> import tempfile
+    >>> from groundup.corpus.document import Document, DocumentWriter
+    >>> from groundup.files import making
+    >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for split in SPLITS:
+    ...         writer = DocumentWriter(Path(folder, f"{split}.parquet"))
+    ...         writer.write(Document("low lower", source="a.txt"))
+    ...         writer.close()
+    ...     with making(Path(folder, "shards"), "shards", settings={}, inputs={}) as draft:
+    ...         pack(Path(folder), tokenizer, draft)
+    ...     test = open_split(Path(folder, "shards"), "test", tokenizer.vocab_size)
+    ...     print(tokenizer.decode(test.text_ids(0, test.targets(1))))
+    low lower
+    """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     usage = np.zeros(tokenizer.vocab_size, np.int64)
     counts = read_manifest(corpus).statistics if is_made(corpus) else {}
@@ -133,13 +164,23 @@ def _write_header(stream: BinaryIO, dtype: "np.dtype[Any]", length: int) -> int:
 
 
 def open_split(directory: Path, split: str, vocab_size: int | None = None) -> Tokens:
-    """Memory-map one split.
+    """Memory-map one split, as `pack` has written it.
 
     Args:
+        directory: of the shards.
+        split: `train`, `validation` or `test`; any three files of such names will do.
         vocab_size: of the tokenizer or model that the ids are for; every id is compared with it, once.
 
     Raises:
         DataError: naming the file that is missing, damaged, does not fit the others, or holds an id that is too large.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(Path(folder, "test.npy"), np.array([0, 5, 6, 0], np.uint16))
+    ...     np.save(Path(folder, "test.offsets.npy"), np.array([0, 3]))
+    ...     np.save(Path(folder, "test.bytes.npy"), np.array([2]))
+    ...     open_split(Path(folder), "test", vocab_size=7).ids.tolist()
+    [0, 5, 6, 0]
     """
     path = directory / f"{split}.npy"
     ids = _open(path, (np.uint16, np.uint32), mmap_mode="r")
@@ -208,7 +249,17 @@ def refuse_another_tokenizer(shards: Path, wanted: str | None, whose: str) -> No
 
 
 def stream_of(documents: Iterable[tuple[str, int]], tokenizer: Tokenizer) -> Tokens:
-    """The same, in memory, for texts that are not in a corpus: (cleaned text, its UTF-8 bytes) of each."""
+    """The same, in memory, for texts that are not in a corpus.
+
+    Args:
+        documents: (cleaned text, number of its UTF-8 bytes) of each.
+        tokenizer: whose ids, and whose opener.
+
+    >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    >>> stream = stream_of([("low", 3)], tokenizer)
+    >>> stream.ids.tolist() == [tokenizer.opener, *tokenizer.encode("low"), tokenizer.opener]
+    True
+    """
     ids: list[int] = []
     offsets, sizes = [0], []
     for text, size in documents:

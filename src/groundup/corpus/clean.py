@@ -15,7 +15,11 @@ _EMPTY_LINES = regex.compile(r"\n{3,}")
 
 
 def clean(text: str, settings: CorpusSettings) -> str:
-    """Repair the characters and the blanks of one document, as far as the settings say."""
+    """Repair the characters and the blanks of one document's `text`, as far as the settings say.
+
+    >>> clean("donâ€™t \\r\\n", CorpusSettings(sources=("a.txt",)))
+    'don’t'
+    """
     match settings.unicode:
         case RepairUnicode():
             text = str(ftfy.fix_text(text, _REPAIR))

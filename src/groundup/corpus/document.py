@@ -25,7 +25,11 @@ DROPPED = DOCUMENTS.append(pa.field("reason", pa.string()))
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it came from. With a `reason` it is one that could not be read."""
+    """One text and where it came from. With a `reason` it is one that could not be read.
+
+    >>> Document("Once.", source="a.txt").id[:8]
+    '1ecc29d4'
+    """
 
     text: str
     source: str

@@ -49,7 +49,7 @@ BYTE_ORDER_MARKS = {
 
 @dataclass
 class Found:
-    """The files of a corpus, and what is left out."""
+    """The files of a corpus, by `find`, and what is left out."""
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     """(name in the corpus, path), sorted."""
@@ -60,11 +60,23 @@ class Found:
 
 
 def find(settings: CorpusSettings, beside: Path) -> Found:
-    """The readable files under the sources, each looked for beside the recipe first, then from the working directory.
+    """The readable files under the sources, each looked for in `beside` first, the folder of the recipe, then from the
+    working directory.
+
+    Args:
+        settings: `settings.sources` are the files and folders.
 
     Raises:
         MissingError: a source that is not there, or a folder that holds nothing readable.
         DataError: a file of another kind.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a.txt", "b.pdf"):
+    ...         _ = Path(folder, name).write_text("Once upon a time.", "utf-8")
+    ...     found = find(CorpusSettings(sources=(folder,)), Path())
+    >>> [path.name for _, path in found.files], found.left_out
+    (['a.txt'], Counter({'.pdf': 1}))
     """
     found = Found()
     for source in settings.sources:
@@ -211,11 +223,24 @@ def read(
     met, it is decoded twice; nothing of it is held but the part that is being read.
 
     Args:
+        name: what the documents' `source` begins with.
+        path: one of those that `find` gives.
+        settings: of these `encoding`, `separator`, `text_field` and `max_document_bytes` count.
         learn: is told the sha256 of the file's bytes as they were read; the last time that it is called counts.
         ahead: how many decoded bytes are looked at first: fewer, where only a sample will be taken.
 
     Raises:
         DataError: when the file cannot be opened, or its compression is damaged or cut short.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "a.jsonl")
+    ...     _ = file.write_text('{"text": "Once.", "year": 1812}\\n[]\\n')
+    ...     documents = list(read("a.jsonl", file, CorpusSettings(sources=(folder,))))
+    >>> [(document.text, document.source, document.metadata) for document in documents[:1]]
+    [('Once.', 'a.jsonl:1', '{"year":1812}')]
+    >>> documents[1].reason
+    'a JSON list, not an object'
     """
     reader = reader_of(path)
     assert reader is not None, "find() leaves out files without a reader"

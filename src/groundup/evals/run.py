@@ -64,9 +64,25 @@ def score_files(
 ) -> Score:
     """Bits per byte on any files or folders, read and cleaned as `corpus` says, neither filtered nor cut.
 
+    Args:
+        model: as of `score`.
+        tokenizer: the model's own.
+        sources: the files and folders; those of `corpus` do not count.
+        progress: is told the number of tokens.
+
     Raises:
         DataError: when a document cannot be read, or there is none.
         SettingsError: a text with a token for which the model has no row.
+
+    >>> import tempfile
+    >>> from groundup.model.settings import ModelConfig
+    >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.txt").write_text("low lower\\n")
+    ...     result = score_files(model, tokenizer, (folder,), CorpusSettings(sources=(folder,)))
+    >>> result.documents, result.tokens, result.bytes
+    (1, 3, 9)
     """
     settings = corpus.model_copy(update={"sources": sources, "max_document_bytes": sys.maxsize})
     texts = []

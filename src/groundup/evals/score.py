@@ -22,7 +22,7 @@ from groundup.shards import Tokens
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of some documents."""
+    """What a model makes of some documents, by `score`."""
 
     bits_per_byte: float
     """−Σ log2 p over all tokens, the one that closes a document included, divided by the UTF-8 bytes of the text."""
@@ -93,7 +93,22 @@ def score(
     """Score documents, each in windows of the context length that do not overlap and begin with the document.
 
     Args:
+        model: is in `eval()` meanwhile.
+        shards: one split.
         max_tokens: stop after the document that reaches this many tokens; all documents if not given.
+        batch_rows: windows that go through the model at once.
+        attending: batch → the `Attend` that the model reads with.
+        progress: is told the number of tokens.
+
+    >>> from groundup.model.settings import ModelConfig
+    >>> from groundup.shards import stream_of
+    >>> from groundup.tokenizer.tokenizer import Tokenizer
+    >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> _ = model.embed.weight.data.zero_()  # every token is as likely as any other
+    >>> result = score(model, stream_of([("low lower", 9), ("lowest", 6)], tokenizer))
+    >>> result.tokens, result.bytes, round(result.perplexity), round(result.bits_per_byte, 3)
+    (7, 15, 320, 3.884)
     """
     n_documents = documents_within(shards, max_tokens)
     nats = np.zeros(n_documents)

@@ -27,8 +27,19 @@ def continue_ids(
 
     When the context is full, the later half of it is read again from position 0 and the earlier half forgotten.
 
+    Args:
+        model: is in `eval()` meanwhile.
+        sampling: how an id is chosen.
+        look: is shown each id that was chosen and the logits, (V,), that it was chosen by.
+
     Raises:
         SettingsError: an empty prompt, or one longer than the context.
+
+    >>> from groundup.model.settings import ModelConfig
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> first, *_ = continue_ids(model, [5, 6, 7], Sampling(max_tokens=4, temperature=0.0))
+    >>> first == model(torch.tensor([[5, 6, 7]]))[0, -1].argmax().item()
+    True
     """
     room = model.config.context_length
     if not prompt:

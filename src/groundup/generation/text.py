@@ -26,7 +26,27 @@ def generate(
     seed: int = 0,
     stop: str | Iterable[str] = (),
 ) -> str:
-    """What the model writes after `prompt`; see `Sampling` for the options."""
+    """What the model writes after `prompt`.
+
+    Args:
+        tokenizer: the model's own; its opener goes before the prompt.
+        max_tokens: most tokens to write.
+        temperature: scores are divided by this; 0 always takes the best.
+        top_k: only among the k best.
+        top_p: only among the best whose probabilities add up to p.
+        seed: the same gives the same text.
+        stop: texts that end the answer; they are not part of it.
+
+    Raises:
+        SettingsError: an option that cannot be, or a prompt longer than the context.
+
+    >>> from groundup.model.settings import ModelConfig
+    >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> text = generate(model, tokenizer, "low", max_tokens=9, seed=1)
+    >>> text == generate(model, tokenizer, "low", max_tokens=9, seed=1)
+    True
+    """
     options = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     stops = [stop] if isinstance(stop, str) else list(stop)
     given = {name: value for name, value in options.items() if value is not None}
@@ -37,7 +57,21 @@ def generate(
 def stream(
     model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Sampling, look: Look | None = None
 ) -> Iterator[str]:
-    """The same in parts as they come: never half a character, never a part of a stop string."""
+    """`generate` in parts as they come: never half a character, never a part of a stop string.
+
+    Args:
+        model: writes after the `prompt`.
+        tokenizer: the model's own.
+        sampling: all the options of `generate`.
+        look: is shown each id that was chosen and the logits, (V,), that it was chosen by.
+
+    >>> from groundup.model.settings import ModelConfig
+    >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> parts = list(stream(model, tokenizer, "low", Sampling(max_tokens=9, seed=1)))
+    >>> "".join(parts) == generate(model, tokenizer, "low", max_tokens=9, seed=1)
+    True
+    """
     roles, rows = tokenizer.roles, model.config.vocab_size or 0
     ids = [*([] if roles.opener is None else [roles.opener]), *tokenizer.encode(prompt)]
     tokenizer.refuse_without_row(ids, rows)

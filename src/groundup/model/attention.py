@@ -29,7 +29,7 @@ BLOCK, MOST_BLOCKS = 128, 2
 
 @runtime_checkable
 class Attend(Protocol):
-    """How queries meet keys and values.
+    """How queries `q` meet keys `k` and values `v`: any object that can be called so, `Causal` or one of your own.
 
     Args:
         layer: global number of the layer, for objects that remember keys and values.
@@ -38,6 +38,14 @@ class Attend(Protocol):
         scale: factor on the scores; None for 1/√K.
         soft_cap: scores are squeezed into ±soft_cap by tanh.
         dropout: share of attention weights set to zero.
+
+    >>> from groundup import ModelConfig, Transformer
+    >>> def itself(q, k, v, **options):
+    ...     return v  # each query reads its own position alone
+    >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16, n_layers=1)).eval()
+    >>> first = model(torch.tensor([[1, 2, 3]]), attend=itself)[:, 2]
+    >>> torch.allclose(first, model(torch.tensor([[7, 7, 3]]), attend=itself)[:, 2])
+    True
     """
 
     def __call__(
@@ -75,6 +83,7 @@ def dot_product_attention(
         mask: True for the keys that a query may read, or numbers that are added to the scores; of a shape that can be
             broadcast to (B, H, T, S). None: every query reads all keys. A query that may read none gets zeros.
         distance: position of the query minus position of the key, likewise; for a window or slopes.
+        window, slopes, scale, soft_cap, dropout: as of `Attend`.
 
     Raises:
         ValueError: shapes that do not fit, or a window or slopes without `distance`.
@@ -189,7 +198,12 @@ def additive(readable: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 @dataclass(frozen=True)
 class Causal:
-    """Each position reads itself and all before it."""
+    """Each position reads itself and all before it; called as an `Attend`, whatever the `layer`.
+
+    >>> q = k = v = torch.randn(1, 2, 5, 8)
+    >>> torch.allclose(Causal()(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True), atol=1e-6)
+    True
+    """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int = 0, **options: Any) -> Tensor:
         distance = _distance(q.shape[2], q.device)
@@ -198,7 +212,14 @@ class Causal:
 
 @dataclass(frozen=True)
 class Packed:
-    """Each position reads itself and all before it in its own document."""
+    """Each position reads itself and all before it in its own document; called as an `Attend`, whatever the `layer`.
+
+    >>> q = k = v = torch.randn(1, 2, 5, 8)
+    >>> together = Packed(torch.tensor([[0, 0, 1, 1, 1]]))(q, k, v)
+    >>> alone = Causal()(q[:, :, 2:], k[:, :, 2:], v[:, :, 2:])
+    >>> torch.allclose(together[:, :, 2:], alone, atol=1e-6)
+    True
+    """
 
     document: Int[Tensor, "B T"]
     """Any number that differs between the documents of a row."""

@@ -28,7 +28,7 @@ SCORES = "attention scores"
 
 @dataclass(frozen=True)
 class Count:
-    """What a model costs. Where it depends on a length, rows are `context_length` long."""
+    """What a model costs, by `count`. Where it depends on a length, rows are `context_length` long."""
 
     parameters: Mapping[str, int]
     """By part; a tied head adds none."""
@@ -45,6 +45,7 @@ class Count:
 
     @property
     def total_parameters(self) -> int:
+        """Of all parts."""
         return sum(self.parameters.values())
 
     @property
@@ -62,8 +63,11 @@ def count(config: ModelConfig) -> Count:
     """Count the model that `config` describes.
 
     >>> from groundup.model.presets import PRESETS
-    >>> count(PRESETS["gpt2"].model).total_parameters
-    124439808
+    >>> gpt2 = count(PRESETS["gpt2"].model)
+    >>> gpt2.total_parameters, gpt2.training_flops_per_token // 3
+    (124439808, 284812800)
+    >>> gpt2.backward_flops_per_token["head"] == 2 * gpt2.forward_flops_per_token["head"]
+    True
     """
     # All blocks cost the same (a window changes which scores are used, not which are computed), but what they share is
     # booked on the first.

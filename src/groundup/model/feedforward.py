@@ -145,6 +145,12 @@ def make_dense(settings: Dense, d_model: int, d_ff: int) -> nn.Module:
 
 
 def make_feedforward(config: ModelConfig) -> nn.Module:
+    """The feed-forward that `config` describes.
+
+    >>> feedforward = make_feedforward(ModelConfig(d_model=16, d_ff=24, feedforward=SwiGLU()))
+    >>> feedforward(torch.randn(2, 10, 16)).shape
+    torch.Size([2, 10, 16])
+    """
     match config.feedforward:
         case Experts() as settings:
             return MixtureOfExperts(config, settings)

@@ -513,10 +513,12 @@ class ModelConfig(Settings):
 
     @property
     def kv_heads(self) -> int:
+        """Key/value heads of each block."""
         return self.n_kv_heads or self.n_heads
 
     @property
     def head_width(self) -> int:
+        """Channels of each head."""
         return self.d_head or self.d_model // self.n_heads
 
     @property
@@ -528,6 +530,7 @@ class ModelConfig(Settings):
 
     @property
     def feedforward_width(self) -> int:
+        """Width inside the feed-forward."""
         return self.d_ff or 4 * self.d_model
 
     @property
@@ -582,5 +585,12 @@ class ModelConfig(Settings):
                 return self.d_model
 
     def with_vocabulary(self, vocab_size: int) -> "ModelConfig":
-        """The same model over a vocabulary of this size."""
+        """The same model over a vocabulary of `vocab_size` ids.
+
+        >>> config = ModelConfig(d_model=64, n_layers=2, n_heads=4, n_kv_heads=2).with_vocabulary(320)
+        >>> config.vocab_size, config.kv_heads, config.head_width, config.rotary_width, config.feedforward_width
+        (320, 2, 16, 16, 256)
+        >>> config.parameters, config.training_flops_per_token, config.cached
+        (143680, 1253376, (2, 16, 16))
+        """
         return self.model_copy(update={"vocab_size": vocab_size})

@@ -82,6 +82,15 @@ class ParallelBlock(nn.Module):
 
 
 def make_block(config: ModelConfig, layer: int) -> nn.Module:
+    """The block that `config` describes, to be called as `block(x)`, or as in `Transformer.hidden`.
+
+    Args:
+        layer: its number from 0, for an `Attend` that remembers keys and values.
+
+    >>> block = make_block(ModelConfig(d_model=16), layer=0)
+    >>> block(torch.randn(2, 10, 16)).shape
+    torch.Size([2, 10, 16])
+    """
     match config.block:
         case Sequential() as settings:
             return SequentialBlock(config, settings, layer)
@@ -111,8 +120,16 @@ class MultiTokenHead(nn.Module):
 class Transformer(nn.Module):
     """Tokens in, a score for every possible next token out.
 
+    Args:
+        config: sizes and kinds of everything, with a `vocab_size`.
+
     Raises:
         ValueError: for a config without a `vocab_size`.
+
+    >>> model = Transformer(ModelConfig(vocab_size=320, context_length=32, d_model=16, n_layers=2)).eval()
+    >>> tokens = torch.tensor([[72, 101, 108, 108, 111]])
+    >>> model(tokens).shape, torch.equal(model(tokens), model.logits(model.hidden(tokens)))
+    (torch.Size([1, 5, 320]), True)
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -148,16 +165,35 @@ class Transformer(nn.Module):
 
     @property
     def has_auxiliary_losses(self) -> bool:
-        """Whether its blocks show `auxiliary_loss` to `tap`."""
+        """Whether its blocks show `auxiliary_loss` to `tap`.
+
+        >>> Transformer(ModelConfig(vocab_size=8, d_model=16, feedforward=Experts(n_experts=2))).has_auxiliary_losses
+        True
+        """
         return isinstance(self.config.feedforward, Experts)
 
     def add_multi_token(self, n: int) -> None:
-        """Add heads for the `n` tokens after the next one, for `hidden_multi_token`; `forward` does without."""
+        """Add heads for the `n` tokens after the next one, for `hidden_multi_token`; `forward` does without.
+
+        >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16))
+        >>> model.add_multi_token(2)
+        >>> tokens = torch.tensor([[1, 2, 3]])
+        >>> states = model.hidden_multi_token(model.hidden(tokens), torch.tensor([[0, 1, 2]]), Causal())
+        >>> [model.logits(state).shape for state in states]
+        [torch.Size([1, 3, 8]), torch.Size([1, 3, 8])]
+        """
         self.multi_token.extend(MultiTokenHead(self.config, self.config.n_layers + number) for number in range(n))
         initialise(self.multi_token, self.config.n_layers)
 
     def tie(self) -> None:
-        """Let the head score with the embedding's own matrix, if the config says so."""
+        """Let the head score with the embedding's own matrix, if the config says so; needed where either was replaced.
+
+        >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16))
+        >>> model.embed = nn.Embedding(8, 16)
+        >>> model.tie()
+        >>> model.head.weight is model.embed.weight
+        True
+        """
         if isinstance(self.config.head, LanguageModel) and self.config.head.tied:
             assert self.head is not None and self.embed is not None, "a whole model has both"
             self.head.weight = self.embed.weight
@@ -168,7 +204,12 @@ class Transformer(nn.Module):
         position: Int[Tensor, "B T"] | None = None,
         attend: Attend | None = None,
     ) -> Float[Tensor, "B T V"]:
-        """The logits of the token after each position."""
+        """The logits of the token after each position: `logits` of `hidden`, which tells what `tokens`, `position` and
+        `attend` are. A model is called, `model(tokens)`, and not its `forward`.
+
+        >>> Transformer(ModelConfig(vocab_size=8, d_model=16))(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 8])
+        """
         return self.logits(self.hidden(tokens, position, attend))
 
     def hidden(
@@ -213,7 +254,8 @@ class Transformer(nn.Module):
     def hidden_multi_token(
         self, hidden: Float[Tensor, "B T D"], position: Int[Tensor, "B T"], attend: Attend, tap: Tap = no_tap
     ) -> list[Float[Tensor, "B T D"]]:
-        """From the last hidden states those for the second token, the third, …, one for each head that was added."""
+        """From the last hidden states those for the second token, the third, …, one for each head that was added; with
+        the `position`, `attend` and `tap` that `hidden` was made with."""
         _, terms = self.position(hidden, position)
         return [head(hidden, terms, attend, tap) for head in self.multi_token]
 

@@ -25,6 +25,7 @@ def make_optimizer(
 
     Args:
         weights: pairs of name and tensor, such as `model.named_parameters()`: what is a block's is known by its name.
+        settings: which optimizer, and how it steps.
         products: the type that Muon multiplies matrices in.
         width_ratio: how many times as wide the model is as the one whose learning rate this is.
 

@@ -383,7 +383,8 @@ class Curves:
         """Each metric over `axis` from `low` to `high`, in at most `width` points.
 
         Returns:
-            metric → `x`, `mean`, `low`, `high`, lists of one length; None is a gap, where only broken numbers are.
+            metric → `x`, `mean` and, where a point is of several rows, `low` and `high`: lists of one length. None is a
+            gap, where only broken numbers are.
         """
         rows = self._rows[slice(0, self.used)]
         chosen = np.flatnonzero(_within(rows.x[X.index(axis)], low, high, logarithmic))

@@ -62,7 +62,18 @@ WORTH_CALLING = 256
 
 
 class Tokenizer:
-    """A vocabulary and the two directions through it."""
+    """A vocabulary and the two directions through it.
+
+    >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    >>> tokenizer.vocab_size, tokenizer.tokens[257], tokenizer.merges[1], tokenizer.is_plain
+    (320, b'low', (b'lo', b'w'), True)
+    >>> tokenizer.framed(tokenizer.encode("low")), tokenizer.opener, tokenizer.closer
+    ([263, 257], 263, 263)
+    >>> tokenizer.decode([257, 68]), tokenizer.decode_bytes([257, 68]), tokenizer.decode_batch([[257], [68]])
+    ('lowe', b'lowe', ['low', 'e'])
+    >>> tokenizer.spelled(258), tokenizer.digest[:8], tokenizer.to_hugging_face()["model"]["type"]
+    ('Ġlow', '51b4d08e', 'BPE')
+    """
 
     begins_with_blank = False
     """Whether a text's first token has a blank of its own before it, which decoding takes away again."""
@@ -180,6 +191,12 @@ class Tokenizer:
 
         Raises:
             SettingsError: naming the tokens among `ids` that a model with so many rows has no row for.
+
+        >>> tokenizer = Tokenizer.learn(["low"], vocab_size=260, special=["<|sep|>"])
+        >>> tokenizer.refuse_without_row(tokenizer.encode("low <|sep|>", "all"), rows=258)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        groundup.errors.SettingsError: the text holds '<|sep|>' (id 258), for which this model has no row: ...
         """
         if beyond := sorted({i for i in ids if i >= rows}):
             named = ", ".join(f"{self._tokens[i].decode('utf-8', 'replace')!r} (id {i:,})" for i in beyond[:3])
@@ -217,7 +234,10 @@ class Tokenizer:
                 whole nor in pieces. Any size will do then, and it is not reached where the texts run out of pairs. If
                 not given: 16 of ours, a size that is a multiple of 64, filled with reserved tokens to the next where
                 the texts run out of pairs.
+            pattern: how text is split into pieces, which no token crosses: a name such as `gpt2`, or a regular
+                expression.
             memory_bytes: that the process may take while learning.
+            progress: is told how far it is.
 
         Raises:
             SettingsError: for a size that cannot be, naming the nearest that can, or an unknown pattern.
@@ -256,7 +276,8 @@ class Tokenizer:
         directory: Path | None = None,
         of: str = "",
     ) -> tuple[Self, int]:
-        """`learn` from columns of documents, Arrow `large_string` without nulls.
+        """`learn` from columns of documents, Arrow `large_string` without nulls; `vocab_size`, `pattern`,
+        `memory_bytes` and `progress` as there.
 
         Args:
             n_documents: how many there are, for the progress.
@@ -266,6 +287,11 @@ class Tokenizer:
         Returns:
             The tokenizer, and how often a piece had to occur to be learned from: more than once where memory did not
             suffice for all.
+
+        >>> column = pa.array(["low lower", "lowest"], pa.large_string())
+        >>> tokenizer, least = Tokenizer.learn_columns([column], vocab_size=320)
+        >>> tokenizer.merges[0], least
+        ((b'l', b'o'), 1)
         """
         Learned.from_table({"vocab_size": vocab_size, "split": pattern, "memory_bytes": memory_bytes}, "tokenizer")
         merges, least = cls._learn_merges(
@@ -302,6 +328,12 @@ class Tokenizer:
 
         Args:
             merges: pairs of ids; merge i makes id 256 + i.
+            pattern: as of `learn`.
+
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> pairs = [tuple(map(tokenizer.tokens.index, pair)) for pair in tokenizer.merges]
+        >>> Tokenizer.of_merges(pairs, "gpt2").digest == tokenizer.digest
+        True
         """
         tokens = [bytes([byte]) for byte in BYTE_CHARACTERS]
         for left, right in merges:
@@ -409,6 +441,9 @@ class Tokenizer:
         two small letters of English, and behind a line end before a letter. With a split pattern of one's own, or a
         library's tokenizer, all is read first.
 
+        Args:
+            allowed: as of `encode`.
+
         >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
         >>> list(tokenizer.encode_iterable(["low", "er\n", "\nlow"])) == tokenizer.encode("lower\n\nlow")
         True
@@ -430,7 +465,12 @@ class Tokenizer:
         yield from self.encode("".join(waiting), allowed)
 
     def encode_batch(self, texts: Sequence[str | bytes], allowed: Allowed = ()) -> list[list[int]]:
-        """`encode` for each text, on all cores when there is much of it."""
+        """`encode` for each of `texts`, with the same `allowed`, on all cores when there is much of it.
+
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> tokenizer.encode_batch(["low", b"lowest"])
+        [[257], [257, 68, 260]]
+        """
         allowed = self._names_of(allowed)
         strings = [text for text in texts if isinstance(text, str)]
         if allowed or len(strings) < len(texts):
@@ -448,6 +488,11 @@ class Tokenizer:
 
         Returns:
             (N,) the ids of all, and (documents + 1,) where those of each document begin, then where the last one's end.
+
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> ids, starts = tokenizer.encode_documents(pa.array(["low", "lowest"], pa.large_string()), framed=True)
+        >>> ids.tolist(), starts.tolist()
+        ([263, 257, 263, 257, 68, 260], [0, 2, 6])
         """
         if not self.is_plain or not self._worth_compiling(texts.nbytes):
             lists = [self.framed(ids) if framed else ids for ids in map(self.encode, texts.to_pylist())]
@@ -462,7 +507,8 @@ class Tokenizer:
         return ids, starts
 
     def explain(self, text: str | bytes, allowed: Allowed = ()) -> Iterator[Piece]:
-        """How the ids of `encode` come about, piece by piece. Plain and slow: for looking, not for encoding.
+        """How the ids of `encode(text, allowed)` come about, piece by piece. Plain and slow: for looking, not for
+        encoding.
 
         >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
         >>> [(piece.raw, piece.ids) for piece in tokenizer.explain("lowest low")]
@@ -501,15 +547,24 @@ class Tokenizer:
             raise ValueError(f"ids must lie in 0 to {self.vocab_size - 1}") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids → text; bytes that are not UTF-8 become U+FFFD."""
+        """Ids → text; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            ValueError: for an id outside the vocabulary.
+        """
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
-        """`decode` for each list of ids."""
+        """`decode` for each list of ids in `batch`."""
         return [self.decode(ids) for ids in batch]
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of ids as they come, in whole characters."""
+        """The text of ids as they come, in whole characters.
+
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> list(tokenizer.decode_stream(tokenizer.encode("é low")))
+        ['é', ' low']
+        """
         return whole_characters(self.decode_bytes([i]) for i in ids)
 
     def offsets(self, text: str | bytes, ids: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -545,6 +600,9 @@ class Tokenizer:
 
         Returns:
             Whether they are there; without them encoding gives the same ids, many times slower.
+
+        >>> Tokenizer.learn("low lower", vocab_size=320).warm_up()
+        True
         """
         self.compiled = True
         return self._encoder is not None
@@ -635,6 +693,10 @@ class Tokenizer:
 
         Raises:
             SettingsError: for a number that is not between 0 and that of the merges.
+
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> [tokenizer.first_merges(number).encode("low") for number in (0, 1, 2)]
+        [[75, 78, 86], [256, 86], [257]]
         """
         if not 0 <= number <= len(self._pairs):
             raise SettingsError(f"the first {number:,} merges were asked for; this tokenizer has {len(self._pairs):,}")
@@ -725,12 +787,20 @@ class Tokenizer:
         were added later.
 
         Args:
+            path: the file, or a directory that has one.
             pattern, special: split pattern and special tokens of a rank file whose name is not known; the ids of the
                 special tokens follow its ranks.
 
         Raises:
             DataError: missing, damaged, or of a kind that is not represented here.
             SettingsError: a rank file of unknown name without a pattern, or another file with one.
+
+        >>> import tempfile
+        >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tokenizer.save(Path(folder))
+        ...     Tokenizer.load(folder).digest == tokenizer.digest
+        True
         """
         from groundup.tokenizer import library
 
@@ -747,12 +817,19 @@ class Tokenizer:
             return library.read_hugging_face(file, declared, error)
 
     def save(self, path: Path) -> None:
-        """Write the file that its name asks for: `*.json` is a tokenizer.json, which Hugging Face tokenizers reads to
-        the same ids, `*.tiktoken` ranks, `vocab.bpe` GPT-2's two files. In a directory it is the tokenizer's own.
+        """Write the file that the name of `path` asks for: `*.json` is a tokenizer.json, which Hugging Face tokenizers
+        reads to the same ids, `*.tiktoken` ranks, `vocab.bpe` GPT-2's two files. In a directory it is the tokenizer's
+        own.
 
         Raises:
             SettingsError: a name that asks for none of these.
             UnsupportedError: what such a file cannot hold.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Tokenizer.learn("low lower", vocab_size=320).save(Path(folder, "low.tiktoken"))
+        ...     Path(folder, "low.tiktoken").read_text().splitlines()[256]
+        'bG8= 256'
         """
         formats.write(self, Path(path))
 
@@ -767,7 +844,7 @@ class Tokenizer:
         return hashlib.sha256(content).hexdigest()
 
     def spelled(self, i: int) -> str:
-        """A token as its file spells it."""
+        """The token of id `i` as its file spells it."""
         return self._tokens[i].decode() if i in self._outside_ids else to_characters(self._tokens[i])
 
     @functools.cached_property

@@ -21,7 +21,7 @@ Gradients = Callable[[Rows], tuple[Tensor, dict[str, Tensor]]]
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. Nothing waits for the device until a tensor is read."""
+    """What one step of `fit` did. Nothing waits for the device until a tensor is read."""
 
     number: int
     """Steps finished, this one included."""
@@ -52,6 +52,7 @@ def fit(
     """Train from step `start` to `steps`, yielding once a step, after the update.
 
     Args:
+        schedule: number of finished steps → factor on each group's `initial_lr`.
         batches: pulled one item a step and never ahead.
         gradients: leaves gradients on the optimizer's parameters.
         clip: largest gradient norm; None for no clipping.
@@ -61,6 +62,22 @@ def fit(
 
     Raises:
         ValueError: the first batch leaves no gradient on any weight of the optimizer.
+
+    >>> from groundup.batch import Batch
+    >>> from groundup.losses import next_token
+    >>> from groundup.model.settings import ModelConfig
+    >>> from groundup.optim.optimizer import make_optimizer
+    >>> from groundup.optim.schedule import make_schedule
+    >>> from groundup.optim.settings import AdamW, Constant
+    >>> _ = torch.manual_seed(0)
+    >>> ids, position = torch.tensor([[1, 2, 3, 4]]), torch.arange(4)[None]
+    >>> batch = Batch(ids, ids + 1, torch.ones(1, 4), position, document=0 * position)
+    >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16, n_layers=1))
+    >>> optimizer = make_optimizer(model.named_parameters(), AdamW(learning_rate=3e-2))
+    >>> gradients = accumulate(model, next_token, pieces=1)
+    >>> done = list(fit(optimizer, make_schedule(Constant(), 20), itertools.repeat(batch), gradients, steps=20))
+    >>> done[-1].number, bool(done[-1].loss < 0.5 < done[0].loss)
+    (20, True)
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number in range(start, steps):
@@ -132,6 +149,8 @@ def accumulate(
     """Gradients of a batch, one piece after another; the pieces add up to the whole, however uneven they are.
 
     Args:
+        model: whose gradients.
+        loss: (model, batch) → summed loss, weight to divide it by, parts; such as `next_token`.
         pieces: into how many the rows are split, to save memory; a function of the batch, where batches differ.
         seed: of dropout, together with the step and the piece.
         start: number of the first step.
