@@ -148,7 +148,10 @@ def test_a_half_done_run_names_what_is_missing_and_the_next_command(
     assert found.what == "a run that is not finished"
     assert found.facts["stages"]["pretrain"] == "not made yet"
     assert found.facts["newest_checkpoint"].startswith("step-00000040, whole")
-    assert found.next == [f"groundup build RECIPE --run {run}"], "its copy of the recipe finds no texts from here"
+    own = f"groundup build {run}/recipe.toml --run {run}"
+    assert found.next == [own], "the corpus is made, and does without its texts"
+    shutil.rmtree(run / "corpus")
+    assert inspect(run).next == [f"groundup build RECIPE --run {run}"], "its own copy finds no texts from here"
     (tmp_path / "tales").mkdir()
     (tmp_path / "tales" / "one.txt").write_text("a tale")
     monkeypatch.chdir(tmp_path)

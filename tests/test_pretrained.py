@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 import groundup
 from groundup import llama2c, pretrained
-from groundup.errors import DataError, SettingsError
+from groundup.corpus.settings import CorpusSettings
+from groundup.errors import DataError, DivergedError, SettingsError
+from groundup.evals.run import score_files
 from groundup.files import making
 from groundup.generation.engine import continue_ids
 from groundup.generation.settings import Sampling
@@ -206,6 +208,21 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, dtype: torch.dtype
     spoilt[4, 1] = bad
     save_file({**held, "spoilt": spoilt, "empty": torch.zeros(0, dtype=dtype)}, tmp_path / "bad.safetensors")
     assert list(not_finite(tmp_path / "bad.safetensors")) == ["spoilt"]
+
+
+def test_scores_that_are_no_numbers_are_named_where_the_weights_are_finite(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    theirs = hugging_face("gpt2", {"vocab_size": 320})
+    with torch.no_grad():
+        theirs.transformer.h[0].mlp.c_fc.weight.fill_(3e38)
+    theirs.save_pretrained(tmp_path)
+    model, _ = groundup.load(tmp_path, device="cpu")
+    with pytest.raises(DivergedError, match="scores for the next token are not finite numbers"):
+        groundup.generate(model, tokenizer, "the king", max_tokens=3)
+    (tmp_path / "a.txt").write_text("the king and the fox")
+    with pytest.raises(DivergedError, match=r"not finite numbers \(NaN or Inf\) to 1 of 1 documents"):
+        score_files(model, tokenizer, (str(tmp_path / "a.txt"),), CorpusSettings(sources=("x",)))
 
 
 def test_a_model_with_a_nan_is_refused_on_loading_by_the_name_in_its_file(tmp_path: Path) -> None:

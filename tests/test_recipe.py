@@ -175,7 +175,7 @@ def test_stages_one_by_one_are_the_build(finished: Path) -> None:
 
 
 def test_a_stage_whose_inputs_are_missing_says_what_to_run(home: Path) -> None:
-    with pytest.raises(SettingsError, match="`groundup pack` needs the result of `groundup corpus`"):
+    with pytest.raises(SettingsError, match="which pack needs: run `groundup corpus RECIPE"):
         quietly(only="pack")
 
 

@@ -245,7 +245,7 @@ def build(
     ...     for number in range(40):
     ...         _ = Path(folder, f"{number}.txt").write_text(f"Once upon a time there were {number} foxes. " * 4)
     ...     recipe = {"name": "foxes", "corpus": {"sources": [folder]}, "tokenizer": {"vocab_size": 320}}
-    ...     made = build(Recipe.from_table(recipe), run=Path(folder, "foxes"), last="pack")
+    ...     made = build(Recipe.from_table(recipe), run=Path(folder, "foxes"), last="pack", say=lambda told: None)
     >>> [(row.stage, row.what) for row in made.rows]
     [('corpus', 'made'), ('tokenizer', 'made'), ('pack', 'made')]
     """

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from groundup.corpus import sources
 from groundup.corpus.document import Document
 from groundup.corpus.settings import CorpusSettings
-from groundup.errors import DataError
+from groundup.errors import DataError, SettingsError
 
 
 def settings(*names: str, **more: object) -> CorpusSettings:
@@ -157,8 +157,8 @@ def test_file_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
     (document,) = documents(tmp_path, "in")
     document.source.encode()  # can be written to Arrow and JSON
     assert document.text == "strange"
-    with pytest.raises(DataError, match=r"source in/a\\udcff.txt: a recipe is UTF-8, so it cannot name this"):
-        sources.find(CorpusSettings(sources=("in/a\udcff.txt",)), tmp_path)
+    with pytest.raises(SettingsError, match=r"sources.0 is not UTF-8: rename in/a\\xff.txt"):
+        CorpusSettings(sources=("in/a\udcff.txt",))
 
 
 def test_links_are_entered_once_and_what_leads_nowhere_is_named(tmp_path: Path) -> None:

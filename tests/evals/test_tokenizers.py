@@ -182,5 +182,5 @@ def test_what_cannot_be_compared_is_refused(low: Tokenizer, letters: Tokenizer, 
     with pytest.raises(DataError, match="source gone.txt is missing"):
         compare(both, ["gone.txt"])
     (tmp_path / "blank.txt").write_text(" \n ")
-    with pytest.raises(DataError, match="blank.txt has no text: nothing to compare on"):
+    with pytest.raises(DataError, match="blank.txt has no text to compare on. Left out: nothing"):
         compare(both, [str(tmp_path / "blank.txt")])

@@ -484,7 +484,7 @@ def test_a_weight_that_its_precision_cannot_hold_is_named(patient: Patient) -> N
 
 def test_ids_that_never_occur_are_told_apart(tokenizer: Tokenizer) -> None:
     """The bytes that a text lacks are nobody's fault; pieces that it lacks are, where others could be learned."""
-    ids = [tokenizer.end_of_text, *tokenizer.encode(WORDS)]
+    ids = [tokenizer.opener, *tokenizer.encode(WORDS)]
     tokens = Tokens(np.array(ids, np.uint16), np.array([0, len(ids) - 1]), np.array([len(WORDS)]))
     counts = checks.count_ids([tokens, tokens], tokenizer.vocab_size)
     assert counts.tolist() == [2 * ids.count(i) for i in range(320)]

@@ -80,11 +80,6 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
     """
     found = Found()
     for source in settings.sources:
-        if source != _printable(source):
-            raise DataError(
-                f"source {_printable(source)}: a recipe is UTF-8, so it cannot name this file or folder; rename it, or "
-                "name the folder that it is in"
-            )
         root = _locate(source, beside)
         if root.is_file():
             if reader_of(root) is None:

@@ -12,7 +12,7 @@ from groundup.corpus.clean import clean
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import find, read
 from groundup.errors import DataError
-from groundup.evals.score import Score, score, table_of
+from groundup.evals.score import Score, refuse_no_number, score, table_of
 from groundup.evals.settings import EvalSettings
 from groundup.evals.yardsticks import texts, unigram, xz
 from groundup.files import Draft, Progress, is_made, no_progress, read_manifest, write_json, write_text
@@ -36,6 +36,7 @@ def evaluate(
     vocab_size = tokenizer.vocab_size
     train, test = open_split(shards, "train", vocab_size), open_split(shards, "test", vocab_size)
     result = score(model, test, batch_rows=settings.batch_rows, progress=progress)
+    refuse_no_number(result, str(model_directory))
     progress(0, 1, "yardsticks")
     plainer = {"xz": xz(texts(test, tokenizer)), "unigram": unigram(train, test, vocab_size)}
     table = {**table_of(result), "yardsticks": plainer}
@@ -73,6 +74,7 @@ def score_files(
     Raises:
         DataError: when a document cannot be read, or there is none.
         SettingsError: a text with a token for which the model has no row.
+        DivergedError: scores that are not finite numbers.
 
     >>> import tempfile
     >>> from groundup.model.settings import ModelConfig
@@ -97,4 +99,6 @@ def score_files(
         raise DataError(f"nothing to score: {', '.join(sources)} holds no text")
     stream = stream_of(texts, tokenizer)
     tokenizer.refuse_without_row(np.unique(stream.ids).tolist(), model.config.vocab_size or 0)
-    return score(model, stream, progress=progress)
+    result = score(model, stream, progress=progress)
+    refuse_no_number(result, "this model")
+    return result

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from groundup.batch import Batch, to
+from groundup.errors import DivergedError
 from groundup.evals.statistics import ratio
 from groundup.files import Progress, no_progress
 from groundup.loader import cut
@@ -122,6 +123,19 @@ def score(
             done += int(window.own.sum())
     progress(total, total, "")
     return _summary(nats / math.log(2), shards.n_bytes[:n_documents], total)
+
+
+def refuse_no_number(result: Score, whose: str) -> None:
+    """
+    Raises:
+        DivergedError: a score that is no finite number, naming the first document.
+    """
+    wrong = np.flatnonzero(~np.isfinite(result.document_bits))
+    if len(wrong):
+        raise DivergedError(
+            f"{whose} gives scores that are not finite numbers (NaN or Inf) to {len(wrong):,} of {result.documents:,} "
+            f"documents, document {int(wrong[0]) + 1:,} first: it cannot be measured"
+        )
 
 
 def _summary(bits: npt.NDArray[np.float64], n_bytes: npt.NDArray[np.int64], tokens: int) -> Score:

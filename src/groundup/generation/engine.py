@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from groundup.errors import SettingsError
+from groundup.errors import DivergedError, SettingsError
 from groundup.generation.cache import ContiguousCache
 from groundup.generation.sample import sample
 from groundup.generation.settings import Sampling
@@ -34,6 +34,7 @@ def continue_ids(
 
     Raises:
         SettingsError: an empty prompt, or one longer than the context.
+        DivergedError: scores that are not finite.
 
     >>> from groundup.model.settings import ModelConfig
     >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
@@ -63,6 +64,11 @@ def continue_ids(
                 hidden = model.hidden(tokens, position, cache)
                 logits = model.logits(hidden[0, -1])
                 logits[list(never)] = float("-inf")
+                if not torch.isfinite(logits.max()):  # of NaN and Inf this is what they are
+                    raise DivergedError(
+                        "the model's scores for the next token are not finite numbers (NaN or Inf), though its weights "
+                        "are: they are too large to be computed with"
+                    )
             cache.length += len(unread)
             chosen = sample(logits, sampling, generator)
             if look is not None:

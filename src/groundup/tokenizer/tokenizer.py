@@ -189,6 +189,11 @@ class Tokenizer:
     def refuse_without_row(self, ids: Iterable[int], rows: int, where: str = "the text") -> None:
         """Special tokens beyond a model's rows do no harm until one is read.
 
+        Args:
+            ids: those that will be read.
+            rows: that the model has.
+            where: the ids stand, for the message.
+
         Raises:
             SettingsError: naming the tokens among `ids` that a model with so many rows has no row for.
 
