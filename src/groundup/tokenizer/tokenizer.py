@@ -75,7 +75,7 @@ class Tokenizer:
     ('Ġlow', '51b4d08e', 'BPE')
     """
 
-    begins_with_blank = False
+    begins_with_blank: bool = False
     """Whether a text's first token has a blank of its own before it, which decoding takes away again."""
     compiled: bool | None = None
     """Whether text is encoded by the compiled loops: always, never, or, if None, once there is enough of it."""
