@@ -304,7 +304,7 @@ def test_parquet_metrics_and_recipes_are_shown(built: Path, run: Path) -> None:
     ("name", "content", "answer"),
     [
         ("notes.txt", b"hello", "a file of text, 5 bytes; to learn from it, name it in a recipe"),
-        ("empty", b"", "a file of 0 bytes that is none of what is known"),
+        ("empty", b"", "is empty"),
         ("image.png", b"\x89PNG\r\n\x1a\n\0\0", "a file of 10 bytes that is none"),
         ("documents.jsonl", b'{"text": "a"}\n', "a file of text, 14 bytes; to learn from it"),
     ],

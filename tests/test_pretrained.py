@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import groundup
 from groundup import llama2c, pretrained
@@ -232,3 +232,21 @@ def test_a_model_with_a_nan_is_refused_on_loading_by_the_name_in_its_file(tmp_pa
     theirs.save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"h\.0\.mlp\.c_fc\.weight holds numbers that are not finite"):
         groundup.load(tmp_path, device="cpu")
+
+
+def test_buffers_that_nothing_reads_may_hold_anything(tmp_path: Path) -> None:
+    theirs = hugging_face("gpt2", {})
+    theirs.save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    held["transformer.h.0.attn.masked_bias"] = torch.tensor(-math.inf)
+    save_file(held, tmp_path / "model.safetensors")
+    groundup.load(tmp_path, device="cpu")
+
+
+def test_float8_knows_nan_too(tmp_path: Path) -> None:
+    for dtype, nan in ((torch.float8_e4m3fn, 0x7F), (torch.float8_e5m2, 0x7E)):
+        raw = torch.arange(0, 0x78, dtype=torch.uint8)
+        save_file({"fine": raw.view(dtype)}, tmp_path / "fine.safetensors")
+        save_file({"bad": torch.tensor([1, nan], dtype=torch.uint8).view(dtype)}, tmp_path / "bad.safetensors")
+        assert list(not_finite(tmp_path / "fine.safetensors")) == []
+        assert list(not_finite(tmp_path / "bad.safetensors")) == ["bad"]

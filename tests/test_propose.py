@@ -14,7 +14,7 @@ from groundup.corpus.survey import Survey, survey
 from groundup.errors import DataError, ResourceError, SettingsError
 from groundup.files import read_manifest
 from groundup.model.presets import PRESETS
-from groundup.plan.hardware import Machine
+from groundup.plan.hardware import Machine, this_machine
 from groundup.propose import BYTES_PER_PARAMETER, PARAMETERS_PER_TOKEN, Proposal, propose, to_toml
 from groundup.recipe import Recipe, build
 
@@ -215,3 +215,16 @@ def test_a_refusal_says_what_was_seen_and_dropped() -> None:
     least = "with a context of 16, 256 are the least. Kept are 4 documents of 100 read. Dropped: 96 × exact duplicate"
     with pytest.raises(DataError, match=rf"only about \d+ bytes of text to train on, \d+ tokens; {least}"):
         propose("x", found, LAPTOP)
+
+
+def test_what_was_typed_stays_a_comment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, story_texts: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "two\nname = 'other'"
+    folder.mkdir()
+    for number, text in enumerate(story_texts[:30]):
+        (folder / f"{number}.txt").write_text(text)
+    proposal = propose("mine", survey((str(folder),), Path()), this_machine())
+    (tmp_path / "mine.toml").write_text(to_toml(proposal, f"groundup new mine --from '{folder}'"))
+    assert Recipe.load(tmp_path / "mine.toml").name == "mine"

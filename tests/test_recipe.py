@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import groundup
 from groundup.batch import Batch
-from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
-from groundup.files import read_manifest, write_manifest
+from groundup.errors import DamagedError, DataError, DivergedError, MissingError, SettingsError
+from groundup.files import read_manifest, verify, write_manifest
 from groundup.inspection import inspect
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Float32
@@ -551,3 +551,25 @@ def test_everything_left_out_is_said(home: Path) -> None:
 def test_the_json_schema_in_the_repository_is_that_of_the_recipe() -> None:
     written = json.loads(Path("recipes/recipe.schema.json").read_text())
     assert written == json_schema(Recipe), "run `make docs`"
+
+
+def test_nothing_is_thrown_away_that_cannot_be_made_again(home: Path) -> None:
+    quietly()
+    shutil.rmtree(home / "runs" / "tiny" / "corpus")
+    with pytest.raises(SettingsError, match="does not have the result of corpus yet, which pretrain needs"):
+        quietly(only="pretrain", replace=True)
+    (home / "tales").rename(home / "elsewhere")
+    with pytest.raises(MissingError, match="source tales is missing"):
+        quietly(replace=True)
+    for stage in ("tokenizer", "shards", "model", "evals"):
+        verify(home / "runs" / "tiny" / stage)
+
+
+def test_a_run_beside_a_moved_one_takes_its_corpus_without_the_texts(home: Path) -> None:
+    quietly(only="corpus")
+    (home / "tales").rename(home / "elsewhere")
+    said: list[str] = []
+    built = build(home / "tiny.toml", run=home / "runs" / "other", only="corpus", say=said.append)
+    assert built.rows[0].what == f"from {home / 'runs' / 'tiny'}"
+    assert "what" in said[-1]
+    assert "is not here: it is taken as it was made" in said[-1]

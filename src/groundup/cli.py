@@ -261,7 +261,7 @@ def evaluate(
     elif rest:
         settings = [word for word in rest if "=" in word and not Path(word).exists()]
         files = tuple(word for word in rest if word not in settings)
-        others = [word for word in settings if not word.startswith("corpus.")]
+        others = [word for word in settings if not word.startswith(HOW_FILES_ARE_READ)]
         if others or not files:
             raise SettingsError(
                 f"{(others or settings)[0]} is given, but no recipe: with {target}, name files to score and, if need "
@@ -269,12 +269,13 @@ def evaluate(
             )
         from groundup.evals.run import score_files
         from groundup.evals.score import table_of
+        from groundup.evals.settings import FilesRead
         from groundup.pretrained import load_with_tokenizer
 
         model, tokenizer = load_with_tokenizer(target, device)
         own = target / "recipe.toml"
-        corpus = Recipe.load(own).corpus if own.is_file() else CorpusSettings(sources=files)
-        corpus = corpus.override(setting.removeprefix("corpus.") for setting in settings)
+        read = FilesRead(corpus=Recipe.load(own).corpus if own.is_file() else CorpusSettings(sources=files))
+        corpus = read.override(settings).corpus
         with terminal.watch("eval") as progress:
             result = table_of(score_files(model, tokenizer, files, corpus, progress))
     elif (target / "evals" / "test.json").is_file():
@@ -294,6 +295,9 @@ def evaluate(
     print(f"{result['documents']:,} documents, {result['tokens']:,} tokens, {result['bytes']:,} bytes")
 
 
+HOW_FILES_ARE_READ = tuple(
+    f"corpus.{name}" for name in ("text_field", "encoding", "separator", "unicode", "whitespace")
+)
 Model = Annotated[Path, typer.Argument(help="A run or a model directory.", show_default=False)]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to write.")]
 Temperature = Annotated[float | None, typer.Option(help="Scores are divided by this; 0 takes the best.")]

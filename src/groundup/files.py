@@ -298,7 +298,7 @@ def naming_the_place(path: Path) -> Iterator[None]:
             raise SettingsError(f"{path} cannot be made: {error.strerror} ({error.filename})") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise ResourceError(
-                f"cannot write {path}: {error.strerror}. Choose another place with --run, or make it writable"
+                f"cannot write {path}: {error.strerror}. Make it writable, or choose another place (a run's with --run)"
             ) from error
         raise
 

@@ -37,7 +37,7 @@ from groundup.files import (
 )
 from groundup.model.names import ARCHITECTURES, read_config, refusing_contradictions
 from groundup.model.settings import ModelConfig
-from groundup.model_files import not_finite, tokenizer_of, weight_files
+from groundup.model_files import not_finite_weights, tokenizer_of, weight_files
 from groundup.recipe import STAGES, Recipe
 from groundup.shards import open_split
 from groundup.tokenizer.settings import Existing
@@ -83,6 +83,10 @@ def inspect(path: Path, progress: Progress = no_progress) -> Findings:
         DataError: nothing is there, or nothing that is known here.
     """
     refuse_nothing(path, "file or folder")
+    if path.is_file() and not path.stat().st_size:
+        raise DataError(f"{path} is empty")
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is {_unknown(path)}. Known here: {KNOWN}")
     try:
         for recognises, describe in FOLDERS if path.is_dir() else FILES:
             if recognises(path):
@@ -106,6 +110,8 @@ def _unknown(path: Path) -> str:
         return (
             f"a file of text, {size}{learn}" if reader_of(path) else f"a file of {size} that is none of what is known"
         )
+    if not path.is_dir():
+        return "a pipe, socket or device"
     files = [file for file in path.rglob("*") if file.is_file()]
     if not files:
         return "an empty folder"
@@ -359,6 +365,12 @@ def _newest(checkpoints: Path) -> Path | None:
     return next(reversed(_steps(checkpoints)), None)
 
 
+def _left_behind(found: Findings, progress: Progress) -> None:
+    found.what = "the documents that a corpus stage dropped before it ended with an error, each with its reason"
+    found.facts["files"] = sorted(file.name for file in found.path.rglob("*") if file.is_file())
+    found.next = [_command("inspect", file) for file in sorted(found.path.rglob("*.parquet"))[:1]]
+
+
 def _partial(found: Findings, progress: Progress) -> None:
     found.what = "the unfinished beginning of an artifact; a process writes it now, or was killed"
     found.facts["files"] = sorted(file.name for file in found.path.rglob("*") if file.is_file())
@@ -388,6 +400,8 @@ def _hugging_face(found: Findings, progress: Progress) -> None:
     config: ModelConfig | None = None
     try:
         table = json.loads((path / "config.json").read_bytes())
+        if not isinstance(table, dict):
+            raise ValueError(f"it holds a JSON {type(table).__name__}, not an object")
         kind = table.get("model_type")
         found.facts["model_type"] = kind
         if isinstance(kind, str) and kind in ARCHITECTURES:
@@ -407,8 +421,8 @@ def _hugging_face(found: Findings, progress: Progress) -> None:
         found.damage.append(str(error))
     if files:
         found.add(lambda: _of_tensors(files, "parameters"))
-        if not found.damage:
-            found.damage += [f"{name} holds NaN or Inf" for file in files for name in not_finite(file)]
+        if config is not None and not found.damage:
+            found.damage += [f"{name} holds NaN or Inf" for name in not_finite_weights(path)]
     elif not found.damage:
         pickles = sorted(file.name for file in path.iterdir() if file.suffix.lower() in PICKLES)
         why = f"only in {pickles[0]}, a pickle, which can run any program when it is loaded" if pickles else "none"
@@ -680,6 +694,8 @@ Describe = Callable[[Findings, Progress], None]
 
 FOLDERS: tuple[tuple[Callable[[Path], bool], Describe], ...] = (
     (lambda path: path.name.endswith(".partial"), _partial),
+    (lambda path: path.name == "corpus.dropped", _left_behind),
+    (lambda path: path.name == "pretrain" and _is_run(path.parent), _folder_of),
     (_is_run, _run),
     (is_made, _artifact),
     (lambda path: bool(_steps(path)), _checkpoints),

@@ -3,6 +3,7 @@
 No torch: recipes name models, and are read without it.
 """
 
+import fnmatch
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -122,9 +123,24 @@ EXPONENT = {
     "F32": ("<i4", 0xFF << 23),
     "F16": ("<i2", 0x1F << 10),
     "BF16": ("<i2", 0xFF << 7),
+    "F8_E5M2": ("<i1", 0x7C),
+    "F8_E4M3": ("<i1", 0x7F),
 }
-"""Type of a tensor → the integers that lie over its numbers, and the bits of their exponent: all set in NaN and Inf."""
+"""Type of a tensor → the integers that lie over its numbers, and the bits that are all set in NaN and Inf alone."""
 NUMBERS_AT_ONCE = 1 << 22
+
+
+def not_finite_weights(directory: Path) -> list[str]:
+    """The weights of a model that hold NaN or Inf, by their names in its files; buffers that nothing reads apart."""
+    architecture = ARCHITECTURES.get(str(config_table(directory).get("model_type")))
+    buffers = architecture.buffers if architecture else ()
+    prefix = architecture.prefix if architecture else ""
+    return [
+        name
+        for file in weight_files(directory)
+        for name in not_finite(file)
+        if not any(fnmatch.fnmatchcase(name.removeprefix(prefix), pattern) for pattern in buffers)
+    ]
 
 
 def not_finite(file: Path) -> Iterator[str]:

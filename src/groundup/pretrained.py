@@ -23,7 +23,7 @@ from groundup.model_files import (
     config_table,
     is_finite,
     model_directory,
-    not_finite,
+    not_finite_weights,
     refuse_not_finite,
     tokenizer_of,
     weight_files,
@@ -153,7 +153,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
             tensors |= load_file(file)
         except (SafetensorError, FileNotFoundError, ValueError, OSError) as error:
             raise DataError(f"{file} is not a whole safetensors file: {error}") from None
-    refuse_not_finite(directory, (name for file in files for name in not_finite(file)))
+    refuse_not_finite(directory, not_finite_weights(directory))
     return tensors
 
 

@@ -504,7 +504,7 @@ def to_toml(proposal: Proposal, command: str) -> str:
     lines = [
         f"# {recipe.name}: a model of {model.parameters / 1e6:.1f} million parameters on your own texts.",
         "#",
-        f"#   proposed by  {command}",
+        f"#   proposed by  {' '.join(command.split())}",
         f"#   texts        {about}{sampled.documents:,} documents, {about}{sampled.bytes / 1e6:,.1f} MB",
         f"#   machine      {machine.name}" + ("" if machine.is_measured else "; its speed is looked up, not measured"),
         f"#   time         {told_duration(proposal.seconds)}",

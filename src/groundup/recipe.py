@@ -271,6 +271,7 @@ def build(
             loaded, _ = load(recipe, overrides)  # what was chosen for another model is open again
             if not {"tokenizer", "pack"} & stale.keys():
                 _check_fits(loaded, beside, directory, say)  # before anything is thrown away
+        _refuse_to_lose(stages, stale, loaded, beside, directory, only, say)
         for stage in reversed(stages):  # a kill in between leaves no stage whose input is gone
             if stage.name in stale:
                 for place in (directory / stage.directory, directory / (stage.work or stage.directory)):
@@ -358,6 +359,35 @@ def _refuse_foreign(directory: Path) -> None:
         raise SettingsError(f"{directory} holds other files and is not a run of groundup; choose another with --run")
 
 
+def _refuse_to_lose(
+    stages: Iterable[Stage],
+    stale: Mapping[str, str],
+    recipe: Recipe,
+    beside: Path,
+    run: Path,
+    only: str | None,
+    say: Say,
+) -> None:
+    """Before anything is thrown away: what is to be made again, and what is gone, can be made.
+
+    Raises:
+        MissingError: sources, a tokenizer or a start that are not there.
+        SettingsError: a stage before the only one that will run has to be made first.
+    """
+    for stage in stages if stale else ():
+        if stage.name in stale or not is_made(run / stage.directory):
+            if only not in (None, stage.name):
+                raise SettingsError(_not_made(stage, run, only))
+            stage.sources(recipe, beside, {}, say)
+
+
+def _not_made(stage: Stage, run: Path, wanted: str | None) -> str:
+    return (
+        f"{run} does not have the result of {stage.name} yet, which {wanted} needs: run "
+        f"`groundup {stage.name} RECIPE --run {run}` first, or `groundup build RECIPE --run {run}` for all"
+    )
+
+
 def _run_stage(
     stage: Stage,
     recipe: Recipe,
@@ -373,13 +403,20 @@ def _run_stage(
     if is_made(target):
         return Row(stage.name, 0.0, "up to date", read_manifest(target).digest)
     if only not in (None, stage.name):
-        raise SettingsError(
-            f"{run} does not have the result of {stage.name} yet, which {only} needs: run "
-            f"`groundup {stage.name} RECIPE --run {run}` first, or `groundup build RECIPE --run {run}` for all"
-        )
-    settings, inputs = stage.settings(recipe), _inputs(stage, recipe, beside, run, {}, say)
+        raise SettingsError(_not_made(stage, run, only))
+    settings = stage.settings(recipe)
+    other: Path | None = None
+    inputs: dict[str, str] = {}
+    try:
+        inputs = _inputs(stage, recipe, beside, run, {}, say)
+    except MissingError:
+        other = _made_elsewhere(stage, settings, None, run) if stage.shared else None
+        if other is None:
+            raise
+        say(f"what {other} was made from is not here: it is taken as it was made")
     shutil.rmtree(_left_behind(target), ignore_errors=True)
-    other = _made_elsewhere(stage, settings, inputs, run) if stage.shared else None
+    if stage.shared and other is None:
+        other = _made_elsewhere(stage, settings, inputs, run)
     if other is not None:
         share(other, target)
         return Row(stage.name, time.monotonic() - started, f"from {other.parent}", verify(target, stage.kind).digest)
@@ -399,8 +436,9 @@ def _inputs(
     return {**before, **stage.sources(recipe, beside, recorded, say)}
 
 
-def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str], run: Path) -> Path | None:
-    """A finished and whole directory of another run that was made from the same settings and inputs."""
+def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str] | None, run: Path) -> Path | None:
+    """A finished and whole directory of another run that was made from the same settings and inputs; from whatever
+    inputs, if None."""
     found = sorted(run.parent.glob(f"*/{stage.directory}"))
     if (run.parent / SWEEP).is_file():  # its points take what the runs beside the sweep have
         found += sorted(run.parent.parent.glob(f"*/{stage.directory}"))
@@ -408,7 +446,7 @@ def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str], ru
         if other.parent != run and is_made(other):
             try:
                 manifest = read_manifest(other, stage.kind)
-                if (manifest.settings, manifest.inputs) == (settings, inputs):
+                if manifest.settings == settings and inputs in (None, manifest.inputs):
                     verify(other)
                     return other
             except DataError:

@@ -417,7 +417,7 @@ def _refuse_what_is_no_setting(table: Table, origin: Origin) -> None:
         words = [path[-1]] if path and isinstance(path[-1], str) else []
         for word in [*words, str(value)] if isinstance(value, (str, Path)) else words:
             if SURROGATE.search(word):
-                message = f"{origin}: {origin.place(path)}{_dotted(path)} is not UTF-8: rename {word}"
+                message = f"{origin}: {origin.place(path)}{_dotted(path)} is not UTF-8: {word} (a file: rename it)"
                 raise SettingsError(SURROGATE.sub(_as_byte, message))
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{origin}: {origin.place(path)}{_dotted(path)} is {value}; it must be a finite number")

@@ -157,7 +157,7 @@ def test_file_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
     (document,) = documents(tmp_path, "in")
     document.source.encode()  # can be written to Arrow and JSON
     assert document.text == "strange"
-    with pytest.raises(SettingsError, match=r"sources.0 is not UTF-8: rename in/a\\xff.txt"):
+    with pytest.raises(SettingsError, match=r"sources.0 is not UTF-8: in/a\\xff.txt"):
         CorpusSettings(sources=("in/a\udcff.txt",))
 
 
@@ -258,9 +258,7 @@ def test_txt_and_jsonl_follow_the_same_rules_of_encoding(tmp_path: Path, name: s
         (bad,) = plain
         bits, order = encoding.removeprefix("utf-").split("-")
         every = {"16": "every second byte is", "32": "three of four bytes are"}[bits]
-        assert bad.reason == (
-            f"not utf-8: {every} NUL, as in UTF-{bits} without a byte-order mark (utf-{bits}-{order})"
-        )
+        assert bad.reason == f"in utf-{bits}-{order} without a byte-order mark: {every} NUL"
 
 
 def test_a_bad_byte_drops_the_whole_file_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,3 +359,38 @@ def test_a_field_nobody_reads_costs_no_text(
         assert document.left_out == left_out
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "sound", "name": "Gr\xfcn"}')
     assert documents(tmp_path, "a.jsonl")[0].left_out == ("name",)
+
+
+def test_utf16_that_does_not_say_so_is_not_taken_for_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("the old man and the sea".encode("utf-16-le"))
+    (bad,) = documents(tmp_path, "a.txt", encoding="utf-16")
+    assert bad.reason == (
+        "not utf-16: UTF-16 stream does not start with BOM; utf-16-le and utf-16-be need none at byte 0"
+    )
+    (tmp_path / "b.txt").write_bytes("Русский текст про старика и море. ".encode("utf-16-le") * 30)
+    (bad,) = documents(tmp_path, "b.txt")
+    assert (bad.reason or "").startswith("not text: ")
+    assert "control characters, most of them 0x04" in (bad.reason or "")
+    assert len(documents(tmp_path, "b.txt", encoding="utf-16-le")) == 1
+
+
+def test_a_python_repr_is_not_json(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{'text': 'Once upon a time', 'id': 1}\n")
+    (bad,) = documents(tmp_path, "a.jsonl")
+    assert (bad.reason or "").startswith("not JSON: ")
+    assert """the line begins "{'text': 'Once upon""" in (bad.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("One tale.\n<|endoftext|>\nAnother.\n<|endoftext|>\n", 2),
+        ("One tale.<|endoftext|>Another tale<|endoftext|>", 1),
+        ("anna<|endoftext|>bob<|endoftext|>carl", 2),
+        ("The token <eos> ends a text, <eos> is learned and `<eos>` is one id", 0),
+        ("<p>price <s>10</s> <s>11</s> <s>12 13</s> new</p>", 0),
+        ("<s>One tale.</s>\n<s>Another.</s>", 2),
+    ],
+)
+def test_a_mark_counts_where_a_text_ends_and_not_where_it_is_spoken_of(text: str, number: int) -> None:
+    assert sources.count_separators(text).total() == number

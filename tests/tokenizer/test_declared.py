@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import transformers
 
-from groundup.errors import DataError, SettingsError
+from groundup.errors import DataError, SettingsError, UnsupportedError
+from groundup.tokenizer import formats
 from groundup.tokenizer.declared import Roles
 from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -155,3 +156,61 @@ def test_a_token_without_a_row_is_refused_only_where_a_text_holds_it(two_files: 
     ours.refuse_without_row(ours.encode("the king [PAD]"), rows)
     with pytest.raises(SettingsError, match=rf"holds '<\|user\|>' \(id {rows}\), for which this model has no row"):
         ours.refuse_without_row(ours.encode("the <|user|>"), rows)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"added_tokens_decoder": [{"id": 0, "content": "x"}]},
+        {"added_tokens_decoder": {"0": "x"}},
+        {"additional_special_tokens": 5},
+    ],
+)
+def test_a_file_of_another_shape_is_named(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"tokenizer_config.json .* is not laid out as Hugging Face"):
+        Tokenizer.load(folder)
+
+
+def test_what_else_the_files_of_a_folder_hold_stays(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "[BOS]", "chat_template": "KEEP"}))
+    read = Tokenizer.load(folder)
+    read.save(folder / "again.tiktoken")
+    assert json.loads((folder / "tokenizer_config.json").read_text())["chat_template"] == "KEEP"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<eot>", "model_max_length": 9}))
+    read.save(other)
+    assert Tokenizer.load(other).roles == read.roles
+    assert json.loads((other / "tokenizer_config.json").read_text())["model_max_length"] == 9
+
+
+def test_two_files_are_split_as_their_class_says_or_refused_by_its_name(two_files: Path) -> None:
+    def say(**settings: object) -> None:
+        (two_files / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    say(tokenizer_class="Qwen2Tokenizer", eos_token="<|endoftext|>", unk_token="<|endoftext|>")
+    theirs = transformers.AutoTokenizer.from_pretrained(two_files)
+    ours = Tokenizer.load(two_files)
+    for text in ("He said (king)\n\n\"King 1234 'tis cafe\u0301", "12 the\n\n(fox)"):
+        assert ours.encode(text) == theirs.encode(text)
+    say(tokenizer_class="CLIPTokenizerFast")
+    with pytest.raises(UnsupportedError, match="its class is CLIPTokenizer, whose split is not read"):
+        Tokenizer.load(two_files)
+    say(tokenizer_class="GPT2Tokenizer", add_prefix_space=True)
+    with pytest.raises(UnsupportedError, match="add_prefix_space = true"):
+        Tokenizer.load(two_files)
+
+
+def test_ordinary_tokens_that_look_special_are_not_written_as_gpt2s_files(two_files: Path, tmp_path: Path) -> None:
+    ours = Tokenizer.load(two_files)
+    table = ours.to_hugging_face()
+    table["added_tokens"] = [token for token in table["added_tokens"] if token["content"] == "<|endoftext|>"]
+    size = len(table["model"]["vocab"])
+    table["model"]["vocab"] |= {"<s>": size}
+    table["added_tokens"][0]["id"] = size + 1
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(UnsupportedError, match="'<s>' is an ordinary token, and would be read as a special one"):
+        formats.convert(Tokenizer.load(tmp_path / "x"), tmp_path / "vocab.bpe")
+    assert not (tmp_path / "vocab.bpe").exists()

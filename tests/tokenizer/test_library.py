@@ -172,3 +172,24 @@ def test_how_a_library_cuts_is_shown_token_by_token(model: Path) -> None:
     assert explained.is_of_a_library
     assert "".join("".join(tokens) for tokens in shown_pieces(explained)) == "the king"
     assert ours.spelled(explained.ids[0]).startswith("▁")
+
+
+def test_where_tokens_stand_and_what_comes_as_a_stream_are_those_of_the_text(model: Path) -> None:
+    ours = Tokenizer.load(model)
+    text = "the old king said"
+    ids = ours.encode(text)
+    assert "".join(ours.decode_stream(ids)) == ours.decode(ids) == text
+    places = ours.offsets(text, ids)
+    assert places[0, 0] == 0
+    assert places[-1, 1] == len(text)
+    assert "".join(text[first:last] for first, last in places) == text
+    assert not ours.warm_up(), "there is nothing to load"
+
+
+def test_ids_with_gaps_are_refused(byte_fallback: Path, tmp_path: Path) -> None:
+    table = json.loads(byte_fallback.read_text("utf-8"))
+    last = max(table["model"]["vocab"], key=lambda piece: table["model"]["vocab"][piece])
+    table["model"]["vocab"][last] += 5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(UnsupportedError, match="its ids have gaps: 5 of"):
+        Tokenizer.load(tmp_path)

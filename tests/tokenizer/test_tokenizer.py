@@ -293,7 +293,8 @@ def test_a_stream_has_the_ids_of_the_whole(pattern: str, texts: list[str]) -> No
 @functools.cache
 def streamers(pattern: str) -> Tokenizer:
     """With an added token and a normaliser, which a cut could also break."""
-    learned = Tokenizer.learn(["a lsab 'll b.\n\nab !/ the 漢の ab"], vocab_size=320, pattern=pattern)
+    texts = ["a lsab 'll b.\n\nab !/ the 漢の ab", "é\n\nÉ\n\n漢\n\na \n \nB\n\n\n" * 9, "!\n\n/b\n\n's 1\n\n" * 9]
+    learned = Tokenizer.learn(texts, vocab_size=320, pattern=pattern)
     return Tokenizer(
         learned.tokens, learned._pairs, learned.special, pattern, normalizer="NFC", added={"<|reserved_3|>": 300}
     )
@@ -379,3 +380,40 @@ def test_the_compiled_loops_are_loaded_when_asked_and_left_when_declined(tokeniz
     declined.compiled = False
     assert declined.encode("lower low " * 100_000) == learned.encode("lower low " * 100_000)
     assert "_encoder" not in vars(declined)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_stream_of_lines_in_any_script_has_the_ids_of_the_whole(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "CHARACTERS_AT_ONCE", 50)
+    for text in (
+        "Король сказал:\n\nДа.\n\nОн пошёл домой.\n\n",
+        "KING OF\n\nTHE A \n \n's\n\nÉ\n",
+        "王曰。\n\n是，他\n回家了\n",
+    ):
+        learned = Tokenizer.learn(text * 20, vocab_size=320, pattern=pattern)
+        lines = (text * 30).splitlines(keepends=True)
+        assert list(learned.encode_iterable(lines)) == learned.encode(text * 30)
+
+
+def test_what_is_no_text_is_refused_in_words(tokenizer: Tokenizer) -> None:
+    for wrong in (None, ["a"], 5):
+        with pytest.raises(SettingsError, match="it should be a string or bytes"):
+            tokenizer.encode(wrong)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"a text to encode is b'low'; it should be a string"):
+        list(tokenizer.encode_iterable([b"low"]))  # type: ignore[list-item]
+    with pytest.raises(SettingsError, match="the documents to learn from are 5"):
+        Tokenizer.learn(5, vocab_size=320)  # type: ignore[arg-type]
+    for special in ("<|sep|>", [5]):
+        with pytest.raises(SettingsError, match="it should be a list of texts"):
+            Tokenizer.learn("abc", vocab_size=320, special=special)  # type: ignore[arg-type]
+
+
+def test_a_special_token_that_a_file_would_write_as_another_is_refused(tmp_path: Path) -> None:
+    for text in ("|", "a", "é", "Ġ"):
+        with pytest.raises(SettingsError, match="cannot be a special token: a token of the vocabulary is written so"):
+            Tokenizer.learn("abc ab", vocab_size=300, special=["<|sep|>", text])
+    learned = Tokenizer.learn("abc\nab\n", vocab_size=300, special=["\n"])
+    learned.save(tmp_path)
+    assert Tokenizer.load(tmp_path).special == learned.special

@@ -46,7 +46,7 @@ class Tally:
         short = reason
         if reason.startswith("line of"):
             short = "line too long"
-        elif reason.startswith(("not ", "no field", "field ")):
+        elif reason.startswith(("not ", "in utf-", "no field", "field ")):
             short = re.split("[:;]", reason)[0]
         self.counts[short] += 1
         if short != reason:
@@ -61,6 +61,7 @@ class Tally:
 
 
 ADVICE = {
+    "in utf-": "set corpus.encoding to how they are encoded, if all are",
     "not utf-8": "convert them to UTF-8 (iconv -f cp1252 -t utf-8, if they are cp1252), or name their encoding in the "
     "recipe as corpus.encoding",
     "not JSON": "each line of a .jsonl should be a whole JSON object",
@@ -216,10 +217,15 @@ class Marks:
     def table(self) -> dict[str, Any]:
         """For each mark that stands there a few times: how often, in how many files, and the name of one."""
         return {
-            mark: {"times": number, "files": len(self.files[mark]), "file": min(self.files[mark])}
+            mark: {"times": number, "files": len(self.files[mark]), "file": min(self.files[mark], key=_jsonl_last)}
             for mark, number in self.times.most_common()
             if number >= FEWEST_MARKS
         }
+
+
+def _jsonl_last(name: str) -> tuple[bool, str]:
+    """The name of a .txt or .md file, where documents can be cut, stands for all."""
+    return ".jsonl" in name.lower(), name
 
 
 FEWEST_MARKS = 3

@@ -24,6 +24,9 @@ from groundup.files import OPENERS, locate, reading
 PACKAGED = {"groundup:storybook": "storybook.jsonl.gz", "groundup:shakespeare": "shakespeare.txt.gz"}
 MAX_LINE_BYTES = 256_000_000
 """A longer .jsonl line is dropped unread: parsing it would take several times this much memory."""
+NO_CONTROL = bytes(byte for byte in range(256) if byte >= 0x20 or chr(byte).isspace() or byte in (0x08, 0x1A, 0x1B))
+MOST_CONTROL = 0.1
+"""Share of control characters in the first bytes of a file from which on it is no text."""
 CHUNK_BYTES = 1 << 20
 """Read and decoded at once."""
 SHOWN_BYTES = 100_000
@@ -200,6 +203,25 @@ def reader_of(path: Path) -> "Callable[[BinaryIO, str, str, CorpusSettings], Ite
     return READERS.get(kind_of(path))
 
 
+_ENDS = r"""(?:\A|\n|[.!?…。！？]["'”’)\]]*|[^\w\s`"'<>.,;:()\[\]{}“‘])[ \t]*"""
+"""What stands before a mark that ends a text: a line end, the end of a sentence, a sign such as an emoji."""
+
+
+def count_separators(text: str) -> Counter[str]:
+    r"""How often each of `MARKS` stands where a text ends: behind a line or a sentence, or without a blank between two
+    words. One within a sentence is spoken of, and does not count.
+
+    >>> count_separators("A tale.<|endoftext|>Once\n<|endoftext|>\nThe mark <|endoftext|> ends a text")
+    Counter({'<|endoftext|>': 2})
+    """
+    found: Counter[str] = Counter()
+    for mark in MARKS:
+        if mark in text:
+            between = r"|(?<=\w)MARK(?=\w)" if mark != "</s>" else ""  # which also ends what is struck out in HTML
+            found[mark] = len(re.findall((_ENDS + "MARK" + between).replace("MARK", re.escape(mark)), text))
+    return +found
+
+
 def count_marks(text: str) -> Counter[str]:
     """How often each of `MARKS` stands in a text."""
     return Counter({mark: number for mark in MARKS if (number := text.count(mark))})
@@ -280,9 +302,14 @@ def _look(head: bytes, path: Path, encoding: str) -> tuple[str, str | None]:
         for order, where in (("le", zero[0]), ("be", zero[-1])):
             if not where and sum(zero) == len(zero) - 1:
                 every = "every second byte is" if bits == 16 else "three of four bytes are"
-                return encoding, (
-                    f"not {encoding}: {every} NUL, as in UTF-{bits} without a byte-order mark (utf-{bits}-{order})"
-                )
+                return encoding, f"in utf-{bits}-{order} without a byte-order mark: {every} NUL"
+    control = head.translate(None, delete=NO_CONTROL)
+    if len(control) > MOST_CONTROL * len(head) and not encoding.startswith(("utf-16", "utf-32")):
+        common = Counter(control).most_common(1)[0][0]
+        return encoding, (
+            f"not text: {len(control):,} of the first {len(head):,} bytes are control characters, most of them "
+            f"{common:#04x}, as in UTF-16 without a byte-order mark and in files that are no text"
+        )
     return encoding, None
 
 
@@ -311,6 +338,8 @@ def _decoded(stream: BinaryIO, encoding: str) -> Iterator[str]:
             yield decoder.decode(raw, ended)
         except UnicodeDecodeError as error:
             raise _UndecodableError(error.reason, place - before + error.start) from None
+        except UnicodeError as error:  # utf-16 without its mark
+            raise _UndecodableError(f"{error}; utf-16-le and utf-16-be need none", 0) from None
         place += len(raw)
 
 
@@ -409,7 +438,7 @@ def _from_json(line: bytes, source: str, text_field: str) -> Document:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         row = _sound_fields(line, broken)
-        if row is None or text_field in broken:
+        if not row or text_field in broken:
             return Document(_shown(line, "utf-8"), source, reason=_why_broken(line, text_field, broken, str(error)))
     if not isinstance(row, dict):
         return Document(line.decode().strip(), source, reason=f"a JSON {type(row).__name__}, not an object")

@@ -19,7 +19,7 @@ from groundup.corpus.refine import FEWEST_MARKS, Marks, Tally, judge, refuse_too
 from groundup.corpus.settings import Characters, CorpusSettings, Length
 from groundup.corpus.sources import (
     Found,
-    count_marks,
+    count_separators,
     find,
     first_lines,
     is_compressed,
@@ -71,7 +71,7 @@ class Survey:
     marks: Marks = field(default_factory=Marks)
     """In the kept documents of the sample."""
     separators: Counter[str] = field(default_factory=Counter)
-    """How often the .txt and .md files of the sample hold what tools put between texts."""
+    """How often what tools put between texts stands behind one in the .txt and .md files of the sample."""
     separated: int = 0
     """Documents of the sample from .txt and .md files, kept or not."""
     scale: float = 1.0
@@ -131,7 +131,7 @@ def survey(sources: tuple[str, ...], beside: Path) -> Survey:
     found = find(corpus, beside)
     corpus = corpus.model_copy(update={"text_field": _text_field(found, corpus)})
     seen = _survey(found, corpus)
-    if separator := _separator(seen.separators):
+    if separator := _separator(seen.separators, seen.marks.times):
         seen = _survey(found, corpus.model_copy(update={"separator": separator}))
     for _ in RELAXED:  # behind one filter, another may drop as many
         filters = seen.corpus.filters
@@ -149,10 +149,10 @@ def survey(sources: tuple[str, ...], beside: Path) -> Survey:
     return seen
 
 
-def _separator(marks: Counter[str]) -> str | None:
-    """The mark that stands between the texts, if one does; `</s>` that closes as many `<s>` is HTML."""
-    mark, number = max(marks.items(), key=lambda item: item[1], default=("", 0))
-    return mark if number >= FEWEST_MARKS and not (mark == "</s>" and marks["<s>"] == number) else None
+def _separator(ends: Counter[str], spoken_of: Counter[str]) -> str | None:
+    """The mark that stands between the texts, if one does: behind a text a few times, and mostly there."""
+    mark, number = max(ends.items(), key=lambda item: item[1], default=("", 0))
+    return mark if number >= FEWEST_MARKS and 2 * number > spoken_of[mark] else None
 
 
 def _survey(found: Found, corpus: CorpusSettings) -> Survey:
@@ -174,7 +174,7 @@ def _survey(found: Found, corpus: CorpusSettings) -> Survey:
             size += len(raw.text.encode())
             if reader_of(path) is read_text:
                 result.separated += 1
-                result.separators += count_marks(raw.text) + Counter({"<s>": raw.text.count("<s>")})
+                result.separators += count_separators(raw.text)
             _take(result, raw, name, seen)
             if size >= share:
                 break

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from groundup.corpus.settings import CorpusSettings
 from groundup.generation.settings import Sampling
 from groundup.settings import Settings
 
@@ -27,3 +28,9 @@ class Evaluation(Settings):
     """Steps between measurements; one more comes after the last step."""
     max_tokens: int = Field(default=100_000, ge=1)
     """How much of the documents is read each time."""
+
+
+class FilesRead(Settings):
+    """How files that are scored are read, where no recipe says it."""
+
+    corpus: CorpusSettings

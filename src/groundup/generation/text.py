@@ -11,7 +11,7 @@ from groundup.generation.engine import Look, continue_ids
 from groundup.generation.settings import Sampling
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.tokenizer.vocabulary import whole_characters
+from groundup.tokenizer.vocabulary import whole_characters, without_first_blank
 
 
 def generate(
@@ -93,14 +93,6 @@ def reserved(tokenizer: Tokenizer) -> list[int]:
     if "<|reserved_0|>" not in tokenizer.special:
         return []
     return [i for i in tokenizer.special.values() if i not in tokenizer.roles.stops and i != tokenizer.roles.opener]
-
-
-def without_first_blank(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The first text that is not empty loses the blank that it begins with."""
-    begun = False
-    for part in parts:
-        yield part if begun else part.removeprefix(b" ")
-        begun = begun or bool(part)
 
 
 @dataclass

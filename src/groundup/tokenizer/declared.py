@@ -85,6 +85,10 @@ class Declared:
     """Texts and ids that may be meant, the first that exists is."""
     closer: tuple[str | int, ...] = ()
     stops: frozenset[int] = frozenset()
+    kind: str = ""
+    """The class that reads the tokenizer, in Hugging Face's library."""
+    begins_with_blank: bool = False
+    """Whether a blank is put before a text."""
 
     def roles(self, special: Mapping[str, int], opener: int | None = None, closer: int | None = None) -> Roles:
         """
@@ -110,6 +114,16 @@ def read_declared(directory: Path) -> Declared:
     Raises:
         DataError: a file that is damaged, by its name.
     """
+    try:
+        return _read(directory)
+    except (AttributeError, TypeError) as error:
+        raise DataError(
+            f"tokenizer_config.json or special_tokens_map.json in {directory} is not laid out as Hugging Face's "
+            f"library writes it: {error}"
+        ) from None
+
+
+def _read(directory: Path) -> Declared:
     config, named, added, model, generation = (
         _table(directory / name)
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
@@ -131,6 +145,8 @@ def read_declared(directory: Path) -> Declared:
         opener=tuple(_candidates("bos", said, (model, generation))),
         closer=tuple(_candidates("eos", said, (model, generation))),
         stops=frozenset(stops),
+        kind=str(config.get("tokenizer_class") or "").removesuffix("Fast"),
+        begins_with_blank=bool(config.get("add_prefix_space")),
     )
 
 
@@ -189,11 +205,15 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 def write_declared(directory: Path, roles: Roles, special: Mapping[str, int]) -> None:
-    """Write what the names of the special tokens do not tell, as Hugging Face's library reads it."""
-    if roles == Roles.of(special):
-        return
+    """Write what neither the names of the special tokens nor the files that stand there tell, as Hugging Face's library
+    reads it; what else those files hold stays."""
     names = {i: text for text, i in special.items()}
-    table = {"bos_token": names.get(roles.opener or 0), "eos_token": names.get(roles.closer or 0)}
-    write_json(directory / "tokenizer_config.json", table)
-    if roles.stops != {roles.closer}:
-        write_json(directory / "generation_config.json", {"eos_token_id": sorted(roles.stops)})
+    if read_declared(directory).roles(special) != roles:
+        named = {"bos_token": names.get(roles.opener or 0), "eos_token": names.get(roles.closer or 0)}
+        _put(directory / "tokenizer_config.json", named)
+    if read_declared(directory).roles(special).stops != roles.stops:
+        _put(directory / "generation_config.json", {"eos_token_id": sorted(roles.stops)})
+
+
+def _put(path: Path, values: Mapping[str, Any]) -> None:
+    write_json(path, {**_table(path), **values})

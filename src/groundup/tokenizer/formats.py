@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 GPT2_FILES = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
 """Names of GPT-2's vocabulary → of the merges beside it."""
+SPLIT_BY_CLASS: dict[str, tuple[str, str | None]] = {
+    **dict.fromkeys(
+        ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "PreTrainedTokenizer", "TokenizersBackend"),
+        ("gpt2", None),
+    ),
+    "Qwen2Tokenizer": ("qwen2", "NFC"),
+}
+"""Class in Hugging Face's library that reads GPT-2's two files → split pattern and normalizer."""
 _SPECIAL = re.compile(r"<[^<>\s]+>")
 """How special tokens are written, such as <|endoftext|> or </s>; GPT-2's two files do not say which they are."""
 
@@ -50,6 +58,11 @@ def find(path: Path) -> Path:
     if is_made(path.parent):
         check(path.parent)
     return path
+
+
+def is_pair(path: Path) -> bool:
+    """Whether it is the vocabulary of GPT-2's two files."""
+    return _plain_name(path) in GPT2_FILES
 
 
 def is_sentencepiece(path: Path) -> bool:
@@ -79,7 +92,7 @@ def read(
             return ranks | {"roles": declared.roles(ranks["special"])}
         if pattern is not None or special:
             raise SettingsError(f"{path} says itself how text is split, and which tokens are special: leave them out")
-        if _plain_name(path) in GPT2_FILES:
+        if is_pair(path):
             return _gpt2(path, _merges_of(path), declared)
         return _hugging_face(with_added(_read_json(path), declared), declared)
     except UnsupportedError as error:
@@ -137,6 +150,17 @@ def _merges_of(vocabulary: Path) -> Path:
 
 
 def _gpt2(vocabulary: Path, merges: Path, declared: Declared) -> dict[str, Any]:
+    if declared.kind not in ("", *SPLIT_BY_CLASS):
+        raise UnsupportedError(
+            f"tokenizer_config.json says that its class is {declared.kind}, whose split is not read beside these two "
+            "files; a tokenizer.json of it holds it"
+        )
+    if declared.begins_with_blank:
+        raise UnsupportedError(
+            "tokenizer_config.json says add_prefix_space = true, which is not read beside these two files; a "
+            "tokenizer.json of it holds it"
+        )
+    pattern, normalizer = SPLIT_BY_CLASS.get(declared.kind, ("gpt2", None))
     ids: dict[str, int] = _read_json(vocabulary)
     for token in declared.added:
         ids.setdefault(token.text, token.id)
@@ -155,7 +179,8 @@ def _gpt2(vocabulary: Path, merges: Path, declared: Declared) -> dict[str, Any]:
         if text in declared.special or (_SPECIAL.fullmatch(text) and text not in made and text not in added)
     }
     return _from_strings(ids, pairs, special, added, whole_pieces=False) | {
-        "pattern": "gpt2",
+        "pattern": pattern,
+        "normalizer": normalizer,
         "roles": declared.roles(special),
     }
 
@@ -175,6 +200,11 @@ def _write_gpt2(tokenizer: "Tokenizer", path: Path) -> None:
             f"{', '.join(foreign[:3])}"
         )
     for token, made in _made_by_merges(tokenizer):
+        if len(made) != 1 and _SPECIAL.fullmatch(to_characters(token)):
+            raise UnsupportedError(
+                f"{path} cannot be written: {_shown(to_characters(token))} is an ordinary token, and would be read as "
+                "a special one by its form"
+            )
         if len(made) != 1 and tokenizer.whole_pieces:
             raise UnsupportedError(
                 f"{path} cannot be written: no merge makes {_shown(to_characters(token))}, which is taken whole where "

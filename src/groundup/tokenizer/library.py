@@ -29,6 +29,8 @@ class LibraryTokenizer(Tokenizer):
     What comes back is the text as the library normalises it; models with byte fallback know every character.
     """
 
+    _encoder = None  # the library is compiled already
+
     def __init__(
         self,
         content: bytes,
@@ -214,6 +216,9 @@ def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> 
     pieces = [""] * (max(vocabulary.values()) + 1)
     for piece, i in vocabulary.items():
         pieces[i] = piece
+    gaps = len(pieces) - len({*vocabulary.values()})
+    if gaps:
+        raise UnsupportedError(f"{path}: its ids have gaps: {gaps:,} of {len(pieces):,} ids stand for nothing")
     entries = file["added_tokens"]
     special = {token["content"]: token["id"] for token in entries if token["special"]}
     added = {token["content"]: token["id"] for token in entries if not token["special"]}

@@ -43,6 +43,7 @@ from groundup.tokenizer.vocabulary import (
     to_characters,
     to_utf8,
     whole_characters,
+    without_first_blank,
 )
 
 if TYPE_CHECKING:
@@ -257,6 +258,8 @@ class Tokenizer:
                 columns_of(documents), vocab_size=vocab_size, pattern=pattern, memory_bytes=memory_bytes,
                 progress=progress,
             )[0]  # fmt: skip
+        if isinstance(special, str) or not all(isinstance(text, str) for text in special):
+            raise SettingsError(f"special is {special!r}; it should be a list of texts, such as ['<|sep|>']")
         wanted = vocab_size - N_BYTES - len(special)
         if wanted < 0 or len(set(special)) < len(special) or "" in special:
             raise SettingsError(
@@ -266,7 +269,14 @@ class Tokenizer:
         named = {text: N_BYTES + number for number, text in enumerate(special)}
         between = (part for text in documents for part, i in cut_at(text, named) if i is None)
         merges, _ = cls._learn_merges(columns_of(between), wanted, pattern, memory_bytes, progress)
-        return cls.of_merges(merges, pattern, special)
+        learned = cls.of_merges(merges, pattern, special)
+        written = {to_characters(token) for token in learned.tokens[: -len(special)]} if special else set()
+        if taken := [text for text in special if text in written]:
+            raise SettingsError(
+                f"{taken[0]!r} cannot be a special token: a token of the vocabulary is written so in tokenizer.json. "
+                "Write it otherwise, such as <|…|>"
+            )
+        return learned
 
     @classmethod
     def learn_columns(
@@ -387,6 +397,8 @@ class Tokenizer:
         ... )
         ('lower <|endoftext|>', [263])
         """
+        if not isinstance(text, str | bytes):
+            raise SettingsError(f"the text to encode is {text!r:.60}; it should be a string or bytes")
         allowed = self._names_of(allowed)
         if self.is_plain and not allowed:
             return self._encode_bytes(text) if isinstance(text, bytes) else self._encode_ordinary(text)
@@ -414,7 +426,7 @@ class Tokenizer:
             if allowed == "all":
                 return frozenset(self.special)
             raise SettingsError(f'allowed is {allowed!r}; it should be "all", or names such as {{"<|endoftext|>"}}')
-        names = frozenset(allowed)
+        names = frozenset(allowed or ())
         if unknown := names - self.special.keys():
             raise SettingsError(f"not special tokens of this tokenizer: {', '.join(sorted(unknown))}")
         return names
@@ -442,8 +454,8 @@ class Tokenizer:
     def encode_iterable(self, texts: Iterable[str], allowed: Allowed = ()) -> Iterator[int]:
         r"""The ids of the texts joined, as they come: those that `encode` gives for the whole.
 
-        Memory is bounded by the longest stretch without a place where every split pattern cuts: before a blank between
-        two small letters of English, and behind a line end before a letter. With a split pattern of one's own, or a
+        Memory is bounded by the longest stretch without a place where every split pattern cuts: behind a letter that a
+        blank, a line end or an East Asian mark follows, and between lines. With a split pattern of one's own, or a
         library's tokenizer, all is read first.
 
         Args:
@@ -459,6 +471,7 @@ class Tokenizer:
         waiting: list[str] = []
         characters = 0
         for text in texts:
+            _refuse_no_text(text, "a text to encode")
             waiting.append(text)
             characters += len(text)
             if divisible and characters > CHARACTERS_AT_ONCE:
@@ -570,7 +583,8 @@ class Tokenizer:
         >>> list(tokenizer.decode_stream(tokenizer.encode("é low")))
         ['é', ' low']
         """
-        return whole_characters(self.decode_bytes([i]) for i in ids)
+        parts = (Tokenizer.decode_bytes(self, [i]) for i in ids)
+        return whole_characters(without_first_blank(parts) if self.begins_with_blank else parts)
 
     def offsets(self, text: str | bytes, ids: Sequence[int]) -> npt.NDArray[np.int64]:
         """(ids, 2) where each id of `encode(text)` begins and ends: in characters of a string, in bytes of bytes.
@@ -587,7 +601,10 @@ class Tokenizer:
         raw = text if isinstance(text, bytes) else to_utf8(text)
         if self.decode_bytes(ids) != raw:
             raise UnsupportedError("these ids do not decode to this very text: where each begins in it is not known")
-        ends = np.cumsum([len(self._tokens[i]) for i in ids], dtype=np.int64)
+        sizes = [len(self._tokens[i]) for i in ids]
+        if self.begins_with_blank and sizes and self._tokens[ids[0]].startswith(b" "):
+            sizes[0] -= 1
+        ends = np.cumsum(sizes, dtype=np.int64)
         begins = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
         if isinstance(text, str):
             character = np.cumsum((np.frombuffer(raw, np.uint8) & 0xC0) != 0x80) - 1  # that each byte belongs to
@@ -819,6 +836,8 @@ class Tokenizer:
             beside = file.with_name("tokenizer.model")  # of which such a tokenizer.json is a copy
             if Path(path) != file and beside.is_file() and formats.is_sentencepiece(beside):
                 return library.read_sentencepiece(beside, declared)
+            if formats.is_pair(file):
+                raise
             return library.read_hugging_face(file, declared, error)
 
     def save(self, path: Path) -> None:
@@ -888,15 +907,22 @@ def _documents(texts: str | Iterable[str]) -> Iterator[str]:
     Raises:
         SettingsError: for what is no text.
     """
+    if not isinstance(texts, Iterable):
+        raise SettingsError(f"the documents to learn from are {texts!r:.60}; they should be strings")
     for text in [texts] if isinstance(texts, str) else texts:
-        if not isinstance(text, str):
-            raise SettingsError(f"a document to learn from is {text!r:.60}; it should be a string")
+        _refuse_no_text(text, "a document to learn from")
         yield text
+
+
+def _refuse_no_text(text: object, what: str) -> None:
+    if not isinstance(text, str):
+        raise SettingsError(f"{what} is {text!r:.60}; it should be a string")
 
 
 CHARACTERS_AT_ONCE = 1 << 16
 """Of `encode_iterable`."""
-_CUT_BY_ALL = regex.compile(r"(?r)(?<=[a-z])(?= [a-z])|(?<=\n)(?=\p{L})")
+_CUT_BY_ALL = regex.compile(r"(?r)(?<=\p{L})(?=[ \n，。、！？；：])|(?<=\S\n)(?=\p{L})")
+"""Where each named pattern cuts whatever stands before and behind; a form of Unicode changes nothing across it."""
 
 
 def _special_after(n_tokens: int) -> dict[str, int]:

@@ -54,6 +54,18 @@ def readable(token: bytes) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def without_first_blank(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The first text that is not empty loses the blank that it begins with.
+
+    >>> list(without_first_blank([b"", b" a", b" b"]))
+    [b'', b'a', b' b']
+    """
+    begun = False
+    for part in parts:
+        yield part if begun else part.removeprefix(b" ")
+        begun = begun or bool(part)
+
+
 def whole_characters(parts: Iterable[bytes]) -> Iterator[str]:
     """Text as soon as its UTF-8 is complete; what never completes becomes U+FFFD.
 
