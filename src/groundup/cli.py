@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -364,14 +365,18 @@ def generate(
 
 def _typed_or_piped(text: str | None) -> str:
     """A text that was typed; or what standard input holds, where it is asked for with `-`, or nothing was typed and it
-    is no terminal. Line ends at its end are left out, bytes that are no text become U+FFFD."""
+    is no terminal. Line ends at its end are left out, bytes that are no text become U+FFFD, with a warning."""
+    encoding = "utf-8"
     if text == "-" or (text is None and not sys.stdin.isatty()):
-        raw = sys.stdin.buffer.read().rstrip(b"\r\n")
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return raw.decode(sys.stdin.encoding, "replace")
-    return (text or "").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        raw, encoding = sys.stdin.buffer.read().rstrip(b"\r\n"), sys.stdin.encoding
+    else:
+        raw = (text or "").encode("utf-8", "surrogateescape")
+    with contextlib.suppress(UnicodeDecodeError):
+        return raw.decode()
+    with contextlib.suppress(UnicodeDecodeError):
+        return raw.decode(encoding)
+    warnings.warn(f"the text has bytes that are not {encoding}: they are read as U+FFFD", stacklevel=2)
+    return raw.decode(encoding, "replace")
 
 
 def _ready_to_write(
