@@ -1,6 +1,8 @@
 """Shards: the stream holds every document, and damage is refused."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,3 +171,17 @@ def test_a_closer_of_its_own_ends_each_document_and_is_followed_by_no_target(
     assert closing.opener not in batch.targets[batch.weight > 0].tolist()
     first, last = int(packed.offsets[1]), int(packed.offsets[2])
     assert packed.text_ids(first, last).tolist() == closing.encode(texts[1])
+
+
+def test_optimised_python_packs_the_same_shards(packed: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Nothing that has to be done stands in an assert, which `python -O` leaves out."""
+    tokenizer.save(tmp_path / "tokenizer.json")
+    code = (
+        "import sys; from pathlib import Path; from groundup.files import making; from groundup.shards import pack\n"
+        "from groundup.tokenizer.tokenizer import Tokenizer\n"
+        "home = Path(sys.argv[1])\n"
+        "with making(home / 'again', 'shards', {}, {}) as draft:\n"
+        "    pack(home / 'corpus', Tokenizer.load(home / 'tokenizer.json'), draft)\n"
+    )
+    subprocess.run([sys.executable, "-O", "-c", code, tmp_path], check=True)
+    assert verify(tmp_path / "again").files == verify(packed).files
