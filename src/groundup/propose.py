@@ -18,7 +18,7 @@ from groundup.corpus.survey import Survey
 from groundup.errors import DataError, ResourceError, SettingsError
 from groundup.model.presets import PRESETS, Preset
 from groundup.model.settings import LearnedPosition, ModelConfig
-from groundup.model_files import config_of, model_directory
+from groundup.model_files import config_of, model_directory, not_finite_weights, refuse_not_finite, tokenizer_of
 from groundup.plan import laws
 from groundup.plan.hardware import Machine
 from groundup.plan.vocabulary import Curve, advise, measure
@@ -236,13 +236,19 @@ def read_start(path: Path) -> Start:
     """The model that `--start` names, as far as a recipe needs to know it.
 
     Raises:
-        DataError: missing, not represented here, or without its tokenizer.
+        DataError: missing, not represented here, without its tokenizer, or with weights that are not finite.
+        SettingsError: a tokenizer that is not the model's, or has no token that opens a text.
     """
     model = config_of(path)
     if path.is_file():
         raise DataError(f"{path} is a model of llama2.c, which comes without a tokenizer that is read here")
     directory = model_directory(path)
-    return Start(str(path), str(directory), model, Tokenizer.load(directory))
+    tokenizer = tokenizer_of(directory, model)
+    if tokenizer is None:
+        raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
+    tokenizer.framed([])  # which needs what opens a text
+    refuse_not_finite(directory, not_finite_weights(directory))
+    return Start(str(path), str(directory), model, tokenizer)
 
 
 def _published(preset: str | None) -> Preset | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -363,3 +364,15 @@ def test_new_does_not_go_on_from_what_it_cannot(made: Path, tmp_path: Path) -> N
         propose("on", sampled, LAPTOP, start=start, preset="gpt2")
     with pytest.raises(DataError, match="no model at"):
         read_start(tmp_path / "gone")
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(made / "runs" / "tiny" / "model", spoilt)
+    (spoilt / "manifest.json").unlink()
+    weights = load_file(spoilt / "model.safetensors")
+    weights["embed.weight"][3, 1] = float("nan")
+    save_file(weights, spoilt / "model.safetensors")
+    with pytest.raises(DataError, match=r"embed.weight holds numbers that are not finite"):
+        read_start(spoilt)
+    table = json.loads((spoilt / "tokenizer.json").read_text("utf-8")) | {"added_tokens": []}
+    (spoilt / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(SettingsError, match="no token that opens a text"):
+        read_start(spoilt)
