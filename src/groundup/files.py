@@ -232,7 +232,7 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` under a temporary name, then rename: a reader never sees half of it."""
     partial = path.with_name(f".{path.name}.partial")
     with naming_the_place(path):
-        with open(partial, "w", encoding="utf-8") as stream:
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as stream:  # names that are not UTF-8
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

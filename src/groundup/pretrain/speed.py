@@ -444,7 +444,7 @@ def processor() -> str:
 def allocator() -> str:
     """What hands out memory on the CPU: the C library, or one that was loaded before it."""
     mapped = Path("/proc/self/maps")
-    loaded = mapped.read_text("utf-8") if mapped.is_file() else ""
+    loaded = mapped.read_text("utf-8", "replace") if mapped.is_file() else ""
     others: Sequence[str] = ("tcmalloc", "jemalloc", "mimalloc")
     found = [name for name in others if f"lib{name}" in loaded]
     return found[0] if found else platform.libc_ver()[0] or "of the system"
