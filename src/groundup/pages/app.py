@@ -168,8 +168,15 @@ def address(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
+def serve(app: FastAPI, listening: socket.socket) -> None:
+    """Answer on a socket of `listen` until SIGINT or SIGTERM, which is then raised again."""
+    answering = server(app)
+    with answering.capture_signals():  # before `run` does it: a signal must not break into the making of its loop
+        answering.run(sockets=[listening])
+
+
 def server(app: FastAPI) -> uvicorn.Server:
-    """What answers: `server(app).run(sockets=[listen(port)])` until a signal comes, which is then raised again."""
+    """What answers, with its limits."""
     settings: Mapping[str, object] = {
         "log_level": "warning", "access_log": False, "server_header": False, "lifespan": "off", "ws": "none",
         "loop": "asyncio", "http": "h11", "h11_max_incomplete_event_size": MAX_HEADER_BYTES,

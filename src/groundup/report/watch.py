@@ -332,4 +332,4 @@ def watch(places: Sequence[Path], port: int, opened: bool) -> None:
         import webbrowser
 
         webbrowser.open(where)
-    pages.server(make_app(runs)).run(sockets=[listening])
+    pages.serve(make_app(runs), listening)
