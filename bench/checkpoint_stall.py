@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
-from groundup import checkpoint
 from groundup.batch import Batch
-from groundup.checkpoint import Kept, Saver, Snapshot
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Bfloat16, Float32
-from groundup.pretrain.assemble import assemble
 from groundup.pretrain.settings import PretrainSettings
-from groundup.pretrained import find_device
+from groundup.train import checkpoint
+from groundup.train.assemble import assemble
+from groundup.train.checkpoint import Kept, Saver, Snapshot
 from groundup.train.fit import fit
+from groundup.weights.load import find_device
 
 
 def main() -> None:

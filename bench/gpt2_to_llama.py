@@ -75,16 +75,16 @@ def train(run: Path, table: dict[str, Any], seconds: float, seed: int) -> dict[s
     import torch
 
     from groundup.evals.score import score
-    from groundup.losses import next_token
     from groundup.model.settings import ModelConfig
     from groundup.model.transformer import Transformer
     from groundup.optim.optimizer import make_optimizer
     from groundup.optim.precision import Masters
     from groundup.optim.schedule import make_schedule
     from groundup.optim.settings import AdamW, Cosine
-    from groundup.pretrain.assemble import batches, prepare_process
     from groundup.shards import open_split
+    from groundup.train.assemble import batches, prepare_process
     from groundup.train.fit import accumulate, fit
+    from groundup.train.losses import next_token
 
     prepare_process()
     shards = open_split(run / "shards", "train")

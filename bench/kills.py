@@ -52,7 +52,9 @@ sampling = {{ max_tokens = 8 }}
 
 KILLED_AT = '''
 import os, random, signal, sys
-from groundup import checkpoint, cli, files
+from groundup import files
+from groundup.train import checkpoint
+from groundup.cli import app as cli
 from groundup.pretrain import run
 
 place, times = sys.argv.pop(1), int(sys.argv.pop(1))

@@ -20,11 +20,11 @@ from torch import Tensor
 import groundup
 from groundup.corpus.document import read_texts
 from groundup.evals.score import Score, score
-from groundup.extend import extend, over_the_vocabulary
 from groundup.model.transformer import Transformer
 from groundup.shards import stream_of
 from groundup.tokenizer import split
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.weights.extend import extend, over_the_vocabulary
 
 SPECIAL = ("<|tool|>", "<|result|>")
 Start = Callable[[Tensor, list[int]], Tensor]

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from groundup.loader import cut
 from groundup.recipe import Recipe
 from groundup.shards import Tokens, open_split
+from groundup.train.loader import cut
 
 
 def bits_per_byte(model: GPT2LMHeadModel, shards: Tokens, context: int) -> float:

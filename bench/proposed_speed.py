@@ -9,14 +9,14 @@ float32 matrix product, and as measured by the trial that `pretrain` makes befor
 import argparse
 from pathlib import Path
 
-from groundup.files import read_manifest
+from groundup.artifacts import read_manifest
 from groundup.model.settings import ModelConfig
 from groundup.plan.hardware import this_machine
-from groundup.pretrain.assemble import prepare_process
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.speed import tokens_per_second
-from groundup.pretrained import find_device
-from groundup.propose import LADDER
+from groundup.tools.new import LADDER
+from groundup.train.assemble import prepare_process
+from groundup.weights.load import find_device
 
 
 def main() -> None:

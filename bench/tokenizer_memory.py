@@ -53,7 +53,7 @@ def learn(parquet: str, vocab_size: int, memory_bytes: int, save: str | None) ->
 
 def pack(corpus: str, tokenizer: str, to: str) -> dict[str, Any]:
     """As the shards stage packs a corpus; `packing_seconds` leaves out the digests and the renaming."""
-    from groundup.files import making
+    from groundup.artifacts import making
     from groundup.shards import pack
     from groundup.tokenizer.tokenizer import Tokenizer
 

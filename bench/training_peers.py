@@ -83,8 +83,8 @@ def groundup_step(size: dict[str, int], compiled: bool) -> Callable[[], object]:
 
     from groundup.batch import Batch
     from groundup.model.settings import ModelConfig
-    from groundup.pretrain.assemble import assemble, prepare_process
     from groundup.pretrain.settings import PretrainSettings
+    from groundup.train.assemble import assemble, prepare_process
     from groundup.train.fit import fit
 
     prepare_process()

@@ -30,9 +30,9 @@ def measure(run: Path, without: str) -> float:
     from torch.nn.functional import scaled_dot_product_attention
 
     from groundup.model import attention
-    from groundup.pretrain.assemble import assemble, batches, prepare_process
     from groundup.recipe import Recipe
     from groundup.shards import open_split
+    from groundup.train.assemble import assemble, batches, prepare_process
     from groundup.train.fit import fit
 
     if "pages" not in without:

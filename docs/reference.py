@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 import groundup
 from groundup import errors
-from groundup.cli import app
+from groundup.cli.app import app
 from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
 from groundup.settings import describe, settings_in, text_of, toml_value

@@ -14,7 +14,7 @@ import transformers
 from click.testing import Result
 from typer.testing import CliRunner
 
-from groundup.cli import app
+from groundup.cli.app import app
 from groundup.errors import GroundupError
 from groundup.recipe import Recipe
 from groundup.shards import open_split

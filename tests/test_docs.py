@@ -29,9 +29,9 @@ from typer.testing import CliRunner
 
 import groundup
 from groundup import errors
-from groundup.cli import app
+from groundup.cli.app import app
 from groundup.errors import SettingsError
-from groundup.evals.tasks import TASKS
+from groundup.evals.heldout import TASKS
 from groundup.recipe import Recipe, build
 from groundup.settings import read_toml
 

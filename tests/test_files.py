@@ -19,22 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from groundup.artifacts import Draft, Manifest, check, is_made, lock, lock_note, making, read_manifest, share, verify
 from groundup.errors import DataError, ResourceError
-from groundup.files import (
-    Draft,
-    Manifest,
-    canonical_json,
-    check,
-    is_made,
-    locate,
-    lock,
-    lock_note,
-    making,
-    read_manifest,
-    reading,
-    share,
-    verify,
-)
+from groundup.files import canonical_json, locate, reading
 
 
 def make(directory: Path, text: str = "hello") -> Manifest:
@@ -91,7 +78,7 @@ def test_an_interruption_at_the_very_start_leaves_nothing_behind(
     def interrupted(path: Path) -> Draft:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("groundup.files.Draft", interrupted)
+    monkeypatch.setattr("groundup.artifacts.Draft", interrupted)
     with pytest.raises(KeyboardInterrupt), making(tmp_path / "a", "note", {}, {}):
         pass
     assert not list(tmp_path.iterdir())
@@ -108,7 +95,7 @@ def test_an_exception_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
 
 def test_a_killed_process_leaves_no_artifact_and_the_next_attempt_cleans_up(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom groundup.files import making\n"
+        "import os, sys\nfrom pathlib import Path\nfrom groundup.artifacts import making\n"
         "with making(Path(sys.argv[1]), 'note', {}, {}) as draft:\n"
         "    (draft.path / 'half').write_text('x')\n    os.kill(os.getpid(), 9)\n"
     )
@@ -155,7 +142,7 @@ def test_a_shared_artifact_is_the_same_artifact(tmp_path: Path) -> None:
 def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
     with lock(tmp_path):
         code = (
-            "import sys\nfrom pathlib import Path\nfrom groundup.files import lock\nwith lock(Path(sys.argv[1])): pass"
+            "import sys\nfrom pathlib import Path\nfrom groundup.artifacts import lock\nwith lock(Path(sys.argv[1])): pass"
         )
         second = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
         assert lock_note(tmp_path)[1]
@@ -167,7 +154,7 @@ def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
 
 def test_a_lock_left_by_a_killed_process_names_it_and_does_not_block(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom groundup.files import lock\n"
+        "import os, sys\nfrom pathlib import Path\nfrom groundup.artifacts import lock\n"
         "with lock(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
     )
     killed = subprocess.Popen([sys.executable, "-c", code, tmp_path])

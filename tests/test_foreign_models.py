@@ -19,9 +19,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from groundup.corpus.settings import CorpusSettings
 from groundup.evals.run import score_files
 from groundup.generation.text import generate
-from groundup.pretrained import load_with_tokenizer
 from groundup.tokenizer.split import PATTERNS
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.weights.load import load_with_tokenizer
 
 CONTEXT = 48
 LLAMA = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from groundup.files import read_manifest, verify
+from groundup.artifacts import read_manifest, verify
 
 LONGER = [
     "pretrain.steps=160",
@@ -25,9 +25,13 @@ LONGER = [
 PATIENCE = 1200  # seconds; a bound on a hang, not a claim about speed
 HAPPENING = """
 import os, signal, sys
-from groundup import checkpoint, cli, files
-from groundup.pretrain import log, speed
-from groundup.tokenizer import count, tokenizer
+from groundup import files
+from groundup.train import checkpoint
+from groundup.cli import app as cli
+from groundup.pretrain import speed
+from groundup.train import log
+from groundup.tokenizer import tokenizer
+from groundup.tokenizer.fast import count
 
 def happens(asked, owner, name, when=lambda *given: True, times=1, after=False):
     # This process gets the signal when that function is called the so-manieth time with what `when` is true of.

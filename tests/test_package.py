@@ -18,14 +18,14 @@ def in_fresh_process(code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["groundup", "groundup.recipe", "groundup.cli", "groundup.shards", "groundup.corpus.refine"]
+    "module", ["groundup", "groundup.recipe", "groundup.cli.app", "groundup.shards", "groundup.corpus.refine"]
 )
 def test_rooms_below_the_mathematics_and_the_recipe_import_no_torch(module: str) -> None:
     assert in_fresh_process(f"import sys, {module}; print('torch' in sys.modules)") == "False"
 
 
 def test_help_of_watch_imports_neither_torch_nor_a_web_server() -> None:
-    code = "import sys; from groundup.cli import app; app(['watch', '--help'], standalone_mode=False)"
+    code = "import sys; from groundup.cli.app import app; app(['watch', '--help'], standalone_mode=False)"
     told = in_fresh_process(f"{code}; print([name for name in ('torch', 'fastapi', 'numpy') if name in sys.modules])")
     assert "ssh -L 8470:localhost:8470 MACHINE" in told
     assert told.endswith("[]")

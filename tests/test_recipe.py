@@ -13,19 +13,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import groundup
+from groundup.artifacts import read_manifest, verify, write_manifest
 from groundup.batch import Batch
 from groundup.errors import DamagedError, DataError, DivergedError, MissingError, SettingsError
-from groundup.files import read_manifest, verify, write_manifest
-from groundup.inspection import inspect
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Float32
 from groundup.pretrain import run as pretrain_run
-from groundup.pretrain.assemble import assemble, make_loss, training_flops_per_token
 from groundup.pretrain.run import check_fits
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.recipe import Built, Recipe, _places, build
 from groundup.settings import json_schema
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.tools.inspect import inspect
+from groundup.train.assemble import assemble, make_loss, training_flops_per_token
 
 DIRECTORIES = {"corpus": "corpus", "tokenizer": "tokenizer", "pack": "shards", "pretrain": "model", "eval": "evals"}
 

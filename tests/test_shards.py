@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from groundup.artifacts import making, verify
 from groundup.corpus.document import SPLITS, Document, DocumentWriter
 from groundup.errors import DamagedError, SettingsError
-from groundup.files import making, verify
-from groundup.loader import cut
 from groundup.shards import check_ids, open_split, pack, refuse_another_tokenizer, stream_of
 from groundup.tokenizer.declared import Roles
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.train.loader import cut
 
 TEXTS = ["the king", "and the little fox", "", "über den hügel"]
 
@@ -177,7 +177,7 @@ def test_optimised_python_packs_the_same_shards(packed: Path, tokenizer: Tokeniz
     """Nothing that has to be done stands in an assert, which `python -O` leaves out."""
     tokenizer.save(tmp_path / "tokenizer.json")
     code = (
-        "import sys; from pathlib import Path; from groundup.files import making; from groundup.shards import pack\n"
+        "import sys; from pathlib import Path; from groundup.artifacts import making; from groundup.shards import pack\n"
         "from groundup.tokenizer.tokenizer import Tokenizer\n"
         "home = Path(sys.argv[1])\n"
         "with making(home / 'again', 'shards', {}, {}) as draft:\n"

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from groundup.generation.text import generate as generate
     from groundup.model.settings import ModelConfig as ModelConfig
     from groundup.model.transformer import Transformer as Transformer
-    from groundup.pretrained import load as load
     from groundup.recipe import build as build
     from groundup.tokenizer.tokenizer import Tokenizer as Tokenizer
+    from groundup.weights.load import load as load
 
 _HOME = {
     "ModelConfig": "groundup.model.settings",
@@ -20,7 +20,7 @@ _HOME = {
     "Transformer": "groundup.model.transformer",
     "build": "groundup.recipe",
     "generate": "groundup.generation.text",
-    "load": "groundup.pretrained",
+    "load": "groundup.weights.load",
 }
 __all__ = ["ModelConfig", "Tokenizer", "Transformer", "build", "generate", "load"]
 

@@ -1,6 +1,6 @@
 """`python -m groundup` is `groundup`."""
 
-from groundup.cli import main
+from groundup.cli.app import main
 
 if __name__ == "__main__":
     main()

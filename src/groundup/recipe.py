@@ -16,27 +16,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from groundup.artifacts import is_made, lock, making, read_manifest, refuse_in_the_way, share, verify
 from groundup.corpus.settings import CorpusSettings
 from groundup.errors import DamagedError, DataError, MissingError, SettingsError
 from groundup.evals.settings import EvalSettings
-from groundup.files import (
-    Progress,
-    is_made,
-    locate,
-    lock,
-    making,
-    naming_the_place,
-    no_progress,
-    read_manifest,
-    refuse_in_the_way,
-    share,
-    verify,
-    write_json,
-    write_text,
-)
+from groundup.files import Progress, locate, naming_the_place, no_progress, write_json, write_text
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.pretrain.settings import MultiToken, PretrainSettings, may_change
-from groundup.pretrain.sinks import refuse_missing
 from groundup.settings import Origin, Settings, Table, differences, read_toml
 from groundup.tokenizer.settings import (
     N_BYTES,
@@ -46,9 +32,10 @@ from groundup.tokenizer.settings import (
     TokenizerSettings,
     WholeWords,
 )
+from groundup.train.loggers import refuse_missing
 
 if TYPE_CHECKING:
-    from groundup.pretrain.checks import Line
+    from groundup.pretrain.doctor.checks import Line
     from groundup.pretrain.run import Places
     from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -327,8 +314,8 @@ def examine(
             if not is_made(directory / stage.directory):
                 say(f"making {directory / stage.directory}, which a build will take over")
             _run_stage(stage, loaded, beside, directory, None, None, watch, say)
-    from groundup.pretrain import doctor
-    from groundup.pretrain.assemble import prepare_process
+    from groundup.pretrain.doctor import run as doctor
+    from groundup.train.assemble import prepare_process
 
     prepare_process()
     _check_fits(loaded, beside, directory, say)
@@ -572,9 +559,9 @@ def _ready_to_train(recipe: Recipe, beside: Path, run: Path, say: Say, examined:
     settings = recipe.pretrain
     if is_made(run / "model") or not is_made(run / "shards"):
         return recipe
-    from groundup.pretrain.assemble import prepare_process
     from groundup.pretrain.speed import settle, told_machine
-    from groundup.pretrained import find_device
+    from groundup.train.assemble import prepare_process
+    from groundup.weights.load import find_device
 
     prepare_process()
     begun = any((run / "pretrain" / "checkpoints").glob("step-*"))
@@ -597,8 +584,8 @@ def _let_the_doctor_look(recipe: Recipe, beside: Path, run: Path, say: Say) -> N
     Raises:
         GroundupError: when a line says stop; nothing has been written yet.
     """
-    from groundup.pretrain import doctor
-    from groundup.pretrain.log import RunLog
+    from groundup.pretrain.doctor import run as doctor
+    from groundup.train.log import RunLog
 
     began = time.monotonic()
     patient = doctor.admit(recipe.model, recipe.pretrain, _places(recipe, beside, run))
@@ -620,7 +607,7 @@ def _explaining_memory(recipe: Recipe, run: Path) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        from groundup.pretrain.doctor import out_of_memory
+        from groundup.pretrain.doctor.run import out_of_memory
 
         vocab_size = read_manifest(run / "shards").statistics["vocab_size"]
         explained = out_of_memory(recipe.model.with_vocabulary(vocab_size), recipe.pretrain, error)
@@ -686,7 +673,7 @@ def _tokenizer_sources(recipe: Recipe, beside: Path, recorded: Mapping[str, str]
 def _start_sources(recipe: Recipe, beside: Path, recorded: Mapping[str, str], say: Say) -> dict[str, str]:
     if recipe.pretrain.start is None:
         return {}
-    from groundup.model_files import digest_of
+    from groundup.weights.files import digest_of
 
     return {"start": digest_of(locate(recipe.pretrain.start, beside, "model"))}
 

@@ -17,10 +17,11 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
+from groundup.artifacts import Draft, is_made, read_manifest
 from groundup.corpus.document import SPLITS, read_batches
 from groundup.errors import DamagedError, SettingsError
-from groundup.files import Draft, Progress, is_made, no_progress, read_manifest
-from groundup.tokenizer.columns import one_ahead, text_of
+from groundup.files import Progress, no_progress
+from groundup.tokenizer.fast.columns import one_ahead, text_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
 IDS_AT_ONCE = 1 << 22
@@ -104,7 +105,7 @@ def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = 
 
     >>> import tempfile
     >>> from groundup.corpus.document import Document, DocumentWriter
-    >>> from groundup.files import making
+    >>> from groundup.artifacts import making
     >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for split in SPLITS:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from groundup.artifacts import making, read_manifest
 from groundup.corpus import sources
 from groundup.corpus.document import read_texts
 from groundup.corpus.refine import refine, source_digests, split_of, told_marks
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import READERS, find
 from groundup.errors import DataError, ResourceError, SettingsError
-from groundup.files import making, read_manifest
 
 TALE = "Tale number {0} of the long winter by the fire, when the fox went over the hill to the old mill. " * 3
 

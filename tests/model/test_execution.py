@@ -9,11 +9,11 @@ from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from groundup.batch import Batch
-from groundup.losses import Rowwise, compiled_rowwise, next_token
 from groundup.model.execution import Recomputation, compile_blocks, recompute_blocks, why_not_compiled
 from groundup.model.feedforward import gelu_tanh
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.train.losses import Rowwise, compiled_rowwise, next_token
 
 KINDS = {
     "llama": {"n_kv_heads": 2, "attention": {"qk_norm": "head"}},

@@ -9,8 +9,8 @@ from groundup.model.float8 import Product, has_float8, rounded, use_float8
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.settings import Float8
-from groundup.pretrain.assemble import assemble
 from groundup.pretrain.settings import PretrainSettings
+from groundup.train.assemble import assemble
 
 
 def test_products_and_gradients_are_those_of_the_rounded_matrices() -> None:

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from groundup.batch import Batch
-from groundup.losses import next_token
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.optimizer import make_optimizer
@@ -16,6 +15,7 @@ from groundup.optim.schedule import make_schedule
 from groundup.optim.settings import Adafactor, AdamW, Linear, Lion, Muon, Optimizer
 from groundup.optim.width import narrow_start
 from groundup.train.fit import accumulate, fit
+from groundup.train.losses import next_token
 
 VOCABULARY, LENGTH = 128, 16
 

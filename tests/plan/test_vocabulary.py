@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from groundup.corpus.survey import survey
 from groundup.errors import DataError, SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.plan.vocabulary import SEEN, Curve, Size, advise, chart, counts_by_size, measure, reasons, rows, table
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.tools.survey import survey
 
 
 def shape(d_model: int, n_layers: int) -> ModelConfig:

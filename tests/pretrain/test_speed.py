@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from groundup import bench as benching
 from groundup.batch import Batch
-from groundup.bench import bench
 from groundup.errors import SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Autocast, Bfloat16, Float32
-from groundup.pretrain import assemble as assembling
 from groundup.pretrain import speed as speeds
-from groundup.pretrain.assemble import assemble, training_flops_per_token
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.speed import matmul_peak, measure_speed, product_dtype, settle, time_steps
 from groundup.recipe import build
+from groundup.tools import bench as benching
+from groundup.tools.bench import bench
+from groundup.train import assemble as assembling
+from groundup.train.assemble import assemble, training_flops_per_token
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=1, n_heads=2)

@@ -14,19 +14,20 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 import groundup
-from groundup import loader
-from groundup.corpus.survey import survey
+from groundup.artifacts import read_manifest
 from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
-from groundup.extend import extend
-from groundup.files import read_manifest
 from groundup.plan.hardware import Machine
-from groundup.pretrain import checks, doctor
 from groundup.pretrain import run as pretrain_run
-from groundup.pretrain.checks import Line, check_trained_range
-from groundup.propose import propose, read_start, to_toml
+from groundup.pretrain.doctor import checks
+from groundup.pretrain.doctor import run as doctor
+from groundup.pretrain.doctor.checks import Line, check_trained_range
 from groundup.recipe import Built, Recipe, build, examine
 from groundup.shards import open_split
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.tools.new import propose, read_start, to_toml
+from groundup.tools.survey import survey
+from groundup.train import loader
+from groundup.weights.extend import extend
 
 STEPS = ["pretrain.steps=6", "pretrain.validate_every=6", "pretrain.sample_every=6", "pretrain.checkpoint_every=3"]
 TRAINED = [
@@ -284,7 +285,7 @@ def test_interrupted_it_goes_on_from_its_checkpoint_and_reads_the_start_no_more(
         patch.setattr(pretrain_run.RunLog, "event", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             go_on(made, start, "cut", tokenizer=start / "model")
-    monkeypatch.setattr("groundup.pretrained.load", None)
+    monkeypatch.setattr("groundup.weights.load.load", None)
     with pytest.raises(TypeError):  # only the evaluation after it loads a model: the one just trained
         go_on(made, start, "cut", tokenizer=start / "model")
     assert losses(made / "runs" / "cut") == losses(whole)

@@ -13,12 +13,12 @@ import pytest
 
 from groundup.errors import DataError, SettingsError
 from groundup.evals.score import score
-from groundup.pretrained import load
 from groundup.recipe import build
 from groundup.report import compare as comparing
 from groundup.report import facts
 from groundup.report.compare import compare, default_page, read_all, rows, verdicts, write_page
 from groundup.shards import open_split
+from groundup.weights.load import load
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_paper_shows_all_of_it(page: Path, print_out: Callable[[Path], None]) ->
 def test_it_needs_no_torch(home: Path) -> None:
     code = (
         "import sys; sys.argv = ['groundup', 'compare', 'runs/base', 'runs/short']\n"
-        "from groundup import cli\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
+        "from groundup.cli import app as cli\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=False)
     assert done.stdout.rstrip().endswith("False"), done.stderr

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from groundup.artifacts import making, read_manifest
 from groundup.errors import DamagedError, DataError
-from groundup.files import making, read_manifest
 from groundup.pages.assets import bundle
 from groundup.recipe import build
 from groundup.report import facts

@@ -391,7 +391,7 @@ def test_a_damaged_pair_of_gpt2_files_is_refused_naming_file_and_line(tokenizer:
 
 
 def test_a_tokenizer_that_is_not_the_one_its_manifest_names_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    from groundup.files import making
+    from groundup.artifacts import making
 
     with making(tmp_path / "tokenizer", "tokenizer", {}, {}) as draft:
         tokenizer.save(draft.path / "tokenizer.json")

@@ -360,8 +360,8 @@ def test_where_the_compiler_cannot_be_loaded_the_plain_loops_go_on(monkeypatch: 
     text = "lower low " * 100
     expected = plain.encode(text), plain.encode("e" * 70_000)
     merges = Tokenizer.learn([text], vocab_size=320).merges
-    monkeypatch.setitem(sys.modules, "groundup.tokenizer.encode", None)
-    monkeypatch.setitem(sys.modules, "groundup.tokenizer.learn", None)
+    monkeypatch.setitem(sys.modules, "groundup.tokenizer.fast.encode", None)
+    monkeypatch.setitem(sys.modules, "groundup.tokenizer.fast.learn", None)
     with pytest.warns(UserWarning, match="the tokenizer's compiled loops cannot be loaded") as warned:
         assert not other.warm_up()
     assert (other.encode(text), other.encode("e" * 70_000)) == expected

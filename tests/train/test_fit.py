@@ -8,12 +8,12 @@ import torch
 from torch.testing import assert_close
 
 from groundup.batch import Batch
-from groundup.losses import next_token
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.settings import AdamW
 from groundup.train.fit import Step, accumulate, clip_gradients, dropout_seed, fit
+from groundup.train.losses import next_token
 
 
 def batch(seed: int, rows: int = 16) -> Batch:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from groundup.artifacts import Draft
 from groundup.corpus.clean import clean
 from groundup.corpus.document import DROPPED, SPLITS, Document, DocumentWriter, read_batches
 from groundup.corpus.filters import refuse
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import Found, count_marks, read
 from groundup.errors import DataError, ResourceError
-from groundup.files import Draft, Progress, no_progress, sha256_of_file
+from groundup.files import Progress, no_progress, sha256_of_file
 
 HISTOGRAM_EDGES = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000]
 """Document lengths in bytes at which the report's histogram is cut."""

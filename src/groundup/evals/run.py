@@ -7,19 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from groundup import pretrained
+from groundup.artifacts import Draft, is_made, read_manifest
 from groundup.corpus.clean import clean
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import find, read
 from groundup.errors import DataError
+from groundup.evals.baselines import texts, unigram, xz
 from groundup.evals.score import Score, refuse_no_number, score, table_of
 from groundup.evals.settings import EvalSettings
-from groundup.evals.yardsticks import texts, unigram, xz
-from groundup.files import Draft, Progress, is_made, no_progress, read_manifest, write_json, write_text
+from groundup.files import Progress, no_progress, write_json, write_text
 from groundup.generation.text import generate
 from groundup.model.transformer import Transformer
 from groundup.shards import open_split, refuse_another_tokenizer, stream_of
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.weights import load as pretrained
 
 ID_DIGITS = 16
 """How much of the sha256 of its text names a test document: two of a billion agree with probability 0.03."""

@@ -1,6 +1,5 @@
 """Bits per byte and perplexity of documents, with the standard error over documents."""
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -15,10 +14,10 @@ from groundup.batch import Batch, to
 from groundup.errors import DivergedError
 from groundup.evals.statistics import ratio
 from groundup.files import Progress, no_progress
-from groundup.loader import cut
-from groundup.losses import Attending, by_document, token_logprobs
-from groundup.model.transformer import Transformer
+from groundup.model.transformer import Transformer, evaluating
 from groundup.shards import Tokens
+from groundup.train.loader import cut
+from groundup.train.losses import Attending, by_document, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -70,18 +69,6 @@ def windows(
         yield Window(batch, owner[rows], own)
 
 
-@contextlib.contextmanager
-def at_rest(model: Transformer) -> Iterator[None]:
-    """Without dropout and without gradients; afterwards the model trains on if it did."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
 def score(
     model: Transformer,
     shards: Tokens,
@@ -115,7 +102,7 @@ def score(
     nats = np.zeros(n_documents)
     device = next(model.parameters()).device
     done, total = 0, shards.targets(n_documents)
-    with at_rest(model):
+    with evaluating(model):
         for window in windows(shards, model.config.context_length, n_documents, batch_rows):
             progress(done, total, "tokens")
             logprobs = token_logprobs(model, to(window.batch, device), attending).cpu().double()

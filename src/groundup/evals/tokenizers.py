@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from groundup.corpus.script import main_script
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import find, read
-from groundup.corpus.survey import main_script
 from groundup.errors import DataError, SettingsError
 from groundup.evals.statistics import interval
 from groundup.files import Progress, no_progress
-from groundup.tokenizer.columns import column_of
+from groundup.tokenizer.fast.columns import column_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
 MOST_BYTES = 32_000_000

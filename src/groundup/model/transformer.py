@@ -3,7 +3,9 @@
 B batch, T time, D width, V vocabulary.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -332,3 +334,15 @@ def initialise(module: nn.Module, n_layers: int) -> None:
             parameter.normal_(0.0, residual_deviation)
         else:
             parameter.normal_(0.0, 0.02)
+
+
+@contextlib.contextmanager
+def evaluating(model: Transformer) -> Iterator[None]:
+    """Inside, the model has no dropout and no gradients; afterwards it is in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

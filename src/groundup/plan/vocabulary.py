@@ -18,7 +18,7 @@ import numpy.typing as npt
 from groundup.errors import DataError, SettingsError
 from groundup.files import Progress, no_progress
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.tokenizer.columns import column_of
+from groundup.tokenizer.fast.columns import column_of
 from groundup.tokenizer.settings import N_BYTES, N_SPECIAL, SMALLEST
 from groundup.tokenizer.tokenizer import Tokenizer
 

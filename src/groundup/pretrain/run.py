@@ -17,32 +17,34 @@ from typing import Any
 
 import torch
 
-from groundup import checkpoint, pretrained
-from groundup.checkpoint import Kept, Loaded, Saver
+from groundup.artifacts import is_made, making, read_manifest
 from groundup.corpus.document import SPLITS
 from groundup.errors import DivergedError, Paused, ResourceError, SavedAndStopped, SettingsError
+from groundup.evals.heldout import FIRST_NUMBER, TASKS
 from groundup.evals.score import score
-from groundup.evals.tasks import FIRST_NUMBER, TASKS
-from groundup.files import Progress, is_made, making, no_progress, read_manifest, write_json
+from groundup.files import Progress, no_progress, write_json
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
 from groundup.model.count import count
 from groundup.model.settings import ModelConfig
 from groundup.optim.schedule import make_schedule
-from groundup.pretrain.assemble import assemble, batches, training_flops_per_token
-from groundup.pretrain.health import Health
-from groundup.pretrain.judgement import Judgement
-from groundup.pretrain.log import RunLog
 from groundup.pretrain.settings import PretrainSettings, may_change
-from groundup.pretrain.sinks import Sinks
 from groundup.pretrain.speed import WORTH_MEASURING_FLOPS, matmul_peak
 from groundup.pretrain.start import take_weights, with_vocabulary
 from groundup.shards import open_split, refuse_another_tokenizer
 from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.train import checkpoint
+from groundup.train.assemble import assemble, batches, training_flops_per_token
+from groundup.train.checkpoint import Kept, Loaded, Saver
 from groundup.train.fit import Step, fit
 from groundup.train.guard import OVERFLOWS_IN_A_ROW
+from groundup.train.health import Health
+from groundup.train.judgement import Judgement
+from groundup.train.log import RunLog
+from groundup.train.loggers import Sinks
 from groundup.train.preemption import AskedToStop, Stop, noticing_signals
+from groundup.weights import load as pretrained
 
 STEPS_PER_FLUSH = 10
 """Metrics are written this often: reading a loss waits for the device."""

@@ -24,9 +24,9 @@ from groundup.batch import Batch
 from groundup.model.execution import why_not_compiled
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Autocast, Bfloat16, Float8, Float16, Float32, Precision
-from groundup.pretrain.assemble import Assembled, assemble, batches, training_flops_per_token
 from groundup.pretrain.settings import PretrainSettings
 from groundup.shards import Tokens, open_split
+from groundup.train.assemble import Assembled, assemble, batches, training_flops_per_token
 from groundup.train.fit import Gradients, fit
 
 WARMUP_STEPS = 2

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from groundup import pretrained
 from groundup.corpus.document import SPLITS
 from groundup.errors import SettingsError
 from groundup.model.settings import LearnedPosition, ModelConfig
-from groundup.model_files import config_of
 from groundup.optim.precision import Masters
 from groundup.settings import differences
 from groundup.shards import IDS_AT_ONCE, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.weights import load as pretrained
+from groundup.weights.files import config_of
 
 
 def check_start(

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from groundup.artifacts import Manifest, is_made, verify
 from groundup.errors import DataError, SettingsError
-from groundup.files import Manifest, is_made, read_lines, refuse_nothing, verify
+from groundup.files import read_lines, refuse_nothing
 from groundup.settings import Table, read_toml
 
 STAGES = {"corpus": "corpus", "tokenizer": "tokenizer", "shards": "pack", "model": "pretrain", "evals": "eval"}

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from groundup.artifacts import read_manifest
 from groundup.corpus.document import SPLITS
-from groundup.files import canonical_json, read_manifest, write_text
+from groundup.files import canonical_json, write_text
 from groundup.pages.assets import bundle
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth

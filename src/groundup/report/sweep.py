@@ -11,7 +11,7 @@ Found = dict[str, Any]
 
 
 def write_page(target: Path, found: Found) -> None:
-    """Write what `groundup.sweep.sweep` tells as a page."""
+    """Write what `groundup.tools.sweep.sweep` tells as a page."""
     parts = [f"<h1>Sweep of {text(found['name'])}</h1>", *_answers(found)]
     parts += [section("What the values made of it", *_charts(found))]
     parts += [section("All points", table(*rows(found)), sentence(_how(found)))]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from groundup.artifacts import is_made, read_manifest
 from groundup.corpus.document import SPLITS
-from groundup.files import is_made, read_manifest
 from groundup.report.page import contents, section, sentence, table, text, write
 from groundup.shards import IDS_AT_ONCE, open_split
 from groundup.tokenizer.bpe import EXPLAINED_BYTES, Piece

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 
+from groundup.artifacts import is_made, lock_note, read_manifest
 from groundup.errors import DataError, GroundupError
-from groundup.files import is_made, lock_note, read_manifest, refuse_nothing
+from groundup.files import refuse_nothing
 from groundup.report.curves import Axis, Curves, Events, Health, X, shown
 from groundup.settings import Table, flatten, read_toml
 

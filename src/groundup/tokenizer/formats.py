@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from groundup.artifacts import check, is_made
 from groundup.errors import DataError, SettingsError, UnsupportedError
-from groundup.files import OPENERS, check, is_made, naming_the_place, reading, write_json, write_text
+from groundup.files import OPENERS, naming_the_place, reading, write_json, write_text
 from groundup.tokenizer import split
 from groundup.tokenizer.bpe import Pair, encode_piece
 from groundup.tokenizer.declared import NOTHING, Declared, write_declared

@@ -32,8 +32,8 @@ from groundup.tokenizer.bpe import (
     learn_merges,
     merges_of,
 )
-from groundup.tokenizer.columns import column_of, columns_of, text_of
 from groundup.tokenizer.declared import Roles, read_declared
+from groundup.tokenizer.fast.columns import column_of, columns_of, text_of
 from groundup.tokenizer.settings import MEMORY_BYTES, MULTIPLE, N_BYTES, N_SPECIAL, Learned, WholeWords
 from groundup.tokenizer.vocabulary import (
     BYTE_CHARACTERS,
@@ -47,7 +47,7 @@ from groundup.tokenizer.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from groundup.tokenizer.encode import Encoder
+    from groundup.tokenizer.fast.encode import Encoder
 
 Places = npt.NDArray[np.int64]
 Allowed = Collection[str] | Literal["all"]
@@ -633,7 +633,7 @@ class Tokenizer:
     def _encoder(self) -> "Encoder | None":
         """The compiled loops: the same ids, many times faster once numba is there. None where it cannot be loaded."""
         try:
-            from groundup.tokenizer.encode import Encoder, Vocabulary
+            from groundup.tokenizer.fast.encode import Encoder, Vocabulary
 
             whole_pieces = self._ids if self.whole_pieces else None
             encoder = Encoder(Vocabulary(self._byte_ids, self._merges, whole_pieces), self.pattern)
@@ -894,7 +894,7 @@ def _warn_not_loaded(error: BaseException) -> None:
 def _compiled_learner() -> "Callable[..., tuple[list[Pair], int]] | None":
     """`learn_from`, or None where the compiler cannot be loaded."""
     try:
-        from groundup.tokenizer.learn import learn_from
+        from groundup.tokenizer.fast.learn import learn_from
 
         return learn_from
     except NOT_LOADED as error:

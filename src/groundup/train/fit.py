@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from groundup.batch import Weighted, split, to, total_weight
-from groundup.losses import Loss
 from groundup.model.transformer import Transformer
 from groundup.optim.schedule import Schedule
+from groundup.train.losses import Loss
 
 Rows = TypeVar("Rows", bound=Weighted)
 Gradients = Callable[[Rows], tuple[Tensor, dict[str, Tensor]]]
@@ -64,7 +64,7 @@ def fit(
         ValueError: the first batch leaves no gradient on any weight of the optimizer.
 
     >>> from groundup.batch import Batch
-    >>> from groundup.losses import next_token
+    >>> from groundup.train.losses import next_token
     >>> from groundup.model.settings import ModelConfig
     >>> from groundup.optim.optimizer import make_optimizer
     >>> from groundup.optim.schedule import make_schedule

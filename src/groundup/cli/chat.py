@@ -1,0 +1,144 @@
+"""A conversation with a model in the terminal. A base model has not learned to answer: both write on at one text."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from groundup.cli.terminal import Interrupted
+from groundup.errors import SettingsError
+from groundup.generation.settings import Sampling
+from groundup.generation.text import stream
+from groundup.model.transformer import Transformer
+from groundup.settings import nearest
+from groundup.tokenizer.tokenizer import Tokenizer
+
+HELP = """\
+  what you write is added to the text, and the model goes on from there; an empty line lets it go on at once
+  /again               take back what it wrote last, and let it try with another seed
+  /new                 begin a new text
+  /text                show the whole text
+  /set NAME VALUE      max_tokens, temperature, top_k, top_p or seed; VALUE none takes the default again
+  /help                these lines
+  /quit                the end (also Ctrl-D). Ctrl-C stops the model in the middle of a sentence"""
+
+
+@dataclass
+class Conversation:
+    """One text that a person and a model write in turn."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    sampling: Sampling
+    text: str = ""
+    before_reply: str = ""
+    """The text as it was when the model was last asked."""
+
+    def say(self, line: str) -> Iterator[str]:
+        """Add a line, and what the model makes of the text then, in parts as they come."""
+        joint = " " if self.text and line and not self.text[-1].isspace() else ""
+        self.text += joint + line
+        return self._reply()
+
+    def again(self) -> Iterator[str]:
+        """Another reply to the same text, with the next seed."""
+        self.text = self.before_reply
+        self.sampling = self.sampling.model_copy(update={"seed": self.sampling.seed + 1})
+        return self._reply()
+
+    def _reply(self) -> Iterator[str]:
+        self.before_reply = self.text
+        for part in stream(self.model, self.tokenizer, self._in_sight(), self.sampling):
+            self.text += part
+            yield part
+
+    def _in_sight(self) -> str:
+        """The end of the text, as far as half the context holds it: the other half is for the reply."""
+        ids = self.tokenizer.encode(self.text)
+        room = max(1, self.model.config.context_length // 2)
+        return self.text if len(ids) <= room else self.tokenizer.decode(ids[-room:]).lstrip("\ufffd")
+
+    def command(self, words: list[str]) -> str | None:
+        """Obey a line that begins with a slash; what to tell, if anything. `/again` and `/quit` are the caller's."""
+        match words:
+            case ["/new"]:
+                self.text = self.before_reply = ""
+                return "(a new text)"
+            case ["/text"]:
+                return self.text or "(nothing yet)"
+            case ["/set", name, value]:
+                self.sampling = self._changed(name, value)
+                return f"({name} = {getattr(self.sampling, name)})"
+            case ["/set", *_]:
+                return "/set takes a name and a value, such as: /set temperature 0.5"
+            case ["/help"]:
+                return HELP
+            case _:
+                return f"no command {' '.join(words)!r}; {nearest(words[0], COMMANDS)}"
+
+    def _changed(self, name: str, value: str) -> Sampling:
+        table = self.sampling.table() | {name: _number(value)}
+        return Sampling.from_table({key: inner for key, inner in table.items() if inner is not None}, "/set")
+
+
+def talk(conversation: Conversation, lines: Iterable[str]) -> None:
+    """Print a reply to each line, until there are no more or one says /quit."""
+    for line in lines:
+        words = line.split()
+        try:
+            match words[:1]:
+                case ["/quit"]:
+                    return
+                case ["/again"]:
+                    _print(conversation.again())
+                case [first] if first.startswith("/"):
+                    print(conversation.command(words))
+                case _:
+                    _print(conversation.say(line))
+        except SettingsError as error:
+            print(f"({error})")
+        except Interrupted as interrupted:  # what was written so far stays in the text
+            if interrupted.args != (signal.SIGINT,):
+                raise
+            print(" …")
+
+
+def _print(parts: Iterable[str]) -> None:
+    for part in parts:
+        print(part, end="", flush=True)
+    print(flush=True)
+
+
+def typed_lines() -> Iterator[str]:
+    """Lines typed at a prompt; or, where input is no terminal, those of the file or pipe."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (importing it gives input() a history and editing)
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+        except Interrupted as interrupted:
+            print()
+            if interrupted.args != (signal.SIGINT,):
+                raise
+            return
+
+
+COMMANDS = ("/again", "/new", "/text", "/set", "/help", "/quit")
+
+
+def _number(text: str) -> float | int | str | None:
+    if text == "none":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

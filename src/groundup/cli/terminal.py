@@ -1,0 +1,345 @@
+"""The terminal: progress, tables, how errors and Ctrl-C end. Plain text wherever nobody is watching."""
+
+import codecs
+import contextlib
+import errno
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import textwrap
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+
+from groundup.errors import (
+    DataError,
+    GroundupError,
+    ResourceError,
+    SavedAndStopped,
+    SettingsError,
+    escaped,
+    refuse_not_utf8,
+)
+
+if TYPE_CHECKING:
+    from groundup.files import Progress
+    from groundup.pretrain.doctor.checks import Line
+
+SECONDS_BETWEEN_LINES = 10.0
+DEBUG = "--debug"
+
+
+def run(app: typer.Typer) -> int:
+    """Run the command line; the exit code is that of the error, if any (docs/architecture.md lists them)."""
+    if sys.platform.startswith("win"):
+        why = "Windows lacks the file locks that runs need (fcntl): run it under WSL 2, see docs/platforms.md"
+        return _tell(why, ResourceError.exit_code)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    debug = _take_debug(sys.argv)
+    try:
+        if not _has_working_directory():
+            raise ResourceError("the working directory does not exist any more: change to one that does")
+        _refuse_paths_not_utf8(sys.argv[1:])
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BaseException as error:
+        if debug and not isinstance(error, typer._click.exceptions.ClickException):
+            traceback.print_exc()
+        return _answer(error, debug)
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _refuse_paths_not_utf8(words: Sequence[str]) -> None:
+    """Words that are no UTF-8 may be a text, which is read all the same; as a path they are refused."""
+    for word in words:
+        path = word.partition("=")[2] if word.startswith("--") else word
+        if os.path.lexists(path) or os.path.isdir(os.path.dirname(path)):
+            refuse_not_utf8(path)
+
+
+class _Output(io.FileIO):
+    """A descriptor to write to. Once nobody reads the other end, what is written goes nowhere, and the work goes on."""
+
+    has_reader = True
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            self.has_reader = False
+            if error.errno != errno.EPIPE:  # such as a disk that is full: told once
+                raise
+            return len(data)
+
+
+def has_reader() -> bool:
+    """Whether anybody may still read standard output; not once the other end of a pipe, such as `head`, has ended."""
+    return getattr(getattr(sys.stdout.buffer, "raw", None), "has_reader", True)
+
+
+def open_standard_streams() -> None:
+    """Make the process's streams fit for any text, and open on nothing those that it was started without: else the next
+    file that is opened would take their place, and get what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    codecs.register_error("groundup.escape", _escape)
+    warnings.showwarning = _show_warning
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (open as long as the process)
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.stdout, sys.stderr = _fit_for_any_text(sys.stdout, 1), _fit_for_any_text(sys.stderr, 2)
+
+
+def _fit_for_any_text(stream: TextIO | None, number: int) -> TextIO:
+    """A stream to this descriptor, and in the encoding of the one that Python made; another program's own is left."""
+    if stream is not None:
+        try:
+            if stream.fileno() != number:
+                return stream
+        except OSError:
+            return stream
+        stream.flush()
+    raw = _Output(number, "w", closefd=False)
+    encoding = "utf-8" if stream is None else stream.encoding
+    by_line = number == 2 or raw.isatty()
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "groundup.escape", line_buffering=by_line)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    r"""What a terminal's encoding does not have, as escapes; bytes of names that are not UTF-8 as \xe9."""
+    assert isinstance(error, UnicodeEncodeError), "only for writing"
+    return escaped(error.object[error.start : error.end]), error.end
+
+
+def _take_debug(argv: list[str]) -> bool:
+    """Whether `--debug` stands anywhere before a `--`; it is taken out, so that no command needs to know it."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    found = DEBUG in argv[1:end]
+    argv[1:end] = [word for word in argv[1:end] if word != DEBUG]
+    return found
+
+
+def _answer(error: BaseException, debug: bool) -> int:
+    """Tell what went wrong; the exit code."""
+    match error:
+        case SavedAndStopped():
+            return _tell(f"{error}. Go on with: {own_command()}", error.exit_code)
+        case GroundupError():
+            return _tell(str(error), error.exit_code)
+        case Interrupted():
+            return _tell("stopped", 128 + error.args[0])
+        case MemoryError():
+            return _tell(OUT_OF_MEMORY, ResourceError.exit_code)
+        case OSError() if error.errno in MISSING and error.filename is not None:
+            return _tell(f"{_name(error.filename)}: {error.strerror}", DataError.exit_code)
+        case OSError() if error.errno in REFUSED or (error.errno and error.filename is not None):
+            return _tell(f"{_name(error.filename or 'writing')}: {error.strerror}", ResourceError.exit_code)
+        case UnicodeEncodeError() if any("\ud800" <= c <= "\udfff" for c in error.object[error.start : error.end]):
+            shown = error.object.encode("utf-8", "groundup.escape").decode()
+            return _tell(f"{shown} is not UTF-8 and cannot be used here: rename it", SettingsError.exit_code)
+        case typer._click.exceptions.ClickException():
+            error.show()
+            return error.exit_code
+        case Exception() if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            return _tell(f"{OUT_OF_MEMORY} ({error})", ResourceError.exit_code)
+        case Exception():
+            if not debug:
+                traceback.print_exception(error)
+            return _tell("this is a bug in groundup, not your mistake; the lines above say where", 1)
+    raise error
+
+
+OUT_OF_MEMORY = "out of memory: the machine refused this command more of it"
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, which typer would turn into an exit code of its own."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def _tell(message: str, code: int) -> int:
+    print(f"groundup: {_visible(message)}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    print(f"groundup: warning: {_visible(str(message))}", file=sys.stderr)
+
+
+def _visible(text: str) -> str:
+    r"""Control characters, which may come from a file and could steer the terminal, as their escapes.
+
+    >>> _visible("a\x1b[31m\nü")
+    'a\\x1b[31m\nü'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _name(path: str | bytes | int) -> str:
+    return os.fsdecode(path) if isinstance(path, str | bytes) else f"descriptor {path}"
+
+
+def print_json(value: object, indent: int | None = None) -> None:
+    """JSON for programs: in ASCII, so that it is the same under every locale."""
+    print(json.dumps(value, indent=indent), flush=True)
+
+
+def own_name() -> str:
+    """How this program was called, as one would type it again."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return "python -m groundup"
+    found = shutil.which(called.name)
+    if found and called.exists() and called.samefile(found):
+        return called.name
+    return os.path.relpath(called) if called.is_absolute() else str(called)
+
+
+def own_command() -> str:
+    """The command that is running, as one would type it again."""
+    return f"{own_name()} {shlex.join(sys.argv[1:])}"
+
+
+def command(*words: object) -> str:
+    """A command of ours to be tried next, as one would type it."""
+    return f"{own_name()} {shlex.join(map(str, words))}"
+
+
+def typed() -> str:
+    """The same for a file that others read: the program by its plain name."""
+    return f"groundup {shlex.join(sys.argv[1:])}"
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Cells in columns, two blanks between them."""
+    if not rows:
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+MARKS = {"ok": "✓", "take care": "!", "stop": "✗"}
+
+
+def print_line(line: "Line", first_of_group: bool) -> None:
+    """A line of the doctor: verdict, what was checked, what was seen; under it what to do. Shown as soon as found."""
+    if first_of_group:
+        print(f"\n{line.group}")
+    begun = f"  {MARKS[line.verdict]} {line.verdict:<9}  {line.checked:<20}  "
+    wide = max(40, shutil.get_terminal_size((120, 24)).columns - len(begun))
+    for number, text in enumerate(textwrap.wrap(_visible(line.seen), wide) or [""]):
+        print(f"{begun if number == 0 else ' ' * len(begun)}{text}")
+    for number, text in enumerate(textwrap.wrap(_visible(line.advice), wide - 2)):
+        print(f"{' ' * len(begun)}{'→ ' if number == 0 else '  '}{text}", flush=True)
+    sys.stdout.flush()
+
+
+TOKEN_COLOURS = ("#b8e6d3", "#ffd9a8", "#c3dcfa", "#f5cfe6")
+
+
+def print_pieces(pieces: Sequence[Sequence[str]]) -> None:
+    """Pieces between bars, the tokens of one piece between broken bars; on a terminal also in alternating colours."""
+    if not sys.stdout.isatty():
+        print("".join(f"│{'¦'.join(tokens)}" for tokens in pieces) + "│")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    line, number = Text("│"), 0
+    for tokens in pieces:
+        for place, token in enumerate(tokens):
+            line.append("¦" if place else "")
+            line.append(token, f"#000000 on {TOKEN_COLOURS[number % len(TOKEN_COLOURS)]}")
+            number += 1
+        line.append("│")
+    Console().print(line, soft_wrap=True)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """A fact a line, its name before it; of a table of sentences a line each."""
+    rows = []
+    for name, value in facts.items():
+        lines = [value]
+        if isinstance(value, dict) and any(isinstance(inner, str) for inner in value.values()):
+            lines = [f"{key}: {_told(inner)}" for key, inner in value.items()]
+        label = _visible(name.replace("_", " "))
+        rows += [(label if number == 0 else "", _visible(_told(line))) for number, line in enumerate(lines)]
+    if rows:
+        print_table(rows)
+
+
+def _told(value: object) -> str:
+    """
+    >>> _told({"a": 1200, "b": [0.5, "x"]}), _told(None)
+    ('a 1,200, b 0.5, x', 'none')
+    """
+    match value:
+        case dict():
+            return ", ".join(f"{key} {_told(inner)}" for key, inner in value.items())
+        case list():
+            return ", ".join(map(_told, value))
+        case int() if not isinstance(value, bool):
+            return f"{value:,}"
+        case float():
+            return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        case None:
+            return "none"
+        case _:
+            return str(value)
+
+
+@contextlib.contextmanager
+def watch(stage: str) -> Iterator["Progress"]:
+    """A progress bar on a terminal; now and then a plain line elsewhere. Both on standard error."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn(f"{stage:<10}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
+        )  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, total, note: bar.update(task, completed=done, total=total, description=note)
+        return
+    last = time.monotonic()
+
+    def plain(done: int, total: int, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"{stage}: {done:,} of {total:,} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    yield plain

@@ -1,0 +1,1 @@
+"""The compiled twins of the plain tokenizer: nothing here is needed to understand it."""

@@ -1,0 +1,1 @@
+"""What looks at things or proposes them: each tool with its words beside it."""

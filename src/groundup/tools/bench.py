@@ -1,0 +1,106 @@
+"""The speed of a recipe or a run: text and tokens made or found, precision chosen, then measured."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundup import recipe as recipes
+from groundup.artifacts import read_manifest, verify
+from groundup.errors import SettingsError
+from groundup.files import no_progress, refuse_nothing
+from groundup.pretrain.speed import Speed, affordable_rows, measure_speed, settle
+from groundup.recipe import Recipe, Say, Watch, build
+from groundup.settings import differences
+from groundup.shards import open_split
+from groundup.train.assemble import batches, prepare_process
+from groundup.weights.load import find_device
+
+SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A speed, and of what."""
+
+    recipe: Recipe
+    """With device and precision chosen."""
+    speed: Speed
+
+    def table(self) -> dict[str, Any]:
+        settings = self.recipe.pretrain
+        return {
+            "name": self.recipe.name,
+            "recipe_batch_tokens": settings.batch_tokens,
+            "micro_batch_rows": settings.micro_batch_rows,
+            **self.speed.table(),
+        }
+
+
+def bench(
+    target: Path,
+    overrides: Iterable[str] = (),
+    *,
+    steps: int | None = None,
+    trace: Path | None = None,
+    watch: Watch = lambda stage: nullcontext(no_progress),
+    say: Say = print,
+) -> Measured:
+    """Measure how fast the model of a recipe, or of a run, trains on its own rows.
+
+    Args:
+        target: a recipe, whose text and tokens are made in `runs/NAME-bench` if no run beside it has them; or a run.
+        steps: to measure, after two that warm up; if not given, for about ten seconds.
+        trace: the file for a profiler's trace of two more steps.
+
+    Raises:
+        SettingsError: neither a recipe nor a run with shards; settings that its shards were not made with.
+    """
+    if trace is not None and (trace.is_dir() or not trace.parent.is_dir()):
+        raise SettingsError(f"--trace {trace} cannot be written: it should be a file in a folder that exists")
+    recipe, run = _of_recipe(target, overrides, watch, say) if target.suffix == ".toml" else _of_run(target, overrides)
+    prepare_process()
+    train = open_split(run / "shards", "train")
+    device = find_device(recipe.pretrain.device)
+    model = recipe.model.with_vocabulary(read_manifest(run / "shards").statistics["vocab_size"])
+    settings, told = settle(model, recipe.pretrain, run / "shards", device)
+    for line in told:
+        say(line)
+    rows = affordable_rows(model, settings, train, device, SECONDS)
+    drawn = batches(train, model.context_length, settings.seed, rows, 0)
+    speed = measure_speed(model, settings, drawn, device, seconds=SECONDS, steps=steps, trace=trace)
+    return Measured(recipe.model_copy(update={"pretrain": settings}), speed)
+
+
+def _of_recipe(target: Path, overrides: Iterable[str], watch: Watch, say: Say) -> tuple[Recipe, Path]:
+    overrides = list(overrides)
+    loaded, _ = recipes.load(target, overrides)
+    run = Path("runs") / f"{loaded.name}-bench"
+    if (run / "pretrain").exists() or (run / "model").exists():
+        raise SettingsError(f"{run} is a run of its own, where text and tokens would go: measure it, or rename it")
+    built = build(target, overrides, run=run, replace=True, last="pack", watch=watch, say=say)
+    if any(row.what == "made" for row in built.rows):
+        say(f"text and tokens are kept in {run}, where builds find them")
+    return loaded, run
+
+
+def _of_run(target: Path, overrides: Iterable[str]) -> tuple[Recipe, Path]:
+    refuse_nothing(target, "recipe or run")
+    if not (target / "recipe.toml").is_file() or not (target / "shards" / "manifest.json").is_file():
+        raise SettingsError(
+            f"{target} is neither a recipe nor a run with shards: the speed of training is measured on rows of its own"
+        )
+    verify(target / "shards", "shards")
+    recorded = Recipe.load(target / "recipe.toml")
+    loaded = recorded.override(overrides)
+    changed = [
+        name
+        for name in differences(recorded.table(), loaded.table())
+        if name.partition(".")[0] in ("corpus", "tokenizer", "shards")
+    ]
+    if changed:
+        raise SettingsError(
+            f"{changed[0]} is set, but the shards in {target} are made already: measure the recipe instead"
+        )
+    return loaded, target

@@ -1,0 +1,322 @@
+"""Looking at the checkpoints of a run: which there are and why, whether they are whole, how two differ, their mean."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from groundup.artifacts import Manifest, damage, held, is_made, making, read_manifest, verify
+from groundup.errors import DamagedError, DataError, SettingsError
+from groundup.files import Progress, no_progress, refuse_nothing, write_json
+from groundup.generation.settings import Sampling
+from groundup.model.count import count
+from groundup.model.settings import ModelConfig
+from groundup.settings import differences
+from groundup.tokenizer import chat
+from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.train import checkpoint
+from groundup.train.checkpoint import STEP_NAME, WEIGHTS, Kept
+from groundup.weights import load as pretrained
+
+
+def checkpoints_in(path: Path) -> list[Path]:
+    """The checkpoints that a path stands for, oldest first: one, those of a run, or those of a folder.
+
+    Raises:
+        DataError: when there are none.
+    """
+    refuse_nothing(path, "run or checkpoint")
+    if STEP_NAME.match(path.name):
+        return [path]
+    found = checkpoint.found(path / "pretrain" / "checkpoints") or checkpoint.found(path)
+    if not found:
+        raise DataError(
+            f"{path} is no checkpoint and has none: name a run that trains or has trained, or a step-… in it"
+        )
+    return found
+
+
+def _newest_of(path: Path) -> Path:
+    return checkpoints_in(path)[-1]
+
+
+# List and verify
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What is known of one checkpoint."""
+
+    path: str
+    step: int
+    at: str | None
+    """When it was written, UTC."""
+    bytes: int
+    loss: float | None
+    """Of the batch at its step, in nats."""
+    validation_bits_per_byte: float | None
+    """None if it was not measured at its step."""
+    kept: str
+    """Why it has not been removed."""
+    damage: list[str]
+
+
+def listed(path: Path, progress: Progress = no_progress) -> list[Listed]:
+    """The checkpoints that `path` stands for, every byte of them checked."""
+    directories = checkpoints_in(path)
+    beside = checkpoint.found(directories[0].parent)
+    manifests = {directory: _manifest(directory) for directory in beside}
+    reasons: dict[int, str] = {}
+    for manifest in manifests.values():  # the newest one that can be read has the last word
+        if manifest is not None:
+            reasons = _kept(manifest).reasons(checkpoint.bits_of(beside))
+    rows = []
+    for directory in directories:
+        manifest, step = manifests[directory], checkpoint.step_of(directory)
+        told: Mapping[str, Any] = manifest.statistics if manifest else {}
+        rows.append(
+            Listed(
+                path=str(directory),
+                step=step,
+                at=manifest.made.get("at") if manifest else None,
+                bytes=sum(file.stat().st_size for file in directory.iterdir()),
+                loss=told.get("loss"),
+                validation_bits_per_byte=told.get("validation_bits_per_byte"),
+                kept=reasons.get(step, "read when it was to be removed"),
+                damage=damaged(directory, progress),
+            )
+        )
+    return rows
+
+
+def _manifest(directory: Path) -> Manifest | None:
+    try:
+        return read_manifest(directory, "checkpoint")
+    except DataError:
+        return None
+
+
+def _kept(manifest: Manifest) -> Kept:
+    settings = manifest.settings.get("pretrain", {})
+    return Kept(settings.get("keep_checkpoints", 1), settings.get("keep_every_steps"), settings.get("keep_best", False))
+
+
+def damaged(directory: Path, progress: Progress = no_progress) -> list[str]:
+    """For each file of a checkpoint that is not as it was written: which, and how."""
+    try:
+        with held(directory):
+            return list(damage(directory, read_manifest(directory, "checkpoint"), progress=progress))
+    except DataError as error:
+        return [str(error)]
+
+
+def list_rows(found: Sequence[Listed]) -> list[tuple[str, ...]]:
+    """A table for the terminal."""
+    rows: list[tuple[str, ...]] = [("step", "written (UTC)", "bytes", "loss", "bits/byte", "kept as", "state")]
+    for each in found:
+        rows.append(
+            (
+                f"{each.step:,}",
+                (each.at or "–").replace("T", " ").removesuffix("Z"),
+                f"{each.bytes:,}",
+                _number(each.loss),
+                _number(each.validation_bits_per_byte),
+                each.kept,
+                f"damaged: {each.damage[0]}" if each.damage else "whole",
+            )
+        )
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+# Diff
+
+
+@dataclass(frozen=True)
+class Changed:
+    """One tensor of two checkpoints."""
+
+    name: str
+    shape: list[int] | None
+    """None when it is not the same in both, or one does not have it."""
+    norm: float | None
+    """Of the first."""
+    change: float | None
+    """Norm of the difference."""
+    relative: float | None
+    """Its share of `norm`; None where that is nought."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two checkpoints do not share."""
+
+    settings: dict[str, tuple[Any, Any]]
+    inputs: dict[str, tuple[Any, Any]]
+    steps: tuple[int | None, int | None]
+    tensors: list[Changed]
+
+
+def diff(first: Path, second: Path) -> Difference:
+    """Compare settings, inputs and weights; of a run its newest checkpoint. Models can be compared, too.
+
+    Raises:
+        DataError: one that is damaged.
+    """
+    with ExitStack() as opened:
+        (one, first_weights), (two, second_weights) = (_opened(path, opened) for path in (first, second))
+        names = dict.fromkeys([*first_weights, *second_weights])
+        return Difference(
+            settings=differences(dict(one.settings), dict(two.settings)),
+            inputs=differences(dict(one.inputs), dict(two.inputs)),
+            steps=(_step(one), _step(two)),
+            tensors=[_changed(name, first_weights, second_weights) for name in names],
+        )
+
+
+class _Weights(Mapping[str, Tensor]):
+    """The weights in a safetensors file, each read when it is asked for."""
+
+    def __init__(self, file: Any, prefix: str) -> None:
+        """
+        Args:
+            prefix: of their names in the file; what has another one is no weight.
+        """
+        self._file = file
+        names: list[str] = file.keys()
+        self._names = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(self._names[name])
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._names))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _opened(path: Path, opened: ExitStack) -> tuple[Manifest, Mapping[str, Tensor]]:
+    is_model = (path / "config.json").is_file()
+    directory = opened.enter_context(held(path if is_model else _newest_of(path)))
+    manifest = verify(directory, "model" if is_model else "checkpoint")
+    file = directory / ("model.safetensors" if is_model else WEIGHTS)
+    return manifest, _Weights(opened.enter_context(safe_open(file, framework="pt")), "" if is_model else "model.")
+
+
+def _step(manifest: Manifest) -> int | None:
+    step: int | None = manifest.statistics.get("step", manifest.statistics.get("steps"))
+    return step
+
+
+def _changed(name: str, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Changed:
+    if name not in first or name not in second or first[name].shape != second[name].shape:
+        return Changed(name, None, None, None, None)
+    one, two = first[name].double(), second[name].double()
+    norm, change = one.norm().item(), (two - one).norm().item()
+    return Changed(name, list(one.shape), norm, change, change / norm if norm else None)
+
+
+def diff_rows(found: Difference) -> list[tuple[str, ...]]:
+    """A table of the weights for the terminal."""
+    rows: list[tuple[str, ...]] = [("weight", "shape", "norm", "change", "relative")]
+    for each in found.tensors:
+        if each.shape is None:
+            rows.append((each.name, "not the same in both", "", "", ""))
+            continue
+        relative = "–" if each.relative is None else f"{each.relative:.2%}"
+        shape = " × ".join(map(str, each.shape))
+        rows.append((each.name, shape, f"{each.norm:.4g}", f"{each.change:.4g}", relative))
+    return rows
+
+
+# Average
+
+
+def average(paths: Sequence[Path], out: Path, last: int | None = None, progress: Progress = no_progress) -> list[Path]:
+    """Write a model whose weights are the mean of those of several checkpoints; which they were.
+
+    Args:
+        paths: checkpoints, or runs, all of whose checkpoints are meant.
+        last: of each run only so many, the newest.
+
+    Raises:
+        SettingsError: fewer than two checkpoints, of models that differ, or `out` is there already.
+        DataError: one that is damaged, or whose tokenizer is gone.
+    """
+    if out.exists():
+        raise SettingsError(f"{out} exists and is left as it is: choose another --out, or move it away")
+    directories = [directory for path in paths for directory in checkpoints_in(path)[-(last or 0) :]]
+    directories = list(dict.fromkeys(directories))
+    if len(directories) < 2:
+        raise SettingsError(f"{', '.join(map(str, paths))}: one checkpoint is its own mean; name several")
+    with ExitStack() as opened:
+        found = []
+        for number, directory in enumerate(directories):
+            progress(number, len(directories) * 2, directory.name)
+            found.append(_opened(directory, opened))
+        first = found[0][0]
+        for directory, (manifest, _) in zip(directories, found, strict=True):
+            _refuse_another(manifest, first, directory, directories[0])
+        tokenizer = _tokenizer_of(directories[0], first)
+        weights = {}
+        names = [name for name in found[0][1] if not name.startswith("multi_token.")]
+        for number, name in enumerate(names):
+            progress(len(names) + number, 2 * len(names), name)
+            weights[name] = (sum(each[name].double() for _, each in found) / len(found)).to(torch.float32)  # type: ignore[union-attr]
+    config = ModelConfig.from_table(dict(first.settings["model"])).with_vocabulary(len(weights["embed.weight"]))
+    inputs = {str(directory): manifest.digest for directory, (manifest, _) in zip(directories, found, strict=True)}
+    settings = {"model": config.table(), "average": {"checkpoints": len(directories)}}
+    with making(out, "model", settings, {**inputs, "tokenizer": first.inputs["tokenizer"]}) as draft:
+        pretrained.save(draft.path, config, weights, tokenizer)
+        write_json(draft.path / "generation.json", Sampling().table())
+        write_json(draft.path / chat.FILE, chat.CONTINUES_TEXT)
+        counted = count(config)
+        draft.statistics |= {
+            "steps": max(map(checkpoint.step_of, directories)),
+            "tokens": max(manifest.statistics.get("tokens", 0) for manifest, _ in found),
+            "parameters": dict(counted.parameters),
+            "forward_flops_per_token": dict(counted.forward_flops_per_token),
+        }
+    return directories
+
+
+def _refuse_another(manifest: Manifest, first: Manifest, directory: Path, other: Path) -> None:
+    changed = differences(dict(manifest.settings.get("model", {})), dict(first.settings.get("model", {})))
+    told = [f"model.{name} is {mine!r} and {its!r}" for name, (mine, its) in changed.items()]
+    if manifest.inputs.get("tokenizer") != first.inputs.get("tokenizer"):
+        told.append("they have other tokenizers")
+    if told:
+        raise SettingsError(f"{directory} and {other} are of different models, which have no mean: {'; '.join(told)}")
+
+
+def _tokenizer_of(directory: Path, manifest: Manifest) -> Tokenizer:
+    """The tokenizer of the run that a checkpoint stands in."""
+    place = directory.resolve().parents[2] / "tokenizer"
+    if not is_made(place) or read_manifest(place).digest != manifest.inputs.get("tokenizer"):
+        raise DataError(f"the tokenizer that {directory} was trained with is not at {place}: leave it in its run")
+    return Tokenizer.load(place)
+
+
+def to_json(found: Sequence[Listed] | Difference) -> Any:
+    return dataclasses.asdict(found) if isinstance(found, Difference) else [dataclasses.asdict(each) for each in found]
+
+
+def refuse_damaged(found: Sequence[Listed]) -> None:
+    """
+    Raises:
+        DamagedError: naming each file that is not as it was written.
+    """
+    lines = [f"{each.path}: {why}" for each in found for why in each.damage]
+    if lines:
+        raise DamagedError("\n  ".join(["not whole:", *lines, "training goes on from the newest whole one"]))

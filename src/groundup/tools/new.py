@@ -1,0 +1,641 @@
+"""The proposal of `groundup new`: what a recipe for these texts and this machine should say, and why.
+
+Rules, not search. Each stands here once with its source, and again as a comment in the recipe. No torch.
+"""
+
+import dataclasses
+import json
+import math
+import textwrap
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
+from groundup.errors import DataError, ResourceError, SettingsError
+from groundup.model.presets import PRESETS, Preset
+from groundup.model.settings import LearnedPosition, ModelConfig
+from groundup.plan import laws
+from groundup.plan.hardware import Machine
+from groundup.plan.vocabulary import Curve, advise, measure
+from groundup.recipe import Recipe
+from groundup.settings import nearest
+from groundup.tokenizer.settings import Learned
+from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.tools.survey import Survey
+from groundup.weights.files import config_of, model_directory, not_finite_weights, refuse_not_finite, tokenizer_of
+
+LADDER = (
+    (64, 4), (128, 4), (192, 6), (256, 6), (320, 8), (384, 8), (512, 8), (640, 10), (768, 12), (1024, 16), (1280, 20),
+    (1536, 24), (2048, 24), (2560, 32), (4096, 32),
+)  # fmt: skip
+"""d_model and n_layers to choose from: 16 to 128 channels for each layer, a range in which shape hardly matters (Kaplan
+et al. 2020, arXiv:2001.08361, figure 5); a head for each 64 channels."""
+LONGEST_CONTEXT_ON_CPU = 256
+PARAMETERS_PER_TOKEN = 20
+"""At most so many for each different token of the texts: larger models were worse (docs/log.md)."""
+BYTES_PER_PARAMETER = 18
+"""bfloat16 weights, float32 masters and gradients, AdamW's two moments, as `optim/memory.py` counts them."""
+SHARE_OF_MEMORY = 0.6
+"""What these may take; the rest is for activations and the system."""
+SHARE_OF_TIME = 0.6
+"""What is planned of the time asked for; a shared machine may be half as fast a minute later (docs/numbers.md)."""
+MINUTES = 10.0
+TRIAL_BYTES = 1_000_000
+"""Of text, on which vocabularies are learned to see how much they shorten; a quarter as much is then encoded."""
+LARGEST_VOCABULARY = 16_384
+"""Ids that can be learned on so little text. Up to here it tells the same as four times as much (docs/log.md)."""
+COMMON_VOCABULARY = 4096
+"""Ids of the vocabulary in whose tokens the texts are counted, where models with different ones are compared."""
+LEARNING_BYTES_PER_SECOND, ENCODING_BYTES_PER_SECOND, LOADING_SECONDS = 10e6, 30e6, 5.0
+"""Of the tokenizer, on two cores of a busy machine (docs/numbers.md), and what its compiled loops take to load."""
+WITHOUT_BLANKS = ("Cjk", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
+"""Scripts that put no blanks between words; a fifth of the letters asks for the split pattern that knows them."""
+LOOKS = 10
+"""How often validation is measured."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained model that the training is to go on from."""
+
+    path: str
+    """As it was named."""
+    tokenizer_path: str
+    model: ModelConfig
+    """With its vocabulary, which may have more rows than the tokenizer has ids."""
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe and what it will take; times are estimates."""
+
+    recipe: Recipe
+    tables: dict[str, Any]
+    """What the recipe says, without what has its default anyway."""
+    sampled: Survey
+    machine: Machine
+    model: ModelConfig
+    unique_tokens: float
+    """In the training documents."""
+    bytes_per_token: float
+    preparing_seconds: float
+    """Corpus, tokenizer, shards."""
+    training_seconds: float
+    """With validation, and the test documents at the end."""
+    ends_early: bool
+    """Whether more time could only be filled with learning the texts by heart."""
+
+    @property
+    def tokens(self) -> int:
+        """To be read in training, repetitions included."""
+        return self.recipe.pretrain.steps * self.recipe.pretrain.batch_tokens
+
+    @property
+    def passes(self) -> float:
+        return self.tokens / self.unique_tokens
+
+    @property
+    def seconds(self) -> float:
+        return self.preparing_seconds + self.training_seconds
+
+    def table(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        sampled = self.sampled
+        return {
+            "files": dict(sampled.files),
+            "left_out": dict(sampled.left_out),
+            "dropped": dict(sampled.dropped),
+            "marks": sampled.marks.table(),
+            "sampled_documents": sampled.read,
+            "documents": sampled.documents,
+            "bytes": sampled.bytes,
+            "scripts": sampled.scripts,
+            "machine": dataclasses.asdict(self.machine),
+            "unique_tokens": round(self.unique_tokens),
+            "bytes_per_token": self.bytes_per_token,
+            "parameters": self.model.parameters,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "ends_early": self.ends_early,
+            "settings": self.tables,
+        }
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory for weights and their states in training."""
+        return self.model.parameters * BYTES_PER_PARAMETER
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A size with its vocabulary, and how long it would be trained."""
+
+    model: ModelConfig
+    bytes_per_token: float
+    common: float
+    """Tokens of `COMMON_VOCABULARY` in the text of one of its own."""
+    unique: float
+    """Different tokens in the training documents."""
+    tokens: float
+    ends_early: bool
+    tokens_per_second: float
+
+    @property
+    def flops(self) -> float:
+        """Of training: 6 N D (Kaplan et al. 2020, section 2.1)."""
+        return 6.0 * self.model.parameters * self.tokens
+
+    @property
+    def expected_loss(self) -> float:
+        """For each token of `COMMON_VOCABULARY`."""
+        return laws.loss(self.model.parameters, self.tokens * self.common, self.unique * self.common)
+
+
+def parameters_in(size: str) -> float:
+    """A number of parameters as people write it.
+
+    Raises:
+        SettingsError: for anything else.
+
+    >>> parameters_in("30M"), parameters_in("1.5b"), parameters_in("250000")
+    (30000000.0, 1500000000.0, 250000.0)
+    """
+    units = {"K": 1e3, "M": 1e6, "B": 1e9}
+    unit = units.get(size[-1:].upper(), 1.0)
+    try:
+        number = float(size.removesuffix(size[-1:] if unit > 1 else "")) * unit
+    except ValueError:
+        number = 0.0
+    if not 1e4 <= number <= 1e12:
+        raise SettingsError(f"--size is {size!r}; it should be a number of parameters from 10k to 1000B, such as 30M")
+    return number
+
+
+def propose(
+    name: str,
+    sampled: Survey,
+    machine: Machine,
+    *,
+    minutes: float | None = None,
+    size: float | None = None,
+    preset: str | None = None,
+    start: Start | None = None,
+) -> Proposal:
+    """A recipe for the surveyed texts on this machine.
+
+    Args:
+        minutes: what the whole build may take. If not given, it is 10; but with a size or preset, what it takes to read
+            20 tokens for each parameter, or as often as that is worth it.
+        size: about how many parameters; if not given, what promises most in the time.
+        preset: a name in `PRESETS`, whose blocks and sizes are taken.
+        start: a model to go on from, whose blocks, sizes and tokenizer are taken.
+
+    Raises:
+        SettingsError: an unknown preset; a time or size that cannot be; two that set the size.
+        DataError: too little text to train on.
+        ResourceError: a model that this machine cannot hold.
+    """
+    if minutes is not None and not 0 < minutes < 1e6:
+        raise SettingsError(f"--minutes is {minutes}; it should be more than 0 and less than a million")
+    if size is not None and preset is not None:
+        raise SettingsError(f"--size and --preset {preset} both set the size: give one of them")
+    if start is not None and (size is not None or preset is not None):
+        raise SettingsError(f"--start {start.path} has a size of its own: leave --size and --preset out")
+    published = _published(preset)
+    texts = _Texts(sampled)
+    if minutes is None and size is None and published is None:
+        minutes = MINUTES
+    seconds = None if minutes is None else max(minutes * 60 * SHARE_OF_TIME - texts.preparing_seconds, minutes * 20)
+    if start is None:
+        candidates = [_candidate(model, texts, machine, seconds) for model in _models(texts, machine, size, published)]
+    else:
+        candidates = [_going_on(start, texts, machine, seconds)]
+    held = [each for each in candidates if _fits(each.model, machine)]
+    if not held:
+        raise ResourceError(_too_large(candidates[0].model, machine))
+    suited = [each for each in held if each.model.parameters <= PARAMETERS_PER_TOKEN * each.unique]
+    chosen = min(suited or held[:1], key=lambda each: each.expected_loss)
+    tables = _tables(name, chosen, texts, machine, published)
+    if start is not None:
+        tables = _from_start(tables, start)
+    recipe = Recipe.from_table(tables, "new")
+    steps_seconds = recipe.pretrain.steps * recipe.pretrain.batch_tokens / chosen.tokens_per_second
+    looking = LOOKS * recipe.pretrain.validation_tokens / 3  # forward alone is a third of a training step
+    scoring = chosen.unique * sampled.corpus.test_share
+    return Proposal(
+        recipe, tables, sampled, machine, chosen.model, chosen.unique, chosen.bytes_per_token, texts.preparing_seconds,
+        steps_seconds + (looking + scoring) / chosen.tokens_per_second, chosen.ends_early,
+    )  # fmt: skip
+
+
+def read_start(path: Path) -> Start:
+    """The model that `--start` names, as far as a recipe needs to know it.
+
+    Raises:
+        DataError: missing, not represented here, without its tokenizer, or with weights that are not finite.
+        SettingsError: a tokenizer that is not the model's, or has no token that opens a text.
+    """
+    model = config_of(path)
+    if path.is_file():
+        raise DataError(f"{path} is a model of llama2.c, which comes without a tokenizer that is read here")
+    directory = model_directory(path)
+    tokenizer = tokenizer_of(directory, model)
+    if tokenizer is None:
+        raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
+    tokenizer.framed([])  # which needs what opens a text
+    refuse_not_finite(directory, not_finite_weights(directory))
+    return Start(str(path), str(directory), model, tokenizer)
+
+
+def _published(preset: str | None) -> Preset | None:
+    if preset is None:
+        return None
+    if preset not in PRESETS:
+        raise SettingsError(f"no preset {preset!r}; {nearest(preset, PRESETS)}")
+    return PRESETS[preset]
+
+
+class _Texts:
+    """What the sample says about the whole."""
+
+    def __init__(self, sampled: Survey) -> None:
+        self.sampled = sampled
+        self.train_bytes = sampled.train_bytes
+
+    @cached_property
+    def split(self) -> str:
+        """The pattern that suits the texts' scripts."""
+        return split_for(self.sampled)
+
+    @cached_property
+    def curve(self) -> Curve:
+        """What vocabularies of all sizes make of the texts."""
+        return measure(self.sampled.texts, largest=LARGEST_VOCABULARY, pattern=self.split, learn_bytes=TRIAL_BYTES)
+
+    @property
+    def preparing_seconds(self) -> float:
+        tokenizing = LOADING_SECONDS + self.train_bytes / LEARNING_BYTES_PER_SECOND
+        packing = self.sampled.bytes / ENCODING_BYTES_PER_SECOND
+        return self.sampled.bytes * self.sampled.seconds_per_byte + tokenizing + packing
+
+    @property
+    def median_bytes(self) -> int:
+        lengths = sorted(len(text.encode()) for text in self.sampled.texts)
+        return lengths[len(lengths) // 2]
+
+
+def split_for(sampled: Survey) -> str:
+    """The split pattern that suits the texts' scripts."""
+    scripts = sampled.scripts
+    without = sum(scripts.get(script, 0.0) for script in WITHOUT_BLANKS)
+    return "unspaced" if without > 0.2 else str(Learned.model_fields["split"].default)
+
+
+def model_of(sampled: Survey, machine: Machine, size: float) -> ModelConfig:
+    """The model of about `size` parameters that would be proposed for these texts, whether the machine holds it or not.
+
+    Raises:
+        DataError: too little text to train on.
+    """
+    return _models(_Texts(sampled), machine, size, None)[0]
+
+
+def _models(texts: _Texts, machine: Machine, size: float | None, published: Preset | None) -> list[ModelConfig]:
+    """Those to choose among: the preset's, the one nearest to the size asked for, or the whole ladder."""
+    longest = LONGEST_CONTEXT_ON_CPU if machine.is_cpu else 1024
+    if published is not None:
+        longest = min(longest, published.model.context_length)
+        return [_fitted(published.model.model_copy(update={"context_length": longest}), texts)]
+    ladder = [
+        ModelConfig(
+            context_length=longest, d_model=d_model, n_layers=n_layers, n_heads=d_model // 64,
+            d_ff=-(-8 * d_model // 3 // 64) * 64,
+        )
+        for d_model, n_layers in LADDER
+    ]  # fmt: skip
+    models = [_fitted(shape, texts) for shape in ladder]
+    if size is None:
+        return models
+    return [min(models, key=lambda model: abs(math.log(model.parameters / size)))]
+
+
+def _fitted(shape: ModelConfig, texts: _Texts) -> ModelConfig:
+    """With the vocabulary that suits it and the texts, and the power of two as context that holds a middling document,
+    as far as the shape's and the amount of text allow."""
+    vocabulary = advise(texts.curve, shape, texts.train_bytes)
+    tokens = texts.train_bytes / vocabulary.bytes_per_token
+    _refuse_little(texts, tokens, SHORTEST_CONTEXT)
+    median_tokens = texts.median_bytes / vocabulary.bytes_per_token
+    wanted = max(SHORTEST_CONTEXT, min(shape.context_length, median_tokens, tokens / FEWEST_ROWS_OF_TEXT))
+    context = int(min(shape.context_length, 2 ** math.ceil(math.log2(wanted))))
+    return vocabulary.model.model_copy(update={"context_length": context})
+
+
+SHORTEST_CONTEXT = 16
+"""Tokens; several documents that are shorter share a row."""
+FEWEST_ROWS_OF_TEXT = 16
+
+
+def _refuse_little(texts: _Texts, tokens: float, context: int) -> None:
+    """
+    Raises:
+        DataError: when the training documents fill too few rows of this context.
+    """
+    if tokens >= FEWEST_ROWS_OF_TEXT * context:
+        return
+    sampled, least = texts.sampled, FEWEST_ROWS_OF_TEXT * context
+    dropped = f" Dropped: {sampled.tally.told()}." if sampled.dropped else ""
+    raise DataError(
+        f"there are only about {texts.train_bytes:,.0f} bytes of text to train on, {tokens:,.0f} tokens; with a "
+        f"context of {context}, {least:,} are the least. Kept are {len(sampled.texts):,} documents of {sampled.read:,} "
+        f"read.{dropped} Add texts: a hundred thousand bytes are a beginning, a million are better"
+    )
+
+
+def _going_on(start: Start, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
+    """The model of `start`, in rows that these texts fill: its context is cut only where no weight depends on it."""
+    sample = "\n".join(texts.sampled.texts)[: TRIAL_BYTES // 4]
+    bytes_per_token = len(sample.encode()) / max(1, len(start.tokenizer.encode(sample)))
+    unique = texts.train_bytes / bytes_per_token
+    context = start.model.context_length
+    if not isinstance(start.model.position, LearnedPosition):
+        context = min(context, START_CONTEXT, 2 ** int(math.log2(max(16.0, unique / 16))))
+    _refuse_little(texts, unique, context)
+    model = start.model.model_copy(update={"context_length": context})
+    speed = machine.training_flops(model.d_model) / model.training_flops_per_token
+    in_time = seconds * speed if seconds is not None else laws.TOKENS_PER_PARAMETER * model.parameters
+    worth = laws.MOST_PASSES * unique
+    return _Candidate(model, bytes_per_token, 1.0, unique, min(in_time, worth), in_time > worth, speed)
+
+
+def _from_start(tables: dict[str, Any], start: Start) -> dict[str, Any]:
+    """The tables of a training that goes on from a model: its tokenizer, and the learning rate warmed up again."""
+    pretrain = tables["pretrain"]
+    rate = _rounded(pretrain["optimizer"]["learning_rate"] * START_SHARE_OF_RATE)
+    warmup = max(1, min(100, pretrain["steps"] // 100))
+    return tables | {
+        "tokenizer": {"kind": "existing", "path": start.tokenizer_path},
+        "pretrain": {"start": start.path}
+        | pretrain
+        | {"optimizer": {"learning_rate": rate}, "schedule": pretrain["schedule"] | {"warmup_steps": warmup}},
+    }
+
+
+def _candidate(model: ModelConfig, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
+    assert model.vocab_size is not None, "_fitted has set it"
+    bytes_per_token = texts.curve.of(model.vocab_size).bytes_per_token
+    common = bytes_per_token / texts.curve.of(COMMON_VOCABULARY).bytes_per_token
+    unique = texts.train_bytes / bytes_per_token
+    speed = machine.training_flops(model.d_model) / model.training_flops_per_token
+    in_time = laws.TOKENS_PER_PARAMETER * model.parameters if seconds is None else seconds * speed
+    worth = laws.MOST_PASSES * unique
+    return _Candidate(model, bytes_per_token, common, unique, min(in_time, worth), in_time > worth, speed)
+
+
+def _fits(model: ModelConfig, machine: Machine) -> bool:
+    return model.parameters * BYTES_PER_PARAMETER <= machine.memory_bytes * SHARE_OF_MEMORY
+
+
+def _too_large(model: ModelConfig, machine: Machine) -> str:
+    return (
+        f"a model of {model.parameters / 1e6:,.0f} million parameters takes about "
+        f"{model.parameters * BYTES_PER_PARAMETER / 1e9:,.0f} GB in training ({BYTES_PER_PARAMETER} bytes for each); "
+        f"this machine has {machine.memory_bytes / 1e9:,.0f} GB, and {SHARE_OF_MEMORY:.0%} of that are planned for it. "
+        f"The largest that fits has {machine.memory_bytes * SHARE_OF_MEMORY / BYTES_PER_PARAMETER / 1e6:,.0f} million"
+    )
+
+
+def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, published: Preset | None) -> dict[str, Any]:
+    """The recipe's tables, without what has its default anyway."""
+    model, context = chosen.model, chosen.model.context_length
+    batch = laws.batch_tokens(chosen.flops)
+    rate = laws.learning_rate(chosen.flops)
+    if published is not None:
+        rate = published.learning_rate or rate
+    rows = max(FEWEST_ROWS, min(round(batch / context), int(chosen.tokens / FEWEST_STEPS / context)))
+    steps = max(FEWEST_ROWS, round(chosen.tokens / (rows * context)))
+    micro_batch = MICRO_BATCH_TOKENS_ON_CPU if machine.is_cpu else MICRO_BATCH_TOKENS_ON_GPU
+    opening = _within(_opening_of(texts.sampled.texts), context - 2)
+    corpus = texts.sampled.corpus
+    sizes = {key: getattr(model, key) for key in ("context_length", "d_model", "n_layers", "n_heads")}
+    return {
+        "name": name,
+        "corpus": {"sources": list(corpus.sources)} | _changed(corpus, CorpusSettings(sources=corpus.sources)),
+        "tokenizer": {"vocab_size": model.vocab_size}
+        | ({} if texts.split == Learned.model_fields["split"].default else {"split": texts.split}),
+        "model": sizes | _changed(model.model_copy(update={"vocab_size": None}), ModelConfig()),
+        "pretrain": {
+            "steps": steps,
+            "batch_tokens": rows * context,
+            "micro_batch_rows": min(rows, max(1, micro_batch // context)),
+            "optimizer": {"learning_rate": _rounded(min(rate, HIGHEST_LEARNING_RATE))},
+            "schedule": {"warmup_steps": min(100, -(-steps // 20)), "final": 0.0},
+            "validate_every": -(-steps // LOOKS),
+            "validation_tokens": max(LEAST_VALIDATION_TOKENS, rows * context * steps // 100),
+            "sample_every": -(-steps // 4),
+            "sample_prompt": opening,
+            "checkpoint_every": -(-steps // LOOKS),
+        },
+        "evals": {"prompts": [opening, opening, "", ""]},
+    }
+
+
+START_CONTEXT = 1024
+"""Of a model that training goes on from, where no weight depends on it: longer rows need more memory than most have."""
+START_SHARE_OF_RATE = 0.3
+"""Of the learning rate that a new model would get: an estimate of ours, between forgetting and adapting too little."""
+FEWEST_ROWS = 4
+FEWEST_STEPS = 1000
+"""Smaller batches than the law has, if need be: on little text 1,240 steps beat 620 of twice the size (docs/log.md)."""
+MICRO_BATCH_TOKENS_ON_CPU = 4096
+"""More at once is not faster."""
+MICRO_BATCH_TOKENS_ON_GPU = 32_768
+"""More at once is faster, as far as memory goes."""
+LEAST_VALIDATION_TOKENS = 20_000
+HIGHEST_LEARNING_RATE = 4e-3
+"""The law goes on rising for smaller models; 2e-3 to 4e-3 were alike for the storybook (docs/log.md)."""
+
+
+def _changed(settings: Any, default: Any) -> dict[str, Any]:
+    """The fields that differ from the default, as TOML values; of a union with its kind."""
+    before = default.table()
+    return {key: value for key, value in settings.table().items() if before.get(key) != value}
+
+
+def _rounded(value: float) -> float:
+    """Two digits: nobody knows more of it."""
+    return float(f"{value:.1e}")
+
+
+def _opening_of(texts: list[str]) -> str:
+    """How these texts begin most often, in four words; in eight characters where words are not set apart.
+
+    >>> _opening_of(["Once upon a time there was", "Once upon a time a king", "A dog"])
+    'Once upon a time'
+    """
+    found = Counter(_opening(text) for text in texts)
+    return min(found, key=lambda opening: (-found[opening], len(opening), opening))
+
+
+def _opening(text: str) -> str:
+    line = text.strip().split("\n", 1)[0][:80]
+    words = line.split()
+    if max(map(len, words)) > 20:  # no blanks between words, as in Japanese
+        return line[:8]
+    return " ".join(words[:4])
+
+
+def _within(opening: str, most_bytes: int) -> str:
+    """As many whole words as fit, else characters: a token has a byte at least, so a row holds them.
+
+    >>> _within("There was once a", 14), _within("Überraschung", 4)
+    ('There was once', 'Übe')
+    """
+    while len(opening.encode()) > most_bytes and " " in opening:
+        opening = opening.rsplit(" ", 1)[0]
+    return opening.encode()[:most_bytes].decode(errors="ignore")
+
+
+# --- the recipe as text ---
+
+
+def to_toml(proposal: Proposal, command: str) -> str:
+    """The recipe with comments that teach; `command` is what was typed."""
+    recipe, sampled, machine, model = proposal.recipe, proposal.sampled, proposal.machine, proposal.model
+    about = "" if sampled.is_whole else "about "
+    lines = [
+        f"# {recipe.name}: a model of {model.parameters / 1e6:.1f} million parameters on your own texts.",
+        "#",
+        f"#   proposed by  {' '.join(command.split())}",
+        f"#   texts        {about}{sampled.documents:,} documents, {about}{sampled.bytes / 1e6:,.1f} MB",
+        f"#   machine      {machine.name}" + ("" if machine.is_measured else "; its speed is looked up, not measured"),
+        f"#   time         {told_duration(proposal.seconds)}",
+        "#",
+        f"#   groundup build {recipe.name}.toml",
+        f"#   groundup chat runs/{recipe.name}",
+        "#",
+        "# Change what you like. A setting that is not here has its default: `groundup pretrain --help` and its like",
+        "# list them, and the run keeps a copy of this file with all of them.",
+        "",
+    ]
+    comments = _comments(proposal)
+    for name, value in proposal.tables.items():
+        if isinstance(value, dict):
+            lines += ["", *_commented(f"[{name}]", comments.get(name))]
+            for key, inner in value.items():
+                lines += _commented(f"{key} = {_inline(inner)}", comments.get(f"{name}.{key}"))
+        else:
+            lines += _commented(f"{name} = {_inline(value)}", comments.get(name))
+    return "\n".join(lines) + "\n"
+
+
+def _commented(line: str, comment: str | None) -> list[str]:
+    """The comment behind its line, or above it where it is long."""
+    if comment is None:
+        return [line]
+    if len(line) + len(comment) < 100:
+        return [f"{line} # {comment}"]
+    return [*textwrap.wrap(comment, 100, initial_indent="# ", subsequent_indent="# "), line]
+
+
+def _comments(proposal: Proposal) -> dict[str, str]:
+    """Why each line is as it is, by its dotted name."""
+    recipe, model = proposal.recipe, proposal.model
+    start = recipe.pretrain.start
+    often = f"{proposal.passes:.1f} times" if proposal.passes >= 1.05 else f"{proposal.passes:.0%} of it, once"
+    enough = "; more often it would learn them by heart" if proposal.ends_early else ""
+    going_on = {
+        "tokenizer": "that of the model which the training begins with: its weights know tokens by these ids",
+        "model": f"{model.parameters:,} parameters, as {start} has them",
+        "pretrain.start": "its weights are what the first step begins with",
+        "pretrain.optimizer": "less than a new model would get: a higher rate takes on more of these texts and forgets "
+        "more of what was learned before (Ibrahim et al. 2024, arXiv:2403.08763)",
+        "pretrain.schedule": "a short rise, since the optimizer begins anew, and down again (the same, who found that "
+        "the length of the rise hardly matters)",
+    }
+    return {
+        "name": f"the run is written to runs/{recipe.name}",
+        "corpus.sources": "files and folders, looked for beside this file first",
+        "corpus.max_document_bytes": "longer ones are cut, so that there are enough to hold some out",
+        "corpus.text_field": "the field of a .jsonl line that holds the text",
+        "corpus.separator": "stands between texts in your files; it is no part of them",
+        "corpus.filters": _about_filters(recipe.corpus.filters),
+        "tokenizer": "learned on your texts: pairs of tokens that often stand together become one",
+        "tokenizer.vocab_size": f"a token is then about {proposal.bytes_per_token:.1f} bytes long; "
+        "larger models are suited by more ids",
+        "tokenizer.split": "for scripts that put no blanks between words",
+        "model": f"{model.parameters:,} parameters",
+        "model.context_length": "tokens that it sees at once",
+        "model.d_model": "width: the numbers that stand for each token on its way through",
+        "model.n_layers": "depth: blocks of attention and feed-forward, one after another",
+        "model.n_heads": "ways of looking back in each block",
+        "model.n_kv_heads": "keys and values that the heads share in groups: less memory in generation",
+        "model.d_ff": "width inside the feed-forward",
+        "pretrain.steps": f"× batch_tokens: {proposal.tokens:,} tokens; the training documents, about "
+        f"{proposal.unique_tokens:,.0f}, are read {often}{enough}",
+        "pretrain.batch_tokens": "tokens a step; more suit longer trainings (DeepSeek LLM 2024, arXiv:2401.02954)",
+        "pretrain.micro_batch_rows": "rows in memory at once; fewer, if memory runs out: the result is the same",
+        "pretrain.optimizer": "the first thing to halve, if the loss jumps",
+        "pretrain.schedule": "rises over the first steps, then falls to nought in half a cosine",
+        "pretrain.validate_every": "steps; the curve in the report",
+        "pretrain.validation_tokens": "read each time: about a thirtieth of the training time in all",
+        "pretrain.sample_prompt": "how many of your texts begin; what it makes of that is written down on the way",
+        "pretrain.checkpoint_every": "steps; stopped or killed, the same command goes on from the last",
+        "evals.prompts": "continued at the end; with an empty one it begins by itself",
+        **(going_on if start is not None else {}),
+    }
+
+
+def _about_filters(filters: tuple[Filter, ...]) -> str:
+    """Why they are looser than the default ones."""
+    told = []
+    for rule in filters:
+        match rule:
+            case Length(minimum=1):
+                told.append("many documents are short, so none is dropped for that")
+            case Characters(letters=0.0):
+                told.append(
+                    "most have few letters, as code, tables and emoji have, so none is dropped for that; to keep every "
+                    'byte, add unicode = { kind = "none" } and whitespace = { kind = "none" }'
+                )
+            case Characters(replacement=1.0):
+                told.append("most hold U+FFFD, where an earlier conversion could not read: better convert them again")
+    return "; ".join(told)
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML on one line.
+
+    >>> _inline({"kind": "cosine", "final": 0.0, "of": ["a", True]})
+    '{ kind = "cosine", final = 0.0, of = ["a", true] }'
+    """
+    match value:
+        case dict():
+            return "{ " + ", ".join(f"{key} = {_inline(inner)}" for key, inner in value.items()) + " }"
+        case list() | tuple():
+            return "[" + ", ".join(map(_inline, value)) + "]"
+        case bool() | str():
+            return json.dumps(value, ensure_ascii=False)
+        case int() if abs(value) >= 100_000:
+            return f"{value:_}"
+        case _:
+            return str(value)
+
+
+def told_duration(seconds: float) -> str:
+    """An estimate, no finer than it is known.
+
+    >>> told_duration(8), told_duration(200), told_duration(6000), told_duration(4e5)
+    ('under a minute', 'about 3 minutes', 'about 1.7 hours', 'about 4.6 days')
+    """
+    if seconds < 45:
+        return "under a minute"
+    for unit, length in (("days", 86_400), ("hours", 3600)):
+        if seconds >= 1.5 * length:
+            return f"about {seconds / length:.1f} {unit}"
+    minutes = round(seconds / 60)
+    return f"about {minutes} minutes" if minutes > 1 else "about a minute"

@@ -1,0 +1,183 @@
+"""Health: how each layer is, from time to time: what flows through it, what pulls at it, how far it moves.
+
+A measurement costs a forward pass over a few rows of the step's batch, without gradients and apart from the training's
+own, and a norm of each tensor. B batch, T time, H query heads, K head width, F inner units.
+"""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from groundup.batch import Batch, split, to
+from groundup.model.attention import Attend
+from groundup.model.transformer import Transformer, evaluating
+from groundup.optim.precision import Masters
+from groundup.train.fit import Step
+from groundup.train.losses import by_document
+
+TOKENS = 2048
+"""About so many tokens of the batch are looked at; a row at least."""
+SAMPLED_ENTRIES = 1 << 16
+"""Of a larger matrix so many entries, evenly spread, stand for all when its change is measured: a copy of every weight
+would not fit beside them."""
+SCORES_AT_ONCE = 1 << 24
+
+
+class Health:
+    """Measures every so many steps: `before` the update, then `after` it."""
+
+    def __init__(self, model: Transformer, masters: Masters, every: int) -> None:
+        self._model, self._masters, self._every = model, masters, every
+        self._measured: dict[tuple[str, str], Tensor] = {}
+        self._before: dict[str, Tensor] = {}
+        self._rows, self._seconds = 0, 0.0
+
+    def before(self, step: Step, batch: Batch) -> None:
+        """On a step that is measured: activations, gradients as they reach the optimizer, weights."""
+        self._measured, self._before = {}, {}
+        if step.number % self._every:
+            return
+        started = time.monotonic()
+        pieces = split(batch, max(1, len(batch.tokens) // max(1, TOKENS // batch.tokens.shape[1])))
+        self._rows = len(pieces[0].tokens)
+        self._measured |= _activations(self._model, to(pieces[0], next(self._model.parameters()).device))
+        weights = {name: weight.detach() for name, weight in self._masters.copies.items()}
+        gradients = {name: weight.grad for name, weight in self._masters.copies.items() if weight.grad is not None}
+        self._measured |= {(place, "grad_norm"): norm for place, norm in _norms(gradients).items()}
+        self._measured |= {(place, "weight_norm"): norm for place, norm in _norms(weights).items()}
+        self._before = {name: _some_of(weight).clone() for name, weight in weights.items()}
+        self._seconds = time.monotonic() - started
+
+    def after(self, step: Step) -> dict[str, Any] | None:
+        """The line of a step that was measured and taken; None of any other."""
+        if not self._before or not step.accepted:
+            return None
+        started = time.monotonic()
+        moved, were = {}, {}
+        for name, before in self._before.items():
+            weight = self._masters.copies[name].detach()
+            share = (weight.numel() / before.numel()) ** 0.5
+            moved[name], were[name] = (_some_of(weight) - before) * share, before * share
+        lengths = _norms(were)
+        self._measured |= {
+            (place, "update_ratio"): norm / lengths[place].clamp(min=1e-12) for place, norm in _norms(moved).items()
+        }
+        values = torch.stack([value.float() for value in self._measured.values()]).tolist()  # waits once
+        layers: dict[int, dict[str, Any]] = {}
+        parts: dict[str, dict[str, Any]] = {}
+        for (place, name), value in zip(self._measured, values, strict=True):
+            if place.isdigit():
+                layers.setdefault(int(place), {"layer": int(place)})[name] = value
+            else:
+                parts.setdefault(place, {})[name] = value
+        seconds = round(self._seconds + time.monotonic() - started, 4)
+        return {
+            "step": step.number,
+            "rows": self._rows,
+            "seconds": seconds,
+            "layers": [layers[number] for number in sorted(layers)],
+            "parts": parts,
+        }
+
+
+def _place(name: str) -> str:
+    """`3` of `blocks.3.attention.query.weight`, `embed` of `embed.weight`."""
+    first, *rest = name.split(".")
+    return rest[0] if first == "blocks" else first
+
+
+def _norms(tensors: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+    """The norm of all tensors of a layer together."""
+    squares: dict[str, list[Tensor]] = defaultdict(list)
+    for name, norm in zip(tensors, torch._foreach_norm(list(tensors.values())), strict=True):
+        squares[_place(name)].append(norm.float().square())
+    return {place: torch.stack(found).sum().sqrt() for place, found in squares.items()}
+
+
+def _some_of(weight: Tensor) -> Tensor:
+    return weight.flatten()[:: max(1, weight.numel() // SAMPLED_ENTRIES)]
+
+
+def _activations(model: Transformer, batch: Batch) -> dict[tuple[str, str], Tensor]:
+    """What a forward pass over these rows shows of each layer."""
+    found: dict[tuple[str, str], Tensor] = {}
+    awake: dict[str, list[Tensor]] = defaultdict(list)
+    real = batch.document >= 0
+
+    def tap(name: str, tensor: Tensor) -> None:
+        place, _, part = name.removeprefix("blocks.").partition(".")
+        if part == "feedforward.active":
+            awake[place].append((tensor > 0).flatten(0, -2).any(dim=0))
+        elif part in ("", "attention", "feedforward"):
+            found[place, f"{part or 'stream'}_rms"] = tensor[real].float().square().mean().sqrt()
+
+    looking = _Looking(by_document(batch), batch)
+    with evaluating(model):
+        model.hidden(batch.tokens, batch.position, looking, tap)
+    for place, units in awake.items():
+        found[place, "dead_units"] = 1 - torch.cat(units).float().mean()
+    return found | looking.found
+
+
+@dataclass
+class _Looking:
+    """Attends as `attend` does, and looks at the scores."""
+
+    attend: Attend
+    batch: Batch
+    found: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
+        entropy, logit = attention_statistics(q, k, self.batch, **options)
+        place = str(layer)
+        self.found[place, "attention_entropy"] = entropy.mean()
+        self.found[place, "attention_entropy_lowest"] = entropy.min()
+        self.found[place, "attention_logit_highest"] = logit
+        return self.attend(q, k, v, layer=layer, **options)
+
+
+def attention_statistics(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G T K"],
+    batch: Batch,
+    *,
+    window: int | None = None,
+    slopes: Float[Tensor, "H"] | None = None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "H"], Float[Tensor, ""]]:
+    """Of each head the mean entropy of its attention in nats, padding left out; and the largest scaled product of a
+    query and a key that it may read, before soft cap and slopes."""
+    n_rows, n_heads, length, width = q.shape
+    place = torch.arange(length, device=q.device)
+    scale = width**-0.5 if scale is None else scale
+    entropy, queries = torch.zeros(n_heads, device=q.device), torch.zeros((), device=q.device)
+    highest = torch.full((), float("-inf"), device=q.device)
+    block = max(1, SCORES_AT_ONCE // (n_heads * length))
+    for row in range(n_rows):
+        keys = k[row].float().repeat_interleave(n_heads // k.shape[1], dim=0)  # (H, T, K)
+        document = batch.document[row]
+        for first in range(0, length, block):
+            part = slice(first, first + block)
+            distance = place[part, None] - place
+            visible = (distance >= 0) & (document[part, None] == document)
+            if window is not None:
+                visible = visible & (distance < window)
+            scores = q[row, :, part].float() @ keys.transpose(-1, -2) * scale  # (H, block, T)
+            real = document[part] >= 0
+            seen = scores.masked_fill(~(visible & real[:, None]), float("-inf"))
+            highest = torch.maximum(highest, seen.max())
+            if soft_cap is not None:
+                scores = soft_cap * torch.tanh(scores / soft_cap)
+            if slopes is not None:
+                scores = scores - slopes[:, None, None] * distance
+            share = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+            entropy += (torch.special.entr(share).sum(dim=-1) * real).sum(dim=-1)
+            queries += real.sum()
+    return entropy / queries.clamp(min=1), highest

@@ -1,0 +1,1 @@
+"""Model directories: read, written, extended; published formats and name maps."""

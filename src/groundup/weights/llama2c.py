@@ -1,0 +1,118 @@
+"""llama2.c: small Llama models in one flat file, and their tokenizer in another (github.com/karpathy/llama2.c)."""
+
+import math
+import re
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from groundup.model.settings import LanguageModel, ModelConfig, RMSNorm
+from groundup.weights.names import pairs_to_halves
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Header(NamedTuple):
+    """The seven little-endian 32-bit numbers at the beginning of a model file."""
+
+    d_model: int
+    d_ff: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int
+    """Negative: the head has a matrix of its own, at the end of the file."""
+    context_length: int
+
+
+HEADER = struct.Struct("<7i")
+
+
+def is_model(path: Path) -> bool:
+    """Whether a `.bin` file is llama2.c's and not a pickle: it is exactly as long as its header says."""
+    if path.suffix != ".bin" or not path.is_file() or path.stat().st_size < HEADER.size:
+        return False
+    header = _read_header(path)
+    if min(header._replace(vocab_size=abs(header.vocab_size))) < 1 or header.d_model % header.n_heads:
+        return False
+    return path.stat().st_size == HEADER.size + 4 * sum(math.prod(shape) for _, shape in _layout(header))
+
+
+def read_config(path: Path) -> ModelConfig:
+    """What the header tells."""
+    header = _read_header(path)
+    sizes = header._asdict() | {"vocab_size": abs(header.vocab_size)}
+    head = LanguageModel(tied=header.vocab_size > 0)
+    return ModelConfig(**sizes, norm=RMSNorm(epsilon=1e-5), head=head)
+
+
+def count_parameters(path: Path) -> int:
+    """All numbers of the file but the angles, which are no weights."""
+    return sum(math.prod(shape) for name, shape in _layout(_read_header(path)) if name != "angles")
+
+
+def read_model(path: Path) -> "tuple[ModelConfig, dict[str, Tensor]]":
+    """The config and the tensors under our names, from the first format of llama2.c's `export.py`.
+
+    A tensor of the same kind lies there for all layers together. Neighbouring channels are rotated together.
+    """
+    import torch
+
+    header, config = _read_header(path), read_config(path)
+    flat = torch.from_numpy(np.fromfile(path, np.dtype("<f4"), offset=HEADER.size))
+    layout = _layout(header)
+    tensors: dict[str, torch.Tensor] = {}
+    for (name, shape), part in zip(layout, flat.split([math.prod(shape) for _, shape in layout]), strict=True):
+        if name.startswith("blocks.*"):
+            tensors |= {name.replace("*", str(layer)): of_layer for layer, of_layer in enumerate(part.view(shape))}
+        elif name != "angles":
+            tensors[name] = part.view(shape)
+    return config, pairs_to_halves(config, tensors)
+
+
+def _read_header(path: Path) -> Header:
+    with open(path, "rb") as file:
+        return Header(*HEADER.unpack(file.read(HEADER.size)))
+
+
+def _layout(header: Header) -> list[tuple[str, tuple[int, ...]]]:
+    """Our name of each tensor in the file, in order, and its shape."""
+    d_model, d_ff, d_head = header.d_model, header.d_ff, header.d_model // header.n_heads
+    of_layers = {
+        "attention_norm": (d_model,),
+        "attention.query": (d_model, d_model),
+        "attention.key": (header.n_kv_heads * d_head, d_model),
+        "attention.value": (header.n_kv_heads * d_head, d_model),
+        "attention.out": (d_model, d_model),
+        "feedforward_norm": (d_model,),
+        "feedforward.gate": (d_ff, d_model),
+        "feedforward.down": (d_model, d_ff),
+        "feedforward.up": (d_ff, d_model),
+    }
+    return [
+        ("embed.weight", (abs(header.vocab_size), d_model)),
+        *((f"blocks.*.{name}.weight", (header.n_layers, *shape)) for name, shape in of_layers.items()),
+        ("norm.weight", (d_model,)),
+        ("angles", (2, header.context_length, d_head // 2)),  # of rotary position, computed here
+        *([("head.weight", (abs(header.vocab_size), d_model))] if header.vocab_size < 0 else []),
+    ]
+
+
+def decode(tokenizer: Path, ids: Iterable[int]) -> str:
+    """The text of `ids` by llama2.c's `tokenizer.bin`, without the blank that stands before its first word.
+
+    The file has of each piece a score, a length, and its text; a byte of its own is written there as `<0x0A>`.
+    """
+    raw = tokenizer.read_bytes()
+    pieces, place = [], 4  # after the length of the longest
+    while place < len(raw):
+        (length,) = struct.unpack_from("<i", raw, place + 4)
+        text = raw[place + 8 : place + 8 + length]
+        byte = re.fullmatch(rb"<0x([0-9A-F]{2})>", text)
+        pieces.append(bytes.fromhex(byte[1].decode()) if byte else text)
+        place += 8 + length
+    return b"".join(pieces[number] for number in ids).decode(errors="replace").removeprefix(" ")
