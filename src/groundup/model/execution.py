@@ -17,7 +17,7 @@ from groundup.model.transformer import Transformer
 
 Recomputation = Literal["none", "selective", "full"]
 Forward = Callable[..., Tensor]
-PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._grouped_mm.default}
 """What selective recomputation keeps: products with weights, which cost the most to compute again."""
 
 

@@ -525,6 +525,18 @@ def _gemma2(table: Table) -> ModelConfig:
     )
 
 
+def _stack_experts(config: ModelConfig, tensors: Tensors) -> Tensors:
+    """Mixtral keeps a matrix for each expert; ours lie in one tensor, expert after expert."""
+    import torch  # only where there are tensors
+
+    stacks: dict[str, dict[int, Tensor]] = {}
+    for name in [name for name in tensors if ".experts." in name]:
+        before, _, after = name.partition(".experts.")
+        number, _, part = after.partition(".")
+        stacks.setdefault(f"{before}.experts.{part}", {})[int(number)] = tensors.pop(name)
+    return tensors | {name: torch.stack([stack[n] for n in sorted(stack)]) for name, stack in stacks.items()}
+
+
 def _add_one_to_gains(config: ModelConfig, tensors: Tensors) -> Tensors:
     """Gemma keeps a norm's gain as what it has above 1; in float32, since bfloat16 would round the sum."""
     return {name: tensor.float() + 1 if "norm." in name else tensor for name, tensor in tensors.items()}
@@ -641,7 +653,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bloom": Architecture(_bloom, BLOOM_NAMES, "transformer.", (), _split_heads, BLOOM_ALIASES),
     "llama": Architecture(_llama, LLAMA_NAMES, "model.", ANGLES),
     "mistral": Architecture(_mistral, LLAMA_NAMES, "model.", ANGLES),
-    "mixtral": Architecture(_mixtral, MIXTRAL_NAMES, "model.", ANGLES, aliases={"num_experts": "num_local_experts"}),
+    "mixtral": Architecture(
+        _mixtral, MIXTRAL_NAMES, "model.", ANGLES, _stack_experts, {"num_experts": "num_local_experts"}
+    ),
     "qwen2": Architecture(_qwen2, LLAMA_NAMES, "model.", ANGLES),
     "qwen3": Architecture(_qwen3, LLAMA_NAMES, "model."),
     "olmo2": Architecture(_olmo2, OLMO2_NAMES, "model."),
