@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from groundup.artifacts import Manifest
+    from groundup.building import Built
     from groundup.generation.settings import Sampling
     from groundup.model.settings import ModelConfig
     from groundup.model.transformer import Transformer
     from groundup.pretrain.doctor.checks import Line
-    from groundup.recipe import Built
     from groundup.tokenizer.tokenizer import Tokenizer
     from groundup.tools.bench import Measured
     from groundup.tools.new import Proposal
@@ -494,8 +494,9 @@ def sweep(
 
     Interrupted, the same command goes on; points that were finished are not trained again.
     """
+    from groundup.building import next_to
     from groundup.errors import SavedAndStopped
-    from groundup.recipe import Recipe, next_to
+    from groundup.recipe import Recipe
     from groundup.report.sweep import rows
     from groundup.tools.sweep import PAGE
     from groundup.tools.sweep import sweep as train_points
@@ -691,7 +692,7 @@ def doctor(
     Makes corpus, tokenizer and shards if they are not there yet; trains only throw-away copies. Ends in 0 if nothing
     says stop, else in the exit code of the first line that does.
     """
-    from groundup.recipe import examine
+    from groundup.building import examine
 
     lines: list[Line] = []
     for line in examine(
@@ -1099,14 +1100,12 @@ def average_checkpoints(
 def _build(
     recipe: Path, overrides: list[str] | None, run: Path | None, replace: bool, only: str | None, quiet: bool = False
 ) -> "Built":
-    from groundup import recipe as recipes
+    from groundup.building import build
     from groundup.errors import SavedAndStopped
 
     say = (lambda text: print(text, file=sys.stderr)) if quiet else print
     try:
-        built = recipes.build(
-            recipe, overrides or (), run=run, replace=replace, only=only, watch=terminal.watch, say=say
-        )
+        built = build(recipe, overrides or (), run=run, replace=replace, only=only, watch=terminal.watch, say=say)
     except terminal.Interrupted:
         raise SavedAndStopped("stopped; the stages that were finished are kept") from None
     if not quiet:
@@ -1116,13 +1115,10 @@ def _build(
 
 def _show(built: "Built", whole: bool) -> None:
     """The table of stages and, after a whole build, what came out and what to try next."""
-    from groundup.artifacts import is_made, read_manifest
-    from groundup.recipe import STAGES
+    from groundup.artifacts import COMMANDS, is_made, read_manifest
 
     manifests = {
-        stage.name: read_manifest(built.run / stage.directory)
-        for stage in STAGES
-        if is_made(built.run / stage.directory)
+        command: read_manifest(built.run / stage) for stage, command in COMMANDS.items() if is_made(built.run / stage)
     }
     rows = [("stage", "time", "in", "out", "digest")]
     for row in built.rows:

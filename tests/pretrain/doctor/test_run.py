@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from groundup import recipe as recipes
 from groundup.batch import Batch
+from groundup.building import build, examine
 from groundup.errors import DataError, DivergedError, ResourceError
 from groundup.model.attention import Causal, dot_product_attention
 from groundup.model.settings import ModelConfig
@@ -31,7 +32,7 @@ from groundup.plan import memory
 from groundup.pretrain.doctor import run as doctor
 from groundup.pretrain.doctor.checks import Line
 from groundup.pretrain.doctor.run import Patient, checks
-from groundup.recipe import Recipe, build, examine
+from groundup.recipe import Recipe
 from groundup.shards import Tokens
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import loader, losses
