@@ -80,7 +80,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """One stage of a build."""
+    """One stage of what `build` made."""
 
     stage: str
     """Its command."""
