@@ -60,7 +60,8 @@ a row, D the width, V the vocabulary; `Float[Tensor, "B T"]` is a tensor of that
 
 PUBLIC = {
     "recipe": ["build", "Built", "Row", "Recipe"],
-    "pretrained": ["load", "load_model", "save"],
+    "weights.load": ["load", "load_model"],
+    "weights.write": ["save"],
     "generation.text": ["generate", "stream"],
     "generation.engine": ["continue_ids"],
     "evals.score": ["score", "Score"],
