@@ -23,6 +23,7 @@ from groundup.errors import DataError, GroundupError
 from groundup.files import refuse_nothing
 from groundup.report.curves import Axis, Curves, EventLog, HealthMaps, X, clip_text
 from groundup.settings import Table, flatten, read_toml
+from groundup.words import plural
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -326,7 +327,7 @@ def watch(places: Sequence[Path], port: int, opened: bool) -> None:
     where = pages.address(listening)
     number = len(runs.all())
     print(
-        f"watching {number:,} run{'' if number == 1 else 's'}: {where}  (Ctrl-C ends the watching, not the runs)",
+        f"watching {plural(number, 'run')}: {where}  (Ctrl-C ends the watching, not the runs)",
         flush=True,
     )
     if opened:
