@@ -221,11 +221,8 @@ class Curves:
         )
         if not len(inside):
             return {}
-        first, last = (
-            max(0, int(inside[0]) - 1),
-            int(inside[-1]) + 2,
-        )  # one more on each side: to the edges of the chart
-        kept = first + np.flatnonzero(drawable[first:last])
+        start, end = max(0, int(inside[0]) - 1), int(inside[-1]) + 2  # one more on each side, to reach the edges
+        kept = start + np.flatnonzero(drawable[start:end])
         x = x[kept]
         group = np.arange(len(x))
         if len(x) > width:
