@@ -128,7 +128,7 @@ def new(
 def _show_proposal(proposal: "Proposal", target: Path) -> None:
     from groundup.corpus.refine import told_marks
     from groundup.corpus.sources import readable, told_left_out
-    from groundup.tools.new import told_duration
+    from groundup.words import duration
 
     sampled, model, machine = proposal.sampled, proposal.model, proposal.machine
     about = "" if sampled.is_whole else "about "
@@ -153,7 +153,7 @@ def _show_proposal(proposal: "Proposal", target: Path) -> None:
         ("model", f"{model.parameters:,} parameters, vocabulary {model.vocab_size:,}, {model.d_model} wide, "
          f"{model.n_layers} layers, context {model.context_length}"),
         ("training", f"{proposal.tokens:,} tokens: the texts {often}"),
-        ("time", told_duration(proposal.seconds) + (
+        ("time", f"about {duration(proposal.seconds)}" + (
             ". More would only teach it your texts by heart: more text is what it needs" if proposal.ends_early else ""
         )),
     ]  # fmt: skip
