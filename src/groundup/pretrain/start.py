@@ -1,6 +1,5 @@
 """Training that begins with the weights of another model: what must fit, and how they are taken over."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from groundup.corpus.document import SPLITS
 from groundup.errors import SettingsError
 from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.optim.precision import Masters
-from groundup.settings import differences
+from groundup.settings import differences, toml_value
 from groundup.shards import IDS_AT_ONCE, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import load as pretrained
@@ -45,7 +44,7 @@ def check_start(
     if found:
         lines = [f"the model in {start}, with which pretrain.start begins, is not the one that [model] describes:"]
         lines += [
-            f"  model.{name}: {_shown(here)} in the recipe, {_shown(there)} there"
+            f"  model.{name}: {toml_value(here)} in the recipe, {toml_value(there)} there"
             for name, (here, there) in found.items()
         ]
         lines += [
@@ -98,7 +97,3 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
         own.add("context_length")  # no weight depends on it
     table["attention"] = {name: value for name, value in table["attention"].items() if name != "dropout"}
     return {name: value for name, value in table.items() if name not in own}
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value)

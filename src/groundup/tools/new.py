@@ -28,6 +28,7 @@ from groundup.tokenizer.settings import Learned
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.survey import Survey
 from groundup.weights.files import config_of, model_directory, not_finite_weights, refuse_not_finite, tokenizer_of
+from groundup.words import duration
 
 LADDER = (
     (64, 4), (128, 4), (192, 6), (256, 6), (320, 8), (384, 8), (512, 8), (640, 10), (768, 12), (1024, 16), (1280, 20),
@@ -532,7 +533,7 @@ def rows(proposal: Proposal) -> list[tuple[str, str]]:
         ("model", f"{model.parameters:,} parameters, vocabulary {model.vocab_size:,}, {model.d_model} wide, "
          f"{model.n_layers} layers, context {model.context_length}"),
         ("training", f"{proposal.tokens:,} tokens: the texts {often}"),
-        ("time", told_duration(proposal.seconds) + enough),
+        ("time", f"about {duration(proposal.seconds)}{enough}"),
     ]  # fmt: skip
 
 
@@ -549,7 +550,7 @@ def to_toml(proposal: Proposal, command: str) -> str:
         f"#   proposed by  {' '.join(command.split())}",
         f"#   texts        {about}{sampled.documents:,} documents, {about}{sampled.bytes / 1e6:,.1f} MB",
         f"#   machine      {machine.name}" + ("" if machine.is_measured else "; its speed is looked up, not measured"),
-        f"#   time         {told_duration(proposal.seconds)}",
+        f"#   time         about {duration(proposal.seconds)}",
         "#",
         f"#   groundup build {recipe.name}.toml",
         f"#   groundup chat runs/{recipe.name}",
@@ -660,18 +661,3 @@ def _inline(value: Any) -> str:
             return f"{value:_}"
         case _:
             return str(value)
-
-
-def told_duration(seconds: float) -> str:
-    """An estimate, no finer than it is known.
-
-    >>> told_duration(8), told_duration(200), told_duration(6000), told_duration(4e5)
-    ('under a minute', 'about 3 minutes', 'about 1.7 hours', 'about 4.6 days')
-    """
-    if seconds < 45:
-        return "under a minute"
-    for unit, length in (("days", 86_400), ("hours", 3600)):
-        if seconds >= 1.5 * length:
-            return f"about {seconds / length:.1f} {unit}"
-    minutes = round(seconds / 60)
-    return f"about {minutes} minutes" if minutes > 1 else "about a minute"
