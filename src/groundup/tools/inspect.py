@@ -65,6 +65,15 @@ class Findings:
     def add_miswritten(self, error: Exception) -> None:
         self.damage.append(f"what is written in {self.path} is not as it should be: {error!r}")
 
+    def refuse_damage(self) -> None:
+        """
+        Raises:
+            DataError: naming all damage, and what to do.
+        """
+        if self.damage:
+            then = f"\nTry next: {self.next[0]}" if self.next else ""
+            raise DataError("\n  ".join([f"{self.path} is not whole:", *self.damage]) + then)
+
 
 def inspect(path: Path, progress: Progress = no_progress) -> Findings:
     """
