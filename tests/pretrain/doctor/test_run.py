@@ -19,7 +19,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from groundup import recipe as recipes
 from groundup.batch import Batch
 from groundup.building import build, examine
 from groundup.errors import DataError, DivergedError, ResourceError
@@ -84,7 +83,8 @@ def patient(home: Path) -> Patient:
 def admitted(home: Path, *overrides: str) -> Patient:
     chosen = Recipe.load(home / "tales.toml", overrides)
     run = home / "run"
-    return doctor.admit(chosen.model, chosen.pretrain, recipes._places(chosen, Path(), run))
+    places = Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
+    return doctor.admit(chosen.model, chosen.pretrain, places)
 
 
 def named(lines: list[Line]) -> set[str]:
