@@ -59,8 +59,10 @@ a row, D the width, V the vocabulary; `Float[Tensor, "B T"]` is a tensor of that
 """
 
 PUBLIC = {
-    "recipe": ["build", "Built", "Row", "Recipe"],
-    "weights.load": ["load", "load_model", "save"],
+    "building": ["build", "Built", "Row"],
+    "recipe": ["Recipe"],
+    "weights.load": ["load", "load_model"],
+    "weights.write": ["save"],
     "generation.text": ["generate", "stream"],
     "generation.engine": ["continue_ids"],
     "evals.score": ["score", "Score"],

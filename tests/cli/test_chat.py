@@ -22,7 +22,7 @@ from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.chat import CONTINUES_TEXT, layout_of
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights.load import save
+from groundup.weights.write import save
 
 
 @pytest.fixture

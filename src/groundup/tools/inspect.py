@@ -18,18 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from groundup.artifacts import Manifest, damage, is_made, lock_note, read_manifest
+from groundup.artifacts import COMMANDS, Manifest, damage, is_made, lock_note, read_manifest
 from groundup.corpus.document import SPLITS, read_batches
 from groundup.corpus.sources import find, reader_of
 from groundup.errors import DamagedError, DataError, GroundupError, UnsupportedError
 from groundup.files import PICKLES, Progress, no_progress, read_lines, refuse_nothing, sha256_of_file
 from groundup.model.settings import ModelConfig
-from groundup.recipe import STAGES, Recipe
+from groundup.recipe import Recipe
 from groundup.shards import open_split
 from groundup.tokenizer.settings import Existing
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import llama2c
-from groundup.weights.files import not_finite_weights, tokenizer_of, weight_files
+from groundup.weights.files import not_finite_weights, pickles_in, tokenizer_of, weight_files
 from groundup.weights.names import ARCHITECTURES, read_config, refusing_contradictions
 from groundup.words import plural
 
@@ -152,12 +152,12 @@ def _describe_run(findings: Findings, progress: Progress) -> None:
         )
     stages: dict[str, str] = {}
     score: dict[str, Any] = {}
-    for stage in STAGES:
-        if stage.name in missing:
-            stages[stage.name] = "not made yet"
+    for stage, command in COMMANDS.items():
+        if command in missing:
+            stages[command] = "not made yet"
             continue
-        part = findings.add_part(run / stage.directory, progress)
-        stages[stage.name] = part.summary
+        part = findings.add_part(run / stage, progress)
+        stages[command] = part.summary
         score |= {name: part.facts[name] for name in ("parameters", "bits_per_byte") if name in part.facts}
     findings.facts |= {"stages": stages, **score}
     replace = " --replace" if findings.damage else ""  # a damaged checkpoint needs none: the one before is taken
@@ -181,7 +181,7 @@ def _describe_run(findings: Findings, progress: Progress) -> None:
 
 
 def _missing_stages(run: Path) -> list[str]:
-    return [stage.name for stage in STAGES if not is_made(run / stage.directory)]
+    return [command for stage, command in COMMANDS.items() if not is_made(run / stage)]
 
 
 def _go_on(run: Path) -> str:
@@ -380,8 +380,8 @@ def _describe_hugging_face(findings: Findings, progress: Progress) -> None:
         if config is not None and not findings.damage:
             findings.damage += [f"{name} holds NaN or Inf" for name in not_finite_weights(path)]
     elif not findings.damage:
-        pickles = sorted(file.name for file in path.iterdir() if file.suffix.lower() in PICKLES)
-        why = f"only in {pickles[0]}, a pickle, which can run any program when it is loaded" if pickles else "none"
+        pickles = pickles_in(path)
+        why = f"only in {pickles[0].name}, a pickle, which can run any program when it is loaded" if pickles else "none"
         findings.facts["weights"] = f"{why}; ask for model.safetensors"
     loads, tokenizer = config is not None and bool(files), None
     findings.facts["tokenizer"] = "none"
@@ -610,7 +610,7 @@ def _has_tokenizer(path: Path) -> bool:
 
 
 def _is_run(path: Path) -> bool:
-    begun = (path / "lock").is_file() or any(is_made(path / stage.directory) for stage in STAGES)
+    begun = (path / "lock").is_file() or any(is_made(path / stage) for stage in COMMANDS)
     return begun and not is_made(path)
 
 

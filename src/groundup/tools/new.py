@@ -27,7 +27,7 @@ from groundup.settings import nearest
 from groundup.tokenizer.settings import Learned
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.survey import Survey
-from groundup.weights.files import config_of, model_directory, not_finite_weights, refuse_not_finite, tokenizer_of
+from groundup.weights.files import config_of, model_directory, not_finite_weights, refuse_not_finite, required_tokenizer
 from groundup.words import duration
 
 LADDER = (
@@ -242,13 +242,7 @@ def read_start(path: Path) -> Start:
         DataError: missing, not represented here, without its tokenizer, or with weights that are not finite.
         SettingsError: a tokenizer that is not the model's, or has no token that opens a text.
     """
-    model = config_of(path)
-    if path.is_file():
-        raise DataError(f"{path} is a model of llama2.c, which comes without a tokenizer that is read here")
-    directory = model_directory(path)
-    tokenizer = tokenizer_of(directory, model)
-    if tokenizer is None:
-        raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
+    model, tokenizer, directory = config_of(path), required_tokenizer(path), model_directory(path)
     tokenizer.framed([])  # which needs what opens a text
     refuse_not_finite(directory, not_finite_weights(directory))
     return Start(str(path), str(directory), model, tokenizer)

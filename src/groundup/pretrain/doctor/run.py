@@ -49,7 +49,7 @@ from groundup.train.assemble import (
     training_flops_per_token,
 )
 from groundup.train.fit import fit
-from groundup.weights import load as pretrained
+from groundup.weights.load import find_device
 from groundup.words import byte_size, duration
 
 QUICK_FLOPS = {"cpu": 2e10}
@@ -136,7 +136,7 @@ def admit(config: ModelConfig, settings: PretrainSettings, places: Places) -> Pa
     tokenizer = Tokenizer.load(places.tokenizer)
     opened = {name: open_split(places.shards, name, tokenizer.vocab_size) for name in ("train", "validation", "test")}
     whole = with_vocabulary(config, tokenizer, places.start)
-    device = pretrained.find_device(settings.device)
+    device = find_device(settings.device)
     # Uncompiled: compiling takes longer than all that is looked at here.
     settings, _ = settle(whole, settings.model_copy(update={"compile": False}), places.shards, device)
     train = opened.pop("train")
