@@ -956,7 +956,7 @@ def convert(
     from groundup.tokenizer import formats
 
     tokenizer = _tokenizer_in(source, split, special or ())
-    formats.convert(tokenizer, target)
+    formats.convert(tokenizer.rules, tokenizer.roles, target)
     print(f"{target}: {tokenizer.vocab_size:,} ids, {len(tokenizer.special):,} of them special")
 
 
