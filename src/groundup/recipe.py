@@ -23,7 +23,7 @@ from groundup.evals.settings import EvalSettings
 from groundup.files import Progress, locate, naming_the_place, no_progress, write_json, write_text
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.pretrain.settings import MultiToken, PretrainSettings, may_change
-from groundup.settings import Origin, Settings, Table, differences, read_toml
+from groundup.settings import Origin, Settings, Table, differences, read_toml, toml_value
 from groundup.tokenizer.settings import (
     N_BYTES,
     N_SPECIAL,
@@ -511,17 +511,13 @@ def _short(digest: str | None) -> str:
 def _conflict(stale: Mapping[str, str], recorded: Table, recipe: Recipe, run: Path) -> str:
     changed = differences(recorded, recipe.table())
     lines = [f"{run} was built from another recipe or other inputs."]
-    lines += [f"  {name}: {_shown(old)} → {_shown(new)}" for name, (old, new) in changed.items()]
+    lines += [f"  {name}: {toml_value(old)} → {toml_value(new)}" for name, (old, new) in changed.items()]
     lines += [f"  stale: {stage} ({why})" for stage, why in stale.items()]
     lines += [
         f"Build beside it with --run {next_to(run)} (stages that fit are shared), or make the stale stages again "
         "with --replace"
     ]
     return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def next_to(run: Path) -> Path:

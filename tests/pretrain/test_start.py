@@ -285,7 +285,8 @@ def test_interrupted_it_goes_on_from_its_checkpoint_and_reads_the_start_no_more(
         patch.setattr(pretrain_run.RunLog, "event", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             go_on(made, start, "cut", tokenizer=start / "model")
-    monkeypatch.setattr("groundup.weights.load.load", None)
+    for name in ("pretrain.start.load", "pretrain.start.load_model", "evals.run.load"):
+        monkeypatch.setattr(f"groundup.{name}", None)
     with pytest.raises(TypeError):  # only the evaluation after it loads a model: the one just trained
         go_on(made, start, "cut", tokenizer=start / "model")
     assert losses(made / "runs" / "cut") == losses(whole)

@@ -22,17 +22,15 @@ from groundup.corpus.document import SPLITS
 from groundup.errors import DivergedError, Paused, ResourceError, SavedAndStopped, SettingsError
 from groundup.evals.heldout import FIRST_NUMBER, TASKS
 from groundup.evals.score import score
-from groundup.files import Progress, no_progress, write_json
+from groundup.files import Progress, no_progress
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
-from groundup.model.count import count
 from groundup.model.settings import ModelConfig
 from groundup.optim.schedule import make_schedule
 from groundup.pretrain.settings import PretrainSettings, may_change
 from groundup.pretrain.speed import WORTH_MEASURING_FLOPS, matmul_peak
 from groundup.pretrain.start import take_weights, with_vocabulary
 from groundup.shards import open_split, refuse_another_tokenizer
-from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import checkpoint
 from groundup.train.assemble import assemble, batches, training_flops_per_token
@@ -44,7 +42,8 @@ from groundup.train.judgement import Judgement
 from groundup.train.log import RunLog
 from groundup.train.loggers import Sinks
 from groundup.train.preemption import AskedToStop, Stop, noticing_signals
-from groundup.weights import load as pretrained
+from groundup.weights.load import find_device
+from groundup.weights.write import write_model
 
 STEPS_PER_FLUSH = 10
 """Metrics are written this often: reading a loss waits for the device."""
@@ -145,7 +144,7 @@ class Training:
         self.train, self.validation = (  # every id was compared with the vocabulary by `check_fits`
             replace(open_split(places.shards, split), vocab_size=ids) for split in ("train", "validation")
         )
-        self.trained = assemble(self.config, settings, pretrained.find_device(settings.device))
+        self.trained = assemble(self.config, settings, find_device(settings.device))
         self.log = RunLog(places.work)
         self.judgement = Judgement(
             settings.guard,
@@ -425,22 +424,12 @@ class Training:
         """Write the model."""
         self.log.check()
         with making(self.places.model, "model", self.described, self.inputs) as draft:
-            finished = {
-                name: weight
-                for name, weight in self.trained.finished_weights.items()
-                if not name.startswith("multi_token.")
-            }
-            pretrained.save(draft.path, self.config, finished, self.tokenizer)
-            write_json(draft.path / "generation.json", Sampling().table())
-            write_json(draft.path / chat.FILE, chat.CONTINUES_TEXT)
+            write_model(draft, self.config, self.trained.finished_weights, self.tokenizer, Sampling().table())
             draft.seconds_before = time.monotonic() - self.began
-            counted = count(self.config)
             draft.statistics |= {
                 "steps": self.settings.steps,
                 "tokens": self.tokens,
                 "training_flops": self.flops_per_token * self.tokens,
-                "parameters": dict(counted.parameters),
-                "forward_flops_per_token": dict(counted.forward_flops_per_token),
                 "validation_bits_per_byte": self.log.last("validation_bits_per_byte"),
             }
         self.log.event("finished", step=self.settings.steps)

@@ -29,7 +29,7 @@ from groundup.shards import open_split
 from groundup.tokenizer.settings import Existing
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import llama2c
-from groundup.weights.files import not_finite_weights, tokenizer_of, weight_files
+from groundup.weights.files import not_finite_weights, pickles_in, tokenizer_of, weight_files
 from groundup.weights.names import ARCHITECTURES, read_config, refusing_contradictions
 
 KNOWN = (
@@ -64,6 +64,15 @@ class Findings:
 
     def add_miswritten(self, error: Exception) -> None:
         self.damage.append(f"what is written in {self.path} is not as it should be: {error!r}")
+
+    def refuse_damage(self) -> None:
+        """
+        Raises:
+            DataError: naming all damage, and what to do.
+        """
+        if self.damage:
+            then = f"\nTry next: {self.next[0]}" if self.next else ""
+            raise DataError("\n  ".join([f"{self.path} is not whole:", *self.damage]) + then)
 
 
 def inspect(path: Path, progress: Progress = no_progress) -> Findings:
@@ -413,8 +422,8 @@ def _hugging_face(found: Findings, progress: Progress) -> None:
         if config is not None and not found.damage:
             found.damage += [f"{name} holds NaN or Inf" for name in not_finite_weights(path)]
     elif not found.damage:
-        pickles = sorted(file.name for file in path.iterdir() if file.suffix.lower() in PICKLES)
-        why = f"only in {pickles[0]}, a pickle, which can run any program when it is loaded" if pickles else "none"
+        pickles = pickles_in(path)
+        why = f"only in {pickles[0].name}, a pickle, which can run any program when it is loaded" if pickles else "none"
         found.facts["weights"] = f"{why}; ask for model.safetensors"
     tokenizer: Tokenizer | None = None
     loads = config is not None and bool(files)

@@ -21,6 +21,7 @@ from groundup.pretrain.sweep import Axis, Point, override
 from groundup.recipe import SWEEP, Recipe, Say, Watch, build
 from groundup.report.sweep import write_page
 from groundup.settings import Table, differences, read_toml
+from groundup.words import short_value
 
 PAGE = "sweep.html"
 Found = dict[str, Any]
@@ -292,6 +293,6 @@ def _edges(axes: Sequence[Axis], best: Point) -> list[str]:
         value = best.settings[axis.key]
         if axis.is_numeric and value in (min(axis.values), max(axis.values)):
             end, beyond = ("least", "lower") if value == min(axis.values) else ("largest", "higher")
-            told = f"{axis.key} = {asking.shown(value)}"
+            told = f"{axis.key} = {short_value(value)}"
             notes.append(f"{told} is the {end} value that was tried: {beyond} ones may be better still")
     return notes

@@ -2,7 +2,6 @@
 measurements of speed all train what is assembled here."""
 
 import ctypes
-import gc
 import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,13 +45,6 @@ def prepare_process() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, 2**31 - 1)
-
-
-def give_back_freed_memory() -> None:
-    """The opposite, once: so that what the process holds is what it uses."""
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True)
