@@ -59,7 +59,8 @@ a row, D the width, V the vocabulary; `Float[Tensor, "B T"]` is a tensor of that
 """
 
 PUBLIC = {
-    "recipe": ["build", "Built", "Row", "Recipe"],
+    "building": ["build", "Built", "Row"],
+    "recipe": ["Recipe"],
     "weights.load": ["load", "load_model"],
     "weights.write": ["save"],
     "generation.text": ["generate", "stream"],

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from groundup.artifacts import read_manifest
+from groundup.artifacts import COMMANDS, read_manifest
 from groundup.corpus.document import SPLITS
 from groundup.files import canonical_json, write_text
 from groundup.pages.assets import bundle
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth
-from groundup.report.facts import STAGES, Run
+from groundup.report.facts import Run
 from groundup.report.page import (
     contents,
     data,
@@ -72,7 +72,7 @@ def write_report(directory: Path) -> Path:
 
 def shown(directory: Path) -> str:
     """Digest of the directories that the page tells of."""
-    digests = {name: read_manifest(directory / name).digest for name in STAGES}
+    digests = {name: read_manifest(directory / name).digest for name in COMMANDS}
     return hashlib.sha256(canonical_json(digests)).hexdigest()
 
 
@@ -171,7 +171,7 @@ def _older(run: Run) -> str:
 def _cost(run: Run) -> list[str]:
     model = run.manifests["model"].statistics
     train = run.manifests["shards"].statistics["train"]["tokens"]
-    spent = {STAGES[name]: manifest.made["seconds"] for name, manifest in run.manifests.items()}
+    spent = {COMMANDS[name]: manifest.made["seconds"] for name, manifest in run.manifests.items()}
     parts = [
         sentence(
             f"**{duration(run.seconds)}** for everything on {run.manifests['model'].made['machine']}. The model takes "
@@ -669,7 +669,7 @@ def _evaluation(run: Run) -> list[str]:
 def _chain(run: Run) -> list[str]:
     rows = [
         (
-            STAGES[name],
+            COMMANDS[name],
             duration(manifest.made["seconds"]),
             ", ".join(f"{key} {digest[:8]}" for key, digest in manifest.inputs.items()) or "–",
             manifest.digest[:12],
