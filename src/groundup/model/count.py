@@ -1,9 +1,10 @@
-"""Counting: parameters, floating-point operations and bytes of a model, found without allocating it.
+"""Counting: parameters, FLOPs and bytes of a model, without allocating it.
 
-Parameters are read off the modules. Operations and activations come from one forward pass in training on the meta
-device, where tensors have shapes but no values: a block is counted as it is written, whatever it is. Kernels are those of a CPU. What the parts are called:
-`embed`, `position`, `attention`, `attention_norm`, `feedforward`, …, `norm`, `head`; `attention scores` for whatever
-happens between queries, keys and values, and `stream` for what happens between the parts.
+Parameters are read off the modules. FLOPs and activations come from one forward pass in training on the meta device,
+where tensors have shapes but no values: a block is counted as it is written, whatever it is. Kernels are those of a
+CPU. What the parts are called: `embed`, `position`, `attention`, `attention_norm`, `feedforward`, …, `norm`, `head`;
+`attention scores` for whatever happens between queries, keys and values, and `stream` for what happens between the
+parts.
 """
 
 from collections import Counter

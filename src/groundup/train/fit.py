@@ -142,7 +142,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tenso
 
 
 def _one_expert_after_another(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The tensors; stacks of experts taken apart, so that the rounding of a norm does not depend on how they are kept."""
+    """The tensors, stacks of experts taken apart: how they are kept does not change how a norm is rounded."""
     for n_experts, group in itertools.groupby(tensors, lambda tensor: len(tensor) if tensor.ndim == 3 else None):
         run = list(group)
         yield from run if n_experts is None else itertools.chain.from_iterable(zip(*run, strict=True))
