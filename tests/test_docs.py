@@ -549,6 +549,7 @@ def test_the_site_is_built_without_a_warning_and_has_the_code_beside_the_words(s
     assert not list(site.rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_on_a_phone_and_a_desk_the_site_fits_asks_nobody_and_is_searched(site: Path, browser: Any) -> None:
     """From disk, without a server."""
     heard: list[str] = []
