@@ -86,7 +86,8 @@ class Recipe(Settings):
             )
         if not isinstance(self.model.head, LanguageModel):
             raise contradiction(
-                f"model.head.kind = {self.model.head.kind!r}, but pretraining predicts tokens: set it to language_model",
+                f"model.head.kind = {self.model.head.kind!r}, but pretraining predicts tokens: set it to "
+                "language_model",
                 "model.head.kind",
             )
         return self
