@@ -20,9 +20,9 @@ import typer
 
 from groundup import __main__ as entrance
 from groundup.cli.app import app, main
+from groundup.cli.help import describe, describe_table
 from groundup.cli.stages import TABLES
 from groundup.recipe import Recipe
-from groundup.settings import describe, describe_table
 from groundup.tokenizer.tokenizer import Tokenizer
 
 

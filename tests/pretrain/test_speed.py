@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from groundup.batch import Batch
+from groundup.building import build
 from groundup.errors import SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Autocast, Bfloat16, Float32
 from groundup.pretrain import speed as speeds
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.speed import matmul_peak, measure_speed, product_dtype, settle, time_steps
-from groundup.recipe import build
 from groundup.tools import bench as benching
 from groundup.tools.bench import bench
 from groundup.train import assemble as assembling

@@ -15,13 +15,14 @@ from torch.nn.functional import cross_entropy
 
 import groundup
 from groundup.artifacts import read_manifest
+from groundup.building import Built, build, examine
 from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
 from groundup.plan.hardware import Machine
 from groundup.pretrain import run as pretrain_run
 from groundup.pretrain.doctor import checks
 from groundup.pretrain.doctor import run as doctor
 from groundup.pretrain.doctor.checks import Line, check_trained_range
-from groundup.recipe import Built, Recipe, build, examine
+from groundup.recipe import Recipe
 from groundup.shards import open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.new import propose, read_start, to_toml

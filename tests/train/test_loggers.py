@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from groundup.building import build
 from groundup.errors import SettingsError
 from groundup.pretrain.settings import MLflow, PretrainSettings, TensorBoard, Trackio, WeightsAndBiases
-from groundup.recipe import build
 from groundup.train import loggers as sinks
 from groundup.train.loggers import Sinks, refuse_missing
 

@@ -12,7 +12,7 @@ from groundup.cli import terminal
 from groundup.cli.options import AsJson, Device, Overrides, RecipeFile, Replace, Run, example
 
 if TYPE_CHECKING:
-    from groundup.recipe import Built
+    from groundup.building import Built
 
 app = typer.Typer()
 
@@ -108,7 +108,7 @@ def doctor(
     Makes corpus, tokenizer and shards if they are not there yet; trains only throw-away copies. Ends in 0 if nothing
     says stop, else in the exit code of the first line that does.
     """
-    from groundup.recipe import examine
+    from groundup.building import examine
 
     lines: list[Any] = []
     for line in examine(
@@ -166,11 +166,11 @@ def _build(
     quiet: bool = False,
 ) -> "Built":
     """Build all stages or `only` one, and print a row for each; `quiet` leaves standard output to the caller."""
-    from groundup import recipe as recipes
+    from groundup import building
     from groundup.tools.summary import stage_rows
 
     with terminal.keeping("the stages"):
-        built = recipes.build(
+        built = building.build(
             recipe, overrides or (), run=run, replace=replace, only=only, watch=terminal.watch, say=terminal.say(quiet)
         )
     if not quiet:
@@ -199,7 +199,7 @@ class _WithSettings(typer.core.TyperCommand):
     """A command whose help ends with the settings of its tables, read off their fields."""
 
     def get_help(self, ctx: Any) -> str:
-        from groundup.settings import describe_table
+        from groundup.cli.help import describe_table
 
         tables = ["model", "pretrain"] if self.name == "pretrain" else [self.name] if self.name in TABLES else []
         rows: list[tuple[str, str, str]] = []
@@ -321,7 +321,8 @@ def sweep(
 
     Interrupted, the same command goes on; points that were finished are not trained again.
     """
-    from groundup.recipe import Recipe, next_to
+    from groundup.building import next_to
+    from groundup.recipe import Recipe
     from groundup.report.sweep import rows
     from groundup.tools import sweep as sweeping
 

@@ -33,9 +33,9 @@ from groundup.errors import (
 )
 
 if TYPE_CHECKING:
+    from groundup.building import Say
     from groundup.files import Progress
     from groundup.pretrain.doctor.checks import Line
-    from groundup.recipe import Say
 
 SECONDS_BETWEEN_LINES = 10.0
 DEBUG = "--debug"

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from groundup.artifacts import COMMANDS
 from groundup.errors import SettingsError
 from groundup.evals.statistics import ratio
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth
-from groundup.report.facts import STAGES, Run
+from groundup.report.facts import Run
 from groundup.report.page import (
     contents,
     figure,
@@ -61,7 +62,7 @@ def compare(runs: Sequence[Run]) -> Found:
                 "same": len({run.manifests[name].digest for run in runs}) == 1,
                 "digests": [run.manifests[name].digest for run in runs],
             }
-            for name in STAGES
+            for name in COMMANDS
         },
         "differences": [
             _paired(runs[0], run, labels[0], label) for run, label in zip(runs[1:], labels[1:], strict=True)

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from groundup.artifacts import read_manifest
+from groundup.artifacts import COMMANDS, read_manifest
 from groundup.corpus.document import SPLITS
+from groundup.evals.heldout import measurement_of
 from groundup.files import canonical_json, write_text
 from groundup.pages.assets import bundle
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth
-from groundup.report.facts import STAGES, Run
+from groundup.report.facts import Run
 from groundup.report.page import (
     contents,
     data,
@@ -72,7 +73,7 @@ def write_report(directory: Path) -> Path:
 
 def shown(directory: Path) -> str:
     """Digest of the directories that the page tells of."""
-    digests = {name: read_manifest(directory / name).digest for name in STAGES}
+    digests = {name: read_manifest(directory / name).digest for name in COMMANDS}
     return hashlib.sha256(canonical_json(digests)).hexdigest()
 
 
@@ -138,11 +139,11 @@ def _how_good(run: Run) -> list[str]:
                 "likely ones (its perplexity)."
             )
         )
-    return [*parts, *_yardsticks(run)]
+    return [*parts, *_baselines(run)]
 
 
-def _yardsticks(run: Run) -> list[str]:
-    own, known = run.test["bits_per_byte"], run.test.get("yardsticks")
+def _baselines(run: Run) -> list[str]:
+    own, known = run.test["bits_per_byte"], run.test.get("baselines")
     if known is None:
         return [sentence(f"{_older(run)} for what plainer ways need for the same documents.")]
     plainer = {"frequencies of tokens": known["unigram"], "xz -9": known["xz"], "the bytes as they are": 8.0}
@@ -171,7 +172,7 @@ def _older(run: Run) -> str:
 def _cost(run: Run) -> list[str]:
     model = run.manifests["model"].statistics
     train = run.manifests["shards"].statistics["train"]["tokens"]
-    spent = {STAGES[name]: manifest.made["seconds"] for name, manifest in run.manifests.items()}
+    spent = {COMMANDS[name]: manifest.made["seconds"] for name, manifest in run.manifests.items()}
     parts = [
         sentence(
             f"**{duration(run.seconds)}** for everything on {run.manifests['model'].made['machine']}. The model takes "
@@ -595,9 +596,9 @@ def _task_figures(run: Run) -> list[str]:
     drawn: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in run.metrics:
         for name, value in line.items():
-            task = next((task for prefix, task in MEASURED.items() if name.startswith(prefix)), None)
-            if task is not None and isinstance(value, float):
-                drawn.setdefault(task, {}).setdefault(name, []).append((line["step"], value))
+            measurement = measurement_of(name)
+            if measurement is not None and isinstance(value, float):
+                drawn.setdefault(measurement.title, {}).setdefault(name, []).append((line["step"], value))
     return [
         figure(
             line_chart(
@@ -614,15 +615,6 @@ def _task_figures(run: Run) -> list[str]:
         )
         for task, curves in drawn.items()
     ]
-
-
-MEASURED = {
-    "bits_per_byte_from_": "bits per byte by position",
-    "bits_per_byte": "bits per byte",
-    "next_token_accuracy": "share of right tokens",
-    "calibration_error": "calibration error",
-}
-"""How the numbers begin that tasks write into the metrics → what they are."""
 
 
 def _written(run: Run) -> list[str]:
@@ -669,7 +661,7 @@ def _evaluation(run: Run) -> list[str]:
 def _chain(run: Run) -> list[str]:
     rows = [
         (
-            STAGES[name],
+            COMMANDS[name],
             duration(manifest.made["seconds"]),
             ", ".join(f"{key} {digest[:8]}" for key, digest in manifest.inputs.items()) or "–",
             manifest.digest[:12],

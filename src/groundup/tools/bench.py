@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundup import recipe as recipes
 from groundup.artifacts import read_manifest, verify
+from groundup.building import Say, Watch, build
 from groundup.errors import SettingsError
 from groundup.files import no_progress, refuse_nothing
 from groundup.pretrain.speed import Speed, affordable_rows, measure_speed, settle
-from groundup.recipe import Recipe, Say, Watch, build
+from groundup.recipe import Recipe, load_recipe
 from groundup.settings import differences
 from groundup.shards import open_split
 from groundup.train.assemble import batches, prepare_process
@@ -75,7 +75,7 @@ def bench(
 
 def _of_recipe(target: Path, overrides: Iterable[str], watch: Watch, say: Say) -> tuple[Recipe, Path]:
     overrides = list(overrides)
-    loaded, _ = recipes.load(target, overrides)
+    loaded, _ = load_recipe(target, overrides)
     run = Path("runs") / f"{loaded.name}-bench"
     if (run / "pretrain").exists() or (run / "model").exists():
         raise SettingsError(f"{run} is a run of its own, where text and tokens would go: measure it, or rename it")

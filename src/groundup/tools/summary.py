@@ -5,17 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from groundup.artifacts import is_made, read_manifest
+from groundup.artifacts import COMMANDS, is_made, read_manifest
+from groundup.building import Built
 from groundup.corpus.document import SPLITS
-from groundup.recipe import STAGES, Built
 
 Statistics = Mapping[str, Any]
 
 
 def stage_rows(built: Built) -> list[tuple[str, ...]]:
     """Header and rows: each stage, how long it took, what it read and wrote."""
-    made = {stage.name: built.run / stage.directory for stage in STAGES if is_made(built.run / stage.directory)}
-    facts = {name: read_manifest(directory).statistics for name, directory in made.items()}
+    facts = {name: read_manifest(built.run / name).statistics for name in COMMANDS if is_made(built.run / name)}
     rows: list[tuple[str, ...]] = [("stage", "time", "in", "out", "digest")]
     for row in built.rows:
         took = f"{row.seconds:.1f} s" if row.what == "made" else row.what
@@ -37,16 +36,16 @@ def _in_and_out(stage: str, facts: dict[str, Statistics], run: Path) -> tuple[st
         case "tokenizer":
             return f"{facts['corpus']['train']['documents']:,} documents", f"{facts['tokenizer']['vocab_size']:,} ids"
         case "pack":
-            tokens = total("pack", "tokens")
-            packed = f"{tokens:,} tokens, {total('pack', 'bytes') / tokens:.2f} bytes each"
+            tokens = total("shards", "tokens")
+            packed = f"{tokens:,} tokens, {total('shards', 'bytes') / tokens:.2f} bytes each"
             return f"{total('corpus', 'documents'):,} documents", packed
         case "pretrain":
-            model = facts["pretrain"]
+            model = facts["model"]
             size = f"{sum(model['parameters'].values()) / 1e6:.1f} M parameters"
             validation = f"{model['validation_bits_per_byte']:.3f} bits per byte (validation)"
             return f"{model['tokens']:,} tokens", f"{size}, {validation}"
         case "eval":
-            test = facts["eval"]["test"]
+            test = facts["evals"]["test"]
             return f"{test['documents']:,} documents", f"{test['bits_per_byte']:.3f} bits per byte (test)"
         case _:
             return "all of the above", str(run / "report.html")
