@@ -20,8 +20,8 @@ import torch
 from groundup.artifacts import is_made, making, read_manifest
 from groundup.corpus.document import SPLITS
 from groundup.errors import DivergedError, Paused, ResourceError, SavedAndStopped, SettingsError
-from groundup.evals.heldout import FIRST_NUMBER, TASKS
-from groundup.evals.score import score
+from groundup.evals.heldout import MEASUREMENTS
+from groundup.evals.score import HeldOut, score
 from groundup.files import Progress, no_progress
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
@@ -286,10 +286,10 @@ class Training:
                 measured = score(model, data, max_tokens=most, batch_rows=rows, progress=stop.check)
                 log.add(step=number, validation_bits_per_byte=measured.bits_per_byte, tokens=self.tokens)
             for asked in settings.evaluations:
-                if due(asked.every, FIRST_NUMBER.get(asked.task, asked.task)):
-                    task, most = TASKS[asked.task], asked.max_tokens
-                    found = task(model, self.tokenizer, data, most, rows, stop.check)
-                    log.add(step=number, **found, tokens=self.tokens)
+                measurement = MEASUREMENTS[asked.task]
+                if due(asked.every, measurement.first_number):
+                    held_out = HeldOut(model, self.tokenizer, data, asked.max_tokens, rows, stop.check)
+                    log.add(step=number, **measurement.measure(held_out), tokens=self.tokens)
             if due(settings.sample_every, "sample"):
                 sampling = Sampling(max_tokens=settings.sample_tokens)
                 prompt = settings.sample_prompt
