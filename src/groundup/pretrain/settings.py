@@ -16,7 +16,7 @@ from groundup.optim.settings import (
     WarmupStableDecay,
     warmup_steps,
 )
-from groundup.settings import Settings
+from groundup.settings import Settings, contradiction
 from groundup.train.settings import Guarding, SkipAndRollBack
 
 
@@ -176,14 +176,17 @@ class PretrainSettings(Settings):
     @model_validator(mode="after")
     def _batches_grow(self) -> "PretrainSettings":
         if self.batch_ramp is not None and self.batch_ramp.start_tokens >= self.batch_tokens:
-            raise ValueError(
+            raise contradiction(
                 f"batch_ramp.start_tokens = {self.batch_ramp.start_tokens:,} is not less than batch_tokens = "
-                f"{self.batch_tokens:,}, to which batches should grow: lower it, or leave batch_ramp out"
+                f"{self.batch_tokens:,}, to which batches should grow: lower it, or leave batch_ramp out",
+                "batch_ramp.start_tokens",
+                "batch_tokens",
             )
         if self.batch_ramp is not None and self.compile:
-            raise ValueError(
+            raise contradiction(
                 "compile = true, but with a batch_ramp batches have many sizes, and each would be compiled anew: set "
-                "pretrain.compile=false, or leave batch_ramp out"
+                "pretrain.compile=false, or leave batch_ramp out",
+                "compile",
             )
         return self
 
@@ -191,9 +194,10 @@ class PretrainSettings(Settings):
     def _warms_up_and_then_trains(self) -> "PretrainSettings":
         warmup = self.schedule.warmup_steps
         if warmup is not None and warmup >= self.steps:
-            raise ValueError(
+            raise contradiction(
                 f"schedule.warmup_steps = {warmup:,}, but there are only {self.steps:,} steps: the learning rate would "
-                f"never come down from its top; set pretrain.schedule.warmup_steps={self.steps // 10}, or leave it out"
+                f"never come down from its top; set pretrain.schedule.warmup_steps={self.steps // 10}, or leave it out",
+                "schedule.warmup_steps",
             )
         return self
 
@@ -202,9 +206,10 @@ class PretrainSettings(Settings):
         if isinstance(self.schedule, WarmupStableDecay):
             decay, rest = self.schedule.decay_steps or 0, self.steps - warmup_steps(self.schedule, self.steps)
             if decay > rest:
-                raise ValueError(
+                raise contradiction(
                     f"schedule.decay_steps = {decay:,}, but after the warm-up only {rest:,} steps are left: set "
-                    f"pretrain.schedule.decay_steps={self.steps // 5}, or leave it out"
+                    f"pretrain.schedule.decay_steps={self.steps // 5}, or leave it out",
+                    "schedule.decay_steps",
                 )
         return self
 
