@@ -31,7 +31,7 @@ def compile_blocks(model: Transformer) -> None:
     options: dict[str, Any] = {}
     if next(model.parameters()).device.type == "cpu":
         # Here, since it imports torch's compiler, which takes more than a second.
-        from groundup.model.graph_passes import BiasesApart, JoinedProducts
+        from groundup.model.kernels.graph_passes import BiasesApart, JoinedProducts
 
         options = {"pre_grad_custom_pass": JoinedProducts(), "post_grad_custom_post_pass": BiasesApart()}
     for block in model.blocks:

@@ -241,7 +241,7 @@ class Transformer(nn.Module):
         self._refuse_unfit(tokens, position)
         if position is None:
             position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
-        attend = Causal() if attend is None else attend
+        attend = Causal.of(tokens.shape[1], tokens.device) if attend is None else attend
         tap = no_tap if tap is None else tap
         x = tokens if self.embed is None else self._embedded(tokens)
         x, terms = self.position(x, position)

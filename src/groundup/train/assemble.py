@@ -14,10 +14,10 @@ import torch
 
 from groundup.batch import Batch
 from groundup.errors import SettingsError
-from groundup.model.attention import Flex
 from groundup.model.count import count
 from groundup.model.execution import compile_blocks, recompute_blocks
-from groundup.model.float8 import has_float8, use_float8
+from groundup.model.kernels.flex import Flex
+from groundup.model.kernels.float8 import has_float8, use_float8
 from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.averaging import RunningAverage

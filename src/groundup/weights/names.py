@@ -836,20 +836,24 @@ def _write_gemma2(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _stack_experts(config: ModelConfig, tensors: Tensors) -> Tensors:
+def _stack_experts(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
     """Mixtral keeps a matrix for each expert; ours lie in one tensor, expert after expert."""
     import torch  # only where there are tensors
 
+    stacked: dict[str, Tensor] = {}
     stacks: dict[str, dict[int, Tensor]] = {}
-    for name in [name for name in tensors if ".experts." in name]:
-        before, _, after = name.partition(".experts.")
-        number, _, part = after.partition(".")
-        stacks.setdefault(f"{before}.experts.{part}", {})[int(number)] = tensors.pop(name)
-    return tensors | {name: torch.stack([stack[n] for n in sorted(stack)]) for name, stack in stacks.items()}
+    for name, tensor in tensors.items():
+        before, dot, after = name.partition(".experts.")
+        if dot:
+            number, _, part = after.partition(".")
+            stacks.setdefault(f"{before}.experts.{part}", {})[int(number)] = tensor
+        else:
+            stacked[name] = tensor
+    return stacked | {name: torch.stack([stack[n] for n in sorted(stack)]) for name, stack in stacks.items()}
 
 
-def _take_experts_apart(config: ModelConfig, tensors: Tensors) -> Tensors:
-    apart: Tensors = {}
+def _take_experts_apart(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
+    apart: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         before, dot, part = name.partition(".experts.")
         apart |= {f"{before}{dot}{n}.{part}": expert for n, expert in enumerate(tensor)} if dot else {name: tensor}
