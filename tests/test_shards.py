@@ -104,7 +104,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an id too large": (
         lambda shards: _flip(shards / "train.npy", 128 + 2 * 3 + 1, 7),
-        r"train\.npy holds id 3[23],[0-9]+ at place 3; the vocabulary has 320 ids, 0 to 319",
+        r"train\.npy holds id 3[23],[0-9]+ at position 3; the vocabulary has 320 ids, 0 to 319",
     ),
 }
 
@@ -135,7 +135,7 @@ def test_the_first_wrong_id_is_found_in_any_block(tmp_path: Path, monkeypatch: p
         ids = np.zeros(25, np.uint16)
         ids[place:] = 7
         check_ids(tmp_path, ids, 8)
-        with pytest.raises(DamagedError, match=f"holds id 7 at place {place};"):
+        with pytest.raises(DamagedError, match=f"holds id 7 at position {place};"):
             check_ids(tmp_path, ids, 7)
 
 
