@@ -22,7 +22,7 @@ from groundup.errors import DamagedError, DataError, MissingError, SettingsError
 from groundup.evals.settings import EvalSettings
 from groundup.files import Progress, locate, naming_the_place, no_progress, write_json, write_text
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.pretrain.settings import MultiToken, PretrainSettings, may_change
+from groundup.pretrain.settings import MultiToken, PretrainSettings
 from groundup.settings import Origin, Settings, Table, differences, read_toml
 from groundup.tokenizer.settings import (
     N_BYTES,
@@ -36,7 +36,7 @@ from groundup.train.loggers import refuse_missing
 
 if TYPE_CHECKING:
     from groundup.pretrain.doctor.checks import Line
-    from groundup.pretrain.run import Places
+    from groundup.pretrain.paths import RunPaths
     from groundup.tokenizer.tokenizer import Tokenizer
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
@@ -238,7 +238,7 @@ def build(
     """
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     loaded, beside = load(recipe, overrides)
-    refuse_missing(loaded.pretrain.sinks)
+    refuse_missing(loaded.pretrain.loggers, loaded.pretrain.TABLE)
     directory = Path(run) if run is not None else Path("runs") / loaded.name
     if not directory.name:
         directory = directory.resolve()
@@ -618,7 +618,7 @@ def _explaining_memory(recipe: Recipe, run: Path) -> Iterator[None]:
 
 def _check_fits(recipe: Recipe, beside: Path, run: Path, say: Say, begun: bool = False) -> None:
     """A training that was `begun` has no more use for the model that it started with."""
-    from groundup.pretrain.run import check_fits
+    from groundup.pretrain.paths import check_fits
     from groundup.pretrain.start import check_start
     from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -791,12 +791,12 @@ def _make_model(job: Job) -> None:
     pretrain(job.recipe.model, job.recipe.pretrain, places, dict(job.inputs), job.progress, job.say, job.until)
 
 
-def _places(recipe: Recipe, beside: Path, run: Path) -> "Places":
-    from groundup.pretrain.run import Places
+def _places(recipe: Recipe, beside: Path, run: Path) -> "RunPaths":
+    from groundup.pretrain.paths import RunPaths
 
     start = recipe.pretrain.start
     found = None if start is None else locate(start, beside, "model")
-    return Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus", found)
+    return RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus", found)
 
 
 def _make_evals(job: Job) -> None:
@@ -839,7 +839,7 @@ STAGES = (
         _make_model,
         work="pretrain",
         shared=False,
-        may_change=may_change,
+        may_change=PretrainSettings.may_change,
     ),
     Stage(
         "eval",

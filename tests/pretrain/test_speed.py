@@ -14,12 +14,12 @@ from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Autocast, Bfloat16, Float32
 from groundup.pretrain import speed as speeds
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.setup import set_up, training_flops_per_token
 from groundup.pretrain.speed import matmul_peak, measure_speed, product_dtype, settle, time_steps
 from groundup.recipe import build
 from groundup.tools import bench as benching
 from groundup.tools.bench import bench
 from groundup.train import assemble as assembling
-from groundup.train.assemble import assemble, training_flops_per_token
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=1, n_heads=2)
@@ -58,10 +58,10 @@ def rows(clock: Clock | None = None, seconds: float = 0.0) -> Iterator[Batch]:
 
 def test_tokens_a_second_are_those_of_the_clock(clock: Clock) -> None:
     slow = rows(clock, 0.03)
-    taken, tokens = time_steps(assemble(CONFIG, SETTINGS, CPU), SETTINGS, slow, CPU, seconds=0.0, steps=6)
+    taken, tokens = time_steps(set_up(CONFIG, SETTINGS, CPU), SETTINGS, slow, CPU, seconds=0.0, steps=6)
     assert (len(taken), tokens) == (6, 64)
     assert taken == pytest.approx([0.03] * 6, abs=1e-4)
-    taken, _ = time_steps(assemble(CONFIG, SETTINGS, CPU), SETTINGS, rows(clock, 0.03), CPU, seconds=0.2)
+    taken, _ = time_steps(set_up(CONFIG, SETTINGS, CPU), SETTINGS, rows(clock, 0.03), CPU, seconds=0.2)
     assert len(taken) == 7  # 0.21 s
 
 
