@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from groundup.batch import Batch
+from groundup.building import build
 from groundup.errors import DivergedError
 from groundup.files import no_progress, read_lines
 from groundup.model.settings import ModelConfig
@@ -28,7 +29,7 @@ from groundup.pretrain import run as stage
 from groundup.pretrain.paths import RunPaths
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches
-from groundup.recipe import Recipe, build
+from groundup.recipe import Recipe
 from groundup.train import session
 
 MODEL = ModelConfig.from_table({"context_length": 64, "d_model": 48, "n_layers": 2, "n_heads": 4, "d_ff": 128})

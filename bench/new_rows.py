@@ -24,7 +24,7 @@ from groundup.model.transformer import Transformer
 from groundup.shards import stream_of
 from groundup.tokenizer import split
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights.extend import extend, over_the_vocabulary
+from groundup.weights.extend import extend, names_over_vocabulary
 
 SPECIAL = ("<|tool|>", "<|result|>")
 Start = Callable[[Tensor, list[int]], Tensor]
@@ -70,7 +70,7 @@ def main() -> None:
     as_written = measured(extended, before, held_out), measured(extended, after, held_out)
     print(f"{'as extend writes it':52} {as_written[0].bits_per_byte:.4f} {as_written[1].bits_per_byte:.4f}", end="  ")
     print(f"{as_written[1].tokens:,} tokens, {as_written[1].tokens / base.tokens - 1:+.1%}", flush=True)
-    names = over_the_vocabulary(extended.config)
+    names = names_over_vocabulary(extended.config)
     parameters = dict(extended.named_parameters())
     written = {name: parameters[name].detach().clone() for name in names}
     for embedding in STARTS:

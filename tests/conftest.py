@@ -18,9 +18,9 @@ import torch
 from hypothesis import HealthCheck
 from hypothesis import settings as drawing
 
+from groundup.building import build
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.recipe import build
 from groundup.tokenizer.tokenizer import Tokenizer
 
 torch.set_num_threads(1)  # small tensors; and test files run side by side

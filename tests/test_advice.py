@@ -375,15 +375,15 @@ def test_every_command_in_a_message_is_tried_here() -> None:
 
 
 TRIED = {
-    ("cli.py", "eval"),
-    ("cli.py", "new"),  # of its rule
-    ("cli.py", "tokenizer"),
+    ("cli/tokens.py", "new"),  # of its rule
     ("evals/tokenizers.py", "tokens"),
-    ("model_files.py", "build"),
+    ("weights/files.py", "build"),
     ("pretrain/run.py", "doctor"),
     ("pretrain/settings.py", "new"),
     ("pretrain/start.py", "new"),
-    ("propose.py", "pretrain"),
+    ("tools/evaluate.py", "eval"),
+    ("tools/new.py", "pretrain"),
+    ("tools/tokens.py", "tokenizer"),
     ("recipe.py", "build"),
     ("report/compare.py", "compare"),
     ("report/facts.py", "build"),

@@ -29,10 +29,11 @@ from typer.testing import CliRunner
 
 import groundup
 from groundup import errors
+from groundup.building import build
 from groundup.cli.app import app
 from groundup.errors import SettingsError
 from groundup.evals.heldout import TASKS
-from groundup.recipe import Recipe, build
+from groundup.recipe import Recipe
 from groundup.settings import read_toml
 
 ROOT = Path(__file__).parents[1]

@@ -142,7 +142,8 @@ def test_a_shared_artifact_is_the_same_artifact(tmp_path: Path) -> None:
 def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
     with lock(tmp_path):
         code = (
-            "import sys\nfrom pathlib import Path\nfrom groundup.artifacts import lock\nwith lock(Path(sys.argv[1])): pass"
+            "import sys\nfrom pathlib import Path\nfrom groundup.artifacts import lock\n"
+            "with lock(Path(sys.argv[1])): pass"
         )
         second = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
         assert lock_note(tmp_path)[1]

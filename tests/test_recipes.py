@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from groundup.building import build
 from groundup.model.presets import PRESETS
 from groundup.model.settings import ModelConfig
-from groundup.recipe import Recipe, build
+from groundup.recipe import Recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 REDUCED = [

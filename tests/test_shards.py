@@ -177,7 +177,9 @@ def test_optimised_python_packs_the_same_shards(packed: Path, tokenizer: Tokeniz
     """Nothing that has to be done stands in an assert, which `python -O` leaves out."""
     tokenizer.save(tmp_path / "tokenizer.json")
     code = (
-        "import sys; from pathlib import Path; from groundup.artifacts import making; from groundup.shards import pack\n"
+        "import sys; from pathlib import Path\n"
+        "from groundup.artifacts import making\n"
+        "from groundup.shards import pack\n"
         "from groundup.tokenizer.tokenizer import Tokenizer\n"
         "home = Path(sys.argv[1])\n"
         "with making(home / 'again', 'shards', {}, {}) as draft:\n"

@@ -7,10 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from groundup.building import build as build
     from groundup.generation.text import generate as generate
     from groundup.model.settings import ModelConfig as ModelConfig
     from groundup.model.transformer import Transformer as Transformer
-    from groundup.recipe import build as build
     from groundup.tokenizer.tokenizer import Tokenizer as Tokenizer
     from groundup.weights.load import load as load
 
@@ -18,7 +18,7 @@ _HOME = {
     "ModelConfig": "groundup.model.settings",
     "Tokenizer": "groundup.tokenizer.tokenizer",
     "Transformer": "groundup.model.transformer",
-    "build": "groundup.recipe",
+    "build": "groundup.building",
     "generate": "groundup.generation.text",
     "load": "groundup.weights.load",
 }

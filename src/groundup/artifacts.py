@@ -36,6 +36,8 @@ from groundup.files import (
 )
 
 FORMAT = 1
+COMMANDS = {"corpus": "corpus", "tokenizer": "tokenizer", "shards": "pack", "model": "pretrain", "evals": "eval"}
+"""The stages of a run in their order, each by the name of its directory, which is also its kind → its command."""
 UNSEALED = {"code", "torch", "python", "machine", "command", "seconds", "at"}
 """What `made` of a manifest had before manifests were sealed."""
 

@@ -260,7 +260,9 @@ def _first_sentence(text: str) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A default as one would write it."""
+    """A value as one would write it in TOML; `not set` for None."""
+    if value is None:
+        return "not set"
     if isinstance(value, tuple):
         value = [item.table() if isinstance(item, Settings) else item for item in value]
     return json.dumps(value, ensure_ascii=False)

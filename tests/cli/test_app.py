@@ -19,7 +19,8 @@ import pytest
 import typer
 
 from groundup import __main__ as entrance
-from groundup.cli.app import TABLES, app, main
+from groundup.cli.app import app, main
+from groundup.cli.stages import TABLES
 from groundup.recipe import Recipe
 from groundup.settings import describe, describe_table
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -150,7 +151,7 @@ def test_a_build_tells_stages_quality_samples_and_what_to_try(built: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["generate", "runs/tiny", "-", "--max-tokens", 12, "--seed", 3], 0),
+        (["generate", "runs/tiny", "-", "max_tokens=12", "seed=3"], 0),
         (["build", "tiny.toml", "pretrain.stepz=3"], 2),
         (["tokens", "show", "runs/tiny", "--file", "gone.txt"], 3),
     ],
@@ -176,17 +177,17 @@ def test_eval_on_the_recipe_and_on_any_file(built: Path) -> None:
 
 
 def test_generate_continues_prompts_from_argument_and_pipe(built: Path) -> None:
-    options = ["--max-tokens", 12, "--seed", 3]
+    options = ["max_tokens=12", "seed=3"]
     argument = run("generate", "runs/tiny", "Tale 3", *options, cwd=built)
     piped = run("generate", "runs/tiny", "-", *options, cwd=built, stdin="Tale 3\n")
     assert argument.stdout == piped.stdout
     assert argument.stdout.startswith("Tale 3")
-    stopped = run("generate", "runs/tiny", "Tale 3", *options, "--stop", " ", cwd=built)
+    stopped = run("generate", "runs/tiny", "Tale 3", *options, 'stop=" "', cwd=built)
     assert len(stopped.stdout) <= len(argument.stdout)
 
 
 def test_several_samples_have_seeds_of_their_own_and_json_says_the_same(built: Path) -> None:
-    options = ["Tale 3", "--max-tokens", 12, "--seed", 3]
+    options = ["Tale 3", "max_tokens=12", "seed=3"]
     plain = run("generate", "runs/tiny", *options, "--samples", 2, cwd=built).stdout
     lines = run("generate", "runs/tiny", *options, "--samples", 2, "--json", "--probabilities", cwd=built).stdout
     told = [json.loads(line) for line in lines.splitlines()]
@@ -202,7 +203,7 @@ def test_several_samples_have_seeds_of_their_own_and_json_says_the_same(built: P
 
 
 def test_a_conversation_through_a_pipe_is_plain(built: Path) -> None:
-    done = run("chat", "runs/tiny", "--max-tokens", 5, cwd=built, stdin="Tale 3\n/text\n")
+    done = run("chat", "runs/tiny", "max_tokens=5", cwd=built, stdin="Tale 3\n/text\n")
     reply, text = done.stdout.split("\n")[:2]
     assert text == f"Tale 3{reply}"
     assert done.stderr == ""
@@ -367,7 +368,7 @@ def test_an_extended_model_generates_is_scored_and_tells_where_it_comes_from(bui
     digest = json.loads(run("inspect", "runs/tiny/model", "--json", cwd=built).stdout)["facts"]["digest"]
     told = run("inspect", "models/more", cwd=built).stdout
     assert f'from the model {digest[:12]}, by " golden apple", " fox went", "<|tool|>"; not trained since' in told
-    assert run("generate", "models/more", "the golden apple", "--max-tokens", 5, cwd=built).returncode == 0
+    assert run("generate", "models/more", "the golden apple", "max_tokens=5", cwd=built).returncode == 0
     assert "bits per byte" in run("eval", "models/more", "tales/00.txt", cwd=built).stdout
     again = run(*arguments, cwd=built)
     assert again.returncode == 2
@@ -427,13 +428,14 @@ def test_the_shell_completes_commands_and_options(built: Path) -> None:
         return done.stdout.split()
 
     assert completed("groundup ge") == ["generate"]
-    assert "--temperature" in completed("groundup chat --te")
+    assert completed("groundup chat runs/tiny te") == ["temperature="]
+    assert "--device" in completed("groundup chat --de")
     assert "smollm2-135m" in completed("groundup new x --preset smol")
 
 
 def test_a_closed_pipe_is_no_error(built: Path) -> None:
     done = subprocess.run(
-        f"{sys.executable} -m groundup generate runs/tiny --max-tokens 400 | head -c 5", shell=True, cwd=built,
+        f"{sys.executable} -m groundup generate runs/tiny max_tokens=400 | head -c 5", shell=True, cwd=built,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stderr == ""
@@ -478,7 +480,13 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["chat", "nothing"], 3, "no model at nothing"),
     (["generate", "runs/tiny", "--samples", "0"], 2, "samples"),
     (["generate", "nothing"], 3, "no model at nothing"),
-    (["generate", "runs/tiny", "--temperature", "-1"], 2, "temperature is -1"),
+    (["generate", "runs/tiny", "temperature=-1"], 2, "temperature is -1"),
+    (["generate", "runs/tiny", "temprature=1"], 2, "unknown setting temprature; did you mean temperature?"),
+    (["generate", "runs/tiny", "--max-tokens", "5"], 2, "no option --max-tokens: write max_tokens=VALUE"),
+    (["chat", "runs/tiny", "--top-k=5"], 2, "no option --top-k: write top_k=5"),
+    (["generate", "runs/tiny", "--loud"], 2, "no option --loud"),
+    (["generate", "runs/tiny", "the", "king"], 2, "two prompts are given, 'the' and 'king': put one in quotes"),
+    (["chat", "runs/tiny", "hello"], 2, "'hello' is not of the form key=value"),
     (["generate", "runs/tiny", "--device", "toaster"], 2, "device 'toaster'"),
     (["build", "tiny.toml", "pretrain.device=toaster", "--run", "x6"], 2, "device 'toaster'"),
     (["generate", "weights.pt"], 3, "is a pickle"),
@@ -498,7 +506,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["build", "tiny.toml", f"name={'x' * 300}"], 2, "at most 100 characters"),
     (["build", "tiny.toml", "--run", "x" * 300], 2, "cannot be made: File name too long"),
     (["generate", "runs/tiny", "--device", "meta"], 2, "device 'meta'"),
-    (["generate", "runs/tiny", "--seed", str(1 << 64)], 2, "seed is"),
+    (["generate", "runs/tiny", f"seed={1 << 64}"], 2, "seed is"),
     (["eval", "damaged"], 3, "is damaged"),
     (["build", "tiny"], 3, "no recipe file tiny; did you mean tiny.toml?"),
     (

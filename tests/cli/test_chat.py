@@ -22,7 +22,7 @@ from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.chat import CONTINUES_TEXT, layout_of
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights.load import save
+from groundup.weights.write import save
 
 
 @pytest.fixture
@@ -62,10 +62,10 @@ def test_commands_are_obeyed_and_mistakes_are_answered(
 ) -> None:
     lines = [
         "the king",
-        "/set top_k 3",
-        "/set top_k none",
-        "/set temprature 1",
-        "/set temperature -1",
+        "/set top_k=3",
+        "/set top_k=none",
+        "/set temprature=1",
+        "/set temperature=-1",
         "/set seed",
         "/text",
     ]
@@ -76,7 +76,7 @@ def test_commands_are_obeyed_and_mistakes_are_answered(
         "(top_k = None)",
         "unknown setting temprature; did you mean temperature?",
         "temperature is -1",
-        "/set takes a name and a value",
+        "/set takes KEY=VALUE",
         "the king",
         "no command '/nonsense'; known here: /again",
         "/again               take back",
@@ -116,7 +116,7 @@ def test_in_a_real_terminal_it_says_what_it_is_and_survives_ctrl_c(conversation:
     model = conversation.model
     save(tmp_path, model.config, dict(model.named_parameters()), conversation.tokenizer)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "groundup", "chat", str(tmp_path), "--max-tokens", "100000"]
+    command = [sys.executable, "-m", "groundup", "chat", str(tmp_path), "max_tokens=100000"]
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),

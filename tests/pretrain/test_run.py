@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from groundup.batch import Batch
+from groundup.building import Built, build
 from groundup.errors import ResourceError, SavedAndStopped, SettingsError
 from groundup.pretrain import run as pretrain_run
-from groundup.recipe import Built, build
 from groundup.train import checkpoint, loader
 
 RARELY = ["pretrain.checkpoint_every=15", "pretrain.validate_every=10", "pretrain.sample_every=20"]

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from groundup.batch import Batch
+from groundup.building import build
 from groundup.errors import SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Autocast, Bfloat16, Float32
+from groundup.pretrain import setup
 from groundup.pretrain import speed as speeds
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import set_up, training_flops_per_token
 from groundup.pretrain.speed import matmul_peak, measure_speed, product_dtype, settle, time_steps
-from groundup.recipe import build
 from groundup.tools import bench as benching
 from groundup.tools.bench import bench
-from groundup.train import assemble as assembling
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=1, n_heads=2)
@@ -67,7 +67,7 @@ def test_tokens_a_second_are_those_of_the_clock(clock: Clock) -> None:
 
 def test_each_part_of_a_step_is_where_its_time_goes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slowed down one after the other. Two micro-batches, so forward comes twice."""
-    real = assembling.make_loss
+    real = setup.make_loss
 
     def slow(*given):  # type: ignore[no-untyped-def]
         loss = real(*given)
@@ -83,7 +83,7 @@ def test_each_part_of_a_step_is_where_its_time_goes(clock: Clock, monkeypatch: p
     assert list(data) == list(nothing)
     assert all(seconds > 0 for seconds in data.values())
     assert data == pytest.approx(nothing | {"data": 0.1}, abs=1e-4)
-    monkeypatch.setattr(assembling, "make_loss", slow)
+    monkeypatch.setattr(setup, "make_loss", slow)
     forward = measure_speed(CONFIG, SETTINGS, rows(), CPU, steps=3).parts
     assert forward == pytest.approx(nothing | {"forward": 0.1}, abs=1e-4)
 

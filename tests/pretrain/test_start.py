@@ -15,12 +15,13 @@ from torch.nn.functional import cross_entropy
 
 import groundup
 from groundup.artifacts import read_manifest
+from groundup.building import Built, build, examine
 from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
 from groundup.plan.hardware import Machine
 from groundup.pretrain.doctor import checks
 from groundup.pretrain.doctor import run as doctor
 from groundup.pretrain.doctor.checks import Line, check_trained_range
-from groundup.recipe import Built, Recipe, build, examine
+from groundup.recipe import Recipe
 from groundup.shards import open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.new import propose, read_start, to_toml
@@ -284,7 +285,8 @@ def test_interrupted_it_goes_on_from_its_checkpoint_and_reads_the_start_no_more(
         patch.setattr(log.RunLog, "event", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             go_on(made, start, "cut", tokenizer=start / "model")
-    monkeypatch.setattr("groundup.weights.load.load", None)
+    for name in ("pretrain.start.load", "pretrain.start.load_model", "evals.run.load"):
+        monkeypatch.setattr(f"groundup.{name}", None)
     with pytest.raises(TypeError):  # only the evaluation after it loads a model: the one just trained
         go_on(made, start, "cut", tokenizer=start / "model")
     assert losses(made / "runs" / "cut") == losses(whole)

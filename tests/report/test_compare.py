@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from groundup.building import build
 from groundup.errors import DataError, SettingsError
 from groundup.evals.score import score
-from groundup.recipe import build
 from groundup.report import compare as comparing
 from groundup.report import facts
 from groundup.report.compare import compare, default_page, read_all, rows, verdicts, write_page

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.report import curves
-from groundup.report.curves import SPEED, Curves, Events, Health, Tail, parse, parse_by_line
+from groundup.report.curves import SPEED, Curves, EventLog, HealthMaps, Tail
 
 
 def line(step: int, **values: Any) -> dict[str, Any]:
@@ -24,69 +24,64 @@ def write(path: Path, lines: list[dict[str, Any]], mode: str = "w") -> None:
         stream.writelines(json.dumps(each) + "\n" for each in lines)
 
 
-def whole(path: Path, **options: Any) -> Curves:
-    found = Curves(path, **options)
-    while found.read():
+def read_all(path: Path) -> Curves:
+    curves = Curves(path)
+    while curves.read():
         pass
-    return found
+    return curves
 
 
-def seen(found: Curves, axis: Any = "step", low: float | None = None, high: float | None = None, width: int = 4000,
+def between(curves: Curves, axis: Any = "step", low: float | None = None, high: float | None = None, width: int = 4000,
          logarithmic: bool = False) -> dict[str, Any]:  # fmt: skip
-    return found.between(axis, low, high, width, logarithmic)
+    return curves.between(axis, low, high, width, logarithmic)
 
 
 def test_a_short_run_is_drawn_point_by_point(tmp_path: Path) -> None:
     lines = [line(step, loss=3 / step) for step in range(1, 51)]
     lines.insert(20, {"step": 20, "validation_bits_per_byte": 1.5, "tokens": 20 * 64})
     write(tmp_path / "m", lines)
-    found = seen(whole(tmp_path / "m"))
+    found = between(read_all(tmp_path / "m"))
     assert found["loss"]["x"] == list(range(1, 51))
     assert found["loss"]["mean"] == pytest.approx([3 / step for step in range(1, 51)], rel=1e-5)
     assert found["validation_bits_per_byte"] == {"x": [20], "mean": [1.5]}
     assert set(found[SPEED]["mean"]) == {128}
-    assert seen(whole(tmp_path / "m"), "seconds")["validation_bits_per_byte"]["x"] == [10]  # of the step before it
-    assert seen(whole(tmp_path / "m"), "flops", low=4e12, high=5e12)["loss"]["x"] == [3e12, 4e12, 5e12, 6e12]
+    assert between(read_all(tmp_path / "m"), "seconds")["validation_bits_per_byte"]["x"] == [
+        10
+    ]  # of the step before it
+    assert between(read_all(tmp_path / "m"), "flops", low=4e12, high=5e12)["loss"]["x"] == [3e12, 4e12, 5e12, 6e12]
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 1000), st.integers(8, 40), st.integers(1, 300))
-def test_merged_rows_have_the_least_the_greatest_and_the_mean_of_their_lines(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, max_rows: int, n_lines: int
+@given(st.integers(0, 1000), st.integers(10, 40), st.integers(1, 300))
+def test_a_point_has_the_least_the_greatest_and_the_mean_of_its_lines(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, width: int, n_lines: int
 ) -> None:
     path, chance = tmp_path_factory.mktemp("curves") / "m", random.Random(seed)
     loss = [chance.gauss(0, 1) for _ in range(n_lines)]
-    found, at = Curves(path, max_rows), 0
-    while at < n_lines:  # arriving in pieces of any size
-        piece = chance.randint(1, 90)
-        write(path, [line(i + 1, loss=loss[i]) for i in range(at, min(at + piece, n_lines))], "a")
-        at += piece
-        while found.read():
+    curves, at = Curves(path), 0
+    while at < n_lines:  # arriving in parts of any size
+        part = chance.randint(1, 90)
+        write(path, [line(i + 1, loss=loss[i]) for i in range(at, min(at + part, n_lines))], "a")
+        at += part
+        while curves.read():
             pass
-    assert found.lines == n_lines
-    assert found.used <= max_rows
-    each = found.lines_per_row
-    groups = [np.float64(loss[i : i + each]) for i in range(0, n_lines, each)]
-    rows = found._rows[slice(0, found.used)]
-    assert rows.low[0] == pytest.approx([group.min() for group in groups], rel=1e-6)
-    assert rows.high[0] == pytest.approx([group.max() for group in groups], rel=1e-6)
-    assert rows.total[0] / rows.count[0] == pytest.approx([group.mean() for group in groups], abs=1e-9)
-    drawn = seen(found, width=10)["loss"]
-    assert len(drawn["x"]) <= 10
-    assert min(drawn.get("low", drawn["mean"])) == pytest.approx(min(loss), rel=1e-5)
-    assert max(drawn.get("high", drawn["mean"])) == pytest.approx(max(loss), rel=1e-5)
+    assert curves.lines == n_lines
+    groups: dict[int, list[float]] = {}
+    for i, value in enumerate(loss):
+        groups.setdefault(i if n_lines <= width else min(i * width // (n_lines - 1), width - 1), []).append(value)
+    drawn = between(curves, width=width)["loss"]
+    assert drawn["mean"] == pytest.approx([sum(group) / len(group) for group in groups.values()], rel=1e-4, abs=1e-6)
+    assert drawn.get("low", drawn["mean"]) == pytest.approx([min(group) for group in groups.values()], rel=1e-5)
+    assert drawn.get("high", drawn["mean"]) == pytest.approx([max(group) for group in groups.values()], rel=1e-5)
 
 
-def test_what_is_looked_at_closely_is_read_again_line_by_line(tmp_path: Path) -> None:
-    lines = [line(step, loss=math.sin(step), seconds=step) for step in range(1, 5001)]
-    write(tmp_path / "m", lines)
-    found = whole(tmp_path / "m", max_rows=100)
-    assert found.lines_per_row == 64
-    near = seen(found, low=3000, high=3010)["loss"]
-    assert {3000, 3005, 3010} <= set(near["x"])
+def test_what_is_looked_at_closely_is_drawn_line_by_line(tmp_path: Path) -> None:
+    write(tmp_path / "m", [line(step, loss=math.sin(step), seconds=step) for step in range(1, 5001)])
+    curves = read_all(tmp_path / "m")
+    near = between(curves, low=3000, high=3010, width=100)["loss"]
+    assert near["x"] == list(range(2999, 3012))
     assert near["mean"] == pytest.approx([math.sin(step) for step in near["x"]], rel=1e-5)
-    speeds = seen(found, low=3000, high=3010)[SPEED]["mean"]
-    assert set(speeds) == {64}
+    assert set(between(curves, low=3000, high=3010)[SPEED]["mean"]) == {64}
 
 
 values = st.one_of(
@@ -95,28 +90,22 @@ values = st.one_of(
 
 
 @settings(max_examples=40)
-@given(st.lists(st.dictionaries(st.sampled_from(["step", "loss", "sample", "x"]), values), min_size=1, max_size=6))
-def test_arrow_reads_what_the_plain_reader_reads(lines: list[dict[str, Any]]) -> None:
-    lines = lines * 101  # short texts are not given to Arrow
-    text = "".join(json.dumps(each) + "\n" for each in lines).encode()
-    fast = parse(text)
-    plain = parse_by_line(text, fast.starts)
-    for name in fast.values.keys() | plain.values.keys():
-        nothing = np.full(len(lines), math.nan)
-        assert np.array_equal(fast.values.get(name, nothing), plain.values.get(name, nothing), equal_nan=True)
-    assert fast.samples == plain.samples
-    assert {name: list(where) for name, where in fast.broken.items()} == {
-        name: list(where) for name, where in plain.broken.items()
-    }
-
-
-def test_arrow_reads_the_lines_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curves, "parse_by_line", lambda text, starts: pytest.fail("read line by line"))
-    lines = [line(step, loss=1 / step, flops=10**30 * step) for step in range(1, 200)]
-    lines.append({"step": 200, "sample": "Once"})
-    found = parse("".join(json.dumps(each) + "\n" for each in lines).encode())
-    assert found.values["flops"][9] == 1e31
-    assert found.samples == [(199, "Once")]
+@given(st.lists(st.dictionaries(st.sampled_from(["loss", "sample", "x"]), values), min_size=1, max_size=40))
+def test_a_number_is_a_point_null_is_a_gap_and_other_values_are_nothing(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any]]
+) -> None:
+    path = tmp_path_factory.mktemp("curves") / "m"
+    write(path, [{**values, "step": step} for step, values in enumerate(lines)])
+    drawn = between(read_all(path))
+    for name in ("loss", "x"):
+        expected = {}
+        for step, values in enumerate(lines):
+            value = values.get(name, "")
+            if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+                usable = value is not None and abs(value) < 3.4e38  # float32
+                expected[step] = pytest.approx(value, rel=1e-5, abs=1e-40) if usable else None
+        assert drawn.get(name, {"x": []})["x"] == list(expected)
+        assert drawn.get(name, {"mean": []})["mean"] == list(expected.values())
 
 
 def test_nan_and_null_are_gaps_and_what_is_no_line_says_nothing(tmp_path: Path) -> None:
@@ -126,7 +115,7 @@ def test_nan_and_null_are_gaps_and_what_is_no_line_says_nothing(tmp_path: Path) 
         '{"step": 8, "loss"'
     )
     (tmp_path / "m").write_text(text, encoding="latin-1")
-    found = seen(whole(tmp_path / "m"))
+    found = between(read_all(tmp_path / "m"))
     assert found["loss"] == {"x": [1, 2, 3, 4, 5, 7], "mean": [2.0, None, None, None, None, 1.0]}
     json.dumps(found, allow_nan=False)
 
@@ -134,20 +123,20 @@ def test_nan_and_null_are_gaps_and_what_is_no_line_says_nothing(tmp_path: Path) 
 def test_a_line_that_is_being_written_is_read_when_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    found = whole(path)
-    assert seen(found)["loss"]["x"] == [1]
+    found = read_all(path)
+    assert between(found)["loss"]["x"] == [1]
     with open(path, "a") as stream:
         stream.write('ss": 3.0}\n')
     while found.read():
         pass
-    assert seen(found)["loss"]["mean"] == [2.0, 3.0]
+    assert between(found)["loss"]["mean"] == [2.0, 3.0]
 
 
 @pytest.mark.parametrize("how", ["renamed", "rewritten", "emptied"])
 def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path, how: str) -> None:
     path = tmp_path / "m"
     write(path, [line(step, loss=float(step)) for step in range(1, 101)])
-    found = whole(path)
+    found = read_all(path)
     cut = [line(step, loss=float(step)) for step in range(1, 41)]
     new = [line(step, loss=-1.0) for step in range(41, 41 if how == "emptied" else 200)]
     if how == "renamed":  # as RunLog.cut_after does, and it is longer already when it is looked at again
@@ -158,21 +147,21 @@ def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path, how: str) -> None
     while found.read():
         pass
     assert found.generation == 1
-    assert seen(found)["loss"]["x"][-1] == (40 if how == "emptied" else 199)
+    assert between(found)["loss"]["x"][-1] == (40 if how == "emptied" else 199)
     assert found.lines == len(cut + new)
 
 
 def test_what_was_read_of_a_deleted_run_stays(tmp_path: Path) -> None:
     write(tmp_path / "m", [line(1), line(2)])
-    found = whole(tmp_path / "m", max_rows=1)
+    found = read_all(tmp_path / "m")
     (tmp_path / "m").unlink()
     assert not found.read()
-    assert seen(found)["loss"]["mean"] == [1.0]
+    assert between(found)["loss"]["mean"] == [1.0, 1.0]
 
 
-def test_memory_is_bounded_by_rows_and_names(tmp_path: Path) -> None:
+def test_memory_is_bounded_by_names_and_samples(tmp_path: Path) -> None:
     write(tmp_path / "m", [{f"metric {i}": 1.0 for i in range(500)}, {"sample": "x" * 10**4, "step": 1}] * 210)
-    found = whole(tmp_path / "m")
+    found = read_all(tmp_path / "m")
     assert len(found.metrics) == curves.MAX_METRICS
     assert len(found.samples) == curves.MAX_SAMPLES
     assert all(len(sample["text"]) <= curves.MAX_TEXT + 1 for sample in found.samples)
@@ -190,38 +179,38 @@ def test_a_line_without_end_is_passed_over(tmp_path: Path) -> None:
 def test_speed_is_never_negative_whatever_the_clock_does(tmp_path: Path) -> None:
     seconds = [1.0, 2.0, 1.0, 1.0, 3600.0, 3601.0]
     write(tmp_path / "m", [line(step, seconds=at) for step, at in enumerate(seconds, start=1)])
-    speeds = seen(whole(tmp_path / "m"))[SPEED]
+    speeds = between(read_all(tmp_path / "m"))[SPEED]
     assert all(speed > 0 for speed in speeds["mean"])
     assert len(speeds["mean"]) == 3
 
 
 def test_on_a_logarithmic_axis_points_are_spread_evenly(tmp_path: Path) -> None:
     write(tmp_path / "m", [line(step) for step in range(10_001)])
-    x = seen(whole(tmp_path / "m"), width=40, logarithmic=True)["loss"]["x"]
+    x = between(read_all(tmp_path / "m"), width=40, logarithmic=True)["loss"]["x"]
     assert x[0] > 0
     assert len(x) <= 40
     assert sum(at <= 100 for at in x) == pytest.approx(len(x) / 2, abs=5)
 
 
-def test_steps_have_places_on_every_axis(tmp_path: Path) -> None:
+def test_steps_have_positions_on_every_axis(tmp_path: Path) -> None:
     write(tmp_path / "m", [line(step) for step in range(10, 21)])
-    assert whole(tmp_path / "m").places("seconds", [10, 15, 20, 99, 1]) == [5.0, 7.5, 10.0, None, None]
-    assert Curves(tmp_path / "nothing").places("step", [1]) == [None]
+    assert read_all(tmp_path / "m").interpolated("seconds", [10, 15, 20, 99, 1]) == [5.0, 7.5, 10.0, None, None]
+    assert Curves(tmp_path / "nothing").interpolated("step", [1]) == [None]
 
 
 def test_events_are_plain_and_the_latest(tmp_path: Path) -> None:
     write(tmp_path / "e", [{"event": "saved", "step": n, "rows": [1, 2], "z": math.nan} for n in range(1200)])
-    found = Events(tmp_path / "e")
+    found = EventLog(tmp_path / "e")
     found.read()
     assert len(found.events) == curves.MAX_EVENTS
-    assert found.events[-1] == {"event": "saved", "step": 1199, "rows": "[1, 2]", "z": "nan"}
+    assert found.events[-1] == {"event": "saved", "step": 1199, "rows": "[1, 2]", "z": None}
     json.dumps(found.events, allow_nan=False)
 
 
 def test_every_number_of_a_layer_is_a_map_thinned_when_there_are_many(tmp_path: Path) -> None:
     lines = [{"step": n, "layers": [{"norm": n, "name": "x"}, {"norm": math.nan, "dead": 0.5}]} for n in range(2000)]
     write(tmp_path / "h", [{"step": "x"}, {"layers": 3}, *lines])
-    found = Health(tmp_path / "h")
+    found = HealthMaps(tmp_path / "h")
     found.read()
     assert set(found.maps) == {"norm", "dead"}
     assert len(found.steps) <= curves.MAX_MEASUREMENTS

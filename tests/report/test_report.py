@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from groundup.artifacts import making, read_manifest
+from groundup.building import build
 from groundup.errors import DamagedError, DataError
 from groundup.pages.assets import bundle
-from groundup.recipe import build
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth, ticks
 from groundup.report.run import SCRIPTS, by_heart, is_up_to_date, write_report

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from groundup.building import build
 from groundup.errors import SettingsError
-from groundup.recipe import build
 from groundup.report.tokens import (
     DRAWN_BYTES,
     TOKENS_ON_PAGE,

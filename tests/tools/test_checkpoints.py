@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from groundup.artifacts import read_manifest, verify
+from groundup.building import build
 from groundup.cli.app import app
 from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.evals.score import score
 from groundup.generation.text import generate
-from groundup.recipe import build
 from groundup.shards import open_split
 from groundup.tools import checkpoints
 from groundup.train import checkpoint

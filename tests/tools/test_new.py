@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.artifacts import read_manifest
+from groundup.building import build
 from groundup.corpus.settings import CorpusSettings
 from groundup.errors import DataError, ResourceError, SettingsError
 from groundup.model.presets import PRESETS
 from groundup.plan.hardware import Machine, this_machine
-from groundup.recipe import Recipe, build
+from groundup.recipe import Recipe
 from groundup.tools.new import BYTES_PER_PARAMETER, PARAMETERS_PER_TOKEN, Proposal, propose, to_toml
 from groundup.tools.survey import Survey, survey
 

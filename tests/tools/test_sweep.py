@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from groundup.artifacts import read_manifest
+from groundup.building import build
 from groundup.errors import DivergedError, SavedAndStopped, SettingsError
 from groundup.pretrain import run as pretrain_run
-from groundup.recipe import build
 from groundup.tools import sweep as sweeping
 from groundup.tools.sweep import sweep
 from groundup.train import log

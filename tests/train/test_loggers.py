@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from groundup.building import build
 from groundup.errors import SettingsError
 from groundup.pretrain.settings import PretrainSettings
-from groundup.recipe import build
 from groundup.train import loggers
 from groundup.train.loggers import Loggers, refuse_missing
 from groundup.train.settings import MLflow, TensorBoard, Trackio, WeightsAndBiases

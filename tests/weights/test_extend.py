@@ -20,8 +20,9 @@ from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights import load as pretrained
 from groundup.weights.extend import Extended, extend, read_tokens
+from groundup.weights.load import read_weights
+from groundup.weights.write import save as save_model
 
 WORDS = "the king and the little fox went over the hill to find a golden apple for the old queen who sat by the well"
 LEARNED = Tokenizer.learn([WORDS], vocab_size=320)
@@ -62,7 +63,7 @@ def save(tmp_path: Path, config: ModelConfig) -> Saved:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         with making(tmp_path / "model", "model", {}, {}) as draft:
-            pretrained.save(draft.path, model.config, dict(model.named_parameters()), tokenizer)
+            save_model(draft.path, model.config, dict(model.named_parameters()), tokenizer)
             draft.statistics |= {"steps": 7, "tokens": 77}
         return tmp_path / "model"
 
@@ -217,8 +218,8 @@ def test_rows_that_a_published_model_has_to_spare_are_taken_first(tmp_path: Path
         old, new, model = before_and_after(source, 50257)
         assert_close(new[..., :50257], old[..., :50257], atol=1e-5, rtol=1e-5)
         (_, stored), (_, before) = (
-            pretrained.read_weights(source.with_name("extended")),
-            pretrained.read_weights(source),
+            read_weights(source.with_name("extended")),
+            read_weights(source),
         )
         assert stored["embed.weight"].dtype == torch.bfloat16
         kept = [i for i in range(rows) if not 50257 <= i < 50260]
@@ -267,7 +268,7 @@ def test_nothing_is_written_where_something_cannot_be_done(save: Saved, tmp_path
         extend(source, out, ["the"])
     with pytest.raises(SettingsError, match="model exists and is left as it is"):
         extend(source, source, ["foxes"])
-    with pytest.raises(DataError, match="a model of llama2.c, which comes without a tokenizer"):
+    with pytest.raises(DataError, match="a model of llama2.c, whose tokenizer cannot be read"):
         extend(shared / "data" / "weights" / "stories260K" / "stories260K.bin", out, ["foxes"])
     with pytest.raises(DataError, match="no model at"):
         extend(tmp_path / "nothing", out, ["foxes"])

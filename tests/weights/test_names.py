@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import groundup
-from groundup.errors import DataError
+from groundup.errors import DataError, SettingsError
 from groundup.generation.cache import ContiguousCache
+from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.weights.names import ARCHITECTURES, read_config
+from groundup.weights.names import ARCHITECTURES, from_published, read_config, to_published, write_config
+from groundup.weights.write import save_published
 
 FLOAT32 = 1e-4  # the tolerance the project promises
 LENGTH = 23
@@ -191,6 +193,53 @@ def test_logits_equal_hugging_faces(tmp_path: Path, kind: str, changes: dict[str
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
+@pytest.mark.parametrize(("kind", "changes"), ALL)
+def test_what_is_written_as_published_comes_back_and_gives_the_same_logits(
+    tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    """Read here, our weights bit for bit and our config; read by Hugging Face, our logits."""
+    theirs = transformers.AutoConfig.for_model(kind, **copy.deepcopy({**BASE[kind], **changes})).to_dict()
+    config = read_config({**theirs, "model_type": kind})
+    torch.manual_seed(0)
+    ours = Transformer(config).eval()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter).clamp(-4, 4) * 0.1)
+    weights = {name: parameter.detach() for name, parameter in ours.named_parameters()}
+    back = from_published(kind, config, to_published(kind, config, weights))
+    assert back.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(back[name], weight), name
+    save_published(tmp_path, kind, config, weights)
+    again, _ = groundup.load(tmp_path, device="cpu")
+    assert write_config(kind, again.config) == write_config(kind, config)
+    tokens = torch.randint(0, 90, (2, LENGTH))
+    published = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.no_grad():
+        assert torch.equal(again(tokens), ours(tokens))
+        assert_close(ours(tokens), published.eval()(tokens).logits, atol=FLOAT32, rtol=0)
+
+
+UNWRITABLE: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"position": {"kind": "alibi"}}, "as llama: it has Rotary where the model has ALiBi"),
+    ("llama", {"attention": {"qk_norm": "head"}}, "model.attention.qk_norm is 'head', there 'none'"),
+    ("llama", {"embedding_scale": 3.0}, "model.embedding_scale is 3.0, there None"),
+    ("llama", {"position": {"kind": "rotary", "scaling": {"kind": "ntk"}}}, "no rotary scaling 'ntk'"),
+    ("llama", {"feedforward": {"kind": "relu"}}, "it has no feed-forward"),
+    ("gpt2", {"position": {"kind": "learned", "offset": 2}, "norm": {"kind": "layernorm"}}, "no feed-forward"),
+    ("mixtral", {}, "it has Experts where the model has SwiGLU"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "named"), UNWRITABLE)
+def test_what_an_architecture_cannot_have_is_refused_by_name(kind: str, changes: dict[str, Any], named: str) -> None:
+    config = ModelConfig.from_table({"vocab_size": 90, "d_model": 24, "n_layers": 1, "n_heads": 2, **changes})
+    with pytest.raises(SettingsError, match=named):
+        write_config(kind, config)
+
+
 def test_every_name_map_is_compared() -> None:
     assert set(CHANGES) == set(ARCHITECTURES)
 
@@ -227,7 +276,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"hidden_size": "36"}, "hidden_size = '36'; it should be a whole number from 1"),
     ("qwen2", {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 3}, "'chunked_attention'"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
-    ("mamba", {}, "model_type 'mamba'; read here: groundup, gpt2"),
+    ("mamba", {}, "model_type 'mamba'; known are groundup, gpt2"),
     ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types, which mistral does not know"),
     ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact = True"),
     ("gemma2", {"layer_types": ["full_attention"]}, "it should name each of the 3 layers"),

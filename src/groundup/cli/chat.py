@@ -1,4 +1,4 @@
-"""A conversation with a model in the terminal. A base model has not learned to answer: both write on at one text."""
+"""A conversation with a model in the terminal. A base model has not learned to answer: both continue one text."""
 
 import contextlib
 import signal
@@ -14,12 +14,14 @@ from groundup.model.transformer import Transformer
 from groundup.settings import nearest
 from groundup.tokenizer.tokenizer import Tokenizer
 
+REPLY_TOKENS = 60
+"""Most tokens of a reply, unless `max_tokens` is set."""
 HELP = """\
   what you write is added to the text, and the model goes on from there; an empty line lets it go on at once
   /again               take back what it wrote last, and let it try with another seed
   /new                 begin a new text
   /text                show the whole text
-  /set NAME VALUE      max_tokens, temperature, top_k, top_p or seed; VALUE none takes the default again
+  /set KEY=VALUE       max_tokens, temperature, top_k, top_p, seed or stop; VALUE none takes the default again
   /help                these lines
   /quit                the end (also Ctrl-D). Ctrl-C stops the model in the middle of a sentence"""
 
@@ -36,7 +38,7 @@ class Conversation:
     """The text as it was when the model was last asked."""
 
     def say(self, line: str) -> Iterator[str]:
-        """Add a line, and what the model makes of the text then, in parts as they come."""
+        """Add a line, then the model's continuation, which is yielded in parts as they come."""
         joint = " " if self.text and line and not self.text[-1].isspace() else ""
         self.text += joint + line
         return self._reply()
@@ -60,26 +62,29 @@ class Conversation:
         return self.text if len(ids) <= room else self.tokenizer.decode(ids[-room:]).lstrip("\ufffd")
 
     def command(self, words: list[str]) -> str | None:
-        """Obey a line that begins with a slash; what to tell, if anything. `/again` and `/quit` are the caller's."""
+        """Run a slash command; return the text to print, if any. `/again` and `/quit` are the caller's."""
         match words:
             case ["/new"]:
                 self.text = self.before_reply = ""
                 return "(a new text)"
             case ["/text"]:
                 return self.text or "(nothing yet)"
-            case ["/set", name, value]:
-                self.sampling = self._changed(name, value)
+            case ["/set", setting] if "=" in setting:
+                self.sampling = self._changed(setting)
+                name = setting.partition("=")[0]
                 return f"({name} = {getattr(self.sampling, name)})"
             case ["/set", *_]:
-                return "/set takes a name and a value, such as: /set temperature 0.5"
+                return "/set takes KEY=VALUE, such as: /set temperature=0.5"
             case ["/help"]:
                 return HELP
             case _:
                 return f"no command {' '.join(words)!r}; {nearest(words[0], COMMANDS)}"
 
-    def _changed(self, name: str, value: str) -> Sampling:
-        table = self.sampling.table() | {name: _number(value)}
-        return Sampling.from_table({key: inner for key, inner in table.items() if inner is not None}, "/set")
+    def _changed(self, setting: str) -> Sampling:
+        name, _, value = setting.partition("=")
+        if value == "none" and name in Sampling.model_fields:
+            return self.sampling.model_copy(update={name: Sampling.model_fields[name].default})
+        return self.sampling.override([setting])
 
 
 def talk(conversation: Conversation, lines: Iterable[str]) -> None:
@@ -131,14 +136,3 @@ def typed_lines() -> Iterator[str]:
 
 
 COMMANDS = ("/again", "/new", "/text", "/set", "/help", "/quit")
-
-
-def _number(text: str) -> float | int | str | None:
-    if text == "none":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -32,6 +33,7 @@ from groundup.errors import (
 )
 
 if TYPE_CHECKING:
+    from groundup.building import Say
     from groundup.files import Progress
     from groundup.pretrain.doctor.checks import Line
 
@@ -46,16 +48,21 @@ def run(app: typer.Typer) -> int:
         return _tell(why, ResourceError.exit_code)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    debug = _take_debug(sys.argv)
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    debug = DEBUG in words[:end]
     try:
         if not _has_working_directory():
             raise ResourceError("the working directory does not exist any more: change to one that does")
-        _refuse_paths_not_utf8(sys.argv[1:])
-        code = app(standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        _refuse_paths_not_utf8(words)
+        try:
+            app([word for word in words[:end] if word != DEBUG] + words[end:])
+        except SystemExit as end_of_command:  # how typer ends, after an error of usage too
+            sys.stdout.flush()
+            return int(end_of_command.code or 0)
+        return 0
     except BaseException as error:
-        if debug and not isinstance(error, typer._click.exceptions.ClickException):
+        if debug:
             traceback.print_exc()
         return _answer(error, debug)
 
@@ -136,14 +143,6 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
     return escaped(error.object[error.start : error.end]), error.end
 
 
-def _take_debug(argv: list[str]) -> bool:
-    """Whether `--debug` stands anywhere before a `--`; it is taken out, so that no command needs to know it."""
-    end = argv.index("--") if "--" in argv else len(argv)
-    found = DEBUG in argv[1:end]
-    argv[1:end] = [word for word in argv[1:end] if word != DEBUG]
-    return found
-
-
 def _answer(error: BaseException, debug: bool) -> int:
     """Tell what went wrong; the exit code."""
     match error:
@@ -162,9 +161,6 @@ def _answer(error: BaseException, debug: bool) -> int:
         case UnicodeEncodeError() if any("\ud800" <= c <= "\udfff" for c in error.object[error.start : error.end]):
             shown = error.object.encode("utf-8", "groundup.escape").decode()
             return _tell(f"{shown} is not UTF-8 and cannot be used here: rename it", SettingsError.exit_code)
-        case typer._click.exceptions.ClickException():
-            error.show()
-            return error.exit_code
         case Exception() if "out of memory" in str(error) or "can't allocate memory" in str(error):
             return _tell(f"{OUT_OF_MEMORY} ({error})", ResourceError.exit_code)
         case Exception():
@@ -181,6 +177,20 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, e
 
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM. Not KeyboardInterrupt, which typer would turn into an exit code of its own."""
+
+
+@contextlib.contextmanager
+def keeping(what: str) -> Iterator[None]:
+    """Ends an interrupted command as one that can go on, since `what` it finished is kept."""
+    try:
+        yield
+    except Interrupted:
+        raise SavedAndStopped(f"stopped; {what} that were finished are kept") from None
+
+
+def say(is_quiet: bool) -> "Say":
+    """Print lines of progress; to standard error where standard output is for programs."""
+    return partial(print, file=sys.stderr) if is_quiet else print
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -236,7 +246,7 @@ def command(*words: object) -> str:
 
 
 def typed() -> str:
-    """The same for a file that others read: the program by its plain name."""
+    """The command that is running, for a file that others read: with the program's plain name."""
     return f"groundup {shlex.join(sys.argv[1:])}"
 
 

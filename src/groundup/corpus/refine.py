@@ -13,8 +13,8 @@ from groundup.corpus.clean import clean
 from groundup.corpus.document import DROPPED, SPLITS, Document, DocumentWriter, read_batches
 from groundup.corpus.filters import refuse
 from groundup.corpus.settings import CorpusSettings
-from groundup.corpus.sources import Found, count_marks, read
-from groundup.errors import DataError, ResourceError
+from groundup.corpus.sources import Found, count_marks, find, read
+from groundup.errors import DataError, MissingError, ResourceError
 from groundup.files import Progress, no_progress, sha256_of_file
 
 HISTOGRAM_EDGES = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000]
@@ -233,6 +233,18 @@ FEWEST_MARKS = 3
 """Fewer are a text that speaks of them."""
 
 
+def in_words(statistics: Mapping[str, Any], corpus: Path) -> Iterator[str]:
+    """What a person should know of a corpus that was just made: documents and fields left out, marks in the texts."""
+    if statistics["dropped"]:
+        counts = ", ".join(f"{count:,} × {reason}" for reason, count in statistics["dropped"].items())
+        yield f"dropped: {counts}; each with its reason in {corpus / 'dropped'}"
+    if statistics["metadata_left_out"]:
+        counts = ", ".join(f"{count:,} × {name}" for name, count in statistics["metadata_left_out"].items())
+        yield f"fields left out of the metadata, as they are no JSON that can be written: {counts}"
+    for line in told_marks(statistics["marks"]):
+        yield ": ".join(line)
+
+
 def told_marks(marks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What `Marks.table` says, in sentences, each with what to do."""
     for mark, told in marks.items():
@@ -298,6 +310,31 @@ def _documents(path: Path) -> Iterator[Document]:
     for batch in read_batches(path):
         for row in batch.to_pylist():
             yield Document(row["text"], row["source"], row["metadata"])
+
+
+def digest_sources(
+    settings: CorpusSettings, beside: Path, recorded: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Digest the source files of a corpus.
+
+    Args:
+        recorded: the digests of a finished corpus: sources that are gone altogether keep theirs.
+
+    Returns:
+        Name of each file → sha256 of its bytes, and the sources that are gone.
+    """
+    if not recorded:
+        return source_digests(find(settings, beside)), []
+    digests: dict[str, str] = {}
+    gone = []
+    for source in settings.sources:
+        try:
+            digests |= source_digests(find(settings.model_copy(update={"sources": (source,)}), beside))
+        except MissingError:
+            gone.append(source)
+            within = source.rstrip("/") + "/"
+            digests |= {name: old for name, old in recorded.items() if name == source or name.startswith(within)}
+    return digests, gone
 
 
 def source_digests(found: Found) -> dict[str, str]:

@@ -20,7 +20,7 @@ from groundup.generation.text import generate
 from groundup.model.transformer import Transformer
 from groundup.shards import open_split, refuse_another_tokenizer, stream_of
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights import load as pretrained
+from groundup.weights.load import load
 
 ID_DIGITS = 16
 """How much of the sha256 of its text names a test document: two of a billion agree with probability 0.03."""
@@ -30,7 +30,7 @@ def evaluate(
     model_directory: Path, shards: Path, settings: EvalSettings, device: str | None, draft: Draft, progress: Progress
 ) -> None:
     """Write `test.json`, `documents.jsonl` and `samples.json`, and leave the score in `draft.statistics`."""
-    model, tokenizer = pretrained.load(model_directory, device=device)
+    model, tokenizer = load(model_directory, device=device)
     assert tokenizer is not None, "a model of a run has its tokenizer"
     if is_made(model_directory):
         refuse_another_tokenizer(shards, read_manifest(model_directory).inputs.get("tokenizer"), str(model_directory))

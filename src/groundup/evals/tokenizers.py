@@ -22,6 +22,7 @@ from groundup.evals.statistics import interval
 from groundup.files import Progress, no_progress
 from groundup.tokenizer.fast.columns import column_of
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.words import plural
 
 MOST_BYTES = 32_000_000
 """Of each source: enough for every number here; what lies beyond is left out and told."""
@@ -289,17 +290,13 @@ def _needs(group: Found, number: int) -> str:
     fact = group["by"][number]
     ends = fact["ratio_interval"]
     if ends is None:
-        return f"needs {_less_or_more(fact['ratio'])} tokens ({documents_in(group)}: too few to tell it from luck)"
+        documents = plural(group["documents"], "document")
+        return f"needs {_less_or_more(fact['ratio'])} tokens ({documents}: too few to tell it from luck)"
     low, high = ends
     told = f"95% interval of the ratio {low:.3f} to {high:.3f}"
     if low <= 1 <= high:
         return f"needs as many tokens, as far as these texts can tell ({told}),"
     return f"needs {_less_or_more(fact['ratio'])} tokens ({told})"
-
-
-def documents_in(group: Found) -> str:
-    """How many, in words."""
-    return f"{group['documents']:,} document{'' if group['documents'] == 1 else 's'}"
 
 
 def _less_or_more(ratio: float) -> str:

@@ -1,8 +1,8 @@
 """Settings of sampling."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from groundup.settings import Settings
 
@@ -22,3 +22,9 @@ class Sampling(Settings):
     """The same seed gives the same text."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end the answer; they are not part of it."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        """One text may stand alone, as in `stop=END` on a command line."""
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value

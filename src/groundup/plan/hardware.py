@@ -1,13 +1,14 @@
 """Hardware: what this machine is and how fast it trains, measured or looked up without torch."""
 
-import os
 import re
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from groundup.machine import available_cores, query_gpu, total_memory
+from groundup.words import plural
 
 GPU_FLOPS = {
     "B200": 2250e12,
@@ -56,33 +57,21 @@ def this_machine() -> Machine:
 
 
 def _gpu() -> Machine | None:
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-        name, memory = told.splitlines()[0].rsplit(",", 1)
-        bytes_ = int(float(memory) * 2**20)
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+    values = query_gpu("name", "memory.total")
+    if values is None or not values[1].isdigit():
         return None
+    name, memory = values[0], int(values[1]) * 2**20
     words = (flops for part, flops in GPU_FLOPS.items() if re.search(rf"\b{re.escape(part)}\b", name))
     # A quarter of the peak is what plain PyTorch code often reaches; not measured with this project.
-    return Machine(name, False, bytes_, next(words, UNKNOWN_GPU_FLOPS), 0.25, 512, is_measured=False)
+    return Machine(name, False, memory, next(words, UNKNOWN_GPU_FLOPS), 0.25, 512, is_measured=False)
 
 
 def _cpu() -> Machine:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = memory_bytes()
+    cores, memory = available_cores(), total_memory()
     # Measured with bench/proposed_speed.py. More than one, as bfloat16 products are faster than float32 ones.
     best_share, half_width = (4.0, 300) if _multiplies_bfloat16() else (0.8, 110)
-    name = f"{cores} CPU {'core' if cores == 1 else 'cores'}, {memory / 1e9:.0f} GB"
+    name = f"{plural(cores, 'CPU core')}, {memory / 1e9:.0f} GB"
     return Machine(name, True, memory, _matmul_flops(), best_share, half_width, is_measured=True)
-
-
-def memory_bytes() -> int:
-    """Of the machine, or what a container was given of it."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")  # Linux; elsewhere there is no such file
-    text = limit.read_text("utf-8").strip() if limit.is_file() else "max"
-    return memory if text == "max" else min(memory, int(text))
 
 
 def _multiplies_bfloat16() -> bool:

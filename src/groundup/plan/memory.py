@@ -8,6 +8,7 @@ from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.optim.memory import state_bytes
 from groundup.optim.precision import weight_dtype
 from groundup.optim.settings import Average, Optimizer, Precision
+from groundup.words import byte_size
 
 SCORED_AT_ONCE = 1024
 """Tokens whose scores exist at once in float32; `losses.CHUNK`."""
@@ -67,10 +68,10 @@ PLURALS = {"weight": "weights", "gradient": "gradients", "master copy": "master 
 def breakdown(training: Training) -> str:
     """The parts in words, the smallest ones together."""
     parts = list(training.parts().items())
-    told = [f"{name} {shown(size)}" for name, size in parts[:7]]
+    told = [f"{name} {byte_size(size)}" for name, size in parts[:7]]
     if len(parts) > 7:
-        told.append(f"the rest {shown(sum(size for _, size in parts[7:]))}")
-    return f"{shown(training.bytes())}: " + ", ".join(told)
+        told.append(f"the rest {byte_size(sum(size for _, size in parts[7:]))}")
+    return f"{byte_size(training.bytes())}: " + ", ".join(told)
 
 
 def smallest_change(training: Training, available: int) -> str:
@@ -103,13 +104,3 @@ def smallest_change(training: Training, available: int) -> str:
     if training.started:
         return "begin with a smaller model (pretrain.start)"
     return "make the model smaller in width (model.d_model) or vocabulary (tokenizer.vocab_size)"
-
-
-def shown(size: float) -> str:
-    """
-    >>> shown(1_234_000_000), shown(56_700_000), shown(8_900)
-    ('1.23 GB', '57 MB', '9 kB')
-    """
-    if size >= 1e9:
-        return f"{size / 1e9:.2f} GB"
-    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -18,10 +18,9 @@ from groundup.batch import Batch
 from groundup.evals.heldout import FIRST_NUMBER, TASKS
 from groundup.evals.score import score
 from groundup.evals.settings import Evaluation
-from groundup.files import Progress, no_progress, write_json
+from groundup.files import Progress, no_progress
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
-from groundup.model.count import count
 from groundup.model.settings import ModelConfig
 from groundup.pretrain.paths import RunPaths
 from groundup.pretrain.settings import PretrainSettings
@@ -30,12 +29,12 @@ from groundup.pretrain.speed import WORTH_MEASURING_FLOPS, matmul_peak
 from groundup.pretrain.start import with_vocabulary
 from groundup.pretrain.suspects import suspects
 from groundup.shards import Tokens, open_split
-from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import checkpoint
 from groundup.train.health import activations
 from groundup.train.session import Measurement, Session
-from groundup.weights import load as pretrained
+from groundup.weights.load import find_device
+from groundup.weights.write import write_model
 
 
 def pretrain(
@@ -66,7 +65,7 @@ def pretrain(
     train, validation = (  # every id was compared with the vocabulary by `check_fits`
         replace(open_split(paths.shards, split), vocab_size=ids) for split in ("train", "validation")
     )
-    device, context = pretrained.find_device(settings.device), config.context_length
+    device, context = find_device(settings.device), config.context_length
     begun = bool(checkpoint.found(paths.work / "checkpoints"))
     assembled = set_up(config, settings, device, None if begun else paths.start)
     flops_per_token = training_flops_per_token(config, settings.loss)
@@ -136,20 +135,12 @@ def _sample(session: Session[Batch], settings: PretrainSettings, tokenizer: Toke
 def _write_model(
     session: Session[Batch], config: ModelConfig, tokenizer: Tokenizer, paths: RunPaths, inputs: dict[str, str]
 ) -> None:
-    """Write the finished model, without heads for further tokens."""
-    weights = session.assembled.final_weights
-    finished = {name: weight for name, weight in weights.items() if not name.startswith("multi_token.")}
     with making(paths.model, "model", session.recorded, inputs) as draft:
-        pretrained.save(draft.path, config, finished, tokenizer)
-        write_json(draft.path / "generation.json", Sampling().table())
-        write_json(draft.path / chat.FILE, chat.CONTINUES_TEXT)
+        write_model(draft, config, session.assembled.final_weights, tokenizer, Sampling().table())
         draft.seconds_before = session.seconds
-        counted = count(config)
         draft.statistics |= {
             "steps": session.settings.steps,
             "tokens": session.tokens,
             "training_flops": session.flops_per_token * session.tokens,
-            "parameters": dict(counted.parameters),
-            "forward_flops_per_token": dict(counted.forward_flops_per_token),
             "validation_bits_per_byte": session.log.last("validation_bits_per_byte"),
         }

@@ -4,13 +4,10 @@ Everything here trains a throw-away model that is assembled as the stage assembl
 """
 
 import dataclasses
-import platform
-import resource
 import statistics
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from groundup.batch import Batch
+from groundup.machine import allocator, peak_memory, processor
 from groundup.model.execution import why_not_compiled
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Autocast, Bfloat16, Float8, Float16, Float32, Precision
@@ -109,7 +107,7 @@ def measure_speed(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     taken, batch_tokens = time_steps(assembled, settings, drawn, device, seconds=seconds, steps=steps)
-    peak_bytes = _peak_bytes(device)  # before anything is held that only measures
+    peak_bytes = peak_memory(device)  # before anything is held that only measures
     parts = _time_parts(assembled, settings, drawn, device, max(FEWEST_STEPS, min(10, len(taken) // 3)))
     operations = [] if trace is None else _trace(assembled, settings, drawn, device, trace)
     del assembled
@@ -123,7 +121,7 @@ def measure_speed(
         peak_flops=matmul_peak(config, settings, device),
         peak_bytes=peak_bytes,
         parts=parts,
-        machine=this_machine(settings, device),
+        machine=conditions(settings, device),
         operations=operations,
     )
 
@@ -396,14 +394,7 @@ def _trace(
     return [(event.key, own(event), -(-event.count // TRACED_STEPS)) for event in longest]
 
 
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes, on macOS bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def this_machine(settings: PretrainSettings, device: torch.device) -> dict[str, str]:
+def conditions(settings: PretrainSettings, device: torch.device) -> dict[str, str]:
     """What a speed depends on besides the recipe."""
     assert settings.precision is not None, "chosen before anything is measured"
     told = {
@@ -423,26 +414,9 @@ def this_machine(settings: PretrainSettings, device: torch.device) -> dict[str, 
 
 def told_machine(settings: PretrainSettings, device: torch.device) -> str:
     """The same in a line, for the beginning of a training."""
-    machine = this_machine(settings, device)
+    machine = conditions(settings, device)
     blocks = {"on": "compiled", "off": "not compiled"}[machine["compile"]]
     return (
         f"training on {machine.get('accelerator', machine['processor'])}: {machine['threads']} threads, "
         f"{machine['precision']}, blocks {blocks}, memory by {machine['allocator']}"
     )
-
-
-def processor() -> str:
-    """The name of the processor, as far as the system tells."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text("utf-8").splitlines() if described.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def allocator() -> str:
-    """What hands out memory on the CPU: the C library, or one that was loaded before it."""
-    mapped = Path("/proc/self/maps")
-    loaded = mapped.read_text("utf-8", "replace") if mapped.is_file() else ""
-    others: Sequence[str] = ("tcmalloc", "jemalloc", "mimalloc")
-    found = [name for name in others if f"lib{name}" in loaded]
-    return found[0] if found else platform.libc_ver()[0] or "of the system"

@@ -1,6 +1,5 @@
 """Training that begins with the weights of another model: what must fit, and how they are taken over."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from groundup.corpus.document import SPLITS
 from groundup.errors import SettingsError
 from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.settings import differences
+from groundup.settings import differences, toml_value
 from groundup.shards import IDS_AT_ONCE, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights import load as pretrained
 from groundup.weights.files import config_of
+from groundup.weights.load import load, load_model
 
 
 def check_start(
@@ -30,7 +29,7 @@ def check_start(
     """Refuse, before the first step, to begin a model with the weights of one that is shaped or speaks otherwise.
 
     Args:
-        start: a model that `pretrained.load` reads.
+        start: a model that `load` reads.
         model: what the recipe describes.
         tokenizer: the one of the run.
         shards: what it made of the texts, and
@@ -40,12 +39,12 @@ def check_start(
         SettingsError: listing the settings that differ, saying whose tokenizer it is, or naming a token without a row.
         DataError: a model that is missing, damaged, or not represented here.
     """
-    loaded, own = pretrained.load(start, device="cpu")
+    loaded, own = load(start, device="cpu")
     found = differences(_shape(model), _shape(loaded.config))
     if found:
         lines = [f"the model in {start}, with which pretrain.start begins, is not the one that [model] describes:"]
         lines += [
-            f"  model.{name}: {_shown(here)} in the recipe, {_shown(there)} there"
+            f"  model.{name}: {toml_value(here)} in the recipe, {toml_value(there)} there"
             for name, (here, there) in found.items()
         ]
         lines += [
@@ -83,7 +82,7 @@ def take_weights(start: Path, model: Transformer) -> None:
 
     What it does not have, heads for further tokens, stays as it was drawn.
     """
-    loaded, _ = pretrained.load(start, device="cpu")
+    loaded = load_model(start, device="cpu")
     weights = dict(model.named_parameters())
     for name, weight in loaded.named_parameters():
         weights[name].copy_(weight)
@@ -98,7 +97,3 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
         own.add("context_length")  # no weight depends on it
     table["attention"] = {name: value for name, value in table["attention"].items() if name != "dropout"}
     return {name: value for name, value in table.items() if name not in own}
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value)

@@ -16,6 +16,7 @@ from groundup.errors import SettingsError
 from groundup.optim.schedule import make_schedule
 from groundup.pretrain.settings import PretrainSettings
 from groundup.settings import toml_value
+from groundup.words import short_value
 
 ETA = 3
 """At each rung the best third goes on, for three times as long (Li et al. 2018, arXiv:1603.06560, section 3.6)."""
@@ -144,7 +145,7 @@ def points(axes: Sequence[Axis]) -> list[Point]:
     names = [axis.short if shorts.count(axis.short) == 1 else axis.key for axis in axes]
     found = []
     for values in itertools.product(*(axis.values for axis in axes)):
-        told = ",".join(f"{name}={shown(value)}" for name, value in zip(names, values, strict=True))
+        told = ",".join(f"{name}={short_value(value)}" for name, value in zip(names, values, strict=True))
         found.append(Point({axis.key: value for axis, value in zip(axes, values, strict=True)}, _as_a_folder(told)))
     return found
 
@@ -153,20 +154,6 @@ def _as_a_folder(told: str) -> str:
     """A name that every file system takes; what was left out of it stands in a digest at its end."""
     safe = re.sub(r"[^A-Za-z0-9._,=+-]", "_", told)[:100]
     return safe if safe == told else f"{safe}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-
-
-def shown(value: Value) -> str:
-    """
-    >>> shown(0.0001), shown(64), shown("muon"), shown(True)
-    ('0.0001', '64', 'muon', 'true')
-    """
-    match value:
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:g}"
-        case _:
-            return str(value)
 
 
 def override(key: str, value: Value) -> str:

@@ -1,6 +1,5 @@
 """Runs side by side: what was set otherwise, what came of it, and whether the difference is more than noise."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,26 +9,26 @@ from typing import Any
 
 import numpy as np
 
+from groundup.artifacts import COMMANDS
 from groundup.errors import SettingsError
 from groundup.evals.statistics import ratio
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth
-from groundup.report.facts import STAGES, Run
+from groundup.report.facts import Run
 from groundup.report.page import (
     contents,
-    duration,
     figure,
     number,
     sample,
     scientific,
     section,
     sentence,
-    size,
     table,
     text,
     write,
 )
-from groundup.settings import differences, flatten
+from groundup.settings import differences, flatten, toml_value
+from groundup.words import byte_size, duration
 
 BEYOND_NOISE = 2.0
 """Standard errors from which on a difference is called more than noise: by chance, one in twenty is as large."""
@@ -63,7 +62,7 @@ def compare(runs: Sequence[Run]) -> Found:
                 "same": len({run.manifests[name].digest for run in runs}) == 1,
                 "digests": [run.manifests[name].digest for run in runs],
             }
-            for name in STAGES
+            for name in COMMANDS
         },
         "differences": [
             _paired(runs[0], run, labels[0], label) for run, label in zip(runs[1:], labels[1:], strict=True)
@@ -112,7 +111,7 @@ COSTS = {
     "training_flops": Fact("operations of training", lambda run: _trained(run)["training_flops"], scientific),
     "training_seconds": Fact("training time", lambda run: run.manifests["model"].made["seconds"], duration),
     "seconds": Fact("time for everything", lambda run: run.seconds, duration),
-    "model_bytes": Fact("model on disk", lambda run: run.model_bytes, size),
+    "model_bytes": Fact("model on disk", lambda run: run.model_bytes, byte_size),
     "machine": Fact("machine", lambda run: run.manifests["model"].made["machine"], str),
 }
 
@@ -212,10 +211,7 @@ def _fact_rows(facts_of: Mapping[str, Fact], values: Mapping[str, list[Any]]) ->
 
 
 def _setting_rows(settings: dict[str, list[Any]]) -> list[list[str]]:
-    def shown(value: Any) -> str:
-        return "not set" if value is None else json.dumps(value, ensure_ascii=False)
-
-    return [[name, *map(shown, values)] for name, values in settings.items()]
+    return [[name, *map(toml_value, values)] for name, values in settings.items()]
 
 
 def _stage_rows(stages: dict[str, Any]) -> list[list[str]]:

@@ -8,13 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from groundup.artifacts import Manifest, is_made, verify
+from groundup.artifacts import COMMANDS, Manifest, is_made, verify
 from groundup.errors import DataError, SettingsError
 from groundup.files import read_lines, refuse_nothing
 from groundup.settings import Table, read_toml
-
-STAGES = {"corpus": "corpus", "tokenizer": "tokenizer", "shards": "pack", "model": "pretrain", "evals": "eval"}
-"""Directory of each stage → its command."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def read(directory: Path) -> Run:
         DataError: no run, one that is not finished, or a damaged one.
     """
     refuse_nothing(directory, "run")
-    missing = [command for name, command in STAGES.items() if not is_made(directory / name)]
+    missing = [command for name, command in COMMANDS.items() if not is_made(directory / name)]
     if missing:
         raise DataError(
             f"{directory} has no result of {', '.join(missing)} yet: run `groundup build {directory / 'recipe.toml'} "
@@ -94,7 +91,7 @@ def read(directory: Path) -> Run:
         recipe = read_toml(directory / "recipe.toml")
     except SettingsError as error:
         raise DataError(f"{error}. Build the run again with its recipe, which writes this one anew") from None
-    manifests = {name: verify(directory / name, name) for name in STAGES}
+    manifests = {name: verify(directory / name, name) for name in COMMANDS}
     return Run(
         directory=directory,
         manifests=manifests,

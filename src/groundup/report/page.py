@@ -122,28 +122,6 @@ def number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def duration(seconds: float) -> str:
-    """
-    >>> duration(3.21), duration(421), duration(7300)
-    ('3.2 s', '7 min 1 s', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(n_bytes: float) -> str:
-    """
-    >>> size(812), size(13_600_000)
-    ('812 bytes', '13.6 MB')
-    """
-    for unit, letter in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if n_bytes >= unit:
-            return f"{n_bytes / unit:.1f} {letter}"
-    return f"{n_bytes:.0f} bytes"
-
-
 def scientific(value: float) -> str:
     """
     >>> scientific(118863219916800)

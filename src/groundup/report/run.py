@@ -11,17 +11,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from groundup.artifacts import read_manifest
+from groundup.artifacts import COMMANDS, read_manifest
 from groundup.corpus.document import SPLITS
 from groundup.files import canonical_json, write_text
 from groundup.pages.assets import bundle
 from groundup.report import facts
 from groundup.report.charts import Bar, Line, bars, line_chart, smooth
-from groundup.report.facts import STAGES, Run
+from groundup.report.facts import Run
 from groundup.report.page import (
     contents,
     data,
-    duration,
     emphasised,
     figure,
     number,
@@ -30,12 +29,12 @@ from groundup.report.page import (
     scientific,
     section,
     sentence,
-    size,
     table,
     text,
 )
 from groundup.report.watch import frozen
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.words import byte_size, duration, plural
 
 SCRIPTS = ("chart.js", "heat.js", "board.js", "frozen.js")
 FLAT = 0.005
@@ -73,7 +72,7 @@ def write_report(directory: Path) -> Path:
 
 def shown(directory: Path) -> str:
     """Digest of the directories that the page tells of."""
-    digests = {name: read_manifest(directory / name).digest for name in STAGES}
+    digests = {name: read_manifest(directory / name).digest for name in COMMANDS}
     return hashlib.sha256(canonical_json(digests)).hexdigest()
 
 
@@ -116,7 +115,7 @@ def _what(run: Run) -> list[str]:
             f"at most {shape['context_length']:,} of them, about {window:,.0f} bytes of text."
         ),
         sentence(
-            f"It was built from **{documents:,} documents** ({size(kept)} of text) out of {sources}. "
+            f"It was built from **{documents:,} documents** ({byte_size(kept)} of text) out of {sources}. "
             "It continues a text; it was not taught to answer or to follow instructions."
         ),
     ]
@@ -127,7 +126,7 @@ def _how_good(run: Run) -> list[str]:
     error = f" ± {test['standard_error']:.3f}" if test["standard_error"] is not None else ""
     parts = [
         sentence(
-            f"**{test['bits_per_byte']:.3f}{error} bits per byte** on {_count(test['documents'], 'document')} that it "
+            f"**{test['bits_per_byte']:.3f}{error} bits per byte** on {plural(test['documents'], 'document')} that it "
             f"never saw; less is better. Used as a compressor, it would store them in "
             f"{test['bits_per_byte'] / 8:.0%} of their size, its own not counted."
         )
@@ -172,11 +171,11 @@ def _older(run: Run) -> str:
 def _cost(run: Run) -> list[str]:
     model = run.manifests["model"].statistics
     train = run.manifests["shards"].statistics["train"]["tokens"]
-    spent = {STAGES[name]: manifest.made["seconds"] for name, manifest in run.manifests.items()}
+    spent = {COMMANDS[name]: manifest.made["seconds"] for name, manifest in run.manifests.items()}
     parts = [
         sentence(
             f"**{duration(run.seconds)}** for everything on {run.manifests['model'].made['machine']}. The model takes "
-            f"**{size(run.model_bytes)}** on disk."
+            f"**{byte_size(run.model_bytes)}** on disk."
         ),
         sentence(
             f"Training read {model['tokens']:,} tokens, the training text {model['tokens'] / train:.1f} times over, "
@@ -240,16 +239,16 @@ def _digests(run: Run) -> tuple[str, str]:
 
 def _held_out(run: Run) -> tuple[str, str]:
     duplicates = run.manifests["corpus"].statistics["dropped"].get("exact duplicate", 0)
-    removed = f"{_count(duplicates, 'exact duplicate')} dropped" if duplicates else "there was no exact duplicate"
+    removed = f"{plural(duplicates, 'exact duplicate')} dropped" if duplicates else "there was no exact duplicate"
     start = run.manifests["model"].inputs.get("start")
     if start is not None:
         return CARE, (
             f"**It began with the weights of another model** ({start[:12]}), which may have been trained on the test "
-            f"documents: {_count(run.test['documents'], 'document')}, none of them, letter for letter, among those "
+            f"documents: {plural(run.test['documents'], 'document')}, none of them, letter for letter, among those "
             f"that it was trained on here: {removed}."
         )
     return GOOD, (
-        f"**Tested on text that it was not trained on**: {_count(run.test['documents'], 'document')}, set aside by "
+        f"**Tested on text that it was not trained on**: {plural(run.test['documents'], 'document')}, set aside by "
         "the digest of their text before anything was learned, and read once, at the end. Letter for letter, none is "
         f"among the training documents: {removed}."
     )
@@ -310,7 +309,7 @@ def _interruptions(run: Run) -> tuple[str, str]:
         threads = list(dict.fromkeys(str(event["threads"]) for event in run.events if "threads" in event))
         otherwise = f" but for the last digits: it had {' and then '.join(threads)} threads" if len(threads) > 1 else ""
         return GOOD, (
-            f"**Interrupted {_count(resumed, 'time')}** and resumed from a checkpoint, which gives the numbers of a "
+            f"**Interrupted {plural(resumed, 'time')}** and resumed from a checkpoint, which gives the numbers of a "
             f"run that never stopped{otherwise}."
         )
     return GOOD, "**Not interrupted**: training ran in one go, and no checkpoint was refused."
@@ -322,13 +321,13 @@ def _bad_steps(run: Run) -> tuple[str, str]:
     kinds = [event.get("event") for event in run.events]
     skipped, back = kinds.count("step skipped"), kinds.count("rolled back")
     overflowed = sum(int(event.get("steps", 0)) for event in run.events if event.get("event") == "overflow")
-    scale = f" Gradients overflowed float16 in {_count(overflowed, 'step')}, which is its way." if overflowed else ""
+    scale = f" Gradients overflowed float16 in {plural(overflowed, 'step')}, which is its way." if overflowed else ""
     if back or skipped:
         jumps = [event.get("rows", [0, 0]) for event in run.events if event.get("event") == "rolled back"]
         rows = sum(last - first for first, last in jumps)
-        gone = f", went back {_count(back, 'time')} and jumped over {_count(rows, 'row')}" if back else ""
+        gone = f", went back {plural(back, 'time')} and jumped over {plural(rows, 'row')}" if back else ""
         return CARE, (
-            f"**The guard left out {_count(skipped, 'step')}**{gone}: a loss or gradient was no number, or far above "
+            f"**The guard left out {plural(skipped, 'step')}**{gone}: a loss or gradient was no number, or far above "
             f"the last ones. Which rows and documents they read is told below, under what happened.{scale}"
         )
     if guard == "none":
@@ -347,10 +346,6 @@ def changed_settings(events: Iterable[dict[str, Any]]) -> list[tuple[int, str, s
             changed = event.get("changed", {}).items()
             changes += [(step, name, json.dumps(old), json.dumps(new)) for name, (old, new) in changed]
     return changes
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 # The sections
@@ -374,8 +369,8 @@ def _corpus(run: Run) -> list[str]:
     parts = [
         sentence(
             "Raw files become clean documents, each kept once; some are held out, to validate during training and to "
-            f"test after it. Here {_count(read['documents'], 'document')} ({size(read['bytes'])} of text) were read "
-            f"from {_count(read['files'], 'file')}."
+            f"test after it. Here {plural(read['documents'], 'document')} ({byte_size(read['bytes'])} of text) were "
+            f"read from {plural(read['files'], 'file')}."
         ),
         table(["split", "documents", "bytes", "characters", "words"], rows),
         figure(
@@ -467,7 +462,7 @@ def _shards(run: Run, tokenizer: Tokenizer) -> list[str]:
         figure(
             line_chart([curve], "rank of the token", "occurrences", logarithmic=True),
             f"How often tokens occur, from the commonest on: {commonest!r} is {uses[0][1] / total:.1%} of all, the "
-            f"token of rank {rarest[0]:,} occurs {_count(rarest[1], 'time')}. Language falls in a nearly straight line "
+            f"token of rank {rarest[0]:,} occurs {plural(rarest[1], 'time')}. Language falls in a nearly straight line "
             "here; a tail that drops to a few occurrences holds tokens that can hardly be learned.",
         ),
     ]
@@ -674,7 +669,7 @@ def _evaluation(run: Run) -> list[str]:
 def _chain(run: Run) -> list[str]:
     rows = [
         (
-            STAGES[name],
+            COMMANDS[name],
             duration(manifest.made["seconds"]),
             ", ".join(f"{key} {digest[:8]}" for key, digest in manifest.inputs.items()) or "–",
             manifest.digest[:12],

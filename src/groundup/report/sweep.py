@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from groundup.report.charts import SERIES, Line, line_chart
-from groundup.report.page import duration, figure, number, section, sentence, table, text, write
+from groundup.report.page import figure, number, section, sentence, table, text, write
+from groundup.words import duration, short_value
 
 Found = dict[str, Any]
 
@@ -27,7 +28,7 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
         last = point["measured"][-1] if point["measured"] else None
         made.append(
             [
-                *(_shown(point["settings"][key]) for key in keys),
+                *(short_value(point["settings"][key]) for key in keys),
                 f"{last['step']:,}" if last else "–",
                 number(last["validation_bits_per_byte"] if last else None, ".4f"),
                 duration(point["seconds"]) if "seconds" in point else "–",
@@ -50,7 +51,7 @@ def _answers(found: Found) -> list[str]:
     if found["best"] is None:
         return [sentence("**Every point diverged.** Sweep lower learning rates.")]
     best = next(point for point in found["points"] if point["name"] == found["best"])
-    told = ", ".join(f"{key} = {_shown(value)}" for key, value in best["settings"].items())
+    told = ", ".join(f"{key} = {short_value(value)}" for key, value in best["settings"].items())
     reached = best["measured"][-1]
     overrides = " ".join(word if " " not in word else f"'{word}'" for word in found["overrides"])
     return [
@@ -100,7 +101,7 @@ def _chart(axis: Found, found: Found) -> str:
         (other,) = others
         step = found["rungs"][0] if found["rungs"] else None
         lines = [
-            _line(f"{other['key']} = {_shown(value)}", axis, found, step, series, {other["key"]: value})
+            _line(f"{other['key']} = {short_value(value)}", axis, found, step, series, {other["key"]: value})
             for series, value in enumerate(other["values"])
         ]
     elif found["rungs"]:
@@ -145,16 +146,16 @@ def _heat(found: Found) -> str:
     down, across = found["axes"]
     step = found["rungs"][0] if found["rungs"] else None
     bits = {
-        (_shown(point["settings"][down["key"]]), _shown(point["settings"][across["key"]])): _bits(point, step)
+        (short_value(point["settings"][down["key"]]), short_value(point["settings"][across["key"]])): _bits(point, step)
         for point in found["points"]
     }
     known = [value for value in bits.values() if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
     lines = []
-    for row in map(_shown, down["values"]):
-        cells = [_cell(bits.get((row, column)), low, high) for column in map(_shown, across["values"])]
+    for row in map(short_value, down["values"]):
+        cells = [_cell(bits.get((row, column)), low, high) for column in map(short_value, across["values"])]
         lines.append(f"<tr><th>{text(row)}</th>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{text(_shown(value))}</th>" for value in across["values"])
+    head = "".join(f"<th>{text(short_value(value))}</th>" for value in across["values"])
     label = f"{down['key']} ↓ {across['key']} →"
     grid = f'<table class="heat"><thead><tr><th>{text(label)}</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
     when = "" if step is None else f", after {step:,} steps"
@@ -171,7 +172,7 @@ def _cell(bits: float | None, low: float, high: float) -> str:
 
 
 def _how(found: Found) -> str:
-    chosen = ", ".join(f"{key} = {_shown(value)}" for key, value in found["chosen"].items())
+    chosen = ", ".join(f"{key} = {short_value(value)}" for key, value in found["chosen"].items())
     steps = " and ".join(f"{step:,}" for step in found["rungs"][:-1])
     thirds = f" All points began; after {steps} steps the best third went on." if steps else ""
     return (
@@ -179,7 +180,3 @@ def _how(found: Found) -> str:
         f"{thirds} Each point is one training: "
         "sweep pretrain.seed as well to see how much of a difference is chance."
     )
-
-
-def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

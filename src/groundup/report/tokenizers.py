@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from groundup.evals.tokenizers import Found, documents_in, fact_rows, group_rows, verdicts
+from groundup.evals.tokenizers import Found, fact_rows, group_rows, verdicts
 from groundup.report.charts import Bar, bars
 from groundup.report.page import contents, figure, section, sentence, table, text, write
+from groundup.words import plural
 
 MOST_FIGURES = 24
 """Groups that get bars; the tables have all."""
@@ -38,7 +39,7 @@ def _bars(found: Found) -> list[str]:
             Bar(name, value, f"{value:.2f}", own=value == max(values))
             for name, value in zip(names, values, strict=True)
         ]
-        caption = f"{group['name']}: {documents_in(group)}, {group['bytes'] / 1e6:,.2f} MB"
+        caption = f"{group['name']}: {plural(group['documents'], 'document')}, {group['bytes'] / 1e6:,.2f} MB"
         drawn.append(figure(bars(rows), caption))
     return [
         sentence("More is better: the same text is fewer tokens, and the model reads more of it in the same time."),

@@ -20,6 +20,7 @@ from groundup.shards import IDS_AT_ONCE, open_split
 from groundup.tokenizer.bpe import EXPLAINED_BYTES, Piece
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.vocabulary import readable
+from groundup.words import plural
 
 TOKENS_SHOWN, ROWS_SHOWN = 400, 60
 """In the terminal: tokens of the text, and rows of each table."""
@@ -59,9 +60,9 @@ class Explained:
 
     @property
     def summary(self) -> str:
-        tokens, pieces = _count(len(self.ids), "token"), _count(len(self.pieces), "piece")
+        tokens, pieces = plural(len(self.ids), "token"), plural(len(self.pieces), "piece")
         share = f", {self.n_bytes / len(self.ids):.2f} bytes a token" if self.ids else ""
-        return f"{tokens} for {_count(self.n_bytes, 'byte')}{share}, in {pieces}"
+        return f"{tokens} for {plural(self.n_bytes, 'byte')}{share}, in {pieces}"
 
 
 def explain(name: str, tokenizer: Tokenizer, text: bytes, *, special: bool = False) -> Explained:
@@ -98,10 +99,6 @@ def _both(raw: bytes) -> dict[str, str | None]:
         return {"text": raw.decode(), "bytes": raw.hex()}
     except UnicodeDecodeError:
         return {"text": None, "bytes": raw.hex()}
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 # In the terminal
@@ -147,7 +144,7 @@ def merge_rows(explained: Explained) -> list[list[str]]:
     distinct = explained.distinct
     for number, piece in enumerate(distinct):
         if len(rows) >= ROWS_SHOWN:
-            rows.append(["…", "", f"and of {_count(len(distinct) - number, 'more piece')}"])
+            rows.append(["…", "", f"and of {plural(len(distinct) - number, 'more piece')}"])
             break
         rows += _merges(explained, piece)
     return [["piece", "   rank", "merge"], *rows]
@@ -296,7 +293,7 @@ def _token(explained: Explained, i: int, number: int, here: int, uses: npt.NDArr
 
 
 def _times(number: int) -> str:
-    return _count(number, "time")
+    return plural(number, "time")
 
 
 def _table(explained: Explained, shown: Sequence[Piece], uses: npt.NDArray[np.int64] | None) -> list[str]:
@@ -312,7 +309,7 @@ def _table(explained: Explained, shown: Sequence[Piece], uses: npt.NDArray[np.in
     ]
     return [
         sentence(
-            f"**{_count(len(ids), 'different token')}**, in the order of the text; ␣ is a blank. Ids below 256 are "
+            f"**{plural(len(ids), 'different token')}**, in the order of the text; ␣ is a blank. Ids below 256 are "
             "single bytes where the vocabulary was learned here; a higher id was learned later."
         ),
         table(
@@ -339,7 +336,7 @@ def _trees(explained: Explained, shown: Sequence[Piece]) -> list[str]:
             f'<div class="trees">{"".join(drawn[:TREES_OPEN])}</div>',
         ]
     if len(drawn) > TREES_OPEN:
-        more = _count(len(drawn) - TREES_OPEN, "more piece")
+        more = plural(len(drawn) - TREES_OPEN, "more piece")
         folded = f'<div class="trees">{"".join(drawn[TREES_OPEN:])}</div>'
         parts.append(f"<details><summary>{more}</summary>{folded}</details>")
     told = {
@@ -351,7 +348,7 @@ def _trees(explained: Explained, shown: Sequence[Piece]) -> list[str]:
             piece.merges == () and len(piece.raw) > 1 for piece in distinct if piece.kind == "merged"
         ),
     }
-    left_out = ", ".join(f"{_count(number, 'piece')} {what}" for what, number in told.items() if number)
+    left_out = ", ".join(f"{plural(number, 'piece')} {what}" for what, number in told.items() if number)
     if left_out:
         parts.append(sentence(f"Not drawn: {left_out}."))
     if explained.is_of_a_library and not parts:
@@ -366,7 +363,7 @@ def _tree(explained: Explained, piece: Piece) -> str:
     if piece.kind == "whole":
         told = f"is a token as a whole, {ids}, taken without a merge. Its bytes would be merged so: {steps}."
     else:
-        told = f"is {_count(len(piece.ids), 'token')}: {ids}. Merges in their order, with their ranks: {steps}."
+        told = f"is {plural(len(piece.ids), 'token')}: {ids}. Merges in their order, with their ranks: {steps}."
     name = text(visible(piece.raw))
     return (
         f'<figure class="tree"><div class="wide">{_drawing(explained, piece)}</div>'

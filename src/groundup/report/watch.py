@@ -21,8 +21,9 @@ import orjson
 from groundup.artifacts import is_made, lock_note, read_manifest
 from groundup.errors import DataError, GroundupError
 from groundup.files import refuse_nothing
-from groundup.report.curves import Axis, Curves, Events, Health, X, shown
+from groundup.report.curves import Axis, Curves, EventLog, HealthMaps, X, clip_text
 from groundup.settings import Table, flatten, read_toml
+from groundup.words import plural
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -52,8 +53,8 @@ class Watched:
     def __post_init__(self) -> None:
         logs = self.directory / "pretrain"
         self.curves = Curves(logs / "metrics.jsonl")
-        self.events = Events(logs / "events.jsonl")
-        self.health = Health(logs / "health.jsonl")
+        self.events = EventLog(logs / "events.jsonl")
+        self.health = HealthMaps(logs / "health.jsonl")
         self._let_go = ""
 
     @property
@@ -192,7 +193,7 @@ def _by_numbers(path: str) -> list[tuple[int, str]]:
 def curves_of(run: Watched, axis: Axis, low: float | None, high: float | None, width: int, logarithmic: bool) -> Table:
     """What is drawn of a run, as JSON values; an event has the place on the axis of its step as `x`."""
     events = [event for event in run.events.events if _is_step(event.get("step"))]
-    places = dict(zip(map(id, events), run.curves.places(axis, [event["step"] for event in events]), strict=True))
+    places = dict(zip(map(id, events), run.curves.interpolated(axis, [event["step"] for event in events]), strict=True))
     metrics = run.curves.between(axis, low, high, width, logarithmic)
     return {
         "id": run.id,
@@ -227,7 +228,7 @@ def frozen(directory: Path, points: int = 600) -> Table:
     found = curves_of(run, "step", None, None, points, False)
     steps = sorted({step for curve in found["metrics"].values() for step in curve["x"]})
     steps = [*steps[:: max(1, len(steps) // 200)], *steps[-1:]]
-    knots = {axis: run.curves.places(axis, steps) for axis in X}
+    knots = {axis: run.curves.interpolated(axis, steps) for axis in X}
     return {key: found[key] for key in ("metrics", "training_bits_per_byte", "events")} | {
         "name": os.fsencode(run.name).decode("utf-8", "replace"),
         "knots": knots,
@@ -245,7 +246,7 @@ def differences(runs: Sequence[Watched]) -> dict[str, list[Any]]:
     names = sorted({name for table in tables for name in table} - {"name"})
     apart = [name for name in names if any(table.get(name) != tables[0].get(name) for table in tables)]
     return {
-        shown(name): [None if table.get(name) is None else shown(str(table[name])) for table in tables]
+        clip_text(name): [None if table.get(name) is None else clip_text(str(table[name])) for table in tables]
         for name in apart
     }
 
@@ -326,7 +327,7 @@ def watch(places: Sequence[Path], port: int, opened: bool) -> None:
     where = pages.address(listening)
     number = len(runs.all())
     print(
-        f"watching {number:,} run{'' if number == 1 else 's'}: {where}  (Ctrl-C ends the watching, not the runs)",
+        f"watching {plural(number, 'run')}: {where}  (Ctrl-C ends the watching, not the runs)",
         flush=True,
     )
     if opened:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundup import recipe as recipes
 from groundup.artifacts import read_manifest, verify
+from groundup.building import Say, Watch, build
 from groundup.errors import SettingsError
 from groundup.files import no_progress, refuse_nothing
 from groundup.pretrain.setup import batches
 from groundup.pretrain.speed import Speed, affordable_rows, measure_speed, settle
-from groundup.recipe import Recipe, Say, Watch, build
+from groundup.recipe import Recipe, load_recipe
 from groundup.settings import differences
 from groundup.shards import open_split
 from groundup.train.assemble import prepare_process
@@ -76,7 +76,7 @@ def bench(
 
 def _of_recipe(target: Path, overrides: Iterable[str], watch: Watch, say: Say) -> tuple[Recipe, Path]:
     overrides = list(overrides)
-    loaded, _ = recipes.load(target, overrides)
+    loaded, _ = load_recipe(target, overrides)
     run = Path("runs") / f"{loaded.name}-bench"
     if (run / "pretrain").exists() or (run / "model").exists():
         raise SettingsError(f"{run} is a run of its own, where text and tokens would go: measure it, or rename it")
@@ -105,3 +105,46 @@ def _of_run(target: Path, overrides: Iterable[str]) -> tuple[Recipe, Path]:
             f"{changed[0]} is set, but the shards in {target} are made already: measure the recipe instead"
         )
     return loaded, target
+
+
+def rows(measured: Measured) -> list[tuple[str, str]]:
+    """A fact a row."""
+    speed, machine = measured.speed, measured.speed.machine
+    whole = measured.recipe.pretrain.batch_tokens
+    part = "" if speed.batch_tokens >= whole else f", a part of the recipe's {whole:,}"
+    step = sum(speed.parts.values())
+    shares = ", ".join(f"{name} {seconds / step:.0%}" for name, seconds in speed.parts.items())
+    where = "of tensors" if machine["device"] != "cpu" else "of the process"
+    settings = [f"{name} {machine[name]}" for name in SETTINGS]
+    accelerator = [machine["accelerator"]] if "accelerator" in machine else []
+    return [
+        ("speed", f"{speed.tokens_per_second:,.0f} tokens/s, median; {speed.slowest:,.0f} to {speed.fastest:,.0f} in "
+         f"{speed.steps} steps of {speed.batch_tokens:,} tokens{part}"),
+        ("arithmetic", f"{_flops(speed.flops_per_second)}: {_flops(speed.flops_per_token, '')} a token in the model's "
+         "matmuls, forward and backward"),
+        ("share of peak", f"{speed.share_of_peak:.0%} of {_flops(speed.peak_flops)}, the fastest matmul here"),
+        ("memory", f"{speed.peak_bytes / 1e9:,.2f} GB at most, {where}"),
+        ("a step", f"{step:.3g} s, waiting after each part: {shares}"),
+        ("settings", ", ".join(settings)),
+        ("machine", ", ".join([*accelerator, machine["processor"], f"torch {machine['torch']}"])),
+    ]  # fmt: skip
+
+
+SETTINGS = ("device", "precision", "compile", "recompute", "threads", "allocator")
+
+
+def operation_rows(measured: Measured) -> list[tuple[str, str, str]]:
+    """The operations of a step that took most time themselves."""
+    operations = measured.speed.operations
+    return [(name, f"{seconds * 1e3:,.1f} ms", f"{calls:,} ×") for name, seconds, calls in operations]
+
+
+def _flops(value: float, unit: str = "/s") -> str:
+    """
+    >>> _flops(5.1e11), _flops(8.4e7, "")
+    ('510 GFLOP/s', '84 MFLOP')
+    """
+    for least, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= least:
+            return f"{value / least:,.3g} {letter}FLOP{unit}"
+    return f"{value:,.0f} FLOP{unit}"

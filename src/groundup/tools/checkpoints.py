@@ -13,16 +13,14 @@ from torch import Tensor
 
 from groundup.artifacts import Manifest, damage, held, is_made, making, read_manifest, verify
 from groundup.errors import DamagedError, DataError, SettingsError
-from groundup.files import Progress, no_progress, refuse_nothing, write_json
+from groundup.files import Progress, no_progress, refuse_nothing
 from groundup.generation.settings import Sampling
-from groundup.model.count import count
 from groundup.model.settings import ModelConfig
 from groundup.settings import differences
-from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import checkpoint
 from groundup.train.checkpoint import STEP_NAME, WEIGHTS, Kept
-from groundup.weights import load as pretrained
+from groundup.weights.write import write_model
 
 
 def checkpoints_in(path: Path) -> list[Path]:
@@ -278,15 +276,10 @@ def average(paths: Sequence[Path], out: Path, last: int | None = None, progress:
     inputs = {str(directory): manifest.digest for directory, (manifest, _) in zip(directories, found, strict=True)}
     settings = {"model": config.table(), "average": {"checkpoints": len(directories)}}
     with making(out, "model", settings, {**inputs, "tokenizer": first.inputs["tokenizer"]}) as draft:
-        pretrained.save(draft.path, config, weights, tokenizer)
-        write_json(draft.path / "generation.json", Sampling().table())
-        write_json(draft.path / chat.FILE, chat.CONTINUES_TEXT)
-        counted = count(config)
+        write_model(draft, config, weights, tokenizer, Sampling().table())
         draft.statistics |= {
             "steps": max(map(checkpoint.step_of, directories)),
             "tokens": max(manifest.statistics.get("tokens", 0) for manifest, _ in found),
-            "parameters": dict(counted.parameters),
-            "forward_flops_per_token": dict(counted.forward_flops_per_token),
         }
     return directories
 

@@ -18,18 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from groundup.artifacts import Manifest, damage, is_made, lock_note, read_manifest
+from groundup.artifacts import COMMANDS, Manifest, damage, is_made, lock_note, read_manifest
 from groundup.corpus.document import SPLITS, read_batches
 from groundup.corpus.sources import find, reader_of
 from groundup.errors import DamagedError, DataError, GroundupError, UnsupportedError
 from groundup.files import PICKLES, Progress, no_progress, read_lines, refuse_nothing, sha256_of_file
 from groundup.model.settings import ModelConfig
-from groundup.recipe import STAGES, Recipe
+from groundup.recipe import Recipe
 from groundup.shards import open_split
 from groundup.tokenizer.settings import Existing
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import llama2c
-from groundup.weights.files import not_finite_weights, tokenizer_of, weight_files
+from groundup.weights.files import not_finite_weights, pickles_in, tokenizer_of, weight_files
 from groundup.weights.names import ARCHITECTURES, read_config, refusing_contradictions
 
 KNOWN = (
@@ -64,6 +64,15 @@ class Findings:
 
     def add_miswritten(self, error: Exception) -> None:
         self.damage.append(f"what is written in {self.path} is not as it should be: {error!r}")
+
+    def refuse_damage(self) -> None:
+        """
+        Raises:
+            DataError: naming all damage, and what to do.
+        """
+        if self.damage:
+            then = f"\nTry next: {self.next[0]}" if self.next else ""
+            raise DataError("\n  ".join([f"{self.path} is not whole:", *self.damage]) + then)
 
 
 def inspect(path: Path, progress: Progress = no_progress) -> Findings:
@@ -115,8 +124,8 @@ def _unknown(path: Path) -> str:
 def _run(found: Findings, progress: Progress) -> None:
     run = found.path
     note, held = lock_note(run)
-    made = [stage for stage in STAGES if is_made(run / stage.directory)]
-    missing = [stage.name for stage in STAGES if stage not in made]
+    made = [stage for stage in COMMANDS if is_made(run / stage)]
+    missing = [command for stage, command in COMMANDS.items() if stage not in made]
     state = "a finished run" if not missing else "a run that is not finished"
     found.what = f"{state}, at work now: {note}" if held else state
     if note and not held:
@@ -125,12 +134,12 @@ def _run(found: Findings, progress: Progress) -> None:
         )
     stages: dict[str, Any] = {}
     score: dict[str, Any] = {}
-    for stage in STAGES:
-        stages[stage.name] = "not made yet"
+    for stage, command in COMMANDS.items():
+        stages[command] = "not made yet"
         if stage in made:
-            part = inspect(run / stage.directory, progress)
-            found.damage += [f"{stage.directory}: {why}" for why in part.damage]
-            stages[stage.name] = _in_short(part.facts, part.damage)
+            part = inspect(run / stage, progress)
+            found.damage += [f"{stage}: {why}" for why in part.damage]
+            stages[command] = _in_short(part.facts, part.damage)
             score |= {name: part.facts[name] for name in ("parameters", "bits_per_byte") if name in part.facts}
     found.facts |= {"stages": stages, **score}
     replace = " --replace" if found.damage else ""  # a damaged checkpoint needs none: the one before is taken
@@ -196,7 +205,7 @@ def _runs(found: Findings, progress: Progress) -> None:
     found.what = f"a folder of runs: {len(runs):,}"
     told = {}
     for run in runs:
-        missing = [stage.name for stage in STAGES if not is_made(run / stage.directory)]
+        missing = [command for stage, command in COMMANDS.items() if not is_made(run / stage)]
         state = f"not finished, without {', '.join(missing)}" if missing else "finished"
         told[run.name] = "at work now" if lock_note(run)[1] else state
     found.facts["runs"] = told
@@ -413,8 +422,8 @@ def _hugging_face(found: Findings, progress: Progress) -> None:
         if config is not None and not found.damage:
             found.damage += [f"{name} holds NaN or Inf" for name in not_finite_weights(path)]
     elif not found.damage:
-        pickles = sorted(file.name for file in path.iterdir() if file.suffix.lower() in PICKLES)
-        why = f"only in {pickles[0]}, a pickle, which can run any program when it is loaded" if pickles else "none"
+        pickles = pickles_in(path)
+        why = f"only in {pickles[0].name}, a pickle, which can run any program when it is loaded" if pickles else "none"
         found.facts["weights"] = f"{why}; ask for model.safetensors"
     tokenizer: Tokenizer | None = None
     loads = config is not None and bool(files)
@@ -633,7 +642,7 @@ def _beside(found: Findings) -> None:
 
 
 def _is_run(path: Path) -> bool:
-    begun = (path / "lock").is_file() or any(is_made(path / stage.directory) for stage in STAGES)
+    begun = (path / "lock").is_file() or any(is_made(path / stage) for stage in COMMANDS)
     return begun and not is_made(path)
 
 

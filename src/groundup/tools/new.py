@@ -13,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from groundup.corpus.refine import told_marks
 from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
+from groundup.corpus.sources import readable, told_left_out
 from groundup.errors import DataError, ResourceError, SettingsError
 from groundup.model.presets import PRESETS, Preset
 from groundup.model.settings import LearnedPosition, ModelConfig
@@ -25,7 +27,8 @@ from groundup.settings import nearest
 from groundup.tokenizer.settings import Learned
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.survey import Survey
-from groundup.weights.files import config_of, model_directory, not_finite_weights, refuse_not_finite, tokenizer_of
+from groundup.weights.files import config_of, model_directory, not_finite_weights, refuse_not_finite, required_tokenizer
+from groundup.words import duration
 
 LADDER = (
     (64, 4), (128, 4), (192, 6), (256, 6), (320, 8), (384, 8), (512, 8), (640, 10), (768, 12), (1024, 16), (1280, 20),
@@ -239,13 +242,7 @@ def read_start(path: Path) -> Start:
         DataError: missing, not represented here, without its tokenizer, or with weights that are not finite.
         SettingsError: a tokenizer that is not the model's, or has no token that opens a text.
     """
-    model = config_of(path)
-    if path.is_file():
-        raise DataError(f"{path} is a model of llama2.c, which comes without a tokenizer that is read here")
-    directory = model_directory(path)
-    tokenizer = tokenizer_of(directory, model)
-    if tokenizer is None:
-        raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
+    model, tokenizer, directory = config_of(path), required_tokenizer(path), model_directory(path)
     tokenizer.framed([])  # which needs what opens a text
     refuse_not_finite(directory, not_finite_weights(directory))
     return Start(str(path), str(directory), model, tokenizer)
@@ -500,6 +497,40 @@ def _within(opening: str, most_bytes: int) -> str:
     return opening.encode()[:most_bytes].decode(errors="ignore")
 
 
+# --- the proposal in words ---
+
+
+def rows(proposal: Proposal) -> list[tuple[str, str]]:
+    """A fact a row: the texts, the machine, the model, the training."""
+    sample, model, machine = proposal.sampled, proposal.model, proposal.machine
+    about = "" if sample.is_whole else "about "
+    files = ", ".join(f"{number:,} {kind}" for kind, number in sample.files.most_common(8))
+    facts = [
+        ("texts", f"{files}: {about}{sample.documents:,} documents, {sample.bytes / 1e6:,.2f} MB"),
+        ("scripts", ", ".join(f"{share:.1%} {script}" for script, share in list(sample.scripts.items())[:6])),
+    ]
+    if separator := sample.corpus.separator:
+        texts = round(sample.separated * sample.scale)
+        facts.append(("separator", f"{separator}, found in your files: it cuts them into {about}{texts:,} texts"))
+    facts += [("marks", ": ".join(told)) for told in told_marks(sample.marks.table())]
+    if sample.left_out:
+        facts.append(("left out", f"{told_left_out(sample.left_out, sample.left_out_names)}: read are {readable()}"))
+    if sample.dropped:
+        looked = "" if sample.is_whole else f" of {sample.read:,} looked at"
+        facts.append(("dropped", f"{sum(sample.dropped.values()):,} documents{looked}: {sample.tally.told(6)}"))
+    often = f"{proposal.passes:.1f} times" if proposal.passes >= 1 else f"{proposal.passes:.0%} of them"
+    enough = ". More would only overfit your texts: more text is what it needs" if proposal.ends_early else ""
+    return [
+        *facts,
+        ("tokens", f"about {proposal.unique_tokens:,.0f} to train on, of {proposal.bytes_per_token:.1f} bytes each"),
+        ("machine", machine.name + ("" if machine.is_measured else " (its speed looked up, not measured)")),
+        ("model", f"{model.parameters:,} parameters, vocabulary {model.vocab_size:,}, {model.d_model} wide, "
+         f"{model.n_layers} layers, context {model.context_length}"),
+        ("training", f"{proposal.tokens:,} tokens: the texts {often}"),
+        ("time", f"about {duration(proposal.seconds)}{enough}"),
+    ]  # fmt: skip
+
+
 # --- the recipe as text ---
 
 
@@ -513,7 +544,7 @@ def to_toml(proposal: Proposal, command: str) -> str:
         f"#   proposed by  {' '.join(command.split())}",
         f"#   texts        {about}{sampled.documents:,} documents, {about}{sampled.bytes / 1e6:,.1f} MB",
         f"#   machine      {machine.name}" + ("" if machine.is_measured else "; its speed is looked up, not measured"),
-        f"#   time         {told_duration(proposal.seconds)}",
+        f"#   time         about {duration(proposal.seconds)}",
         "#",
         f"#   groundup build {recipe.name}.toml",
         f"#   groundup chat runs/{recipe.name}",
@@ -624,18 +655,3 @@ def _inline(value: Any) -> str:
             return f"{value:_}"
         case _:
             return str(value)
-
-
-def told_duration(seconds: float) -> str:
-    """An estimate, no finer than it is known.
-
-    >>> told_duration(8), told_duration(200), told_duration(6000), told_duration(4e5)
-    ('under a minute', 'about 3 minutes', 'about 1.7 hours', 'about 4.6 days')
-    """
-    if seconds < 45:
-        return "under a minute"
-    for unit, length in (("days", 86_400), ("hours", 3600)):
-        if seconds >= 1.5 * length:
-            return f"about {seconds / length:.1f} {unit}"
-    minutes = round(seconds / 60)
-    return f"about {minutes} minutes" if minutes > 1 else "about a minute"

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundup import recipe as recipes
 from groundup.artifacts import lock
+from groundup.building import MACHINE_CHOICES, SWEEP, Say, Watch, build, next_to
 from groundup.errors import DamagedError, DataError, DivergedError, Paused, SettingsError
 from groundup.files import naming_the_place, no_progress, read_lines, write_json
 from groundup.pretrain import sweep as asking
 from groundup.pretrain.sweep import Axis, Point, override
-from groundup.recipe import SWEEP, Recipe, Say, Watch, build
+from groundup.recipe import Recipe, load_recipe
 from groundup.report.sweep import write_page
 from groundup.settings import Table, differences, read_toml
+from groundup.words import short_value
 
 PAGE = "sweep.html"
 Found = dict[str, Any]
@@ -70,7 +71,7 @@ def ask(recipe: str | Path | Recipe, words: Sequence[str], *, halving: bool = Fa
     axes, _ = asking.parse(words)
     points = {point.name: point for point in asking.points(axes)}
     asked = Asked(recipe, tuple(words), tuple(axes), points, {}, ())
-    loaded = {name: recipes.load(recipe, asked.overrides(point))[0] for name, point in points.items()}
+    loaded = {name: load_recipe(recipe, asked.overrides(point))[0] for name, point in points.items()}
     found: list[int] = []
     if halving:
         lengths = {each.pretrain.steps for each in loaded.values()}
@@ -173,7 +174,7 @@ def _begun(directory: Path, asked: Asked) -> Table:
     if changed:
         raise SettingsError(
             "\n".join([f"{directory} holds another sweep:", *changed])
-            + f"\nSweep beside it with --run {recipes.next_to(directory)}; to a grid, points can be added by naming "
+            + f"\nSweep beside it with --run {next_to(directory)}; to a grid, points can be added by naming "
             "the old values too"
         )
     return {**new, "chosen": state["chosen"], "points": {name: points.get(name, {}) for name in asked.points}}
@@ -232,16 +233,13 @@ def _train(asked: Asked, directory: Path, name: str, step: int, state: Table, wa
 def _chosen(recipe: Recipe, run: Path) -> Table:
     """What the first point found best where the recipe leaves it open: all points have the same, or their difference
     would be in the comparison."""
-    made = Recipe.load(run / "recipe.toml").pretrain
-    asked = recipe.pretrain
-    chosen: Table = {}
-    if asked.device is None and made.device is not None:
-        chosen["pretrain.device"] = made.device
-    if asked.precision is None and made.precision is not None:
-        chosen["pretrain.precision"] = made.precision.kind
-    if asked.compile is None and made.compile is not None:
-        chosen["pretrain.compile"] = made.compile
-    return chosen
+    made = read_toml(run / "recipe.toml")["pretrain"]
+    chosen = {
+        f"pretrain.{name}": made[name]
+        for name in MACHINE_CHOICES
+        if getattr(recipe.pretrain, name) is None and name in made
+    }
+    return {name: value["kind"] if isinstance(value, dict) else value for name, value in chosen.items()}
 
 
 def _at(told: Table, step: int) -> float | None:
@@ -292,6 +290,6 @@ def _edges(axes: Sequence[Axis], best: Point) -> list[str]:
         value = best.settings[axis.key]
         if axis.is_numeric and value in (min(axis.values), max(axis.values)):
             end, beyond = ("least", "lower") if value == min(axis.values) else ("largest", "higher")
-            told = f"{axis.key} = {asking.shown(value)}"
+            told = f"{axis.key} = {short_value(value)}"
             notes.append(f"{told} is the {end} value that was tried: {beyond} ones may be better still")
     return notes

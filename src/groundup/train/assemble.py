@@ -1,7 +1,6 @@
 """From a model, a loss and settings to what `fit` needs, for every training: precision, master weights, optimizer."""
 
 import ctypes
-import gc
 import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -36,13 +35,6 @@ def prepare_process() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, 2**31 - 1)
-
-
-def give_back_freed_memory() -> None:
-    """Hand freed memory back to the system once, so that what the process holds is what it uses."""
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ import contextlib
 import json
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 
 from groundup.errors import ResourceError
 from groundup.files import naming_the_place, read_lines, write_text
+from groundup.machine import peak_memory
 from groundup.train.fit import Step
 from groundup.train.loggers import Loggers
 
@@ -90,7 +89,7 @@ class RunLog:
         """
         lines = [make() for make in self._waiting]
         for line in [line for line in lines if "loss" in line][-1:]:
-            line["memory_bytes"] = most_memory()
+            line["memory_bytes"] = peak_memory(torch.device("cuda") if torch.cuda.is_initialized() else None)
             if self._peak_flops and self._flushed and line["seconds"] > self._flushed["seconds"]:
                 done = line["flops"] - self._flushed["flops"]
                 taken = line["seconds"] - self._flushed["seconds"]
@@ -152,14 +151,6 @@ class RunLog:
         return ", ".join(
             f"{label} {self._last[name]:{form}}" for name, (label, form) in labels.items() if name in self._last
         )
-
-
-def most_memory() -> int:
-    """The most bytes so far: handed out by torch on the GPU, if one is used; else held in memory by this process."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of either
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:

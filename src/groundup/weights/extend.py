@@ -1,32 +1,32 @@
-"""More tokens for a trained model: their ids come after the last, their rows begin as the mean of their pieces' rows.
+"""Add tokens to a trained model: ids after the last one, rows that begin as the mean of the rows of their parts.
 
-V rows of a matrix over the vocabulary, of which the tokenizer's ids may be fewer; D width of a token's vector.
+The parts of a new token are the tokens that its text was encoded as before. V rows of a matrix over the vocabulary, of
+which the tokenizer's ids may be fewer; D width of a token's vector.
 
-A score is linear in its row. So old ids keep their scores, and a new token's score is the mean of its pieces' scores,
+A score is linear in its row. So old ids keep their scores, and a new token's score is the mean of its parts' scores,
 which never beats the best of them (as no point in the convex hull of the rows does: Mundra et al. 2024,
-arXiv:2407.05841). Averaging pieces is Gee et al. 2022 (arXiv:2402.09977); Hewitt 2021, "Initializing New Word
-Embeddings", averages all rows, as is done here for rows that no token has. docs/log.md tells what was measured.
+arXiv:2407.05841). Averaging the parts is Gee et al. 2022 (arXiv:2402.09977); Hewitt 2021, "Initializing New Word
+Embeddings", averages all rows, as is done here for rows that no token has. docs/log.md has the measurements.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from groundup.artifacts import is_made, making, read_manifest
 from groundup.errors import DataError, SettingsError
-from groundup.files import reading, write_json
-from groundup.generation.settings import Sampling
-from groundup.model.count import count
+from groundup.files import reading
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.tokenizer import chat
 from groundup.tokenizer.settings import MULTIPLE
-from groundup.weights import llama2c
-from groundup.weights import load as pretrained
-from groundup.weights.files import digest_of, model_directory, tokenizer_of
+from groundup.weights.files import digest_of, model_directory, required_tokenizer
+from groundup.weights.load import build, read_weights
+from groundup.weights.write import write_model
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Extended:
     ids: dict[str, int]
     """Text of each new token → its id."""
     pieces: dict[str, list[str]]
-    """Text of each new token → the tokens that it was before; a byte that is no UTF-8 is shown as U+FFFD."""
+    """Text of each new token → the tokens that it was before; a byte that is not UTF-8 is shown as U+FFFD."""
     rows: tuple[int, int]
-    """Of the matrices over the vocabulary, before and after."""
+    """Rows of the matrices over the vocabulary, before and after."""
 
 
 def extend(source: Path, out: Path, added: Sequence[str] = (), special: Sequence[str] = ()) -> Extended:
@@ -57,48 +57,37 @@ def extend(source: Path, out: Path, added: Sequence[str] = (), special: Sequence
         raise SettingsError('name the tokens to add: --add " photosynthesis", --special "<|tool|>" or --from FILE')
     if out.exists():
         raise SettingsError(f"{out} exists and is left as it is: choose another --out, or move it away")
-    if llama2c.is_model(source):
-        raise DataError(f"{source} is a model of llama2.c, which comes without a tokenizer that is read here")
+    base, before = digest_of(source), required_tokenizer(source)
     directory = model_directory(source)
-    base, trained = digest_of(directory), _trained(directory)
-    read, weights = pretrained.read_weights(directory)
-    model = pretrained.build(read, weights, str(directory))
-    before = tokenizer_of(directory, model.config)
-    if before is None:
-        raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
-    if before.vocab_size > (rows := model.config.vocab_size or 0):
+    made = read_manifest(directory).statistics if is_made(directory) else {}
+    model = build(*read_weights(directory), str(directory))
+    rows = model.config.vocab_size or 0
+    if before.vocab_size > rows:
         beyond = before.tokens[rows].decode("utf-8", "replace")
         raise SettingsError(
             f"the tokenizer in {directory} has {before.vocab_size:,} ids, the model rows for {rows:,}: take the tokens "
             f"from {beyond!r} on out of the tokenizer, and add them with --special or --add"
         )
     after = before.extended(added, special)
-    pieces = {text: before.encode(text) for text in (*added, *special)}
-    config = grown(model.config, after.vocab_size)
+    parts = {text: before.encode(text) for text in (*added, *special)}
+    config = add_rows(model.config, after.vocab_size)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    for name in over_the_vocabulary(config):
-        parameters[name] = widened(parameters[name], before.vocab_size, list(pieces.values()), config.vocab_size or 0)
+    for name in names_over_vocabulary(config):
+        parameters[name] = widen(parameters[name], before.vocab_size, list(parts.values()), config.vocab_size or 0)
     settings = {"model": config.table(), "extend": {"added": list(added), "special": list(special)}}
     with making(out, "model", settings, {"base": base}) as draft:
-        pretrained.save(draft.path, config, parameters, after)
-        for name, default in (("generation.json", Sampling().table()), (chat.FILE, chat.CONTINUES_TEXT)):
-            given = directory / name
-            write_json(draft.path / name, json.loads(given.read_bytes()) if given.is_file() else default)
-        counted = count(config)
-        draft.statistics |= {
-            **trained,
-            "parameters": dict(counted.parameters),
-            "forward_flops_per_token": dict(counted.forward_flops_per_token),
-        }
+        sampling, layout = (_read_table(directory / name) for name in ("generation.json", chat.FILE))
+        write_model(draft, config, parameters, after, sampling, layout or chat.CONTINUES_TEXT)
+        draft.statistics |= {name: made[name] for name in ("steps", "tokens") if name in made}
     return Extended(
-        ids={text: before.vocab_size + number for number, text in enumerate(pieces)},
-        pieces={text: [before.decode([i]) for i in ids] for text, ids in pieces.items()},
-        rows=(model.config.vocab_size or 0, config.vocab_size or 0),
+        ids={text: before.vocab_size + number for number, text in enumerate(parts)},
+        pieces={text: [before.decode([i]) for i in ids] for text, ids in parts.items()},
+        rows=(rows, config.vocab_size or 0),
     )
 
 
 def read_tokens(path: Path) -> list[str]:
-    """The lines of a file, blanks at their ends included; empty lines are left out.
+    """The lines of a file with the whitespace at their ends; empty lines are left out.
 
     Raises:
         DataError: missing, or not UTF-8.
@@ -111,16 +100,16 @@ def read_tokens(path: Path) -> list[str]:
     return [text for line in lines if (text := line.removesuffix("\r"))]
 
 
-def grown(config: ModelConfig, ids: int) -> ModelConfig:
-    """The model with rows for so many ids. Rows that it has beyond them stay; a multiple of 64 becomes one again."""
+def add_rows(config: ModelConfig, ids: int) -> ModelConfig:
+    """The model with rows for `ids` ids. Rows that it has beyond them stay; a multiple of 64 becomes one again."""
     rows = config.vocab_size or 0
     if ids > rows:
         rows = -(-ids // MULTIPLE) * MULTIPLE if rows % MULTIPLE == 0 else ids
     return config.with_vocabulary(rows)
 
 
-def over_the_vocabulary(config: ModelConfig) -> list[str]:
-    """The parameters that have a row for each token."""
+def names_over_vocabulary(config: ModelConfig) -> list[str]:
+    """The names of the parameters that have a row for each token."""
     names = ["embed.weight"]
     if isinstance(config.head, LanguageModel):
         names += [] if config.head.tied else ["head.weight"]
@@ -129,25 +118,24 @@ def over_the_vocabulary(config: ModelConfig) -> list[str]:
 
 
 @torch.no_grad()
-def widened(matrix: Tensor, ids: int, pieces: Sequence[Sequence[int]], rows: int) -> Tensor:
-    """A (V, D) matrix or (V,) bias with `rows` rows: as it was, but for rows from `ids` on, one each of `pieces`.
+def widen(matrix: Tensor, ids: int, parts: Sequence[Sequence[int]], rows: int) -> Tensor:
+    """Bring a (V, D) matrix or (V,) bias to `rows` rows, of which those from `ids` on are new.
 
     Args:
-        ids: how many the tokenizer had; rows beyond were never used.
-        pieces: for each new token, the rows whose mean it begins as.
+        ids: how many ids the tokenizer had; rows beyond were never used.
+        parts: for each new token, the rows whose mean it begins as.
 
-    Rows beyond those of `pieces` stay if they were there; otherwise they begin as the mean of all `ids` rows.
+    Rows beyond those of `parts` stay if they were there; otherwise they begin as the mean of all `ids` rows.
 
-    >>> widened(torch.tensor([1.0, 2.0, 6.0, 7.0]), 3, [[0, 1]], 6)
+    >>> widen(torch.tensor([1.0, 2.0, 6.0, 7.0]), 3, [[0, 1]], 6)
     tensor([1.0000, 2.0000, 6.0000, 1.5000, 3.0000, 3.0000])
     """
-    means = torch.stack([matrix[list(each)].double().mean(dim=0) for each in pieces]).to(matrix.dtype)
+    means = torch.stack([matrix[list(each)].double().mean(dim=0) for each in parts]).to(matrix.dtype)
     kept = torch.cat([matrix[:ids], means, matrix[ids + len(means) :]])
     spare = matrix[:ids].double().mean(dim=0).to(matrix.dtype)
     return torch.cat([kept, spare.expand(rows - len(kept), *spare.shape)])
 
 
-def _trained(directory: Path) -> dict[str, int]:
-    """How long a model was trained, as far as is told."""
-    told = read_manifest(directory).statistics if is_made(directory) else {}
-    return {name: told[name] for name in ("steps", "tokens") if name in told}
+def _read_table(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is no file."""
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""The files of a trained model, as far as they tell of it without its weights: which they are, its config, its digest.
+"""The files of a trained model: its config, its tokenizer, its digest, and whether its weights are finite.
 
 No torch: recipes name models, and are read without it.
 """
@@ -23,20 +23,20 @@ from groundup.weights.names import ARCHITECTURES, read_config, refusing_contradi
 
 FORMAT = "groundup"
 MODEL_FILES = (".json", ".safetensors", ".txt", ".bpe", ".gz", ".model")
-"""Suffixes of what others' model directories are read from."""
+"""Suffixes of the files that model directories of others consist of."""
 
 
 def model_directory(path: Path) -> Path:
-    """The directory that holds the model; of a run, its `model/`."""
+    """The directory that holds the model: `path`, or the `model/` of a run."""
     if path.suffix == ".toml" and path.is_file():
         raise SettingsError(
             f"{path} is a recipe; name what `groundup build {path}` makes of it, such as runs/{path.stem}"
         )
     if path.is_file():
         if path.suffix.lower() in PICKLES:
-            damaged = ", or a file of llama2.c that is not whole" if path.suffix == ".bin" else ""
+            cut = ", or a file of llama2.c that is not whole" if path.suffix == ".bin" else ""
             raise DataError(
-                f"{path} is a pickle{damaged}: a pickle can run any program when it is loaded; ask for safetensors"
+                f"{path} is a pickle{cut}: a pickle can run any program when it is loaded; ask for safetensors"
             )
         raise DataError(f"{path} is a file; a model is a directory with config.json and model.safetensors")
     refuse_nothing(path, "model")
@@ -48,7 +48,7 @@ def model_directory(path: Path) -> Path:
 
 
 def config_of(path: Path) -> ModelConfig:
-    """The config of anything that `pretrained.load` reads.
+    """The config of anything that `load` reads.
 
     Raises:
         DataError: missing, damaged, or an architecture that is not represented here.
@@ -65,7 +65,7 @@ def config_of(path: Path) -> ModelConfig:
 
 
 def config_table(directory: Path) -> dict[str, Any]:
-    """What `config.json` says, of a format that is read here."""
+    """The table in `config.json`, which is of a format that can be read."""
     try:
         table = json.loads((directory / "config.json").read_bytes())
     except FileNotFoundError:
@@ -78,15 +78,15 @@ def config_table(directory: Path) -> dict[str, Any]:
         raise DataError(f"{directory / 'config.json'} is damaged: it is not a JSON object")
     kind = table.get("model_type")
     if table.get("format") != FORMAT and (not isinstance(kind, str) or kind not in ARCHITECTURES):
-        raise DataError(f"{directory} is of model_type {kind!r}; read here: {FORMAT}, {', '.join(ARCHITECTURES)}")
+        raise DataError(f"{directory} has model_type {kind!r}; known are {FORMAT}, {', '.join(ARCHITECTURES)}")
     return table
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that hold the weights; none where there are none.
+    """The safetensors files that hold the weights; an empty list where there are none.
 
     Raises:
-        DataError: an index of them that is damaged.
+        DataError: a damaged index of them.
     """
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file() or not index.is_file():
@@ -98,12 +98,17 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
+def pickles_in(directory: Path) -> list[Path]:
+    """The files of a directory that are pickles by their names."""
+    return sorted(path for path in directory.iterdir() if path.suffix.lower() in PICKLES)
+
+
 def tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer | None:
     """The tokenizer beside a model, if there is one.
 
     Raises:
-        UnsupportedError: of a kind that is not represented here.
-        SettingsError: it has more ids than the model; special and added tokens, which no text need hold, apart.
+        UnsupportedError: a kind of tokenizer that is not supported.
+        SettingsError: more ids than the model has rows, special and added tokens, which no text need hold, not counted.
     """
     names = ("tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model")
     if not any((directory / name).is_file() for name in names):
@@ -119,6 +124,21 @@ def tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer | None:
     return tokenizer
 
 
+def required_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of anything that `load` reads.
+
+    Raises:
+        DataError: also where there is none.
+    """
+    if llama2c.is_model(path):
+        raise DataError(f"{path} is a model of llama2.c, whose tokenizer cannot be read: use a Hugging Face directory")
+    directory = model_directory(path)
+    tokenizer = tokenizer_of(directory, config_of(directory))
+    if tokenizer is None:
+        raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
+    return tokenizer
+
+
 EXPONENT = {
     "F64": ("<i8", 0x7FF << 52),
     "F32": ("<i4", 0xFF << 23),
@@ -127,12 +147,12 @@ EXPONENT = {
     "F8_E5M2": ("<i1", 0x7C),
     "F8_E4M3": ("<i1", 0x7F),
 }
-"""Type of a tensor → the integers that lie over its numbers, and the bits that are all set in NaN and Inf alone."""
+"""Type of a tensor → integers of its size, and the bits of the exponent, which are all set only in NaN and Inf."""
 NUMBERS_AT_ONCE = 1 << 22
 
 
 def not_finite_weights(directory: Path) -> list[str]:
-    """The weights of a model that hold NaN or Inf, by their names in its files; buffers that nothing reads apart."""
+    """The weights with NaN or Inf, by their names in the model's files. Buffers that nothing reads do not count."""
     architecture = ARCHITECTURES.get(str(config_table(directory).get("model_type")))
     buffers = architecture.buffers if architecture else ()
     prefix = architecture.prefix if architecture else ""
@@ -145,7 +165,7 @@ def not_finite_weights(directory: Path) -> list[str]:
 
 
 def not_finite(file: Path) -> Iterator[str]:
-    """The tensors of a whole safetensors file that hold NaN or Inf. Each number is read once, as an integer."""
+    """The tensors of a safetensors file that hold NaN or Inf. Each number is read once, as an integer."""
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
@@ -155,11 +175,6 @@ def not_finite(file: Path) -> Iterator[str]:
             first, last = (8 + length + offset for offset in tensor["data_offsets"])
             if not _has_finite_exponents(held[first:last], tensor["dtype"]):
                 yield name
-
-
-def is_finite(numbers: npt.NDArray[np.float32]) -> bool:
-    """Whether no NaN or Inf is among them."""
-    return _has_finite_exponents(np.ascontiguousarray(numbers).reshape(-1).view(np.uint8), "F32")
 
 
 def _has_finite_exponents(raw: npt.NDArray[np.uint8], dtype: str) -> bool:
@@ -173,7 +188,8 @@ def _has_finite_exponents(raw: npt.NDArray[np.uint8], dtype: str) -> bool:
 
 
 def refuse_not_finite(origin: Path, names: Iterable[str]) -> None:
-    """
+    """Refuse a model of which these tensors hold NaN or Inf.
+
     Raises:
         DataError: naming the tensors, if there are any.
     """
@@ -181,12 +197,12 @@ def refuse_not_finite(origin: Path, names: Iterable[str]) -> None:
         more = f" and {len(named) - 3:,} more" if len(named) > 3 else ""
         raise DataError(
             f"{origin}: {', '.join(named[:3])}{more} hold{'s' if len(named) == 1 else ''} numbers that are not finite "
-            "(NaN or Inf): nothing can be computed with them. Take an earlier copy of these weights"
+            "(NaN or Inf): take an earlier copy of these weights"
         )
 
 
 def digest_of(path: Path) -> str:
-    """Of a model of ours its manifest's, after every byte was compared with it; else of the files it is read from."""
+    """Digest of a model: the manifest's (verified) for ours, else a hash of its files."""
     if llama2c.is_model(path):
         return sha256_of_file(path)
     directory = model_directory(path)

@@ -1,9 +1,7 @@
-"""llama2.c: small Llama models in one flat file, and their tokenizer in another (github.com/karpathy/llama2.c)."""
+"""llama2.c: small Llama models in one flat file (github.com/karpathy/llama2.c)."""
 
 import math
-import re
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,7 +41,7 @@ def is_model(path: Path) -> bool:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """What the header tells."""
+    """The config that the header describes."""
     header = _read_header(path)
     sizes = header._asdict() | {"vocab_size": abs(header.vocab_size)}
     head = LanguageModel(tied=header.vocab_size > 0)
@@ -51,27 +49,27 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def count_parameters(path: Path) -> int:
-    """All numbers of the file but the angles, which are no weights."""
+    """How many numbers of the file are weights: all but the angles of the rotary position."""
     return sum(math.prod(shape) for name, shape in _layout(_read_header(path)) if name != "angles")
 
 
-def read_model(path: Path) -> "tuple[ModelConfig, dict[str, Tensor]]":
-    """The config and the tensors under our names, from the first format of llama2.c's `export.py`.
+def read_weights(path: Path) -> "dict[str, Tensor]":
+    """The tensors under our names, from the first format of llama2.c's `export.py`.
 
-    A tensor of the same kind lies there for all layers together. Neighbouring channels are rotated together.
+    There the tensors of a kind lie together for all layers, and neighbouring channels are rotated together.
     """
     import torch
 
-    header, config = _read_header(path), read_config(path)
+    header = _read_header(path)
     flat = torch.from_numpy(np.fromfile(path, np.dtype("<f4"), offset=HEADER.size))
     layout = _layout(header)
     tensors: dict[str, torch.Tensor] = {}
     for (name, shape), part in zip(layout, flat.split([math.prod(shape) for _, shape in layout]), strict=True):
         if name.startswith("blocks.*"):
-            tensors |= {name.replace("*", str(layer)): of_layer for layer, of_layer in enumerate(part.view(shape))}
+            tensors |= {name.replace("*", str(layer)): tensor for layer, tensor in enumerate(part.view(shape))}
         elif name != "angles":
             tensors[name] = part.view(shape)
-    return config, pairs_to_halves(config, tensors)
+    return pairs_to_halves(read_config(path), tensors)
 
 
 def _read_header(path: Path) -> Header:
@@ -100,19 +98,3 @@ def _layout(header: Header) -> list[tuple[str, tuple[int, ...]]]:
         ("angles", (2, header.context_length, d_head // 2)),  # of rotary position, computed here
         *([("head.weight", (abs(header.vocab_size), d_model))] if header.vocab_size < 0 else []),
     ]
-
-
-def decode(tokenizer: Path, ids: Iterable[int]) -> str:
-    """The text of `ids` by llama2.c's `tokenizer.bin`, without the blank that stands before its first word.
-
-    The file has of each piece a score, a length, and its text; a byte of its own is written there as `<0x0A>`.
-    """
-    raw = tokenizer.read_bytes()
-    pieces, place = [], 4  # after the length of the longest
-    while place < len(raw):
-        (length,) = struct.unpack_from("<i", raw, place + 4)
-        text = raw[place + 8 : place + 8 + length]
-        byte = re.fullmatch(rb"<0x([0-9A-F]{2})>", text)
-        pieces.append(bytes.fromhex(byte[1].decode()) if byte else text)
-        place += 8 + length
-    return b"".join(pieces[number] for number in ids).decode(errors="replace").removeprefix(" ")

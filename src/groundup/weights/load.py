@@ -1,19 +1,16 @@
-"""Trained models: our directories, Hugging Face's and llama2.c's files, read; ours, written. Never a pickle."""
+"""Trained models, read: our directories, Hugging Face's, and llama2.c's files. Never a pickle."""
 
-import os
-import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from groundup.artifacts import check, is_made
 from groundup.errors import DataError, SettingsError, UnsupportedError
-from groundup.files import PICKLES, write_json
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -22,18 +19,19 @@ from groundup.weights.files import (
     FORMAT,
     config_of,
     config_table,
-    is_finite,
     model_directory,
     not_finite_weights,
+    pickles_in,
     refuse_not_finite,
+    required_tokenizer,
     tokenizer_of,
     weight_files,
 )
-from groundup.weights.names import ARCHITECTURES, refusing_contradictions, rename
+from groundup.weights.names import from_published, refusing_contradictions
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of that name; without one the accelerator, if there is any, else the CPU.
+    """The device of that name; without a name the accelerator, if there is one, else the CPU.
 
     Raises:
         SettingsError: a device that this machine does not have.
@@ -45,7 +43,7 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
         torch.ones(1, device=name).item()
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise SettingsError(f"device {str(name)!r} is not one of this machine; the best here is {best}") from None
+        raise SettingsError(f"this machine has no device {str(name)!r}; the best it has is {best}") from None
 
 
 def load(
@@ -66,6 +64,7 @@ def load(
     A tokenizer of a kind that is not represented here is left out with a warning.
 
     >>> import tempfile
+    >>> from groundup.weights.write import save
     >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(
@@ -87,65 +86,58 @@ def load(
 
 
 def load_with_tokenizer(path: Path, device: str | torch.device | None = None) -> tuple[Transformer, Tokenizer]:
-    """The same for who needs both.
+    """A trained model and its tokenizer, both of which are needed.
 
     Raises:
         DataError: also where there is no tokenizer, or one that is not represented here, by the name of its file.
     """
-    if llama2c.is_model(path):
-        raise DataError(f"{path} is a model of llama2.c, which comes without a tokenizer that is read here")
-    directory = model_directory(path)
-    model = load_model(path, device=device)
-    tokenizer = tokenizer_of(directory, model.config)
-    if tokenizer is None:
-        raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
-    return model, tokenizer
+    tokenizer = required_tokenizer(path)
+    return load_model(path, device=device), tokenizer
 
 
 def load_model(
     path: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
 ) -> Transformer:
-    """The model alone; `path`, `device` and `dtype` as of `load`.
+    """A trained model without its tokenizer. The arguments are those of `load`.
 
     >>> import tempfile
+    >>> from groundup.weights.write import save
     >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(Path(folder), model.config, dict(model.named_parameters()), tokenizer=None)
     ...     load_model(folder, device="cpu", dtype="bfloat16").embed.weight.dtype
     torch.bfloat16
     """
-    if llama2c.is_model(Path(path)):
-        with refusing_contradictions(path):
-            config, weights = llama2c.read_model(Path(path))
-        refuse_not_finite(Path(path), (name for name, weight in weights.items() if not is_finite(weight.numpy())))
-        return build(config, weights, str(path)).to(find_device(device), _dtype(dtype)).eval()
-    directory = model_directory(Path(path))
-    if is_made(directory):
-        check(directory, "model")
-    config, weights = read_weights(directory)
-    return build(config, weights, str(directory)).to(find_device(device), _dtype(dtype)).eval()
+    source = Path(path) if llama2c.is_model(Path(path)) else model_directory(Path(path))
+    if is_made(source):
+        check(source, "model")
+    config, weights = read_weights(source)
+    return build(config, weights, str(source)).to(find_device(device), _dtype(dtype)).eval()
 
 
-def read_weights(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The config and the tensors under our names."""
-    config = config_of(directory)
-    table, tensors = config_table(directory), _read_tensors(directory)
+def read_weights(source: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The config and the tensors, under our names, of a model directory or a file of llama2.c."""
+    config = config_of(source)
+    if llama2c.is_model(source):
+        tensors = llama2c.read_weights(source)
+        refuse_not_finite(source, (name for name, tensor in tensors.items() if not tensor.isfinite().all()))
+        return config, tensors
+    table, tensors = config_table(source), _read_tensors(source)
     if table.get("format") == FORMAT:
         return config, tensors
     try:
-        return config, rename(ARCHITECTURES[table["model_type"]], config, tensors)
+        return config, from_published(table["model_type"], config, tensors)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise DataError(f"{directory}: the weights do not fit the config: {error}") from None
+        raise DataError(f"{source}: the weights do not fit the config: {error}") from None
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
     files = weight_files(directory)
     if not files:
-        pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix.lower() in PICKLES]
-        if pickles:
+        if pickles := pickles_in(directory):
             raise DataError(
-                f"{directory} has its weights in {pickles[0]}, a pickle, which can run any program when it is loaded; "
-                "ask for model.safetensors"
+                f"{directory} has its weights in {pickles[0].name}, a pickle, which can run any program when it is "
+                "loaded; ask for model.safetensors"
             )
         raise DataError(f"{directory} has no model.safetensors")
     tensors: dict[str, Tensor] = {}
@@ -186,7 +178,7 @@ def build(config: ModelConfig, weights: dict[str, Tensor], origin: str) -> Trans
 
 
 def _tied_or_not(config: ModelConfig, weights: dict[str, Tensor], origin: str) -> ModelConfig:
-    """Leaves one of the two matrices of a tied head; a head that is stored and another is taken for what it is."""
+    """Drop the stored copy of a tied head. A stored head that differs from the embedding is read as not tied."""
     if not isinstance(config.head, LanguageModel) or not config.head.tied or "head.weight" not in weights:
         return config
     weights.setdefault("embed.weight", weights["head.weight"])
@@ -200,36 +192,8 @@ def _tied_or_not(config: ModelConfig, weights: dict[str, Tensor], origin: str) -
     return config.model_copy(update={"head": config.head.model_copy(update={"tied": False})})
 
 
-def save(directory: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None) -> None:
-    """Write `config.json`, `model.safetensors` and `tokenizer.json` into a directory, for `load`.
-
-    Args:
-        directory: is there; that of a `making` draft, for a model whose every byte is checked as it is loaded.
-        weights: by name, as of `dict(model.named_parameters())`, where a tied head is named once.
-        tokenizer: None for none.
-
-    >>> import tempfile
-    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(
-    ...         Path(folder), model.config, dict(model.named_parameters()), Tokenizer.learn("low lower", vocab_size=320)
-    ...     )
-    ...     sorted(path.name for path in Path(folder).iterdir())
-    ['config.json', 'model.safetensors', 'tokenizer.json']
-    """
-    write_json(directory / "config.json", {"format": FORMAT, "model": config.table()})
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    try:
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # the library hides which error the system gave
-        number = re.search(r"os error (\d+)", str(error))
-        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else error) from None
-    if tokenizer is not None:
-        tokenizer.save(directory)
-
-
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype):
+    chosen: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype):
         raise SettingsError(f"dtype {dtype!r} is not one of torch's; try float32 or bfloat16")
-    return found
+    return chosen

@@ -1,7 +1,7 @@
-"""Name maps: published architectures, read into our blocks.
+"""Name maps between published architectures and our blocks, both ways.
 
-An entry turns a Hugging Face `config.json` into a `ModelConfig`, and its tensors' names into ours. A setting that our
-blocks cannot represent is refused by name, never ignored. Where a setting is left out, it has the value that the
+An entry turns a Hugging Face `config.json` into a `ModelConfig` and its tensors into ours, and back. A setting that the
+other side cannot represent is refused by name, never ignored. Where a setting is left out, it has the value that the
 architecture's configuration class gives it. Dropout is left at 0: it is no part of what a trained model computes.
 """
 
@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from groundup.errors import DataError, GroundupError, SettingsError
 from groundup.model.settings import (
@@ -37,6 +38,7 @@ from groundup.model.settings import (
     SwiGLU,
     YaRNScaling,
 )
+from groundup.settings import Settings, differences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,28 +46,40 @@ else:
     Tensor = Any  # a config is read without torch, which takes a second to import
 
 Table = Mapping[str, Any]
-Tensors = dict[str, Tensor]
+Kind = TypeVar("Kind", bound=Settings)
+Tensors = Mapping[str, Tensor]
 
 
-def _as_it_is(config: ModelConfig, tensors: Tensors) -> Tensors:
+def _keep(config: ModelConfig, tensors: Tensors) -> Tensors:
     return tensors
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a published architecture lie, where it is not as ours do. All are under our names."""
+
+    read: Callable[[ModelConfig, Tensors], Tensors] = _keep
+    """Brings tensors from their layout into ours."""
+    write: Callable[[ModelConfig, Tensors], Tensors] = _keep
+    """Brings tensors from our layout into theirs."""
 
 
 @dataclass(frozen=True)
 class Architecture:
     """How one published architecture maps to ours."""
 
-    config: Callable[[Table], ModelConfig]
+    read_config: Callable[[Table], ModelConfig]
+    write_config: Callable[[ModelConfig], dict[str, Any]]
+    """The settings as far as the architecture has them; `write_config` below refuses the others."""
     names: Mapping[str, str]
     """Their module → ours; `*` stands for a number, the same on both sides."""
     prefix: str
-    """Begins the names in some files and is left out in others."""
+    """Begins the names in some files and is left out in others; the head has none."""
+    layout: Layout = Layout()
     buffers: tuple[str, ...] = ()
-    """What old files keep besides weights: masks and angles that are computed here."""
-    convert: Callable[[ModelConfig, Tensors], Tensors] = _as_it_is
-    """Brings tensors under our names into our layout."""
+    """Masks and angles, which old files keep besides weights and which are computed here."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other names of settings in config.json → those that `config` reads."""
+    """Other names of settings in config.json → those that `read_config` reads."""
 
 
 def read_config(table: Table) -> ModelConfig:
@@ -81,26 +95,66 @@ def read_config(table: Table) -> ModelConfig:
             "config.json has quantization_config: quantized weights are not read here; ask for bfloat16 ones"
         )
     architecture = ARCHITECTURES[table["model_type"]]
-    told = dict(table)
+    given = dict(table)
     for alias, name in architecture.aliases.items():
-        if alias in told and told.setdefault(name, told[alias]) != told[alias]:
+        if alias in given and given.setdefault(name, given[alias]) != given[alias]:
             raise DataError(
-                f"config.json has {alias} = {told[alias]!r} and {name} = {told[name]!r}, which are the same"
+                f"config.json has {alias} = {given[alias]!r} and {name} = {given[name]!r}, which are the same"
             )
-    _check_numbers(told)
+    _check_numbers(given)
     try:
-        return architecture.config(told)
+        return architecture.read_config(given)
     except KeyError as error:
         raise DataError(f"config.json does not say {error}") from None
 
 
+def write_config(kind: str, config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` of architecture `kind` for our config. It is read back to see that it says all of it.
+
+    Raises:
+        SettingsError: naming the settings that this architecture cannot have.
+    """
+    try:
+        table = {"model_type": kind, **ARCHITECTURES[kind].write_config(config)}
+        lost = differences(_written_out(config), _written_out(read_config(table)))
+    except (DataError, ValueError) as error:
+        raise SettingsError(f"the model cannot be written as {kind}: {error}") from None
+    if lost:
+        listed = "; ".join(f"model.{name} is {ours!r}, there {theirs!r}" for name, (ours, theirs) in lost.items())
+        raise SettingsError(f"the model cannot be written as {kind}: {listed}")
+    return table
+
+
+def _written_out(config: ModelConfig) -> dict[str, Any]:
+    """All that decides what a trained model computes: defaults filled in, numbers to 12 digits, no dropout."""
+    table = config.table() | {
+        "n_kv_heads": config.kv_heads,
+        "d_head": config.head_width,
+        "d_ff": config.feedforward_width,
+        "dropout": 0.0,
+    }
+    table["attention"] = {**table["attention"], "dropout": 0.0}
+    if isinstance(config.attention, GroupedQuery):
+        table["attention"]["scale"] = config.attention.scale or config.head_width**-0.5
+        table["attention"]["windowed_layers"] = [config.attention.window_of(n) for n in range(config.n_layers)]
+    if isinstance(config.position, Rotary):
+        table["position"] = {**table["position"], "fraction": config.rotary_width}
+    return {name: _to_12_digits(value) for name, value in table.items()}
+
+
+def _to_12_digits(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _to_12_digits(part) for name, part in value.items()}
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
 @contextmanager
 def refusing_contradictions(origin: object) -> Iterator[None]:
-    """A description by others that makes no model ends in one kind of error."""
+    """Turn every error about a published description that makes no model into a `DataError`."""
     try:
         yield
     except SettingsError as error:
-        _, *why = str(error).split("\n  ")  # after whose they are
+        _, *why = str(error).split("\n  ")  # the first line says whose settings they are
         raise DataError(f"{origin} describes a model that cannot be: {'; '.join(why) or error}") from None
     except GroundupError:
         raise
@@ -122,7 +176,7 @@ NUMBERS = {
 
 
 def _check_numbers(table: Table) -> None:
-    """Refuse by its own name what is no size or no number above nought, before arithmetic is done with it."""
+    """Refuse by name what is not a size or not a number above zero, before arithmetic is done with it."""
     for name, value in table.items():
         if name in ("rope_scaling", "rope_parameters") and value is not None:
             if not isinstance(value, Mapping):
@@ -136,25 +190,41 @@ def _check_numbers(table: Table) -> None:
             raise DataError(f"config.json has {name} = {value!r}; it should be {what}")
 
 
-def rename(architecture: Architecture, config: ModelConfig, tensors: Tensors) -> Tensors:
-    """The tensors under our names, in our layout; a name that is not known is kept."""
-    patterns = [(_pattern(theirs), ours) for theirs, ours in architecture.names.items()]
-    buffers = [_pattern(name) for name in architecture.buffers]
+def from_published(kind: str, config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors of architecture `kind` under our names, in our layout; a name that is not known is kept."""
+    architecture = ARCHITECTURES[kind]
     renamed = {}
     for name, tensor in tensors.items():
-        module, _, kind = name.removeprefix(architecture.prefix).rpartition(".")
-        if any(buffer.fullmatch(f"{module}.{kind}") for buffer in buffers):
-            continue
-        for pattern, ours in patterns:
-            if found := pattern.fullmatch(module):
-                module = ours
-                for number in found.groups():
-                    module = module.replace("*", number, 1)
-                break
-        renamed[f"{module}.{kind}"] = tensor
-    return architecture.convert(config, renamed)
+        bare = name.removeprefix(architecture.prefix)
+        if not any(_pattern(buffer).fullmatch(bare) for buffer in architecture.buffers):
+            module, _, part = bare.rpartition(".")
+            renamed[f"{_translate(module, architecture.names)}.{part}"] = tensor
+    return dict(architecture.layout.read(config, renamed))
 
 
+def to_published(kind: str, config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
+    """Our tensors as architecture `kind` names and lays them out: the inverse of `from_published`."""
+    architecture = ARCHITECTURES[kind]
+    theirs = {ours: name for name, ours in architecture.names.items()}
+    renamed = {}
+    for name, tensor in architecture.layout.write(config, tensors).items():
+        module, _, part = name.rpartition(".")
+        prefix = "" if module == "head" else architecture.prefix
+        renamed[f"{prefix}{_translate(module, theirs)}.{part}"] = tensor
+    return renamed
+
+
+def _translate(module: str, names: Mapping[str, str]) -> str:
+    """The name of a module on the other side; itself where no pattern fits."""
+    for pattern, other in names.items():
+        if match := _pattern(pattern).fullmatch(module):
+            for number in match.groups():
+                other = other.replace("*", number, 1)
+            return other
+    return module
+
+
+@cache
 def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(r"\*", r"(\d+)"))
 
@@ -179,27 +249,47 @@ def _choose(table: Table, name: str, default: str, known: Mapping[str, Any]) -> 
     return known[value]
 
 
-def _plain(table: Table, name: str, default: str, bias: bool = True) -> Dense:
-    """A feed-forward of two matrices, by the name of its activation."""
+def _plain(bias: bool = True) -> dict[str, Dense]:
+    """The feed-forwards of two matrices by the names of their activations; the name to write comes first."""
     tanh, exact = GELU(approximate="tanh", bias=bias), GELU(approximate="none", bias=bias)
-    known = {"gelu_new": tanh, "gelu_pytorch_tanh": tanh, "gelu_fast": tanh, "gelu": exact, "gelu_python": exact}
-    chosen: Dense = _choose(table, name, default, known | {"relu": ReLU(bias=bias), "relu2": ReLUSquared(bias=bias)})
-    return chosen
+    gelus = {"gelu_new": tanh, "gelu_pytorch_tanh": tanh, "gelu_fast": tanh, "gelu": exact, "gelu_python": exact}
+    return {**gelus, "relu": ReLU(bias=bias), "relu2": ReLUSquared(bias=bias)}
 
 
-def _gated(table: Table, name: str, default: str, bias: bool = False) -> Dense:
-    """A feed-forward of three matrices, by the name of its activation."""
+def _gated(bias: bool = False) -> dict[str, Dense]:
+    """The feed-forwards of three matrices by the names of their activations; the name to write comes first."""
     silu, tanh = SwiGLU(bias=bias), GeGLU(approximate="tanh", bias=bias)
-    known = {"silu": silu, "swish": silu, "gelu_new": tanh, "gelu_pytorch_tanh": tanh}
-    chosen: Dense = _choose(table, name, default, known | {"gelu": GeGLU(approximate="none", bias=bias)})
-    return chosen
+    exact = GeGLU(approximate="none", bias=bias)
+    return {"silu": silu, "swish": silu, "gelu_pytorch_tanh": tanh, "gelu_new": tanh, "gelu": exact}
+
+
+def _activation(feedforward: object, known: Mapping[str, Dense]) -> str:
+    for name, kind in known.items():
+        if kind == feedforward:
+            return name
+    raise ValueError(f"it has no feed-forward {feedforward!r}")
+
+
+def _expect(kind: type[Kind], setting: Settings) -> Kind:
+    """The setting, if it is of this kind: what else a published architecture would have there is not known."""
+    if not isinstance(setting, kind):
+        raise ValueError(f"it has {kind.__name__} where the model has {type(setting).__name__}")
+    return setting
+
+
+def _is_tied(config: ModelConfig) -> bool:
+    return _expect(LanguageModel, config.head).tied
+
+
+def _has_bias(config: ModelConfig) -> bool:
+    return _expect(GroupedQuery, config.attention).bias == "all"
 
 
 def _rotary(table: Table, base: float = 10_000.0) -> Rotary:
     """From `rope_parameters`, or `rope_theta` and `rope_scaling` in older files, which win where both are, as there."""
     given = table.get("rope_scaling") or table.get("rope_parameters") or {}
-    for place in (given, table):
-        _require(place, "partial_rotary_factor", 1.0)  # GPT-NeoX, which knows it, takes it out
+    for settings in (given, table):
+        _require(settings, "partial_rotary_factor", 1.0)  # GPT-NeoX, which knows it, takes it out
     base = float(given.get("rope_theta") or table.get("rope_theta") or base)
     return Rotary(base=base, scaling=_scaling(table, given))
 
@@ -247,8 +337,37 @@ def _yarn_magnitude(given: Table, factor: float) -> float | None:
     return (0.1 * above * grown + 1) / (0.1 * below * grown + 1)
 
 
+def _write_rotary(config: ModelConfig) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling`, which old and new readers know."""
+    position = _expect(Rotary, config.position)
+    return {"rope_theta": position.base, "rope_scaling": _write_scaling(position.scaling)}
+
+
+def _write_scaling(scaling: RotaryScaling) -> dict[str, Any] | None:
+    trained = "original_max_position_embeddings"
+    match scaling:
+        case NoScaling():
+            return None
+        case LinearScaling(factor=factor):
+            return {"rope_type": "linear", "factor": factor}
+        case Llama3Scaling():
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.slow,
+                "high_freq_factor": scaling.fast,
+                trained: scaling.trained_length,
+            }
+        case YaRNScaling():
+            factors = {"factor": scaling.factor, "beta_slow": scaling.slow, "beta_fast": scaling.fast}
+            magnitude = {} if scaling.magnitude is None else {"attention_factor": scaling.magnitude}
+            return {"rope_type": "yarn", **factors, trained: scaling.trained_length, **magnitude}
+        case other:
+            raise ValueError(f"it has no rotary scaling {other.kind!r}")
+
+
 def _windows(table: Table, window: int | None, otherwise: Callable[[int], bool]) -> dict[str, Any]:
-    """The window, and which layers keep to it: by `layer_types`, or by their number."""
+    """The window, and which layers have it: by `layer_types`, or by their number."""
     n_layers, kinds = table["num_hidden_layers"], table.get("layer_types")
     known = {"sliding_attention": True, "full_attention": False}
     if kinds is None:
@@ -262,56 +381,89 @@ def _windows(table: Table, window: int | None, otherwise: Callable[[int], bool])
     return {"window": window, "windowed_layers": tuple(windowed)} if window is not None and any(windowed) else {}
 
 
-def _sizes(table: Table) -> dict[str, Any]:
-    """What most of them call alike."""
-    return {
-        "vocab_size": table["vocab_size"],
-        "context_length": table["max_position_embeddings"],
-        "d_model": table["hidden_size"],
-        "n_layers": table["num_hidden_layers"],
-        "n_heads": table["num_attention_heads"],
-    }
+def _write_windows(config: ModelConfig) -> dict[str, Any]:
+    attention = _expect(GroupedQuery, config.attention)
+    if attention.window is None:
+        return {"sliding_window": None}
+    windowed = [attention.window_of(layer) is not None for layer in range(config.n_layers)]
+    kinds = ["sliding_attention" if each else "full_attention" for each in windowed]
+    return {"sliding_window": attention.window, "layer_types": kinds}
+
+
+SIZES_OF_MOST = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+}
+"""The names of sizes in most architectures → ours."""
+SIZES_OF_GPT = {
+    "vocab_size": "vocab_size",
+    "n_positions": "context_length",
+    "n_embd": "d_model",
+    "n_layer": "n_layers",
+    "n_head": "n_heads",
+}
+"""The names of sizes in GPT-2 and GPT-J → ours."""
+
+
+def _sizes(table: Table, names: Mapping[str, str] = SIZES_OF_MOST) -> dict[str, Any]:
+    return {ours: table[theirs] for theirs, ours in names.items()}
+
+
+def _write_sizes(config: ModelConfig, names: Mapping[str, str] = SIZES_OF_MOST) -> dict[str, Any]:
+    return {theirs: getattr(config, ours) for theirs, ours in names.items()}
 
 
 # --- GPT-2 and its like ---
-
-
-def _gpt_sizes(table: Table) -> dict[str, Any]:
-    """By GPT-2's own names."""
-    return {
-        "vocab_size": table["vocab_size"],
-        "context_length": table["n_positions"],
-        "d_model": table["n_embd"],
-        "n_layers": table["n_layer"],
-        "n_heads": table["n_head"],
-        "d_ff": table.get("n_inner"),
-    }
 
 
 def _gpt2(table: Table) -> ModelConfig:
     _require(table, "scale_attn_weights", True)
     _require(table, "scale_attn_by_inverse_layer_idx", False)
     return ModelConfig(
-        **_gpt_sizes(table),
+        **_sizes(table, SIZES_OF_GPT),
+        d_ff=table.get("n_inner"),
         position=LearnedPosition(),
         norm=LayerNorm(epsilon=table.get("layer_norm_epsilon", 1e-5)),
         attention=GroupedQuery(bias="all"),
-        feedforward=_plain(table, "activation_function", "gelu_new"),
+        feedforward=_choose(table, "activation_function", "gelu_new", _plain()),
         head=LanguageModel(tied=_flag(table, "tie_word_embeddings", True)),
     )
 
 
-def _transpose_and_split(config: ModelConfig, tensors: Tensors) -> Tensors:
-    """GPT-2 keeps its blocks' matrices transposed, and query, key and value one after another in one."""
-    turned = {
+def _write_gpt2(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **_write_sizes(config, SIZES_OF_GPT),
+        "n_inner": config.feedforward_width,
+        "layer_norm_epsilon": config.norm.epsilon,
+        "activation_function": _activation(config.feedforward, _plain()),
+        "tie_word_embeddings": _is_tied(config),
+    }
+
+
+def _transpose(tensors: Tensors) -> Tensors:
+    """The matrices of the blocks transposed, as GPT-2 keeps them."""
+    return {
         name: tensor.T if name.startswith("blocks.") and tensor.ndim == 2 else tensor
         for name, tensor in tensors.items()
     }
-    return _split_fused(turned, lambda fused: fused.chunk(3))
+
+
+def _transpose_and_split(config: ModelConfig, tensors: Tensors) -> Tensors:
+    """GPT-2 has query, key and value one after another in one matrix."""
+    return _split_fused(_transpose(tensors), lambda fused: fused.chunk(3))
+
+
+def _join_and_transpose(config: ModelConfig, tensors: Tensors) -> Tensors:
+    import torch
+
+    return _transpose(_join_fused(tensors, torch.cat))
 
 
 def _split_heads(config: ModelConfig, tensors: Tensors) -> Tensors:
-    """GPT-NeoX and BLOOM keep query, key and value of head 0, then those of head 1, … in one matrix."""
+    """GPT-NeoX and BLOOM have query, key and value of head 0, then those of head 1, … in one matrix."""
 
     def split(fused: Tensor) -> tuple[Tensor, ...]:
         return tuple(part.flatten(0, 1) for part in fused.unflatten(0, (config.n_heads, 3, -1)).unbind(1))
@@ -319,15 +471,37 @@ def _split_heads(config: ModelConfig, tensors: Tensors) -> Tensors:
     return _split_fused(tensors, split)
 
 
+def _join_heads(config: ModelConfig, tensors: Tensors) -> Tensors:
+    import torch
+
+    def join(parts: list[Tensor]) -> Tensor:
+        return torch.stack([part.unflatten(0, (config.n_heads, -1)) for part in parts], dim=1).flatten(0, 2)
+
+    return _join_fused(tensors, join)
+
+
+PARTS = ("query", "key", "value")
+FUSED = "query_key_value"
+
+
 def _split_fused(tensors: Tensors, split: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensors:
-    separate: Tensors = {}
+    separate: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if "query_key_value" in name:
-            for part, piece in zip(("query", "key", "value"), split(tensor), strict=True):
-                separate[name.replace("query_key_value", part)] = piece
+        if FUSED in name:
+            separate |= {name.replace(FUSED, part): each for part, each in zip(PARTS, split(tensor), strict=True)}
         else:
             separate[name] = tensor
     return separate
+
+
+def _join_fused(tensors: Tensors, join: Callable[[list[Tensor]], Tensor]) -> Tensors:
+    fused: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if ".attention.query." in name:
+            fused[name.replace("query", FUSED)] = join([tensors[name.replace("query", part)] for part in PARTS])
+        elif ".attention.key." not in name and ".attention.value." not in name:
+            fused[name] = tensor
+    return fused
 
 
 def _opt(table: Table) -> ModelConfig:
@@ -342,17 +516,33 @@ def _opt(table: Table) -> ModelConfig:
         position=LearnedPosition(offset=2),
         norm=LayerNorm(),
         attention=GroupedQuery(bias="all" if bias else "none"),
-        feedforward=_plain(table, "activation_function", "relu", bias),
+        feedforward=_choose(table, "activation_function", "relu", _plain(bias)),
         block=Sequential(norm="before" if _flag(table, "do_layer_norm_before", True) else "after"),
         head=LanguageModel(tied=_flag(table, "tie_word_embeddings", True)),
     )
 
 
-def _rename_norms(config: ModelConfig, tensors: Tensors) -> Tensors:
+def _write_opt(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **_write_sizes(config),
+        "ffn_dim": config.feedforward_width,
+        "word_embed_proj_dim": config.d_embedding or config.d_model,
+        "enable_bias": (bias := _has_bias(config)),
+        "activation_function": _activation(config.feedforward, _plain(bias)),
+        "do_layer_norm_before": _expect(Sequential, config.block).norm == "before",
+        "tie_word_embeddings": _is_tied(config),
+    }
+
+
+def _norms_after(config: ModelConfig, tensors: Tensors) -> Tensors:
     """OPT-350M has its norms after the sums, under the names that the others have for norms before."""
     if config.block != Sequential(norm="after"):
         return tensors
     return {re.sub(r"(attention|feedforward)_norm\.", r"\1_sum_norm.", name): t for name, t in tensors.items()}
+
+
+def _norms_before(config: ModelConfig, tensors: Tensors) -> Tensors:
+    return {name.replace("_sum_norm.", "_norm."): tensor for name, tensor in tensors.items()}
 
 
 def _gpt_neox(table: Table) -> ModelConfig:
@@ -368,10 +558,28 @@ def _gpt_neox(table: Table) -> ModelConfig:
         position=rotary.model_copy(update={"fraction": int(head * share) / head}),
         norm=LayerNorm(epsilon=table.get("layer_norm_eps", 1e-5)),
         attention=GroupedQuery(bias="all" if bias else "none"),
-        feedforward=_plain(table, "hidden_act", "gelu"),
+        feedforward=_choose(table, "hidden_act", "gelu", _plain()),
         block=Parallel() if _flag(table, "use_parallel_residual", True) else Sequential(),
         head=LanguageModel(tied=_flag(table, "tie_word_embeddings", False)),
     )
+
+
+def _write_gpt_neox(config: ModelConfig) -> dict[str, Any]:
+    rotary = _expect(Rotary, config.position)
+    share = config.rotary_width / config.head_width
+    scaling = _write_scaling(rotary.scaling) or {"rope_type": "default"}
+    return {
+        **_write_sizes(config),
+        "intermediate_size": config.feedforward_width,
+        "rotary_pct": share,
+        "rotary_emb_base": rotary.base,
+        "rope_parameters": {**scaling, "rope_theta": rotary.base, "partial_rotary_factor": share},
+        "layer_norm_eps": config.norm.epsilon,
+        "attention_bias": _has_bias(config),
+        "hidden_act": _activation(config.feedforward, _plain()),
+        "use_parallel_residual": isinstance(config.block, Parallel),
+        "tie_word_embeddings": _is_tied(config),
+    }
 
 
 def _bloom(table: Table) -> ModelConfig:
@@ -393,6 +601,18 @@ def _bloom(table: Table) -> ModelConfig:
     )
 
 
+def _write_bloom(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "seq_length": config.context_length,
+        "hidden_size": config.d_model,
+        "n_layer": config.n_layers,
+        "n_head": config.n_heads,
+        "layer_norm_epsilon": config.norm.epsilon,
+        "tie_word_embeddings": _is_tied(config),
+    }
+
+
 def _gptj(table: Table) -> ModelConfig:
     width, heads = table["n_embd"], table["n_head"]
     rotated = table.get("rotary_dim", 64)
@@ -401,21 +621,42 @@ def _gptj(table: Table) -> ModelConfig:
             f"config.json has rotary_dim = {rotated}; it should be an even number of a head's {width // heads} channels"
         )
     return ModelConfig(
-        **_gpt_sizes(table),
+        **_sizes(table, SIZES_OF_GPT),
+        d_ff=table.get("n_inner"),
         position=Rotary(fraction=rotated * heads / width),
         norm=LayerNorm(epsilon=table.get("layer_norm_epsilon", 1e-5)),
         attention=GroupedQuery(),
-        feedforward=_plain(table, "activation_function", "gelu_new"),
+        feedforward=_choose(table, "activation_function", "gelu_new", _plain()),
         block=Parallel(shared_norm=True),
         head=LanguageModel(tied=_flag(table, "tie_word_embeddings", False), bias=True),
     )
 
 
-def pairs_to_halves(config: ModelConfig, tensors: Tensors) -> Tensors:
-    """GPT-J and Llama's own files turn channels 0 and 1 together, 2 and 3, …; here a channel of the first half goes
-    with one of the second. Queries and keys in another order, but both in the same, have the same products."""
+def _write_gptj(config: ModelConfig) -> dict[str, Any]:
+    return {**_write_gpt2(config), "rotary_dim": config.rotary_width}
+
+
+def pairs_to_halves(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
+    """Bring the channels of queries and keys into our order.
+
+    GPT-J and Llama's own files rotate channels 0 and 1 together, 2 and 3, …; here a channel of the first half goes with
+    one of the second. Queries and keys whose channels are reordered alike have the same dot products.
+    """
+    return _reorder(config, tensors, _halves(config))
+
+
+def halves_to_pairs(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
+    """The inverse of `pairs_to_halves`."""
+    order = _halves(config)
+    return _reorder(config, tensors, sorted(range(len(order)), key=order.__getitem__))
+
+
+def _halves(config: ModelConfig) -> list[int]:
     rotated = config.rotary_width
-    order = [*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, config.head_width)]
+    return [*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, config.head_width)]
+
+
+def _reorder(config: ModelConfig, tensors: Tensors, order: list[int]) -> dict[str, Tensor]:
     return {
         name: tensor.unflatten(0, (-1, config.head_width))[:, order].flatten(0, 1)
         if re.search(r"attention\.(query|key)\.(weight|bias)$", name)
@@ -437,7 +678,7 @@ def _llama_like(
     epsilon: float = 1e-6,
     **others: Any,
 ) -> ModelConfig:
-    """What all of them share; the keywords are the architecture's own defaults and blocks."""
+    """The config with what all of them share; the keywords are the architecture's own defaults and blocks."""
     return ModelConfig(
         **_sizes(table),
         n_kv_heads=table.get("num_key_value_heads", kv_heads),
@@ -447,11 +688,23 @@ def _llama_like(
         norm=RMSNorm(epsilon=table.get("rms_norm_eps", epsilon)),
         attention=attention,
         **{
-            "feedforward": _gated(table, "hidden_act", "silu"),
+            "feedforward": _choose(table, "hidden_act", "silu", _gated()),
             "head": LanguageModel(tied=_flag(table, "tie_word_embeddings", False)),
             **others,
         },
     )
+
+
+def _write_llama_like(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **_write_sizes(config),
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "intermediate_size": config.feedforward_width,
+        **_write_rotary(config),
+        "rms_norm_eps": config.norm.epsilon,
+        "tie_word_embeddings": _is_tied(config),
+    }
 
 
 def _all_or_none(table: Table) -> Any:
@@ -459,18 +712,36 @@ def _all_or_none(table: Table) -> Any:
 
 
 def _llama(table: Table) -> ModelConfig:
-    feedforward = _gated(table, "hidden_act", "silu", bias=_flag(table, "mlp_bias", False))
+    feedforward = _choose(table, "hidden_act", "silu", _gated(_flag(table, "mlp_bias", False)))
     return _llama_like(table, GroupedQuery(bias=_all_or_none(table)), feedforward=feedforward)
 
 
+def _write_llama(config: ModelConfig) -> dict[str, Any]:
+    bias = bool(getattr(config.feedforward, "bias", False))
+    return {
+        **_write_llama_like(config),
+        "attention_bias": _has_bias(config),
+        "mlp_bias": bias,
+        "hidden_act": _activation(config.feedforward, _gated(bias)),
+    }
+
+
 def _mistral(table: Table) -> ModelConfig:
-    if table.get("layer_types") is not None:  # heeded by one of their classes and not by the other
+    if table.get("layer_types") is not None:  # one of their classes reads it, the other does not
         raise DataError("config.json has layer_types, which mistral does not know; is it a ministral?")
     return _llama_like(table, GroupedQuery(window=table.get("sliding_window", 4096)), kv_heads=8)
 
 
+def _write_mistral(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **_write_llama_like(config),
+        "sliding_window": _expect(GroupedQuery, config.attention).window,
+        "hidden_act": _activation(config.feedforward, _gated()),
+    }
+
+
 def _qwen_window(table: Table) -> dict[str, Any]:
-    """The first `max_window_layers` layers see all, the others a window, if windows are in use."""
+    """The first `max_window_layers` layers read everything, the others a window, if windows are in use."""
     used = _flag(table, "use_sliding_window", False)
     full = table.get("max_window_layers", 28)
     return _windows(table, table.get("sliding_window", 4096) if used else None, lambda layer: layer >= full)
@@ -480,9 +751,23 @@ def _qwen2(table: Table) -> ModelConfig:
     return _llama_like(table, GroupedQuery(bias="qkv", **_qwen_window(table)), kv_heads=32)
 
 
+def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
+    windows = _write_windows(config)
+    return {
+        **_write_llama_like(config),
+        "use_sliding_window": "layer_types" in windows,
+        **windows,
+        "hidden_act": _activation(config.feedforward, _gated()),
+    }
+
+
 def _qwen3(table: Table) -> ModelConfig:
     attention = GroupedQuery(bias=_all_or_none(table), qk_norm="head", **_qwen_window(table))
     return _llama_like(table, attention, kv_heads=32, head_width=128)
+
+
+def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
+    return {**_write_qwen2(config), "attention_bias": _has_bias(config)}
 
 
 def _olmo2(table: Table) -> ModelConfig:
@@ -497,10 +782,22 @@ def _mixtral(table: Table) -> ModelConfig:
         n_active=active,
         # theirs is a mean over layers of what is n_active when even, ours a sum over layers of what is then 1
         balance=table.get("router_aux_loss_coef", 0.001) * active / table["num_hidden_layers"],
-        expert=_gated(table, "hidden_act", "silu"),
+        expert=_choose(table, "hidden_act", "silu", _gated()),
     )
     attention = GroupedQuery(window=table.get("sliding_window"))
     return _llama_like(table, attention, kv_heads=8, base=1e6, epsilon=1e-5, feedforward=experts)
+
+
+def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
+    experts = _expect(Experts, config.feedforward)
+    return {
+        **_write_llama_like(config),
+        "sliding_window": _expect(GroupedQuery, config.attention).window,
+        "num_local_experts": experts.n_experts,
+        "num_experts_per_tok": experts.n_active,
+        "router_aux_loss_coef": experts.balance * config.n_layers / experts.n_active,
+        "hidden_act": _activation(experts.expert, _gated()),
+    }
 
 
 def _gemma2(table: Table) -> ModelConfig:
@@ -517,7 +814,7 @@ def _gemma2(table: Table) -> ModelConfig:
         kv_heads=4,
         head_width=256,
         embedding_scale=table["hidden_size"] ** 0.5,
-        feedforward=_gated(table, "hidden_activation", "gelu_pytorch_tanh"),
+        feedforward=_choose(table, "hidden_activation", "gelu_pytorch_tanh", _gated()),
         block=Sequential(norm="around"),
         head=LanguageModel(
             tied=_flag(table, "tie_word_embeddings", True), soft_cap=table.get("final_logit_softcapping", 30.0)
@@ -525,9 +822,28 @@ def _gemma2(table: Table) -> ModelConfig:
     )
 
 
+def _write_gemma2(config: ModelConfig) -> dict[str, Any]:
+    attention = _expect(GroupedQuery, config.attention)
+    scalar = config.head_width if attention.scale is None else float(f"{attention.scale**-2:.12g}")
+    return {
+        **_write_llama_like(config),
+        **_write_windows(config),
+        "attention_bias": _has_bias(config),
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "attn_logit_softcapping": attention.soft_cap,
+        "final_logit_softcapping": _expect(LanguageModel, config.head).soft_cap,
+        "hidden_activation": _activation(config.feedforward, _gated()),
+    }
+
+
 def _add_one_to_gains(config: ModelConfig, tensors: Tensors) -> Tensors:
     """Gemma keeps a norm's gain as what it has above 1; in float32, since bfloat16 would round the sum."""
     return {name: tensor.float() + 1 if "norm." in name else tensor for name, tensor in tensors.items()}
+
+
+def _subtract_one_from_gains(config: ModelConfig, tensors: Tensors) -> Tensors:
+    """Exact for gains from 0.5 to 2, where the difference needs no rounding."""
+    return {name: tensor.float() - 1 if "norm." in name else tensor for name, tensor in tensors.items()}
 
 
 GPT2_NAMES = {
@@ -629,22 +945,29 @@ GPT2_ALIASES = {
 }
 BLOOM_ALIASES = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
 
+MIXTRAL_ALIASES = {"num_experts": "num_local_experts"}
+
 MASKS = ("h.*.attn.bias", "h.*.attn.masked_bias")
 ANGLES = ("layers.*.self_attn.rotary_emb.inv_freq",)
 NEOX_BUFFERS = ("layers.*.attention.bias", "layers.*.attention.masked_bias", "layers.*.attention.rotary_emb.inv_freq")
 
+TRANSPOSED = Layout(_transpose_and_split, _join_and_transpose)
+FUSED_BY_HEAD = Layout(_split_heads, _join_heads)
+IN_PAIRS = Layout(pairs_to_halves, halves_to_pairs)
+GAINS_LESS_ONE = Layout(_add_one_to_gains, _subtract_one_from_gains)
+
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(_gpt2, GPT2_NAMES, "transformer.", MASKS, _transpose_and_split, GPT2_ALIASES),
-    "opt": Architecture(_opt, OPT_NAMES, "model.", (), _rename_norms),
-    "gptj": Architecture(_gptj, GPTJ_NAMES, "transformer.", MASKS, pairs_to_halves, GPT2_ALIASES),
-    "gpt_neox": Architecture(_gpt_neox, GPT_NEOX_NAMES, "gpt_neox.", NEOX_BUFFERS, _split_heads),
-    "bloom": Architecture(_bloom, BLOOM_NAMES, "transformer.", (), _split_heads, BLOOM_ALIASES),
-    "llama": Architecture(_llama, LLAMA_NAMES, "model.", ANGLES),
-    "mistral": Architecture(_mistral, LLAMA_NAMES, "model.", ANGLES),
-    "mixtral": Architecture(_mixtral, MIXTRAL_NAMES, "model.", ANGLES, aliases={"num_experts": "num_local_experts"}),
-    "qwen2": Architecture(_qwen2, LLAMA_NAMES, "model.", ANGLES),
-    "qwen3": Architecture(_qwen3, LLAMA_NAMES, "model."),
-    "olmo2": Architecture(_olmo2, OLMO2_NAMES, "model."),
-    "gemma2": Architecture(_gemma2, GEMMA2_NAMES, "model.", (), _add_one_to_gains),
+    "gpt2": Architecture(_gpt2, _write_gpt2, GPT2_NAMES, "transformer.", TRANSPOSED, MASKS, GPT2_ALIASES),
+    "opt": Architecture(_opt, _write_opt, OPT_NAMES, "model.", Layout(_norms_after, _norms_before)),
+    "gptj": Architecture(_gptj, _write_gptj, GPTJ_NAMES, "transformer.", IN_PAIRS, MASKS, GPT2_ALIASES),
+    "gpt_neox": Architecture(_gpt_neox, _write_gpt_neox, GPT_NEOX_NAMES, "gpt_neox.", FUSED_BY_HEAD, NEOX_BUFFERS),
+    "bloom": Architecture(_bloom, _write_bloom, BLOOM_NAMES, "transformer.", FUSED_BY_HEAD, aliases=BLOOM_ALIASES),
+    "llama": Architecture(_llama, _write_llama, LLAMA_NAMES, "model.", buffers=ANGLES),
+    "mistral": Architecture(_mistral, _write_mistral, LLAMA_NAMES, "model.", buffers=ANGLES),
+    "mixtral": Architecture(_mixtral, _write_mixtral, MIXTRAL_NAMES, "model.", Layout(), ANGLES, MIXTRAL_ALIASES),
+    "qwen2": Architecture(_qwen2, _write_qwen2, LLAMA_NAMES, "model.", buffers=ANGLES),
+    "qwen3": Architecture(_qwen3, _write_qwen3, LLAMA_NAMES, "model."),
+    "olmo2": Architecture(_olmo2, _write_llama, OLMO2_NAMES, "model."),
+    "gemma2": Architecture(_gemma2, _write_gemma2, GEMMA2_NAMES, "model.", GAINS_LESS_ONE),
 }
 """By `model_type` of a Hugging Face config.json."""

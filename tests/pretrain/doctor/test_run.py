@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from groundup import recipe as recipes
 from groundup.batch import Batch
+from groundup.building import build, examine
 from groundup.errors import DataError, DivergedError, ResourceError
 from groundup.model.attention import Causal, dot_product_attention
 from groundup.model.settings import ModelConfig
@@ -31,7 +31,7 @@ from groundup.plan import memory
 from groundup.pretrain.doctor import run as doctor
 from groundup.pretrain.doctor.checks import Line
 from groundup.pretrain.doctor.run import Patient, checks
-from groundup.recipe import Recipe, build, examine
+from groundup.recipe import Recipe
 from groundup.shards import Tokens
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import loader, losses
@@ -83,7 +83,8 @@ def patient(home: Path) -> Patient:
 def admitted(home: Path, *overrides: str) -> Patient:
     chosen = Recipe.load(home / "tales.toml", overrides)
     run = home / "run"
-    return doctor.admit(chosen.model, chosen.pretrain, recipes._places(chosen, Path(), run))
+    places = Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
+    return doctor.admit(chosen.model, chosen.pretrain, places)
 
 
 def named(lines: list[Line]) -> set[str]:

@@ -5,13 +5,10 @@ Playbook"), and what the reports of large trainings tell of their mishaps. `chec
 are handed, and in which order. What would only repeat the fault of an earlier line is not asked.
 """
 
-import contextlib
 import dataclasses
 import math
-import os
 import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -33,10 +30,10 @@ from groundup.errors import (
     ResourceError,
     SettingsError,
 )
+from groundup.machine import available_cores, peak_memory, power_limit, reset_peak_memory, total_memory
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Float32
 from groundup.plan import memory
-from groundup.plan.hardware import memory_bytes
 from groundup.pretrain.doctor import checks
 from groundup.pretrain.doctor.checks import Line, judged
 from groundup.pretrain.paths import RunPaths
@@ -47,9 +44,10 @@ from groundup.pretrain.speed import settle
 from groundup.pretrain.start import with_vocabulary
 from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.train.assemble import Assembled, give_back_freed_memory
+from groundup.train.assemble import Assembled
 from groundup.train.fit import fit
-from groundup.weights import load as pretrained
+from groundup.weights.load import find_device
+from groundup.words import byte_size, duration
 
 QUICK_FLOPS = {"cpu": 2e10}
 """Arithmetic of one pass of a check, forward and backward; on other devices `ELSEWHERE_FLOPS`."""
@@ -59,8 +57,6 @@ QUICK_TOKENS, WHOLE_TOKENS = 20_000_000, 1_000_000_000
 SWEEP = (1e-5, 1.0, 36)
 """Learning rates: from, to, how many."""
 OVERFIT_STEPS = 24
-WATTS_A_CORE = 10
-"""Assumed where the machine does not tell: servers' processors take 4 to 10 a core under load."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ def admit(config: ModelConfig, settings: PretrainSettings, places: RunPaths) -> 
     tokenizer = Tokenizer.load(places.tokenizer)
     opened = {name: open_split(places.shards, name, tokenizer.vocab_size) for name in ("train", "validation", "test")}
     whole = with_vocabulary(config, tokenizer, places.start)
-    device = pretrained.find_device(settings.device)
+    device = find_device(settings.device)
     # Uncompiled: compiling takes longer than all that is looked at here.
     settings, _ = settle(whole, settings.model_copy(update={"compile": False}), places.shards, device)
     train = opened.pop("train")
@@ -307,7 +303,7 @@ def check_resume(patient: Patient) -> Line:
     if made[0] != made[1]:
         return judged("stop and go on", "the weights are not those of the unbroken training",
                       checks.LEARNING, "two computations differ: look for random or shared state")  # fmt: skip
-    return Line("stop and go on", f"bit for bit the unbroken training; a checkpoint has {memory.shown(size)}")
+    return Line("stop and go on", f"bit for bit the unbroken training; a checkpoint has {byte_size(size)}")
 
 
 def check_device(patient: Patient) -> Line:
@@ -316,7 +312,7 @@ def check_device(patient: Patient) -> Line:
     seen = f"{device}, {settings.precision.kind}"
     if device.type != "cpu":
         return Line("device", seen)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     threads = torch.get_num_threads()
     seen += f", {threads} threads on {cores} cores"
     if threads > cores:
@@ -335,7 +331,7 @@ def check_disk(patient: Patient) -> Line:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    seen = f"{memory.shown(free)} free, {memory.shown(needed)} needed for checkpoints and model"
+    seen = f"{byte_size(free)} free, {byte_size(needed)} needed for checkpoints and model"
     if free < needed:
         fewer = ", or lower pretrain.keep_checkpoints" if settings.keep_checkpoints > 1 else ""
         return judged("disk", seen, checks.MEMORY, f"free some, or choose another place with --run{fewer}")
@@ -347,12 +343,12 @@ def cost(patient: Patient, watts: float | None, price_per_hour: float | None) ->
     settings, device = patient.settings, patient.device
     assert settings.precision is not None, "chosen when the patient came in"
     needs = training_memory(patient.config, settings)
-    available = memory_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[1]
+    available = total_memory(device)
     if needs.bytes() > available:
-        yield judged("memory", f"{memory.breakdown(needs)}; the {device} has {memory.shown(available)}", checks.MEMORY,
+        yield judged("memory", f"{memory.breakdown(needs)}; the {device} has {byte_size(available)}", checks.MEMORY,
                      memory.smallest_change(needs, available))  # fmt: skip
         return
-    before = _forget_peak(device)
+    before = reset_peak_memory(device)
     patient = patient.again()
     rows = needs.rows
     per_step = rows * patient.config.context_length
@@ -368,12 +364,9 @@ def cost(patient: Patient, watts: float | None, price_per_hour: float | None) ->
         last = now
         if now - began > 6 and len(seconds) > 1:
             break
-    peak = _peak(device)
-    if peak:
-        measured = max(0, peak - before)
-        seen = (
-            f"{memory.shown(needs.bytes())} predicted, {memory.shown(measured)} measured, of {memory.shown(available)}"
-        )
+    if before is not None:
+        measured = max(0, peak_memory(device) - before)
+        seen = f"{byte_size(needs.bytes())} predicted, {byte_size(measured)} measured, of {byte_size(available)}"
         verdict: Any = "take care" if max(measured, needs.bytes()) > 0.8 * available else "ok"
         advice = "" if verdict == "ok" else f"if it does not suffice, {memory.smallest_change(needs, available // 2)}"
         yield Line("memory", seen, verdict, advice)
@@ -382,8 +375,8 @@ def cost(patient: Patient, watts: float | None, price_per_hour: float | None) ->
     flops = training_flops_per_token(patient.config, settings.loss) * tokens
     taken = tokens / speed
     yield Line("speed", f"{speed:,.0f} tokens/s, {flops / taken / 1e9:,.0f} GFLOP/s, before any compilation")
-    yield Line("the whole run", f"{_duration(taken)} of training, {flops:.3g} FLOPs")
-    power, whose = _watts(device) if watts is None else (watts, "as given")
+    yield Line("the whole run", f"{duration(taken)} of training, {flops:.3g} FLOPs")
+    power, whose = power_limit(device) if watts is None else (watts, "as given")
     yield Line("energy", f"{power * taken / 3.6e6:.3g} kWh at {power:,.0f} W ({whose})")
     if price_per_hour is not None:
         yield Line("price", f"{price_per_hour * taken / 3600:,.2f} at {price_per_hour:g} an hour")
@@ -425,56 +418,3 @@ def refuse(lines: list[Line]) -> None:
     }
     told = "".join(f"\n  {line.checked}: {line.seen}" + (f" → {line.advice}" if line.advice else "") for line in stops)
     raise kinds[stops[0].exit_code](f"the doctor stops this training before its first step:{told}")
-
-
-def _duration(seconds: float) -> str:
-    """
-    >>> _duration(50), _duration(500), _duration(50_000), _duration(5e6)
-    ('50 seconds', '8.3 minutes', '13.9 hours', '57.9 days')
-    """
-    for size, name in ((86_400 * 2, "days"), (3600 * 2, "hours"), (120, "minutes")):
-        if seconds >= size:
-            unit = {"days": 86_400, "hours": 3600, "minutes": 60}[name]
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds:.0f} seconds"
-
-
-def _watts(device: torch.device) -> tuple[float, str]:
-    """What device or processor may take, and who says so."""
-    if device.type == "cuda":
-        command = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.split()
-        if told and told[0].replace(".", "").isdigit():
-            return float(told[0]), "the GPU's limit"
-    limit = Path("/sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw")
-    try:
-        return int(limit.read_text("utf-8")) / 1e6, "the processor's limit"
-    except (OSError, ValueError):
-        cores = os.cpu_count() or 1
-        return float(WATTS_A_CORE * cores), f"assumed: {WATTS_A_CORE} a core; say better with --watts"
-
-
-STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def _forget_peak(device: torch.device) -> int:
-    """Begin to measure the most that is held; bytes that are held now."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    give_back_freed_memory()
-    if REFERENCES.exists():
-        with contextlib.suppress(OSError):
-            REFERENCES.write_text("5", "utf-8")  # Linux: begin VmHWM anew (proc(5))
-    return _field("VmRSS")
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _field("VmHWM")
-
-
-def _field(name: str) -> int:
-    if not STATUS.exists():
-        return 0
-    lines = dict(line.split(":", 1) for line in STATUS.read_text("utf-8").splitlines() if ":" in line)
-    return int(lines.get(name, "0").split()[0]) * 1024

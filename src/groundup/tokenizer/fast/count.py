@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from groundup.files import write_json
+from groundup.machine import available_cores
 from groundup.tokenizer.fast.compiled import byte_at, compiled, mix, mix_bytes, same_bytes, two_words
-from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, Words, available_cores, slices
+from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, Words, slices
 from groundup.tokenizer.fast.scan import Bytes, Places, piece_ends
 
 INLINE = 16

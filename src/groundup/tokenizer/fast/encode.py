@@ -6,7 +6,6 @@ line, fetched some pieces ahead. Longer pieces are found by their hash, and comp
 remembered is merged: a short one by looking for the best pair again and again, a long one with a heap.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from groundup.machine import available_cores
 from groundup.tokenizer.bpe import Pair
 from groundup.tokenizer.fast.compiled import byte_at, compiled, mix, mix_bytes, prefetch, same_bytes, two_words
 from groundup.tokenizer.fast.scan import Bytes, Places, piece_ends
@@ -149,11 +149,6 @@ class Encoder:
             return self._vocabulary.encode(text, ends, offsets, opener, memory)
         finally:
             self._memories.append(memory)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slices(offsets: Places, at_least: int) -> Iterator[Places]:

@@ -13,21 +13,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import groundup
-from groundup.artifacts import read_manifest, verify, write_manifest
+from groundup.artifacts import COMMANDS, read_manifest, verify, write_manifest
 from groundup.batch import Batch
+from groundup.building import Built, build
 from groundup.errors import DamagedError, DataError, DivergedError, MissingError, SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Float32
-from groundup.pretrain.paths import check_fits
+from groundup.pretrain.paths import RunPaths, check_fits
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.pretrain.setup import make_loss, set_up, training_flops_per_token
-from groundup.recipe import Built, Recipe, _places, build
+from groundup.recipe import Recipe
 from groundup.settings import json_schema
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.inspect import inspect
 from groundup.train import log
-
-DIRECTORIES = {"corpus": "corpus", "tokenizer": "tokenizer", "pack": "shards", "pretrain": "model", "eval": "evals"}
 
 
 @pytest.fixture
@@ -50,6 +49,10 @@ def quietly(*arguments: object, **options: object) -> Built:
 
 def what(built: Built) -> dict[str, str]:
     return {row.stage: row.what for row in built.rows}
+
+
+def places(run: Path) -> RunPaths:
+    return RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
 
 
 def losses(run: Path) -> list[float]:
@@ -82,7 +85,7 @@ def test_a_build_makes_everything_once_and_then_nothing(home: Path) -> None:
 
 def test_every_stage_names_its_inputs_by_digest(finished: Path) -> None:
     run = finished / "runs" / "tiny"
-    digests = {name: read_manifest(run / name).digest for name in DIRECTORIES.values()}
+    digests = {name: read_manifest(run / name).digest for name in COMMANDS}
     for name, inputs in {
         "tokenizer": ["corpus"],
         "shards": ["corpus", "tokenizer"],
@@ -170,7 +173,7 @@ def test_stages_one_by_one_are_the_build(finished: Path) -> None:
     for stage in ("corpus", "tokenizer", "pack", "pretrain", "eval", "report"):
         alone = quietly(run="elsewhere/alone", only=stage)
         assert what(alone)[stage] == "made"
-    for name in DIRECTORIES.values():
+    for name in COMMANDS:
         assert read_manifest(alone.run / name).digest == read_manifest(whole.run / name).digest
 
 
@@ -235,7 +238,7 @@ def test_a_divergence_says_where_and_what_to_do(home: Path) -> None:
         quietly(["pretrain.optimizer.learning_rate=1e9", "pretrain.clip=1e9", "pretrain.optimizer.epsilon=1e-30"])
 
 
-@pytest.mark.parametrize("directory", list(DIRECTORIES.values()))
+@pytest.mark.parametrize("directory", list(COMMANDS))
 def test_one_flipped_bit_anywhere_is_refused_by_digest(finished: Path, directory: str) -> None:
     run = finished / "runs" / "tiny"
     for name in read_manifest(run / directory).files:
@@ -251,7 +254,7 @@ def test_one_flipped_bit_anywhere_is_refused_by_digest(finished: Path, directory
     (run / directory / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest.json is damaged.*--replace"):
         quietly()
-    assert what(quietly(replace=True))[{v: k for k, v in DIRECTORIES.items()}[directory]] == "made"
+    assert what(quietly(replace=True))[COMMANDS[directory]] == "made"
 
 
 def test_another_tokenizer_is_refused_before_the_first_batch(home: Path) -> None:
@@ -267,7 +270,7 @@ def test_another_tokenizer_is_refused_before_the_first_batch(home: Path) -> None
     with pytest.raises(SettingsError, match=f"pack .* tokenizer was {packed[:8]}…, is {stands[:8]}…"):
         quietly()
     with pytest.raises(SettingsError, match=f"packed with tokenizer {packed[:8]}…, .* has {stands[:8]}…"):
-        check_fits(tiny.model, _places(tiny, home, run), [])
+        check_fits(tiny.model, places(run), [])
 
 
 def test_another_tokenizer_beside_a_model_is_refused(finished: Path) -> None:
@@ -286,7 +289,7 @@ def test_ids_beyond_the_vocabulary_are_refused_before_the_first_batch(home: Path
     np.save(run / "shards" / "validation.npy", ids)
     tiny = Recipe.load(home / "tiny.toml")
     with pytest.raises(DamagedError, match=r"validation\.npy holds id 320 at place 7; the vocabulary has 320 ids"):
-        check_fits(tiny.model, _places(tiny, home, run), [])
+        check_fits(tiny.model, places(run), [])
 
 
 def test_a_tokenizer_from_elsewhere_is_refused(finished: Path) -> None:

@@ -1,0 +1,656 @@
+"""`build`: the stages of a recipe in order, skipping what is up to date.
+
+A room, and torch with it, is imported when its stage runs.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from groundup.artifacts import COMMANDS, is_made, lock, making, read_manifest, refuse_in_the_way, share, verify
+from groundup.errors import DamagedError, DataError, MissingError, SettingsError
+from groundup.files import Progress, locate, naming_the_place, no_progress, write_json, write_text
+from groundup.pretrain.settings import PretrainSettings
+from groundup.recipe import Recipe, load_recipe
+from groundup.settings import Table, differences, nearest, read_toml, toml_value
+from groundup.tokenizer.settings import Existing
+from groundup.train.loggers import refuse_missing
+
+if TYPE_CHECKING:
+    from groundup.pretrain.doctor.checks import Line
+    from groundup.pretrain.paths import RunPaths
+
+Watch = Callable[[str], AbstractContextManager[Progress]]
+"""Opens something that draws the progress of the stage of that name."""
+Say = Callable[[str], None]
+SWEEP = "sweep.json"
+"""In a directory whose runs are the points of a sweep."""
+MACHINE_CHOICES = ("device", "precision", "compile")
+"""Settings of `[pretrain]` that are chosen by measuring where the recipe leaves them open, and kept for the run."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe, the run directory it is built in, and how far."""
+
+    recipe: Recipe
+    beside: Path
+    """The recipe's folder, where relative paths are looked for first."""
+    run: Path
+    say: Say
+    watch: Watch
+    only: str | None = None
+    """The command of the one stage that may run."""
+    until: int | None = None
+    """The step of training to pause after."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step from directories to a directory."""
+
+    name: str
+    """Its directory in the run, and the kind of artifact that it makes."""
+    settings: Callable[[Recipe], Table]
+    """What decides, besides the inputs, whether it is up to date."""
+    inputs: tuple[str, ...]
+    """The stages that it reads."""
+    make: Callable[[Job, Table, Mapping[str, str], Progress], None]
+    """Make the directory from settings and inputs."""
+    sources: Callable[[Job, Mapping[str, str]], dict[str, str]] = lambda job, recorded: {}
+    """Name of each input from outside the run → its digest; of what is gone, the recorded one."""
+    work: str | None = None
+    """Where it keeps unfinished work that it can go on from."""
+    shared: bool = True
+    """Whether another run's result may be taken over. A training run is never: two runs of a recipe are two runs."""
+    may_change: Callable[[str], bool] = lambda name: False
+    """Whether unfinished work goes on with another value of this dotted setting."""
+
+    @property
+    def command(self) -> str:
+        return COMMANDS[self.name]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage of what `build` made."""
+
+    stage: str
+    """Its command."""
+    seconds: float
+    what: str
+    """`made`, `up to date`, or where it was taken from."""
+    digest: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` made."""
+
+    run: Path
+    rows: list[Row]
+
+
+def build(
+    recipe: str | Path | Recipe,
+    overrides: Iterable[str] = (),
+    *,
+    run: str | Path | None = None,
+    replace: bool = False,
+    only: str | None = None,
+    last: str | None = None,
+    until: int | None = None,
+    watch: Watch = lambda stage: nullcontext(no_progress),
+    say: Say = print,
+) -> Built:
+    """Make everything that a recipe describes and that is not there yet.
+
+    Args:
+        recipe: a TOML file, or a loaded Recipe.
+        overrides: such as `["pretrain.steps=500"]`.
+        run: the run directory; `runs/NAME` if not given.
+        replace: make stages again whose settings or inputs have changed, instead of stopping.
+        only: run this one stage; those before it must be up to date.
+        last: run no stage after this one.
+        until: the step of training to pause after; a build without it goes on.
+        watch: opens something that draws the progress of the stage of that name.
+        say: called with each message.
+
+    Raises:
+        Paused: at that step.
+        SettingsError: when finished stages no longer fit the recipe, listing what changed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for number in range(40):
+    ...         _ = Path(folder, f"{number}.txt").write_text(f"Once upon a time there were {number} foxes. " * 4)
+    ...     recipe = {"name": "foxes", "corpus": {"sources": [folder]}, "tokenizer": {"vocab_size": 320}}
+    ...     made = build(Recipe.from_table(recipe), run=Path(folder, "foxes"), last="pack", say=lambda text: None)
+    >>> [(row.stage, row.what) for row in made.rows]
+    [('corpus', 'made'), ('tokenizer', 'made'), ('pack', 'made')]
+    """
+    job = _open_job(recipe, [overrides] if isinstance(overrides, str) else overrides, run, say, watch)
+    job = dataclasses.replace(job, only=only, until=until)
+    stages = _stages_up_to(only or last or "report")
+    refuse_missing(job.recipe.pretrain.loggers, job.recipe.pretrain.TABLE)
+    with lock(job.run):
+        for stage in STAGES:
+            refuse_in_the_way(job.run / stage.name)
+        job = _without_stale_stages(job, stages, replace)
+        write_text(job.run / "recipe.toml", job.recipe.to_toml())
+        rows = []
+        for stage in stages:
+            with _explaining_memory(job) if stage.name in ("model", "evals") else nullcontext():
+                if stage.name == "model" and only in (None, "pretrain"):
+                    job = _ready_to_train(job, examined=last is None)
+                rows.append(_run_stage(stage, job))
+        if (only or last) in (None, "report"):
+            rows.append(_run_report(job.run))
+    return Built(job.run, rows)
+
+
+def examine(
+    recipe: str | Path | Recipe,
+    overrides: Iterable[str] = (),
+    *,
+    run: str | Path | None = None,
+    only_quick: bool = False,
+    watts: float | None = None,
+    price_per_hour: float | None = None,
+    watch: Watch = lambda stage: nullcontext(no_progress),
+    say: Say = print,
+) -> "Iterator[Line]":
+    """Run the doctor on a recipe, and yield its lines one by one (docs/doctor.md).
+
+    Corpus, tokenizer and shards are made in the run directory if they are not there yet; `build` takes them over. What
+    is trained already is neither read nor touched.
+
+    Args:
+        only_quick: the lines that also come before every training.
+        watts: what the machine draws, for the energy; looked up or assumed if not given.
+        price_per_hour: of the machine; without it there is no price.
+
+    Raises:
+        SettingsError: when corpus, tokenizer or shards in the run are those of another recipe.
+    """
+    job = _open_job(recipe, overrides, run, say, watch)
+    before = _stages_up_to("pack")
+    with lock(job.run):
+        stale = _find_stale(before, job)
+        if stale:
+            raise SettingsError(_conflict(stale, _recorded_recipe(job), job))
+        for stage in before:
+            if not is_made(job.run / stage.name):
+                say(f"making {job.run / stage.name}, which a build will take over")
+            _run_stage(stage, job)
+    from groundup.pretrain.doctor import run as doctor
+    from groundup.train.assemble import prepare_process
+
+    prepare_process()
+    _check_fits(job)
+    with _explaining_memory(job):
+        patient = doctor.admit(job.recipe.model, job.recipe.pretrain, _places(job))
+        yield from doctor.quick(patient) if only_quick else doctor.whole(patient, watts, price_per_hour)
+
+
+def _open_job(
+    recipe: str | Path | Recipe, overrides: Iterable[str], run: str | Path | None, say: Say, watch: Watch
+) -> Job:
+    loaded, beside = load_recipe(recipe, overrides)
+    directory = Path(run) if run is not None else Path("runs") / loaded.name
+    if not directory.name:
+        directory = directory.resolve()
+    with naming_the_place(directory):
+        begun = (directory / "lock").exists() or (directory / "corpus" / "manifest.json").exists()
+        if directory.is_dir() and any(directory.iterdir()) and not begun:
+            raise SettingsError(
+                f"{directory} holds other files and is not a run of groundup; choose another with --run"
+            )
+    return Job(loaded, beside, directory, say, watch)
+
+
+def _stages_up_to(command: str) -> tuple[Stage, ...]:
+    """The stages that a command needs, its own included; the report needs all."""
+    commands = [*COMMANDS.values(), "report"]
+    if command not in commands:
+        raise SettingsError(f"no stage is called {command}; {nearest(command, commands)}")
+    return STAGES[: commands.index(command) + 1]
+
+
+def _recorded_recipe(job: Job) -> Table:
+    """The recipe that the run was last built from, if there is one that can be read."""
+    path = job.run / "recipe.toml"
+    try:
+        return read_toml(path) if path.is_file() else {}
+    except SettingsError as error:
+        job.say(f"the recipe recorded in the run cannot be read and is written anew: {error}")
+        return {}
+
+
+# Which stages are stale
+
+
+def _without_stale_stages(job: Job, stages: Iterable[Stage], replace: bool) -> Job:
+    """Remove those of `stages` that no longer fit the recipe. The job comes back with the choices recorded in the run.
+
+    Raises:
+        SettingsError: there are some, and they are not to be replaced; or one cannot be made again.
+    """
+    asked = job
+    recorded = _recorded_recipe(job)
+    job = _with_recorded_choices(job, recorded or _settings_of_training(job.run))
+    stale = _find_stale(STAGES, job, replace)
+    if stale and not replace:
+        raise SettingsError(_conflict(stale, recorded, job))
+    if "model" in stale:
+        job = asked  # what was chosen for another model is open again
+        if not {"tokenizer", "shards"} & stale.keys():
+            _check_fits(job)  # before anything is thrown away
+    for stage in stages if stale else ():
+        if stage.name in stale or not is_made(job.run / stage.name):
+            if job.only not in (None, stage.command):
+                raise SettingsError(_not_made(stage, job))
+            stage.sources(job, {})  # raises if they are gone
+    for stage in reversed(tuple(stages)):  # a kill in between leaves no stage whose input is gone
+        if stage.name in stale:
+            for path in (job.run / stage.name, job.run / (stage.work or stage.name)):
+                with naming_the_place(path):
+                    if path.exists():
+                        shutil.rmtree(path)
+    return job
+
+
+def _with_recorded_choices(job: Job, recorded: Table) -> Job:
+    """What the recipe leaves open and this run has already chosen stays chosen."""
+    before = recorded.get("pretrain", {})
+    open_choices = [name for name in MACHINE_CHOICES if getattr(job.recipe.pretrain, name) is None]
+    chosen = {name: before[name] for name in open_choices if before.get(name) is not None}
+    if not chosen:
+        return job
+    table = job.recipe.table()
+    recipe = Recipe.from_table({**table, "pretrain": {**table["pretrain"], **chosen}})
+    return dataclasses.replace(job, recipe=recipe)
+
+
+def _settings_of_training(run: Path) -> Table:
+    """Settings of a begun or finished training, for a run whose recorded recipe is lost."""
+    model = next(stage for stage in STAGES if stage.name == "model")
+    with contextlib.suppress(DataError):
+        return dict((_made_from(model, run) or {"settings": {}})["settings"])
+    return {}
+
+
+def _find_stale(stages: Iterable[Stage], job: Job, replace: bool = False) -> dict[str, str]:
+    """Finished or begun stages that no longer fit settings or inputs: name → why.
+
+    Raises:
+        DamagedError: when a stage is damaged and is not to be replaced.
+    """
+    stale: dict[str, str] = {}
+    for stage in stages:
+        try:
+            made = _made_from(stage, job.run)
+            if made is None:
+                continue
+            missing = [name for name in stage.inputs if not is_made(job.run / name)]
+            upstream = [name for name in stage.inputs if name in stale]
+            if missing or upstream:
+                why = f"{', '.join(missing or upstream)} {'is gone' if missing else 'will be another'}"
+            else:
+                settings = stage.settings(job.recipe)
+                changed = differences(made["settings"], settings)
+                if not is_made(job.run / stage.name) and all(map(stage.may_change, changed)):
+                    settings = made["settings"]
+                recorded = {} if changed else made["inputs"]
+                why = _why_stale(made, settings, _inputs(stage, job, recorded))
+            if not why and is_made(job.run / stage.name):
+                verify(job.run / stage.name, stage.name)
+        except DamagedError:
+            if not replace:
+                raise
+            why = "damaged"
+        if why:
+            stale[stage.name] = why
+    return stale
+
+
+def _made_from(stage: Stage, run: Path) -> dict[str, Any] | None:
+    """Settings and inputs of a finished or begun stage; None if it was not begun."""
+    if is_made(run / stage.name):
+        manifest = read_manifest(run / stage.name, stage.name)
+        return {"settings": manifest.settings, "inputs": manifest.inputs}
+    origin = run / stage.work / "origin.json" if stage.work else None
+    if origin is None or not origin.is_file():
+        return None
+    try:
+        begun = json.loads(origin.read_bytes())
+        return {"settings": dict(begun["settings"]), "inputs": dict(begun["inputs"])}
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f"{origin} is damaged. Make it again with --replace") from None
+
+
+def _inputs(stage: Stage, job: Job, recorded: Mapping[str, str]) -> dict[str, str]:
+    """
+    Args:
+        recorded: the inputs of the finished stage, if its settings are the same: they stand for sources that are gone.
+    """
+    before = {name: read_manifest(job.run / name).digest for name in stage.inputs}
+    return {**before, **stage.sources(job, recorded)}
+
+
+def _why_stale(made: Mapping[str, Any], settings: Table, inputs: Mapping[str, str]) -> str:
+    if made["settings"] != settings:
+        return "its settings changed"
+    before = made["inputs"]
+    changed = [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
+    if not changed:
+        return ""
+    first = [f"{name} was {_short(before.get(name))}, is {_short(inputs.get(name))}" for name in changed[:3]]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f"made from other inputs: {'; '.join(first)}{more}"
+
+
+def _short(digest: str | None) -> str:
+    return f"{digest[:8]}…" if digest else "not there"
+
+
+def _conflict(stale: Mapping[str, str], recorded: Table, job: Job) -> str:
+    changed = differences(recorded, job.recipe.table())
+    lines = [f"{job.run} was built from another recipe or other inputs."]
+    lines += [f"  {name}: {toml_value(old)} → {toml_value(new)}" for name, (old, new) in changed.items()]
+    lines += [f"  stale: {COMMANDS[name]} ({why})" for name, why in stale.items()]
+    lines += [
+        f"Build beside it with --run {next_to(job.run)} (stages that fit are shared), or make the stale stages again "
+        "with --replace"
+    ]
+    return "\n".join(lines)
+
+
+def next_to(run: Path) -> Path:
+    """The first free name among NAME-2, NAME-3 and so on."""
+    number = 2
+    while run.with_name(f"{run.name}-{number}").exists():
+        number += 1
+    return run.with_name(f"{run.name}-{number}")
+
+
+# Running a stage
+
+
+def _run_stage(stage: Stage, job: Job) -> Row:
+    started = time.monotonic()
+    target = job.run / stage.name
+    if is_made(target):
+        return Row(stage.command, 0.0, "up to date", read_manifest(target).digest)
+    if job.only not in (None, stage.command):
+        raise SettingsError(_not_made(stage, job))
+    settings = stage.settings(job.recipe)
+    other: Path | None = None
+    inputs: dict[str, str] = {}
+    try:
+        inputs = _inputs(stage, job, {})
+    except MissingError:
+        other = _made_elsewhere(stage, settings, None, job.run) if stage.shared else None
+        if other is None:
+            raise
+        job.say(f"what {other} was made from is not here: it is taken as it was made")
+    shutil.rmtree(_left_by_an_error(target), ignore_errors=True)
+    if stage.shared and other is None:
+        other = _made_elsewhere(stage, settings, inputs, job.run)
+    if other is not None:
+        share(other, target)
+        return Row(stage.command, time.monotonic() - started, f"from {other.parent}", verify(target, stage.name).digest)
+    with job.watch(stage.command) as progress:
+        stage.make(job, settings, inputs, progress)
+    return Row(stage.command, time.monotonic() - started, "made", read_manifest(target).digest)
+
+
+def _not_made(stage: Stage, job: Job) -> str:
+    return (
+        f"{job.run} does not have the result of {stage.command} yet, which {job.only} needs: run "
+        f"`groundup {stage.command} RECIPE --run {job.run}` first, or `groundup build RECIPE --run {job.run}` for all"
+    )
+
+
+def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str] | None, run: Path) -> Path | None:
+    """A finished and whole directory of another run that was made from the same settings and inputs; from whatever
+    inputs, if None."""
+    others = sorted(run.parent.glob(f"*/{stage.name}"))
+    if (run.parent / SWEEP).is_file():  # its points take what the runs beside the sweep have
+        others += sorted(run.parent.parent.glob(f"*/{stage.name}"))
+    for other in others:
+        if other.parent != run and is_made(other):
+            try:
+                manifest = read_manifest(other, stage.name)
+                if manifest.settings == settings and inputs in (None, manifest.inputs):
+                    verify(other)
+                    return other
+            except DataError:
+                continue  # that run's damage is that run's to report
+    return None
+
+
+# Before a training
+
+
+def _ready_to_train(job: Job, examined: bool) -> Job:
+    """Check that the settings fit the data; choose device and precision if the recipe leaves them open, and write
+    them down before the first step."""
+    settings = job.recipe.pretrain
+    if is_made(job.run / "model") or not is_made(job.run / "shards"):
+        return job
+    from groundup.pretrain.speed import settle, told_machine
+    from groundup.train.assemble import prepare_process
+    from groundup.weights.load import find_device
+
+    prepare_process()
+    begun = any((job.run / "pretrain" / "checkpoints").glob("step-*"))
+    _check_fits(job, begun)
+    device = find_device(settings.device)
+    settled, told = settle(_model(job), settings, job.run / "shards", device)
+    for line in [*told, told_machine(settled, device)]:
+        job.say(line)
+    job = dataclasses.replace(job, recipe=job.recipe.model_copy(update={"pretrain": settled}))
+    if examined and not begun:  # a sweep tries on purpose what the doctor would stop
+        _let_the_doctor_look(job)
+    write_text(job.run / "recipe.toml", job.recipe.to_toml())
+    return job
+
+
+def _model(job: Job) -> Any:
+    return job.recipe.model.with_vocabulary(read_manifest(job.run / "shards").statistics["vocab_size"])
+
+
+def _let_the_doctor_look(job: Job) -> None:
+    """The quick lines before the first step: one line if all is well, else those that are not.
+
+    Raises:
+        GroundupError: when a line says stop; nothing has been written yet.
+    """
+    from groundup.pretrain.doctor import run as doctor
+    from groundup.train.log import RunLog
+
+    began = time.monotonic()
+    patient = doctor.admit(job.recipe.model, job.recipe.pretrain, _places(job))
+    lines = list(doctor.quick(patient))
+    doctor.refuse(lines)
+    cares = [line for line in lines if line.verdict != "ok"]
+    for line in cares:
+        job.say(f"doctor: take care, {line.checked}: {line.seen}" + (f" → {line.advice}" if line.advice else ""))
+    seconds = time.monotonic() - began
+    if not cares:
+        job.say(f"doctor: {len(lines)} checks in {seconds:.1f} s, all well")
+    told = {"take_care": "; ".join(f"{line.checked}: {line.seen}" for line in cares)} if cares else {}
+    RunLog(job.run / "pretrain").event("doctor", checks=len(lines), seconds=round(seconds, 3), **told)
+
+
+@contextmanager
+def _explaining_memory(job: Job) -> Iterator[None]:
+    """Where memory runs out: what this model's training needs, part by part, and the smallest change that fits."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from groundup.pretrain.doctor.run import out_of_memory
+
+        explained = out_of_memory(_model(job), job.recipe.pretrain, error)
+        if explained is None:
+            raise
+        raise explained from None
+
+
+def _check_fits(job: Job, begun: bool = False) -> None:
+    """A training that was `begun` has no more use for the model that it started with."""
+    from groundup.pretrain.paths import check_fits
+    from groundup.pretrain.start import check_start
+    from groundup.tokenizer.tokenizer import Tokenizer
+
+    places = _places(job)
+    prompts = [job.recipe.pretrain.sample_prompt, *job.recipe.evals.prompts]
+    check_fits(job.recipe.model, places, prompts)
+    if places.start is not None and not begun:
+        tokenizer = Tokenizer.load(places.tokenizer)
+        check_start(places.start, job.recipe.model, tokenizer, places.shards, prompts, job.say)
+
+
+def _places(job: Job) -> "RunPaths":
+    from groundup.pretrain.paths import RunPaths
+
+    start = job.recipe.pretrain.start
+    run, path = job.run, None if start is None else locate(start, job.beside, "model")
+    return RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus", path)
+
+
+# The stages
+
+
+def _corpus_sources(job: Job, recorded: Mapping[str, str]) -> dict[str, str]:
+    from groundup.corpus.refine import digest_sources
+
+    digests, gone = digest_sources(job.recipe.corpus, job.beside, recorded)
+    if gone:
+        job.say(f"the sources {', '.join(gone)} are not here: the corpus is taken as it was made")
+    return digests
+
+
+def _make_corpus(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
+    from groundup.corpus.refine import in_words, refine
+    from groundup.corpus.sources import find, told_left_out
+
+    found = find(job.recipe.corpus, job.beside)
+    if found.left_out:
+        job.say(f"left out: {told_left_out(found.left_out, found.left_out_names)}")
+    with making(job.run / "corpus", "corpus", settings, inputs) as draft:
+        try:
+            refine(found, job.recipe.corpus, draft, progress, inputs)
+        except DataError as error:
+            if not draft.statistics.get("dropped"):
+                raise
+            kept = (draft.path / "dropped").rename(_left_by_an_error(job.run / "corpus"))
+            raise DataError(f"{error}. What was dropped until then, each with its reason, is in {kept}") from None
+    for line in in_words(draft.statistics, job.run / "corpus"):
+        job.say(line)
+
+
+def _left_by_an_error(directory: Path) -> Path:
+    """Where a stage that ends in an error leaves what explains it, until it runs again."""
+    return directory.with_name(f"{directory.name}.dropped")
+
+
+def _tokenizer_sources(job: Job, recorded: Mapping[str, str]) -> dict[str, str]:
+    settings, name = job.recipe.tokenizer, "existing tokenizer"
+    if not isinstance(settings, Existing):
+        return {}
+    from groundup.tokenizer.make import load_existing
+
+    try:
+        return {name: load_existing(settings, job.beside).digest}
+    except MissingError:
+        if name not in recorded:
+            raise
+        job.say(f"the tokenizer {settings.path} is not here: it is taken as it was made")
+        return {name: recorded[name]}
+
+
+def _make_tokenizer(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
+    from groundup.corpus.document import read_batches
+    from groundup.tokenizer.make import Corpus, make_tokenizer
+
+    def read() -> Iterator[Any]:
+        for batch in read_batches(job.run / "corpus" / "train.parquet", ["text"]):
+            yield batch.column("text")
+
+    n_documents = read_manifest(job.run / "corpus").statistics["train"]["documents"]
+    corpus = Corpus(read, n_documents, inputs["corpus"], job.run / ".tokenizer.counts")
+    with making(job.run / "tokenizer", "tokenizer", settings, inputs) as draft:
+        make_tokenizer(job.recipe.tokenizer, job.beside, corpus, draft, progress, job.say)
+
+
+def _make_shards(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
+    from groundup.shards import pack
+    from groundup.tokenizer.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(job.run / "tokenizer")
+    with making(job.run / "shards", "shards", settings, inputs) as draft:
+        pack(job.run / "corpus", tokenizer, draft, progress)
+
+
+def _start_sources(job: Job, recorded: Mapping[str, str]) -> dict[str, str]:
+    if job.recipe.pretrain.start is None:
+        return {}
+    from groundup.weights.files import digest_of
+
+    return {"start": digest_of(locate(job.recipe.pretrain.start, job.beside, "model"))}
+
+
+def _make_model(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
+    from groundup.pretrain.run import pretrain
+
+    work = job.run / "pretrain"
+    with naming_the_place(work):
+        work.mkdir(exist_ok=True)
+    write_json(work / "origin.json", {"settings": settings, "inputs": dict(inputs)})
+    pretrain(job.recipe.model, job.recipe.pretrain, _places(job), dict(inputs), progress, job.say, job.until)
+
+
+def _make_evals(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
+    from groundup.evals.run import evaluate
+
+    with making(job.run / "evals", "evals", settings, inputs) as draft:
+        device = job.recipe.pretrain.device
+        evaluate(job.run / "model", job.run / "shards", job.recipe.evals, device, draft, progress)
+
+
+def _run_report(run: Path) -> Row:
+    from groundup.report.run import is_up_to_date, shown, write_report
+
+    started = time.monotonic()
+    fresh = is_up_to_date(run)
+    if not fresh:
+        write_report(run)
+    return Row("report", time.monotonic() - started, "up to date" if fresh else "made", shown(run))
+
+
+STAGES = (
+    Stage("corpus", lambda recipe: recipe.corpus.table(), (), _make_corpus, _corpus_sources),
+    Stage("tokenizer", lambda recipe: recipe.tokenizer.table(), ("corpus",), _make_tokenizer, _tokenizer_sources),
+    Stage("shards", lambda recipe: recipe.shards.table(), ("corpus", "tokenizer"), _make_shards),
+    Stage(
+        "model",
+        lambda recipe: {"model": recipe.model.table(), "pretrain": recipe.pretrain.table()},
+        ("shards", "tokenizer"),
+        _make_model,
+        _start_sources,
+        work="pretrain",
+        shared=False,
+        may_change=PretrainSettings.may_change,
+    ),
+    Stage("evals", lambda recipe: recipe.evals.table(), ("model", "shards"), _make_evals, shared=False),
+)
+"""In the order of `artifacts.COMMANDS`. The report comes after these: a file, not a directory."""

@@ -1,0 +1,349 @@
+"""Commands that write or take a recipe: new, doctor, build, its stages one by one, and sweep."""
+
+import importlib
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from groundup.cli import terminal
+from groundup.cli.options import AsJson, Device, Overrides, RecipeFile, Replace, Run, example
+
+if TYPE_CHECKING:
+    from groundup.building import Built
+
+app = typer.Typer()
+
+
+def _presets(begun: str) -> list[str]:
+    from groundup.model.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(begun)]
+
+
+@app.command(
+    epilog=example(
+        "groundup new my-model --from ./my-texts",
+        "groundup new my-model --from book.txt --from letters.jsonl --minutes 60",
+        "groundup new my-gpt2 --from ./my-texts --preset gpt2",
+        "groundup new my-storybook --from ./my-texts --start runs/storybook",
+    )
+)
+def new(
+    name: Annotated[str, typer.Argument(help="What the model is called; the recipe becomes NAME.toml.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="A file or folder of .txt, .md or .jsonl (also .gz, .zst, .xz); may be repeated."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="What the build may take; 10, or with --size or --preset what those need.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="About how many parameters, such as 30M.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A published model's blocks and sizes, such as gpt2.", autocompletion=_presets),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="A trained model to go on from: a run, a model directory, or one as of Hugging Face."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at your texts and this machine, and write a recipe sized to both.
+
+    Nothing is trained yet: read the recipe, change it, then build it.
+    """
+    from groundup.errors import SettingsError
+    from groundup.files import write_text
+    from groundup.plan.hardware import this_machine
+    from groundup.tools.new import parameters_in, propose, read_start, rows, to_toml
+    from groundup.tools.survey import survey
+
+    name = name.removesuffix(".toml")
+    target = Path(f"{name}.toml")
+    if not sources:
+        raise SettingsError(
+            f"name the texts to learn from: `{terminal.command('new', name, '--from', 'FILE_OR_FOLDER')}`"
+        )
+    if target.exists():
+        raise SettingsError(f"{target} exists and is left as it is: choose another name, or move it away")
+    parameters = None if size is None else parameters_in(size)
+    begun = None if start is None else read_start(start)
+    sample = survey(tuple(sources), Path())
+    proposal = propose(name, sample, this_machine(), minutes=minutes, size=parameters, preset=preset, start=begun)
+    write_text(target, to_toml(proposal, terminal.typed()))
+    if as_json:
+        terminal.print_json({"recipe": str(target), **proposal.table()})
+        return
+    terminal.print_table(rows(proposal))
+    print(f"\nWrote {target}. Next:")
+    print(f"  {terminal.command('build', target)}")
+    print(f"  {terminal.command('chat', Path('runs') / proposal.recipe.name)}")
+
+
+@app.command(
+    epilog=example(
+        "groundup doctor recipes/storybook.toml",
+        "groundup doctor recipes/storybook.toml pretrain.optimizer.learning_rate=0.01 --quick",
+        "groundup doctor my-recipe.toml --watts 350 --price-per-hour 2.5",
+    )
+)
+def doctor(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    run: Run = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only the lines that also come before every training, in seconds.")
+    ] = False,
+    watts: Annotated[
+        float | None, typer.Option(min=0, help="What the machine takes; looked up or assumed if not given.")
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Of the machine, in your currency.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a recipe, its texts and this machine before time is spent on them.
+
+    Makes corpus, tokenizer and shards if they are not there yet; trains only throw-away copies. Ends in 0 if nothing
+    says stop, else in the exit code of the first line that does.
+    """
+    from groundup.building import examine
+
+    lines: list[Any] = []
+    for line in examine(
+        recipe, overrides or (), run=run, only_quick=quick, watts=watts, price_per_hour=price_per_hour,
+        watch=terminal.watch, say=partial(print, file=sys.stderr),
+    ):  # fmt: skip
+        if not as_json:
+            terminal.print_line(line, first_of_group=not lines or lines[-1].group != line.group)
+        lines.append(line)
+    stops = [line for line in lines if line.verdict == "stop"]
+    code = stops[0].exit_code if stops else 0
+    if as_json:
+        terminal.print_json({"go": not stops, "exit_code": code, "lines": [vars(line) for line in lines]}, indent=1)
+    else:
+        cares = sum(line.verdict == "take care" for line in lines)
+        care = f", {cares} to take care of" if cares else ""
+        print(f"\n{'Stop' if stops else 'Go'}: {len(lines)} checks, {len(stops)} say stop{care}")
+        if not stops:
+            print(f"\nTry next:\n  {terminal.command('build', recipe, *(overrides or ()))}")
+    raise typer.Exit(code)
+
+
+@app.command(
+    epilog=example(
+        "groundup build recipes/storybook.toml",
+        "groundup build my-recipe.toml pretrain.steps=500 --run runs/short",
+    )
+)
+def build(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False) -> None:
+    """Make all that a recipe describes, from corpus to report.
+
+    Stages that are up to date are not run again. Interrupted, the same command goes on.
+    """
+    from groundup.tools.summary import read_samples, score_line
+
+    directory = _build(recipe, overrides, run, replace).run
+    samples = read_samples(directory)
+    print(f"\n{score_line(directory)}\n")
+    for sample in samples:
+        print(f"“{sample['prompt']}{sample['text']}”\n")
+    prompt = next((sample["prompt"] for sample in samples if sample["prompt"]), "")
+    print("Try next:")
+    print(f"  {terminal.command('chat', directory)}")
+    print(f"  {terminal.command('generate', directory, prompt, 'seed=7')}")
+    print(f"  open {directory / 'report.html'} in a browser")
+    print(f"  {terminal.command('new', 'my-model', '--from', 'FOLDER')}        (a recipe for texts of your own)")
+
+
+def _build(
+    recipe: Path,
+    overrides: list[str] | None,
+    run: Path | None,
+    replace: bool,
+    only: str | None = None,
+    quiet: bool = False,
+) -> "Built":
+    """Build all stages or `only` one, and print a row for each; `quiet` leaves standard output to the caller."""
+    from groundup import building
+    from groundup.tools.summary import stage_rows
+
+    with terminal.keeping("the stages"):
+        built = building.build(
+            recipe, overrides or (), run=run, replace=replace, only=only, watch=terminal.watch, say=terminal.say(quiet)
+        )
+    if not quiet:
+        print()
+        terminal.print_table(stage_rows(built))
+    return built
+
+
+TABLES = {
+    "corpus": ("groundup.corpus.settings", "CorpusSettings"),
+    "tokenizer": ("groundup.tokenizer.settings", "TokenizerSettings"),
+    "model": ("groundup.model.settings", "ModelConfig"),
+    "pretrain": ("groundup.pretrain.settings", "PretrainSettings"),
+}
+"""Tables of a recipe and where they are declared, for help that imports no more than it shows."""
+ALONE = {
+    "corpus": "Read, clean, filter and deduplicate the sources; hold documents out.",
+    "tokenizer": "Learn the tokenizer on the corpus, or take the one named.",
+    "pack": "Encode the corpus into shards of token ids.",
+    "pretrain": "Train the model on the shards, or go on training.",
+}
+"""Commands that run one stage, with their help."""
+
+
+class _WithSettings(typer.core.TyperCommand):
+    """A command whose help ends with the settings of its tables, read off their fields."""
+
+    def get_help(self, ctx: Any) -> str:
+        from groundup.settings import describe_table
+
+        tables = ["model", "pretrain"] if self.name == "pretrain" else [self.name] if self.name in TABLES else []
+        rows: list[tuple[str, str, str]] = []
+        for name in tables:
+            room, kind = TABLES[name]
+            rows += describe_table(name, getattr(importlib.import_module(room), kind))
+        lines = [
+            f"  {name} = {default}".rstrip(" =").ljust(58) + f"  {text}"
+            for name, default, text in rows
+            if name != "model.vocab_size"
+        ]
+        return "\n".join([super().get_help(ctx), "", "Settings:" if lines else "", *lines]).rstrip()
+
+
+def _add_stage(name: str) -> None:
+    """Add the command that runs one stage alone."""
+
+    def command(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False) -> None:
+        _build(recipe, overrides, run, replace, name)
+
+    epilog = example(f"groundup {name} recipes/storybook.toml")
+    app.command(name, cls=_WithSettings, help=ALONE[name], epilog=epilog)(command)
+
+
+for stage in ALONE:
+    _add_stage(stage)
+
+
+@app.command(
+    "eval",
+    epilog=example(
+        "groundup eval recipes/storybook.toml",
+        "groundup eval runs/storybook another-book.txt",
+        "groundup eval runs/storybook letters.jsonl corpus.text_field=body",
+    ),
+)
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE|KEY=VALUE",
+            help="Files or folders to score, and how they are read (corpus.…); with a recipe, any settings.",
+        ),
+    ] = None,
+    run: Run = None,
+    replace: Replace = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure bits per byte on the test documents, or on any file."""
+    from groundup.errors import SettingsError
+    from groundup.tools.evaluate import lines, read_score, score
+
+    if target.suffix == ".toml":
+        if device is not None:
+            raise SettingsError(f"--device goes with files to score; with a recipe, set pretrain.device={device}")
+        result = read_score(_build(target, rest, run, replace, "eval", quiet=as_json).run)
+    elif run or replace:
+        raise SettingsError(f"--run and --replace go with a recipe; {target} is not one")
+    elif rest:
+        with terminal.watch("eval") as progress:
+            result = score(target, rest, device, progress)
+    else:
+        result = read_score(target)
+    if as_json:
+        terminal.print_json(result)
+    else:
+        print(*lines(result), sep="\n")
+
+
+@app.command(epilog=example("groundup report runs/storybook", "groundup report recipes/storybook.toml"))
+def report(
+    target: Annotated[Path, typer.Argument(help="A run, or a recipe.", show_default=False)],
+    overrides: Overrides = None,
+    run: Run = None,
+) -> None:
+    """Write the page that tells what was built, how good it is, and what it cost."""
+    from groundup.errors import SettingsError
+    from groundup.report.run import write_report
+
+    if target.suffix == ".toml":
+        _build(target, overrides, run, False, "report")
+    elif overrides or run:
+        raise SettingsError(f"settings and --run go with a recipe; {target} is a run, which is reported as it is")
+    else:
+        print(write_report(target))
+
+
+@app.command(
+    epilog=example(
+        "groundup sweep recipes/storybook.toml pretrain.optimizer.learning_rate=1e-4..1e-2:log:8 --steps 300",
+        "groundup sweep recipes/storybook.toml pretrain.optimizer.learning_rate=1e-3..8e-3:log:9 --halving",
+        "groundup sweep recipes/storybook.toml pretrain.optimizer.weight_decay=0.0,0.1 model.n_layers=4..8:3",
+    )
+)
+def sweep(
+    recipe: RecipeFile,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUES",
+            help="Settings with several values: FIRST..LAST:log:N, FIRST..LAST:N or A,B,C; ordinary ones.",
+        ),
+    ] = None,
+    halving: Annotated[
+        bool,
+        typer.Option(
+            "--halving", help="All points begin, and at each rung only the best third goes on, three times as far."
+        ),
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="How long each training is, its schedule included; else as in the recipe.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Where it goes; runs/NAME-sweep if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe with several values of some settings, and say which serve best.
+
+    Interrupted, the same command goes on; points that were finished are not trained again.
+    """
+    from groundup.building import next_to
+    from groundup.recipe import Recipe
+    from groundup.report.sweep import rows
+    from groundup.tools import sweep as sweeping
+
+    with terminal.keeping("the points"):
+        result = sweeping.sweep(
+            recipe, settings or (), halving=halving, steps=steps, run=run, watch=terminal.watch,
+            say=terminal.say(as_json),
+        )  # fmt: skip
+    if as_json:
+        terminal.print_json(result)
+        return
+    header, points = rows(result)
+    print()
+    terminal.print_table([header, *points])
+    print()
+    for note in result["notes"]:
+        print(note)
+    directory = Path(result["directory"])
+    print(f"Drawn: {directory / sweeping.PAGE}\n\nTry next:")
+    usual = Path("runs") / Recipe.load(recipe).name
+    beside = ("--run", next_to(usual)) if usual.exists() else ()
+    print(f"  {terminal.command('build', recipe, *result['overrides'], *beside)}")
+    finish = terminal.command("build", recipe, *result["overrides"], "--run", directory / result["best"])
+    print(f"  {finish}        (evaluate and report the best point itself)")

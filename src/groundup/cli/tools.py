@@ -1,0 +1,237 @@
+"""Commands that take a model, a run or any file: generate, chat, inspect, compare, watch, bench."""
+
+import contextlib
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from groundup.cli import terminal
+from groundup.cli.options import AsJson, Device, Model, Overrides, example
+
+app = typer.Typer()
+
+
+def _sampling_words(begun: str) -> list[str]:
+    from groundup.generation.settings import Sampling
+
+    return [f"{name}=" for name in Sampling.model_fields if name.startswith(begun)]
+
+
+WORDS = {"ignore_unknown_options": True}
+"""So that `--temperature 0.5` comes among the words, where it is answered with `temperature=0.5`."""
+SAMPLING = "how to sample: max_tokens, temperature, top_k, top_p, seed, stop."
+
+
+@app.command(
+    context_settings=WORDS,
+    epilog=example(
+        'groundup generate runs/storybook "Once upon a time"',
+        'echo "The king said" | groundup generate runs/storybook temperature=0.5',
+        'groundup generate runs/storybook "The king" max_tokens=20 --samples 3 --probabilities',
+    ),
+)
+def generate(
+    model: Model,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT|KEY=VALUE",
+            help="What to continue; - reads it from standard input, as does none where that is no terminal. And "
+            + SAMPLING,
+            autocompletion=_sampling_words,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many texts, each with the next seed.")] = 1,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Each token with its probability and what else it might have been.")
+    ] = False,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each text.")] = False,
+) -> None:
+    """Let a model continue a text."""
+    from groundup.generation.text import Probabilities, stream
+    from groundup.tools.generate import load_writer, probability_rows, prompt_and_settings
+
+    typed, settings = prompt_and_settings(words or ())
+    loaded, tokenizer, sampling = load_writer(model, device, settings)
+    prompt = _typed_or_piped(typed)
+    for number in range(samples):
+        each = sampling.model_copy(update={"seed": sampling.seed + number})
+        look = Probabilities(tokenizer) if probabilities else None
+        parts = stream(loaded, tokenizer, prompt, each, look)
+        if as_json:
+            result = {"prompt": prompt, "text": "".join(parts), "seed": each.seed}
+            terminal.print_json(result | ({"tokens": look.chosen} if look else {}))
+            continue
+        if samples > 1:
+            print(f"{'' if number == 0 else chr(10)}[seed {each.seed}]")
+        print(prompt, end="", flush=True)
+        for part in parts:
+            print(part, end="", flush=True)
+            if not terminal.has_reader():
+                return
+        print()
+        if look is not None:
+            print()
+            terminal.print_table(probability_rows(look.chosen))
+
+
+def _typed_or_piped(text: str | None) -> str:
+    """A text that was typed, or standard input where `-` asks for it, or nothing was typed and it is no terminal.
+
+    Line ends at its end are left out; bytes that are not text become U+FFFD, with a warning.
+    """
+    encoding = "utf-8"
+    if text == "-" or (text is None and not sys.stdin.isatty()):
+        raw, encoding = sys.stdin.buffer.read().rstrip(b"\r\n"), sys.stdin.encoding
+    else:
+        raw = (text or "").encode("utf-8", "surrogateescape")
+    with contextlib.suppress(UnicodeDecodeError):
+        return raw.decode()
+    with contextlib.suppress(UnicodeDecodeError):
+        return raw.decode(encoding)
+    warnings.warn(f"the text has bytes that are not {encoding}: they are read as U+FFFD", stacklevel=2)
+    return raw.decode(encoding, "replace")
+
+
+@app.command(
+    context_settings=WORDS,
+    epilog=example("groundup chat runs/storybook", "groundup chat runs/storybook temperature=0.5 seed=7"),
+)
+def chat(
+    model: Model,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help=SAMPLING.capitalize(), autocompletion=_sampling_words),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Converse with a model in the terminal. One that was only pretrained continues your text."""
+    from groundup.cli.chat import REPLY_TOKENS, Conversation, talk, typed_lines
+    from groundup.tokenizer.chat import layout_of
+    from groundup.tools.generate import load_writer, settings_only
+    from groundup.weights.files import model_directory
+
+    settings = settings_only(words or ())
+    layout_of(model_directory(model))
+    loaded, tokenizer, sampling = load_writer(model, device, settings, max_tokens=REPLY_TOKENS)
+    if sys.stdin.isatty():
+        print(
+            f"{model} is a base model: it was not taught to answer, it only continues text. Begin one, and write it "
+            "together.\n/help lists what else can be done; /quit ends."
+        )
+    talk(Conversation(loaded, tokenizer, sampling), typed_lines())
+
+
+@app.command(epilog=example("groundup inspect runs/storybook", "groundup inspect runs/storybook/model --json"))
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A run, an artifact, a model, a recipe, or a file.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Say what something is, what made it, from what, whether it is whole, and what to do with it.
+
+    Every byte is compared with the digests that were written down. Nothing is run, and no pickle is opened.
+    """
+    from groundup.tools import inspect as inspection
+
+    with terminal.watch("inspect") as progress:
+        findings = inspection.inspect(path, progress)
+    if as_json:
+        terminal.print_json({**vars(findings), "path": str(findings.path)}, indent=1)
+    else:
+        print(f"{findings.path}: {findings.what}\n")
+        terminal.print_facts(findings.facts)
+        if findings.next and not findings.damage:
+            print("\nTry next:", *findings.next, sep="\n  ")
+    findings.refuse_damage()
+
+
+@app.command(
+    epilog=example(
+        "groundup compare runs/storybook runs/storybook-2",
+        "groundup compare runs/a runs/b runs/c --out comparison.html",
+    )
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more finished runs.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; beside the first run if not given.", show_default=False)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the comparison as JSON; a page is written only with --out.")
+    ] = False,
+) -> None:
+    """Set runs side by side: settings that differ, scores, costs, curves, samples."""
+    from groundup.report import compare as comparing
+
+    finished = comparing.read_all(runs)
+    found = comparing.compare(finished)
+    page = out or (None if as_json else comparing.default_page(finished))
+    if page:
+        comparing.write_page(finished, found, page)
+    if as_json:
+        terminal.print_json(found)
+        return
+    terminal.print_table(comparing.rows(found))
+    print()
+    for line in comparing.verdicts(found):
+        print(line)
+    print(f"\nWith curves and samples: {page}")
+
+
+@app.command("watch", epilog=example("groundup watch runs/", "groundup watch runs/a runs/b --port 9000 --open"))
+def watch_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders with runs.", show_default=False)],
+    port: Annotated[
+        int, typer.Option(help="Where to listen, on this machine only; 0 takes any.", min=0, max=65_535)
+    ] = 8470,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Show the training of runs as a live page: curves, health, samples, events, side by side.
+
+    From elsewhere, through a tunnel: ssh -L 8470:localhost:8470 MACHINE
+    """
+    from groundup.report.watch import watch
+
+    with contextlib.suppress(terminal.Interrupted):  # ending is what Ctrl-C is for here
+        watch(runs, port, open_page)
+
+
+@app.command(
+    epilog=example(
+        "groundup bench recipes/storybook.toml",
+        "groundup bench runs/storybook pretrain.precision=float32",
+        "groundup bench recipes/storybook.toml --trace trace.json.gz",
+    )
+)
+def bench(
+    target: Annotated[Path, typer.Argument(help="A recipe, or a run with shards.", show_default=False)],
+    overrides: Overrides = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps to measure; about ten seconds if not given.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write a profiler's trace of two steps, such as trace.json.gz.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast a recipe trains here, how near that is to the machine's limit, and where the rest goes.
+
+    A throw-away model is trained on the recipe's own rows; nothing of it is kept.
+    """
+    from groundup.tools import bench as benching
+
+    measured = benching.bench(
+        target, overrides or (), steps=steps, trace=trace, watch=terminal.watch, say=terminal.say(as_json)
+    )
+    if as_json:
+        terminal.print_json(measured.table())
+        return
+    terminal.print_table(benching.rows(measured))
+    if measured.speed.operations:
+        print("\nOperations that took most time themselves, of a step:\n")
+        terminal.print_table(benching.operation_rows(measured))
+    if trace is not None:
+        print(f"\nWrote {trace}: open it in a browser at chrome://tracing, or in Perfetto.")

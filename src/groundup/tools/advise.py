@@ -1,0 +1,48 @@
+"""The advice of `groundup tokens advise`: the vocabulary that suits texts and a model."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from groundup.errors import SettingsError
+from groundup.files import Progress
+from groundup.model.settings import ModelConfig
+from groundup.plan.hardware import this_machine
+from groundup.plan.vocabulary import Advice, Curve, advise, chart, measure, reasons
+from groundup.recipe import Recipe
+from groundup.tools.new import model_of, parameters_in, propose, split_for
+from groundup.tools.survey import Survey, survey
+
+
+def advise_on(
+    texts: Sequence[str], *, recipe: Path | None, size: str | None, largest: int, progress: Progress
+) -> tuple[Advice, Curve]:
+    """The vocabulary that suits these texts and a model, and the sizes that were measured.
+
+    Args:
+        recipe: whose model is meant; else the one that `new` would propose,
+        size: with about so many parameters.
+        largest: vocabulary to measure.
+
+    Raises:
+        SettingsError: both a recipe and a size, or a size that is no number.
+    """
+    if recipe is not None and size is not None:
+        raise SettingsError(f"--model {recipe} and --size {size} both set the size: give one of them")
+    parameters = None if size is None else parameters_in(size)
+    chosen = None if recipe is None else Recipe.load(recipe)
+    sample = survey(tuple(texts), Path())
+    learned = chosen.tokenizer.split if chosen and chosen.tokenizer.kind == "learned" else None
+    curve = measure(sample.texts, largest=largest, pattern=learned or split_for(sample), progress=progress)
+    model = chosen.model if chosen else _proposed_model(sample, parameters)
+    return advise(curve, model, sample.train_bytes), curve
+
+
+def _proposed_model(sample: Survey, parameters: float | None) -> ModelConfig:
+    if parameters is None:
+        return propose("advice", sample, this_machine()).model
+    return model_of(sample, this_machine(), parameters)
+
+
+def advice_lines(advice: Advice, curve: Curve) -> Iterator[str]:
+    yield from ("", "Bytes of text per TFLOP of training:", "", *chart(advice), "", *reasons(advice, curve))
+    yield from ("", "In a recipe:", "", "[tokenizer]", f"vocab_size = {advice.vocab_size}")

@@ -1,0 +1,85 @@
+"""What `groundup generate` and `chat` do before the first token: read the words typed, and load the model."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from groundup.errors import SettingsError
+from groundup.generation.settings import Sampling
+from groundup.model.transformer import Transformer
+from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.weights.files import model_directory
+from groundup.weights.load import load_with_tokenizer
+
+SETTING = re.compile(r"[A-Za-z_.]+=")
+
+
+def prompt_and_settings(words: Iterable[str]) -> tuple[str | None, list[str]]:
+    """A prompt, if one was typed, and the settings of sampling among the words.
+
+    >>> prompt_and_settings(["Once upon a time", "temperature=0.5"])
+    ('Once upon a time', ['temperature=0.5'])
+
+    Raises:
+        SettingsError: two prompts, or an option that does not exist.
+    """
+    prompts: list[str] = []
+    settings: list[str] = []
+    for word in words:
+        _refuse_option(word)
+        (settings if SETTING.match(word) else prompts).append(word)
+    if len(prompts) > 1:
+        raise SettingsError(f"two prompts are given, {prompts[0]!r} and {prompts[1]!r}: put one in quotes")
+    return next(iter(prompts), None), settings
+
+
+def settings_only(words: Iterable[str]) -> list[str]:
+    """
+    Raises:
+        SettingsError: a word that is not of the form `key=value`.
+    """
+    prompt, settings = prompt_and_settings(words)
+    if prompt is not None:
+        raise SettingsError(f"{prompt!r} is not of the form key=value, such as temperature=0.5")
+    return settings
+
+
+def _refuse_option(word: str) -> None:
+    option, _, value = word.removeprefix("--").partition("=")
+    if word.startswith("--"):
+        name = option.replace("-", "_")
+        known = name in Sampling.model_fields
+        raise SettingsError(
+            f"no option --{option}" + (f": write {name}={value or 'VALUE'}, such as temperature=0.5" if known else "")
+        )
+
+
+def load_writer(
+    model: Path, device: str | None, settings: Sequence[str], **defaults: Any
+) -> tuple[Transformer, Tokenizer, Sampling]:
+    """A model, its tokenizer, and how to sample: its own `generation.json`, `defaults`, then the `settings` typed.
+
+    Raises:
+        SettingsError: a setting that sampling does not have, or a value that it cannot have.
+    """
+    loaded, tokenizer = load_with_tokenizer(model, device)
+    file = model_directory(model) / "generation.json"
+    table = json.loads(file.read_bytes()) if file.is_file() else {}
+    return loaded, tokenizer, Sampling.from_table({**table, **defaults}, str(file)).override(settings)
+
+
+def probability_rows(chosen: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each token that was chosen, with what `generation.text.Probabilities` collected."""
+    return [
+        (
+            f"{token['probability']:6.1%}",
+            json.dumps(token["text"], ensure_ascii=False),
+            "  ".join(
+                f"{json.dumps(other['text'], ensure_ascii=False)} {other['probability']:.1%}"
+                for other in token["instead"]
+            ),
+        )
+        for token in chosen
+    ]

@@ -1,0 +1,90 @@
+"""Trained models, written: our own directory, or a published architecture's layout."""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from groundup.artifacts import Draft
+from groundup.files import write_json
+from groundup.model.count import count
+from groundup.model.settings import ModelConfig
+from groundup.tokenizer import chat
+from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.weights.files import FORMAT
+from groundup.weights.names import to_published, write_config
+
+
+def save(directory: Path, config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer | None) -> None:
+    """Write `config.json`, `model.safetensors` and `tokenizer.json` into a directory, for `load`.
+
+    Args:
+        directory: is there; that of a `making` draft, for a model whose every byte is checked as it is loaded.
+        weights: by name, as of `dict(model.named_parameters())`, where a tied head is named once.
+        tokenizer: None for none.
+
+    >>> import tempfile
+    >>> from groundup.model.transformer import Transformer
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(
+    ...         Path(folder), model.config, dict(model.named_parameters()), Tokenizer.learn("low lower", vocab_size=320)
+    ...     )
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['config.json', 'model.safetensors', 'tokenizer.json']
+    """
+    _write(directory, {"format": FORMAT, "model": config.table()}, weights)
+    if tokenizer is not None:
+        tokenizer.save(directory)
+
+
+def save_published(directory: Path, kind: str, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write `config.json` and `model.safetensors` as the published architecture `kind` has them.
+
+    Raises:
+        SettingsError: naming the settings that this architecture does not have.
+    """
+    _write(directory, write_config(kind, config), to_published(kind, config, weights))
+
+
+def write_model(
+    draft: Draft,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    sampling: Mapping[str, Any],
+    layout: Mapping[str, Any] = chat.CONTINUES_TEXT,
+) -> None:
+    """Write a finished model into its draft, and count it in the draft's statistics.
+
+    Args:
+        weights: as of `save`; the heads for further tokens, which only training needs, are left out.
+        sampling: the table of `generation.json`.
+        layout: the table of `chat.json`.
+    """
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("multi_token.")}
+    save(draft.path, config, kept, tokenizer)
+    write_json(draft.path / "generation.json", sampling)
+    write_json(draft.path / chat.FILE, layout)
+    counted = count(config)
+    draft.statistics |= {
+        "parameters": dict(counted.parameters),
+        "forward_flops_per_token": dict(counted.forward_flops_per_token),
+    }
+
+
+def _write(directory: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    write_json(directory / "config.json", config)
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    try:
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # the library hides which error the system gave
+        number = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else error) from None
+    shutil.copymode(directory / "config.json", directory / "model.safetensors")  # the library's is the owner's alone
