@@ -41,7 +41,7 @@ STARTS: dict[str, Start] = {
 
 def most_useful(texts: list[str], tokenizer: Tokenizer, n: int) -> list[str]:
     """The `n` words that would save most tokens if each were one."""
-    counts = Counter(piece for text in texts for piece in split.pieces(text, tokenizer.pattern))
+    counts = Counter(piece for text in texts for piece in split.pre_tokens(text, tokenizer.pattern))
     saved = {piece: count * (len(tokenizer.encode(piece)) - 1) for piece, count in counts.items()}
     return [piece for piece in sorted(saved, key=lambda piece: (-saved[piece], piece))[:n] if saved[piece] > 0]
 

@@ -32,7 +32,7 @@ from groundup import errors
 from groundup.building import build
 from groundup.cli.app import app
 from groundup.errors import SettingsError
-from groundup.evals.heldout import TASKS
+from groundup.evals.heldout import MEASUREMENTS
 from groundup.recipe import Recipe
 from groundup.settings import read_toml
 
@@ -483,7 +483,7 @@ def test_the_files_that_a_page_lists_are_those_of_a_run(page: str, beginning: st
 
 def test_the_lines_of_metrics_that_a_page_shows_have_the_fields_of_a_run(built: Path) -> None:
     written = [json.loads(line) for line in (built / "runs/mine/pretrain/metrics.jsonl").read_text().splitlines()]
-    fields = {field for row in written for field in row} | TASKS.keys()
+    fields = {field for row in written for field in row} | MEASUREMENTS.keys()
     for line in block_with("training.md", '{"step": 1, "loss"').text.splitlines():
         assert json.loads(line).keys() <= fields, line
 

@@ -21,7 +21,7 @@ from groundup.artifacts import Draft, is_made, read_manifest
 from groundup.corpus.document import SPLITS, read_batches
 from groundup.errors import DamagedError, SettingsError
 from groundup.files import Progress, no_progress
-from groundup.tokenizer.fast.columns import one_ahead, text_of
+from groundup.tokenizer.columns import one_ahead, text_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
 IDS_AT_ONCE = 1 << 22
@@ -122,6 +122,7 @@ def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = 
     usage = np.zeros(tokenizer.vocab_size, np.int64)
     counts = read_manifest(corpus).statistics if is_made(corpus) else {}
     written, total = 0, sum(counts.get(split, {}).get("documents", 0) for split in SPLITS)
+    tokenizer.prepare(sum(counts.get(split, {}).get("bytes", 0) for split in SPLITS))
     for split in SPLITS:
         offsets, sizes = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
         with open(draft.path / f"{split}.npy", "wb") as stream:
@@ -263,6 +264,8 @@ def stream_of(documents: Iterable[tuple[str, int]], tokenizer: Tokenizer) -> Tok
     """
     ids: list[int] = []
     offsets, sizes = [0], []
+    documents = list(documents)
+    tokenizer.prepare(sum(size for _, size in documents))
     for text, size in documents:
         ids += tokenizer.framed(tokenizer.encode(text))
         offsets.append(len(ids))

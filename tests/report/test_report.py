@@ -51,7 +51,7 @@ def as_an_older_version(run: Path) -> None:
             draft.statistics |= {key: value for key, value in before.statistics.items() if key != "uses_by_rank"}
             if name == "evals":
                 draft.statistics["test"] = {
-                    key: value for key, value in before.statistics["test"].items() if key != "yardsticks"
+                    key: value for key, value in before.statistics["test"].items() if key != "baselines"
                 }
         shutil.rmtree(run / "before")
 
@@ -106,7 +106,7 @@ def test_its_numbers_are_those_of_the_run(page: Path) -> None:
     text = re.sub("<[^>]*>", "", page.read_text())
     test = json.loads((page.parent / "evals" / "test.json").read_text())
     assert f"{test['bits_per_byte']:.3f} ± {test['standard_error']:.3f} bits per byte" in text
-    assert f"{test['bits_per_byte'] / test['yardsticks']['unigram'] - 1:.0%} more than a model that only knows" in text
+    assert f"{test['bits_per_byte'] / test['baselines']['unigram'] - 1:.0%} more than a model that only knows" in text
     shards = np.load(page.parent / "shards" / "train.npy")
     usage = np.bincount(np.concatenate([np.load(path)[:-1] for path in _ids(page.parent)]), minlength=320)
     assert [uses for _, uses in run.manifests["shards"].statistics["uses_by_rank"]] == [

@@ -26,7 +26,9 @@ from groundup.report.tokens import (
     visible,
     write_page,
 )
-from groundup.tokenizer.bpe import Piece, merge
+from groundup.tokenizer.bpe import merge
+from groundup.tokenizer.byte_level import ByteLevel
+from groundup.tokenizer.explain import PreToken
 from groundup.tokenizer.tokenizer import Tokenizer
 
 HOSTILE = (
@@ -45,7 +47,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path
 
 
 @pytest.fixture
-def pieces(tokenizer: Tokenizer) -> dict[str, Piece]:
+def pieces(tokenizer: Tokenizer) -> dict[str, PreToken]:
     """Those of that text which were merged, by their names."""
     explained = tokenizer.explain(HOSTILE, frozenset(tokenizer.special))
     return {visible(piece.raw): piece for piece in explained if piece.merges}
@@ -87,7 +89,7 @@ def test_a_token_tells_its_id_its_bytes_and_how_often_it_is_used(page: Path, tok
 
 
 def test_a_tree_stands_on_the_bytes_and_ends_in_the_tokens(
-    page: Path, tokenizer: Tokenizer, pieces: dict[str, Piece]
+    page: Path, tokenizer: Tokenizer, pieces: dict[str, PreToken]
 ) -> None:
     drawn = trees(page)
     assert set(drawn) == set(pieces)
@@ -106,7 +108,7 @@ def test_a_tree_stands_on_the_bytes_and_ends_in_the_tokens(
 
 
 def test_the_ranks_in_a_tree_are_places_in_the_list_of_merges(
-    page: Path, tokenizer: Tokenizer, pieces: dict[str, Piece]
+    page: Path, tokenizer: Tokenizer, pieces: dict[str, PreToken]
 ) -> None:
     """Joining by them from the top of the list on, as in learning, gives the ids of the piece."""
     for name, drawing in trees(page).items():
@@ -193,7 +195,7 @@ def test_a_text_without_tokens_or_merges_has_a_page_too(
 def test_a_token_that_is_taken_as_a_whole_is_told_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokens = [*tokenizer.tokens[: -len(tokenizer.special)], b"the kings"]
     pairs = [(tokens.index(left), tokens.index(right)) for left, right in tokenizer.merges]
-    whole = Tokenizer(tokens, pairs, {}, r"[\s\S]+", whole_pieces=True)
+    whole = Tokenizer(ByteLevel(tokens, pairs, {}, r"[\s\S]+", whole_pre_tokens=True))
     write_page(explain("mine", whole, b"the kings"), tmp_path / "page.html")
     said = f"is a token as a whole, {len(tokens) - 1}, taken without a merge. Its bytes would be merged so: "
     assert said in (tmp_path / "page.html").read_text()

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.tokenizer import split
-from groundup.tokenizer.bpe import Pair, count_pieces, encode_piece, join, learn_merges, merge, merges_of
+from groundup.tokenizer.bpe import Pair, apply_merges, count_pre_tokens, join, learn_merges, merge
+from groundup.tokenizer.byte_level import ByteLevel
+from groundup.tokenizer.explain import merges_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
 BYTES = st.text(alphabet="abcé ", max_size=40)
@@ -42,21 +44,22 @@ def learn_plainly(texts: list[str], pattern: str, byte_ids: list[int], n_merges:
 @settings(max_examples=150)
 def test_learning_gives_the_merges_of_the_plain_version(texts: list[str], n_merges: int) -> None:
     byte_ids = [(byte * 7) % 256 for byte in range(256)]
-    fast = learn_merges(count_pieces(texts, "gpt2"), byte_ids, n_merges)
+    fast = learn_merges(count_pre_tokens(texts, "gpt2"), byte_ids, n_merges)
     assert fast == learn_plainly(texts, "gpt2", byte_ids, n_merges)
 
 
 def test_learning_on_real_text_gives_the_merges_of_the_plain_version(story_texts: list[str]) -> None:
     byte_ids = list(range(256))
-    fast = learn_merges(count_pieces(story_texts[:3], "cl100k"), byte_ids, 120)
+    fast = learn_merges(count_pre_tokens(story_texts[:3], "cl100k"), byte_ids, 120)
     assert fast == learn_plainly(story_texts[:3], "cl100k", byte_ids, 120)
 
 
 @given(st.text(alphabet="abcdé  '", max_size=60))
 def test_the_heap_joins_what_the_plain_version_joins(text: str) -> None:
-    tokenizer = Tokenizer.learn(["abc abcd bcd cab dab é éa aaa aaaa bbb 'abc"], vocab_size=320)
-    ids = [tokenizer._byte_ids[byte] for byte in text.encode()]
-    assert encode_piece(ids, tokenizer._merges) == encode_plainly(ids, tokenizer._merges)
+    tokenizer = Tokenizer.learn(["abc abcd bcd cab dab é éa aaa aaaa bbb 'abc"], vocab_size=320).rules
+    assert isinstance(tokenizer, ByteLevel)
+    ids = [tokenizer.byte_ids[byte] for byte in text.encode()]
+    assert apply_merges(ids, tokenizer.merges) == encode_plainly(ids, tokenizer.merges)
 
 
 PAIRS = st.dictionaries(
@@ -74,20 +77,22 @@ def test_the_merges_of_a_piece_lead_to_the_ids_that_the_heap_finds(ids: list[int
         assert (made.rank, made.joined) == merges[left, right]
         assert (left, right) == (made.left, made.right)
         tokens[made.position] = (made.joined, n_left + n_right)
-    assert [token for _, (token, _) in sorted(tokens.items())] == encode_piece(ids, merges)
+    assert [token for _, (token, _) in sorted(tokens.items())] == apply_merges(ids, merges)
 
 
 def test_at_each_turn_the_lowest_rank_there_is_goes_first_of_equals_the_leftmost() -> None:
     merges = {(0, 1): (5, 4), (1, 1): (5, 5), (4, 1): (2, 6), (5, 1): (2, 7)}
     made = merges_of([0, 1, 1, 1], merges)
     assert [(step.rank, step.joined, step.position) for step in made] == [(5, 4, 0), (2, 6, 0)]
-    assert encode_piece([0, 1, 1, 1], merges) == [6, 1]
+    assert apply_merges([0, 1, 1, 1], merges) == [6, 1]
 
 
 @pytest.mark.parametrize("letter", ["a", " ", "^", "\n", "👩‍👩‍👧"])
 def test_twice_as_many_of_one_letter_cost_about_twice_as_much(letter: str) -> None:
     """Counted in heap operations, so that a busy machine cannot fail it."""
-    tokenizer = Tokenizer.learn(["a" * 64, " " * 64, "^" * 64, "\n" * 64, letter * 16], vocab_size=384)
+    tokenizer = Tokenizer.learn(["a" * 64, " " * 64, "^" * 64, "\n" * 64, letter * 16], vocab_size=384).rules
+
+    assert isinstance(tokenizer, ByteLevel)
 
     class Counting(dict):  # type: ignore[type-arg]
         looked_up = 0
@@ -97,9 +102,9 @@ def test_twice_as_many_of_one_letter_cost_about_twice_as_much(letter: str) -> No
             return super().__contains__(key)
 
     def work(size: int) -> int:
-        merges = Counting(tokenizer._merges)
+        merges = Counting(tokenizer.merges)
         raw = (letter * size).encode()[:size]
-        encode_piece([tokenizer._byte_ids[byte] for byte in raw], merges)
+        apply_merges([tokenizer.byte_ids[byte] for byte in raw], merges)
         return merges.looked_up
 
     assert work(1 << 16) < 2.2 * work(1 << 15)

@@ -18,6 +18,7 @@ from tiktoken.load import load_tiktoken_bpe
 
 from groundup.errors import SettingsError, UnsupportedError
 from groundup.tokenizer import tokenizer as room
+from groundup.tokenizer.byte_level import ByteLevel
 from groundup.tokenizer.split import PATTERNS
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.vocabulary import BYTE_CHARACTERS
@@ -269,7 +270,7 @@ def test_explanations_tell_special_tokens_whole_pieces_and_what_is_too_long() ->
     assert list(long.ids) == learned.encode("low" * 100)
     tokens = [*learned.tokens[:-1], b"lowe"]
     pairs = [(tokens.index(left), tokens.index(right)) for left, right in learned.merges]
-    whole = Tokenizer(tokens, pairs, {}, "gpt2", whole_pieces=True)
+    whole = Tokenizer(ByteLevel(tokens, pairs, {}, "gpt2", whole_pre_tokens=True))
     (piece,) = whole.explain("lowe")
     assert (piece.kind, piece.ids) == ("whole", (len(tokens) - 1,))
     assert [whole.tokens[made.joined] for made in piece.merges or ()] == [b"lo", b"low"], "its bytes would stop there"
@@ -295,9 +296,8 @@ def streamers(pattern: str) -> Tokenizer:
     """With an added token and a normaliser, which a cut could also break."""
     texts = ["a lsab 'll b.\n\nab !/ the 漢の ab", "é\n\nÉ\n\n漢\n\na \n \nB\n\n\n" * 9, "!\n\n/b\n\n's 1\n\n" * 9]
     learned = Tokenizer.learn(texts, vocab_size=320, pattern=pattern)
-    return Tokenizer(
-        learned.tokens, learned._pairs, learned.special, pattern, normalizer="NFC", added={"<|reserved_3|>": 300}
-    )
+    tokens, pairs, added = learned.tokens, learned.rules.pairs, {"<|reserved_3|>": 300}
+    return Tokenizer(ByteLevel(tokens, pairs, learned.special, pattern, normalizer="NFC", added=added))
 
 
 def test_a_stream_is_encoded_as_it_comes(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,11 +339,11 @@ def test_a_string_is_one_text_to_learn_from_and_other_things_are_refused() -> No
 
 def test_a_vocabulary_that_lacks_something_says_what(tokenizer: Tokenizer) -> None:
     with pytest.raises(SettingsError, match=r"b'\\x00' is none of the 1 tokens, though every byte should be one"):
-        Tokenizer([b"a"], [], {}, "gpt2")
+        ByteLevel([b"a"], [], {}, "gpt2")
     with pytest.raises(SettingsError, match=r"b'!\"' is none of the 256 tokens, though a merge makes it"):
-        Tokenizer(tokenizer.tokens[:256], [(0, 1)], {}, "gpt2")
+        ByteLevel(tokenizer.tokens[:256], [(0, 1)], {}, "gpt2")
     with pytest.raises(SettingsError, match="a merge joins an id that is not below 256"):
-        Tokenizer(tokenizer.tokens[:256], [(0, 300)], {}, "gpt2")
+        ByteLevel(tokenizer.tokens[:256], [(0, 300)], {}, "gpt2")
 
 
 def test_special_tokens_are_allowed_by_name_or_all_at_once(tokenizer: Tokenizer) -> None:
@@ -375,11 +375,11 @@ def test_where_the_compiler_cannot_be_loaded_the_plain_loops_go_on(monkeypatch: 
 def test_the_compiled_loops_are_loaded_when_asked_and_left_when_declined(tokenizer: Tokenizer) -> None:
     learned = Tokenizer.learn(["low lower lowest"], vocab_size=320)
     assert learned.warm_up()
-    assert "_encoder" in vars(learned)
+    assert "_encoder" in vars(learned.rules)
     declined = Tokenizer.learn(["low lower lowest"], vocab_size=320)
     declined.compiled = False
     assert declined.encode("lower low " * 100_000) == learned.encode("lower low " * 100_000)
-    assert "_encoder" not in vars(declined)
+    assert "_encoder" not in vars(declined.rules)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -200,7 +200,7 @@ def convert(
     from groundup.tools.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(source, split, special or ())
-    formats.convert(tokenizer, target)
+    formats.convert(tokenizer.rules, tokenizer.roles, target)
     print(f"{target}: {tokenizer.vocab_size:,} ids, {len(tokenizer.special):,} of them special")
 
 

@@ -20,7 +20,7 @@ from groundup.corpus.sources import find, read
 from groundup.errors import DataError, SettingsError
 from groundup.evals.statistics import interval
 from groundup.files import Progress, no_progress
-from groundup.tokenizer.fast.columns import column_of
+from groundup.tokenizer.columns import column_of
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.words import plural
 
@@ -93,9 +93,9 @@ def compare(tokenizers: Mapping[str, Tokenizer], sources: Sequence[str], progres
     cut: list[str] = []
     for batch in _batches(sources, left_out, cut, progress):
         encoded, texts = [], column_of([text for _, text in batch])
-        if not groups:
+        if not groups and texts.nbytes > BATCH_BYTES:
             for tokenizer in each:
-                tokenizer.encode_documents(texts)  # what is loaded at the first call is not timed
+                tokenizer.warm_up()  # loading is not timed
         for number, tokenizer in enumerate(each):
             began = time.perf_counter()
             encoded.append(tokenizer.encode_documents(texts))

@@ -11,7 +11,7 @@ from groundup.generation.engine import Look, continue_ids
 from groundup.generation.settings import Sampling
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.tokenizer.vocabulary import whole_characters, without_first_blank
+from groundup.tokenizer.vocabulary import whole_characters, without_first_space
 
 
 def generate(
@@ -84,7 +84,7 @@ def stream(
         for i in continue_ids(model, ids, sampling, roles.stops, never, look)
     )
     if tokenizer.begins_with_blank and not prompt:
-        parts = without_first_blank(parts)
+        parts = without_first_space(parts)
     return until_stop(whole_characters(parts), sampling.stop)
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from groundup.errors import DataError, SettingsError
 from groundup.files import Progress, no_progress
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.tokenizer.fast.columns import column_of
+from groundup.tokenizer.columns import column_of
 from groundup.tokenizer.settings import N_BYTES, N_SPECIAL, SMALLEST
 from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -137,6 +137,7 @@ def _parts(texts: Sequence[str], learn_bytes: int | None) -> tuple[list[str], li
 def _count(tokenizer: Tokenizer, texts: Sequence[str]) -> Counts:
     """How often each id occurs, a batch of texts at a time."""
     counts = np.zeros(tokenizer.vocab_size, np.int64)
+    tokenizer.prepare(sum(map(len, texts)))
     for start in range(0, len(texts), BATCH):
         ids, _ = tokenizer.encode_documents(column_of(texts[start : start + BATCH]))
         counts += np.bincount(ids, minlength=len(counts))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from groundup.artifacts import making
 from groundup.batch import Batch
-from groundup.evals.heldout import FIRST_NUMBER, TASKS
-from groundup.evals.score import score
+from groundup.evals.heldout import MEASUREMENTS
+from groundup.evals.score import HeldOut, score
 from groundup.evals.settings import Evaluation
 from groundup.files import Progress, no_progress
 from groundup.generation.settings import Sampling
@@ -32,7 +32,7 @@ from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import checkpoint
 from groundup.train.health import activations
-from groundup.train.session import Measurement, Session
+from groundup.train.session import Due, Session
 from groundup.weights.load import find_device
 from groundup.weights.write import write_model
 
@@ -104,32 +104,35 @@ def pretrain(
     session.run(measurements, partial(_write_model, session, config, tokenizer, paths, inputs), progress, until)
 
 
-def _validation(session: Session[Batch], settings: PretrainSettings, data: Tokens) -> Measurement:
+def _validation(session: Session[Batch], settings: PretrainSettings, data: Tokens) -> Due:
     def measure(check: Progress) -> dict[str, Any]:
         most, rows = settings.validation_tokens, settings.micro_batch_rows
         measured = score(session.assembled.model, data, max_tokens=most, batch_rows=rows, progress=check)
         return {"validation_bits_per_byte": measured.bits_per_byte, "tokens": session.tokens}
 
-    return Measurement(settings.validate_every, "validation_bits_per_byte", measure)
+    return Due(settings.validate_every, "validation_bits_per_byte", measure)
 
 
 def _evaluation(
     session: Session[Batch], asked: Evaluation, settings: PretrainSettings, tokenizer: Tokenizer, data: Tokens
-) -> Measurement:
+) -> Due:
+    measurement = MEASUREMENTS[asked.task]
+
     def measure(check: Progress) -> dict[str, Any]:
         model, rows = session.assembled.model, settings.micro_batch_rows
-        return {**TASKS[asked.task](model, tokenizer, data, asked.max_tokens, rows, check), "tokens": session.tokens}
+        held_out = HeldOut(model, tokenizer, data, asked.max_tokens, rows, check)
+        return {**measurement.measure(held_out), "tokens": session.tokens}
 
-    return Measurement(asked.every, FIRST_NUMBER.get(asked.task, asked.task), measure)
+    return Due(asked.every, measurement.first_number, measure)
 
 
-def _sample(session: Session[Batch], settings: PretrainSettings, tokenizer: Tokenizer) -> Measurement:
+def _sample(session: Session[Batch], settings: PretrainSettings, tokenizer: Tokenizer) -> Due:
     def measure(check: Progress) -> dict[str, Any]:
         sampling, prompt = Sampling(max_tokens=settings.sample_tokens), settings.sample_prompt
         parts = stream(session.assembled.model, tokenizer, prompt, sampling, look=lambda *_: check(0, 0, ""))
         return {"sample": prompt + "".join(parts)}
 
-    return Measurement(settings.sample_every, "sample", measure)
+    return Due(settings.sample_every, "sample", measure)
 
 
 def _write_model(

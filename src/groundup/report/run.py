@@ -13,6 +13,7 @@ from typing import Any
 
 from groundup.artifacts import COMMANDS, read_manifest
 from groundup.corpus.document import SPLITS
+from groundup.evals.heldout import measurement_of
 from groundup.files import canonical_json, write_text
 from groundup.pages.assets import bundle
 from groundup.report import facts
@@ -138,11 +139,11 @@ def _how_good(run: Run) -> list[str]:
                 "likely ones (its perplexity)."
             )
         )
-    return [*parts, *_yardsticks(run)]
+    return [*parts, *_baselines(run)]
 
 
-def _yardsticks(run: Run) -> list[str]:
-    own, known = run.test["bits_per_byte"], run.test.get("yardsticks")
+def _baselines(run: Run) -> list[str]:
+    own, known = run.test["bits_per_byte"], run.test.get("baselines")
     if known is None:
         return [sentence(f"{_older(run)} for what plainer ways need for the same documents.")]
     plainer = {"frequencies of tokens": known["unigram"], "xz -9": known["xz"], "the bytes as they are": 8.0}
@@ -595,9 +596,9 @@ def _task_figures(run: Run) -> list[str]:
     drawn: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in run.metrics:
         for name, value in line.items():
-            task = next((task for prefix, task in MEASURED.items() if name.startswith(prefix)), None)
-            if task is not None and isinstance(value, float):
-                drawn.setdefault(task, {}).setdefault(name, []).append((line["step"], value))
+            measurement = measurement_of(name)
+            if measurement is not None and isinstance(value, float):
+                drawn.setdefault(measurement.title, {}).setdefault(name, []).append((line["step"], value))
     return [
         figure(
             line_chart(
@@ -614,15 +615,6 @@ def _task_figures(run: Run) -> list[str]:
         )
         for task, curves in drawn.items()
     ]
-
-
-MEASURED = {
-    "bits_per_byte_from_": "bits per byte by position",
-    "bits_per_byte": "bits per byte",
-    "next_token_accuracy": "share of right tokens",
-    "calibration_error": "calibration error",
-}
-"""How the numbers begin that tasks write into the metrics → what they are."""
 
 
 def _written(run: Run) -> list[str]:

@@ -17,7 +17,7 @@ from groundup.artifacts import is_made, read_manifest
 from groundup.corpus.document import SPLITS
 from groundup.report.page import contents, section, sentence, table, text, write
 from groundup.shards import IDS_AT_ONCE, open_split
-from groundup.tokenizer.bpe import EXPLAINED_BYTES, Piece
+from groundup.tokenizer.explain import EXPLAINED_BYTES, PreToken
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.vocabulary import readable
 from groundup.words import plural
@@ -33,7 +33,7 @@ class Explained:
     name: str
     """What the tokenizer is called."""
     tokenizer: Tokenizer
-    pieces: Sequence[Piece]
+    pieces: Sequence[PreToken]
 
     @cached_property
     def tokens(self) -> list[bytes]:
@@ -54,7 +54,7 @@ class Explained:
         return any(piece.kind == "library" for piece in self.pieces)
 
     @property
-    def distinct(self) -> list[Piece]:
+    def distinct(self) -> list[PreToken]:
         """Each piece once, in the order of the text."""
         return list({(piece.raw, piece.kind): piece for piece in self.pieces}.values())
 
@@ -150,22 +150,22 @@ def merge_rows(explained: Explained) -> list[list[str]]:
     return [["piece", "   rank", "merge"], *rows]
 
 
-def _merges(explained: Explained, piece: Piece) -> Iterator[list[str]]:
+def _merges(explained: Explained, piece: PreToken) -> Iterator[list[str]]:
     name, tokens = visible(piece.raw), explained.tokens
     match piece:
-        case Piece(kind="special" | "added"):
+        case PreToken(kind="special" | "added"):
             yield [name, "", "a special token" if piece.kind == "special" else "an added token"]
             return
-        case Piece(kind="library"):
+        case PreToken(kind="library"):
             return
-        case Piece(merges=None):
+        case PreToken(merges=None):
             yield [
                 visible(piece.raw[:24]) + "…",
                 "",
                 f"{len(piece.raw):,} bytes; up to {EXPLAINED_BYTES} are explained",
             ]
             return
-        case Piece(kind="whole"):
+        case PreToken(kind="whole"):
             yield [name, "", "a token as a whole, without a merge; its bytes would be merged so:"]
             name = ""
     for merge in piece.merges or ():
@@ -243,7 +243,7 @@ def write_page(explained: Explained, target: Path, uses: npt.NDArray[np.int64] |
     write(target, f"{title} in tokens", "\n".join(body))
 
 
-def _as_far_as_shown(explained: Explained) -> list[Piece]:
+def _as_far_as_shown(explained: Explained) -> list[PreToken]:
     """Whole pieces only, of at most so many tokens, but at least the first."""
     shown, n_tokens = list(explained.pieces[:1]), 0
     for piece in explained.pieces:
@@ -254,7 +254,7 @@ def _as_far_as_shown(explained: Explained) -> list[Piece]:
     return shown[1:] or shown
 
 
-def _text(explained: Explained, shown: Sequence[Piece], uses: npt.NDArray[np.int64] | None) -> list[str]:
+def _text(explained: Explained, shown: Sequence[PreToken], uses: npt.NDArray[np.int64] | None) -> list[str]:
     if not shown:
         return [sentence("The text is empty.")]
     number, drawn = 0, []
@@ -296,7 +296,7 @@ def _times(number: int) -> str:
     return plural(number, "time")
 
 
-def _table(explained: Explained, shown: Sequence[Piece], uses: npt.NDArray[np.int64] | None) -> list[str]:
+def _table(explained: Explained, shown: Sequence[PreToken], uses: npt.NDArray[np.int64] | None) -> list[str]:
     if not shown:
         return [sentence("It has none.")]
     here = Counter(explained.ids)
@@ -320,7 +320,7 @@ def _table(explained: Explained, shown: Sequence[Piece], uses: npt.NDArray[np.in
     ]
 
 
-def _trees(explained: Explained, shown: Sequence[Piece]) -> list[str]:
+def _trees(explained: Explained, shown: Sequence[PreToken]) -> list[str]:
     distinct = list({(piece.raw, piece.kind): piece for piece in shown}.values())
     made = [piece for piece in distinct if piece.merges and len(piece.raw) <= DRAWN_BYTES]
     drawn = [_tree(explained, piece) for piece in made[:TREES_ON_PAGE]]
@@ -356,7 +356,7 @@ def _trees(explained: Explained, shown: Sequence[Piece]) -> list[str]:
     return parts or [sentence("No piece of this text was merged from its bytes.")]
 
 
-def _tree(explained: Explained, piece: Piece) -> str:
+def _tree(explained: Explained, piece: PreToken) -> str:
     tokens, merges = explained.tokens, piece.merges or ()
     ids = ", ".join(f"{i:,}" for i in piece.ids)
     steps = ", ".join(f"{visible(tokens[m.left])} + {visible(tokens[m.right])} ({m.rank:,})" for m in merges)
@@ -395,7 +395,7 @@ class Node:
         return self.top + (BOX_HEIGHT if self.row else LEAF_HEIGHT)
 
 
-def _drawing(explained: Explained, piece: Piece) -> str:
+def _drawing(explained: Explained, piece: PreToken) -> str:
     """Bytes in the top row, what is joined in the row below its parts, the last tokens all in the bottom row."""
     standing = {i: Node(i, i + 1, 0, _letter(byte)) for i, byte in enumerate(piece.raw)}
     nodes = list(standing.values())

@@ -1,4 +1,4 @@
-"""What the files beside a tokenizer declare: which token opens a text, closes it, ends an answer; tokens added later.
+"""The files beside a tokenizer: which token opens a text, closes it or ends an answer, and which were added later.
 
 Read from tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json and generation_config.json, as
 Hugging Face's library writes them.
@@ -21,7 +21,7 @@ CLOSERS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
 @dataclass(frozen=True)
 class Roles:
-    """Three facts of a tokenizer. None and empty where it has no such token."""
+    """The ids of a tokenizer that frame a text or end an answer; None or empty where it has no such token."""
 
     opener: int | None = None
     """The id that opens a text."""
@@ -38,8 +38,8 @@ class Roles:
         closer: int | None = None,
         stops: Iterable[int] = (),
     ) -> "Roles":
-        """What is not given, the names of the special tokens tell; an opener serves as the closer, and a closer as the
-        opener, where there is no other.
+        """Roles by the names of the special tokens, where they are not given. An opener serves as the closer, and a
+        closer as the opener, where there is no other.
 
         >>> Roles.of({"<s>": 1, "</s>": 2}), Roles.of({"[EOS]": 0})
         (Roles(opener=1, closer=2, stops=frozenset({2})), Roles(opener=0, closer=0, stops=frozenset({0})))
@@ -48,11 +48,6 @@ class Roles:
         closer = _first_of(CLOSERS, special) if closer is None else closer
         opener, closer = (closer if opener is None else opener), (opener if closer is None else closer)
         return cls(opener, closer, frozenset(stops) or frozenset(() if closer is None else (closer,)))
-
-    def moved(self, place: Mapping[int, int]) -> "Roles":
-        """The same of a vocabulary in which each id has another place; one that is not there any more has no role."""
-        opener, closer = (None if i is None else place.get(i) for i in (self.opener, self.closer))
-        return Roles(opener, closer, frozenset(place[i] for i in self.stops if i in place))
 
 
 def _first_of(names: Iterable[str], special: Mapping[str, int]) -> int | None:
@@ -70,7 +65,7 @@ class AddedToken:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """Of `added_tokens` in a tokenizer.json."""
+        """The token as `added_tokens` of a tokenizer.json lists it."""
         return {"id": self.id, "content": self.text, **self.flags}
 
 
@@ -82,19 +77,19 @@ class Declared:
     special: frozenset[str] = frozenset()
     """Texts of tokens that are named in a role, and so are special."""
     opener: tuple[str | int, ...] = ()
-    """Texts and ids that may be meant, the first that exists is."""
+    """Candidates, by text or id; the first that exists is the opener."""
     closer: tuple[str | int, ...] = ()
     stops: frozenset[int] = frozenset()
     kind: str = ""
     """The class that reads the tokenizer, in Hugging Face's library."""
     begins_with_blank: bool = False
-    """Whether a blank is put before a text."""
+    """Whether a space is put before a text."""
 
     def roles(self, special: Mapping[str, int], opener: int | None = None, closer: int | None = None) -> Roles:
         """
         Args:
-            special: text → id of the tokens that are no text.
-            opener, closer: what the tokenizer's own file says, which goes before config.json.
+            special: text of each special token → its id.
+            opener, closer: those of the tokenizer's own file, which take precedence over config.json.
         """
         ids = set(special.values())
 
@@ -161,7 +156,7 @@ def _candidates(role: str, said: list[dict[str, Any]], numbered: Iterable[dict[s
 def _added(
     directory: Path, config: dict[str, Any], added: dict[str, Any], special: frozenset[str]
 ) -> Iterable[AddedToken]:
-    """Of tokenizer_config.json, which says how each is recognised, and those of added_tokens.json beyond."""
+    """The tokens of tokenizer_config.json, which says how each is recognised, then those of added_tokens.json alone."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False}
     seen: set[str] = set()
     for number, token in (config.get("added_tokens_decoder") or {}).items():
@@ -194,7 +189,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def _text(token: Any) -> str | None:
-    """Of a token that is written as its text or as an object with it."""
+    """The text of a token that is written as its text or as an object with it."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
 
@@ -205,8 +200,8 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 def write_declared(directory: Path, roles: Roles, special: Mapping[str, int]) -> None:
-    """Write what neither the names of the special tokens nor the files that stand there tell, as Hugging Face's library
-    reads it; what else those files hold stays."""
+    """Write the roles that neither the names of the special tokens nor the files there tell, as Hugging Face's library
+    reads them; whatever else those files hold stays."""
     names = {i: text for text, i in special.items()}
     if read_declared(directory).roles(special) != roles:
         named = {"bos_token": names.get(roles.opener or 0), "eos_token": names.get(roles.closer or 0)}

@@ -1,35 +1,39 @@
-"""Tokenizers that are read through a library: SentencePiece models, and a tokenizer.json of another kind than ours.
+"""Tokenizers that are read through a library: SentencePiece models, and a tokenizer.json that is not byte-level BPE.
 
 SentencePiece (Kudo and Richardson 2018, arXiv:1808.06226) by the library of that name, as Llama 2's and Gemma's
 `tokenizer.model`; the same vocabularies in a tokenizer.json by Hugging Face's tokenizers. Ids are the library's own. A
-blank is the character ▁ in their pieces; most put one before the text, which decoding takes away again.
+space is the character ▁ in their pieces; most put one before the text, which decoding takes away again.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from groundup.errors import DataError, UnsupportedError
-from groundup.files import naming_the_place, reading
-from groundup.tokenizer.bpe import Piece
-from groundup.tokenizer.declared import Declared, Roles, write_declared
-from groundup.tokenizer.formats import framing, with_added
-from groundup.tokenizer.tokenizer import Allowed, Tokenizer, cut_at
+from groundup.files import reading
+from groundup.tokenizer.bpe import Pair
+from groundup.tokenizer.byte_level import cut_at
+from groundup.tokenizer.declared import Declared, Roles
+from groundup.tokenizer.explain import PreToken
+from groundup.tokenizer.hugging_face import framing, with_added
 from groundup.tokenizer.vocabulary import CHARACTER_BYTES, to_bytes
 
-BLANK = "▁"
+SPACE = "▁"
 UNKNOWN = " ⁇ "
 """How SentencePiece writes a token that stands for what the model does not know."""
 
 
-class LibraryTokenizer(Tokenizer):
-    """A library's tokenizer with the interface of `Tokenizer`, of which it shares no rule.
+class Library:
+    """The rules of a library's tokenizer: text goes in, ids come out, and how is not known here.
 
     What comes back is the text as the library normalises it; models with byte fallback know every character.
     """
 
-    _encoder = None  # the library is compiled already
+    pairs: list[Pair] = []
+    normalizer: str | None = None
+    is_plain = False
+    compiled: bool | None = None
 
     def __init__(
         self,
@@ -40,7 +44,6 @@ class LibraryTokenizer(Tokenizer):
         encode: Callable[[str], list[int]],
         special: Mapping[str, int],
         added: Mapping[str, int],
-        roles: Roles,
     ) -> None:
         """
         Args:
@@ -50,90 +53,69 @@ class LibraryTokenizer(Tokenizer):
             encode: text → ids; the texts of special tokens are ordinary text.
             added: tokens that the library itself recognises, or that `encode` refuses.
         """
-        self._content, self._suffix, self._pieces, self._tokens = content, suffix, list(pieces), list(tokens)
-        self._encode = encode
-        self.special, self.added, self.roles = dict(special), dict(added), roles
+        self.suffix, self.tokens, self.special, self.added = suffix, list(tokens), dict(special), dict(added)
         self.pattern = "sentencepiece" if suffix == ".model" else "tokenizers"
-        self.normalizer, self.normalized = None, frozenset()
-        self.whole_pieces = False
-        self._pairs = []
-        self.begins_with_blank = self._tokens[encode("a")[0]].startswith(b" ")
+        self.begins_with_blank = self.tokens[encode("a")[0]].startswith(b" ")
+        self._content, self._pieces, self._encode = content, list(pieces), encode
 
-    def extended(self, added: Sequence[str] = (), special: Sequence[str] = ()) -> Self:
+    def cut(self, text: str | bytes, allowed: Collection[str]) -> Iterator[tuple[str, int | None]]:
+        """The text cut around allowed special tokens; what is no UTF-8 becomes U+FFFD first."""
+        raw = text if isinstance(text, bytes) else text.encode("utf-16", "surrogatepass")
+        whole = raw.decode("utf-8" if isinstance(text, bytes) else "utf-16", "replace")
+        yield from cut_at(whole, {name: self.special[name] for name in allowed})
+
+    def encode(self, part: str | bytes, encoder: object = None) -> list[int]:
+        """The ids of a part of a text, which begins anew after a special token."""
+        return self._encode(str(part))
+
+    def encoder(self, size: int) -> None:
+        """None: the library is compiled already."""
+
+    def load_encoder(self) -> bool:
+        """False: there is nothing to load."""
+        return False
+
+    def explain(self, text: str | bytes, allowed: Collection[str]) -> Iterator[PreToken]:
+        """Each token as a pre-token of its own."""
+        for part, i in self.cut(text, allowed):
+            for number, token in enumerate(self._encode(part) if i is None else [i]):
+                raw = self.tokens[token].removeprefix(b" " if self.begins_with_blank and number == 0 else b"")
+                yield PreToken(raw, (token,), "library" if i is None else "special", None)
+
+    def extended(self, added: Sequence[str], special: Sequence[str]) -> "Library":
+        """
+        Raises:
+            UnsupportedError: always.
+        """
         raise UnsupportedError(
             f"a tokenizer of {self.pattern} cannot be extended here: its file belongs to that library, whose rules are "
             "not those of byte-level BPE"
         )
 
-    def first_merges(self, number: int) -> Self:
-        raise UnsupportedError(f"a tokenizer of {self.pattern} has no merges here that can be taken back")
-
-    @property
-    def is_plain(self) -> bool:
-        return False
-
-    @property
-    def digest(self) -> str:
-        return self._digest_with_roles(self._content)
-
     def spelled(self, i: int) -> str:
+        """The token of id `i` as its file spells it."""
         return self._pieces[i]
 
-    def encode(self, text: str | bytes, allowed: Allowed = ()) -> list[int]:
-        """Text → ids. What is no UTF-8 becomes U+FFFD first; text after an allowed special token begins anew."""
-        return [i for part in self._around_special(text, self._names_of(allowed)) for i in self._ids_of(part)]
+    def content(self) -> bytes:
+        """Everything that decides the ids of a text."""
+        return self._content
 
-    def _ids_of(self, part: tuple[str | bytes, int | None]) -> list[int]:
-        return self._encode(str(part[0])) if part[1] is None else [part[1]]
-
-    def _around_special(self, text: str | bytes, allowed: frozenset[str]) -> Iterator[tuple[str | bytes, int | None]]:
-        raw = text if isinstance(text, bytes) else text.encode("utf-16", "surrogatepass")
-        whole = raw.decode("utf-8" if isinstance(text, bytes) else "utf-16", "replace")
-        yield from cut_at(whole, {name: self.special[name] for name in allowed})
-
-    def explain(self, text: str | bytes, allowed: Allowed = ()) -> Iterator[Piece]:
-        """Each token as a piece of its own: how the library came to it is not known here."""
-        for part in self._around_special(text, self._names_of(allowed)):
-            for number, i in enumerate(self._ids_of(part)):
-                raw = self._tokens[i].removeprefix(b" " if self.begins_with_blank and number == 0 else b"")
-                yield Piece(raw, (i,), "library" if part[1] is None else "special", None)
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Ids → the text's bytes, without the blank that was put before it.
-
-        Raises:
-            ValueError: for an id outside the vocabulary.
-        """
-        raw = super().decode_bytes(ids)
-        return raw.removeprefix(b" ") if self.begins_with_blank else raw
-
-    def save(self, path: Path) -> None:
-        """Write the file as it was read, under a name of its kind; in a directory as `tokenizer` with its suffix.
-
-        Raises:
-            UnsupportedError: any other name.
-        """
-        path = Path(path) / f"tokenizer{self._suffix}" if Path(path).is_dir() else Path(path)
-        if path.suffix != self._suffix:
-            raise UnsupportedError(
-                f"{path} cannot be written: a tokenizer of {self.pattern} stays one, in a file *{self._suffix}"
-            )
-        with naming_the_place(path):
-            path.write_bytes(self._content)
-            write_declared(path.parent, self.roles, self.special)
+    def write(self, path: Path) -> None:
+        """Write the file as it was read."""
+        path.write_bytes(self._content)
 
     def to_hugging_face(self) -> dict[str, Any]:
         """
         Raises:
             UnsupportedError: of a SentencePiece model; its rules are not those of byte-level BPE.
         """
-        if self._suffix == ".model":
+        if self.suffix == ".model":
             raise UnsupportedError("a SentencePiece model cannot be written as the tokenizer.json of a byte-level BPE")
         table: dict[str, Any] = json.loads(self._content)
         return table
 
 
-def read_sentencepiece(path: Path, declared: Declared) -> LibraryTokenizer:
+def read_sentencepiece(path: Path, declared: Declared) -> tuple[Library, Roles]:
     """
     Raises:
         DataError: missing or damaged.
@@ -171,7 +153,7 @@ def read_sentencepiece(path: Path, declared: Declared) -> LibraryTokenizer:
             return pieces[i].encode()
         if library.IsByte(i):
             return bytes([int(pieces[i][3:5], 16)])  # such as <0x0A>
-        return (UNKNOWN if library.IsUnknown(i) else pieces[i].replace(BLANK, " ")).encode()
+        return (UNKNOWN if library.IsUnknown(i) else pieces[i].replace(SPACE, " ")).encode()
 
     def encode(text: str) -> list[int]:
         for token in recognised:
@@ -185,10 +167,11 @@ def read_sentencepiece(path: Path, declared: Declared) -> LibraryTokenizer:
 
     own = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
     tokens = [bytes_of(i) for i in range(len(pieces))]
-    return LibraryTokenizer(model, ".model", pieces, tokens, encode, special, recognised, declared.roles(special, *own))
+    rules = Library(model, ".model", pieces, tokens, encode, special, recognised)
+    return rules, declared.roles(special, *own)
 
 
-def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> LibraryTokenizer:
+def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> tuple[Library, Roles]:
     """A tokenizer.json that is not represented here, for the reason `why`.
 
     Raises:
@@ -234,15 +217,15 @@ def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> 
             return to_bytes(piece)
         if len(piece) == 6 and piece.startswith("<0x") and file["model"].get("byte_fallback"):
             return bytes([int(piece[3:5], 16)])
-        return piece.replace(BLANK, " ").encode()
+        return piece.replace(SPACE, " ").encode()
 
     def encode(text: str) -> list[int]:
         ids: list[int] = library.encode(text, add_special_tokens=False).ids
         return ids
 
-    roles = declared.roles(special, *framing(file, special))
     tokens = [bytes_of(i) for i in range(len(pieces))]
-    return LibraryTokenizer(text.encode(), ".json", pieces, tokens, encode, special, added, roles)
+    rules = Library(text.encode(), ".json", pieces, tokens, encode, special, added)
+    return rules, declared.roles(special, *framing(file, special))
 
 
 def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

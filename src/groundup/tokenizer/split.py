@@ -1,4 +1,4 @@
-r"""Splitting: text → pieces that no merge crosses.
+r"""Splitting: text → pre-tokens, which no merge crosses.
 
 `\s` and `\w` are compiled as what they mean elsewhere: Python's `\s` also takes the four separators U+001C to U+001F,
 which tiktoken and Hugging Face do not. What is a letter or a number is what Unicode 16 says, as in tiktoken, whatever
@@ -15,7 +15,7 @@ from groundup.errors import SettingsError
 from groundup.settings import nearest
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _BEFORE = "\u0e40-\u0e44\u0ec0-\u0ec4"  # Thai and Lao vowels that are written before the consonant, so begin a syllable
@@ -23,25 +23,25 @@ _SYLLABIC = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|" + _BLANKS,
+    "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|" + _SPACES,
     "o200k": rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-    rf"{_CONTRACTION}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_BLANKS}",
-    "llama3": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_BLANKS}",
-    "qwen2": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_BLANKS}",
+    rf"{_CONTRACTION}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
+    "llama3": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
+    "qwen2": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
     "smollm": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+",
     "digits3": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "unspaced": rf"{_CONTRACTION}|\p{{Han}}+|\p{{Hiragana}}+|[\p{{Katakana}}ー]+"
     rf"|[{_BEFORE}]+(?:(?![{_BEFORE}])[{_SYLLABIC}])*|(?:(?![{_BEFORE}])(?=[\p{{L}}\p{{M}}])[{_SYLLABIC}])+"
     rf"|[^\r\n\p{{L}}\p{{N}}]?(?:(?![\p{{Han}}\p{{Hiragana}}\p{{Katakana}}ー{_SYLLABIC}])[\p{{L}}\p{{M}}])+"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_BLANKS}",
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}",
     "characters": r"[\s\S]",
 }
 r"""gpt2, cl100k, o200k: as in tiktoken's openai_public.py, without the possessive `+` that change no match.
 llama3, qwen2, smollm: as in the tokenizer.json of these models; smollm's two steps, digits apart and then GPT-2's
-pattern, are one here. digits3: GPT-2's, with digits by three. unspaced: for scripts that put no blanks between words:
+pattern, are one here. digits3: GPT-2's, with digits by three. unspaced: for scripts that put no spaces between words:
 runs of one script (Han, Hiragana, Katakana, Thai …), Thai and Lao also cut before a vowel that begins a syllable."""
 
-_BLANK = r"\p{White_Space}"
+_SPACE = r"\p{White_Space}"
 _WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}"
 r"""`\w` of Oniguruma, Hugging Face's library for expressions; outside of brackets it also takes `²³¹¼½¾`."""
 _PARTS = regex.compile(r"\[\\s\\S\]|\\[pP]\{[^}]*\}|\\.|\[:\^?\w+:\]|\[\^?|\(\?[a-z-]+[:)]|&&|.", regex.DOTALL)
@@ -91,8 +91,8 @@ def _with_one_meaning(source: str) -> str:
 
 _MEANINGS = {
     (r"[\s\S]", False): "(?s:.)",
-    (r"\s", True): _BLANK,
-    (r"\s", False): _BLANK,
+    (r"\s", True): _SPACE,
+    (r"\s", False): _SPACE,
     (r"\S", False): r"\P{White_Space}",
     (r"\w", True): _WORD,
     (r"\w", False): f"[{_WORD}²³¹¼½¾]",
@@ -126,10 +126,10 @@ def _as_in_unicode_16(text: str) -> str:
     return str(_unassigned().sub("\uffff", text))
 
 
-def pieces(text: str, pattern: str) -> list[str]:
-    r"""The pieces of a text, in order, nothing left out: what an own expression does not match is a piece too.
+def pre_tokens(text: str, pattern: str) -> list[str]:
+    r"""The pre-tokens of a text, in order, nothing left out: what one's own expression does not match is one too.
 
-    >>> pieces("It's 12 o'clock", "gpt2"), pieces("one-two", r"\w+")
+    >>> pre_tokens("It's 12 o'clock", "gpt2"), pre_tokens("one-two", r"\w+")
     (['It', "'s", ' 12', ' o', "'", 'clock'], ['one', '-', 'two'])
     """
     cut = compiled(pattern)
@@ -145,7 +145,7 @@ def pieces(text: str, pattern: str) -> list[str]:
     for match in cut.finditer(text):
         found += [text[end : match.start()], match[0]]
         end = match.end()
-    return [piece for piece in (*found, text[end:]) if piece]
+    return [pre_token for pre_token in (*found, text[end:]) if pre_token]
 
 
 def named(source: str) -> str | None:

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterable, Iterator
 
-from groundup.tokenizer.settings import N_BYTES
+from groundup.tokenizer.settings import MULTIPLE, N_BYTES, N_SPECIAL
 
 END_OF_TEXT = "<|endoftext|>"
 NAMED_SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
@@ -21,9 +21,16 @@ CHARACTER_BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items(
 
 
 def byte_ids() -> list[int]:
-    """(256,) the id of each byte in a vocabulary that is learned here: its place in GPT-2's table."""
+    """(256,) the id of each byte in a vocabulary that is learned here: its position in GPT-2's table."""
     ids = {byte: i for i, byte in enumerate(BYTE_CHARACTERS)}
     return [ids[byte] for byte in range(N_BYTES)]
+
+
+def special_after(n_tokens: int) -> dict[str, int]:
+    """The named special tokens and as many reserved ones as make the whole a multiple of 64, with their ids."""
+    n_special = N_SPECIAL + -(n_tokens + N_SPECIAL) % MULTIPLE
+    names = [*NAMED_SPECIAL, *(f"<|reserved_{i}|>" for i in range(n_special - len(NAMED_SPECIAL)))]
+    return {name: n_tokens + i for i, name in enumerate(names)}
 
 
 def to_characters(token: bytes) -> str:
@@ -54,10 +61,10 @@ def readable(token: bytes) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
-def without_first_blank(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The first text that is not empty loses the blank that it begins with.
+def without_first_space(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The first text that is not empty loses the space that it begins with.
 
-    >>> list(without_first_blank([b"", b" a", b" b"]))
+    >>> list(without_first_space([b"", b" a", b" b"]))
     [b'', b'a', b' b']
     """
     begun = False

@@ -527,8 +527,12 @@ def rows(proposal: Proposal) -> list[tuple[str, str]]:
         ("model", f"{model.parameters:,} parameters, vocabulary {model.vocab_size:,}, {model.d_model} wide, "
          f"{model.n_layers} layers, context {model.context_length}"),
         ("training", f"{proposal.tokens:,} tokens: the texts {often}"),
-        ("time", f"about {duration(proposal.seconds)}{enough}"),
+        ("time", _estimate(proposal.seconds) + enough),
     ]  # fmt: skip
+
+
+def _estimate(seconds: float) -> str:
+    return "under a minute" if seconds < 60 else f"about {duration(seconds)}"
 
 
 # --- the recipe as text ---
@@ -544,7 +548,7 @@ def to_toml(proposal: Proposal, command: str) -> str:
         f"#   proposed by  {' '.join(command.split())}",
         f"#   texts        {about}{sampled.documents:,} documents, {about}{sampled.bytes / 1e6:,.1f} MB",
         f"#   machine      {machine.name}" + ("" if machine.is_measured else "; its speed is looked up, not measured"),
-        f"#   time         about {duration(proposal.seconds)}",
+        f"#   time         {_estimate(proposal.seconds)}",
         "#",
         f"#   groundup build {recipe.name}.toml",
         f"#   groundup chat runs/{recipe.name}",

@@ -8,12 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundup.tokenizer import bpe
-from groundup.tokenizer import tokenizer as room
+from groundup.tokenizer import bpe, byte_level
+from groundup.tokenizer.byte_level import ByteLevel
+from groundup.tokenizer.columns import column_of
 from groundup.tokenizer.declared import Roles
-from groundup.tokenizer.fast.columns import column_of
 from groundup.tokenizer.fast.encode import LONGEST_SEARCHED, Encoder, Vocabulary, slices
 from groundup.tokenizer.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def rules(learned: Tokenizer) -> ByteLevel:
+    assert isinstance(learned.rules, ByteLevel)
+    return learned.rules
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +34,15 @@ def ids_of(encoder: Encoder, pieces: list[bytes]) -> list[list[int]]:
     text = np.frombuffer(b"".join(pieces), np.uint8)
     offsets = np.cumsum([0, *map(len, pieces)])
     ends = offsets[1:][np.diff(offsets) > 0]
-    ids, starts = encoder.pieces(text, ends, offsets)
+    ids, starts = encoder.encode_pre_tokens(text, ends, offsets)
     return [ids[first:last].tolist() for first, last in zip(starts[:-1], starts[1:], strict=True)]
 
 
 @given(pieces=st.lists(st.one_of(st.text("abcde ", max_size=80).map(str.encode), st.binary(max_size=40))))
 @settings(max_examples=300)
-def test_pieces_become_the_ids_of_the_plain_version(learned: Tokenizer, pieces: list[bytes]) -> None:
-    encoder = Encoder(Vocabulary(learned._byte_ids, learned._merges), "gpt2")
-    plain = [bpe.encode_piece([learned._byte_ids[byte] for byte in piece], learned._merges) for piece in pieces]
+def test_pieces_become_the_ids_of_the_plain_version(rules: ByteLevel, pieces: list[bytes]) -> None:
+    encoder = Encoder(Vocabulary(rules.byte_ids, rules.merges), "gpt2")
+    plain = [bpe.apply_merges([rules.byte_ids[byte] for byte in piece], rules.merges) for piece in pieces]
     assert ids_of(encoder, pieces) == plain
     assert ids_of(encoder, pieces) == plain, "the second time from memory"
 
@@ -47,30 +53,30 @@ def test_merges_of_one_rank_are_joined_from_the_left() -> None:
     merges = {(97, 97): (0, 256), (97, 256): (1, 257), (256, 97): (1, 257), (257, 257): (2, 258)}
     encoder = Encoder(Vocabulary(byte_ids, merges), "gpt2")
     for length in (3, 4, 5, 7, LONGEST_SEARCHED, LONGEST_SEARCHED + 1, 200):
-        assert ids_of(encoder, [b"a" * length]) == [bpe.encode_piece([97] * length, merges)]
+        assert ids_of(encoder, [b"a" * length]) == [bpe.apply_merges([97] * length, merges)]
 
 
-def test_a_piece_that_is_a_token_is_that_token(learned: Tokenizer) -> None:
+def test_a_piece_that_is_a_token_is_that_token(rules: ByteLevel) -> None:
     odd = {b"zq": 5000, b"zq" * 12: 5001, b"": 5002}
-    encoder = Encoder(Vocabulary(learned._byte_ids, learned._merges, odd), "gpt2")
+    encoder = Encoder(Vocabulary(rules.byte_ids, rules.merges, odd), "gpt2")
     assert ids_of(encoder, [b"zq", b"zq" * 12]) == [[5000], [5001]]
     assert ids_of(encoder, [b"zqz"]) != [[5000]]
 
 
-def test_more_pieces_than_can_be_remembered(learned: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_pieces_than_can_be_remembered(rules: ByteLevel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("groundup.tokenizer.fast.encode.REMEMBERED", 64)
-    encoder = Encoder(Vocabulary(learned._byte_ids, learned._merges), "gpt2")
+    encoder = Encoder(Vocabulary(rules.byte_ids, rules.merges), "gpt2")
     draw = random.Random(1)
     pieces = ["".join(draw.choices("abcde", k=draw.randrange(1, 20))).encode() for _ in range(5000)]
-    plain = [bpe.encode_piece([learned._byte_ids[byte] for byte in piece], learned._merges) for piece in pieces]
+    plain = [bpe.apply_merges([rules.byte_ids[byte] for byte in piece], rules.merges) for piece in pieces]
     assert ids_of(encoder, pieces) == plain
 
 
 def test_documents_are_kept_apart_and_opened(learned: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["", "", "abc de", "", "e" * 70, "\ud800 x", ""]
     plain = [learned.encode(text) for text in texts]
-    monkeypatch.setattr(room, "WORTH_LOADING", 0)
-    monkeypatch.setattr(room, "WORTH_CALLING", 0)
+    monkeypatch.setattr(byte_level, "WORTH_CALLING", 0)
+    learned.compiled = True
     ids, starts = learned.encode_documents(column_of(texts), framed=True)
     assert [ids[first:last].tolist() for first, last in zip(starts[:-1], starts[1:], strict=True)] == [
         [learned.opener, *each] for each in plain
@@ -84,12 +90,12 @@ def test_documents_are_kept_apart_and_opened(learned: Tokenizer, monkeypatch: py
     assert learned.encode_documents(column_of([]))[1].tolist() == [0]
 
 
-def test_any_number_of_threads_gives_the_same_ids(learned: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_threads_gives_the_same_ids(rules: ByteLevel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("groundup.tokenizer.fast.encode.BYTES_AT_ONCE", 1000)
     draw = random.Random(2)
     raw = [" ".join(draw.choices(["abc", "dead", "bee", "cab" * 9], k=60)).encode() for _ in range(300)]
     text, offsets = np.frombuffer(b"".join(raw), np.uint8), np.cumsum([0, *map(len, raw)])
-    vocabulary = Vocabulary(learned._byte_ids, learned._merges)
+    vocabulary = Vocabulary(rules.byte_ids, rules.merges)
     one, many = (Encoder(vocabulary, "gpt2", n)(text, offsets, 9) for n in (1, 4))
     assert (one[0] == many[0]).all()
     assert (one[1] == many[1]).all()
@@ -140,3 +146,13 @@ def test_a_prompt_does_not_wait_for_the_compiled_loops() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "False\n"
+
+
+def test_a_call_is_encoded_the_same_way_whatever_came_before(learned: Tokenizer) -> None:
+    """A long call takes the compiled loops, a short one after it does not: only `prepare` and `warm_up` decide more."""
+    fresh = Tokenizer(learned.rules.extended([], []))
+    fresh.encode("abc de " * 800_000)
+    assert fresh.compiled is None
+    assert fresh.rules.encoder(1000) is None
+    fresh.prepare(100_000_000)
+    assert fresh.rules.encoder(1000) is not None

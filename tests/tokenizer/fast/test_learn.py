@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.tokenizer import bpe, split
+from groundup.tokenizer.columns import column_of, columns_of, text_of
 from groundup.tokenizer.fast import count
-from groundup.tokenizer.fast.columns import column_of, columns_of, text_of
 from groundup.tokenizer.fast.count import PieceCounter, Pieces, Table
 from groundup.tokenizer.fast.learn import learn_from, learn_merges
 from groundup.tokenizer.vocabulary import byte_ids
@@ -53,7 +53,7 @@ def test_merges_are_those_of_the_plain_version(counts: dict[bytes, int]) -> None
 @pytest.mark.parametrize("pattern", ["gpt2", "o200k", "unspaced"])
 def test_merges_are_those_of_the_plain_version_on_real_text(pattern: str, story_texts: list[str]) -> None:
     texts = [*story_texts[:60], *documents(40), "a" * 5000, "日本語のテキスト" * 300]
-    plain = bpe.learn_merges(bpe.count_pieces(texts, pattern), byte_ids(), 3000)
+    plain = bpe.learn_merges(bpe.count_pre_tokens(texts, pattern), byte_ids(), 3000)
     assert learn_from(columns_of(texts), pattern, byte_ids(), 3000, 2_000_000_000) == (plain, 1)
 
 
@@ -72,7 +72,7 @@ def add(counter: PieceCounter, texts: list[str]) -> None:
 def test_counts_are_the_same_for_any_threads_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(count, "BYTES_AT_ONCE", 500)
     texts = documents(200)
-    plain = Counter(piece.encode() for text in texts for piece in split.pieces(text, "gpt2"))
+    plain = Counter(piece.encode() for text in texts for piece in split.pre_tokens(text, "gpt2"))
     for threads, memory in ((1, 1 << 30), (4, 1 << 30), (1, 1), (3, 1)):
         with closing(PieceCounter("gpt2", memory, n_threads=threads)) as counter:
             add(counter, texts)
@@ -89,7 +89,7 @@ def test_an_interrupted_count_goes_on(tmp_path: Path) -> None:
         assert again.documents == 120
         add(again, texts[120:])
         pieces, _ = again.pieces(1 << 30)
-    assert counted(pieces) == Counter(piece.encode() for text in texts for piece in split.pieces(text, "gpt2"))
+    assert counted(pieces) == Counter(piece.encode() for text in texts for piece in split.pre_tokens(text, "gpt2"))
 
 
 @pytest.mark.parametrize(("pattern", "of"), [("cl100k", "these"), ("gpt2", "others")])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.tokenizer import split
-from groundup.tokenizer.fast.columns import column_of, text_of
+from groundup.tokenizer.columns import column_of, text_of
 from groundup.tokenizer.fast.scan import (
     BLANK,
     CASELESS,
@@ -35,7 +35,7 @@ def assert_the_same_pieces(texts: list[str], pattern: str) -> None:
     ends = piece_ends(text, offsets, pattern)
     begins = np.concatenate([[0], ends])[: len(ends)]
     found = [bytes(text[begin:end]).decode() for begin, end in zip(begins, ends, strict=True)]
-    assert found == [piece for one in texts for piece in split.pieces(one, pattern)]
+    assert found == [piece for one in texts for piece in split.pre_tokens(one, pattern)]
 
 
 @pytest.mark.parametrize("pattern", SCANNERS)
@@ -78,7 +78,7 @@ def test_every_character_is_of_the_class_that_tiktoken_has_it_in(kind: str) -> N
 
 def test_characters_younger_than_unicode_16_are_not_letters() -> None:
     young = "\u0c5c\u0cdc"  # Telugu and Kannada letters of Unicode 17
-    assert split.pieces(f"a{young}b", "gpt2") == ["a", young, "b"]
+    assert split.pre_tokens(f"a{young}b", "gpt2") == ["a", young, "b"]
     assert_the_same_pieces([f"a{young}b", f" {young} {young}1", "ʕA Aʕ"], "gpt2")
     assert_the_same_pieces([f"a{young}b", f" {young} {young}1", "ʕA Aʕ"], "o200k")
 

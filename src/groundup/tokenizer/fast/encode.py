@@ -137,9 +137,9 @@ class Encoder:
 
     def _slice(self, text: Bytes, offsets: Places, opener: int) -> tuple[npt.NDArray[np.int32], Places]:
         ends = piece_ends(text, offsets, self._pattern)
-        return self.pieces(text, ends, offsets, opener)
+        return self.encode_pre_tokens(text, ends, offsets, opener)
 
-    def pieces(self, text: Bytes, ends: Places, offsets: Places, opener: int = -1) -> tuple[Any, Places]:
+    def encode_pre_tokens(self, text: Bytes, ends: Places, offsets: Places, opener: int = -1) -> tuple[Any, Places]:
         """The same for text that has been cut into pieces."""
         try:
             memory = self._memories.pop()

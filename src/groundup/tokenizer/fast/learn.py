@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from groundup.files import Progress, no_progress
 from groundup.tokenizer.bpe import Pair
-from groundup.tokenizer.fast.columns import text_of
+from groundup.tokenizer.columns import text_of
 from groundup.tokenizer.fast.compiled import byte_at, compiled
 from groundup.tokenizer.fast.count import PieceCounter, Pieces
 

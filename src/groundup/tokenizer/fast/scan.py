@@ -1,4 +1,4 @@
-"""Splitting, compiled: where the pieces of UTF-8 text end. The plain twin is `split.pieces`.
+"""Splitting, compiled: where the pieces of UTF-8 text end. The plain twin is `split.pre_tokens`.
 
 Each published pattern is a few runs of characters of one class, so one pass over the bytes finds what the regular
 expression finds by trying its alternatives in turn. Comments quote the alternative that a step stands for.
@@ -55,7 +55,7 @@ def piece_ends(text: Bytes, offsets: Places, pattern: str) -> Places:
     Args:
         text: the documents, valid UTF-8, one after another.
         offsets: (documents + 1,) where each begins, then where the last one ends.
-        pattern: a name or a regular expression, as in `split.pieces`.
+        pattern: a name or a regular expression, as in `split.pre_tokens`.
     """
     if pattern in SCANNERS:
         scanner, variant = SCANNERS[pattern]
@@ -65,7 +65,7 @@ def piece_ends(text: Bytes, offsets: Places, pattern: str) -> Places:
     sizes = [
         len(piece.encode())
         for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-        for piece in split.pieces(bytes(text[first:last]).decode(), pattern)
+        for piece in split.pre_tokens(bytes(text[first:last]).decode(), pattern)
     ]
     return np.cumsum([int(offsets[0]), *sizes], dtype=np.int64)[1:]
 

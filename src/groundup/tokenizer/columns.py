@@ -1,9 +1,10 @@
-"""Documents as Arrow columns: their bytes one after another, and where each begins."""
+"""Documents as Arrow columns: their bytes one after another, and where each begins; and ids as lists."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,13 +41,24 @@ def text_of(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int
     """The bytes of a `large_string` column without nulls, and (documents + 1,) where each document begins."""
     if not len(column):
         return np.empty(0, np.uint8), np.zeros(1, np.int64)
-    _, places, data = column.buffers()
-    offsets = np.frombuffer(places, np.int64)[column.offset : column.offset + len(column) + 1]
+    _, begins, data = column.buffers()
+    offsets = np.frombuffer(begins, np.int64)[column.offset : column.offset + len(column) + 1]
     return np.frombuffer(data or b"", np.uint8), offsets
 
 
+def as_list(ids: npt.NDArray[np.int32], vocab_size: int) -> list[int]:
+    """Ids as Python's integers, of which each id has one: looking it up is quicker than making it."""
+    integers: list[int] = _integers(vocab_size)[ids].tolist()
+    return integers
+
+
+@functools.lru_cache(maxsize=4)
+def _integers(n: int) -> npt.NDArray[Any]:
+    return np.array(range(n), object)
+
+
 def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items; while one is worked on, the next is read by a thread of its own."""
+    """The same items; while the caller works on one, a thread reads the next."""
     rest = iter(items)
     with ThreadPoolExecutor(1, "reading") as thread:
         following = thread.submit(lambda: [*itertools.islice(rest, 1)])
