@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from groundup.evals.settings import Evaluation
-from groundup.settings import Settings
+from groundup.settings import Settings, contradiction
 from groundup.train.settings import TrainingSettings
 
 
@@ -88,13 +88,16 @@ class PretrainSettings(TrainingSettings):
     @model_validator(mode="after")
     def _check_batches_grow(self) -> Self:
         if self.batch_ramp is not None and self.batch_ramp.start_tokens >= self.batch_tokens:
-            raise ValueError(
+            raise contradiction(
                 f"batch_ramp.start_tokens = {self.batch_ramp.start_tokens:,} is not less than batch_tokens = "
-                f"{self.batch_tokens:,}, to which batches should grow: lower it, or leave batch_ramp out"
+                f"{self.batch_tokens:,}, to which batches should grow: lower it, or leave batch_ramp out",
+                "batch_ramp.start_tokens",
+                "batch_tokens",
             )
         if self.batch_ramp is not None and self.compile:
-            raise ValueError(
+            raise contradiction(
                 "compile = true, but with a batch_ramp batches have many sizes, and each would be compiled anew: set "
-                "pretrain.compile=false, or leave batch_ramp out"
+                "pretrain.compile=false, or leave batch_ramp out",
+                "compile",
             )
         return self

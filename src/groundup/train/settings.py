@@ -15,7 +15,7 @@ from groundup.optim.settings import (
     WarmupStableDecay,
     warmup_steps,
 )
-from groundup.settings import Settings
+from groundup.settings import Settings, contradiction
 
 
 class SkipAndRollBack(Settings):
@@ -151,16 +151,18 @@ class TrainingSettings(Settings):
     def _check_schedule_fits_steps(self) -> Self:
         warmup = self.schedule.warmup_steps
         if warmup is not None and warmup >= self.steps:
-            raise ValueError(
+            raise contradiction(
                 f"schedule.warmup_steps = {warmup:,}, but there are only {self.steps:,} steps: the learning rate would "
                 f"never come down from its top; set {self.TABLE}.schedule.warmup_steps={self.steps // 10}, or leave it "
-                "out"
+                "out",
+                "schedule.warmup_steps",
             )
         if isinstance(self.schedule, WarmupStableDecay):
             decay, rest = self.schedule.decay_steps or 0, self.steps - warmup_steps(self.schedule, self.steps)
             if decay > rest:
-                raise ValueError(
+                raise contradiction(
                     f"schedule.decay_steps = {decay:,}, but after the warm-up only {rest:,} steps are left: set "
-                    f"{self.TABLE}.schedule.decay_steps={self.steps // 5}, or leave it out"
+                    f"{self.TABLE}.schedule.decay_steps={self.steps // 5}, or leave it out",
+                    "schedule.decay_steps",
                 )
         return self
