@@ -189,8 +189,8 @@ def test_halving_that_cannot_be_is_refused(home: Path, tmp_path: Path) -> None:
 
 def test_a_swept_kind_keeps_the_settings_that_are_given_after_it(home: Path) -> None:
     words = ["model.norm.kind=rmsnorm,layernorm", "model.norm.epsilon=0.5"]
-    loaded = sweeping.ask(home / "tiny.toml", words).loaded
-    assert [(each.model.norm.kind, each.model.norm.epsilon) for each in loaded.values()] == [
+    loaded = sweeping.plan(home / "tiny.toml", words).points
+    assert [(each.recipe.model.norm.kind, each.recipe.model.norm.epsilon) for each in loaded.values()] == [
         ("rmsnorm", 0.5),
         ("layernorm", 0.5),
     ]
