@@ -74,7 +74,7 @@ def _flip(path: Path, place: int, bit: int) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut by two ids": (
         lambda shards: _save(shards / "train.npy", np.load(shards / "train.npy")[:-2]),
-        r"train\.npy has .* ids, but train\.offsets\.npy and train\.bytes\.npy tell of 4 documents and",
+        r"train\.npy has .* ids, but train\.offsets\.npy and train\.bytes\.npy name 4 documents and",
     ),
     "cut in the middle of an id": (
         lambda shards: (shards / "train.npy").write_bytes((shards / "train.npy").read_bytes()[:-7]),
