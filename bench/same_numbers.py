@@ -57,7 +57,13 @@ class Part:
 FLOAT32 = ("pretrain.device=cpu", "pretrain.precision=float32", "pretrain.compile=false")
 BFLOAT16 = ("pretrain.device=cpu", "pretrain.precision=bfloat16", "pretrain.compile=false")
 SIXTY = ("pretrain.steps=60", "pretrain.checkpoint_every=20", "pretrain.validate_every=30", "pretrain.sample_every=30")
-STORYBOOK = (*SIXTY, "pretrain.batch_tokens=1024", "pretrain.schedule.warmup_steps=5", "pretrain.health_every=20")
+STORYBOOK = (
+    *SIXTY,
+    "pretrain.batch_tokens=1024",
+    "pretrain.validation_tokens=20000",
+    "pretrain.schedule.warmup_steps=5",
+    "pretrain.health_every=20",
+)
 GPT2 = (
     "model.position.kind=learned",
     "model.norm.kind=layernorm",

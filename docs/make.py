@@ -33,9 +33,8 @@ from groundup.model.settings import (
 from groundup.model.transformer import Transformer
 from groundup.recipe import Recipe
 from groundup.report.tokens import explain, write_page
-from groundup.settings import json_schema
 from groundup.tokenizer.tokenizer import Tokenizer
-from reference import PAGES
+from reference import PAGES, json_schema
 
 ROOT = Path(__file__).parents[1]
 

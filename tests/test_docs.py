@@ -92,6 +92,11 @@ def test_the_pages_of_reference_are_those_of_the_code(name: str) -> None:
     assert (DOCS / "reference" / f"{name}.md").read_text() == REFERENCE["PAGES"][name](), "run `make docs`"
 
 
+def test_the_json_schema_in_the_repository_is_that_of_the_recipe() -> None:
+    written = json.loads(Path("recipes/recipe.schema.json").read_text())
+    assert written == REFERENCE["json_schema"](Recipe), "run `make docs`"
+
+
 def test_every_setting_and_every_option_says_what_it_means() -> None:
     for name in ("recipe", "commands"):
         lines = (DOCS / "reference" / f"{name}.md").read_text().splitlines()
@@ -550,6 +555,7 @@ def test_the_site_is_built_without_a_warning_and_has_the_code_beside_the_words(s
     assert not list(site.rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_on_a_phone_and_a_desk_the_site_fits_asks_nobody_and_is_searched(site: Path, browser: Any) -> None:
     """From disk, without a server."""
     heard: list[str] = []

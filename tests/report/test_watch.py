@@ -171,6 +171,7 @@ def test_dragging_zooms_and_the_address_keeps_what_is_looked_at(serving: Serving
     tab.locator(".runs li").wait_for()
 
 
+@pytest.mark.slow
 def test_a_file_cut_back_and_a_deleted_run(serving: Serving, tab: Any, tmp_path: Path) -> None:
     run = make(tmp_path / "a", 50)
     tab.goto(serving(tmp_path))
@@ -186,6 +187,7 @@ def test_a_file_cut_back_and_a_deleted_run(serving: Serving, tab: Any, tmp_path:
     assert card(tab, "Training loss").is_visible()
 
 
+@pytest.mark.slow
 def test_the_page_waits_for_a_server_that_went_away(watching: Any, tab: Any, tmp_path: Path) -> None:
     run = make(tmp_path / "a", 10)
     address, process = watching(tmp_path)

@@ -199,7 +199,7 @@ class _WithSettings(typer.core.TyperCommand):
     """A command whose help ends with the settings of its tables, read off their fields."""
 
     def get_help(self, ctx: Any) -> str:
-        from groundup.settings import describe_table
+        from groundup.cli.help import describe_table
 
         tables = ["model", "pretrain"] if self.name == "pretrain" else [self.name] if self.name in TABLES else []
         rows: list[tuple[str, str, str]] = []
