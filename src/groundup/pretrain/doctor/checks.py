@@ -303,7 +303,7 @@ def _repetition(train: Tokens) -> float:
 
 def check_order(rows: Rows, train: Tokens, context_length: int, most: int = 256) -> Line:
     """Rows come in shuffled order, each once an epoch, and in another order in the next one."""
-    n = train.rows(context_length)
+    n = train.n_rows(context_length)
     if n < 16:
         return Line("order of rows", f"only {n} rows: too few to tell")
     find = _finder(train, context_length)
@@ -336,7 +336,7 @@ def check_order(rows: Rows, train: Tokens, context_length: int, most: int = 256)
 
 def _finder(train: Tokens, context_length: int) -> Callable[[Batch], npt.NDArray[np.int64]]:
     """From a batch to each row's number in the text; −1 for a row whose beginning occurs more than once."""
-    n, width = train.rows(context_length), min(16, context_length)
+    n, width = train.n_rows(context_length), min(16, context_length)
     starts = np.arange(n) * context_length
     place = np.minimum(starts[:, None] + np.arange(width), len(train.ids) - 1)
     document = np.searchsorted(train.offsets, starts, side="right") - 1
