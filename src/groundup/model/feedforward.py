@@ -27,12 +27,24 @@ def no_tap(name: str, tensor: Tensor) -> None:
 class AuxiliaryLosses:
     """A tap that keeps what blocks ask the loss to add for each token, and looks at nothing else."""
 
-    def __init__(self) -> None:
-        self.kept: list[Float[Tensor, "B T"]] = []
+    def __init__(self, earlier: Float[Tensor, "B T"] | None = None) -> None:
+        self._kept = [] if earlier is None else [earlier]
 
     def __call__(self, name: str, tensor: Tensor) -> None:
         if name.endswith("auxiliary_loss"):
-            self.kept.append(tensor)
+            self._kept.append(tensor)
+
+    def beside(self, tap: Tap) -> Tap:
+        """A tap that shows everything to both."""
+
+        def show(name: str, tensor: Tensor) -> None:
+            self(name, tensor)
+            tap(name, tensor)
+
+        return self if tap is no_tap else show
+
+    def total(self) -> Float[Tensor, "B T"] | None:
+        return torch.stack(self._kept).sum(dim=0) if self._kept else None
 
 
 def looks_inside(tap: Tap) -> bool:

@@ -164,7 +164,7 @@ def of_another_tokenizer(patient: Patient) -> Patient:
 def with_dead_units(patient: Patient, layers: tuple[int, ...], units: int, by: str) -> Patient:
     with torch.no_grad():
         for layer in layers:
-            up = patient.assembled.model.blocks[layer].feedforward.up  # type: ignore[union-attr]
+            up = patient.assembled.model.blocks[str(layer)].feedforward.up  # type: ignore[union-attr]
             if by == "bias":
                 up.bias[:units] = -10.0  # type: ignore[union-attr, index]
             else:
@@ -476,7 +476,7 @@ def test_a_weight_that_its_precision_cannot_hold_is_named(patient: Patient) -> N
     model = patient.assembled.model
     assert checks.check_trained_weights(model, Path("base")).seen.startswith("the weights of base: ")
     with torch.no_grad():
-        model.blocks[1].attention.key.weight[0, :3] = 1e6  # type: ignore[union-attr, index]
+        model.blocks["1"].attention.key.weight[0, :3] = 1e6  # type: ignore[union-attr, index]
     assert checks.check_trained_weights(model, Path("base")).verdict == "ok"
     line = checks.check_trained_weights(model.half(), Path("base"))
     assert line.seen == "of 1,024 numbers in blocks.1.attention.key.weight of base, 3 are not finite in float16"
