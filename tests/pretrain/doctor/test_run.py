@@ -32,7 +32,7 @@ from groundup.pretrain.doctor import checks, texts
 from groundup.pretrain.doctor import run as doctor
 from groundup.pretrain.doctor.run import Subject
 from groundup.pretrain.doctor.verdict import Verdict, error, ok, refuse_errors
-from groundup.pretrain.run import Places
+from groundup.pretrain.paths import RunPaths
 from groundup.recipe import Recipe
 from groundup.shards import Tokens
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ def subject(home: Path) -> Subject:
 def subject_of(home: Path, *overrides: str) -> Subject:
     chosen = Recipe.load(home / "tales.toml", overrides)
     run = home / "run"
-    places = Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
+    places = RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
     return doctor.prepare(chosen.model, chosen.pretrain, places)
 
 
@@ -141,7 +141,7 @@ def shifted_in_the_loss(subject: Subject, places: int) -> Subject:
 def ordered(subject: Subject, number: Callable[[int, int], int]) -> Subject:
     """Rows in an order of one's own: number(i, n) is the i-th."""
     length, train = subject.config.context_length, subject.train
-    n = train.rows(length)
+    n = train.n_rows(length)
 
     def rows(first: int, count: int) -> Batch:
         numbers = [number(i, n) for i in range(first, first + count)]

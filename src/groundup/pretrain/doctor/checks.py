@@ -280,15 +280,17 @@ def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = Fa
     """
     check, largest = "dead units", dict[str, Tensor]()
 
-    def keep(name: str, inner: Tensor) -> None:
+    def keep(name: str, inner: Tensor, *ends: Tensor) -> None:
+        """The largest output of each unit; of stacked experts, whose rows end at `ends`, for each expert."""
         inner = inner.detach().abs().flatten(0, -2)
-        if len(inner) >= 32:  # nothing can be said of an expert that got few tokens
-            largest[name] = inner.amax(dim=0).float()
+        for number, rows in enumerate(inner.tensor_split(ends[0][:-1].tolist()) if ends else [inner]):
+            if len(rows) >= 32:  # nothing can be said of an expert that got few tokens
+                largest[f"{name}.{number}" if ends else name] = rows.amax(dim=0).float()
 
     with ExitStack() as hooks, evaluating(model):
         for name, module in model.named_modules():
             if isinstance(module, PlainFeedForward | GatedFeedForward):
-                hook = module.down.register_forward_pre_hook(lambda _, given, name=name: keep(name, given[0]))
+                hook = module.down.register_forward_pre_hook(lambda _, given, name=name: keep(name, *given))
                 hooks.enter_context(hook)
         loss(model, to(batch, _device(model)))
     if not largest:

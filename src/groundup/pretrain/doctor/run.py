@@ -27,13 +27,15 @@ from groundup.optim.settings import Float32
 from groundup.plan.memory import MemoryNeeds, breakdown, smallest_change
 from groundup.pretrain.doctor import checks, texts
 from groundup.pretrain.doctor.verdict import Verdict, error, ok, warning
-from groundup.pretrain.run import Places, pretrain
+from groundup.pretrain.paths import RunPaths
+from groundup.pretrain.run import pretrain
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.setup import batches, set_up, training_flops_per_token
 from groundup.pretrain.speed import settle, time_steps
 from groundup.pretrain.start import with_vocabulary
 from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.train.assemble import Assembled, assemble, batches, training_flops_per_token
+from groundup.train.assemble import Assembled
 from groundup.train.fit import fit
 from groundup.weights.load import find_device
 from groundup.words import byte_size, duration
@@ -56,7 +58,7 @@ class Subject:
     """With its vocabulary."""
     settings: PretrainSettings
     """With device and precision chosen."""
-    places: Places
+    places: RunPaths
     tokenizer: Tokenizer
     train: Tokens
     held_out: Mapping[str, Tokens]
@@ -86,7 +88,7 @@ class Subject:
 
     def fresh_copy(self) -> "Subject":
         """A throw-away copy, before its first step, for a check that trains."""
-        return replace(self, assembled=assemble(self.config, self.settings, self.device, self.places.start))
+        return replace(self, assembled=set_up(self.config, self.settings, self.device, self.places.start))
 
     @property
     def first_rows(self) -> Batch:
@@ -104,15 +106,14 @@ class Subject:
         batch = self.first_rows
         if counted is not None:
             batch = replace(batch, weight=batch.weight * counted)
-        micro_batches = -(-len(batch.tokens) // self.settings.micro_batch_rows)
-        loss, parts = replace(self.assembled, scaler=None).gradients(self.settings, micro_batches)(batch)
+        loss, parts = replace(self.assembled, scaler=None).gradients(self.settings)(batch)
         gradients = {}
         for name, weight in self.assembled.masters.copies.items():
             gradients[name], weight.grad = weight.grad, None
         return parts.get("next_token", loss).item(), gradients
 
 
-def prepare(config: ModelConfig, settings: PretrainSettings, places: Places) -> Subject:
+def prepare(config: ModelConfig, settings: PretrainSettings, places: RunPaths) -> Subject:
     """Open and assemble what is to be examined.
 
     Raises:
@@ -128,7 +129,7 @@ def prepare(config: ModelConfig, settings: PretrainSettings, places: Places) -> 
     def rows(first: int, count: int) -> Batch:
         return next(batches(train, config.context_length, settings.seed, count, first))
 
-    assembled = assemble(config, settings, device, places.start)
+    assembled = set_up(config, settings, device, places.start)
     held_out = dict(zip(SPLITS[1:], others, strict=True))
     return Subject(config, settings, places, tokenizer, train, held_out, rows, assembled)
 
@@ -273,7 +274,7 @@ def train_briefly(
     first_rows = (0 if same_rows else step * rows for step in range(steps))
     drawn = (checks.first_tokens(subject.rows(first, rows), tokens) for first in first_rows)
     assembled, settings = subject.assembled, subject.settings
-    gradients = assembled.gradients(settings, 1)
+    gradients = assembled.gradients(settings)
     for step in fit(assembled.optimizer, schedule, drawn, gradients, steps=steps, clip=settings.clip,
                     scaler=assembled.scaler):  # fmt: skip
         yield step.parts.get("next_token", step.loss).item()
@@ -285,7 +286,7 @@ def check_resume(subject: Subject) -> Verdict:
     short = subject.settings.model_copy(
         update={
             "steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2, "sample_tokens": 0, "validation_tokens": 1,
-            "batch_tokens": rows * subject.config.context_length, "micro_batch_rows": max(1, rows // 2), "sinks": (),
+            "batch_tokens": rows * subject.config.context_length, "micro_batch_rows": max(1, rows // 2), "loggers": (),
         }
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=subject.places.work.parent) as folder:

@@ -221,7 +221,7 @@ def _repetition(train: Tokens) -> float:
 
 def check_order(rows: DrawRows, train: Tokens, context_length: int, most: int = 256) -> Verdict:
     """Whether rows come in shuffled order, each once per epoch, and in another order in the next epoch."""
-    n = train.rows(context_length)
+    n = train.n_rows(context_length)
     if n < 16:
         return ok("order of rows", f"only {n} rows: too few to tell")
     find = _row_finder(train, context_length)
@@ -264,7 +264,7 @@ def _order_fault(
 
 def _row_finder(train: Tokens, context_length: int) -> Callable[[Batch], npt.NDArray[np.int64]]:
     """A function from a batch to each row's number in the text; −1 for a row whose beginning occurs more than once."""
-    n, width = train.rows(context_length), min(16, context_length)
+    n, width = train.n_rows(context_length), min(16, context_length)
     starts = np.arange(n) * context_length
     positions = np.minimum(starts[:, None] + np.arange(width), len(train.ids) - 1)
     document = np.searchsorted(train.offsets, starts, side="right") - 1
