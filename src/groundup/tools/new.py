@@ -42,9 +42,9 @@ PARAMETERS_PER_TOKEN = 20
 BYTES_PER_PARAMETER = 18
 """bfloat16 weights, float32 master weights and gradients, AdamW's two moments; a test compares `optim/memory.py`."""
 SHARE_OF_MEMORY = 0.6
-"""What these may take; the rest is for activations and the system."""
+"""Share of the memory for weights and their states; the rest is for activations and the system."""
 SHARE_OF_TIME = 0.6
-"""What is planned of the time asked for; a shared machine may be half as fast a minute later (docs/numbers.md)."""
+"""Share of the time that is planned; a shared machine may be half as fast a minute later (docs/numbers.md)."""
 MINUTES = 10.0
 TRIAL_BYTES = 1_000_000
 """Text on which vocabularies are learned to see how much they shorten; a quarter as much is then encoded."""
@@ -78,7 +78,7 @@ class Proposal:
 
     recipe: Recipe
     tables: dict[str, Any]
-    """What the recipe says, without what has its default anyway."""
+    """The recipe's tables, without settings that have their default anyway."""
     sampled: Survey
     machine: Machine
     model: ModelConfig
@@ -159,7 +159,7 @@ class _Candidate:
 
     @property
     def flops(self) -> float:
-        """Of training: 6 N D (Kaplan et al. 2020, section 2.1)."""
+        """FLOPs of the training: 6 N D (Kaplan et al. 2020, section 2.1)."""
         return 6.0 * self.model.parameters * self.tokens
 
     @property
@@ -267,7 +267,7 @@ def _published(preset: str | None) -> Preset | None:
 
 
 class _Texts:
-    """What the sample says about the whole."""
+    """Facts about all texts, estimated from the sample."""
 
     def __init__(self, sampled: Survey) -> None:
         self.sampled = sampled
@@ -279,7 +279,7 @@ class _Texts:
 
     @cached_property
     def curve(self) -> Curve:
-        """What vocabularies of all sizes make of the texts."""
+        """Bytes a token of vocabularies of all sizes on these texts."""
         return measure(self.sampled.texts, largest=LARGEST_VOCABULARY, pattern=self.split, learn_bytes=TRIAL_BYTES)
 
     @cached_property
@@ -409,7 +409,7 @@ def _too_large(model: ModelConfig, machine: Machine) -> str:
 
 
 def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, published: Preset | None) -> dict[str, Any]:
-    """The recipe's tables, without what has its default anyway."""
+    """The recipe's tables, without settings that have their default anyway."""
     model, context = chosen.model, chosen.model.context_length
     batch = laws.batch_tokens(chosen.flops)
     rate = laws.learning_rate(chosen.flops)
@@ -444,9 +444,9 @@ def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, publ
 
 
 START_CONTEXT = 1024
-"""Of a model that training goes on from, where no weight depends on it: longer rows need more memory than most have."""
+"""Most tokens of context when training goes on from a model: longer rows need more memory than most machines have."""
 START_SHARE_OF_RATE = 0.3
-"""Of the learning rate that a new model would get: an estimate of ours, between forgetting and adapting too little."""
+"""Share of a new model's learning rate: an estimate of ours, between forgetting and adapting too little."""
 FEWEST_ROWS = 4
 FEWEST_STEPS = 1000
 """Smaller batches than the law has, if need be: on little text 1,240 steps beat 620 of twice the size (docs/log.md)."""
@@ -471,7 +471,7 @@ def _rounded(value: float) -> float:
 
 
 def _opening_of(texts: list[str]) -> str:
-    """How these texts begin most often, in four words; in eight characters where words are not set apart.
+    """The commonest beginning of these texts: four words, or eight characters where words are not set apart.
 
     >>> _opening_of(["Once upon a time there was", "Once upon a time a king", "A dog"])
     'Once upon a time'
