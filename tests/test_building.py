@@ -287,7 +287,7 @@ def test_ids_beyond_the_vocabulary_are_refused_before_the_first_batch(home: Path
     ids[7] = 320
     np.save(run / "shards" / "validation.npy", ids)
     tiny = Recipe.load(home / "tiny.toml")
-    with pytest.raises(DamagedError, match=r"validation\.npy holds id 320 at place 7; the vocabulary has 320 ids"):
+    with pytest.raises(DamagedError, match=r"validation\.npy holds id 320 at position 7; the vocabulary has 320 ids"):
         check_fits(tiny.model, places(run), [])
 
 

@@ -628,13 +628,13 @@ def _make_evals(job: Job, settings: Table, inputs: Mapping[str, str], progress: 
 
 
 def _run_report(run: Path) -> Row:
-    from groundup.report.run import is_up_to_date, shown, write_report
+    from groundup.report.run import is_up_to_date, stages_digest, write_report
 
     started = time.monotonic()
     fresh = is_up_to_date(run)
     if not fresh:
         write_report(run)
-    return Row("report", time.monotonic() - started, "up to date" if fresh else "made", shown(run))
+    return Row("report", time.monotonic() - started, "up to date" if fresh else "made", stages_digest(run))
 
 
 STAGES = (

@@ -346,7 +346,7 @@ def test_shards_damaged_under_a_running_training_are_named(
                 stream.truncate(128 + len(there))
 
     said = {
-        "overwritten": r"rows \d+ to \d+ cannot be read: .*train\.npy holds id 65,000 at place \d+, in document \d+;",
+        "overwritten": r"rows \d+ to \d+ cannot be read: .*npy holds id 65,000 at position \d+, in document \d+;",
         "cut short": r"rows \d+ to \d+ cannot be read: .*train\.npy had .* bytes when it was opened and now has",
     }[damage]
     with pytest.raises(DamagedError, match=said) as caught:
