@@ -13,6 +13,7 @@ from groundup.errors import DivergedError, SavedAndStopped, SettingsError
 from groundup.pretrain import run as pretrain_run
 from groundup.tools import sweep as sweeping
 from groundup.tools.sweep import sweep
+from groundup.train import log
 
 RATE = "pretrain.optimizer.learning_rate"
 SHORT = [
@@ -85,7 +86,7 @@ def test_stopped_in_a_training_and_killed_after_one_it_does_only_what_is_left(
     home: Path, grid: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = home / "runs" / "stopped"
-    real = pretrain_run.RunLog.event
+    real = log.RunLog.event
     saved: list[str] = []
 
     def interrupt(log: Any, event: str, **details: Any) -> None:
@@ -96,7 +97,7 @@ def test_stopped_in_a_training_and_killed_after_one_it_does_only_what_is_left(
 
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pretrain_run.RunLog, "event", interrupt)
+            patch.setattr(log.RunLog, "event", interrupt)
             with pytest.raises(SavedAndStopped):
                 sweep(home / "tiny.toml", NINE, halving=True, run=run, say=QUIET)
     seen = trained(monkeypatch)
