@@ -543,9 +543,10 @@ def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = Fa
         if isinstance(module, PlainFeedForward | GatedFeedForward):
 
             def keep(_: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
-                inner = given[0].detach().abs().flatten(0, -2)
-                if len(inner) >= 32:  # of an expert that few tokens met nothing can be said
-                    largest[name] = inner.amax(dim=0).float()
+                inner, ends = given[0].detach().abs().flatten(0, -2), given[1:]  # of stacked experts, where rows end
+                for number, share in enumerate(inner.tensor_split(ends[0][:-1].tolist()) if ends else [inner]):
+                    if len(share) >= 32:  # of an expert that few tokens met nothing can be said
+                        largest[f"{name}.{number}" if ends else name] = share.amax(dim=0).float()
 
             hooks.append(module.down.register_forward_pre_hook(keep))
     training = model.training
