@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from groundup.batch import Batch
-from groundup.model.attention import Flex
 from groundup.model.count import count
+from groundup.model.kernels.flex import Flex
 from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.width import narrow_start

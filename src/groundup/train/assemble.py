@@ -12,7 +12,7 @@ from torch import Tensor
 
 from groundup.errors import SettingsError
 from groundup.model.execution import compile_blocks, recompute_blocks
-from groundup.model.float8 import has_float8, use_float8
+from groundup.model.kernels.float8 import has_float8, use_float8
 from groundup.model.transformer import Transformer
 from groundup.optim.averaging import RunningAverage
 from groundup.optim.optimizer import make_optimizer

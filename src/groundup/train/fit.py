@@ -53,7 +53,18 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tenso
     """
     if not max_norm >= 0:  # torch would turn the gradients round
         raise ValueError(f"max_norm = {max_norm}; it should be 0 or more, float('inf') for no limit")
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    parameters = list(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(_one_expert_after_another(gradients))
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def _one_expert_after_another(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors, stacks of experts taken apart: how they are kept does not change how a norm is rounded."""
+    for n_experts, group in itertools.groupby(tensors, lambda tensor: len(tensor) if tensor.ndim == 3 else None):
+        run = list(group)
+        yield from run if n_experts is None else itertools.chain.from_iterable(zip(*run, strict=True))
 
 
 @dataclass(frozen=True)

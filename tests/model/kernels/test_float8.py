@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from groundup.errors import SettingsError
-from groundup.model.float8 import Product, has_float8, rounded, use_float8
+from groundup.model.kernels.float8 import Product, has_float8, rounded, use_float8
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.settings import Float8
