@@ -19,8 +19,8 @@ from groundup.batch import Batch
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Bfloat16, Float32
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.setup import set_up
 from groundup.train import checkpoint
-from groundup.train.assemble import assemble
 from groundup.train.checkpoint import Kept, Saver, Snapshot
 from groundup.train.fit import fit
 from groundup.weights.load import find_device
@@ -47,8 +47,9 @@ def main() -> None:
         n_heads=arguments.heads,
     )
     device = find_device()
-    settings = PretrainSettings(precision=Bfloat16() if arguments.precision == "bfloat16" else Float32())
-    trained = assemble(config, settings, device)
+    precision = Bfloat16() if arguments.precision == "bfloat16" else Float32()
+    settings = PretrainSettings(precision=precision, micro_batch_rows=arguments.rows)
+    trained = set_up(config, settings, device)
     shape = (arguments.rows, arguments.context)
     ids = torch.randint(0, arguments.vocabulary, shape, device=device)
     batch = Batch(
@@ -60,7 +61,7 @@ def main() -> None:
     )
     batches = iter(lambda: batch, None)
     count = arguments.every * (arguments.saves + 1)
-    steps = fit(trained.optimizer, lambda _: 1.0, batches, trained.gradients(settings, 1), steps=3 * count)
+    steps = fit(trained.optimizer, lambda _: 1.0, batches, trained.gradients(settings), steps=3 * count)
 
     def take(number: int) -> list[float]:
         """Seconds of so many steps."""

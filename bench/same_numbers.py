@@ -339,7 +339,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         single = re.fullmatch(r"(.*\bexperts)\.(\d+)\.(.*)", name)
         if single:
             experts.setdefault(f"{single[1]}.{single[3]}", {})[int(single[2])] = tensors.pop(name)
-    stacked = {name: torch.stack([each[n] for n in range(len(each))]) for name, each in experts.items()}
+    stacked = {
+        name: torch.stack([torch.atleast_2d(each[n]) for n in range(len(each))]) for name, each in experts.items()
+    }
     named = {re.sub(r"(\bexperts\.\w+)\.weight\b", r"\1", name): tensor for name, tensor in (tensors | stacked).items()}
     return dict(sorted(named.items()))
 

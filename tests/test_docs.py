@@ -97,6 +97,12 @@ def test_the_json_schema_in_the_repository_is_that_of_the_recipe() -> None:
     assert written == REFERENCE["json_schema"](Recipe), "run `make docs`"
 
 
+def test_the_tour_says_how_many_lines_it_has() -> None:
+    page = (DOCS / "tour.md").read_text()
+    lines = runpy.run_path(str(DOCS / "hooks.py"))["lines_of_files_shown"](page)
+    assert f"The core is {lines:,} lines" in page, "run `make docs`"
+
+
 def test_every_setting_and_every_option_says_what_it_means() -> None:
     for name in ("recipe", "commands"):
         lines = (DOCS / "reference" / f"{name}.md").read_text().splitlines()

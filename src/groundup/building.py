@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from groundup.artifacts import COMMANDS, is_made, lock, making, read_manifest, refuse_in_the_way, share, verify
 from groundup.errors import DamagedError, DataError, MissingError, SettingsError
 from groundup.files import Progress, locate, naming_the_place, no_progress, write_json, write_text
-from groundup.pretrain.settings import may_change
+from groundup.pretrain.settings import PretrainSettings
 from groundup.recipe import Recipe, load_recipe
 from groundup.settings import Table, differences, nearest, read_toml, toml_value
 from groundup.tokenizer.settings import Existing
@@ -25,7 +25,7 @@ from groundup.train.loggers import refuse_missing
 
 if TYPE_CHECKING:
     from groundup.pretrain.doctor.checks import Line
-    from groundup.pretrain.run import Places
+    from groundup.pretrain.paths import RunPaths
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
 """Opens something that draws the progress of the stage of that name."""
@@ -139,7 +139,7 @@ def build(
     job = _open_job(recipe, [overrides] if isinstance(overrides, str) else overrides, run, say, watch)
     job = dataclasses.replace(job, only=only, until=until)
     stages = _stages_up_to(only or last or "report")
-    refuse_missing(job.recipe.pretrain.sinks)
+    refuse_missing(job.recipe.pretrain.loggers, job.recipe.pretrain.TABLE)
     with lock(job.run):
         for stage in STAGES:
             refuse_in_the_way(job.run / stage.name)
@@ -507,7 +507,7 @@ def _explaining_memory(job: Job) -> Iterator[None]:
 
 def _check_fits(job: Job, begun: bool = False) -> None:
     """A training that was `begun` has no more use for the model that it started with."""
-    from groundup.pretrain.run import check_fits
+    from groundup.pretrain.paths import check_fits
     from groundup.pretrain.start import check_start
     from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -519,12 +519,12 @@ def _check_fits(job: Job, begun: bool = False) -> None:
         check_start(places.start, job.recipe.model, tokenizer, places.shards, prompts, job.say)
 
 
-def _places(job: Job) -> "Places":
-    from groundup.pretrain.run import Places
+def _places(job: Job) -> "RunPaths":
+    from groundup.pretrain.paths import RunPaths
 
     start = job.recipe.pretrain.start
     run, path = job.run, None if start is None else locate(start, job.beside, "model")
-    return Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus", path)
+    return RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus", path)
 
 
 # The stages
@@ -628,13 +628,13 @@ def _make_evals(job: Job, settings: Table, inputs: Mapping[str, str], progress: 
 
 
 def _run_report(run: Path) -> Row:
-    from groundup.report.run import is_up_to_date, shown, write_report
+    from groundup.report.run import is_up_to_date, stages_digest, write_report
 
     started = time.monotonic()
     fresh = is_up_to_date(run)
     if not fresh:
         write_report(run)
-    return Row("report", time.monotonic() - started, "up to date" if fresh else "made", shown(run))
+    return Row("report", time.monotonic() - started, "up to date" if fresh else "made", stages_digest(run))
 
 
 STAGES = (
@@ -649,7 +649,7 @@ STAGES = (
         _start_sources,
         work="pretrain",
         shared=False,
-        may_change=may_change,
+        may_change=PretrainSettings.may_change,
     ),
     Stage("evals", lambda recipe: recipe.evals.table(), ("model", "shards"), _make_evals, shared=False),
 )

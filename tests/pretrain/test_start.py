@@ -18,7 +18,6 @@ from groundup.artifacts import read_manifest
 from groundup.building import Built, build, examine
 from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
 from groundup.plan.hardware import Machine
-from groundup.pretrain import run as pretrain_run
 from groundup.pretrain.doctor import checks
 from groundup.pretrain.doctor import run as doctor
 from groundup.pretrain.doctor.checks import Line, check_trained_range
@@ -27,7 +26,7 @@ from groundup.shards import open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.new import propose, read_start, to_toml
 from groundup.tools.survey import survey
-from groundup.train import loader
+from groundup.train import loader, log
 from groundup.weights.extend import extend
 
 STEPS = ["pretrain.steps=6", "pretrain.validate_every=6", "pretrain.sample_every=6", "pretrain.checkpoint_every=3"]
@@ -275,7 +274,7 @@ def test_interrupted_it_goes_on_from_its_checkpoint_and_reads_the_start_no_more(
 ) -> None:
     start = made / "runs" / "tiny"
     whole = go_on(made, start, "whole", tokenizer=start / "model").run
-    real = pretrain_run.RunLog.event
+    real = log.RunLog.event
 
     def stop_at_three(log: object, event: str, **details: object) -> None:
         real(log, event, **details)  # type: ignore[arg-type]
@@ -283,7 +282,7 @@ def test_interrupted_it_goes_on_from_its_checkpoint_and_reads_the_start_no_more(
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain_run.RunLog, "event", stop_at_three)
+        patch.setattr(log.RunLog, "event", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             go_on(made, start, "cut", tokenizer=start / "model")
     for name in ("pretrain.start.load", "pretrain.start.load_model", "evals.run.load"):

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -215,8 +215,11 @@ def training_bits_per_byte(metrics: Table, bits_per_nat: float | None) -> Table 
     return {"x": curve["x"], "mean": mean}
 
 
-def frozen(directory: Path, points: int = 600) -> Table:
+def freeze(directory: Path, points: int = 600, leave_out: Container[str] = ()) -> Table:
     """What the page of a finished run holds, to be drawn as it was live.
+
+    Args:
+        leave_out: metrics that are drawn elsewhere.
 
     Returns:
         as `curves_of` over steps, with `knots`: the other axes at some steps, to be interpolated between.
@@ -225,13 +228,16 @@ def frozen(directory: Path, points: int = 600) -> Table:
     while run.curves.read():
         pass
     run.read()
-    found = curves_of(run, "step", None, None, points, False)
-    steps = sorted({step for curve in found["metrics"].values() for step in curve["x"]})
+    curves = curves_of(run, "step", None, None, points, False)
+    metrics = {name: curve for name, curve in curves["metrics"].items() if name not in leave_out}
+    steps = sorted({step for curve in metrics.values() for step in curve["x"]})
     steps = [*steps[:: max(1, len(steps) // 200)], *steps[-1:]]
-    knots = {axis: run.curves.interpolated(axis, steps) for axis in X}
-    return {key: found[key] for key in ("metrics", "training_bits_per_byte", "events")} | {
+    return {
         "name": os.fsencode(run.name).decode("utf-8", "replace"),
-        "knots": knots,
+        "metrics": metrics,
+        "training_bits_per_byte": curves["training_bits_per_byte"],
+        "events": curves["events"],
+        "knots": {axis: run.curves.interpolated(axis, steps) for axis in X},
         "health": more_of(run)["health"],
     }
 

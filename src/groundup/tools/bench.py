@@ -10,11 +10,12 @@ from groundup.artifacts import read_manifest, verify
 from groundup.building import Say, Watch, build
 from groundup.errors import SettingsError
 from groundup.files import no_progress, refuse_nothing
+from groundup.pretrain.setup import batches
 from groundup.pretrain.speed import Speed, affordable_rows, measure_speed, settle
 from groundup.recipe import Recipe, load_recipe
 from groundup.settings import differences
 from groundup.shards import open_split
-from groundup.train.assemble import batches, prepare_process
+from groundup.train.assemble import prepare_process
 from groundup.weights.load import find_device
 
 SECONDS = 10.0

@@ -139,7 +139,7 @@ def shifted_in_the_loss(patient: Patient, places: int) -> Patient:
 def ordered(patient: Patient, number: Callable[[int, int], int]) -> Patient:
     """Rows in an order of one's own: number(i, n) is the i-th."""
     length, train = patient.config.context_length, patient.train
-    n = train.rows(length)
+    n = train.n_rows(length)
 
     def rows(first: int, count: int) -> Batch:
         numbers = [number(i, n) for i in range(first, first + count)]

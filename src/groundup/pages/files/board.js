@@ -4,11 +4,12 @@
 import { Chart, element, extent, place, short, smooth, swatch } from "./chart.js";
 import { HeatMap, colourRange } from "./heat.js";
 
-export const AXES = { step: "step", tokens: "tokens", seconds: "time", flops: "operations" };
+export const AXES = { step: "step", tokens: "tokens", seconds: "time", flops: "FLOPs" };
 const VALIDATION = "validation_bits_per_byte";
 const METRICS = {
   loss: ["Training loss", "nats a token"],
-  [VALIDATION]: ["Validation", "bits per byte; thin: training"],
+  [VALIDATION]: ["Validation", "bits per byte"],
+  training_bits_per_byte: ["Training", "bits per byte"],
   learning_rate: ["Learning rate", ""],
   grad_norm: ["Gradient norm", ""],
   tokens_per_second: ["Speed", "tokens a second"],
@@ -112,7 +113,8 @@ export class Board {
   }
 
   newChart(name) {
-    const [title, unit] = METRICS[name] ?? [name.replaceAll("_", " "), ""];
+    let [title, unit] = METRICS[name] ?? [name.replaceAll("_", " "), ""];
+    if (name === VALIDATION && this.runs.some(run => run.training_bits_per_byte)) unit += "; thin: training";
     const chart = new Chart(title, unit, (low = null, high = null) => this.choose({ low, high }));
     chart.log.addEventListener("click", () => {
       const { logs } = this.view;
@@ -141,7 +143,7 @@ export class Board {
   marks() {
     const several = this.runs.length > 1;
     return this.runs.flatMap(run => run.events.filter(e => typeof e.x === "number" && !NOT_MARKED.includes(e.event))
-      .map(e => ({ x: e.x, kind: ["resumed", "stopped"].includes(e.event) ? "usual" : "care",
+      .map(e => ({ x: e.x, kind: ["resumed", "stopped"].includes(e.event) ? "usual" : "warning",
         label: `${e.event}, step ${short(e.step)}${several ? `, ${run.name}` : ""}` }))).slice(-MAX_MARKS);
   }
 

@@ -142,6 +142,7 @@ export class Chart {
       if (!(mark.x >= lowX && mark.x <= highX)) continue;
       clip.append(element("svg:line", { class: `mark ${mark.kind}`, x1: sx(mark.x), x2: sx(mark.x), y1: TOP, y2: bottom }));
     }
+    const dots = []; // not clipped at the edges
     for (const curve of curves) {
       const style = styleOf(curve.series) + (curve.thin ? " thin" : "");
       const alone = curves.length <= 4; // of many, what lies behind one curve hides the others
@@ -150,6 +151,10 @@ export class Chart {
         clip.append(element("svg:path", { class: `line faint ${style}`, d: path(curve.x, curve.mean, sx, sy, shownY) }));
       }
       clip.append(element("svg:path", { class: `line ${style}`, d: path(curve.x, curve.smoothed, sx, sy, shownY) }));
+      if (curve.dots) {
+        dots.push(...curve.x.flatMap((x, i) => (!inside(curve, curve.mean[i], i) ? []
+          : element("svg:circle", { class: `dot ${style}`, cx: sx(x), cy: sy(curve.mean[i]), r: 3.5 }))));
+      }
     }
     this.cross = element("svg:g", { class: "cross" });
     this.span = element("svg:rect", { class: "span", y: TOP, height: bottom - TOP, width: 0 });
@@ -158,7 +163,7 @@ export class Chart {
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.drawing.setAttribute("aria-label", `${this.title} over ${axisName}: ` +
       curves.map(c => `${c.name} ${short(c.smoothed.findLast(v => v !== null) ?? NaN)}`).join(", "));
-    this.drawing.replaceChildren(...parts, clip);
+    this.drawing.replaceChildren(...parts, clip, ...dots);
     this.log.setAttribute("aria-pressed", String(logY));
     this.sy = sy;
     if (this.pointed !== undefined) this.point(this.pointed);
@@ -220,7 +225,7 @@ export class Chart {
         dots.push(element("svg:circle", { class: `dot ${styleOf(curve.series)}`, cx: sx(curve.x[i]), cy: this.sy(v), r: 3.5 }));
       }
     }
-    for (const mark of marks) if (Math.abs(sx(mark.x) - x) < 5) rows.push(element("div", { class: "told" }, mark.label));
+    for (const mark of marks) if (Math.abs(sx(mark.x) - x) < 5) rows.push(element("div", { class: "event" }, mark.label));
     this.cross.replaceChildren(element("svg:line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }), ...dots);
     this.tip.hidden = !rows.length;
     this.tip.replaceChildren(element("div", {}, `${axisName} ${place(near ?? value, axis)}`), ...rows);

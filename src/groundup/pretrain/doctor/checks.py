@@ -303,7 +303,7 @@ def _repetition(train: Tokens) -> float:
 
 def check_order(rows: Rows, train: Tokens, context_length: int, most: int = 256) -> Line:
     """Rows come in shuffled order, each once an epoch, and in another order in the next one."""
-    n = train.rows(context_length)
+    n = train.n_rows(context_length)
     if n < 16:
         return Line("order of rows", f"only {n} rows: too few to tell")
     find = _finder(train, context_length)
@@ -336,7 +336,7 @@ def check_order(rows: Rows, train: Tokens, context_length: int, most: int = 256)
 
 def _finder(train: Tokens, context_length: int) -> Callable[[Batch], npt.NDArray[np.int64]]:
     """From a batch to each row's number in the text; −1 for a row whose beginning occurs more than once."""
-    n, width = train.rows(context_length), min(16, context_length)
+    n, width = train.n_rows(context_length), min(16, context_length)
     starts = np.arange(n) * context_length
     place = np.minimum(starts[:, None] + np.arange(width), len(train.ids) - 1)
     document = np.searchsorted(train.offsets, starts, side="right") - 1
@@ -543,9 +543,10 @@ def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = Fa
         if isinstance(module, PlainFeedForward | GatedFeedForward):
 
             def keep(_: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
-                inner = given[0].detach().abs().flatten(0, -2)
-                if len(inner) >= 32:  # of an expert that few tokens met nothing can be said
-                    largest[name] = inner.amax(dim=0).float()
+                inner, ends = given[0].detach().abs().flatten(0, -2), given[1:]  # of stacked experts, where rows end
+                for number, share in enumerate(inner.tensor_split(ends[0][:-1].tolist()) if ends else [inner]):
+                    if len(share) >= 32:  # of an expert that few tokens met nothing can be said
+                        largest[f"{name}.{number}" if ends else name] = share.amax(dim=0).float()
 
             hooks.append(module.down.register_forward_pre_hook(keep))
     training = model.training

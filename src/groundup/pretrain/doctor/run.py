@@ -36,18 +36,15 @@ from groundup.optim.settings import Float32
 from groundup.plan import memory
 from groundup.pretrain.doctor import checks
 from groundup.pretrain.doctor.checks import Line, judged
-from groundup.pretrain.run import Places, pretrain
+from groundup.pretrain.paths import RunPaths
+from groundup.pretrain.run import pretrain
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.setup import batches, set_up, training_flops_per_token
 from groundup.pretrain.speed import settle
 from groundup.pretrain.start import with_vocabulary
 from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.train.assemble import (
-    Assembled,
-    assemble,
-    batches,
-    training_flops_per_token,
-)
+from groundup.train.assemble import Assembled
 from groundup.train.fit import fit
 from groundup.weights.load import find_device
 from groundup.words import byte_size, duration
@@ -70,7 +67,7 @@ class Patient:
     """With its vocabulary."""
     settings: PretrainSettings
     """With device and precision chosen."""
-    places: Places
+    places: RunPaths
     tokenizer: Tokenizer
     train: Tokens
     held: Mapping[str, Tokens]
@@ -101,7 +98,7 @@ class Patient:
 
     def again(self) -> "Patient":
         """The same before its first step: a throw-away copy for whatever trains."""
-        return dataclasses.replace(self, assembled=assemble(self.config, self.settings, self.device, self.places.start))
+        return dataclasses.replace(self, assembled=set_up(self.config, self.settings, self.device, self.places.start))
 
     @property
     def first_rows(self) -> Batch:
@@ -119,15 +116,14 @@ class Patient:
         batch = self.first_rows
         if counted is not None:
             batch = dataclasses.replace(batch, weight=batch.weight * counted)
-        pieces = -(-len(batch.tokens) // self.settings.micro_batch_rows)
-        loss, parts = dataclasses.replace(self.assembled, scaler=None).gradients(self.settings, pieces)(batch)
+        loss, parts = dataclasses.replace(self.assembled, scaler=None).gradients(self.settings)(batch)
         gradients = {}
         for name, weight in self.assembled.masters.copies.items():
             gradients[name], weight.grad = weight.grad, None
         return parts.get("next_token", loss).item(), gradients
 
 
-def admit(config: ModelConfig, settings: PretrainSettings, places: Places) -> Patient:
+def admit(config: ModelConfig, settings: PretrainSettings, places: RunPaths) -> Patient:
     """Open and assemble what is to be looked at.
 
     Raises:
@@ -144,7 +140,7 @@ def admit(config: ModelConfig, settings: PretrainSettings, places: Places) -> Pa
     def rows(first: int, count: int) -> Batch:
         return next(batches(train, whole.context_length, settings.seed, count, first))
 
-    assembled = assemble(whole, settings, device, places.start)
+    assembled = set_up(whole, settings, device, places.start)
     return Patient(whole, settings, places, tokenizer, train, opened, rows, assembled)
 
 
@@ -278,7 +274,7 @@ def _trained(patient: Patient, schedule: Any, steps: int, same: bool = False) ->
             first += 0 if same else rows
 
     assembled, settings = patient.assembled, patient.settings
-    gradients = assembled.gradients(settings, 1)
+    gradients = assembled.gradients(settings)
     taken = fit(assembled.optimizer, schedule, drawn(), gradients, steps=steps, clip=settings.clip,
                 scaler=assembled.scaler)  # fmt: skip
     for step in taken:
@@ -291,7 +287,7 @@ def check_resume(patient: Patient) -> Line:
     short = patient.settings.model_copy(
         update={
             "steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2, "sample_tokens": 0, "validation_tokens": 1,
-            "batch_tokens": rows * patient.config.context_length, "micro_batch_rows": max(1, rows // 2), "sinks": (),
+            "batch_tokens": rows * patient.config.context_length, "micro_batch_rows": max(1, rows // 2), "loggers": (),
         }
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=patient.places.work.parent) as place:
@@ -357,7 +353,7 @@ def cost(patient: Patient, watts: float | None, price_per_hour: float | None) ->
     rows = needs.rows
     per_step = rows * patient.config.context_length
     drawn = batches(patient.train, patient.config.context_length, settings.seed, rows, 0)
-    gradients = patient.assembled.gradients(settings, 1)
+    gradients = patient.assembled.gradients(settings)
     seconds: list[float] = []
     last = began = time.monotonic()
     for step in fit(patient.assembled.optimizer, lambda _: 0.0, drawn, gradients, steps=12,
