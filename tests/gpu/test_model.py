@@ -14,12 +14,12 @@ from torch.testing import assert_close
 from groundup.batch import Batch, to
 from groundup.model.attention import Causal, Packed
 from groundup.model.execution import compile_blocks, recompute_blocks, why_not_compiled
-from groundup.model.float8 import Product, has_float8, rounded, use_float8
+from groundup.model.kernels.float8 import Product, has_float8, rounded, use_float8
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.settings import Float32
 from groundup.pretrain.settings import PretrainSettings
-from groundup.train.assemble import attending
+from groundup.pretrain.setup import attending
 from groundup.train.losses import Attending, Rowwise, by_document, compiled_rowwise, next_token
 
 pytestmark = pytest.mark.gpu
