@@ -32,7 +32,7 @@ from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import checkpoint
 from groundup.train.health import activations
-from groundup.train.session import Due, Session
+from groundup.train.session import Periodic, Session
 from groundup.weights.load import find_device
 from groundup.weights.write import write_model
 
@@ -104,18 +104,18 @@ def pretrain(
     session.run(measurements, partial(_write_model, session, config, tokenizer, paths, inputs), progress, until)
 
 
-def _validation(session: Session[Batch], settings: PretrainSettings, data: Tokens) -> Due:
+def _validation(session: Session[Batch], settings: PretrainSettings, data: Tokens) -> Periodic:
     def measure(check: Progress) -> dict[str, Any]:
         most, rows = settings.validation_tokens, settings.micro_batch_rows
         measured = score(session.assembled.model, data, max_tokens=most, batch_rows=rows, progress=check)
         return {"validation_bits_per_byte": measured.bits_per_byte, "tokens": session.tokens}
 
-    return Due(settings.validate_every, "validation_bits_per_byte", measure)
+    return Periodic(settings.validate_every, "validation_bits_per_byte", measure)
 
 
 def _evaluation(
     session: Session[Batch], asked: Evaluation, settings: PretrainSettings, tokenizer: Tokenizer, data: Tokens
-) -> Due:
+) -> Periodic:
     measurement = MEASUREMENTS[asked.task]
 
     def measure(check: Progress) -> dict[str, Any]:
@@ -123,16 +123,16 @@ def _evaluation(
         held_out = HeldOut(model, tokenizer, data, asked.max_tokens, rows, check)
         return {**measurement.measure(held_out), "tokens": session.tokens}
 
-    return Due(asked.every, measurement.first_number, measure)
+    return Periodic(asked.every, measurement.first_number, measure)
 
 
-def _sample(session: Session[Batch], settings: PretrainSettings, tokenizer: Tokenizer) -> Due:
+def _sample(session: Session[Batch], settings: PretrainSettings, tokenizer: Tokenizer) -> Periodic:
     def measure(check: Progress) -> dict[str, Any]:
         sampling, prompt = Sampling(max_tokens=settings.sample_tokens), settings.sample_prompt
         parts = stream(session.assembled.model, tokenizer, prompt, sampling, look=lambda *_: check(0, 0, ""))
         return {"sample": prompt + "".join(parts)}
 
-    return Due(settings.sample_every, "sample", measure)
+    return Periodic(settings.sample_every, "sample", measure)
 
 
 def _write_model(

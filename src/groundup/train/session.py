@@ -38,7 +38,7 @@ STEPS_PER_FLUSH = 10
 
 
 @dataclass(frozen=True)
-class Due:
+class Periodic:
     """What is measured every so many steps and after the last one."""
 
     every: int
@@ -125,7 +125,7 @@ class Session(Generic[Rows]):
 
     def run(
         self,
-        measurements: Sequence[Due],
+        measurements: Sequence[Periodic],
         finish: Callable[[], None],
         progress: Progress = no_progress,
         until: int | None = None,
@@ -219,7 +219,7 @@ class Session(Generic[Rows]):
             self._tell_skipped(self._guard, step, trouble)
         return trouble is None
 
-    def _after(self, step: Step, measurements: Sequence[Due], last: bool, stop: Stop) -> None:
+    def _after(self, step: Step, measurements: Sequence[Periodic], last: bool, stop: Stop) -> None:
         """Count and log a step; measure and save what is due after it; obey a signal or the end of this run."""
         number, steps = step.number, self.settings.steps
         self._count(step)
@@ -261,7 +261,7 @@ class Session(Generic[Rows]):
             what = f"the loss at step {broken['step']:,} is {broken['loss']} (gradient norm {broken['grad_norm']})"
             raise self._diverged(what, broken["step"], broken["step"])
 
-    def _measure(self, measurements: Sequence[Due], number: int, last: bool, stop: Stop) -> None:
+    def _measure(self, measurements: Sequence[Periodic], number: int, last: bool, stop: Stop) -> None:
         """Measure and write what is due after this step and not in the log; what a signal cuts short is due again."""
         due = [
             each
