@@ -29,9 +29,10 @@ class AuxiliaryLosses:
 
     def __init__(self, earlier: Float[Tensor, "B T"] | None = None) -> None:
         self._kept = [] if earlier is None else [earlier]
+        self._is_open = True
 
     def __call__(self, name: str, tensor: Tensor) -> None:
-        if name.endswith("auxiliary_loss"):
+        if self._is_open and name.endswith("auxiliary_loss"):
             self._kept.append(tensor)
 
     def beside(self, tap: Tap) -> Tap:
@@ -44,6 +45,9 @@ class AuxiliaryLosses:
         return self if tap is no_tap else show
 
     def total(self) -> Float[Tensor, "B T"] | None:
+        """Their sum, None if there are none. Afterwards nothing is kept: a block that is computed again in the backward
+        pass would leave a graph here."""
+        self._is_open = False
         return torch.stack(self._kept).sum(dim=0) if self._kept else None
 
 
