@@ -106,7 +106,7 @@ class Subject:
         batch = self.first_rows
         if counted is not None:
             batch = replace(batch, weight=batch.weight * counted)
-        loss, parts = replace(self.assembled, scaler=None).gradients(self.settings)(batch)
+        _, parts = replace(self.assembled, scaler=None).gradients(self.settings)(batch)
         gradients = {}
         for name, weight in self.assembled.masters.copies.items():
             gradients[name], weight.grad = weight.grad, None
