@@ -20,7 +20,6 @@ from groundup.model.transformer import Transformer
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
-from groundup.optim.state import prepare_state
 from groundup.train import checkpoint
 from groundup.train.checkpoint import Kept, Saver
 from groundup.train.preemption import AskedToStop
@@ -40,7 +39,6 @@ def trained(config: ModelConfig, seed: int = 0, steps: int = 2) -> tuple[Masters
 
 def tensors(made: tuple[Masters, torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
     masters, optimizer = made
-    prepare_state(optimizer)
     return checkpoint.tensors_of(masters.copies, optimizer)
 
 
