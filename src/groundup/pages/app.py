@@ -8,10 +8,11 @@ content security policy that lets nothing run or load but the files of this pack
 import errno
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 from urllib.parse import urlsplit
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from groundup.errors import ResourceError
@@ -41,21 +42,18 @@ HEADERS = {
 
 
 def make_app(page: str, assets: Sequence[str]) -> FastAPI:
-    """An app that shows `page` at `/` and `assets` under `/assets/`, all files of this package; callers add routes."""
+    """An app that serves `page`, HTML, at `/` and files of this package under `/assets/`; callers add routes."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # Read once, before anybody asks: no path from a URL ever reaches the file system.
-    files = {f"/assets/{name}": name for name in assets} | {"/": page}
-    for path, name in files.items():
-        app.add_api_route(path, _sends(asset(name), TYPES[name.rpartition(".")[2]]), methods=["GET", "HEAD"])
+    contents = {"/": (page, "html")} | {f"/assets/{name}": (asset(name), name.rpartition(".")[2]) for name in assets}
+    for path, (content, suffix) in contents.items():
+        app.add_route(path, partial(_send, content, TYPES[suffix]), methods=["GET", "HEAD"])
     app.add_middleware(Guarded)
     return app
 
 
-def _sends(content: str, media_type: str):  # type: ignore[no-untyped-def]  # FastAPI reads the signature of what we return
-    def send() -> Response:
-        return Response(content, media_type=media_type)
-
-    return send
+async def _send(content: str, media_type: str, request: Request) -> Response:
+    return Response(content, media_type=media_type)
 
 
 class Guarded:
