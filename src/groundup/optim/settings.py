@@ -120,8 +120,8 @@ class WarmupStableDecay(Warmup):
 
 
 class InverseSquareRoot(Warmup):
-    """Linear warm-up, then as one over the square root of the step (Vaswani et al. 2017, arXiv:1706.03762, eq. 3): after
-    four times as many steps it is half the learning rate."""
+    """Linear warm-up, then as one over the square root of the step (Vaswani et al. 2017, arXiv:1706.03762, eq. 3); half
+    the learning rate after four times the warm-up."""
 
     kind: Literal["inverse_square_root"] = "inverse_square_root"
 
