@@ -1,4 +1,4 @@
-"""The speed of a recipe or a run: text and tokens made or found, precision chosen, then measured."""
+"""Measure the speed of a recipe or a run: prepare text and tokens, choose the precision, train some steps."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext

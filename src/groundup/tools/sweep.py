@@ -87,7 +87,7 @@ class Plan:
     rungs: tuple[int, ...]
     """Steps at which points drop out; none in a grid."""
     definition: Table
-    """What may not change while the sweep goes on, but for points that are added to a grid."""
+    """Everything that may not change while the sweep goes on; to a grid, points may be added."""
 
 
 # --- what is asked for ---
@@ -406,8 +406,8 @@ def _train(planned: Plan, directory: Path, name: str, step: int, state: Table, w
 
 
 def _chosen_by_first(recipe: Recipe, run: Path) -> Table:
-    """What the first point found best where the recipe leaves it open: all points have the same, or their difference
-    would be in the comparison."""
+    """The first point's choices where the recipe leaves them open: all points get the same, or the comparison would
+    measure these too."""
     made = read_toml(run / "recipe.toml")["pretrain"]
     chosen = {
         f"pretrain.{name}": made[name]
