@@ -31,8 +31,9 @@ test: $(VENV)/dev
 test-slow: $(VENV)/dev
 	$(BIN)/pytest -n 2 --dist worksteal -m "slow and not gpu"
 
+# without the checks of shapes, which wrap functions, and with warnings: the compiler trips over both
 test-gpu: $(VENV)/dev
-	$(BIN)/pytest -m gpu -rs tests/gpu
+	$(BIN)/pytest -o addopts="--import-mode=importlib --strict-markers" -W default -m gpu -rs tests/gpu
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/make.py

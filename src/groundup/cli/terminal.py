@@ -35,7 +35,7 @@ from groundup.errors import (
 if TYPE_CHECKING:
     from groundup.building import Say
     from groundup.files import Progress
-    from groundup.pretrain.doctor.checks import Line
+    from groundup.pretrain.doctor.verdict import Verdict
 
 SECONDS_BETWEEN_LINES = 10.0
 DEBUG = "--debug"
@@ -259,19 +259,19 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-MARKS = {"ok": "✓", "take care": "!", "stop": "✗"}
+MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 
 
-def print_line(line: "Line", first_of_group: bool) -> None:
-    """Print a line of the doctor at once: verdict, what was checked, the result; under it what to do."""
+def print_verdict(verdict: "Verdict", first_of_group: bool) -> None:
+    """Print level, check and finding of a verdict of the doctor, and under it what to do."""
     if first_of_group:
-        print(f"\n{line.group}")
-    begun = f"  {MARKS[line.verdict]} {line.verdict:<9}  {line.checked:<20}  "
-    wide = max(40, shutil.get_terminal_size((120, 24)).columns - len(begun))
-    for number, text in enumerate(textwrap.wrap(_visible(line.seen), wide) or [""]):
-        print(f"{begun if number == 0 else ' ' * len(begun)}{text}")
-    for number, text in enumerate(textwrap.wrap(_visible(line.advice), wide - 2)):
-        print(f"{' ' * len(begun)}{'→ ' if number == 0 else '  '}{text}", flush=True)
+        print(f"\n{verdict.group}")
+    head = f"  {MARKS[verdict.level]} {verdict.level:<7}  {verdict.check:<20}  "
+    width = max(40, shutil.get_terminal_size((120, 24)).columns - len(head))
+    for number, text in enumerate(textwrap.wrap(_visible(verdict.finding), width) or [""]):
+        print(f"{head if number == 0 else ' ' * len(head)}{text}")
+    for number, text in enumerate(textwrap.wrap(_visible(verdict.advice), width - 2)):
+        print(f"{' ' * len(head)}{'→ ' if number == 0 else '  '}{text}", flush=True)
     sys.stdout.flush()
 
 
