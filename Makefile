@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check test test-slow docs bench clean
+.PHONY: demo check test test-slow test-gpu docs bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/groundup build recipes/storybook.toml
@@ -26,10 +26,14 @@ check: $(VENV)/dev
 	$(BIN)/lint-imports
 
 test: $(VENV)/dev
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 test-slow: $(VENV)/dev
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 --dist worksteal -m "slow and not gpu"
+
+# without the checks of shapes, which wrap functions, and with warnings: the compiler trips over both
+test-gpu: $(VENV)/dev
+	$(BIN)/pytest -o addopts="--import-mode=importlib --strict-markers" -W default -m gpu -rs tests/gpu
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/make.py

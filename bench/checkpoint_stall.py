@@ -11,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,11 +20,33 @@ from groundup.batch import Batch
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Bfloat16, Float32
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.setup import set_up
 from groundup.train import checkpoint
-from groundup.train.assemble import assemble
 from groundup.train.checkpoint import Kept, Saver, Snapshot
 from groundup.train.fit import fit
 from groundup.weights.load import find_device
+
+
+@dataclass(frozen=True)
+class Stalls:
+    """What saving costs a training; seconds are medians."""
+
+    parameters: int
+    checkpoint_bytes: int
+    step: float
+    """Seconds of a step without a save."""
+    written_at_once: float
+    """Seconds that the loop stands still when it writes before it goes on."""
+    written_behind: float
+    """Seconds that it stands still when a thread writes."""
+    first_behind: float
+    """Likewise the first time, which also takes the memory for the copy."""
+    writing: float
+    """Seconds until the thread has written a checkpoint."""
+    slower: float
+    """Seconds that the steps beside the writing take longer, all together."""
+    waits: list[float]
+    """Seconds of each save that waited for the one before."""
 
 
 def main() -> None:
@@ -46,21 +69,51 @@ def main() -> None:
         n_layers=arguments.layers,
         n_heads=arguments.heads,
     )
+    precision = Bfloat16() if arguments.precision == "bfloat16" else Float32()
+    settings = PretrainSettings(precision=precision, micro_batch_rows=arguments.rows)
     device = find_device()
-    settings = PretrainSettings(precision=Bfloat16() if arguments.precision == "bfloat16" else Float32())
-    trained = assemble(config, settings, device)
-    shape = (arguments.rows, arguments.context)
-    ids = torch.randint(0, arguments.vocabulary, shape, device=device)
+    stalls = measure_stalls(config, settings, device, arguments.every, arguments.saves, arguments.directory)
+    threads = torch.get_num_threads()
+    print(f"{stalls.parameters / 1e6:.1f}M parameters on {device}, {threads} threads, {arguments.precision}")
+    print(f"checkpoint {stalls.checkpoint_bytes / 1e6:,.0f} MB; step {stalls.step:.3f} s (median)")
+    at_once, behind, step = stalls.written_at_once, stalls.written_behind, stalls.step
+    print(f"written before going on: {at_once:.3f} s = {at_once / step:.2f} steps")
+    print(
+        f"written behind it: the loop stands {behind:.3f} s = {behind / step:.2f} steps "
+        f"(first time {stalls.first_behind:.3f} s)"
+    )
+    print(
+        f"  it is written in {stalls.writing:.3f} s; the {arguments.every} steps beside it take "
+        f"{stalls.slower:+.3f} s longer"
+    )
+    if stalls.waits:
+        print(
+            f"  {len(stalls.waits)} saves waited for the one before, at most {max(stalls.waits):.3f} s: "
+            "take a larger --every"
+        )
+
+
+def measure_stalls(
+    config: ModelConfig, settings: PretrainSettings, device: torch.device, every: int, saves: int, place: Path | None
+) -> Stalls:
+    """Train on random tokens, in batches of one micro-batch, and save every so many steps.
+
+    Args:
+        place: where checkpoints go, in a folder that is removed; the system's place for temporary files if None.
+    """
+    trained = set_up(config, settings, device)
+    shape = (settings.micro_batch_rows, config.context_length)
+    ids = torch.randint(0, config.vocab_size or 0, shape, device=device)
     batch = Batch(
         tokens=ids,
         targets=ids.roll(-1, dims=1),
         weight=torch.ones(shape, device=device),
-        position=torch.arange(arguments.context, device=device).expand(shape).contiguous(),
+        position=torch.arange(config.context_length, device=device).expand(shape).contiguous(),
         document=torch.zeros(shape, dtype=torch.int64, device=device),
     )
     batches = iter(lambda: batch, None)
-    count = arguments.every * (arguments.saves + 1)
-    steps = fit(trained.optimizer, lambda _: 1.0, batches, trained.gradients(settings, 1), steps=3 * count)
+    count = every * (saves + 1)
+    steps = fit(trained.optimizer, lambda _: 1.0, batches, trained.gradients(settings), steps=3 * count)
 
     def take(number: int) -> list[float]:
         """Seconds of so many steps."""
@@ -72,15 +125,13 @@ def main() -> None:
         return seconds
 
     size = sum(tensor.nbytes for tensor in trained.tensors().values())
-    take(arguments.every)  # warms up
-    plain = take(arguments.every * arguments.saves)
+    take(every)  # warms up
+    plain = take(every * saves)
     step = statistics.median(plain)
     parameters = sum(copy.numel() for copy in trained.masters.copies.values())
-    print(f"{parameters / 1e6:.1f}M parameters on {device}, {torch.get_num_threads()} threads, {arguments.precision}")
-    print(f"checkpoint {size / 1e6:,.0f} MB; step {step:.3f} s (median of {len(plain)})")
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
+    with tempfile.TemporaryDirectory(dir=place) as folder:
         snapshot, blocked = Snapshot(), []
-        for number in range(arguments.saves):
+        for number in range(saves):
             began = time.perf_counter()
             snapshot.take(trained.tensors())
             checkpoint.save(Path(folder) / "at once", snapshot.wait(), {"step": number}, {}, {})
@@ -93,23 +144,24 @@ def main() -> None:
         with Saver(
             Path(folder) / "behind", kept, {}, {}, failures=1, tell=lambda event, **details: told.append(details)
         ) as saver:
-            for number in range(arguments.saves):
+            for number in range(saves):
                 began = time.perf_counter()
                 saver.save(trained.tensors(), {"step": number}, {})
                 stalls.append(time.perf_counter() - began)
-                between.append(sum(take(arguments.every)))
-    alone = sum(plain) / arguments.saves
-    rest = statistics.median(stalls[1:])
-    print(
-        f"written before going on: {statistics.median(blocked):.3f} s = {statistics.median(blocked) / step:.2f} steps"
-    )
-    print(f"written behind it: the loop stands {rest:.3f} s = {rest / step:.2f} steps (first time {stalls[0]:.3f} s)")
-    writing = statistics.median(details["write_seconds"] for details in told)
-    slower = statistics.median(between) - alone
-    print(f"  it is written in {writing:.3f} s; the {arguments.every} steps beside it take {slower:+.3f} s longer")
+                between.append(sum(take(every)))
+    alone = sum(plain) / saves
     waits = [details["waited_seconds"] for details in told if "waited_seconds" in details]
-    if waits:
-        print(f"  {len(waits)} saves waited for the one before, at most {max(waits):.3f} s: take a larger --every")
+    return Stalls(
+        parameters=parameters,
+        checkpoint_bytes=size,
+        step=step,
+        written_at_once=statistics.median(blocked),
+        written_behind=statistics.median(stalls[1:]),
+        first_behind=stalls[0],
+        writing=statistics.median(details["write_seconds"] for details in told),
+        slower=statistics.median(between) - alone,
+        waits=waits,
+    )
 
 
 if __name__ == "__main__":

@@ -81,8 +81,9 @@ def train(run: Path, table: dict[str, Any], seconds: float, seed: int) -> dict[s
     from groundup.optim.precision import Masters
     from groundup.optim.schedule import make_schedule
     from groundup.optim.settings import AdamW, Cosine
+    from groundup.pretrain.setup import batches
     from groundup.shards import open_split
-    from groundup.train.assemble import batches, prepare_process
+    from groundup.train.assemble import prepare_process
     from groundup.train.fit import accumulate, fit
     from groundup.train.losses import next_token
 

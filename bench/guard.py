@@ -26,9 +26,11 @@ from groundup.errors import DivergedError
 from groundup.files import no_progress, read_lines
 from groundup.model.settings import ModelConfig
 from groundup.pretrain import run as stage
+from groundup.pretrain.paths import RunPaths
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.setup import batches
 from groundup.recipe import Recipe
-from groundup.train.assemble import batches
+from groundup.train import session
 
 MODEL = ModelConfig.from_table({"context_length": 64, "d_model": 48, "n_layers": 2, "n_heads": 4, "d_ff": 128})
 ROWS = 16
@@ -96,13 +98,13 @@ def measure(name: str, run: Path, shards: Path, chosen: PretrainSettings, patche
     """Bits per byte at the end; None when it diverged. Prints what the guard did."""
     work = run / name
     shutil.rmtree(work, ignore_errors=True)
-    places = stage.Places(shards, run / "tokenizer", work / "pretrain", work / "model", run / "corpus")
+    paths = RunPaths(shards, run / "tokenizer", work / "pretrain", work / "model", run / "corpus")
     (work / "pretrain").mkdir(parents=True)
     with ExitStack() as stack:
         for target, value in patches.items():
-            stack.enter_context(patch.object(stage, target, value))
+            stack.enter_context(patch.object(session if target == "make_schedule" else stage, target, value))
         try:
-            stage.pretrain(MODEL, chosen, places, {}, no_progress, lambda said: None)
+            stage.pretrain(MODEL, chosen, paths, {}, no_progress, lambda said: None)
         except DivergedError:
             return None
         finally:
@@ -125,7 +127,7 @@ def main() -> None:
         clean = [measure(f"clean-{seed}", run, shards, settings(steps, seed=seed), {}) for seed in SEEDS]
         at = steps // 2
         one, several = ({"batches": broken_batches(at * ROWS, (at + n) * ROWS)} for n in (1, 5))
-        spike = {"make_schedule": spiking(stage.make_schedule, at)}
+        spike = {"make_schedule": spiking(session.make_schedule, at)}
         noise = poisoned(shards, Path(home) / "poisoned")
         faults: dict[str, tuple[Path, dict[str, Any]]] = {
             "one batch that is no number": (shards, one),
@@ -137,7 +139,7 @@ def main() -> None:
         for name, (read, patches) in faults.items():
             guarded = measure(f"guarded {name}", run, read, settings(steps), patches)
             if "make_schedule" in patches:
-                patches = {"make_schedule": spiking(stage.make_schedule, at)}
+                patches = {"make_schedule": spiking(session.make_schedule, at)}
             alone = measure(f"unguarded {name}", run, read, settings(steps, guard="none"), patches)
             rows.append((name, guarded, alone))
         numbers = [value for value in clean if value is not None]

@@ -52,12 +52,20 @@ class Part:
     """Stop the training once by SIGTERM, and go on."""
     evaluation: float = 0.0
     """Relative difference allowed in what is computed without gradients; training is always exact."""
+    health: float = 0.0
+    """Relative difference allowed in the norms of layers, whose sums over stacked experts run in another order."""
 
 
 FLOAT32 = ("pretrain.device=cpu", "pretrain.precision=float32", "pretrain.compile=false")
 BFLOAT16 = ("pretrain.device=cpu", "pretrain.precision=bfloat16", "pretrain.compile=false")
 SIXTY = ("pretrain.steps=60", "pretrain.checkpoint_every=20", "pretrain.validate_every=30", "pretrain.sample_every=30")
-STORYBOOK = (*SIXTY, "pretrain.batch_tokens=1024", "pretrain.schedule.warmup_steps=5", "pretrain.health_every=20")
+STORYBOOK = (
+    *SIXTY,
+    "pretrain.batch_tokens=1024",
+    "pretrain.validation_tokens=20000",
+    "pretrain.schedule.warmup_steps=5",
+    "pretrain.health_every=20",
+)
 GPT2 = (
     "model.position.kind=learned",
     "model.norm.kind=layernorm",
@@ -92,8 +100,8 @@ PARTS = {
     "classics": Part("classics", stage="pack"),
     "llama": Part("toy", FLOAT32, interrupted=True),
     "bfloat16": Part("toy", BFLOAT16, interrupted=True),
-    "mixture": Part("toy", (*FLOAT32, *EXPERTS), interrupted=True),
-    "mixture-bfloat16": Part("toy", (*BFLOAT16, *EXPERTS, "model.feedforward.expert.kind=gelu")),
+    "mixture": Part("toy", (*FLOAT32, *EXPERTS), interrupted=True, health=1e-6),
+    "mixture-bfloat16": Part("toy", (*BFLOAT16, *EXPERTS, "model.feedforward.expert.kind=gelu"), health=1e-6),
     "latent": Part("toy", (*FLOAT32, "model.attention.kind=latent", "model.attention.d_latent=16"), evaluation=1e-5),
     "gpt2": Part("toy", (*FLOAT32, *GPT2, "pretrain.optimizer.kind=muon", "pretrain.average.kind=ema")),
     "gemma": Part("toy", (*FLOAT32, *GEMMA, "pretrain.loss.z_loss=0.0001", "pretrain.optimizer.kind=lion")),
@@ -166,7 +174,7 @@ def same(name: str, arguments: argparse.Namespace, home: Path) -> bool:
     if not (old / "finished").exists():
         run_part(PARTS[name], arguments.old.absolute(), old, home)
     run_part(PARTS[name], arguments.new.absolute(), new, home)
-    differences = list(compare(old, new, PARTS[name].evaluation))
+    differences = list(compare(old, new, PARTS[name]))
     print(f"{name:20} {'DIFFERENT' if differences else 'same':10} {time.monotonic() - started:4.0f} s", flush=True)
     for difference in differences:
         print(f"  {difference}", flush=True)
@@ -265,15 +273,16 @@ def environment(tree: Path) -> dict[str, str]:
 # --- comparing ---
 
 
-def compare(old: Path, new: Path, evaluation: float) -> Iterator[str]:
+def compare(old: Path, new: Path, part: Part) -> Iterator[str]:
     """A line for each thing that two folders of `run_part` do not have in common."""
-    for pattern, read, tolerance in READERS:
+    tolerances = {"exact": 0.0, "evaluation": part.evaluation, "health": max(part.evaluation, part.health)}
+    for pattern, read, computed in READERS:
         names = sorted({path.relative_to(folder).as_posix() for folder in (old, new) for path in folder.glob(pattern)})
         for name in names:
             if not (old / name).exists() or not (new / name).exists():
                 yield f"{name}: only in {'OLD' if (old / name).exists() else 'NEW'}"
             else:
-                difference = differs(read(old / name), read(new / name), evaluation if tolerance else 0.0)
+                difference = differs(read(old / name), read(new / name), tolerances[computed])
                 yield from (f"{name}: {line}" for line in difference)
 
 
@@ -333,26 +342,31 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         single = re.fullmatch(r"(.*\bexperts)\.(\d+)\.(.*)", name)
         if single:
             experts.setdefault(f"{single[1]}.{single[3]}", {})[int(single[2])] = tensors.pop(name)
-    stacked = {name: torch.stack([each[n] for n in range(len(each))]) for name, each in experts.items()}
+    stacked = {name: stack([each[number] for number in range(len(each))]) for name, each in experts.items()}
     named = {re.sub(r"(\bexperts\.\w+)\.weight\b", r"\1", name): tensor for name, tensor in (tensors | stacked).items()}
     return dict(sorted(named.items()))
 
 
+def stack(single: list[torch.Tensor]) -> torch.Tensor:
+    """The tensors of all experts in one; an optimizer's count of steps, which all share, once."""
+    return single[0] if single[0].ndim == 0 else torch.stack([torch.atleast_2d(each) for each in single])
+
+
 Read = Callable[[Path], Any]
-READERS: tuple[tuple[str, Read, bool], ...] = (  # files, how they are read, whether the part's tolerance is for them
-    ("run/corpus/**/*.parquet", read_table, False),
-    ("run/tokenizer/tokenizer.json", read_json, False),
-    ("run/shards/*.npy", read_array, False),
-    ("run/pretrain/metrics.jsonl", read_lines, True),
-    ("run/pretrain/health.jsonl", read_lines, True),
-    ("run/pretrain/checkpoints/step-*", read_tensors, False),
-    ("run/pretrain/checkpoints/step-*/state.json", read_json, False),
-    ("run/model/model.safetensors", read_tensors, False),
-    ("run/evals/test.json", read_json, True),
-    ("run/evals/documents.jsonl", read_lines, True),
-    ("run/evals/samples.json", read_json, False),
-    ("score.json", read_json, True),
-    ("texts.json", read_json, False),
+READERS: tuple[tuple[str, Read, str], ...] = (  # files, how they are read, which tolerance of a part is for them
+    ("run/corpus/**/*.parquet", read_table, "exact"),
+    ("run/tokenizer/tokenizer.json", read_json, "exact"),
+    ("run/shards/*.npy", read_array, "exact"),
+    ("run/pretrain/metrics.jsonl", read_lines, "evaluation"),
+    ("run/pretrain/health.jsonl", read_lines, "health"),
+    ("run/pretrain/checkpoints/step-*", read_tensors, "exact"),
+    ("run/pretrain/checkpoints/step-*/state.json", read_json, "exact"),
+    ("run/model/model.safetensors", read_tensors, "exact"),
+    ("run/evals/test.json", read_json, "evaluation"),
+    ("run/evals/documents.jsonl", read_lines, "evaluation"),
+    ("run/evals/samples.json", read_json, "exact"),
+    ("score.json", read_json, "evaluation"),
+    ("texts.json", read_json, "exact"),
 )
 
 if __name__ == "__main__":

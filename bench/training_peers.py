@@ -84,7 +84,8 @@ def groundup_step(size: dict[str, int], compiled: bool) -> Callable[[], object]:
     from groundup.batch import Batch
     from groundup.model.settings import ModelConfig
     from groundup.pretrain.settings import PretrainSettings
-    from groundup.train.assemble import assemble, prepare_process
+    from groundup.pretrain.setup import set_up
+    from groundup.train.assemble import prepare_process
     from groundup.train.fit import fit
 
     prepare_process()
@@ -94,7 +95,7 @@ def groundup_step(size: dict[str, int], compiled: bool) -> Callable[[], object]:
     rows, length = size["rows"], size["context_length"]
     table = {"precision": "bfloat16", "compile": compiled, "batch_tokens": rows * length, "micro_batch_rows": rows}
     settings = PretrainSettings.from_table(table)
-    assembled = assemble(config, settings, torch.device("cpu"))
+    assembled = set_up(config, settings, torch.device("cpu"))
     ids = torch.randint(size["vocab_size"], (rows, length + 1), generator=torch.Generator().manual_seed(0))
     document = (torch.arange(length) >= length // 3).long().expand(rows, length)
     position = torch.where(document == 0, torch.arange(length), torch.arange(length) - length // 3)
@@ -103,7 +104,7 @@ def groundup_step(size: dict[str, int], compiled: bool) -> Callable[[], object]:
         assembled.optimizer,
         lambda _: 1.0,
         iter(lambda: batch, None),
-        assembled.gradients(settings, 1),
+        assembled.gradients(settings),
         steps=1000,
     )
     return lambda: next(steps).loss.item()

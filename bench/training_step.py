@@ -30,9 +30,10 @@ def measure(run: Path, without: str) -> float:
     from torch.nn.functional import scaled_dot_product_attention
 
     from groundup.model import attention
+    from groundup.pretrain.setup import batches, set_up
     from groundup.recipe import Recipe
     from groundup.shards import open_split
-    from groundup.train.assemble import assemble, batches, prepare_process
+    from groundup.train.assemble import prepare_process
     from groundup.train.fit import fit
 
     if "pages" not in without:
@@ -49,11 +50,12 @@ def measure(run: Path, without: str) -> float:
     recipe = Recipe.load(run / "recipe.toml", chosen)
     shards = open_split(run / "shards", "train")
     config, settings = recipe.model.with_vocabulary(int(shards.ids.max()) + 64), recipe.pretrain
-    assembled = assemble(config, settings, torch.device("cpu"))
     rows = settings.batch_tokens // config.context_length
+    settings = settings.model_copy(update={"micro_batch_rows": rows})
+    assembled = set_up(config, settings, torch.device("cpu"))
     drawn = batches(shards, config.context_length, 0, rows, 0)
     taken, last = [], time.monotonic()
-    for _ in fit(assembled.optimizer, lambda _: 1.0, drawn, assembled.gradients(settings, 1), steps=14):
+    for _ in fit(assembled.optimizer, lambda _: 1.0, drawn, assembled.gradients(settings), steps=14):
         taken.append(time.monotonic() - last)
         last = time.monotonic()
     return recipe.pretrain.batch_tokens / statistics.median(taken[2:])

@@ -28,6 +28,12 @@ def expand(markdown: str) -> str:
     return MARK.sub(lambda mark: "\n".join(_shown(mark["file"], name) for name in mark["names"].split()), markdown)
 
 
+def lines_of_files_shown(markdown: str) -> int:
+    """Lines of all files from which a page shows code."""
+    files = {mark["file"] for mark in MARK.finditer(markdown)}
+    return sum(len((SOURCE / file).read_text("utf-8").splitlines()) for file in files)
+
+
 def _shown(file: str, name: str) -> str:
     first, lines = code_of(file, name)
     fence = [f'```python linenums="{first}"', *lines, "```"]

@@ -5,12 +5,14 @@ python docs/make.py [schema|reference|positions|tokens|report …]        everyt
 """
 
 import json
+import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from hooks import lines_of_files_shown
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from playwright.sync_api import sync_playwright
@@ -33,11 +35,11 @@ from groundup.model.settings import (
 from groundup.model.transformer import Transformer
 from groundup.recipe import Recipe
 from groundup.report.tokens import explain, write_page
-from groundup.settings import json_schema
 from groundup.tokenizer.tokenizer import Tokenizer
-from reference import PAGES
+from reference import PAGES, json_schema
 
 ROOT = Path(__file__).parents[1]
+CORE = r"The core is [\d,]+ lines"
 
 
 def schema() -> None:
@@ -48,6 +50,13 @@ def schema() -> None:
 def reference() -> None:
     for name, page in PAGES.items():
         (ROOT / "docs" / "reference" / f"{name}.md").write_text(page(), "utf-8")
+
+
+def tour() -> None:
+    """Write how many lines the files of the tour have."""
+    page = ROOT / "docs" / "tour.md"
+    text = page.read_text("utf-8")
+    page.write_text(re.sub(CORE, f"The core is {lines_of_files_shown(text):,} lines", text), "utf-8")
 
 
 def positions() -> None:
@@ -196,7 +205,14 @@ def photograph(page: Path, name: str, height: int, pointed_at: str | None = None
         browser.close()
 
 
-MAKERS = {"schema": schema, "reference": reference, "positions": positions, "tokens": tokens, "report": report}
+MAKERS = {
+    "schema": schema,
+    "reference": reference,
+    "tour": tour,
+    "positions": positions,
+    "tokens": tokens,
+    "report": report,
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MAKERS:

@@ -20,9 +20,10 @@ from pydantic.fields import FieldInfo
 import groundup
 from groundup import errors
 from groundup.cli.app import app
+from groundup.cli.help import describe, text_of
 from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
-from groundup.settings import describe, settings_in, text_of, toml_value
+from groundup.settings import settings_in, toml_value
 
 RECIPE_HEAD = """# Settings of a recipe
 
@@ -338,3 +339,21 @@ def _as_code(names: re.Match[str]) -> str:
 
 PAGES = {"recipe": recipe, "commands": commands, "api": api}
 """The name of each page of docs/reference/, and what it says."""
+
+
+def json_schema(cls: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of `cls` with the texts of its settings, for editors."""
+    schema = cls.model_json_schema()
+    classes = {inner.__name__: inner for inner in [cls, *_all_inside(cls)]}
+    for name, described in {cls.__name__: schema, **schema["$defs"]}.items():
+        for field, entry in described.get("properties", {}).items():
+            if text := text_of(classes[name], field):
+                entry["description"] = text
+    return schema
+
+
+def _all_inside(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for field in cls.model_fields.values():
+        for inner in settings_in(field.annotation):
+            yield inner
+            yield from _all_inside(inner)

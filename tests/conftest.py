@@ -24,6 +24,7 @@ from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
 
 torch.set_num_threads(1)  # small tensors; and test files run side by side
+os.environ["OMP_NUM_THREADS"] = "1"  # likewise in the processes that tests start
 drawing.register_profile("any machine", drawing.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 drawing.load_profile("any machine")  # however busy it is
 SHARED = Path(os.environ.get("GROUNDUP_SHARED", Path(__file__).parents[2] / "shared"))

@@ -19,14 +19,13 @@ from groundup.building import Built, build
 from groundup.errors import DamagedError, DataError, DivergedError, MissingError, SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Float32
-from groundup.pretrain import run as pretrain_run
-from groundup.pretrain.run import Places, check_fits
+from groundup.pretrain.paths import RunPaths, check_fits
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
+from groundup.pretrain.setup import make_loss, set_up, training_flops_per_token
 from groundup.recipe import Recipe
-from groundup.settings import json_schema
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.inspect import inspect
-from groundup.train.assemble import assemble, make_loss, training_flops_per_token
+from groundup.train import log
 
 
 @pytest.fixture
@@ -51,8 +50,8 @@ def what(built: Built) -> dict[str, str]:
     return {row.stage: row.what for row in built.rows}
 
 
-def places(run: Path) -> Places:
-    return Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
+def places(run: Path) -> RunPaths:
+    return RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
 
 
 def losses(run: Path) -> list[float]:
@@ -116,7 +115,7 @@ BLOCKS = {
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_other_blocks_train_stop_and_go_on_to_the_same_weights(home: Path, kind: str) -> None:
     whole = quietly(BLOCKS[kind], run="runs/whole").run
-    real = pretrain_run.RunLog.event
+    real = log.RunLog.event
 
     def stop_at_twenty(log: object, event: str, **details: object) -> None:
         real(log, event, **details)  # type: ignore[arg-type]
@@ -124,7 +123,7 @@ def test_other_blocks_train_stop_and_go_on_to_the_same_weights(home: Path, kind:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain_run.RunLog, "event", stop_at_twenty)
+        patch.setattr(log.RunLog, "event", stop_at_twenty)
         with pytest.raises(KeyboardInterrupt):
             quietly(BLOCKS[kind], run="runs/cut")
     cut = quietly(BLOCKS[kind], run="runs/cut").run
@@ -149,7 +148,7 @@ def test_counted_training_flops_are_those_of_the_step(home: Path) -> None:
     for loss in (NextToken(), MultiToken(extra_tokens=2)):
         settings = PretrainSettings(loss=loss, precision=Float32(), device="cpu")
         config = ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=2, n_heads=2)
-        model = assemble(config, settings, torch.device("cpu")).model.bfloat16()
+        model = set_up(config, settings, torch.device("cpu")).model.bfloat16()
         tokens = torch.arange(32).view(2, 16)
         one = torch.ones(2, 16)
         batch = Batch(tokens, tokens, one, torch.arange(16).expand(2, 16), torch.zeros(2, 16, dtype=torch.long))
@@ -288,7 +287,7 @@ def test_ids_beyond_the_vocabulary_are_refused_before_the_first_batch(home: Path
     ids[7] = 320
     np.save(run / "shards" / "validation.npy", ids)
     tiny = Recipe.load(home / "tiny.toml")
-    with pytest.raises(DamagedError, match=r"validation\.npy holds id 320 at place 7; the vocabulary has 320 ids"):
+    with pytest.raises(DamagedError, match=r"validation\.npy holds id 320 at position 7; the vocabulary has 320 ids"):
         check_fits(tiny.model, places(run), [])
 
 
@@ -549,11 +548,6 @@ def test_everything_left_out_is_said(home: Path) -> None:
     statistics = read_manifest(run / "corpus").statistics
     assert statistics["left_out"] == {".png": 1, "link that leads nowhere": 1}
     assert inspect(run / "corpus").facts["left_out"] == statistics["left_out"]
-
-
-def test_the_json_schema_in_the_repository_is_that_of_the_recipe() -> None:
-    written = json.loads(Path("recipes/recipe.schema.json").read_text())
-    assert written == json_schema(Recipe), "run `make docs`"
 
 
 def test_nothing_is_thrown_away_that_cannot_be_made_again(home: Path) -> None:

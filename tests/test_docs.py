@@ -32,7 +32,7 @@ from groundup import errors
 from groundup.building import build
 from groundup.cli.app import app
 from groundup.errors import SettingsError
-from groundup.evals.heldout import TASKS
+from groundup.evals.heldout import MEASUREMENTS
 from groundup.recipe import Recipe
 from groundup.settings import read_toml
 
@@ -90,6 +90,17 @@ REFERENCE = runpy.run_path(str(DOCS / "reference.py"))
 @pytest.mark.parametrize("name", REFERENCE["PAGES"])
 def test_the_pages_of_reference_are_those_of_the_code(name: str) -> None:
     assert (DOCS / "reference" / f"{name}.md").read_text() == REFERENCE["PAGES"][name](), "run `make docs`"
+
+
+def test_the_json_schema_in_the_repository_is_that_of_the_recipe() -> None:
+    written = json.loads(Path("recipes/recipe.schema.json").read_text())
+    assert written == REFERENCE["json_schema"](Recipe), "run `make docs`"
+
+
+def test_the_tour_says_how_many_lines_it_has() -> None:
+    page = (DOCS / "tour.md").read_text()
+    lines = runpy.run_path(str(DOCS / "hooks.py"))["lines_of_files_shown"](page)
+    assert f"The core is {lines:,} lines" in page, "run `make docs`"
 
 
 def test_every_setting_and_every_option_says_what_it_means() -> None:
@@ -483,7 +494,7 @@ def test_the_files_that_a_page_lists_are_those_of_a_run(page: str, beginning: st
 
 def test_the_lines_of_metrics_that_a_page_shows_have_the_fields_of_a_run(built: Path) -> None:
     written = [json.loads(line) for line in (built / "runs/mine/pretrain/metrics.jsonl").read_text().splitlines()]
-    fields = {field for row in written for field in row} | TASKS.keys()
+    fields = {field for row in written for field in row} | MEASUREMENTS.keys()
     for line in block_with("training.md", '{"step": 1, "loss"').text.splitlines():
         assert json.loads(line).keys() <= fields, line
 
@@ -550,6 +561,7 @@ def test_the_site_is_built_without_a_warning_and_has_the_code_beside_the_words(s
     assert not list(site.rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_on_a_phone_and_a_desk_the_site_fits_asks_nobody_and_is_searched(site: Path, browser: Any) -> None:
     """From disk, without a server."""
     heard: list[str] = []

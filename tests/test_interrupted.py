@@ -66,7 +66,7 @@ def start(home: Path, *arguments: str, happening: str = "", **environment: str) 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **environment},
     )
 
 
@@ -164,7 +164,7 @@ def test_asked_to_stop_while_precisions_are_timed(recipe: Path) -> None:
     assert code == 0, told
 
 
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("asked", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_asked_to_stop_it_saves_says_so_and_goes_on(recipe: Path, unbroken: Path, asked: signal.Signals) -> None:
     home, run = recipe.parent, recipe.parent / "stopped"
     happening = at_step(23, asked)
@@ -202,10 +202,8 @@ def test_killed_in_any_other_stage_the_next_build_completes(recipe: Path, stage:
 
 def test_ctrl_c_in_another_stage_keeps_what_was_finished(recipe: Path) -> None:
     home, run = recipe.parent, recipe.parent / "stopped"
-    recipe.write_text(recipe.read_text().replace('"tales"', '"groundup:storybook"'))
     learning = f"happens({signal.SIGINT:d}, tokenizer, 'learn_merges')"
-    words = ("build", "tiny.toml", "tokenizer.vocab_size=4096", "--run", "stopped")
-    code, told = finish(start(home, *words, happening=learning))
+    code, told = finish(start(home, "build", "tiny.toml", "--run", "stopped", happening=learning))
     assert code == 75, told
     assert "Go on with: " in told
     assert "Traceback" not in told
@@ -224,6 +222,7 @@ def test_two_runs_in_one_directory_the_second_is_refused(recipe: Path) -> None:
     assert f"in use by process {first.pid}" in told
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(recipe: Path, unbroken: Path) -> None:
     home, run = recipe.parent, recipe.parent / "killed"
     happening = at_step(73, signal.SIGKILL)
@@ -239,6 +238,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(recipe: Path, u
     assert_the_same_run(run, unbroken)
 
 
+@pytest.mark.slow
 def test_killed_while_learning_the_same_vocabulary_comes_out(recipe: Path) -> None:
     """Fault B5: killed when everything is counted, with another number of cores, with another PYTHONHASHSEED."""
     home = recipe.parent

@@ -74,7 +74,7 @@ def _flip(path: Path, place: int, bit: int) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut by two ids": (
         lambda shards: _save(shards / "train.npy", np.load(shards / "train.npy")[:-2]),
-        r"train\.npy has .* ids, but train\.offsets\.npy and train\.bytes\.npy tell of 4 documents and",
+        r"train\.npy has .* ids, but train\.offsets\.npy and train\.bytes\.npy name 4 documents and",
     ),
     "cut in the middle of an id": (
         lambda shards: (shards / "train.npy").write_bytes((shards / "train.npy").read_bytes()[:-7]),
@@ -104,7 +104,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an id too large": (
         lambda shards: _flip(shards / "train.npy", 128 + 2 * 3 + 1, 7),
-        r"train\.npy holds id 3[23],[0-9]+ at place 3; the vocabulary has 320 ids, 0 to 319",
+        r"train\.npy holds id 3[23],[0-9]+ at position 3; the vocabulary has 320 ids, 0 to 319",
     ),
 }
 
@@ -135,7 +135,7 @@ def test_the_first_wrong_id_is_found_in_any_block(tmp_path: Path, monkeypatch: p
         ids = np.zeros(25, np.uint16)
         ids[place:] = 7
         check_ids(tmp_path, ids, 8)
-        with pytest.raises(DamagedError, match=f"holds id 7 at place {place};"):
+        with pytest.raises(DamagedError, match=f"holds id 7 at position {place};"):
             check_ids(tmp_path, ids, 7)
 
 

@@ -1,268 +1,58 @@
-"""Every command under every surrounding: no traceback, the right exit code, the same digests.
+"""Commands in odd surroundings: no traceback, the right exit code, the same digests.
 
-Locales, optimised Python, closed streams and broken pipes, homes and working directories that are missing or read-only,
-paths of odd characters. `make test` pairs each command with some of them, `make test-slow` all with all.
+`bench/surroundings.py` has the commands and the surroundings, and runs all with all. Here each command meets one
+surrounding, and in `make test-slow` four others that change from day to day, so that five days run all pairs.
 """
 
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import runpy
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SHORT = ["pretrain.steps=2", "pretrain.validate_every=2", "pretrain.sample_every=2", "evals.sampling.max_tokens=2"]
-COMMANDS = {
-    "new": ["new", "mine", "--from", "tales"],
-    "build": ["build", "tiny.toml", *SHORT, "--run", "made/build"],
-    "corpus": ["corpus", "tiny.toml", "--run", "made/corpus"],
-    "tokenizer": ["tokenizer", "tiny.toml", "--run", "runs/tiny"],
-    "pack": ["pack", "tiny.toml", "--run", "runs/tiny"],
-    "pretrain": ["pretrain", "tiny.toml", "--run", "runs/tiny"],
-    "eval": ["eval", "runs/tiny", "tales/00.txt"],
-    "generate": ["generate", "runs/tiny", "The king", "max_tokens=3", "temperature=9"],
-    "chat": ["chat", "runs/tiny", "max_tokens=3"],
-    "inspect": ["inspect", "runs/tiny"],
-    "sweep": ["sweep", "tiny.toml", "pretrain.optimizer.learning_rate=0.001,0.002", *SHORT[1:], "--steps", "2"],
-    "bench": ["bench", "runs/tiny", "--steps", "1"],
-    "report": ["report", "runs/tiny"],
-    "watch": ["watch", "runs", "--port"],
-    "compare": ["compare", "runs/tiny", "runs/other"],
-    "doctor": ["doctor", "tiny.toml", "--quick"],
-    "tokens show": ["tokens", "show", "runs/tiny", "The “king”"],
-    "tokens compare": ["tokens", "compare", "runs/tiny", "learned.json", "--text", "tales"],
-    "tokens advise": ["tokens", "advise", "tales", "--size", "10k", "--max-vocab", "512"],
-    "tokens convert": ["tokens", "convert", "runs/tiny", "made/tokenizer.json"],
-    "tokens extend": ["tokens", "extend", "runs/tiny", "--add", " queenly", "--out", "made/extended"],
-    "checkpoint list": ["checkpoint", "list", "runs/tiny"],
-    "checkpoint verify": ["checkpoint", "verify", "runs/tiny"],
-    "checkpoint diff": ["checkpoint", "diff", "runs/tiny", "runs/other"],
-    "checkpoint average": ["checkpoint", "average", "runs/tiny", "--out", "made/mean"],
-}
-WRITES_HERE = {"new", "build", "corpus", "sweep", "tokens convert", "tokens extend", "checkpoint average", "report",
-               "compare", "doctor", "tokenizer", "pack", "pretrain"}  # fmt: skip
-"""Commands that write below the working directory."""
-
-
-@dataclass(frozen=True)
-class Surrounding:
-    """How a command is started."""
-
-    environment: dict[str, str | None] = field(default_factory=dict)
-    """None takes a variable away."""
-    closed: tuple[int, ...] = ()
-    """Descriptors that are closed."""
-    unread: tuple[int, ...] = ()
-    """Descriptors that are pipes whose other end is closed."""
-    locale: tuple[str, str] | None = None
-    """Its name and its character set."""
-    folder: str | bytes = "home"
-    """What the working directory is called."""
-    named: bool = False
-    """Whether the command runs elsewhere, and names the folder in its paths."""
-    read_only: bool = False
-    """Whether the working directory, and HOME in it, can only be read."""
-    gone: bool = False
-    """Whether the working directory was removed."""
-
-    def exit_code(self, command: str) -> int:
-        if self.gone:
-            return 4
-        if self.named and isinstance(self.folder, bytes):
-            return 2  # names that are not UTF-8 are refused
-        return 4 if self.read_only and command in WRITES_HERE else 0
-
-
-SURROUNDINGS = {
-    "locale C": Surrounding({"LC_ALL": "C"}),
-    "locale POSIX": Surrounding({"LC_ALL": "POSIX"}),
-    "C without UTF-8": Surrounding({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
-    "Latin-1": Surrounding(locale=("en_US", "ISO-8859-1")),
-    "GBK": Surrounding(locale=("zh_CN", "GBK")),
-    "python -O": Surrounding({"PYTHONOPTIMIZE": "1"}),
-    "no stderr": Surrounding(closed=(2,)),
-    "no stdin": Surrounding(closed=(0,)),
-    "no stdout": Surrounding(closed=(1,)),
-    "python -OO": Surrounding({"PYTHONOPTIMIZE": "2"}),
-    "no streams": Surrounding(closed=(0, 1, 2)),
-    "stdout unread": Surrounding(unread=(1,)),
-    "stderr unread": Surrounding(unread=(2,)),
-    "no HOME": Surrounding({"HOME": None}),
-    "HOME missing": Surrounding({"HOME": "/nowhere/at/all"}),
-    "read-only": Surrounding(read_only=True),
-    "folder gone": Surrounding(gone=True),
-    "blank in the path": Surrounding(folder="my texts and runs", named=True),
-    "line end in the path": Surrounding(folder="two\nlines", named=True),
-    "path not UTF-8": Surrounding(folder=b"lat\xe9", named=True),
-    "folder not UTF-8": Surrounding(folder=b"lat\xe9"),
-}
+ROOM: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "bench" / "surroundings.py"))
+COMMANDS, SURROUNDINGS = list(ROOM["COMMANDS"]), list(ROOM["SURROUNDINGS"])
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, finished_home: Path) -> Path:
-    """What the commands work on."""
-    home = tmp_path_factory.mktemp("surroundings") / "home"
-    shutil.copytree(finished_home, home)
-    shutil.copytree(home / "runs" / "tiny", home / "runs" / "other")
-    shutil.copy(home / "runs" / "tiny" / "tokenizer" / "tokenizer.json", home / "learned.json")
-    (home / "runs" / "tiny" / "report.html").unlink()
-    (home / "made").mkdir()
-    return home
+def wrong(tmp_path_factory: pytest.TempPathFactory, finished_home: Path) -> Callable[[str, str, Path], str]:
+    """What is wrong with a command in a surrounding, tried in a folder that is not there yet."""
+    home = ROOM["prepare"](finished_home, tmp_path_factory.mktemp("surroundings") / "home")
+    locales: list[Path] = []
+
+    def check(command: str, name: str, place: Path) -> str:
+        if ROOM["SURROUNDINGS"][name].locale and not locales:
+            try:
+                locales.append(ROOM["make_locales"](tmp_path_factory.mktemp("locales")))
+            except OSError as error:
+                pytest.skip(f"{error} (CI installs them)")
+        told: str = ROOM["check"](command, name, home, place, locales[0] if locales else None)
+        return told
+
+    return check
 
 
-@pytest.fixture(scope="session")
-def locales(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("locales")
-    for name, characters in (s.locale for s in SURROUNDINGS.values() if s.locale):
-        made = shutil.which("localedef") and subprocess.run(
-            ["localedef", "-i", name, "-f", characters, place / name], capture_output=True, check=False
-        )
-        if not (place / name).is_dir():
-            pytest.skip(f"needs localedef and its sources to make {name} in {characters} (CI installs them): {made}")
-    return place
+def pairs(shift: int) -> list[tuple[str, str]]:
+    """Each command once, in surroundings that other shifts do not give it."""
+    return [(command, SURROUNDINGS[(number + shift) % len(SURROUNDINGS)]) for number, command in enumerate(COMMANDS)]
 
 
-@pytest.fixture
-def mounted() -> Iterator[list[Path]]:
-    """Places that a test mounted."""
-    places: list[Path] = []
-    yield places
-    for place in places:
-        subprocess.run(["umount", "-l", place], check=True)
-
-
-def renamed(words: list[str], folder: Path) -> list[bytes]:
-    """The words with their paths below another folder."""
-    there = {path.name for path in folder.iterdir()}
-    return [
-        os.fsencode(folder / word) if word.split("/")[0] in there or word.startswith("made/") else os.fsencode(word)
-        for word in words
-    ]
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
-
-
-def stop_when_it_answers(process: subprocess.Popen[bytes], port: int) -> None:
-    while process.poll() is None:
-        with socket.socket() as asking:
-            if asking.connect_ex(("127.0.0.1", port)) == 0:
-                process.send_signal(signal.SIGINT)
-                return
-        time.sleep(0.05)
-
-
-def start(command: str, surrounding: Surrounding, prepared: Path, place: Path, locales: Path | None) -> tuple[int, str]:
-    """Run a command in a copy of what is prepared; its exit code, and what it said."""
-    folder = place / os.fsdecode(surrounding.folder)
-    shutil.copytree(prepared, folder)
-    where = place if surrounding.named else folder
-    environment = {"PATH": os.environ["PATH"], "HOME": str(place), "NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    if surrounding.locale:
-        environment |= {"LOCPATH": str(locales), "LC_ALL": surrounding.locale[0]}
-    else:
-        environment |= {"LC_ALL": "C.UTF-8"}
-    environment |= {name: value for name, value in surrounding.environment.items() if value is not None}
-    for name in (name for name, value in surrounding.environment.items() if value is None):
-        del environment[name]
-    if surrounding.read_only:
-        environment["HOME"] = str(folder)
-        subprocess.run(["mount", "--bind", "-o", "ro", folder, folder], check=True)
-        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
-    words = COMMANDS[command]
-    port = free_port()
-    words = [*words, str(port)] if command == "watch" else words
-    given = renamed(words, folder) if surrounding.named else [os.fsencode(word) for word in words]
-    pipes = {number: os.pipe() for number in surrounding.unread}
-    for reading, _ in pipes.values():
-        os.close(reading)
-
-    def before() -> None:
-        for number in surrounding.closed:
-            os.close(number)
-        for number, (_, writing) in pipes.items():
-            os.dup2(writing, number)
-        if surrounding.gone:
-            os.rename(folder, place / "moved")
-            shutil.rmtree(place / "moved")
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", "groundup", *given], cwd=where, env=environment, preexec_fn=before, close_fds=False,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    for _, writing in pipes.values():
-        os.close(writing)
-    if command == "watch":
-        stop_when_it_answers(process, port)
-    out, err = process.communicate(b"The king\n")
-    return process.returncode, (out + err).decode("utf-8", "replace")
-
-
-def check(command: str, name: str, prepared: Path, place: Path, locales: Path | None) -> str:
-    """What is wrong, if anything is."""
-    surrounding = SURROUNDINGS[name]
-    place.mkdir()
-    try:
-        code, said = start(command, surrounding, prepared, place, locales)
-        made = place / os.fsdecode(surrounding.folder) / "made"
-        digests = sorted(json.dumps(stage(path)) for path in made.rglob("manifest.json")) if code == 0 else []
-        if surrounding.exit_code(command) == 0 and command in ("build", "corpus") and not digests:
-            said += "\nnothing was made"
-    finally:
-        if surrounding.read_only:
-            subprocess.run(["umount", place / os.fsdecode(surrounding.folder)], check=True)
-        shutil.rmtree(place)
-    wrong = [hint for hint in ("Traceback", "bug in groundup", "Exception ignored", "nothing was made") if hint in said]
-    expected = DIGESTS.setdefault(command, digests) if digests else []
-    if code == surrounding.exit_code(command) and not wrong and digests == expected:
-        return ""
-    return f"{command} under {name}: {code}, not {surrounding.exit_code(command)}\n{said}\n{digests}\n{expected}"
-
-
-DIGESTS: dict[str, list[str]] = {}
-"""What each command made where it was run first."""
-
-
-def stage(manifest: Path) -> list[object]:
-    """The files of an artifact but those that hold times, with their digests."""
-    table = json.loads(manifest.read_text("utf-8"))
-    return [table["kind"], {name: value for name, value in table["files"].items() if name != "state.json"}]
-
-
-def pairs_for_a_quick_look() -> list[tuple[str, str]]:
-    """Each command and each surrounding at least once."""
-    names = list(SURROUNDINGS)
-    return [(command, names[number % len(names)]) for number, command in enumerate(COMMANDS)]
-
-
-@pytest.mark.parametrize(("command", "name"), pairs_for_a_quick_look())
+@pytest.mark.parametrize(("command", "name"), pairs(0))
 def test_a_command_in_an_odd_surrounding(
-    command: str, name: str, prepared: Path, tmp_path: Path, request: pytest.FixtureRequest
+    command: str, name: str, wrong: Callable[[str, str, Path], str], tmp_path: Path
 ) -> None:
-    locales = request.getfixturevalue("locales") if SURROUNDINGS[name].locale else None
-    assert check(command, name, prepared, tmp_path / "x", locales) == ""
+    assert wrong(command, name, tmp_path / "x") == ""
+
+
+def test_all_shifts_together_are_all_pairs() -> None:
+    assert len({pair for shift in range(len(SURROUNDINGS)) for pair in pairs(shift)}) == 25 * 21
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SURROUNDINGS)
-def test_every_command_in_every_surrounding(
-    name: str, prepared: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    locales = request.getfixturevalue("locales") if SURROUNDINGS[name].locale else None
-    with ThreadPoolExecutor(2) as pool:
-        found = pool.map(
-            lambda command: check(command, name, prepared, tmp_path / command.replace(" ", "-"), locales), COMMANDS
-        )
-        assert "\n\n".join(filter(None, found)) == ""
+@pytest.mark.parametrize("quarter", range(4))
+def test_todays_pairs(quarter: int, wrong: Callable[[str, str, Path], str], tmp_path: Path) -> None:
+    shift = 1 + (4 * date.today().toordinal() + quarter) % (len(SURROUNDINGS) - 1)
+    faults = [wrong(command, name, tmp_path / command.replace(" ", "-")) for command, name in pairs(shift)]
+    assert "\n\n".join(filter(None, faults)) == ""

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from groundup.artifacts import COMMANDS, is_made, lock, making, read_manifest, refuse_in_the_way, share, verify
 from groundup.errors import DamagedError, DataError, MissingError, SettingsError
 from groundup.files import Progress, locate, naming_the_place, no_progress, write_json, write_text
-from groundup.pretrain.settings import may_change
+from groundup.pretrain.settings import PretrainSettings
 from groundup.recipe import Recipe, load_recipe
 from groundup.settings import Table, differences, nearest, read_toml, toml_value
 from groundup.tokenizer.settings import Existing
 from groundup.train.loggers import refuse_missing
 
 if TYPE_CHECKING:
-    from groundup.pretrain.doctor.checks import Line
-    from groundup.pretrain.run import Places
+    from groundup.pretrain.doctor.verdict import Verdict
+    from groundup.pretrain.paths import RunPaths
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
 """Opens something that draws the progress of the stage of that name."""
@@ -139,7 +139,7 @@ def build(
     job = _open_job(recipe, [overrides] if isinstance(overrides, str) else overrides, run, say, watch)
     job = dataclasses.replace(job, only=only, until=until)
     stages = _stages_up_to(only or last or "report")
-    refuse_missing(job.recipe.pretrain.sinks)
+    refuse_missing(job.recipe.pretrain.loggers, job.recipe.pretrain.TABLE)
     with lock(job.run):
         for stage in STAGES:
             refuse_in_the_way(job.run / stage.name)
@@ -166,8 +166,8 @@ def examine(
     price_per_hour: float | None = None,
     watch: Watch = lambda stage: nullcontext(no_progress),
     say: Say = print,
-) -> "Iterator[Line]":
-    """Run the doctor on a recipe, and yield its lines one by one (docs/doctor.md).
+) -> "Iterator[Verdict]":
+    """Run the doctor on a recipe, and yield its verdicts one by one (docs/doctor.md).
 
     Corpus, tokenizer and shards are made in the run directory if they are not there yet; `build` takes them over. What
     is trained already is neither read nor touched.
@@ -196,8 +196,8 @@ def examine(
     prepare_process()
     _check_fits(job)
     with _explaining_memory(job):
-        patient = doctor.admit(job.recipe.model, job.recipe.pretrain, _places(job))
-        yield from doctor.quick(patient) if only_quick else doctor.whole(patient, watts, price_per_hour)
+        subject = doctor.prepare(job.recipe.model, job.recipe.pretrain, _places(job))
+        yield from (doctor.quick_checks(subject) if only_quick else doctor.all_checks(subject, watts, price_per_hour))
 
 
 def _open_job(
@@ -458,8 +458,8 @@ def _ready_to_train(job: Job, examined: bool) -> Job:
     for line in [*told, told_machine(settled, device)]:
         job.say(line)
     job = dataclasses.replace(job, recipe=job.recipe.model_copy(update={"pretrain": settled}))
-    if examined and not begun:  # a sweep tries on purpose what the doctor would stop
-        _let_the_doctor_look(job)
+    if examined and not begun:  # a sweep tries on purpose what the doctor would refuse
+        _run_quick_checks(job)
     write_text(job.run / "recipe.toml", job.recipe.to_toml())
     return job
 
@@ -468,27 +468,28 @@ def _model(job: Job) -> Any:
     return job.recipe.model.with_vocabulary(read_manifest(job.run / "shards").statistics["vocab_size"])
 
 
-def _let_the_doctor_look(job: Job) -> None:
-    """The quick lines before the first step: one line if all is well, else those that are not.
+def _run_quick_checks(job: Job) -> None:
+    """Run the quick checks before the first step, and say which are not ok.
 
     Raises:
-        GroundupError: when a line says stop; nothing has been written yet.
+        GroundupError: when one is an error; nothing has been written yet.
     """
     from groundup.pretrain.doctor import run as doctor
+    from groundup.pretrain.doctor.verdict import refuse_errors
     from groundup.train.log import RunLog
 
     began = time.monotonic()
-    patient = doctor.admit(job.recipe.model, job.recipe.pretrain, _places(job))
-    lines = list(doctor.quick(patient))
-    doctor.refuse(lines)
-    cares = [line for line in lines if line.verdict != "ok"]
-    for line in cares:
-        job.say(f"doctor: take care, {line.checked}: {line.seen}" + (f" → {line.advice}" if line.advice else ""))
+    subject = doctor.prepare(job.recipe.model, job.recipe.pretrain, _places(job))
+    verdicts = list(doctor.quick_checks(subject))
+    refuse_errors(verdicts)
+    warnings = [verdict for verdict in verdicts if verdict.level == "warning"]
+    for verdict in warnings:
+        job.say(f"doctor: warning, {verdict}")
     seconds = time.monotonic() - began
-    if not cares:
-        job.say(f"doctor: {len(lines)} checks in {seconds:.1f} s, all well")
-    told = {"take_care": "; ".join(f"{line.checked}: {line.seen}" for line in cares)} if cares else {}
-    RunLog(job.run / "pretrain").event("doctor", checks=len(lines), seconds=round(seconds, 3), **told)
+    if not warnings:
+        job.say(f"doctor: {len(verdicts)} checks in {seconds:.1f} s, all ok")
+    listed = {"warnings": "; ".join(f"{each.check}: {each.finding}" for each in warnings)} if warnings else {}
+    RunLog(job.run / "pretrain").event("doctor", checks=len(verdicts), seconds=round(seconds, 3), **listed)
 
 
 @contextmanager
@@ -507,7 +508,7 @@ def _explaining_memory(job: Job) -> Iterator[None]:
 
 def _check_fits(job: Job, begun: bool = False) -> None:
     """A training that was `begun` has no more use for the model that it started with."""
-    from groundup.pretrain.run import check_fits
+    from groundup.pretrain.paths import check_fits
     from groundup.pretrain.start import check_start
     from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -519,12 +520,12 @@ def _check_fits(job: Job, begun: bool = False) -> None:
         check_start(places.start, job.recipe.model, tokenizer, places.shards, prompts, job.say)
 
 
-def _places(job: Job) -> "Places":
-    from groundup.pretrain.run import Places
+def _places(job: Job) -> "RunPaths":
+    from groundup.pretrain.paths import RunPaths
 
     start = job.recipe.pretrain.start
     run, path = job.run, None if start is None else locate(start, job.beside, "model")
-    return Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus", path)
+    return RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus", path)
 
 
 # The stages
@@ -628,13 +629,13 @@ def _make_evals(job: Job, settings: Table, inputs: Mapping[str, str], progress: 
 
 
 def _run_report(run: Path) -> Row:
-    from groundup.report.run import is_up_to_date, shown, write_report
+    from groundup.report.run import is_up_to_date, stages_digest, write_report
 
     started = time.monotonic()
     fresh = is_up_to_date(run)
     if not fresh:
         write_report(run)
-    return Row("report", time.monotonic() - started, "up to date" if fresh else "made", shown(run))
+    return Row("report", time.monotonic() - started, "up to date" if fresh else "made", stages_digest(run))
 
 
 STAGES = (
@@ -649,7 +650,7 @@ STAGES = (
         _start_sources,
         work="pretrain",
         shared=False,
-        may_change=may_change,
+        may_change=PretrainSettings.may_change,
     ),
     Stage("evals", lambda recipe: recipe.evals.table(), ("model", "shards"), _make_evals, shared=False),
 )

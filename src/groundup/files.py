@@ -10,12 +10,16 @@ import json
 import lzma
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-import zstandard
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 from groundup.errors import DataError, MissingError, ResourceError, SettingsError, refuse_not_utf8
 
@@ -137,40 +141,6 @@ def _existing(path: Path) -> Path:
     return path
 
 
-class _CheckedZstd(io.RawIOBase):
-    """zstd frames, one after another. zstandard's own stream reader takes a file cut in half for a whole one."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._frame: Any = None
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while len(self._ready) < len(buffer):
-            if self._frame is not None and self._frame.eof:
-                compressed, self._frame = self._frame.unused_data, None
-            else:
-                compressed = b""
-            compressed = compressed or self._stream.read(1 << 12)  # small: few bytes may unfold into megabytes
-            if not compressed:
-                if self._frame is not None:
-                    raise EOFError("the file ends in the middle of a zstd frame")
-                break
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
-            self._ready += self._frame.decompress(compressed)
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-
 class _Digested(io.RawIOBase):
     """A file whose bytes go into a sha256 as they are read."""
 
@@ -204,7 +174,7 @@ def reading(path: Path, learn: Callable[[str], None] | None = None) -> Iterator[
         ResourceError: a zstd frame whose window does not fit into memory.
     """
     sha256 = hashlib.sha256()
-    opener = OPENERS.get(path.suffix.lower(), _plain)
+    opener = OPENERS.get(path.suffix.lower(), contextlib.nullcontext)
     try:
         raw = open(path, "rb") if learn is None else io.BufferedReader(_Digested(path, sha256))  # noqa: SIM115
         with raw, opener(raw) as stream:
@@ -213,7 +183,7 @@ def reading(path: Path, learn: Callable[[str], None] | None = None) -> Iterator[
                 while raw.read(1 << 20):
                     pass
                 learn(sha256.hexdigest())
-    except zstandard.ZstdError as error:
+    except zstd.ZstdError as error:
         if "memory" in str(error):
             raise ResourceError(
                 f"{path} needs more memory than there is: {error}. Its zstd window is too long for this machine: "
@@ -226,23 +196,11 @@ def reading(path: Path, learn: Callable[[str], None] | None = None) -> Iterator[
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def _plain(raw: BinaryIO) -> BinaryIO:
-    return raw
-
-
-def _unzipped(raw: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(raw, "rb"))
-
-
-def _unpacked_xz(raw: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, lzma.open(raw, "rb"))
-
-
-def _unpacked_zstd(raw: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(_CheckedZstd(raw)))
-
-
-LARGEST_WINDOW = 1 << 31
-"""Bytes of a zstd frame, as `zstd --long=31` writes it. Memory is taken as it fills."""
-OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": _unzipped, ".xz": _unpacked_xz, ".zst": _unpacked_zstd}
+ANY_WINDOW = {int(zstd.DecompressionParameter.window_log_max): 31}
+"""Frames as `zstd --long=31` writes them are read, too. Memory is taken as it fills."""
+OPENERS: dict[str, Callable[[BinaryIO], contextlib.AbstractContextManager[Any]]] = {
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda raw: zstd.ZstdFile(raw, options=ANY_WINDOW),
+}
 """By the suffix in small letters."""

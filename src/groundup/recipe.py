@@ -12,7 +12,7 @@ from groundup.errors import SettingsError
 from groundup.evals.settings import EvalSettings
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.pretrain.settings import MultiToken, PretrainSettings
-from groundup.settings import Origin, Settings, Table
+from groundup.settings import Origin, Settings, Table, contradiction
 from groundup.tokenizer.settings import TokenizerSettings
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -55,19 +55,23 @@ class Recipe(Settings):
             if batch % context:
                 below = batch // context * context
                 nearest = sorted({max(context, below), below + context})
-                raise ValueError(
+                raise contradiction(
                     f"pretrain.{name} = {batch:,} is not a multiple of model.context_length = {context:,}; "
-                    f"nearest: {', '.join(f'{n:,}' for n in nearest)}"
+                    f"nearest: {', '.join(f'{n:,}' for n in nearest)}",
+                    f"pretrain.{name}",
+                    "model.context_length",
                 )
         return self
 
     @model_validator(mode="after")
     def _width_can_be_transferred(self) -> Self:
         if self.pretrain.base_width is not None and self.model.block.ends_normed:
-            raise ValueError(
+            raise contradiction(
                 f"pretrain.base_width = {self.pretrain.base_width}, but with model.block.norm = after no norm stands "
                 "before the head, whose gain would hold the factor on the scores: leave base_width out, or put the "
-                "norms elsewhere"
+                "norms elsewhere",
+                "pretrain.base_width",
+                "model.block.norm",
             )
         return self
 
@@ -75,13 +79,16 @@ class Recipe(Settings):
     def _predicts_tokens(self) -> Self:
         loss, context = self.pretrain.loss, self.model.context_length
         if isinstance(loss, MultiToken) and loss.extra_tokens >= context:
-            raise ValueError(
+            raise contradiction(
                 f"pretrain.loss.extra_tokens = {loss.extra_tokens}, but rows have {context} tokens "
-                "(model.context_length): it should be fewer"
+                "(model.context_length): it should be fewer",
+                "pretrain.loss.extra_tokens",
             )
         if not isinstance(self.model.head, LanguageModel):
-            raise ValueError(
-                f"model.head.kind = {self.model.head.kind!r}, but pretraining predicts tokens: set it to language_model"
+            raise contradiction(
+                f"model.head.kind = {self.model.head.kind!r}, but pretraining predicts tokens: set it to "
+                "language_model",
+                "model.head.kind",
             )
         return self
 

@@ -4,17 +4,13 @@ A setting is a field of a `Settings` class in the room that uses it and is decla
 settings of their own are unions told apart by `kind`.
 """
 
-import ast
 import datetime
 import difflib
-import functools
-import inspect
-import itertools
 import json
 import math
 import re
-import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +19,9 @@ from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from groundup.errors import DataError, SettingsError
-from groundup.toml_lines import given_twice, line_of
+from groundup.errors import DataError, SettingsError, escaped
 
 Table = dict[str, Any]
 MAX_FILE_BYTES = 1 << 18
@@ -60,6 +55,51 @@ class Origin:
                 return f"override {_shortened(override)}: "
         line = line_of(self.text, path)
         return f"line {line}: " if line else ""
+
+
+NAME = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
+DOTTED = rf"{NAME}(?:\s*\.\s*{NAME})*"
+HEADER_OR_KEY = re.compile(rf"\s*(?:(?P<bracket>\[\[?)\s*(?P<header>{DOTTED})\s*\]|(?P<key>{DOTTED})\s*=)")
+
+
+def line_of(text: str, path: tuple[str | int, ...]) -> int | None:
+    """The line of a TOML file on which `path` stands, or the first key inside it; if it is written nowhere, or inside
+    the value of a key, the line of its table or of that key.
+
+    tomllib, which reads the values, gives no positions. This looks for keys under their headers line by line, and so
+    takes a line of a long string that looks like a key for one.
+
+    >>> line_of("a = 1\\n[b]\\nc.d = [\\n  {e = 2},\\n]", ("b", "c", "d", 0, "e"))
+    3
+    """
+    lines = list(_lines_of_keys(text))
+    while path:
+        inside = [(key, line) for key, line in lines if key[: len(path)] == path]
+        if inside:
+            return next((line for key, line in inside if key == path), inside[0][1])
+        path = path[:-1]
+    return None
+
+
+def _lines_of_keys(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    tables: Counter[tuple[str | int, ...]] = Counter()  # array of tables → its tables so far
+    table: tuple[str | int, ...] = ()
+    for number, line in enumerate(text.split("\n"), start=1):
+        match = HEADER_OR_KEY.match(line)
+        names = re.findall(NAME, match["header"] or match["key"]) if match else []
+        names = [str(tomllib.loads(f"name = {name}")["name"]) if name[0] in "\"'" else name for name in names]
+        if match and match["key"]:
+            yield (*table, *names), number
+        elif match:
+            table = ()
+            for name in names[:-1]:  # under an array of tables, its last table is meant
+                table = (*table, name)
+                table = (*table, tables[table] - 1) if table in tables else table
+            table = (*table, names[-1])
+            if match["bracket"] == "[[":
+                tables[table] += 1
+                table = (*table, tables[table] - 1)
+            yield table, number
 
 
 class Settings(BaseModel):
@@ -183,82 +223,6 @@ class Settings(BaseModel):
         return tomli_w.dumps(self.table())
 
 
-def describe(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every setting under `cls`: dotted name, default as TOML (empty where there is none), first sentence of its text.
-
-    Of a union, `kind` comes first with its alternatives, then the fields of each.
-    """
-    for name, field in cls.model_fields.items():
-        is_list = get_origin(field.annotation) in (tuple, list)
-        if settings_in(field.annotation) and not is_list:
-            yield from describe_table(prefix + name, field.annotation, field.default)
-        else:
-            default = "" if field.is_required() or field.default is None else toml_value(field.default)
-            yield prefix + name, default, _first_sentence(text_of(cls, name))
-
-
-def describe_table(path: str, annotation: Any, default: Any = PydanticUndefined) -> Iterator[tuple[str, str, str]]:
-    """The same of one table, a class of settings or a union of such."""
-    arms = settings_in(annotation)
-    if len(arms) > 1:
-        kinds = [arm.model_fields["kind"].default for arm in arms]
-        chosen = "" if default is None else json.dumps(getattr(default, "kind", kinds[0]))
-        yield f"{path}.kind", chosen, f"One of {', '.join(kinds)}."
-    for arm in arms:
-        whose = f"({arm.model_fields['kind'].default}) " if len(arms) > 1 else ""
-        for inner, value, text in describe(arm, f"{path}."):
-            if inner != f"{path}.kind":
-                yield inner, value, whose + text
-
-
-def text_of(cls: type[BaseModel], name: str) -> str:
-    """What stands under the field's line in the code.
-
-    Pydantic could read these texts too, as each class is made; that was a fifth of the time of `--help`.
-    """
-    found = (_texts(base.__module__).get(base.__qualname__, {}).get(name) for base in cls.__mro__)
-    return next((text for text in found if text), "")
-
-
-@functools.cache
-def _texts(module: str) -> dict[str, dict[str, str]]:
-    """Class → field → its text, of a module that is imported."""
-    file = getattr(sys.modules[module], "__file__", None)
-    tree = ast.parse(Path(file).read_bytes() if file else b"")
-    return {
-        node.name: {
-            field.target.id: inspect.cleandoc(text.value.value)
-            for field, text in itertools.pairwise(node.body)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-        }
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-    }
-
-
-def json_schema(cls: type[BaseModel]) -> Table:
-    """The JSON Schema of a table of settings, with their texts, for editors."""
-    schema = cls.model_json_schema()
-    classes = {inner.__name__: inner for inner in [cls, *_all_inside(cls)]}
-    for name, described in {cls.__name__: schema, **schema["$defs"]}.items():
-        for field, entry in described.get("properties", {}).items():
-            if text := text_of(classes[name], field):
-                entry["description"] = text
-    return schema
-
-
-def _all_inside(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    for field in cls.model_fields.values():
-        for inner in settings_in(field.annotation):
-            yield inner
-            yield from _all_inside(inner)
-
-
-def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=\.)\s+(?=[A-Z`])", text.strip())[0].replace("\n", " ")
-
-
 def toml_value(value: Any) -> str:
     """A value as one would write it in TOML; `not set` for None."""
     if value is None:
@@ -321,19 +285,10 @@ def _parse(text: str, file: Path) -> Table:
         return tomllib.loads(text)
     except RecursionError:
         why = f"tables or arrays are nested deeper than {MAX_DEPTH}"
-    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
-        twice = given_twice(text)
-        if twice:
-            first, second = twice
-            told = "" if first.path == second.path else f" as {_dotted(first.path)}"
-            why = (
-                f"line {second.line} gives {_dotted(second.path)}, which line {first.line} gives already{told}; "
-                "keep one of them"
-            )
-        elif not isinstance(error, tomllib.TOMLDecodeError):
-            why = "it has a number of thousands of digits"
-        else:
-            why = _with_the_line(str(error), text)
+    except tomllib.TOMLDecodeError as error:
+        why = _with_the_line(str(error), text)
+    except ValueError:
+        why = "it has a number of thousands of digits"
     other = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}.get(file.suffix)
     hint = f". By its name it is {other}; a recipe is TOML: [pretrain], and under it steps = 500" if other else ""
     raise SettingsError(f"{file} is not valid TOML: {why}{hint}")
@@ -420,7 +375,7 @@ def _refuse_what_is_no_setting(table: Table, origin: Origin) -> None:
         for word in [*words, str(value)] if isinstance(value, (str, Path)) else words:
             if SURROGATE.search(word):
                 message = f"{origin}: {origin.place(path)}{_dotted(path)} is not UTF-8: {word} (a file: rename it)"
-                raise SettingsError(SURROGATE.sub(_as_byte, message))
+                raise SettingsError(escaped(message))
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{origin}: {origin.place(path)}{_dotted(path)} is {value}; it must be a finite number")
         if isinstance(value, (datetime.date, datetime.time)):
@@ -431,12 +386,6 @@ def _refuse_what_is_no_setting(table: Table, origin: Origin) -> None:
         if isinstance(value, (dict, list, tuple)):
             inner = value.items() if isinstance(value, dict) else enumerate(value)
             waiting += [((*path, name), item) for name, item in inner]
-
-
-def _as_byte(surrogate: re.Match[str]) -> str:
-    """What stands for a byte that is no UTF-8 (PEP 383), as that byte: \\xe9."""
-    number = ord(surrogate[0])
-    return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else f"\\u{number:04x}"
 
 
 def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
@@ -472,22 +421,31 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails, origin: Origin) -> str:
     if sentence.endswith(f"table, such as [{_dotted(path)}]") and not (origin.text or origin.overrides):
         sentence += f" (in Python {' or '.join(f'{arm.__name__}()' for arm in classes)})"
     if detail["type"] == "extra_forbidden" and not difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5):
-        elsewhere = [name for name, _, _ in describe(cls) if name.rpartition(".")[2] == path[-1]]
+        elsewhere = [name for name in _names_in(cls) if name.rpartition(".")[2] == path[-1]]
         sentence = f"unknown setting {_dotted(path)}; did you mean {elsewhere[0]}?" if elsewhere else sentence
     if detail["type"] == "union_tag_invalid":
         path = (*path, "kind")
-    elif detail["type"] == "value_error":
-        path = _named_in(sentence, path, origin)
-    return origin.place(path) + sentence
+    places = [origin.place((*path, *name.split("."))) for name in detail.get("ctx", {}).get("names", ())]
+    written = [place for place in places if place not in ("", origin.place(path))]
+    overridden = [place for place in written if place.startswith("override")]
+    return next(iter([*overridden, *written]), origin.place(path)) + sentence
 
 
-def _named_in(sentence: str, path: tuple[str | int, ...], origin: Origin) -> tuple[str | int, ...]:
-    """The first setting that a rule over several of them names, and that is written down."""
-    names = [tuple(name.split(".")) for name in re.findall(r"[a-z_]+(?:\.[a-z_]+)*(?= = )", sentence)]
-    candidates = [(*before, *name) for name in names for before in (path, ())]
-    given = [candidate for candidate in candidates if origin.place(candidate).startswith("override")]
-    written = [candidate for candidate in candidates if origin.place(candidate) not in ("", origin.place(path))]
-    return next(iter([*given, *written]), path)
+def contradiction(message: str, *names: str) -> PydanticCustomError:
+    """The error of a rule over several settings, to be raised by its validator.
+
+    Args:
+        names: the settings that it is about, dotted from the validator's table on; the message is said at the first
+            of them that is written down.
+    """
+    return PydanticCustomError("contradiction", "{message}", {"message": message, "names": names})
+
+
+def _names_in(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        for inner in settings_in(field.annotation):
+            yield from _names_in(inner, f"{prefix}{name}.")
 
 
 def _sentence(path: tuple[str | int, ...], known: list[str], kinds: list[str], detail: ErrorDetails) -> str:
@@ -505,7 +463,7 @@ def _sentence(path: tuple[str | int, ...], known: list[str], kinds: list[str], d
             return f"{dotted}.kind is not set; known here: {', '.join(kinds)}"
         case "model_type" | "model_attributes_type" | "dict_type" | "union_tag_not_found":
             return f"{dotted} is {_shortened(repr(detail['input']))}; it should be a table, such as [{dotted}]"
-        case "value_error":
+        case "value_error" | "contradiction":
             message = detail["msg"].removeprefix("Value error, ")
             return f"{dotted}: {message}" if dotted else message
         case _:

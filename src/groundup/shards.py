@@ -1,4 +1,4 @@
-"""Shards: the ids of all documents one after another, with the place where each begins.
+"""Shards: the ids of all documents one after another, with the position where each begins.
 
 The tokenizer's opener, such as `<|endoftext|>`, opens each document and belongs to it; one more ends the stream, so
 that every document's last token has a target. Where another token closes a document (`<s>`, `</s>`), it belongs to the
@@ -34,7 +34,7 @@ class Tokens:
 
     >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
     >>> tokens = stream_of([("low lower", 9), ("lowest", 6)], tokenizer)
-    >>> tokens.n_documents, tokens.offsets.tolist(), tokens.rows(context_length=4), tokens.targets(2)
+    >>> tokens.n_documents, tokens.offsets.tolist(), tokens.n_rows(context_length=4), tokens.targets(2)
     (2, [0, 3, 7], 2, 7)
     >>> tokenizer.decode(tokens.text_ids(0, 3)), tokens.read(np.array([0])).tolist() == [tokenizer.opener]
     ('low lower', True)
@@ -43,54 +43,54 @@ class Tokens:
     ids: npt.NDArray[Any]
     """(N,) all documents, then the opener once more."""
     offsets: npt.NDArray[np.int64]
-    """(documents + 1,) where each document begins; the last entry is that opener's place."""
+    """(documents + 1,) where each document begins; the last entry is that opener's position."""
     n_bytes: npt.NDArray[np.int64]
     """(documents,) UTF-8 bytes of each document's text."""
     vocab_size: int | None = None
-    """Where it is known, an id that has become too large since the file was opened is noticed as it is read."""
+    """If given, `read` refuses ids that have become too large since the file was opened."""
     closer: int | None = None
     """The id that closes each document, where it is not the opener of the next."""
 
-    def read(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The ids at these places.
+    def read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The ids at these positions.
 
         Raises:
-            DamagedError: when the file was cut short or overwritten while it was open, naming place and document.
+            DamagedError: when the file was cut short or overwritten while it was open, naming position and document.
         """
         name = getattr(self.ids, "filename", None) or "the stream"
         if isinstance(self.ids, np.memmap):
             with contextlib.suppress(FileNotFoundError):  # what is open stays readable
-                there, needed = os.stat(name).st_size, self.ids.offset + self.ids.nbytes
-                if there < needed:  # reading past the end of a mapped file would end the process
+                size, needed = os.stat(name).st_size, self.ids.offset + self.ids.nbytes
+                if size < needed:  # reading past the end of a mapped file would end the process
                     raise DamagedError(
-                        f"{name} had {needed:,} bytes when it was opened and now has {there:,}: it was cut short while "
+                        f"{name} had {needed:,} bytes when it was opened and now has {size:,}: it was cut short while "
                         f"it was being read. {REMEDY}"
                     )
-        ids = self.ids[places].astype(np.int64)
+        ids = self.ids[positions].astype(np.int64)
         if self.vocab_size is not None and ids.max(initial=0) >= self.vocab_size:
-            place = int(places[ids >= self.vocab_size].min())
-            document = int(np.searchsorted(self.offsets, place, side="right")) - 1
+            first = int(positions[ids >= self.vocab_size].min())
+            document = int(np.searchsorted(self.offsets, first, side="right")) - 1
             raise DamagedError(
-                f"{name} holds id {int(self.ids[place]):,} at place {place:,}, in document {document:,}; the "
+                f"{name} holds id {int(self.ids[first]):,} at position {first:,}, in document {document:,}; the "
                 f"vocabulary has {self.vocab_size:,} ids. It was overwritten while it was being read. {REMEDY}"
             )
         return ids
 
     @property
     def n_documents(self) -> int:
-        """How many there are in the split."""
+        """Number of documents in the split."""
         return len(self.n_bytes)
 
     def text_ids(self, first: int, last: int) -> npt.NDArray[Any]:
-        """The ids of the text of a document from place `first` to `last`: without what opens and closes it."""
+        """The ids of the text of a document that spans `first` to `last`: without what opens and closes it."""
         return self.ids[first + 1 : last if self.closer is None else last - 1]
 
     def targets(self, first: int) -> int:
-        """How many targets the first so many documents have: all their tokens but what follows a closer."""
+        """Number of targets in the first `first` documents: all their tokens but what follows a closer."""
         return int(self.offsets[first]) - (0 if self.closer is None else first)
 
-    def rows(self, context_length: int) -> int:
-        """How many rows of `context_length` targets the stream is cut into; the last may be padded."""
+    def n_rows(self, context_length: int) -> int:
+        """Number of rows of `context_length` targets the stream is cut into; the last may be padded."""
         return max(0, -(-(len(self.ids) - 1) // context_length))
 
 
@@ -101,7 +101,7 @@ def pack(corpus: Path, tokenizer: Tokenizer, draft: Draft, progress: Progress = 
         corpus: the directory with the documents of each split as a parquet file.
         tokenizer: whose ids, and whose opener and closer frame each document.
         draft: the directory that is being made.
-        progress: is told the number of documents.
+        progress: called with the number of documents.
 
     >>> import tempfile
     >>> from groundup.corpus.document import Document, DocumentWriter
@@ -192,7 +192,7 @@ def open_split(directory: Path, split: str, vocab_size: int | None = None) -> To
     if not whole or offsets[-1] + 1 != len(ids):
         ends = f"{offsets[-1] + 1:,} ids" if len(offsets) else "nothing"
         raise DamagedError(
-            f"{path} has {len(ids):,} ids, but {split}.offsets.npy and {split}.bytes.npy tell of {len(n_bytes):,} "
+            f"{path} has {len(ids):,} ids, but {split}.offsets.npy and {split}.bytes.npy name {len(n_bytes):,} "
             f"documents and {ends}: the three do not fit each other. {REMEDY}"
         )
     if vocab_size is not None:
@@ -202,7 +202,7 @@ def open_split(directory: Path, split: str, vocab_size: int | None = None) -> To
 
 
 def _open(path: Path, dtypes: tuple[type, ...], mmap_mode: Literal["r"] | None = None) -> npt.NDArray[Any]:
-    """One row of numbers of one of these types."""
+    """Open a one-dimensional array of one of these types."""
     try:
         if not path.stat().st_size:
             raise ValueError("the file is empty")
@@ -223,15 +223,15 @@ def check_ids(path: Path, ids: npt.NDArray[Any], vocab_size: int) -> None:
     """Refuse ids that no embedding has; on an accelerator they would end the process with a fault of the device.
 
     Raises:
-        DamagedError: naming the first such id and its place.
+        DamagedError: naming the first such id and its position.
     """
     for first in range(0, len(ids), IDS_AT_ONCE):
         block = ids[first : first + IDS_AT_ONCE]
         if block.max() >= vocab_size:
-            place = first + int(np.argmax(block >= vocab_size))
+            position = first + int(np.argmax(block >= vocab_size))
             raise DamagedError(
-                f"{path} holds id {ids[place]:,} at place {place:,}; the vocabulary has {vocab_size:,} ids, 0 to "
-                f"{vocab_size - 1:,}. The file is damaged, or was packed with another tokenizer. {REMEDY}"
+                f"{path} holds id {ids[position]:,} at position {position:,}; the vocabulary has {vocab_size:,} ids, 0 "
+                f"to {vocab_size - 1:,}. The file is damaged, or was packed with another tokenizer. {REMEDY}"
             )
 
 
@@ -251,7 +251,7 @@ def refuse_another_tokenizer(shards: Path, wanted: str | None, whose: str) -> No
 
 
 def stream_of(documents: Iterable[tuple[str, int]], tokenizer: Tokenizer) -> Tokens:
-    """The same, in memory, for texts that are not in a corpus.
+    """Encode texts that are not in a corpus, as a split in memory.
 
     Args:
         documents: (cleaned text, number of its UTF-8 bytes) of each.

@@ -20,9 +20,9 @@ import typer
 
 from groundup import __main__ as entrance
 from groundup.cli.app import app, main
+from groundup.cli.help import describe, describe_table
 from groundup.cli.stages import TABLES
 from groundup.recipe import Recipe
-from groundup.settings import describe, describe_table
 from groundup.tokenizer.tokenizer import Tokenizer
 
 
@@ -209,6 +209,7 @@ def test_a_conversation_through_a_pipe_is_plain(built: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_from_texts_to_a_conversation_in_three_commands(built: Path) -> None:
     """As a new user would; the recipe made here is the proposed one, in seconds."""
     new = run("new", "own", "--from", "tales", "--minutes", "0.05", cwd=built)

@@ -112,6 +112,7 @@ def test_a_layout_that_is_not_known_is_refused(tmp_path: Path) -> None:
         layout_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_in_a_real_terminal_it_says_what_it_is_and_survives_ctrl_c(conversation: Conversation, tmp_path: Path) -> None:
     model = conversation.model
     save(tmp_path, model.config, dict(model.named_parameters()), conversation.tokenizer)

@@ -193,6 +193,7 @@ def test_escapes_are_no_encoding_of_files(encoding: str) -> None:
         CorpusSettings.from_table({"sources": ["x"], "encoding": "klingon"})
 
 
+@pytest.mark.slow
 def test_a_100_mb_line_is_cut_into_documents_and_kept_whole(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     unit = "the king said to the fox that the road was long and the night was dark and cold; "

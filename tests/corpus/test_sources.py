@@ -9,7 +9,6 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from groundup.corpus import sources
 from groundup.corpus.document import Document
 from groundup.corpus.settings import CorpusSettings
 from groundup.errors import DataError, SettingsError
+from groundup.files import zstd
 
 
 def settings(*names: str, **more: object) -> CorpusSettings:
@@ -53,7 +53,7 @@ def test_a_folder_is_read_in_order_and_the_rest_is_counted(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
 def test_compressed_files_are_read_by_their_suffix(tmp_path: Path, suffix: str) -> None:
-    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[suffix]
+    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd.compress}[suffix]
     (tmp_path / f"a.txt{suffix}").write_bytes(pack(b"\xef\xbb\xbfonce"))
     (tmp_path / f"b.jsonl{suffix}").write_bytes(pack(b'\xef\xbb\xbf{"text": "upon"}\r\n\r\n{"text": "a time"}'))
     texts = [d.text for name in (f"a.txt{suffix}", f"b.jsonl{suffix}") for d in documents(tmp_path, name)]
@@ -215,7 +215,7 @@ def test_a_pipe_named_as_a_source_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["A.TXT", "a.Txt.GZ", "a.md.Zst", "A.JSONL.Gz"])
 def test_suffixes_are_read_in_any_case(tmp_path: Path, name: str) -> None:
-    pack = {"gz": gzip.compress, "zst": zstandard.compress}.get(name.lower().rsplit(".", 1)[1], bytes)
+    pack = {"gz": gzip.compress, "zst": zstd.compress}.get(name.lower().rsplit(".", 1)[1], bytes)
     (tmp_path / name).write_bytes(pack(b'{"text": "once"}' if "JSONL" in name else b"once"))
     assert [document.text for document in documents(tmp_path, name)] == ["once"]
 
@@ -224,7 +224,7 @@ def test_suffixes_are_read_in_any_case(tmp_path: Path, name: str) -> None:
     ("name", "raw", "seen"),
     [
         ("a.txt", gzip.compress(b"x", mtime=0), "the file begins as gzip does (1f 8b)"),
-        ("a.jsonl", zstandard.compress(b"x"), "the file begins as zstd does (28 b5)"),
+        ("a.jsonl", zstd.compress(b"x"), "the file begins as zstd does (28 b5)"),
         (
             "a.txt.gz",
             gzip.compress(gzip.compress(b"x", mtime=0), mtime=0),

@@ -1,4 +1,4 @@
-"""Tasks against plain loops over one document at a time."""
+"""Measurements against plain loops over one document at a time."""
 
 import math
 from typing import get_args
@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 import torch
 
-from groundup.evals.heldout import TASKS
-from groundup.evals.score import score
-from groundup.evals.settings import Evaluation
+from groundup.evals.heldout import MEASUREMENTS, measurement_of
+from groundup.evals.score import HeldOut, score
+from groundup.evals.settings import MeasurementName
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.shards import Tokens, stream_of
@@ -33,8 +33,8 @@ def model(tokenizer: Tokenizer) -> Transformer:
     return made
 
 
-def measure(name: str, model: Transformer, tokenizer: Tokenizer, stream: Tokens) -> dict[str, float]:
-    return TASKS[name](model, tokenizer, stream, None, 2)
+def measure(name: MeasurementName, model: Transformer, tokenizer: Tokenizer, stream: Tokens) -> dict[str, float]:
+    return MEASUREMENTS[name].measure(HeldOut(model, tokenizer, stream, batch_rows=2))
 
 
 @torch.no_grad()
@@ -89,8 +89,17 @@ def test_bits_by_position_are_those_of_the_positions(model: Transformer, tokeniz
 def test_bits_per_byte_are_the_scores(model: Transformer, tokenizer: Tokenizer, stream: Tokens) -> None:
     expected = score(model, stream).bits_per_byte
     assert measure("bits_per_byte", model, tokenizer, stream) == pytest.approx({"bits_per_byte": expected})
-    assert model.training, "a task leaves the model as it was"
+    assert model.training, "a measurement leaves the model as it was"
 
 
-def test_every_task_that_a_recipe_may_name_is_there() -> None:
-    assert set(get_args(Evaluation.model_fields["task"].annotation)) == set(TASKS)
+def test_every_measurement_that_a_recipe_may_name_is_there() -> None:
+    assert set(get_args(MeasurementName)) == set(MEASUREMENTS)
+
+
+def test_numbers_are_known_by_their_names(model: Transformer, tokenizer: Tokenizer, stream: Tokens) -> None:
+    """The first is the one by which training sees that it has measured; a page titles all of them."""
+    for name, measurement in MEASUREMENTS.items():
+        numbers = measure(name, model, tokenizer, stream)
+        assert next(iter(numbers)) == measurement.first_number
+        assert {measurement_of(number) for number in numbers} == {measurement}
+    assert measurement_of("validation_bits_per_byte") is None

@@ -1,4 +1,4 @@
-"""Attention against loops, and the fused kernel against the plain operations."""
+"""Attention against loops, other libraries, and itself in other forms."""
 
 import math
 import re
@@ -9,11 +9,12 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from groundup.generation.cache import ContiguousCache
-from groundup.model.attention import Causal, Flex, Packed, by_blocks, dot_product_attention
+from groundup.model import attention
+from groundup.model.attention import Causal, Packed
+from groundup.model.dot_product import additive
 from groundup.model.position import PositionTerms
 from groundup.model.settings import GroupedQuery, ModelConfig
 from groundup.model.transformer import Transformer
@@ -58,111 +59,6 @@ def test_attention_is_the_equation(options: dict[str, object], groups: int) -> N
     document = torch.tensor([[0] * 4 + [1] * 5, [7] * 9])
     expected = attend_by_loops(q, k, v, document, **options)
     assert_close(Packed(document)(q, k, v, layer=0, **options), expected, atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("groups", [2, 4])
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_agrees(options: dict[str, Any], groups: int) -> None:
-    """What runs compiled on a GPU, here as torch writes it out."""
-    torch.manual_seed(0)
-    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, groups, 9, 8), torch.randn(2, groups, 9, 8)
-    document = torch.tensor([[0] * 4 + [1] * 5, [7] * 9])
-    flex = Flex.of(document, {options.get("window")})
-    expected = Packed(document)(q, k, v, layer=0, **options)
-    assert_close(flex(q, k, v, layer=0, **options), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("n_blocks", [2, 3, 9])
-def test_queries_in_blocks_read_what_they_read_together(options: dict[str, Any], n_blocks: int) -> None:
-    torch.manual_seed(0)
-    q, k = torch.randn(2, 4, 9, 6, dtype=torch.float64), torch.randn(2, 2, 9, 6, dtype=torch.float64)
-    packed = Packed(torch.tensor([[0] * 4 + [1] * 5, [7] * 9]))
-    place = torch.arange(9)
-    distance = (place[:, None] - place)[None, None]
-    results = []
-    for blocks in (1, n_blocks):
-        inputs = [each.clone().requires_grad_() for each in (q, k, k.flip(-1))]
-        read = by_blocks(*inputs, packed.mask, distance, blocks, **options)
-        results.append((read, torch.autograd.grad(read.square().sum(), inputs)))
-    assert_close(results[0], results[1], atol=1e-12, rtol=1e-9)
-
-
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("groups", [2, 4])
-def test_plain_operations_agree_with_torchs_kernel(window: int | None, groups: int) -> None:
-    """On a GPU the kernel is used; here it is the independent other version."""
-    torch.manual_seed(0)
-    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, groups, 9, 8), torch.randn(2, groups, 9, 8)
-    place = torch.arange(9)
-    distance = (place[:, None] - place)[None, None]
-    visible = distance >= 0
-    allowed = visible if window is None else visible & (distance < window)
-    kernel = scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=groups != 4)
-    assert_close(dot_product_attention(q, k, v, visible, distance, window=window), kernel, atol=1e-5, rtol=0)
-
-
-MASKS = {
-    "truth values": torch.arange(5)[:, None] >= torch.arange(7) - 2,
-    "numbers": torch.randn(5, 7, generator=torch.Generator().manual_seed(1)),
-    "a row's padding": (torch.arange(7) < torch.tensor([[4], [7]]))[:, None, None],
-    "each head's": torch.randn(4, 5, 1, generator=torch.Generator().manual_seed(1)) > 0,
-    "some may read nothing": torch.arange(5)[:, None] > torch.arange(7),
-    "some may read nothing, in numbers": torch.zeros(2, 1, 5, 7).index_fill(2, torch.tensor([1]), -math.inf),
-}
-
-
-@pytest.mark.parametrize("kind", [None, *MASKS])
-def test_a_mask_means_what_it_means_to_torch(kind: str | None) -> None:
-    torch.manual_seed(0)
-    results = []
-    q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 6)
-    mask = MASKS[kind] if kind else None
-    for attention in (dot_product_attention, lambda *given: scaled_dot_product_attention(*given, enable_gqa=True)):
-        inputs = [each.clone().requires_grad_() for each in (q, k, v)]
-        read = attention(*inputs, mask)
-        results.append((read, *torch.autograd.grad(read.square().sum(), inputs)))
-    assert_close(results[0], results[1], atol=1e-5, rtol=0)
-    assert results[0][0].isfinite().all()
-
-
-def test_a_window_narrows_any_mask() -> None:
-    torch.manual_seed(0)
-    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
-    distance = torch.arange(9)[:, None] - torch.arange(9)
-    padding = (torch.arange(9) < torch.tensor([[4], [9]]))[:, None, None]
-    for mask in (None, padding, torch.randn(9, 9)):
-        shown = torch.zeros(9, 9) if mask is None else mask
-        shown = torch.where(shown, 0.0, -math.inf) if shown.dtype == torch.bool else shown
-        expected = scaled_dot_product_attention(q, k, v, shown.masked_fill(distance >= 3, -math.inf))
-        assert_close(dot_product_attention(q, k, v, mask, distance, window=3), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "answer"),
-    [
-        (
-            {"mask": torch.ones(9, 9, dtype=torch.long)},
-            TypeError,
-            "mask is of type torch.int64; it should be torch.bool",
-        ),
-        ({"mask": torch.ones(9, 8).bool()}, ValueError, r"mask has shape \(9, 8\), which cannot be broadcast .* 9, 9"),
-        ({"mask": torch.ones(1, 1, 1, 9, 9)}, ValueError, "mask has shape"),
-        ({"distance": torch.ones(3, 9).long(), "window": 2}, ValueError, r"distance has shape \(3, 9\)"),
-        ({"distance": torch.ones(9, 9).bool()}, TypeError, "distance is of type torch.bool; .* whole numbers"),
-        ({"window": 3}, ValueError, "window needs distance"),
-        ({"slopes": torch.ones(4)}, ValueError, "slopes needs distance"),
-        ({"q": torch.ones(4, 9, 8)}, ValueError, r"q \(4, 9, 8\), .* four dimensions"),
-        ({"k": torch.ones(2, 3, 9, 8), "v": torch.ones(2, 3, 9, 8)}, ValueError, "k .2, 3, 9, 8. .* G divides H"),
-        ({"v": torch.ones(2, 4, 7, 8)}, ValueError, "v .2, 4, 7, 8. do not fit"),
-    ],
-)
-@pytest.mark.usefixtures("shapes_unchecked")
-def test_what_does_not_fit_is_named(change: dict[str, Any], error: type[Exception], answer: str) -> None:
-    given = {"q": torch.ones(2, 4, 9, 8), "k": torch.ones(2, 4, 9, 8), "v": torch.ones(2, 4, 9, 8)}
-    with pytest.raises(error, match=answer):
-        dot_product_attention(**{**given, **change})
 
 
 def test_the_pages_attention_of_your_own_hides_what_it_says_it_hides(gpt2: ModelConfig) -> None:
@@ -246,11 +142,26 @@ def test_dropout_leaves_out_that_share_of_the_weights() -> None:
     assert_close(weights[left], kept[left] / 0.75)
 
 
-def test_attend_objects_are_pytrees() -> None:
+def test_attend_objects_are_pytrees_of_tensors() -> None:
     document = torch.tensor([[0, 0, 1]])
-    leaves, spec = torch.utils._pytree.tree_flatten(Packed(document))
-    assert len(leaves) == 1
-    assert torch.equal(torch.utils._pytree.tree_unflatten(leaves, spec).document, document)
+    for attend in (Packed(document), Causal.of(3, document.device)):
+        leaves, spec = torch.utils._pytree.tree_flatten(attend)
+        rebuilt = torch.utils._pytree.tree_unflatten(leaves, spec)
+        assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+        assert vars(rebuilt).keys() == vars(attend).keys()
+        assert all(value is vars(attend)[name] for name, value in vars(rebuilt).items()), "nothing is computed"
+    assert torch.utils._pytree.tree_flatten(Causal())[0] == []
+
+
+def test_a_mask_is_made_once_for_all_layers(llama: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(attention, "additive", lambda readable: made.append(1) or additive(readable))
+    model = Transformer(llama)
+    tokens = torch.zeros(1, 8, dtype=torch.long)
+    model(tokens)
+    assert len(made) == 1
+    model(tokens, attend=Packed(tokens))
+    assert len(made) == 2
 
 
 LATENT = {
@@ -267,9 +178,15 @@ LATENT = {
 }
 
 
+class Latents(Causal):
+    """Reads latent vectors, as a cache does."""
+
+    wants_latents = True
+
+
 @pytest.mark.parametrize("d_query_latent", [None, 11])
 def test_latent_attention_equals_hugging_faces(d_query_latent: int | None) -> None:
-    """DeepSeek-V3's, with its mixtures of experts left out; in training, otherwise, and token by token."""
+    """DeepSeek-V3's, with its mixtures of experts left out; at once and token by token, by keys and by latents."""
     torch.manual_seed(0)
     theirs = transformers.DeepseekV3ForCausalLM(
         transformers.DeepseekV3Config(
@@ -323,8 +240,8 @@ def test_latent_attention_equals_hugging_faces(d_query_latent: int | None) -> No
     with torch.no_grad():
         expected = theirs(tokens).logits
         assert_close(ours(tokens), expected, atol=1e-4, rtol=0)
-        assert_close(ours.train()(tokens), expected, atol=1e-4, rtol=0)
-    ours.eval()
+        assert torch.equal(ours.train()(tokens), ours.eval()(tokens)), "the form is attend's choice, not the mode's"
+        assert_close(ours(tokens, attend=Latents()), expected, atol=1e-4, rtol=0)
     cache = ContiguousCache.empty(ours.config, 2, torch.device("cpu"), torch.float32)
     assert cache.keys.shape[-1] == 14 + 6
     assert cache.values.shape[-1] == 0
@@ -340,9 +257,9 @@ def test_latent_gradients_are_the_same_in_both_forms() -> None:
     model = Transformer(ModelConfig.from_table(LATENT)).double()
     tokens = torch.randint(0, 90, (2, 9))
     gradients = []
-    for training in (True, False):
-        model.train(training).zero_grad()
-        model(tokens).square().sum().backward()
+    for attend in (Causal(), Latents()):
+        model.zero_grad()
+        model(tokens, attend=attend).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         assert_close(one, other, atol=1e-6, rtol=1e-6)  # angles are float32

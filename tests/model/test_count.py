@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundup.generation.cache import ContiguousCache
+from groundup.model.attention import Causal
 from groundup.model.count import DTYPES, count
 from groundup.model.presets import PRESETS
 from groundup.model.settings import ModelConfig
@@ -148,8 +149,9 @@ def test_activation_bytes_are_those_that_stay_in_memory(shape: ModelConfig, prec
     torch.manual_seed(0)
     model = Transformer(shape).to(DTYPES[precision]).train()
     tokens = torch.randint(0, 97, (1, shape.context_length))
+    attend = Causal.of(tokens.shape[1], tokens.device)  # its mask belongs to the batch
     with Alive(besides=model) as alive:
-        logits = model(tokens)
+        logits = model(tokens, attend=attend)
         measured = alive.bytes + tokens.nbytes - logits.nbytes  # the result is the caller's
     assert sum(count(shape).activation_bytes[precision].values()) == pytest.approx(measured, rel=0.05)
 
@@ -177,8 +179,9 @@ def test_checkpointed_activation_bytes_are_those_that_stay_in_memory(shape: Mode
 
     for block in model.blocks:
         checkpointing(block)
+    attend = Causal.of(tokens.shape[1], tokens.device)
     with Alive(besides=model) as alive, set_checkpoint_early_stop(False):
-        logits = model(tokens)
+        logits = model(tokens, attend=attend)
         measured = alive.bytes - logits.nbytes
         forward, gradient = len(computed), torch.ones_like(logits)
         logits.backward(gradient)

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from groundup.model.feedforward import MixtureOfExperts, imbalance, make_dense, make_feedforward
+from groundup.model.feedforward import MixtureOfExperts, imbalance, make_dense, make_feedforward, no_tap
 from groundup.model.settings import GELU, Experts, GeGLU, ModelConfig, ReLU, ReLUSquared, SwiGLU
+from groundup.model.transformer import Transformer
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,16 @@ def mixture(**settings: object) -> tuple[MixtureOfExperts, torch.Tensor]:
     return make_feedforward(config), torch.randn(3, 7, 8)
 
 
+def expert(module: MixtureOfExperts, number: int) -> torch.nn.Module:
+    """One of the stack, as a feed-forward of its own."""
+    settings = module.settings.expert
+    _, width, inner = module.experts.down.weight.shape
+    alone = make_dense(settings, width, inner)
+    for name, parameter in alone.named_parameters():
+        parameter.data = module.experts.get_parameter(name)[number].detach().view_as(parameter).clone()
+    return alone
+
+
 @pytest.mark.parametrize("n_active", [1, 2, 5])
 @pytest.mark.parametrize("n_shared", [0, 2])
 @pytest.mark.parametrize("normalise", [True, False])
@@ -62,7 +73,7 @@ def test_experts_are_picked_and_weighted_as_by_loops(n_active: int, n_shared: in
             probability = (module.router.weight @ token).softmax(0)
             best = probability.argsort(descending=True)[:n_active]
             total = probability[best].sum() if normalise else 1
-            expected = sum(probability[e] / total * module.experts[e](token) for e in best)
+            expected = sum(probability[e] / total * expert(module, e)(token) for e in best)
             if n_shared:
                 expected = expected + module.shared(token)
             assert_close(out[row, place], expected, atol=1e-5, rtol=1e-5)
@@ -70,8 +81,38 @@ def test_experts_are_picked_and_weighted_as_by_loops(n_active: int, n_shared: in
 
 def test_equal_experts_are_one_dense_feedforward() -> None:
     module, x = mixture(n_experts=2, n_active=2)
-    module.experts[1].load_state_dict(module.experts[0].state_dict())
-    assert_close(module(x), module.experts[0](x), atol=1e-6, rtol=1e-5)
+    for stack in module.experts.parameters():
+        stack.data[1] = stack.data[0]
+    assert_close(module(x), expert(module, 0)(x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [SwiGLU(), GELU(), ReLU(bias=False)])
+def test_a_stack_of_experts_computes_and_learns_what_each_would_alone(settings: object) -> None:
+    """Bit for bit by the loop, and to rounding by the kernel of a GPU, which a CPU has too; some get no rows."""
+    torch.manual_seed(0)
+    config = ModelConfig(d_model=16, n_heads=1, d_ff=24, feedforward=Experts(n_experts=4, expert=settings))
+    module, rows = make_feedforward(config), torch.randn(9, 16)
+    ends = torch.tensor([4, 4, 9, 9])
+    alone = [expert(module, number) for number in range(4)]
+    expected = torch.cat([each(share) for each, share in zip(alone, rows.tensor_split(ends[:-1]), strict=True)])
+    expected.square().sum().backward()
+    by_loop = module._answer(rows, torch.tensor([0] * 4 + [2] * 5), no_tap)
+    at_once = module.experts.compute(rows, no_tap, *(stack.together(ends.int()) for stack in module.experts.children()))
+    for read, tolerance in ((by_loop, 0.0), (at_once, 1e-5)):
+        module.zero_grad()
+        read.square().sum().backward()
+        assert_close(read, expected, atol=tolerance, rtol=0)
+        for name, stack in module.experts.named_parameters():
+            gradients = torch.stack([each.get_parameter(name).grad for each in alone])
+            assert_close(stack.grad.view_as(gradients), gradients, atol=tolerance, rtol=0)
+
+
+def test_each_expert_is_drawn_as_if_it_were_a_module_of_its_own() -> None:
+    """Of one seed the same weights as from a list of experts, which they once were: recorded then."""
+    torch.manual_seed(0)
+    table = {"vocab_size": 20, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16, "feedforward": "experts"}
+    experts = Transformer(ModelConfig.from_table(table)).blocks[0].feedforward.experts
+    assert [round(experts.gate.weight[e, 0, 0].item(), 6) for e in (0, 1, 7)] == [0.038361, -0.017203, -0.012165]
 
 
 def test_every_expert_gets_a_gradient_even_if_no_token_came() -> None:

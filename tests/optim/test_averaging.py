@@ -30,7 +30,7 @@ def test_it_is_the_mean_in_which_each_step_counts_less_than_the_next(dtype: torc
     masters.publish()
     own, mean = model.weight.detach().clone(), average.weights["weight"].clone()
     kept = masters.copies["weight"].detach().clone()
-    with average.shown():
+    with average.in_place():
         assert torch.equal(model.weight, mean.to(dtype))
     assert torch.equal(model.weight, own)
     assert torch.equal(masters.copies["weight"], kept)

@@ -5,7 +5,10 @@ from torch.testing import assert_close
 
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters
+from groundup.optim.settings import AdamW
+from groundup.train.checkpoint import tensors_of
 
 
 def test_masters_keep_updates_that_bfloat16_would_lose() -> None:
@@ -40,3 +43,25 @@ def test_gradients_add_up_in_float32() -> None:
 def test_for_a_float32_model_the_masters_are_its_weights(llama: ModelConfig) -> None:
     model = Transformer(llama)
     assert all(a is b for a, b in zip(Masters(model, torch.float32), model.parameters(), strict=True))
+
+
+def test_frozen_weights_cost_nothing_extra(llama: ModelConfig) -> None:
+    """A base in bfloat16, one layer trained: no copies, gradients, optimizer state or room in checkpoints for it."""
+    model = Transformer(llama).to(torch.bfloat16).requires_grad_(False)
+    down = model.blocks[1].feedforward.down.requires_grad_(True)
+    before = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+    masters = Masters(model, torch.bfloat16)
+    optimizer = make_optimizer(masters.copies.items(), AdamW())
+    masters.follow(optimizer)
+    assert sum(copy.nbytes for copy in masters) == 4 * down.weight.numel()
+    assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == before, "the base was not copied"
+    old = down.weight.detach().clone()
+    model(torch.zeros(1, 4, dtype=torch.long)).float().square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(down.weight, old)
+    assert all(weight.grad is None for weight in model.parameters())
+    assert {name.split(".", 1)[1].rpartition(".")[0] for name in tensors_of(masters.copies, optimizer)} <= {
+        "blocks.1.feedforward.down", "blocks.1.feedforward.down.weight",
+    }  # fmt: skip
+    remembered = sum(tensor.nbytes for state in optimizer.state.values() for tensor in state.values() if tensor.ndim)
+    assert remembered == 8 * down.weight.numel()

@@ -13,13 +13,13 @@ from groundup.building import build
 from groundup.errors import SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Autocast, Bfloat16, Float32
+from groundup.pretrain import setup
 from groundup.pretrain import speed as speeds
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.setup import set_up, training_flops_per_token
 from groundup.pretrain.speed import matmul_peak, measure_speed, product_dtype, settle, time_steps
 from groundup.tools import bench as benching
 from groundup.tools.bench import bench
-from groundup.train import assemble as assembling
-from groundup.train.assemble import assemble, training_flops_per_token
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(vocab_size=320, context_length=16, d_model=16, n_layers=1, n_heads=2)
@@ -58,16 +58,16 @@ def rows(clock: Clock | None = None, seconds: float = 0.0) -> Iterator[Batch]:
 
 def test_tokens_a_second_are_those_of_the_clock(clock: Clock) -> None:
     slow = rows(clock, 0.03)
-    taken, tokens = time_steps(assemble(CONFIG, SETTINGS, CPU), SETTINGS, slow, CPU, seconds=0.0, steps=6)
+    taken, tokens = time_steps(set_up(CONFIG, SETTINGS, CPU), SETTINGS, slow, CPU, seconds=0.0, steps=6)
     assert (len(taken), tokens) == (6, 64)
     assert taken == pytest.approx([0.03] * 6, abs=1e-4)
-    taken, _ = time_steps(assemble(CONFIG, SETTINGS, CPU), SETTINGS, rows(clock, 0.03), CPU, seconds=0.2)
+    taken, _ = time_steps(set_up(CONFIG, SETTINGS, CPU), SETTINGS, rows(clock, 0.03), CPU, seconds=0.2)
     assert len(taken) == 7  # 0.21 s
 
 
 def test_each_part_of_a_step_is_where_its_time_goes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slowed down one after the other. Two micro-batches, so forward comes twice."""
-    real = assembling.make_loss
+    real = setup.make_loss
 
     def slow(*given):  # type: ignore[no-untyped-def]
         loss = real(*given)
@@ -83,7 +83,7 @@ def test_each_part_of_a_step_is_where_its_time_goes(clock: Clock, monkeypatch: p
     assert list(data) == list(nothing)
     assert all(seconds > 0 for seconds in data.values())
     assert data == pytest.approx(nothing | {"data": 0.1}, abs=1e-4)
-    monkeypatch.setattr(assembling, "make_loss", slow)
+    monkeypatch.setattr(setup, "make_loss", slow)
     forward = measure_speed(CONFIG, SETTINGS, rows(), CPU, steps=3).parts
     assert forward == pytest.approx(nothing | {"forward": 0.1}, abs=1e-4)
 

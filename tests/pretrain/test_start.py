@@ -18,16 +18,16 @@ from groundup.artifacts import read_manifest
 from groundup.building import Built, build, examine
 from groundup.errors import DamagedError, DataError, DivergedError, SettingsError
 from groundup.plan.hardware import Machine
-from groundup.pretrain import run as pretrain_run
 from groundup.pretrain.doctor import checks
 from groundup.pretrain.doctor import run as doctor
-from groundup.pretrain.doctor.checks import Line, check_trained_range
+from groundup.pretrain.doctor.checks import check_trained_range
+from groundup.pretrain.doctor.verdict import Verdict
 from groundup.recipe import Recipe
 from groundup.shards import open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.new import propose, read_start, to_toml
 from groundup.tools.survey import survey
-from groundup.train import loader
+from groundup.train import loader, log
 from groundup.weights.extend import extend
 
 STEPS = ["pretrain.steps=6", "pretrain.validate_every=6", "pretrain.sample_every=6", "pretrain.checkpoint_every=3"]
@@ -62,11 +62,11 @@ def go_on(
     return build(home / "tiny.toml", settings, run=home / "runs" / run, last=last, say=lambda text: None)
 
 
-def looked_at(home: Path, start: Path, run: str, *overrides: str, tokenizer: Path | None = None) -> dict[str, Line]:
+def looked_at(home: Path, start: Path, run: str, *overrides: str, tokenizer: Path | None = None) -> dict[str, Verdict]:
     """The quick lines of the doctor, by what they checked."""
     settings = going_on(start, *overrides, tokenizer=tokenizer)
     lines = examine(home / "tiny.toml", settings, run=home / "runs" / run, only_quick=True, say=lambda text: None)
-    return {line.checked: line for line in lines}
+    return {line.check: line for line in lines}
 
 
 def copied(model: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], None], tokenizer: bool = True) -> Path:
@@ -105,9 +105,9 @@ def test_the_first_loss_is_that_of_the_model_that_it_starts_from(made: Path) -> 
     assert losses(run)[0] == pytest.approx(own_loss(start, run), rel=1e-5)  # float32, another order of sums
     assert losses(run)[0] < losses(made / "runs" / "tiny")[0]
     lines = looked_at(made, start, "ours")
-    assert lines["loss at start"].seen.startswith(f"{losses(run)[0]:.3f} on the 4 rows of step 1; ")
-    assert str(start) in lines["start"].seen
-    assert [line for line in lines.values() if line.verdict == "stop"] == []
+    assert lines["loss at start"].finding.startswith(f"{losses(run)[0]:.3f} on the 4 rows of step 1; ")
+    assert str(start) in lines["start"].finding
+    assert [line for line in lines.values() if line.level == "error"] == []
     assert read_manifest(run / "model").inputs["start"] == read_manifest(start).digest
     assert "It began with the weights of another model" in (run / "report.html").read_text()
     for saved in (run / "pretrain" / "checkpoints").iterdir():
@@ -120,7 +120,7 @@ def test_heads_for_further_tokens_are_drawn_beside_the_weights_that_are_taken(ma
     run = go_on(made, start, "ahead", ahead, tokenizer=start / "model", last=UNEXAMINED).run
     first = json.loads((run / "pretrain" / "metrics.jsonl").read_text().splitlines()[0])
     line = looked_at(made, start, "ahead", ahead, tokenizer=start / "model")["loss at start"]
-    assert line.seen.startswith(f"{first['next_token']:.3f} on")
+    assert line.finding.startswith(f"{first['next_token']:.3f} on")
     assert first["next_token"] == pytest.approx(own_loss(start, run), rel=1e-5)
     assert first["token_2"] > 3 * first["next_token"]  # a head that was only drawn
 
@@ -158,8 +158,10 @@ def test_a_model_of_hugging_face_goes_on_from_its_own_loss(made: Path, tmp_path:
     model, _ = groundup.load(run, device="cpu")
     assert model.config.vocab_size == 333
     line = looked_at(made, tmp_path, kind, *AS_RECIPE[kind])["loss at start"]
-    assert (line.verdict, line.exit_code) == ("stop", 5)
-    assert line.seen == f"{losses(run)[0]:.3f} on the 4 rows of step 1; a model that knows nothing has ln 333 = 5.808"
+    assert (line.level, line.exit_code) == ("error", 5)
+    assert (
+        line.finding == f"{losses(run)[0]:.3f} on the 4 rows of step 1; a model that knows nothing has ln 333 = 5.808"
+    )
 
 
 def test_weights_that_belong_to_other_ids_stop_the_training_before_it_begins(made: Path, tmp_path: Path) -> None:
@@ -202,29 +204,29 @@ def test_a_loss_that_is_no_number_before_any_step_is_not_blamed_on_the_learning_
     assert f"looks at the weights of {start}" in str(told.value)
     assert "Lower" not in str(told.value)
     lines = looked_at(made, start, f"large-{guard}", f"pretrain.guard.kind={guard}")
-    assert lines["loss at start"].seen.startswith("nan on")
-    assert {name for name, line in lines.items() if line.verdict == "stop"} == {"loss at start"}
+    assert lines["loss at start"].finding.startswith("nan on")
+    assert {name for name, line in lines.items() if line.level == "error"} == {"loss at start"}
 
 
 def test_the_doctor_tries_a_started_model_with_its_own_weights(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It learns, and goes on from a checkpoint, from where it begins; untouched, its loss is that of the first step."""
     start = made / "runs" / "tiny" / "model"
-    monkeypatch.setattr(doctor, "cost", lambda *_: iter(()))
+    monkeypatch.setattr(doctor, "estimate_cost", lambda *_: iter(()))
     tried: list[list[float]] = []
 
-    def judge(rates: list[float], raised: list[float], untouched: list[float], *rest: Any) -> Line:
+    def judge(rates: list[float], raised: list[float], untouched: list[float], *rest: Any) -> Verdict:
         tried.extend([raised, untouched])
         return check_trained_range(rates, raised, untouched, *rest)
 
     monkeypatch.setattr(checks, "check_trained_range", judge)
     settings = [*going_on(start), "pretrain.micro_batch_rows=4"]
     lines = list(examine(made / "tiny.toml", settings, run=made / "runs" / "whole", say=lambda text: None))
-    seen = {line.checked: line for line in lines}
-    assert [line for line in lines if line.verdict == "stop"] == []
-    assert seen["stop and go on"].seen.startswith("bit for bit the unbroken training")
-    first = float(seen["loss at start"].seen.split()[0])
+    seen = {line.check: line for line in lines}
+    assert [line for line in lines if line.level == "error"] == []
+    assert seen["resume"].finding.startswith("bit for bit the unbroken training")
+    first = float(seen["loss at start"].finding.split()[0])
     assert {round(tried[0][0], 3), round(tried[1][0], 3), first} == {first}
-    assert seen["one batch by heart"].seen.startswith(f"{first:.2f} to ")
+    assert seen["overfits one batch"].finding.startswith(f"{first:.2f} to ")
 
 
 def test_a_model_may_have_no_rows_for_ids_that_no_text_has(made: Path, tmp_path: Path) -> None:
@@ -234,8 +236,8 @@ def test_a_model_may_have_no_rows_for_ids_that_no_text_has(made: Path, tmp_path:
     run = go_on(made, start, "fewer", tokenizer=tmp_path / "tokenizer.json", last=UNEXAMINED).run
     assert losses(run)[0] == pytest.approx(own_loss(start, run), rel=1e-5)
     lines = looked_at(made, start, "fewer", tokenizer=tmp_path / "tokenizer.json")
-    assert lines["loss at start"].seen.endswith("ln 320 = 5.768")
-    assert [line for line in lines.values() if line.verdict == "stop"] == []
+    assert lines["loss at start"].finding.endswith("ln 320 = 5.768")
+    assert [line for line in lines.values() if line.level == "error"] == []
 
 
 def test_a_packed_id_without_a_row_is_refused_by_its_token(made: Path, tmp_path: Path) -> None:
@@ -264,10 +266,10 @@ def test_added_tokens_of_which_a_model_knows_nothing_yet_do_not_stop_it(made: Pa
     start = copied(tmp_path / "extended", tmp_path / "start", hide)
     line = looked_at(made, start, "extended")["loss at start"]
     seen = re.match(
-        r"([\d.]+) on .* = 5\.951; ([\d.]+) without the tokens that were added to the vocabulary", line.seen
+        r"([\d.]+) on .* = 5\.951; ([\d.]+) without the tokens that were added to the vocabulary", line.finding
     )
     assert seen and float(seen[1]) > 5.951 > 5 > float(seen[2])
-    assert line.verdict != "stop"
+    assert line.level != "error"
 
 
 def test_interrupted_it_goes_on_from_its_checkpoint_and_reads_the_start_no_more(
@@ -275,7 +277,7 @@ def test_interrupted_it_goes_on_from_its_checkpoint_and_reads_the_start_no_more(
 ) -> None:
     start = made / "runs" / "tiny"
     whole = go_on(made, start, "whole", tokenizer=start / "model").run
-    real = pretrain_run.RunLog.event
+    real = log.RunLog.event
 
     def stop_at_three(log: object, event: str, **details: object) -> None:
         real(log, event, **details)  # type: ignore[arg-type]
@@ -283,7 +285,7 @@ def test_interrupted_it_goes_on_from_its_checkpoint_and_reads_the_start_no_more(
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain_run.RunLog, "event", stop_at_three)
+        patch.setattr(log.RunLog, "event", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             go_on(made, start, "cut", tokenizer=start / "model")
     for name in ("pretrain.start.load", "pretrain.start.load_model", "evals.run.load"):

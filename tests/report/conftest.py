@@ -63,7 +63,7 @@ def look(browser: Any) -> Callable[[Path, int, str], None]:
         assert asked == [page.as_uri()]
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.evaluate(TOO_FAINT) == []
-        for chart in tab.query_selector_all("figure > svg"):
+        for chart in tab.query_selector_all("svg.chart"):
             box = chart.bounding_box()
             assert box is not None
             assert box["width"] > 200

@@ -8,15 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from groundup.building import build
 from groundup.errors import DataError, SettingsError
 from groundup.evals.score import score
-from groundup.report import compare as comparing
+from groundup.pages.assets import bundle
 from groundup.report import facts
-from groundup.report.compare import compare, default_page, read_all, rows, verdicts, write_page
+from groundup.report.compare import SCRIPTS, compare, default_page, paired_difference, read_all, write_page
 from groundup.shards import open_split
 from groundup.weights.load import load
 
@@ -47,8 +48,8 @@ def runs(home: Path, *names: str) -> list[facts.Run]:
 
 
 def test_the_settings_that_differ_are_those_that_were_changed(home: Path) -> None:
-    found = compare(runs(home, "base", "short", "words"))
-    assert found["settings"] == {
+    comparison = compare(runs(home, "base", "short", "words"))
+    assert comparison.settings == {
         "pretrain.batch_tokens": [64, 64, 128],
         "pretrain.seed": [0, 1, 0],
         "pretrain.steps": [40, 20, 40],
@@ -56,9 +57,9 @@ def test_the_settings_that_differ_are_those_that_were_changed(home: Path) -> Non
     }
 
 
-def test_the_stages_that_are_the_very_same_are_told(home: Path) -> None:
-    found = compare(runs(home, "base", "short"))
-    same = {name for name, stage in found["stages"].items() if stage["same"]}
+def test_the_stages_that_are_the_very_same_are_named(home: Path) -> None:
+    comparison = compare(runs(home, "base", "short"))
+    same = {name for name, stage in comparison.stages.items() if stage.same}
     assert same == {"corpus", "tokenizer", "shards"}
 
 
@@ -72,15 +73,15 @@ def test_the_paired_difference_is_that_of_the_models_document_by_document(home: 
     bits = scores[1].document_bits - scores[0].document_bits
     mean = bits.sum() / sizes.sum()
     error = math.sqrt(len(bits) / (len(bits) - 1) * ((bits - mean * sizes) ** 2).sum()) / sizes.sum()
-    pair = compare(runs(home, "base", second))["differences"][0]
-    assert pair["documents"] == len(sizes) > 5
-    assert pair["difference"] == pytest.approx(scores[1].bits_per_byte - scores[0].bits_per_byte, abs=1e-4)
-    assert pair["difference"] == pytest.approx(mean, abs=1e-4)  # bits are recorded to three decimals
-    assert pair["standard_error"] == pytest.approx(error, rel=1e-2)
+    pair = compare(runs(home, "base", second)).differences[0]
+    assert pair.documents == len(sizes) > 5
+    assert pair.difference == pytest.approx(scores[1].bits_per_byte - scores[0].bits_per_byte, abs=1e-4)
+    assert pair.difference == pytest.approx(mean, abs=1e-4)  # bits are recorded to three decimals
+    assert pair.standard_error == pytest.approx(error, rel=1e-2)
     less = "less" if mean < 0 else "more"
     beyond = "beyond" if abs(mean) >= 2 * error else "within"
-    assert f"bits per byte {less} than base on the same {len(sizes)} test documents" in pair["says"]
-    assert f"{beyond} the noise" in pair["says"]
+    assert f"bits per byte {less} than base on the same {len(sizes)} test documents" in pair.says
+    assert f"{beyond} the noise" in pair.says
 
 
 def recorded(path: Path, bits: list[float], ids: str = "abcdefgh") -> facts.Run:
@@ -101,48 +102,40 @@ def recorded(path: Path, bits: list[float], ids: str = "abcdefgh") -> facts.Run:
     ],
 )
 def test_the_words_follow_the_numbers(bits: list[float], said: str) -> None:
-    pair = comparing._paired(recorded(Path("a"), [200.0] * 4), recorded(Path("b"), bits), "a", "b")
-    assert said in pair["says"]
+    pair = paired_difference(recorded(Path("a"), [200.0] * 4), recorded(Path("b"), bits), "a", "b")
+    assert said in pair.says
 
 
 def test_other_test_documents_are_not_compared(home: Path) -> None:
-    found = compare(runs(home, "base", "more", "other"))
-    some, none = found["differences"]
+    comparison = compare(runs(home, "base", "more", "other"))
+    some, none = comparison.differences
     base, more = (facts.read(home / "runs" / name) for name in ("base", "more"))
     common = {line["id"] for line in base.documents} & {line["id"] for line in more.documents}
-    assert some["documents"] == len(common) < len(more.documents)
-    assert "overall scores are of different documents and cannot be compared" in some["says"]
-    assert none["documents"] == 0
-    assert "their scores cannot be compared" in none["says"]
-    assert "difference" not in none
+    assert some.documents == len(common) < len(more.documents)
+    assert "overall scores are of different documents and cannot be compared" in some.says
+    assert none.documents == 0
+    assert "their scores cannot be compared" in none.says
+    assert none.difference is None
 
 
 def test_other_tokenizers_and_single_seeds_are_noted(home: Path) -> None:
-    assert any("tokenizers differ" in note for note in compare(runs(home, "base", "words"))["notes"])
-    notes = compare(runs(home, "base", "short"))["notes"]
+    assert any("tokenizers differ" in note for note in compare(runs(home, "base", "words")).notes)
+    notes = compare(runs(home, "base", "short")).notes
     assert not any("tokenizers differ" in note for note in notes)
     assert any("another seed" in note for note in notes)
 
 
-def test_a_run_of_an_older_version_is_compared_but_not_paired(home: Path) -> None:
-    older = facts.read(home / "runs" / "short")
-    older = facts.Run(older.directory, older.manifests, older.recipe, older.metrics, older.events, older.samples, [])
-    found = compare([facts.read(home / "runs" / "base"), older])
-    assert "evaluated by an older version" in found["differences"][0]["says"]
-    assert found["scores"]["documents"][0] == found["scores"]["documents"][1]
-
-
 def test_it_is_json_and_a_table_of_equal_rows(home: Path) -> None:
-    found = compare(runs(home, "base", "short", "words"))
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert {len(row) for row in rows(found)} == {4}
-    assert len(verdicts(found)) == 4
+    comparison = compare(runs(home, "base", "short", "words"))
+    assert json.loads(json.dumps(comparison.table(), allow_nan=False)) == comparison.table()
+    assert {len(row) for row in comparison.rows} == {4}
+    assert len(comparison.verdicts) == 4
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(home: Path, tmp_path: Path) -> None:
+def test_runs_of_one_name_are_labelled_by_their_paths(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "runs" / "short", tmp_path / "base")
-    found = compare(read_all([home / "runs" / "base", tmp_path / "base"]))
-    assert found["runs"] == [str(home / "runs" / "base"), str(tmp_path / "base")]
+    comparison = compare(read_all([home / "runs" / "base", tmp_path / "base"]))
+    assert comparison.runs == [str(home / "runs" / "base"), str(tmp_path / "base")]
 
 
 def test_what_is_no_finished_run_is_answered(home: Path, tmp_path: Path) -> None:
@@ -174,21 +167,35 @@ def page(home: Path) -> Path:
     return target
 
 
-def test_curves_and_samples_of_all_runs_are_on_the_page(page: Path) -> None:
-    text = page.read_text()
-    assert text.count("<polyline") == 2 * 3 * 4
-    assert text.count("<blockquote>") == 2 * 4
-    for unit in ("bits per byte over steps", "bits per byte over tokens", "bits per byte over seconds"):
-        assert text.count(unit) == 2
+def test_curves_and_samples_of_all_runs_are_on_the_page(page: Path, browser: Any) -> None:
+    assert page.read_text().count("<blockquote>") == 2 * 4
+    tab = browser.new_page()
+    tab.goto(page.as_uri())
+    assert tab.locator("#training-board .legend bdi").all_text_contents() == ["base", "short", "words", "more"]
+    for axis in ("step", "tokens", "time"):
+        tab.locator("select").select_option(label=axis)
+        for number, name in enumerate(("Validation", "Training")):
+            drawing = tab.locator("svg.chart").nth(number)
+            label = drawing.get_attribute("aria-label")
+            assert re.fullmatch(rf"{name} over {axis}: base \d.+, short \d.+, words \d.+, more \d.+", label), label
+            assert drawing.locator("path.line:not(.faint)").count() == 4
+    tab.close()
 
 
-def test_steps_of_one_size_are_not_drawn_again_as_tokens(home: Path, tmp_path: Path) -> None:
+def test_steps_of_one_size_are_not_compared_again_over_tokens(home: Path, tmp_path: Path) -> None:
     chosen = runs(home, "base", "short")
     write_page(chosen, compare(chosen), tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
-    assert text.count("bits per byte over steps of 64 tokens") == 2
-    assert text.count("<polyline") == 2 * 2 * 2
+    text = re.sub("<.*?>", "", (tmp_path / "page.html").read_text())
     assert re.search(r"Validation after 20 steps of 64 tokens, as far as all go: base [\d.]+, short [\d.]+\.", text)
+    assert not re.search(r"after [\d,]+ tokens", text)
+
+
+def test_without_scripts_curves_are_tables(page: Path, browser: Any) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    assert tab.locator("#training-board th").all_text_contents() == ["step", "base", "short", "words", "more"] * 2
+    context.close()
 
 
 def test_the_page_goes_where_it_is_wanted(home: Path, tmp_path: Path) -> None:
@@ -203,7 +210,8 @@ def test_a_hostile_name_is_escaped(home: Path, tmp_path: Path) -> None:
     named = Path(shutil.copytree(home / "runs" / "short", tmp_path / "<script>alert(1)"))
     chosen = read_all([home / "runs" / "base", named])
     write_page(chosen, compare(chosen), tmp_path / "page.html")
-    assert "<script" not in (tmp_path / "page.html").read_text()
+    text = (tmp_path / "page.html").read_text().replace(f'<script type="module">{bundle(*SCRIPTS)}</script>', "")
+    assert text.count("<script") == text.count('<script type="application/json" id="training-data">') == 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -19,7 +19,7 @@ from groundup.errors import DataError
 from groundup.files import write_text
 from groundup.pages import app as pages
 from groundup.report import watch
-from groundup.report.watch import Runs, Watched, differences
+from groundup.report.watch import Runs, WatchedRun, differences
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 NAMES = [HOSTILE, "‮gnorw si siht‬ שלום", "👩‍👩‍👧 run", "a" * 250, "'\";--&amp;", "..%2f..%2fetc"]
@@ -115,7 +115,9 @@ def test_a_run_that_goes_on_is_drawn_as_it_goes(serving: Serving, tab: Any, tmp_
         tab.locator(".runs .name", has_text=new.name).wait_for()
 
 
-def test_ten_runs_and_hostile_names_are_told_apart_and_are_text(serving: Serving, tab: Any, tmp_path: Path) -> None:
+def test_ten_runs_and_hostile_names_have_their_own_lines_and_stay_text(
+    serving: Serving, tab: Any, tmp_path: Path
+) -> None:
     names = [*NAMES, "b", "c", "d", "e"]
     for number, name in enumerate(names):
         run = make(
@@ -124,8 +126,8 @@ def test_ten_runs_and_hostile_names_are_told_apart_and_are_text(serving: Serving
         add(run, [{"step": 31, "sample": HOSTILE, "tokens": 1}, line(32, **{HOSTILE: 1.0})])
     tab.goto(serving(tmp_path))
     tab.locator(".runs li").nth(9).wait_for()
-    shown = tab.locator(".runs .name").all_text_contents()
-    assert sorted(shown) == sorted(names)
+    listed = tab.locator(".runs .name").all_text_contents()
+    assert sorted(listed) == sorted(names)
     for box in tab.locator(".runs input").all():
         box.check()
     tab.locator(".settings th").nth(10).wait_for()
@@ -171,6 +173,7 @@ def test_dragging_zooms_and_the_address_keeps_what_is_looked_at(serving: Serving
     tab.locator(".runs li").wait_for()
 
 
+@pytest.mark.slow
 def test_a_file_cut_back_and_a_deleted_run(serving: Serving, tab: Any, tmp_path: Path) -> None:
     run = make(tmp_path / "a", 50)
     tab.goto(serving(tmp_path))
@@ -186,6 +189,7 @@ def test_a_file_cut_back_and_a_deleted_run(serving: Serving, tab: Any, tmp_path:
     assert card(tab, "Training loss").is_visible()
 
 
+@pytest.mark.slow
 def test_the_page_waits_for_a_server_that_went_away(watching: Any, tab: Any, tmp_path: Path) -> None:
     run = make(tmp_path / "a", 10)
     address, process = watching(tmp_path)
@@ -242,9 +246,9 @@ def test_it_fits_and_can_be_read(
     context.close()
 
 
-def test_what_became_of_a_run_is_told(tmp_path: Path) -> None:
+def test_the_state_of_a_run_is_known(tmp_path: Path) -> None:
     def state(run: Path) -> str:
-        return str(Watched(run, "x").status()["state"])
+        return str(WatchedRun(run, "x").status()["state"])
 
     assert state(make(tmp_path / "stopped", 3, events=("started", "saved", "stopped"))) == "stopped"
     assert state(make(tmp_path / "diverged", 3, events=("started", "diverged"))) == "diverged"
@@ -268,7 +272,7 @@ def test_a_lock_that_was_let_go_is_not_tried_again(tmp_path: Path, monkeypatch: 
     tried: list[Path] = []
     real = watch.lock_note
     monkeypatch.setattr(watch, "lock_note", lambda directory: tried.append(directory) or real(directory))
-    watched = Watched(run, "x")
+    watched = WatchedRun(run, "x")
     assert [watched.status()["state"] for _ in range(3)] == ["killed"] * 3
     assert len(tried) == 1
     (run / "lock").write_text("process 2 on here, since now\n")
@@ -282,10 +286,10 @@ def test_a_run_without_a_new_line_for_long_is_quiet(tmp_path: Path, monkeypatch:
         lock.write("process 1\n")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert Watched(run, "x").status()["state"] == "running"
+        assert WatchedRun(run, "x").status()["state"] == "running"
         later = time.time() + 1000
         monkeypatch.setattr(time, "time", lambda: later)
-        assert Watched(run, "x").status()["state"] == "quiet"
+        assert WatchedRun(run, "x").status()["state"] == "quiet"
 
 
 def test_runs_are_found_in_folders_and_known_by_the_same_id(tmp_path: Path) -> None:
@@ -303,11 +307,11 @@ def test_runs_are_found_in_folders_and_known_by_the_same_id(tmp_path: Path) -> N
         Runs([tmp_path / "runs" / "a" / "recipe.toml"])
 
 
-def test_settings_that_differ_are_told_and_a_broken_recipe_is_none(tmp_path: Path) -> None:
-    first = Watched(make(tmp_path / "a", 1, 'name = "a"\n[pretrain]\nsteps = 1\nseed = 0\n'), "a")
-    second = Watched(make(tmp_path / "b", 1, 'name = "b"\n[pretrain]\nsteps = 2\nseed = 0\nclip = 1.0\n'), "b")
+def test_settings_that_differ_are_listed_and_a_broken_recipe_is_none(tmp_path: Path) -> None:
+    first = WatchedRun(make(tmp_path / "a", 1, 'name = "a"\n[pretrain]\nsteps = 1\nseed = 0\n'), "a")
+    second = WatchedRun(make(tmp_path / "b", 1, 'name = "b"\n[pretrain]\nsteps = 2\nseed = 0\nclip = 1.0\n'), "b")
     assert differences([first, second]) == {"pretrain.clip": [None, "1.0"], "pretrain.steps": ["1", "2"]}
-    assert differences([first, Watched(make(tmp_path / "c", 1, "no toml"), "c")])["pretrain.steps"] == ["1", None]
+    assert differences([first, WatchedRun(make(tmp_path / "c", 1, "no toml"), "c")])["pretrain.steps"] == ["1", None]
     assert differences([]) == {}
 
 
@@ -321,9 +325,9 @@ def test_answers_are_json_without_nan_and_unchanged_ones_are_short(serving: Serv
             return json.loads(answer.read(), parse_constant=lambda name: pytest.fail(name))
 
     id = get("api/runs")["runs"][0]["id"]
-    found = get(f"api/curves/{id}")
-    assert found["metrics"]["loss"]["mean"][3] is None
-    assert get(f"api/curves/{id}?since={found['version']}") == {"id": id, "version": found["version"]}
+    answer = get(f"api/curves/{id}")
+    assert answer["metrics"]["loss"]["mean"][3] is None
+    assert get(f"api/curves/{id}?since={answer['version']}") == {"id": id, "version": answer["version"]}
     assert get(f"api/more/{id}")["samples"][0]["text"] == "?"
     assert get(f"api/differences?ids={id},x,../..")["ids"] == [id]
 
@@ -338,15 +342,15 @@ def test_a_million_steps_are_drawn_while_they_are_read(
             stream.write(
                 f'{{"step": {step}, "loss": {2 + 3 / step:.6f}, "tokens": {64 * step}, "seconds": {step / 4}}}\n'
             )
-    read, drawn, asked = Watched.read, threading.Event(), itertools.count()
+    read, drawn, asked = WatchedRun.read, threading.Event(), itertools.count()
 
-    def read_on(run: Watched) -> None:
+    def read_on(run: WatchedRun) -> None:
         if next(asked) == 0:
             read(run, seconds=0.0)  # one portion
         elif drawn.is_set():
             read(run)
 
-    monkeypatch.setattr(Watched, "read", read_on)
+    monkeypatch.setattr(WatchedRun, "read", read_on)
     tab.goto(serving(tmp_path))
     card(tab, "Training loss").locator("path.line").first.wait_for()
     assert tab.get_by_text("step 1M,").count() == 0

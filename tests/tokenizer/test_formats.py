@@ -483,6 +483,7 @@ def test_ranks_are_written_as_they_were_read(
     assert (tmp_path / plain.name).read_bytes() == plain.read_bytes()
 
 
+@pytest.mark.slow
 def test_ranks_become_a_tokenizer_json_and_gpt2s_files_of_the_same_ids(
     published: tuple[Tokenizer, tiktoken.Encoding, Path], tmp_path: Path
 ) -> None:

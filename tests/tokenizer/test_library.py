@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 from groundup.errors import DataError, UnsupportedError
-from groundup.report.tokens import explain, shown_pieces
+from groundup.report.tokens import explain, token_lines
 from groundup.tokenizer import formats
 from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -170,7 +170,7 @@ def test_how_a_library_cuts_is_shown_token_by_token(model: Path) -> None:
     ours = Tokenizer.load(model)
     explained = explain("x", ours, b"the king")
     assert explained.is_of_a_library
-    assert "".join("".join(tokens) for tokens in shown_pieces(explained)) == "the king"
+    assert "".join("".join(tokens) for tokens in token_lines(explained)) == "the king"
     assert ours.spelled(explained.ids[0]).startswith("▁")
 
 

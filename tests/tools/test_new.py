@@ -72,7 +72,7 @@ def test_the_written_recipe_is_the_planned_one_and_keeps_to_the_time(
     assert plan.seconds <= minutes * 60
     assert plan.recipe.pretrain.sample_prompt == "There was once a"
     assert plan.model.parameters <= PARAMETERS_PER_TOKEN * plan.unique_tokens
-    assert plan.needed_bytes < machine.memory_bytes
+    assert plan.model.parameters * BYTES_PER_PARAMETER < machine.memory_bytes
 
 
 def test_more_time_is_a_larger_model_or_longer_reading_until_the_text_is_used_up(tales: Survey) -> None:

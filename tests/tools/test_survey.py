@@ -56,7 +56,7 @@ def test_a_large_source_is_sampled_and_scaled(tmp_path: Path) -> None:
     rows = [json.dumps({"text": text}) for text in texts]
     plain, zipped = tmp_path / "tales.jsonl", tmp_path / "tales.jsonl.gz"
     plain.write_text("\n".join(rows))
-    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    zipped.write_bytes(gzip.compress(plain.read_bytes(), compresslevel=6))
     seen = survey((str(plain),), Path())
     assert not seen.is_whole
     assert seen.documents == pytest.approx(len(rows), rel=0.1)

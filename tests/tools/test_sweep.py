@@ -13,6 +13,7 @@ from groundup.errors import DivergedError, SavedAndStopped, SettingsError
 from groundup.pretrain import run as pretrain_run
 from groundup.tools import sweep as sweeping
 from groundup.tools.sweep import sweep
+from groundup.train import log
 
 RATE = "pretrain.optimizer.learning_rate"
 SHORT = [
@@ -85,7 +86,7 @@ def test_stopped_in_a_training_and_killed_after_one_it_does_only_what_is_left(
     home: Path, grid: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = home / "runs" / "stopped"
-    real = pretrain_run.RunLog.event
+    real = log.RunLog.event
     saved: list[str] = []
 
     def interrupt(log: Any, event: str, **details: Any) -> None:
@@ -96,7 +97,7 @@ def test_stopped_in_a_training_and_killed_after_one_it_does_only_what_is_left(
 
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pretrain_run.RunLog, "event", interrupt)
+            patch.setattr(log.RunLog, "event", interrupt)
             with pytest.raises(SavedAndStopped):
                 sweep(home / "tiny.toml", NINE, halving=True, run=run, say=QUIET)
     seen = trained(monkeypatch)
@@ -188,8 +189,8 @@ def test_halving_that_cannot_be_is_refused(home: Path, tmp_path: Path) -> None:
 
 def test_a_swept_kind_keeps_the_settings_that_are_given_after_it(home: Path) -> None:
     words = ["model.norm.kind=rmsnorm,layernorm", "model.norm.epsilon=0.5"]
-    loaded = sweeping.ask(home / "tiny.toml", words).loaded
-    assert [(each.model.norm.kind, each.model.norm.epsilon) for each in loaded.values()] == [
+    loaded = sweeping.plan(home / "tiny.toml", words).points
+    assert [(each.recipe.model.norm.kind, each.recipe.model.norm.epsilon) for each in loaded.values()] == [
         ("rmsnorm", 0.5),
         ("layernorm", 0.5),
     ]

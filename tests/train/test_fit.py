@@ -1,5 +1,6 @@
-"""The loop: pieces add up, randomness is a function of (seed, step), and the caller keeps the reins."""
+"""The loop: micro-batches add up, randomness is a function of (seed, step), and the caller keeps the reins."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 
@@ -20,7 +21,7 @@ def batch(seed: int, rows: int = 16) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 97, (rows, 24), generator=draw)
     weight = (torch.rand(rows, 24, generator=draw) < 0.6).float()
-    weight[: rows // 3] = 0  # whole pieces of little weight
+    weight[: rows // 3] = 0  # whole micro-batches of little weight
     position = torch.arange(24).expand(rows, 24)
     return Batch(tokens, (tokens * 5 + 1) % 97, weight, position, torch.zeros_like(tokens))
 
@@ -32,22 +33,22 @@ def batches(first: int = 0) -> Iterator[Batch]:
 
 
 def gradients_of(
-    config: ModelConfig, pieces: int | Callable[[Batch], int]
+    config: ModelConfig, micro_batches: int | Callable[[Batch], int]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     model = Transformer(config)
-    loss, _ = accumulate(model, next_token, pieces)(batch(0))
+    loss, _ = accumulate(model, next_token, micro_batches)(batch(0))
     return loss, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("pieces", [2, 7, 16, lambda batch: len(batch.weight) // 4])
-def test_one_piece_equals_uneven_pieces(config: ModelConfig, pieces: int | Callable[[Batch], int]) -> None:
-    """16 rows in 7 pieces are 3, 3, 2, 2, 2, 2, 2 rows, of unequal weight; some have none."""
+@pytest.mark.parametrize("micro_batches", [2, 7, 16, lambda batch: len(batch.weight) // 4])
+def test_one_micro_batch_equals_uneven_ones(config: ModelConfig, micro_batches: int | Callable[[Batch], int]) -> None:
+    """16 rows in 7 micro-batches are 3, 3, 2, 2, 2, 2, 2 rows, of unequal weight; some have none."""
     whole_loss, whole = gradients_of(config, 1)
-    loss, in_pieces = gradients_of(config, pieces)
+    loss, in_parts = gradients_of(config, micro_batches)
     assert_close(loss, whole_loss)
     for name in whole:
-        assert_close(in_pieces[name], whole[name], atol=1e-6, rtol=1e-4)
+        assert_close(in_parts[name], whole[name], atol=1e-6, rtol=1e-4)
 
 
 def train(config: ModelConfig, steps: int, start: int = 0, model: Transformer | None = None, **options: object):
@@ -74,15 +75,9 @@ def test_the_same_seed_gives_the_same_losses_with_dropout(llama: ModelConfig) ->
     assert [step.loss.item() for step in one] == [step.loss.item() for step in two]
 
 
-def test_dropout_differs_by_step_piece_and_seed() -> None:
-    seeds = {
-        dropout_seed(seed, step, piece, rank)
-        for seed in range(5)
-        for step in range(9)
-        for piece in range(4)
-        for rank in range(2)
-    }
-    assert len(seeds) == 5 * 9 * 4 * 2
+def test_dropout_differs_by_seed_step_and_micro_batch() -> None:
+    seeds = {dropout_seed(*numbers) for numbers in itertools.product(range(5), range(9), range(8))}
+    assert len(seeds) == 5 * 9 * 8
 
 
 def test_gradients_are_clipped_to_the_norm(llama: ModelConfig) -> None:

@@ -1,6 +1,7 @@
 """Health: each number against a plainer way to the same number; and a look changes nothing."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
 from groundup.train.fit import Step, accumulate, fit
-from groundup.train.health import Health, attention_statistics
+from groundup.train.health import Health, activations, attention_statistics
 from groundup.train.losses import by_document, next_token
 
 
@@ -31,7 +32,7 @@ def measured(config: ModelConfig, every: int = 1, steps: int = 3) -> tuple[Trans
     model = Transformer(config)
     masters = Masters(model, torch.float32)
     optimizer = make_optimizer(masters.copies.items(), AdamW(learning_rate=1e-2, weight_decay=0.0))
-    health, lines = Health(model, masters, every), []
+    health, lines = Health(masters, every, partial(activations, model)), []
 
     def accept(step: Step) -> bool:
         health.before(step, batch())
@@ -126,7 +127,7 @@ def test_a_dead_layer_is_seen(llama: ModelConfig, kind: str) -> None:
     model = Transformer(config)
     with torch.no_grad():
         model.blocks[1].feedforward.up.weight.zero_()
-    health = Health(model, Masters(model, torch.float32), 1)
+    health = Health(Masters(model, torch.float32), 1, partial(activations, model))
     accumulate(model, next_token, 2)(batch())
     step = Step(1, torch.ones(()), torch.ones(()), 0.1, torch.ones(()), True, {})
     health.before(step, batch())
@@ -139,7 +140,7 @@ def test_a_measurement_of_a_rounded_model_reads_its_masters(llama: ModelConfig, 
     torch.manual_seed(0)
     model = Transformer(llama)
     masters = Masters(model, torch.bfloat16)
-    health = Health(model, masters, 1)
+    health = Health(masters, 1, partial(activations, model))
     accumulate(model, next_token, 2)(batch())
     step = Step(1, torch.ones(()), torch.ones(()), 0.1, torch.ones(()), True, {})
     health.before(step, batch())

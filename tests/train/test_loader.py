@@ -27,7 +27,7 @@ def shards() -> Tokens:
 
 @pytest.mark.parametrize("context", [1, 4, 7, 52, 60])
 def test_every_token_but_the_first_is_a_target_exactly_once_an_epoch(shards: Tokens, context: int) -> None:
-    n = shards.rows(context)
+    n = shards.n_rows(context)
     batch = rows(shards, context, seed=3, first=5 * n, count=n)
     seen = Counter(batch.targets[batch.weight > 0].tolist())
     assert seen == Counter(shards.ids[1:].tolist())
@@ -37,7 +37,7 @@ def test_every_token_but_the_first_is_a_target_exactly_once_an_epoch(shards: Tok
 @pytest.mark.parametrize("batch_rows", [1, 4, 5, 100])
 def test_a_tail_shorter_than_a_batch_is_filled_from_the_next_epoch(shards: Tokens, batch_rows: int) -> None:
     """Fault B9: no batch is smaller, and after whole epochs each target has counted once in every one of them."""
-    n = shards.rows(8)
+    n = shards.n_rows(8)
     batches = [rows(shards, 8, seed=0, first=step * batch_rows, count=batch_rows) for step in range(2 * n)]
     assert {tuple(batch.tokens.shape) for batch in batches} == {(batch_rows, 8)}
     epochs = 2 * batch_rows
@@ -54,7 +54,7 @@ def test_a_row_depends_on_its_number_alone(shards: Tokens) -> None:
 
 
 def test_seed_and_epoch_change_the_order_and_nothing_else(shards: Tokens) -> None:
-    n = shards.rows(2)
+    n = shards.n_rows(2)
     orders = [rows(shards, 2, seed, first, n).tokens[:, 0].tolist() for seed, first in ((0, 0), (0, n), (1, 0))]
     assert len({tuple(order) for order in orders}) == 3
     assert len({tuple(sorted(order)) for order in orders}) == 1
@@ -88,9 +88,7 @@ def test_shards_that_change_while_they_are_open_are_named(tmp_path: Path, damage
         opened = np.load(tmp_path / "train.npy", mmap_mode="r+")
         opened[60] = 50
         opened.flush()
-        said = (
-            r"rows 0 to 12 cannot be read: .*train\.npy holds id 50 at place 60, in document 1; the vocabulary has 50"
-        )
+        said = r"rows 0 to 12 cannot be read: .*npy holds id 50 at position 60, in document 1; the vocabulary has 50"
     else:
         with open(tmp_path / "train.npy", "r+b") as stream:
             stream.truncate(300)

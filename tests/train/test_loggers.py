@@ -1,4 +1,4 @@
-"""Sinks: each gets the lines in its own program's words, and none can slow, stop or spoil a training."""
+"""Loggers: each gets the lines in its own program's words, and none can slow, stop or spoil a training."""
 
 import importlib
 import json
@@ -14,9 +14,10 @@ import pytest
 
 from groundup.building import build
 from groundup.errors import SettingsError
-from groundup.pretrain.settings import MLflow, PretrainSettings, TensorBoard, Trackio, WeightsAndBiases
-from groundup.train import loggers as sinks
-from groundup.train.loggers import Sinks, refuse_missing
+from groundup.pretrain.settings import PretrainSettings
+from groundup.train import loggers
+from groundup.train.loggers import Loggers, refuse_missing
+from groundup.train.settings import MLflow, TensorBoard, Trackio, WeightsAndBiases
 
 LINES: list[dict[str, Any]] = [
     {"step": 1, "loss": 2.5, "tokens": 64, "accepted": False},
@@ -42,8 +43,8 @@ class Recorder:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sink that works is waited for, however busy the machine."""
-    monkeypatch.setattr(sinks, "SECONDS_TO_CLOSE", 600.0)
+    """A logger that works is waited for, however busy the machine."""
+    monkeypatch.setattr(loggers, "SECONDS_TO_CLOSE", 600.0)
 
 
 @pytest.fixture
@@ -58,19 +59,12 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return put
 
 
-class Log:
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any], str]] = []
-
-    def __call__(self, kind: str, **details: Any) -> None:
-        self.events.append((kind, details, threading.current_thread().name))
-
-
-def send(settings: Any, work: Path, lines: list[dict[str, Any]] | None = None) -> Log:
-    log = Log()
-    with Sinks([settings], work, DESCRIBED, log) as opened:
-        opened.send(LINES if lines is None else lines)
-    return log
+def send(settings: Any, work: Path) -> dict[str, Any]:
+    """Hand over the lines; the event that tells what became of them."""
+    opened = Loggers([settings], work, DESCRIBED)
+    opened.send(LINES)
+    (closed,) = opened.close()
+    return closed
 
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
@@ -78,7 +72,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
-    log = send(TensorBoard(), tmp_path / "run" / "pretrain")
+    closed = send(TensorBoard(), tmp_path / "run" / "pretrain")
     (path,) = (tmp_path / "run" / "pretrain" / "tensorboard").iterdir()
     raw, found, texts = path.read_bytes(), [], []
     while raw:  # TFRecord: length, its checksum, the event, its checksum
@@ -93,7 +87,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
         raw = raw[16 + length :]
     assert found == [(1, "loss", 2.5), (1, "tokens", 64), (2, "grad_norm", 0.5)]
     assert texts == [(1, b"Once upon")]
-    assert log.events[-1][:2] == ("sink closed", {"sink": "tensorboard", "written": 3, "dropped": 0})
+    assert closed == {"kind": "logger closed", "logger": "tensorboard", "written": 3, "dropped": 0}
 
 
 def test_weights_and_biases_goes_on_with_the_same_run(install: Callable[..., None], tmp_path: Path) -> None:
@@ -160,7 +154,7 @@ def test_mlflow_is_told_the_run_and_its_lines(install: Callable[..., None], tmp_
 
 
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
-def test_a_sink_that_fails_is_told_of_and_nothing_else(
+def test_a_logger_that_fails_is_reported_and_nothing_else(
     install: Callable[..., None], tmp_path: Path, where: str
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
@@ -170,50 +164,46 @@ def test_a_sink_that_fails_is_told_of_and_nothing_else(
     if where != "init":
         setattr(run, where, fail)
     install("trackio", init=fail if where == "init" else lambda **kwargs: run)
-    log = send(Trackio(), tmp_path)
-    kind, told, thread = log.events[-1]
-    assert kind == "sink closed"
-    assert told["error"] == "ConnectionError: no network"
-    assert told["dropped"] == (0 if where == "finish" else 3)
-    assert thread == threading.current_thread().name
+    closed = send(Trackio(), tmp_path)
+    assert closed["kind"] == "logger closed"
+    assert closed["error"] == "ConnectionError: no network"
+    assert closed["dropped"] == (0 if where == "finish" else 3)
 
 
-def test_a_broken_sink_is_given_up_and_told_of_once(install: Callable[..., None], tmp_path: Path) -> None:
+def test_a_broken_logger_is_given_up_and_reported_once(install: Callable[..., None], tmp_path: Path) -> None:
     tries: list[int] = []
     given_up = threading.Event()
 
     def fail(**kwargs: Any) -> Any:
         tries.append(1)
-        if len(tries) == sinks.MAX_FAILURES:
+        if len(tries) == loggers.MAX_FAILURES:
             given_up.set()
         raise OSError("disk full")
 
     install("trackio", init=fail)
-    log = Log()
-    with Sinks([Trackio()], tmp_path, DESCRIBED, log) as opened:
-        opened.send([LINES[0]] * 50)
-        assert given_up.wait(600)
-        opened.send([LINES[0]] * 50)
-    assert len(tries) == sinks.MAX_FAILURES
-    assert [kind for kind, _, _ in log.events] == ["sink in trouble", "sink closed"]
-    assert log.events[-1][1]["dropped"] == 100
+    opened = Loggers([Trackio()], tmp_path, DESCRIBED)
+    events = opened.send([LINES[0]] * 50)
+    assert given_up.wait(600)
+    events += opened.send([LINES[0]] * 50) + opened.send([LINES[0]] * 50) + opened.close()
+    assert len(tries) == loggers.MAX_FAILURES
+    assert [event["kind"] for event in events] == ["logger in trouble", "logger closed"]
+    assert events[-1]["dropped"] == 150
 
 
-def test_a_sink_that_hangs_costs_no_time_and_its_lines_are_counted(
+def test_a_logger_that_hangs_costs_no_time_and_its_lines_are_counted(
     install: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(sinks, "MAX_WAITING", 50)
-    monkeypatch.setattr(sinks, "SECONDS_TO_CLOSE", 0.2)
+    monkeypatch.setattr(loggers, "MAX_WAITING", 50)
+    monkeypatch.setattr(loggers, "SECONDS_TO_CLOSE", 0.2)
     install("trackio", init=lambda **kwargs: go_on.wait(600) or Recorder())
-    log = Log()
-    with Sinks([Trackio()], tmp_path, DESCRIBED, log) as opened:
-        for _ in range(100):
-            opened.send([LINES[0]] * 10)
+    opened = Loggers([Trackio()], tmp_path, DESCRIBED)
+    for _ in range(100):
+        opened.send([LINES[0]] * 10)
+    (closed,) = opened.close()
     go_on.set()  # by now it was left behind: else its lines were written
-    assert log.events[-1][0] == "sink closed"
-    assert log.events[-1][1]["written"] == 0
-    assert 998 <= log.events[-1][1]["dropped"] <= 1000  # one is in the sink's hands
+    assert (closed["kind"], closed["written"]) == ("logger closed", 0)
+    assert 998 <= closed["dropped"] <= 1000  # one is in the logger's hands
 
 
 @pytest.mark.parametrize("settings", [TensorBoard(), WeightsAndBiases(), Trackio(), MLflow()])
@@ -222,13 +212,13 @@ def test_a_package_that_is_missing_is_named_before_anything_begins(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=rf"pip install 'groundup\[{settings.kind}\]'"):
-        refuse_missing(PretrainSettings(sinks=(settings,)).sinks)
+        refuse_missing(PretrainSettings(loggers=(settings,)).loggers, "pretrain")
     with pytest.raises(SettingsError, match="needs the package"):
-        build(recipe, [f'pretrain.sinks=[{{kind="{settings.kind}"}}]'], run=recipe.parent / "run")
+        build(recipe, [f'pretrain.loggers=[{{kind="{settings.kind}"}}]'], run=recipe.parent / "run")
     assert not (recipe.parent / "run").exists()
 
 
-def test_a_run_is_the_same_with_a_sink_that_fails(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_the_same_with_a_logger_that_fails(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def metrics(name: str, settings: list[str]) -> list[dict[str, Any]]:
         run = build(recipe, ["pretrain.steps=20", *settings], run=recipe.parent / name, say=lambda text: None).run
         lines = map(json.loads, (run / "pretrain" / "metrics.jsonl").read_text().splitlines())
@@ -238,18 +228,18 @@ def test_a_run_is_the_same_with_a_sink_that_fails(recipe: Path, monkeypatch: pyt
     fake.init = lambda **kwargs: 1 / 0  # type: ignore[attr-defined]
     fake.__spec__ = importlib.util.spec_from_loader("trackio", None)
     monkeypatch.setitem(sys.modules, "trackio", fake)
-    assert metrics("plain", []) == metrics("fed", ['pretrain.sinks=[{kind="trackio"}]'])
+    assert metrics("plain", []) == metrics("fed", ['pretrain.loggers=[{kind="trackio"}]'])
     events = [
         json.loads(line) for line in (recipe.parent / "fed" / "pretrain" / "events.jsonl").read_text().splitlines()
     ]
-    (closed,) = (event for event in events if event["event"] == "sink closed")
-    assert closed["dropped"] == len(metrics("fed", ['pretrain.sinks=[{kind="trackio"}]']))
+    (closed,) = (event for event in events if event["event"] == "logger closed")
+    assert closed["dropped"] == len(metrics("fed", ['pretrain.loggers=[{kind="trackio"}]']))
 
 
 @pytest.fixture(autouse=True)
 def no_thread_stays() -> Iterator[None]:
     yield
     for thread in threading.enumerate():
-        if thread.name.startswith("sink "):
+        if thread.name.startswith("logger "):
             thread.join(600)
             assert not thread.is_alive()

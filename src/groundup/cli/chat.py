@@ -35,7 +35,7 @@ class Conversation:
     sampling: Sampling
     text: str = ""
     before_reply: str = ""
-    """The text as it was when the model was last asked."""
+    """The text before the last reply."""
 
     def say(self, line: str) -> Iterator[str]:
         """Add a line, then the model's continuation, which is yielded in parts as they come."""

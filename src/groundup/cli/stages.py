@@ -13,6 +13,7 @@ from groundup.cli.options import AsJson, Device, Overrides, RecipeFile, Replace,
 
 if TYPE_CHECKING:
     from groundup.building import Built
+    from groundup.pretrain.doctor.verdict import Verdict
 
 app = typer.Typer()
 
@@ -95,38 +96,40 @@ def doctor(
     overrides: Overrides = None,
     run: Run = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only the lines that also come before every training, in seconds.")
+        bool, typer.Option("--quick", help="Only the checks that also come before every training, in seconds.")
     ] = False,
     watts: Annotated[
-        float | None, typer.Option(min=0, help="What the machine takes; looked up or assumed if not given.")
+        float | None, typer.Option(min=0, help="Power draw of the machine; looked up or assumed if not given.")
     ] = None,
-    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Of the machine, in your currency.")] = None,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of the machine, in your currency.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a recipe, its texts and this machine before time is spent on them.
 
-    Makes corpus, tokenizer and shards if they are not there yet; trains only throw-away copies. Ends in 0 if nothing
-    says stop, else in the exit code of the first line that does.
+    Makes corpus, tokenizer and shards if they are not there yet; trains only throw-away copies. Ends in 0 if there is
+    no error, else in the exit code of the first one.
     """
     from groundup.building import examine
+    from groundup.words import plural
 
-    lines: list[Any] = []
-    for line in examine(
+    verdicts: list[Verdict] = []
+    for verdict in examine(
         recipe, overrides or (), run=run, only_quick=quick, watts=watts, price_per_hour=price_per_hour,
         watch=terminal.watch, say=partial(print, file=sys.stderr),
     ):  # fmt: skip
         if not as_json:
-            terminal.print_line(line, first_of_group=not lines or lines[-1].group != line.group)
-        lines.append(line)
-    stops = [line for line in lines if line.verdict == "stop"]
-    code = stops[0].exit_code if stops else 0
+            terminal.print_verdict(verdict, first_of_group=not verdicts or verdicts[-1].group != verdict.group)
+        verdicts.append(verdict)
+    errors = [verdict for verdict in verdicts if verdict.error]
+    code = errors[0].exit_code if errors else 0
     if as_json:
-        terminal.print_json({"go": not stops, "exit_code": code, "lines": [vars(line) for line in lines]}, indent=1)
+        tables = [verdict.table() for verdict in verdicts]
+        terminal.print_json({"go": not errors, "exit_code": code, "verdicts": tables}, indent=1)
     else:
-        cares = sum(line.verdict == "take care" for line in lines)
-        care = f", {cares} to take care of" if cares else ""
-        print(f"\n{'Stop' if stops else 'Go'}: {len(lines)} checks, {len(stops)} say stop{care}")
-        if not stops:
+        warnings = sum(verdict.level == "warning" for verdict in verdicts)
+        counts = ", ".join((plural(len(verdicts), "check"), plural(len(errors), "error"), plural(warnings, "warning")))
+        print(f"\n{'No go' if errors else 'Go'}: {counts}")
+        if not errors:
             print(f"\nTry next:\n  {terminal.command('build', recipe, *(overrides or ()))}")
     raise typer.Exit(code)
 
@@ -199,7 +202,7 @@ class _WithSettings(typer.core.TyperCommand):
     """A command whose help ends with the settings of its tables, read off their fields."""
 
     def get_help(self, ctx: Any) -> str:
-        from groundup.settings import describe_table
+        from groundup.cli.help import describe_table
 
         tables = ["model", "pretrain"] if self.name == "pretrain" else [self.name] if self.name in TABLES else []
         rows: list[tuple[str, str, str]] = []

@@ -35,7 +35,7 @@ from groundup.errors import (
 if TYPE_CHECKING:
     from groundup.building import Say
     from groundup.files import Progress
-    from groundup.pretrain.doctor.checks import Line
+    from groundup.pretrain.doctor.verdict import Verdict
 
 SECONDS_BETWEEN_LINES = 10.0
 DEBUG = "--debug"
@@ -102,7 +102,7 @@ class _Output(io.FileIO):
 
 
 def has_reader() -> bool:
-    """Whether anybody may still read standard output; not once the other end of a pipe, such as `head`, has ended."""
+    """Whether standard output may still be read: not once the other end of a pipe, such as `head`, has ended."""
     return getattr(getattr(sys.stdout.buffer, "raw", None), "has_reader", True)
 
 
@@ -138,7 +138,7 @@ def _fit_for_any_text(stream: TextIO | None, number: int) -> TextIO:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""What a terminal's encoding does not have, as escapes; bytes of names that are not UTF-8 as \xe9."""
+    r"""Escape characters that the terminal's encoding does not have; bytes of names that are not UTF-8 as \xe9."""
     assert isinstance(error, UnicodeEncodeError), "only for writing"
     return escaped(error.object[error.start : error.end]), error.end
 
@@ -225,7 +225,7 @@ def print_json(value: object, indent: int | None = None) -> None:
 
 
 def own_name() -> str:
-    """How this program was called, as one would type it again."""
+    """The name by which this program was called, as one would type it again."""
     called = Path(sys.argv[0])
     if called.name == "__main__.py":
         return "python -m groundup"
@@ -251,7 +251,7 @@ def typed() -> str:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Cells in columns, two blanks between them."""
+    """Cells in columns, two spaces between them."""
     if not rows:
         return
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -259,19 +259,19 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-MARKS = {"ok": "✓", "take care": "!", "stop": "✗"}
+MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 
 
-def print_line(line: "Line", first_of_group: bool) -> None:
-    """A line of the doctor: verdict, what was checked, what was seen; under it what to do. Shown as soon as found."""
+def print_verdict(verdict: "Verdict", first_of_group: bool) -> None:
+    """Print level, check and finding of a verdict of the doctor, and under it what to do."""
     if first_of_group:
-        print(f"\n{line.group}")
-    begun = f"  {MARKS[line.verdict]} {line.verdict:<9}  {line.checked:<20}  "
-    wide = max(40, shutil.get_terminal_size((120, 24)).columns - len(begun))
-    for number, text in enumerate(textwrap.wrap(_visible(line.seen), wide) or [""]):
-        print(f"{begun if number == 0 else ' ' * len(begun)}{text}")
-    for number, text in enumerate(textwrap.wrap(_visible(line.advice), wide - 2)):
-        print(f"{' ' * len(begun)}{'→ ' if number == 0 else '  '}{text}", flush=True)
+        print(f"\n{verdict.group}")
+    head = f"  {MARKS[verdict.level]} {verdict.level:<7}  {verdict.check:<20}  "
+    width = max(40, shutil.get_terminal_size((120, 24)).columns - len(head))
+    for number, text in enumerate(textwrap.wrap(_visible(verdict.finding), width) or [""]):
+        print(f"{head if number == 0 else ' ' * len(head)}{text}")
+    for number, text in enumerate(textwrap.wrap(_visible(verdict.advice), width - 2)):
+        print(f"{' ' * len(head)}{'→ ' if number == 0 else '  '}{text}", flush=True)
     sys.stdout.flush()
 
 
@@ -279,7 +279,7 @@ TOKEN_COLOURS = ("#b8e6d3", "#ffd9a8", "#c3dcfa", "#f5cfe6")
 
 
 def print_pieces(pieces: Sequence[Sequence[str]]) -> None:
-    """Pieces between bars, the tokens of one piece between broken bars; on a terminal also in alternating colours."""
+    """Pre-tokens between bars, the tokens of one between broken bars; on a terminal also in alternating colours."""
     if not sys.stdout.isatty():
         print("".join(f"│{'¦'.join(tokens)}" for tokens in pieces) + "│")
         return
@@ -288,8 +288,8 @@ def print_pieces(pieces: Sequence[Sequence[str]]) -> None:
 
     line, number = Text("│"), 0
     for tokens in pieces:
-        for place, token in enumerate(tokens):
-            line.append("¦" if place else "")
+        for position, token in enumerate(tokens):
+            line.append("¦" if position else "")
             line.append(token, f"#000000 on {TOKEN_COLOURS[number % len(TOKEN_COLOURS)]}")
             number += 1
         line.append("│")

@@ -52,7 +52,7 @@ def show(
         terminal.print_json(showing.to_json(explained))
         return
     print(f"{explained.summary}\n")
-    terminal.print_pieces(showing.shown_pieces(explained))
+    terminal.print_pieces(showing.token_lines(explained))
     if len(explained.ids) > showing.TOKENS_SHOWN:
         print(f"… the first {showing.TOKENS_SHOWN:,} of {len(explained.ids):,} tokens; --json has all")
     print()
@@ -60,10 +60,10 @@ def show(
     if explained.is_of_a_library:
         print("\nHow it was cut is decided by the tokenizer's own library: its merges are not known here.")
     else:
-        print("\nThe merges that made each piece, in the order they happened:\n")
+        print("\nThe merges that made each pre-token, in the order they happened:\n")
         terminal.print_table(showing.merge_rows(explained))
     if html:
-        print(f"\nWith the tree of each piece: {html}")
+        print(f"\nWith the tree of each pre-token: {html}")
 
 
 def _typed_or_read(text: str | None, file: Path | None) -> bytes:

@@ -168,16 +168,16 @@ def compare(
     from groundup.report import compare as comparing
 
     finished = comparing.read_all(runs)
-    found = comparing.compare(finished)
+    comparison = comparing.compare(finished)
     page = out or (None if as_json else comparing.default_page(finished))
     if page:
-        comparing.write_page(finished, found, page)
+        comparing.write_page(finished, comparison, page)
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(comparison.table())
         return
-    terminal.print_table(comparing.rows(found))
+    terminal.print_table(comparison.rows)
     print()
-    for line in comparing.verdicts(found):
+    for line in comparison.verdicts:
         print(line)
     print(f"\nWith curves and samples: {page}")
 

@@ -1,7 +1,7 @@
-"""Yardsticks: what plainer ways of knowing a text need for the same documents, in the same bits per byte.
+"""Baselines: the bits per byte that simpler models of text need for the same documents.
 
-Eight bits a byte is the text as it is. What a general compressor needs says how much is repetition; what the
-frequencies of tokens alone say shows how much a model owes to context.
+Eight bits a byte is the text as it is. A general compressor shows how much of a text is repetition; a model of token
+frequencies alone shows how much a language model gains from context.
 """
 
 import lzma
@@ -17,13 +17,13 @@ TOKENS_AT_ONCE = 1 << 24
 
 
 def texts(split: Tokens, tokenizer: Tokenizer) -> Iterator[bytes]:
-    """The UTF-8 of each document: byte-level tokens give back every byte that went in."""
+    """The UTF-8 bytes of each document, which byte-level tokens give back exactly."""
     for first, last in pairwise(split.offsets):
         yield tokenizer.decode_bytes(split.text_ids(first, last).tolist())
 
 
 def xz(documents: Iterable[bytes]) -> float:
-    """Bits per byte of `xz -9` over the documents one after another: it may look back over all of them."""
+    """Bits per byte of `xz -9` over the documents one after another, so that it may refer back to all of them."""
     compressor = lzma.LZMACompressor(preset=9)
     read = written = 0
     for document in documents:
@@ -34,8 +34,8 @@ def xz(documents: Iterable[bytes]) -> float:
 
 def unigram(train: Tokens, test: Tokens, vocab_size: int) -> float:
     """Bits per byte of a model that knows only how often each token occurs in the training split, plus one."""
-    seen = 1 + _counts(train, vocab_size)
-    bits = np.log2(seen.sum()) - np.log2(seen)
+    counts = 1 + _counts(train, vocab_size)
+    bits = np.log2(counts.sum()) - np.log2(counts)
     return float((_counts(test, vocab_size) * bits).sum() / test.n_bytes.sum())
 
 

@@ -13,7 +13,7 @@ from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import find, read
 from groundup.errors import DataError
 from groundup.evals.baselines import texts, unigram, xz
-from groundup.evals.score import Score, refuse_no_number, score, table_of
+from groundup.evals.score import Score, refuse_not_finite, score, table_of
 from groundup.evals.settings import EvalSettings
 from groundup.files import Progress, no_progress, write_json, write_text
 from groundup.generation.text import generate
@@ -23,7 +23,7 @@ from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.load import load
 
 ID_DIGITS = 16
-"""How much of the sha256 of its text names a test document: two of a billion agree with probability 0.03."""
+"""Hex digits of the sha256 of its text that name a test document; two of a billion agree with probability 0.03."""
 
 
 def evaluate(
@@ -37,10 +37,10 @@ def evaluate(
     vocab_size = tokenizer.vocab_size
     train, test = open_split(shards, "train", vocab_size), open_split(shards, "test", vocab_size)
     result = score(model, test, batch_rows=settings.batch_rows, progress=progress)
-    refuse_no_number(result, str(model_directory))
-    progress(0, 1, "yardsticks")
-    plainer = {"xz": xz(texts(test, tokenizer)), "unigram": unigram(train, test, vocab_size)}
-    table = {**table_of(result), "yardsticks": plainer}
+    refuse_not_finite(result, str(model_directory))
+    progress(0, 1, "baselines")
+    baselines = {"xz": xz(texts(test, tokenizer)), "unigram": unigram(train, test, vocab_size)}
+    table = {**table_of(result), "baselines": baselines}
     write_json(draft.path / "test.json", table)
     documents = [
         {"id": hashlib.sha256(text).hexdigest()[:ID_DIGITS], "bytes": len(text), "bits": round(float(bits), 3)}
@@ -67,10 +67,10 @@ def score_files(
     """Bits per byte on any files or folders, read and cleaned as `corpus` says, neither filtered nor cut.
 
     Args:
-        model: as of `score`.
+        model: is in `eval()` meanwhile.
         tokenizer: the model's own.
         sources: the files and folders; those of `corpus` do not count.
-        progress: is told the number of tokens.
+        progress: gets the number of tokens.
 
     Raises:
         DataError: when a document cannot be read, or there is none.
@@ -101,5 +101,5 @@ def score_files(
     stream = stream_of(texts, tokenizer)
     tokenizer.refuse_without_row(np.unique(stream.ids).tolist(), model.config.vocab_size or 0)
     result = score(model, stream, progress=progress)
-    refuse_no_number(result, "this model")
+    refuse_not_finite(result, "this model")
     return result

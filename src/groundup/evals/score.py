@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from groundup.batch import Batch, to
@@ -16,18 +17,20 @@ from groundup.evals.statistics import ratio
 from groundup.files import Progress, no_progress
 from groundup.model.transformer import Transformer, evaluating
 from groundup.shards import Tokens
+from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.loader import cut
-from groundup.train.losses import Attending, by_document, token_logprobs
+from groundup.train.losses import CHUNK, Attending, by_document, token_logprobs
+from groundup.words import plural
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of some documents, by `score`."""
+    """How well a model predicts some documents."""
 
     bits_per_byte: float
     """−Σ log2 p over all tokens, the one that closes a document included, divided by the UTF-8 bytes of the text."""
     standard_error: float
-    """Of bits per byte, over documents."""
+    """The standard error of bits per byte over documents."""
     perplexity: float
     """exp of the mean negative log-probability of a token."""
     documents: int
@@ -45,11 +48,60 @@ class Window:
     owner: npt.NDArray[np.int64]
     """(B,) the document that each row belongs to."""
     own: Bool[Tensor, "B T"]
-    """Which positions are of that document and have a target: a short one's row runs on into the next."""
+    """The positions that are of that document and have a target: a short document's row runs on into the next."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A model and the documents on which it is measured."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    shards: Tokens
+    """One split."""
+    max_tokens: int | None = None
+    """Read up to the document that reaches this many tokens; all documents if not given."""
+    batch_rows: int = 16
+    """Windows that go through the model at once."""
+    progress: Progress = no_progress
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Inside, the model is in `eval()` and no gradient is computed."""
+        return evaluating(self.model)
+
+    def score(self) -> Score:
+        """Bits per byte and perplexity, by `score`."""
+        return score(
+            self.model,
+            self.shards,
+            max_tokens=self.max_tokens,
+            batch_rows=self.batch_rows,
+            progress=self.progress,
+        )
+
+    def logprobs(self) -> Iterator[tuple[Window, Float[Tensor, "B T"]]]:
+        """The log-probability of the token that came at each position of a window, in float64."""
+        for window, batch in self._windows():
+            yield window, token_logprobs(self.model, batch, by_document).cpu().double()
+
+    def predictions(self) -> Iterator[tuple[Float[Tensor, "N V"], Int[Tensor, "N"]]]:
+        """Logits and the token that came, for every position of the documents, some at a time."""
+        for window, batch in self._windows():
+            own = window.own.to(batch.tokens.device)
+            hidden = self.model.hidden(batch.tokens, batch.position, by_document(batch))[own]
+            for rows, targets in zip(hidden.split(CHUNK), batch.targets[own].split(CHUNK), strict=True):
+                yield self.model.logits(rows), targets
+
+    def _windows(self) -> Iterator[tuple[Window, Batch]]:
+        """Each window, and its batch on the model's device."""
+        device, context = next(self.model.parameters()).device, self.model.config.context_length
+        n_documents = documents_within(self.shards, self.max_tokens)
+        for window in windows(self.shards, context, n_documents, self.batch_rows, self.progress):
+            yield window, to(window.batch, device)
 
 
 def documents_within(shards: Tokens, max_tokens: int | None) -> int:
-    """How many of the first documents there are up to the one that reaches this many tokens."""
+    """The number of documents up to the one that reaches this many tokens."""
     if max_tokens is None:
         return shards.n_documents
     return min(shards.n_documents, int(np.searchsorted(np.cumsum(np.diff(shards.offsets)), max_tokens)) + 1)
@@ -58,7 +110,7 @@ def documents_within(shards: Tokens, max_tokens: int | None) -> int:
 def windows(
     shards: Tokens, context: int, n_documents: int, batch_rows: int, progress: Progress = no_progress
 ) -> Iterator[Window]:
-    """The first documents in rows of the context length that do not overlap, so many rows at a time."""
+    """The first documents in rows of the context length that do not overlap, `batch_rows` rows at a time."""
     starts = np.concatenate([np.arange(shards.offsets[d], shards.offsets[d + 1], context) for d in range(n_documents)])
     owner = np.searchsorted(shards.offsets, starts, side="right") - 1
     for first in range(0, len(starts), batch_rows):
@@ -86,7 +138,7 @@ def score(
         max_tokens: stop after the document that reaches this many tokens; all documents if not given.
         batch_rows: windows that go through the model at once.
         attending: batch → the `Attend` that the model reads with.
-        progress: is told the number of tokens.
+        progress: gets the number of tokens.
 
     >>> from groundup.model.settings import ModelConfig
     >>> from groundup.shards import stream_of
@@ -112,16 +164,17 @@ def score(
     return _summary(nats / math.log(2), shards.n_bytes[:n_documents], total)
 
 
-def refuse_no_number(result: Score, whose: str) -> None:
-    """
+def refuse_not_finite(result: Score, whose: str) -> None:
+    """Refuse a score of which NaN or Inf is a part.
+
     Raises:
-        DivergedError: a score that is no finite number, naming the first document.
+        DivergedError: naming the first document.
     """
     wrong = np.flatnonzero(~np.isfinite(result.document_bits))
     if len(wrong):
         raise DivergedError(
-            f"{whose} gives scores that are not finite numbers (NaN or Inf) to {len(wrong):,} of {result.documents:,} "
-            f"documents, document {int(wrong[0]) + 1:,} first: it cannot be measured"
+            f"{whose} gives scores that are not finite numbers (NaN or Inf) to {len(wrong):,} of "
+            f"{plural(result.documents, 'document')}, document {int(wrong[0]) + 1:,} first: it cannot be measured"
         )
 
 
@@ -141,7 +194,7 @@ def _summary(bits: npt.NDArray[np.float64], n_bytes: npt.NDArray[np.int64], toke
 def table_of(result: Score) -> dict[str, float | int | None]:
     """The numbers of all documents together as JSON values.
 
-    None for what is no number: the error of one document, the perplexity of a diverged model.
+    None stands for what is not a finite number: the error of one document, the perplexity of a diverged model.
     """
     table = {part.name: getattr(result, part.name) for part in fields(result) if part.name != "document_bits"}
     return {name: value if math.isfinite(value) else None for name, value in table.items()}

@@ -8,9 +8,12 @@ from groundup.corpus.settings import CorpusSettings
 from groundup.generation.settings import Sampling
 from groundup.settings import Settings
 
+MeasurementName = Literal["bits_per_byte", "bits_per_byte_by_position", "next_token_accuracy", "calibration"]
+"""The keys of `evals.heldout.MEASUREMENTS`."""
+
 
 class EvalSettings(Settings):
-    """What is measured and shown once training is over."""
+    """What is measured and sampled once training is over."""
 
     prompts: tuple[str, ...] = ("Once upon a time", "", "", "")
     """One sampled continuation each; an empty prompt lets the model begin a document by itself."""
@@ -20,10 +23,10 @@ class EvalSettings(Settings):
 
 
 class Evaluation(Settings):
-    """A task that the model is given again and again while it is trained."""
+    """A measurement that is repeated while the model is trained."""
 
-    task: Literal["bits_per_byte", "bits_per_byte_by_position", "next_token_accuracy", "calibration"]
-    """What is measured, on the validation documents."""
+    task: MeasurementName
+    """What is measured on the validation documents."""
     every: int = Field(default=200, ge=1)
     """Steps between measurements; one more comes after the last step."""
     max_tokens: int = Field(default=100_000, ge=1)
@@ -31,6 +34,6 @@ class Evaluation(Settings):
 
 
 class FilesRead(Settings):
-    """How files that are scored are read, where no recipe says it."""
+    """How to read files that are scored, where no recipe says it."""
 
     corpus: CorpusSettings

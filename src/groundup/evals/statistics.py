@@ -1,4 +1,4 @@
-"""Ratios of sums over documents, such as bits per byte, and how sure they are. Without torch."""
+"""Ratios of sums over documents, such as bits per byte, and their errors. Without torch."""
 
 import math
 
@@ -9,8 +9,8 @@ import numpy.typing as npt
 def ratio(bits: npt.NDArray[np.float64], n_bytes: npt.NDArray[np.int64]) -> tuple[float, float]:
     """Σ bits / Σ bytes, and its standard error over documents by linearisation (Cochran 1977, eq. 2.45).
 
-    With the bits that one model needs less the bits that another needs for the same documents, it is their paired
-    difference. The error of one document is NaN.
+    Of the differences of two models' bits for the same documents it gives the paired difference. The error of
+    a single document is NaN.
     """
     total, n = float(n_bytes.sum()), len(bits)
     value = float(bits.sum()) / total
@@ -21,12 +21,12 @@ def ratio(bits: npt.NDArray[np.float64], n_bytes: npt.NDArray[np.int64]) -> tupl
 RESAMPLES = 1000
 """Enough for the ends of a 95 % interval to two digits."""
 FEWEST_DOCUMENTS = 10
-"""Of fewer, drawing again tells too little of what others would give."""
+"""Resampling fewer says too little about other documents."""
 
 
 def interval(above: npt.NDArray[np.int64], below: npt.NDArray[np.int64]) -> tuple[float, float] | None:
-    """Ends of the 95 % interval of Σ above / Σ below, by drawing as many documents again and again, with replacement
-    (Efron 1979, the percentile method). Always the same draws. None for fewer than `FEWEST_DOCUMENTS`.
+    """Ends of the 95 % interval of Σ above / Σ below, by resampling documents with replacement (Efron 1979, the
+    percentile method). The draws are always the same. None for fewer than `FEWEST_DOCUMENTS`.
     """
     n = len(above)
     if n < FEWEST_DOCUMENTS:

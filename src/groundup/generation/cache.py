@@ -5,13 +5,14 @@ B rows, L layers, G key/value heads, S room in tokens, K key width, W value widt
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from groundup.model.attention import additive, weighted_values
+from groundup.model.dot_product import additive, weighted_values
 from groundup.model.settings import ModelConfig
 
 
@@ -22,6 +23,7 @@ class ContiguousCache:
     keys: Float[Tensor, "B L G S K"]
     values: Float[Tensor, "B L G S W"]
     """W = 0 where the values are the keys' first channels (latent attention)."""
+    wants_latents: ClassVar[bool] = True
     length: int = 0
     """Tokens held. The caller moves it on after each forward pass, when every layer has written."""
 

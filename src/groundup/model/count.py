@@ -1,10 +1,10 @@
-"""Counting: parameters, floating-point operations and bytes of a model, found without allocating it.
+"""Counting: parameters, FLOPs and bytes of a model, without allocating it.
 
-Parameters are read off the modules. Operations and activations come from one forward pass in training on the meta
-device, where tensors have shapes but no values: a block is counted as it is written, whatever it is. (Only which of a
-mixture's experts a token meets is asked of the mixture.) Kernels are those of a CPU. What the parts are called:
-`embed`, `position`, `attention`, `attention_norm`, `feedforward`, …, `norm`, `head`; `attention scores` for whatever
-happens between queries, keys and values, and `stream` for what happens between the parts.
+Parameters are read off the modules. FLOPs and activations come from one forward pass in training on the meta device,
+where tensors have shapes but no values: a block is counted as it is written, whatever it is. Kernels are those of a
+CPU. What the parts are called: `embed`, `position`, `attention`, `attention_norm`, `feedforward`, …, `norm`, `head`;
+`attention scores` for whatever happens between queries, keys and values, and `stream` for what happens between the
+parts.
 """
 
 from collections import Counter
@@ -111,7 +111,9 @@ def _part(name: str) -> str:
 def _idle_parameters(block: nn.Module) -> int:
     """Those that a token does not meet, where experts are picked."""
     return sum(
-        (module.settings.n_experts - module.settings.n_active) * sum(p.numel() for p in module.experts[0].parameters())
+        sum(p.numel() for p in module.experts.parameters())
+        // module.settings.n_experts
+        * (module.settings.n_experts - module.settings.n_active)
         for module in block.modules()
         if isinstance(module, MixtureOfExperts)
     )

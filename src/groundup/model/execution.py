@@ -17,7 +17,7 @@ from groundup.model.transformer import Transformer
 
 Recomputation = Literal["none", "selective", "full"]
 Forward = Callable[..., Tensor]
-PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._grouped_mm.default}
 """What selective recomputation keeps: products with weights, which cost the most to compute again."""
 
 
@@ -31,7 +31,7 @@ def compile_blocks(model: Transformer) -> None:
     options: dict[str, Any] = {}
     if next(model.parameters()).device.type == "cpu":
         # Here, since it imports torch's compiler, which takes more than a second.
-        from groundup.model.graph_passes import BiasesApart, JoinedProducts
+        from groundup.model.kernels.graph_passes import BiasesApart, JoinedProducts
 
         options = {"pre_grad_custom_pass": JoinedProducts(), "post_grad_custom_post_pass": BiasesApart()}
     for block in model.blocks:

@@ -5,7 +5,8 @@ tensor of shape (B, T) that it shows as `auxiliary_loss` is added to the loss of
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,28 @@ def no_tap(name: str, tensor: Tensor) -> None:
     """For callers who do not look inside."""
 
 
+class AuxiliaryLosses:
+    """A tap that keeps what blocks ask the loss to add for each token, and looks at nothing else."""
+
+    def __init__(self) -> None:
+        self.kept: list[Float[Tensor, "B T"]] = []
+
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        if name.endswith("auxiliary_loss"):
+            self.kept.append(tensor)
+
+
+def looks_inside(tap: Tap) -> bool:
+    return not (tap is no_tap or isinstance(tap, AuxiliaryLosses))
+
+
+def under(prefix: str, tap: Tap) -> Tap:
+    """A tap that shows to `tap` what it is shown, with `prefix` before its name."""
+    if not looks_inside(tap):  # nothing that differs between layers: compiled for one, a block serves for all
+        return tap
+    return lambda name, tensor: tap(f"{prefix}.{name}", tensor)
+
+
 class PlainFeedForward(nn.Module):
     """down(activation(up(x)))."""
 
@@ -35,10 +58,13 @@ class PlainFeedForward(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*rows D"], tap: Tap = no_tap) -> Float[Tensor, "*rows D"]:
-        active = self.activation(self.up(x))  # (*rows, F)
+        return self.compute(x, tap, self.up, self.down)
+
+    def compute(self, x: Tensor, tap: Tap, up: Activation, down: Activation) -> Tensor:
+        """With any linear maps, such as one expert's of a stack."""
+        active = self.activation(up(x))  # (*rows, F)
         tap("active", active)
-        output: Tensor = self.down(active)
-        return output
+        return down(active)
 
 
 class GatedFeedForward(nn.Module):
@@ -54,10 +80,46 @@ class GatedFeedForward(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*rows D"], tap: Tap = no_tap) -> Float[Tensor, "*rows D"]:
-        active = self.activation(self.gate(x))  # (*rows, F)
+        return self.compute(x, tap, self.gate, self.up, self.down)
+
+    def compute(self, x: Tensor, tap: Tap, gate: Activation, up: Activation, down: Activation) -> Tensor:
+        """With any linear maps, such as one expert's of a stack."""
+        active = self.activation(gate(x))  # (*rows, F)
         tap("active", active)
-        output: Tensor = self.down(active * self.up(x))
-        return output
+        return down(active * up(x))
+
+
+class StackedLinear(nn.Module):
+    """A linear map for each expert. N rows, K input width, J output width."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([layer.weight for layer in layers]).detach())  # (E, J, K)
+        self.bias: nn.Parameter | None = None
+        if layers[0].bias is not None:
+            self.bias = nn.Parameter(torch.stack([layer.bias for layer in layers])[:, None].detach())  # (E, 1, J)
+
+    def each(self) -> list[Activation]:
+        """The maps one by one."""
+        biases = [None] * len(self.weight) if self.bias is None else self.bias.flatten(1).unbind()
+        return [partial(F.linear, weight=w, bias=b) for w, b in zip(self.weight.unbind(), biases, strict=True)]
+
+    def together(self, ends: Int[Tensor, "E"]) -> Activation:
+        """All maps at once, in one kernel of a GPU, for the rows of expert 0, then those of expert 1, … that end at
+        `ends`, which no one has to wait for."""
+
+        def multiply(rows: Float[Tensor, "N K"]) -> Float[Tensor, "N J"]:
+            weight: Tensor = self.weight
+            if torch.is_autocast_enabled(rows.device.type):
+                dtype = torch.get_autocast_dtype(rows.device.type)
+                rows, weight = rows.to(dtype), weight.to(dtype)
+            product: Tensor = F.grouped_mm(rows, weight.mT, offs=ends)
+            if self.bias is None:
+                return product
+            row = torch.arange(len(rows), device=rows.device)
+            return product + self.bias.flatten(1)[torch.searchsorted(ends, row, right=True)].to(product.dtype)
+
+        return multiply
 
 
 class MixtureOfExperts(nn.Module):
@@ -70,7 +132,7 @@ class MixtureOfExperts(nn.Module):
         self.settings = settings
         d_model, d_ff = config.d_model, config.feedforward_width
         self.router = nn.Linear(d_model, settings.n_experts, bias=False)
-        self.experts = nn.ModuleList(make_dense(settings.expert, d_model, d_ff) for _ in range(settings.n_experts))
+        self.experts = _stack([make_dense(settings.expert, d_model, d_ff) for _ in range(settings.n_experts)])
         self.shared = make_dense(settings.expert, d_model, settings.n_shared * d_ff) if settings.n_shared else None
 
     def forward(self, x: Float[Tensor, "B T D"], tap: Tap = no_tap) -> Float[Tensor, "B T D"]:
@@ -80,13 +142,35 @@ class MixtureOfExperts(nn.Module):
             weight = weight / weight.sum(dim=-1, keepdim=True)
         tap("router", probability)
         tap("auxiliary_loss", self.settings.balance * imbalance(probability, chosen))
-        rows, order = x.flatten(0, 1), chosen.flatten().argsort(stable=True)
+        rows, (expert, order) = x.flatten(0, 1), chosen.flatten().sort(stable=True)
         token = order // self.settings.n_active  # the rows that go to expert 0, then those to expert 1, …
-        shares = rows[token].split(_sizes(chosen, self.settings.n_experts))
-        answers = torch.cat([expert(share, tap) for expert, share in zip(self.experts, shares, strict=True)])
-        answers = answers * weight.flatten()[order, None].to(x.dtype)
+        answers = self._answer(rows[token], expert, tap) * weight.flatten()[order, None].to(x.dtype)
         output = torch.zeros_like(rows).index_add(0, token, answers).view_as(x)
         return output if self.shared is None else output + self.shared(x, tap)
+
+    def _answer(self, rows: Float[Tensor, "N D"], expert: Int[Tensor, "N"], tap: Tap) -> Float[Tensor, "N D"]:
+        """What its `expert` makes of each row; they are in the experts' order."""
+        stacks: list[StackedLinear] = list(self.experts.children())  # type: ignore[arg-type]
+        if self._fit_the_kernel(rows) and not looks_inside(tap):
+            last = torch.arange(self.settings.n_experts, device=rows.device)
+            ends = torch.searchsorted(expert, last, right=True).int()
+            return self.experts.compute(rows, tap, *(stack.together(ends) for stack in stacks))
+        maps = zip(*(stack.each() for stack in stacks), strict=True)
+        shares = rows.split(_sizes(expert, self.settings.n_experts))
+        return torch.cat([self.experts.compute(share, tap, *each) for share, each in zip(shares, maps, strict=True)])
+
+    def _fit_the_kernel(self, rows: Tensor) -> bool:
+        """It is a GPU's, and wants rows of whole 16 bytes."""
+        widths = self.experts.down.weight.shape[1:]
+        return rows.is_cuda and rows.dtype != torch.float64 and all(n * rows.itemsize % 16 == 0 for n in widths)
+
+
+def _stack(experts: "Sequence[PlainFeedForward | GatedFeedForward]") -> "PlainFeedForward | GatedFeedForward":
+    """One feed-forward with the linear maps of all `experts`, stacked."""
+    stacked = experts[0]
+    for name, _ in list(stacked.named_children()):
+        setattr(stacked, name, StackedLinear([expert.get_submodule(name) for expert in experts]))  # type: ignore[misc]
+    return stacked
 
 
 def imbalance(probability: Float[Tensor, "B T E"], chosen: Int[Tensor, "B T active"]) -> Float[Tensor, "B T"]:
@@ -95,7 +179,7 @@ def imbalance(probability: Float[Tensor, "B T E"], chosen: Int[Tensor, "B T acti
 
     `share` is the part of the row's choices that fell on e, padding included; the gradient goes through the probability
     alone (Fedus et al. 2021, arXiv:2101.03961, eq. 4). Over the row and not the batch, as in DeepSeek-V3 (2024,
-    arXiv:2412.19437, eq. 17), so that it does not matter how a batch is cut into pieces.
+    arXiv:2412.19437, eq. 17), so that it does not matter how a batch is cut into micro-batches.
     """
     n_experts = probability.shape[-1]
     picked = F.one_hot(chosen, n_experts).sum(dim=-2).to(probability.dtype)  # (B, T, E)
@@ -103,12 +187,12 @@ def imbalance(probability: Float[Tensor, "B T E"], chosen: Int[Tensor, "B T acti
     return n_experts * (share * probability).sum(dim=-1)
 
 
-def _sizes(chosen: Int[Tensor, "B T active"], n_experts: int) -> list[int]:
+def _sizes(expert: Int[Tensor, "N"], n_experts: int) -> list[int]:
     """How many rows go to each expert; on the meta device, which knows no values, equally many."""
-    if chosen.is_meta:
-        each, left = divmod(chosen.numel(), n_experts)
+    if expert.is_meta:
+        each, left = divmod(len(expert), n_experts)
         return [each + (number < left) for number in range(n_experts)]
-    sizes: list[int] = chosen.flatten().bincount(minlength=n_experts).tolist()
+    sizes: list[int] = expert.bincount(minlength=n_experts).tolist()
     return sizes
 
 
@@ -130,7 +214,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 GELU_BY: dict[str, Activation] = {"tanh": gelu_tanh, "none": F.gelu}
 
 
-def make_dense(settings: Dense, d_model: int, d_ff: int) -> nn.Module:
+def make_dense(settings: Dense, d_model: int, d_ff: int) -> PlainFeedForward | GatedFeedForward:
     match settings:
         case GELU(approximate=approximate, bias=bias):
             return PlainFeedForward(d_model, d_ff, GELU_BY[approximate], bias)

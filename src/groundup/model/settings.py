@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from groundup.settings import Settings
+from groundup.settings import Settings, contradiction
 
 # --- position: how a token's place enters the model ---
 
@@ -90,7 +90,9 @@ class YaRNScaling(Settings):
 
 def _check_ramp(slow: float, fast: float) -> None:
     if fast <= slow:
-        raise ValueError(f"fast = {fast} is not more than slow = {slow}; channels between them are scaled in part")
+        raise contradiction(
+            f"fast = {fast} is not more than slow = {slow}; channels between them are scaled in part", "fast", "slow"
+        )
 
 
 RotaryScaling = Annotated[
@@ -189,8 +191,9 @@ class GroupedQuery(Settings):
     @model_validator(mode="after")
     def _windowed_by_what(self) -> "GroupedQuery":
         if self.window is None and self.windowed_layers != (True,):
-            raise ValueError(
-                f"windowed_layers = {list(self.windowed_layers)} without a window; set window, or leave it out too"
+            raise contradiction(
+                f"windowed_layers = {list(self.windowed_layers)} without a window; set window, or leave it out too",
+                "windowed_layers",
             )
         return self
 
@@ -338,7 +341,9 @@ class Experts(Settings):
     @model_validator(mode="after")
     def _enough_to_pick_from(self) -> "Experts":
         if self.n_active > self.n_experts:
-            raise ValueError(f"n_active = {self.n_active} is more than n_experts = {self.n_experts}")
+            raise contradiction(
+                f"n_active = {self.n_active} is more than n_experts = {self.n_experts}", "n_active", "n_experts"
+            )
         return self
 
     def sizes(self, d_model: int, d_ff: int) -> Sizes:
@@ -463,15 +468,19 @@ class ModelConfig(Settings):
     def _heads_fit(self) -> "ModelConfig":
         if self.d_head is None and self.d_model % self.n_heads:
             below = max(n for n in range(1, self.n_heads + 1) if self.d_model % n == 0)
-            raise ValueError(
+            raise contradiction(
                 f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}; nearest number of heads: {below}, "
-                f"nearest width: {round(self.d_model / self.n_heads) * self.n_heads or self.n_heads}; or set d_head"
+                f"nearest width: {round(self.d_model / self.n_heads) * self.n_heads or self.n_heads}; or set d_head",
+                "n_heads",
+                "d_model",
             )
         if self.n_heads % self.kv_heads:
             nearest = sorted(n for n in range(1, self.n_heads + 1) if self.n_heads % n == 0)
-            raise ValueError(
+            raise contradiction(
                 f"n_kv_heads = {self.kv_heads} does not divide n_heads = {self.n_heads}: each key/value head serves "
-                f"equally many query heads; possible: {', '.join(map(str, nearest))}"
+                f"equally many query heads; possible: {', '.join(map(str, nearest))}",
+                "n_kv_heads",
+                "n_heads",
             )
         return self
 
@@ -480,14 +489,16 @@ class ModelConfig(Settings):
         if not isinstance(self.attention, Latent):
             return self
         if not isinstance(self.position, Rotary) or self.position.fraction != 1:
-            raise ValueError(
+            raise contradiction(
                 f"position.kind = {self.position.kind}, but latent attention keeps channels for rotary position "
-                "(attention.d_rotary): set position.kind to rotary, and leave its fraction at 1"
+                "(attention.d_rotary): set position.kind to rotary, and leave its fraction at 1",
+                "position.kind",
             )
         if self.kv_heads != self.n_heads:
-            raise ValueError(
+            raise contradiction(
                 f"n_kv_heads = {self.kv_heads}, but latent attention makes a key and a value for each of the "
-                f"{self.n_heads} query heads: leave n_kv_heads out"
+                f"{self.n_heads} query heads: leave n_kv_heads out",
+                "n_kv_heads",
             )
         return self
 
@@ -500,14 +511,16 @@ class ModelConfig(Settings):
                 if wanted <= self.head_width
                 else "give heads more channels"
             )
-            raise ValueError(
+            raise contradiction(
                 f"rotary position rotates pairs of channels, but position.fraction = {self.position.fraction:g} of a "
-                f"head's {self.head_width} is {self.rotary_width}; {way}"
+                f"head's {self.head_width} is {self.rotary_width}; {way}",
+                "position.fraction",
             )
         if isinstance(self.position, Sinusoidal) and self.d_model % 2:
-            raise ValueError(
+            raise contradiction(
                 f"sinusoidal position fills pairs of channels, but d_model = {self.d_model}; nearest: "
-                f"{self.d_model - 1}, {self.d_model + 1}"
+                f"{self.d_model - 1}, {self.d_model + 1}",
+                "d_model",
             )
         return self
 

@@ -4,15 +4,16 @@ B batch, T time, D width, V vocabulary.
 """
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groundup.model.attention import Attend, Causal, make_attention
-from groundup.model.feedforward import Tap, make_feedforward, no_tap
+from groundup.model.feedforward import Tap, make_feedforward, no_tap, under
 from groundup.model.norm import make_norm
 from groundup.model.position import PositionTerms, make_position, row_of
 from groundup.model.settings import Classes, Experts, LanguageModel, ModelConfig, Parallel, Scalar, Sequential
@@ -47,7 +48,7 @@ class SequentialBlock(nn.Module):
         attention = self.attention_output_norm(self.attention(self.attention_norm(x), terms, attend))
         tap("attention", attention)
         x = self.attention_sum_norm(x + self.dropout(attention))
-        feedforward = self.feedforward(self.feedforward_norm(x), _under("feedforward", tap))
+        feedforward = self.feedforward(self.feedforward_norm(x), under("feedforward", tap))
         feedforward = self.feedforward_output_norm(feedforward)
         tap("feedforward", feedforward)
         output: Tensor = self.feedforward_sum_norm(x + self.dropout(feedforward))
@@ -76,7 +77,7 @@ class ParallelBlock(nn.Module):
         attention = self.attention(normed, terms, attend)
         tap("attention", attention)
         feedforward = self.feedforward(
-            normed if self.feedforward_norm is None else self.feedforward_norm(x), _under("feedforward", tap)
+            normed if self.feedforward_norm is None else self.feedforward_norm(x), under("feedforward", tap)
         )
         tap("feedforward", feedforward)
         output: Tensor = x + self.dropout(attention) + self.dropout(feedforward)
@@ -240,14 +241,14 @@ class Transformer(nn.Module):
         self._refuse_unfit(tokens, position)
         if position is None:
             position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
-        attend = Causal() if attend is None else attend
+        attend = Causal.of(tokens.shape[1], tokens.device) if attend is None else attend
         tap = no_tap if tap is None else tap
         x = tokens if self.embed is None else self._embedded(tokens)
         x, terms = self.position(x, position)
         x = self.dropout(x)
         tap("embed", x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, terms, attend, _under(f"blocks.{layer}", tap))
+            x = block(x, terms, attend, under(f"blocks.{layer}", tap))
             tap(f"blocks.{layer}", x)
         hidden: Tensor = self.norm(x)
         tap("norm", hidden)
@@ -308,12 +309,6 @@ class Transformer(nn.Module):
         return scores if self.soft_cap is None else self.soft_cap * torch.tanh(scores / self.soft_cap)
 
 
-def _under(prefix: str, tap: Tap) -> Tap:
-    if tap is no_tap:  # nothing that differs between layers: compiled for one, a block serves for all
-        return no_tap
-    return lambda name, tensor: tap(f"{prefix}.{name}", tensor)
-
-
 @torch.no_grad()
 def initialise(module: nn.Module, n_layers: int) -> None:
     """GPT-2's initialisation, but for its table of positions, which has 0.01 there.
@@ -325,7 +320,7 @@ def initialise(module: nn.Module, n_layers: int) -> None:
     of one axis that is no `bias` is a gain.
     """
     residual_deviation = 0.02 / math.sqrt(2 * n_layers)
-    for name, parameter in module.named_parameters():
+    for name, parameter in _one_expert_after_another(module.named_parameters()):
         if name.endswith(".bias"):
             parameter.zero_()
         elif parameter.ndim == 1:
@@ -334,6 +329,16 @@ def initialise(module: nn.Module, n_layers: int) -> None:
             parameter.normal_(0.0, residual_deviation)
         else:
             parameter.normal_(0.0, 0.02)
+
+
+def _one_expert_after_another(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The parameters; of stacked experts first all of expert 0, then all of expert 1, …"""
+    for experts, group in itertools.groupby(named, lambda pair: pair[0].rpartition(".experts.")[0]):
+        if experts:
+            names, stacks = zip(*group, strict=True)
+            yield from (pair for expert in zip(*stacks, strict=True) for pair in zip(names, expert, strict=True))
+        else:
+            yield from group
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ class AdafactorOptimizer(torch.optim.Optimizer):
         """R + C numbers of a matrix, all of a vector; the count of steps stays on the CPU, where reading it waits for
         nobody."""
         state = {"step": torch.zeros(())}
-        if weight.ndim < 2:
+        if not group["matrix"]:
             return state | {"mean_square": torch.zeros_like(weight, requires_grad=False)}
         return state | {
             "row_mean_square": weight.new_zeros(weight.shape[:-1], requires_grad=False),
@@ -48,7 +48,7 @@ class AdafactorOptimizer(torch.optim.Optimizer):
         state["step"] += 1
         share = state["step"].item() ** -self._settings.decay_exponent  # 1 − β̂₂ of section 7.2
         square = gradient.square().add_(NEVER_NOUGHT)
-        if gradient.ndim < 2:
+        if "mean_square" in state:
             mean_square = state["mean_square"].lerp_(square, share)
             return gradient * mean_square.rsqrt()
         row = state["row_mean_square"].lerp_(square.mean(dim=-1), share)
@@ -58,5 +58,8 @@ class AdafactorOptimizer(torch.optim.Optimizer):
 
 
 def _root_mean_square(tensor: Tensor) -> Tensor:
+    """Of a vector or a matrix one number; of a stack of experts' one for each."""
+    if tensor.ndim == 3:
+        return torch.stack([_root_mean_square(expert) for expert in tensor])[:, None, None]
     size: Tensor = tensor.norm() / math.sqrt(tensor.numel())
     return size

@@ -34,7 +34,7 @@ class RunningAverage:
         torch._foreach_lerp_(list(self.weights.values()), [weight.detach() for weight in self._masters], share)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def in_place(self) -> Iterator[None]:
         """Inside, the model has the average's weights; afterwards its own again, bit for bit."""
         self._exchange()
         try:

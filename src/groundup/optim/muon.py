@@ -60,8 +60,9 @@ class MuonOptimizer(torch.optim.Optimizer):
             alike[tuple(weight.shape)].append(number)
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         for shape, members in alike.items():
-            directions = orthogonalised(torch.stack([ahead[number] for number in members]), self._products)
-            length = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape))
+            matrices = torch.stack([ahead[number] for number in members])  # (…, R, C): experts come in stacks
+            directions = orthogonalised(matrices.flatten(0, -3), self._products).view_as(matrices)
+            length = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape[-2:]))
             torch._foreach_add_([weights[number] for number in members], list(directions), alpha=-length)
 
 

@@ -11,7 +11,7 @@ from groundup.optim.lion import LionOptimizer
 from groundup.optim.muon import MuonOptimizer
 from groundup.optim.settings import Adafactor, AdamW, Lion, Muon, Optimizer
 from groundup.optim.state import Group, prepare_state
-from groundup.optim.width import is_orthogonal, learning_rate_factor
+from groundup.optim.width import is_matrix, is_orthogonal, learning_rate_factor
 
 
 def make_optimizer(
@@ -65,13 +65,14 @@ def parameter_groups(
     for name, weight in _named(weights):
         factor = learning_rate_factor(name, weight, settings, width_ratio)
         orthogonal = isinstance(settings, Muon) and is_orthogonal(name, weight)
-        alike.setdefault((weight.ndim >= 2, orthogonal, factor), []).append(weight)
+        alike.setdefault((is_matrix(name, weight), orthogonal, factor), []).append(weight)
     return [
         {
             "params": members,
             "lr": settings.learning_rate * factor,
             "initial_lr": settings.learning_rate * factor,
             "weight_decay": settings.weight_decay / factor if matrix else 0.0,
+            "matrix": matrix,
             "orthogonal": orthogonal,
         }
         for (matrix, orthogonal, factor), members in alike.items()

@@ -19,9 +19,8 @@ def weight_dtype(precision: Precision) -> torch.dtype:
             return torch.float16
 
 
-def product_dtype(precision: Precision) -> torch.dtype:
-    """The type in which an optimizer multiplies matrices: one in which the model does so too, so that it is quick here;
-    but not float16, whose range is short."""
+def optimizer_matmul_dtype(precision: Precision) -> torch.dtype:
+    """The type of an optimizer's matmuls: the model's, which is quick here, but not float16, whose range is short."""
     match precision:
         case Bfloat16() | Float8() | Autocast():
             return torch.bfloat16
@@ -38,22 +37,35 @@ def make_scaler(precision: Precision, device: torch.device) -> torch.amp.GradSca
             return None
 
 
+def step_optimizer(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, accepted: bool) -> bool:
+    """Step if the step was accepted and no scaled gradient overflowed; returns whether it was taken."""
+    if scaler is None:
+        if accepted:
+            optimizer.step()
+        return accepted
+    before = scaler.get_scale()
+    if accepted:
+        scaler.step(optimizer)
+    scaler.update()
+    return accepted and scaler.get_scale() >= before  # it is lowered after an overflow, and only then
+
+
 class Masters:
-    """Float32 copies of a model's weights: gradients add up in them, the optimizer steps them, the model gets them
-    rounded.
+    """Float32 master weights of what is trained: gradients add up in them, the optimizer steps them, the model gets
+    them rounded. Weights that need no gradient have none, and cost nothing.
 
     Without them most updates are lost: bfloat16 has 8 bits, and a weight does not change by less than 1/256 of itself
-    (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1). For a model in float32 the copies are its own weights.
+    (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1). For a model in float32 they are its own weights.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Keep `model`'s present float32 weights and turn the model itself to `dtype`."""
         self._own = dtype == torch.float32
-        self._weights = dict(model.named_parameters())
+        self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         if self._own:
             self.copies: dict[str, Tensor] = dict(self._weights)
             return
-        self.copies = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self.copies = {name: weight.detach().to(torch.float32, copy=True) for name, weight in self._weights.items()}
         model.to(dtype)
         for name, weight in self._weights.items():
             weight.register_post_accumulate_grad_hook(self._collector(self.copies[name]))

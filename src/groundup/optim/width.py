@@ -59,10 +59,15 @@ def learning_rate_factor(name: str, weight: Tensor, settings: Optimizer, ratio: 
             return float(ratio**powers.relative)
 
 
+def is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether this is a matrix, or a stack of experts' matrices, and no vector or stack of vectors."""
+    return weight.ndim >= 2 and not name.endswith(".bias")
+
+
 def is_orthogonal(name: str, weight: Tensor) -> bool:
     """Whether Muon makes this weight's directions equally long: a matrix of a block. What stands for tokens or
     positions has no directions that are worth it."""
-    return weight.ndim >= 2 and name.startswith(("blocks.", "multi_token."))
+    return is_matrix(name, weight) and name.startswith(("blocks.", "multi_token."))
 
 
 def _powers(name: str, weight: Tensor) -> _Powers:

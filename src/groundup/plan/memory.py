@@ -1,4 +1,4 @@
-"""Memory that a training needs, part by part, before any of it is taken; and the smallest change that makes it fit."""
+"""The memory that a training needs, part by part, before it begins; and the smallest change that makes it fit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,14 +8,14 @@ from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.optim.memory import state_bytes
 from groundup.optim.precision import weight_dtype
 from groundup.optim.settings import Average, Optimizer, Precision
+from groundup.train.losses import CHUNK
 from groundup.words import byte_size
 
-SCORED_AT_ONCE = 1024
-"""Tokens whose scores exist at once in float32; `losses.CHUNK`."""
+PLURALS = {"weight": "weights", "gradient": "gradients", "master copy": "master copies", "optimizer": "optimizer state"}
 
 
 @dataclass(frozen=True)
-class Training:
+class MemoryNeeds:
     """What decides how much memory a training takes."""
 
     model: ModelConfig
@@ -23,12 +23,12 @@ class Training:
     precision: Precision
     optimizer: Optimizer
     rows: int
-    """That go through the model at once."""
+    """Rows of a micro-batch."""
     recompute: str = "none"
     """What of a block is computed again in the backward pass; `selective` is counted as if it saved nothing."""
     average: Average | None = None
-    started: bool = False
-    """Its weights are another model's, which decide its shape."""
+    has_start: bool = False
+    """Whether its weights are another model's, which decide its shape."""
 
     def parts(self) -> Mapping[str, int]:
         """Bytes of each part at the height of a step, the largest first."""
@@ -51,56 +51,53 @@ class Training:
 
     @property
     def _counted_as(self) -> str:
-        """The precision of as wide numbers that activations are counted for."""
+        """The precision, of those for which activations are counted, whose numbers are as wide."""
         width = weight_dtype(self.precision).itemsize
         return next(name for name, dtype in DTYPES.items() if dtype.itemsize == width)
 
     def _loss_bytes(self, precision: str) -> int:
-        """A chunk's scores, their softmax and its gradient in float32; in bfloat16 also all scores as they came."""
+        """A chunk's logits, their softmax and its gradient in float32; in bfloat16 also all logits as they came."""
         tokens, vocabulary = self.rows * self.model.context_length, self.model.vocab_size or 0
         kept = 2 * tokens * vocabulary if precision == "bfloat16" else 0
-        return 3 * 4 * min(SCORED_AT_ONCE, tokens) * vocabulary + kept
+        return 3 * 4 * min(CHUNK, tokens) * vocabulary + kept
 
 
-PLURALS = {"weight": "weights", "gradient": "gradients", "master copy": "master copies", "optimizer": "optimizer state"}
-
-
-def breakdown(training: Training) -> str:
+def breakdown(needs: MemoryNeeds) -> str:
     """The parts in words, the smallest ones together."""
-    parts = list(training.parts().items())
-    told = [f"{name} {byte_size(size)}" for name, size in parts[:7]]
+    parts = list(needs.parts().items())
+    listed = [f"{name} {byte_size(size)}" for name, size in parts[:7]]
     if len(parts) > 7:
-        told.append(f"the rest {byte_size(sum(size for _, size in parts[7:]))}")
-    return f"{byte_size(training.bytes())}: " + ", ".join(told)
+        listed.append(f"the rest {byte_size(sum(size for _, size in parts[7:]))}")
+    return f"{byte_size(needs.bytes())}: " + ", ".join(listed)
 
 
-def smallest_change(training: Training, available: int) -> str:
-    """The setting to change, with its value, so that a training that does not fit does, in so many bytes.
+def smallest_change(needs: MemoryNeeds, available: int) -> str:
+    """The setting to change, with its value, so that a training fits into `available` bytes.
 
-    Fewer rows at once and recomputation change no result but by rounding, so they come first; then a shorter context,
+    Smaller micro-batches and recomputation change results only by rounding, so they come first; then a shorter context,
     then fewer layers.
     """
-    rows = training.rows
+    rows = needs.rows
     while rows > 1:
         rows //= 2
-        if replace(training, rows=rows).bytes() <= available:
+        if replace(needs, rows=rows).bytes() <= available:
             return f"set pretrain.micro_batch_rows={rows}"
-    if replace(training, rows=1, recompute="full").bytes() <= available:
+    if replace(needs, rows=1, recompute="full").bytes() <= available:
         return "set pretrain.micro_batch_rows=1 and pretrain.recompute=full"
-    model = training.model
+    model = needs.model
     contexts, layers = [model.context_length], [model.n_layers]
-    while contexts[-1] % 2 == 0 and contexts[-1] >= 128:  # a divisor of batch_tokens still
+    while contexts[-1] % 2 == 0 and contexts[-1] >= 128:  # still a divisor of batch_tokens
         contexts.append(contexts[-1] // 2)
     while layers[-1] > 1:
         layers.append(layers[-1] // 2)
-    if training.started:
+    if needs.has_start:
         layers = layers[:1]
         contexts = contexts[:1] if isinstance(model.position, LearnedPosition) else contexts
     for name, values in (("context_length", contexts), ("n_layers", layers)):
         for value in values[1:]:
-            smaller = replace(training, rows=1, model=training.model.model_copy(update={name: value}))
+            smaller = replace(needs, rows=1, model=needs.model.model_copy(update={name: value}))
             if smaller.bytes() <= available:
                 return f"set pretrain.micro_batch_rows=1 and model.{name}={value}"
-    if training.started:
+    if needs.has_start:
         return "begin with a smaller model (pretrain.start)"
     return "make the model smaller in width (model.d_model) or vocabulary (tokenizer.vocab_size)"

@@ -1,23 +1,12 @@
 """Settings of pretraining."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from groundup.evals.settings import Evaluation
-from groundup.optim.settings import (
-    AdamW,
-    Average,
-    Cosine,
-    NoAverage,
-    Optimizer,
-    Precision,
-    Schedule,
-    WarmupStableDecay,
-    warmup_steps,
-)
-from groundup.settings import Settings
-from groundup.train.settings import Guarding, SkipAndRollBack
+from groundup.settings import Settings, contradiction
+from groundup.train.settings import TrainingSettings
 
 
 class NextToken(Settings):
@@ -50,109 +39,32 @@ class BatchRamp(Settings):
     """Steps over which they grow; the one after them is the first to have `batch_tokens`."""
 
 
-class TensorBoard(Settings):
-    """Event files in the run's `pretrain/tensorboard`, for `tensorboard --logdir runs`."""
+class PretrainSettings(TrainingSettings):
+    """Batches, loss and start of pretraining, and how often to validate, evaluate and write a sample."""
 
-    kind: Literal["tensorboard"] = "tensorboard"
+    TABLE = "pretrain"
+    FIXED = (*TrainingSettings.FIXED, "start", "loss.kind", "loss.extra_tokens", "base_width")
 
-
-class WeightsAndBiases(Settings):
-    """A run of Weights & Biases."""
-
-    kind: Literal["wandb"] = "wandb"
-    project: str = "groundup"
-    """Where the run is listed."""
-    mode: Literal["online", "offline"] = "offline"
-    """`offline` keeps everything in the run's directory, to be sent by `wandb sync`; `online` sends it as it comes."""
-
-
-class Trackio(Settings):
-    """A run of trackio, on this machine."""
-
-    kind: Literal["trackio"] = "trackio"
-    project: str = "groundup"
-    """Where the run is listed."""
-
-
-class MLflow(Settings):
-    """A run of MLflow."""
-
-    kind: Literal["mlflow"] = "mlflow"
-    experiment: str = "groundup"
-    """Where the run is listed; made if it is not there."""
-    tracking_uri: str | None = None
-    """Such as `http://localhost:5000`; MLflow's own default if not set."""
-
-
-Sink = Annotated[TensorBoard | WeightsAndBiases | Trackio | MLflow, Field(discriminator="kind")]
-
-
-class PretrainSettings(Settings):
-    """How long, how large the steps, how often it looks up from the work."""
-
-    steps: int = Field(default=1000, ge=1)
-    """Optimizer steps to take. Fixed here, never by a clock: the same recipe is the same run on any machine."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens per step, a multiple of the context length."""
     batch_ramp: BatchRamp | None = None
-    micro_batch_rows: int = Field(default=16, ge=1)
-    """Most rows that go through the model at once; gradients of the others are added up. A matter of memory:
-    results change only by rounding, and by which units dropout drops."""
-    seed: int = Field(default=0, ge=0, lt=1 << 32)
-    """Of the initial weights, the order of the rows, and dropout."""
     start: str | None = None
     """A model whose weights the training begins with, instead of drawn ones: a run, a model directory, one as of
     Hugging Face, or a file of llama2.c. [model] must describe it, [tokenizer] be its own: `groundup new --start`."""
-    device: str | None = None
-    """Such as `cpu` or `cuda`; the best present if not set."""
-    precision: Precision | None = None
-    """Which numbers are kept in which type. If not set, `float32` and `bfloat16` are timed for a second each before
-    step 1, and the faster is written into the run's recipe."""
-    compile: bool | None = None
-    """Let torch.compile fuse what stands between the matrix products. If not set, both are timed before step 1
-    where the training is long enough, and the faster is written into the run's recipe."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """What of a block's forward pass is computed again in the backward pass, to save memory: nothing, all but the
-    products with weights, or everything."""
     loss: Annotated[NextToken | MultiToken, Field(discriminator="kind")] = NextToken()
-    optimizer: Optimizer = AdamW()
     base_width: int | None = Field(default=None, ge=1)
     """Width (`model.d_model`) of a model for which the learning rate was found to be best: by the rules of width
     transfer it then is for this one (μP; Yang et al. 2022, arXiv:2203.03466). Nothing is scaled by width if not set."""
-    schedule: Schedule = Cosine()
-    average: Average = NoAverage()
-    clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient; a longer one is shortened to it."""
-    clip_value: float | None = Field(default=None, gt=0)
-    """Largest value in the gradient, up or down, after it was shortened; not limited if not set."""
-    guard: Guarding = SkipAndRollBack()
-    validate_every: int = Field(default=200, ge=1)
-    """Steps between measurements on the validation documents."""
     validation_tokens: int = Field(default=200_000, ge=1)
-    """How much of them is read each time; the whole, if they have fewer."""
+    """How much of the validation documents is read each time; the whole, if they have fewer."""
     evaluations: tuple[Evaluation, ...] = ()
     """Further measurements on them, such as `[{ task = "next_token_accuracy", every = 500 }]`."""
-    health_every: int = Field(default=100, ge=1)
-    """Steps between looks inside the layers, written to `health.jsonl`; more than `steps` for none."""
     sample_every: int = Field(default=200, ge=1)
     """Steps between texts written during the run."""
     sample_prompt: str = "Once upon a time"
-    """What such a text begins with."""
+    """Beginning of such a text."""
     sample_tokens: int = Field(default=80, ge=0)
-    """How long it may become."""
-    checkpoint_every: int = Field(default=200, ge=1)
-    """Steps between checkpoints. One more is written on Ctrl-C or SIGTERM, and one at the end."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """The newest so many stay; older ones are removed once a newer one has been written and read back."""
-    keep_every_steps: int | None = Field(default=None, ge=1)
-    """Checkpoints of steps that are multiples of this stay too."""
-    keep_best: bool = False
-    """The one with the lowest validation bits per byte stays too, of those at whose step it was measured."""
-    failed_checkpoints: int = Field(default=3, ge=1)
-    """Training goes on when a checkpoint cannot be written, as on a full disk; after so many in a row it ends."""
-
-    sinks: tuple[Sink, ...] = ()
-    """Other programs that get the metrics, besides the run's own files."""
+    """Most tokens that are added to it."""
 
     def batch_rows(self, step: int, context_length: int) -> int:
         """Rows of the step after `step` finished ones.
@@ -174,81 +86,18 @@ class PretrainSettings(Settings):
         return grown + (step - ramp) * (self.batch_tokens // context_length)
 
     @model_validator(mode="after")
-    def _batches_grow(self) -> "PretrainSettings":
+    def _check_batches_grow(self) -> Self:
         if self.batch_ramp is not None and self.batch_ramp.start_tokens >= self.batch_tokens:
-            raise ValueError(
+            raise contradiction(
                 f"batch_ramp.start_tokens = {self.batch_ramp.start_tokens:,} is not less than batch_tokens = "
-                f"{self.batch_tokens:,}, to which batches should grow: lower it, or leave batch_ramp out"
+                f"{self.batch_tokens:,}, to which batches should grow: lower it, or leave batch_ramp out",
+                "batch_ramp.start_tokens",
+                "batch_tokens",
             )
         if self.batch_ramp is not None and self.compile:
-            raise ValueError(
+            raise contradiction(
                 "compile = true, but with a batch_ramp batches have many sizes, and each would be compiled anew: set "
-                "pretrain.compile=false, or leave batch_ramp out"
+                "pretrain.compile=false, or leave batch_ramp out",
+                "compile",
             )
         return self
-
-    @model_validator(mode="after")
-    def _warms_up_and_then_trains(self) -> "PretrainSettings":
-        warmup = self.schedule.warmup_steps
-        if warmup is not None and warmup >= self.steps:
-            raise ValueError(
-                f"schedule.warmup_steps = {warmup:,}, but there are only {self.steps:,} steps: the learning rate would "
-                f"never come down from its top; set pretrain.schedule.warmup_steps={self.steps // 10}, or leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _falls_after_its_warm_up(self) -> "PretrainSettings":
-        if isinstance(self.schedule, WarmupStableDecay):
-            decay, rest = self.schedule.decay_steps or 0, self.steps - warmup_steps(self.schedule, self.steps)
-            if decay > rest:
-                raise ValueError(
-                    f"schedule.decay_steps = {decay:,}, but after the warm-up only {rest:,} steps are left: set "
-                    f"pretrain.schedule.decay_steps={self.steps // 5}, or leave it out"
-                )
-        return self
-
-
-MAY_CHANGE = (
-    "pretrain.steps",
-    "pretrain.batch_tokens",
-    "pretrain.micro_batch_rows",
-    "pretrain.device",
-    "pretrain.compile",
-    "pretrain.recompute",
-    "pretrain.loss.weight",
-    "pretrain.loss.z_loss",
-    "pretrain.optimizer",
-    "pretrain.schedule",
-    "pretrain.schedule.kind",
-    "pretrain.batch_ramp",
-    "pretrain.average",
-    "pretrain.clip",
-    "pretrain.clip_value",
-    "pretrain.guard",
-    "pretrain.guard.kind",
-    "pretrain.health_every",
-    "pretrain.evaluations",
-    "pretrain.sinks",
-    "pretrain.validate_every",
-    "pretrain.validation_tokens",
-    "pretrain.sample_every",
-    "pretrain.sample_prompt",
-    "pretrain.sample_tokens",
-    "pretrain.checkpoint_every",
-    "pretrain.keep_checkpoints",
-    "pretrain.keep_every_steps",
-    "pretrain.keep_best",
-    "pretrain.failed_checkpoints",
-)
-"""What a training under way takes over when the recipe changes: its state keeps its shape and its meaning. A table
-stands for all that is in it but `kind`. Changing anything else is another training."""
-
-
-def may_change(name: str) -> bool:
-    """
-    >>> [may_change(f"pretrain.{name}") for name in ("optimizer.learning_rate", "optimizer.kind", "schedule.kind")]
-    [True, False, True]
-    """
-    inside = any(name.startswith(f"{table}.") for table in MAY_CHANGE) and not name.endswith(".kind")
-    return name in MAY_CHANGE or inside

@@ -4,7 +4,6 @@ Everything here trains a throw-away model that is assembled as the stage assembl
 """
 
 import dataclasses
-import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -23,8 +22,9 @@ from groundup.model.execution import why_not_compiled
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Autocast, Bfloat16, Float8, Float16, Float32, Precision
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.setup import batches, set_up, training_flops_per_token
 from groundup.shards import Tokens, open_split
-from groundup.train.assemble import Assembled, assemble, batches, training_flops_per_token
+from groundup.train.assemble import Assembled
 from groundup.train.fit import Gradients, fit
 
 WARMUP_STEPS = 2
@@ -103,7 +103,7 @@ def measure_speed(
         steps: exactly so many instead.
         trace: where a profiler's trace of two more steps is written, for chrome://tracing or Perfetto; `.gz` packs it.
     """
-    assembled = assemble(config, settings, device)
+    assembled = set_up(config, settings, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     taken, batch_tokens = time_steps(assembled, settings, drawn, device, seconds=seconds, steps=steps)
@@ -208,7 +208,7 @@ def tokens_per_second(
     model: ModelConfig, settings: PretrainSettings, shards: Path, device: torch.device, seconds: float
 ) -> float:
     """Median over the steps of a throw-away model that is trained for `seconds`, a micro-batch a step."""
-    assembled, drawn = assemble(model, settings, device), one_piece(open_split(shards, "train"), model, settings)
+    assembled, drawn = set_up(model, settings, device), one_piece(open_split(shards, "train"), model, settings)
     taken, tokens = time_steps(assembled, settings, drawn, device, seconds=seconds)
     return tokens / statistics.median(taken)
 
@@ -233,7 +233,7 @@ def affordable_rows(
     rows = settings.batch_tokens // config.context_length
     piece = min(settings.micro_batch_rows, rows)
     drawn = one_piece(train, config, settings)
-    taken, _ = time_steps(assemble(config, settings, device), settings, drawn, device, seconds=0.0, steps=1)
+    taken, _ = time_steps(set_up(config, settings, device), settings, drawn, device, seconds=0.0, steps=1)
     return min(rows, piece * max(1, int(seconds / 5 / taken[0])))
 
 
@@ -296,13 +296,11 @@ def _fit(
     around: Callable[[Gradients[Batch]], Gradients[Batch]] = lambda gradients: gradients,
 ) -> Iterator[Any]:
     """Steps as the stage takes them, at the top of the schedule, whatever the size of the batches."""
-    first = next(drawn)
-    pieces = -(-len(first.tokens) // settings.micro_batch_rows)
-    gradients = around(assembled.gradients(settings, pieces))
+    gradients = around(assembled.gradients(settings))
     return fit(
         assembled.optimizer,
         lambda _: 1.0,
-        itertools.chain([first], drawn),
+        drawn,
         gradients,
         steps=steps,
         clip=settings.clip,

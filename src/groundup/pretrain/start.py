@@ -10,7 +10,7 @@ import torch
 from groundup.corpus.document import SPLITS
 from groundup.errors import SettingsError
 from groundup.model.settings import LearnedPosition, ModelConfig
-from groundup.optim.precision import Masters
+from groundup.model.transformer import Transformer
 from groundup.settings import differences, toml_value
 from groundup.shards import IDS_AT_ONCE, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -77,15 +77,15 @@ def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer, start: Path | None
 
 
 @torch.no_grad()
-def take_weights(start: Path, masters: Masters) -> None:
-    """Put the weights of the model in `start` in the place of those of the same name.
+def take_weights(start: Path, model: Transformer) -> None:
+    """Copy the weights of the model in `start` into those of the same name.
 
     What it does not have, heads for further tokens, stays as it was drawn.
     """
     loaded = load_model(start, device="cpu")
+    weights = dict(model.named_parameters())
     for name, weight in loaded.named_parameters():
-        masters.copies[name].copy_(weight)
-    masters.publish()
+        weights[name].copy_(weight)
 
 
 def _shape(config: ModelConfig) -> dict[str, Any]:

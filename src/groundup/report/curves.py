@@ -115,12 +115,12 @@ def _column(rows: list[dict[str, Any]], name: str) -> Floats:
 def _number(value: object) -> float:
     """Infinity for None, NaN for what is not a number."""
     try:
-        return math.inf if value is None else float(value) if _is_number(value) else math.nan
+        return math.inf if value is None else float(value) if is_number(value) else math.nan
     except OverflowError:  # a whole number of more than 308 digits
         return math.inf
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -368,7 +368,7 @@ class HealthMaps:
         if (self._measurements - 1) % self._every:
             return
         layers = [layer if isinstance(layer, dict) else {} for layer in layers[:1000]]
-        numbers = {name: None for layer in layers for name, value in layer.items() if _is_number(value)}
+        numbers = {name: None for layer in layers for name, value in layer.items() if is_number(value)}
         numbers.pop("layer", None)
         for name in itertools.islice(numbers, MAX_METRICS):
             self.maps.setdefault(clip_text(name)[:200], [[] for _ in self.steps])

@@ -1,14 +1,15 @@
-"""What a finished run says of itself: read and checked once, for its page and for the comparison."""
+"""What a finished run recorded of itself: read and checked once, for its page and for comparisons."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from groundup.artifacts import COMMANDS, Manifest, is_made, verify
+from groundup.corpus.document import SPLITS
 from groundup.errors import DataError, SettingsError
 from groundup.files import read_lines, refuse_nothing
 from groundup.settings import Table, read_toml
@@ -16,7 +17,7 @@ from groundup.settings import Table, read_toml
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. What an older version did not record is None or empty."""
+    """A finished run."""
 
     directory: Path
     manifests: Mapping[str, Manifest]
@@ -32,10 +33,64 @@ class Run:
         return self.directory.resolve().name
 
     @property
-    def test(self) -> dict[str, Any]:
+    def corpus(self) -> Mapping[str, Any]:
+        """Statistics of the corpus; likewise of the other stages."""
+        return self.manifests["corpus"].statistics
+
+    @property
+    def packed(self) -> Mapping[str, Any]:
+        return self.manifests["shards"].statistics
+
+    @property
+    def trained(self) -> Mapping[str, Any]:
+        return self.manifests["model"].statistics
+
+    @property
+    def test(self) -> Table:
         """The score on the test documents."""
-        table: dict[str, Any] = self.manifests["evals"].statistics["test"]
+        table: Table = self.manifests["evals"].statistics["test"]
         return table
+
+    @property
+    def model_settings(self) -> Mapping[str, Any]:
+        """`model` and `pretrain`, as they were used."""
+        return self.manifests["model"].settings
+
+    @property
+    def sources(self) -> list[str]:
+        named: list[str] = self.manifests["corpus"].settings["sources"]
+        return named
+
+    def kept(self, unit: str) -> int:
+        """Documents, bytes, characters or words in all splits."""
+        return sum(self.corpus[split][unit] for split in SPLITS)
+
+    @property
+    def bytes_per_token(self) -> float:
+        return float(self.packed["train"]["bytes"] / self.packed["train"]["tokens"])
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.trained["parameters"].values())
+
+    @property
+    def machine(self) -> str:
+        """The machine that trained the model."""
+        return str(self.manifests["model"].made["machine"])
+
+    @property
+    def seconds(self) -> float:
+        """Time of all stages."""
+        return sum(float(manifest.made["seconds"]) for manifest in self.manifests.values())
+
+    @property
+    def training_seconds(self) -> float:
+        """Time of the steps alone."""
+        return float(self.steps[-1]["seconds"]) if self.steps else 0.0
+
+    @property
+    def model_bytes(self) -> int:
+        return sum(size for size, _ in self.manifests["model"].files.values())
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
@@ -53,23 +108,24 @@ class Run:
         ]
 
     @property
-    def parameters(self) -> int:
-        return sum(self.manifests["model"].statistics["parameters"].values())
-
-    @property
-    def seconds(self) -> float:
-        return sum(float(manifest.made["seconds"]) for manifest in self.manifests.values())
-
-    @property
-    def model_bytes(self) -> int:
-        return sum(size for size, _ in self.manifests["model"].files.values())
+    def training_samples(self) -> list[dict[str, Any]]:
+        """What was written during training."""
+        return [line for line in self.metrics if "sample" in line]
 
     @cached_property
     def training_bits_per_byte(self) -> list[float]:
-        """What each step's loss is in bits per byte of the training documents: the next token's part of it alone."""
-        train = self.manifests["shards"].statistics["train"]
+        """Each step's loss in bits per byte of the training documents: the next token's part of it alone."""
+        train = self.packed["train"]
         factor = train["tokens"] / train["bytes"] / math.log(2)
         return [line.get("next_token", line["loss"]) * factor for line in self.steps]
+
+
+def smooth(values: Sequence[float], window: int = 20) -> list[float]:
+    """Mean of the last `window` values, or as many as there are."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(values))]
 
 
 def read(directory: Path) -> Run:

@@ -4,71 +4,70 @@ import json
 from pathlib import Path
 from typing import Any
 
-from groundup.report.charts import SERIES, Line, line_chart
-from groundup.report.page import figure, number, section, sentence, table, text, write
+from groundup.pages.charts import Chart, Curve
+from groundup.pages.render import number
+from groundup.pages.render import write_page as write_template
+from groundup.settings import Table
 from groundup.words import duration, short_value
 
-Found = dict[str, Any]
+MOST_CURVES = 6
+"""In one chart: as many as have a colour of their own."""
 
 
-def write_page(target: Path, found: Found) -> None:
-    """Write what `groundup.tools.sweep.sweep` tells as a page."""
-    parts = [f"<h1>Sweep of {text(found['name'])}</h1>", *_answers(found)]
-    parts += [section("What the values made of it", *_charts(found))]
-    parts += [section("All points", table(*rows(found)), sentence(_how(found)))]
-    write(target, f"sweep of {found['name']}", "\n".join(parts))
+def write_page(target: Path, result: Table) -> None:
+    """Write the result of `groundup.tools.sweep.sweep` as a page."""
+    header, point_rows = rows(result)
+    best = next((point for point in result["points"] if point["name"] == result["best"]), None)
+    numeric = [axis for axis in result["axes"] if axis["numeric"]]
+    drawn = numeric[: 1 if len(result["axes"]) == 2 else None]
+    write_template(
+        target,
+        "sweep.html",
+        scripts=("chart.js", "figures.js"),
+        result=result,
+        best=best,
+        best_settings=", ".join(f"{key} = {short_value(value)}" for key, value in best["settings"].items())
+        if best
+        else "",
+        recipe=toml(best["settings"]) if best else "",
+        overrides=" ".join(word if " " not in word else f"'{word}'" for word in result["overrides"]),
+        charts=[_chart(axis, result) for axis in drawn],
+        diverged=sum(1 for point in result["points"] if point["diverged"]),
+        heat=_heat(result) if len(result["axes"]) == 2 else None,
+        header=header,
+        rows=point_rows,
+        chosen=", ".join(f"{key} = {short_value(value)}" for key, value in result["chosen"].items()),
+    )
 
 
-def rows(found: Found) -> tuple[list[str], list[list[str]]]:
+def rows(result: Table) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of points, the best first."""
-    keys = [axis["key"] for axis in found["axes"]]
-    header = [*keys, "steps", "bits per byte", "time", ""]
-    made = []
-    for point in found["points"]:
+    keys = [axis["key"] for axis in result["axes"]]
+    point_rows = []
+    for point in result["points"]:
         last = point["measured"][-1] if point["measured"] else None
-        made.append(
+        point_rows.append(
             [
                 *(short_value(point["settings"][key]) for key in keys),
                 f"{last['step']:,}" if last else "–",
                 number(last["validation_bits_per_byte"] if last else None, ".4f"),
                 duration(point["seconds"]) if "seconds" in point else "–",
-                _remark(point, found),
+                _remark(point, result),
             ]
         )
-    return header, made
+    return [*keys, "steps", "bits per byte", "time", ""], point_rows
 
 
-def _remark(point: Found, found: Found) -> str:
+def _remark(point: Table, result: Table) -> str:
     if point["diverged"]:
         return "diverged"
-    if point["name"] == found["best"]:
+    if point["name"] == result["best"]:
         return "the best"
-    dropped = found["rungs"] and point["measured"] and point["measured"][-1]["step"] < found["rungs"][-1]
+    dropped = result["rungs"] and point["measured"] and point["measured"][-1]["step"] < result["rungs"][-1]
     return "dropped out" if dropped else ""
 
 
-def _answers(found: Found) -> list[str]:
-    if found["best"] is None:
-        return [sentence("**Every point diverged.** Sweep lower learning rates.")]
-    best = next(point for point in found["points"] if point["name"] == found["best"])
-    told = ", ".join(f"{key} = {short_value(value)}" for key, value in best["settings"].items())
-    reached = best["measured"][-1]
-    overrides = " ".join(word if " " not in word else f"'{word}'" for word in found["overrides"])
-    return [
-        sentence(
-            f"**{told}** is the best of {len(found['points'])} points: "
-            f"{reached['validation_bits_per_byte']:.4f} bits per byte on the validation documents after "
-            f"{reached['step']:,} steps."
-        ),
-        *(sentence(f"**Look further:** {note}.") for note in found["notes"]),
-        sentence("In the recipe:"),
-        f"<pre>{text(toml(best['settings']))}</pre>",
-        sentence("Or on the command line:"),
-        f"<pre>{text(overrides)}</pre>",
-    ]
-
-
-def toml(settings: Found) -> str:
+def toml(settings: Table) -> str:
     """Dotted settings as the tables of a recipe.
 
     >>> print(toml({"pretrain.optimizer.learning_rate": 0.001, "model.d_model": 64}))
@@ -85,98 +84,63 @@ def toml(settings: Found) -> str:
     return "\n\n".join("\n".join([f"[{name}]", *lines] if name else lines) for name, lines in tables.items())
 
 
-def _charts(found: Found) -> list[str]:
-    numeric = [axis for axis in found["axes"] if axis["numeric"]]
-    drawn = [_chart(axis, found) for axis in numeric[: 1 if len(found["axes"]) == 2 else None]]
-    if len(found["axes"]) == 2:
-        drawn.append(_heat(found))
-    return drawn or [sentence("The values are words, which have no axis; the table below has them in order.")]
-
-
-def _chart(axis: Found, found: Found) -> str:
-    """Bits per byte over the values of a setting: a line for each rung, or for each value of the other setting; of
+def _chart(axis: Table, result: Table) -> Chart:
+    """Bits per byte over the values of a setting: a curve for each rung, or for each value of the other setting; of
     more settings the best over all others."""
-    others = [other for other in found["axes"] if other is not axis]
-    if len(others) == 1 and len(others[0]["values"]) <= SERIES:
+    others = [other for other in result["axes"] if other is not axis]
+    if len(others) == 1 and len(others[0]["values"]) <= MOST_CURVES:
         (other,) = others
-        step = found["rungs"][0] if found["rungs"] else None
-        lines = [
-            _line(f"{other['key']} = {short_value(value)}", axis, found, step, series, {other["key"]: value})
-            for series, value in enumerate(other["values"])
+        curves = [
+            _curve(f"{other['key']} = {short_value(value)}", axis, result, _first_rung(result), {other["key"]: value})
+            for value in other["values"]
         ]
-    elif found["rungs"]:
-        lines = [
-            _line(f"after {step:,} steps", axis, found, step, series) for series, step in enumerate(found["rungs"])
-        ]
+    elif result["rungs"]:
+        curves = [_curve(f"after {step:,} steps", axis, result, step) for step in result["rungs"]]
     else:
-        lines = [_line("", axis, found, None, 0)]
-    best = "**The lower the better.** "
-    if others:
-        best += "Each dot is one training. " if len(others) == 1 else "Each dot is the best over the other settings. "
-    if found["rungs"] and others:
-        best += f"After {found['rungs'][0]:,} steps, when all points were still there. "
-    diverged = sum(1 for point in found["points"] if point["diverged"])
-    best += f"{diverged} diverged and {'is' if diverged == 1 else 'are'} not drawn." if diverged else ""
-    chart = line_chart(lines, axis["key"], "bits per byte", logarithmic_x=axis["log"])
-    return figure(chart, best)
+        curves = [_curve("", axis, result, None)]
+    title = axis["key"].rpartition(".")[2].replace("_", " ").capitalize()
+    return Chart(title, axis["key"], "bits per byte", curves, logarithmic_x=axis["log"])
 
 
-def _line(name: str, axis: Found, found: Found, step: int | None, series: int, where: Found | None = None) -> Line:
+def _first_rung(result: Table) -> int | None:
+    return result["rungs"][0] if result["rungs"] else None
+
+
+def _curve(name: str, axis: Table, result: Table, step: int | None, where: Table | None = None) -> Curve:
+    """The best over the points with the settings `where`."""
     best: dict[float, float] = {}
-    for point in found["points"]:
+    for point in result["points"]:
         bits = _bits(point, step)
         if bits is not None and all(point["settings"][key] == value for key, value in (where or {}).items()):
             value = point["settings"][axis["key"]]
             best[value] = min(bits, best.get(value, bits))
-    x = sorted(best)
-    return Line(name, x, [best[value] for value in x], series=series, dots=True)
+    return Curve(name, sorted(best), [best[value] for value in sorted(best)], dots=True)
 
 
-def _bits(point: Found, step: int | None) -> float | None:
-    """At a step, or at the end; None where it was not reached."""
+def _bits(point: Table, step: int | None) -> float | None:
+    """Bits per byte at a step, or at the end; None where it was not reached."""
     if point["diverged"] and step is None:
         return None
-    found = [each["validation_bits_per_byte"] for each in point["measured"] if step in (None, each["step"])]
-    return found[-1] if found else None
+    bits = [each["validation_bits_per_byte"] for each in point["measured"] if step in (None, each["step"])]
+    return bits[-1] if bits else None
 
 
-def _heat(found: Found) -> str:
-    """A table with a column for each value of one setting and a row for each of the other, the better the
-    more coloured."""
-    down, across = found["axes"]
-    step = found["rungs"][0] if found["rungs"] else None
+def _heat(result: Table) -> dict[str, Any]:
+    """A row for each value of the first setting, a column for each of the second: bits per byte and, in percent, how
+    much colour they get."""
+    down, across = result["axes"]
     bits = {
-        (short_value(point["settings"][down["key"]]), short_value(point["settings"][across["key"]])): _bits(point, step)
-        for point in found["points"]
+        (short_value(point["settings"][down["key"]]), short_value(point["settings"][across["key"]])): _bits(
+            point, _first_rung(result)
+        )
+        for point in result["points"]
     }
     known = [value for value in bits.values() if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
-    lines = []
-    for row in map(short_value, down["values"]):
-        cells = [_cell(bits.get((row, column)), low, high) for column in map(short_value, across["values"])]
-        lines.append(f"<tr><th>{text(row)}</th>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{text(short_value(value))}</th>" for value in across["values"])
-    label = f"{down['key']} ↓ {across['key']} →"
-    grid = f'<table class="heat"><thead><tr><th>{text(label)}</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
-    when = "" if step is None else f", after {step:,} steps"
-    return f'<div class="wide">{grid}</table></div>' + sentence(
-        f"Bits per byte{when}: **the more colour, the better.**"
-    )
 
+    def cell(value: float | None) -> tuple[float | None, str]:
+        return value, "0%" if value is None or high == low else f"{0.6 * (high - value) / (high - low):.0%}"
 
-def _cell(bits: float | None, low: float, high: float) -> str:
-    if bits is None:
-        return "<td>–</td>"
-    share = 0.6 * (high - bits) / (high - low) if high > low else 0.0
-    return f'<td style="background:color-mix(in srgb, var(--accent) {share:.0%}, transparent)">{bits:.4f}</td>'
-
-
-def _how(found: Found) -> str:
-    chosen = ", ".join(f"{key} = {short_value(value)}" for key, value in found["chosen"].items())
-    steps = " and ".join(f"{step:,}" for step in found["rungs"][:-1])
-    thirds = f" All points began; after {steps} steps the best third went on." if steps else ""
-    return (
-        f"What is not swept is the same in all points{f', also {chosen}, which the first chose' if chosen else ''}."
-        f"{thirds} Each point is one training: "
-        "sweep pretrain.seed as well to see how much of a difference is chance."
-    )
+    columns = [short_value(value) for value in across["values"]]
+    lines = [(row, [cell(bits.get((row, column))) for column in columns]) for row in map(short_value, down["values"])]
+    return {"label": f"{down['key']} ↓ {across['key']} →", "columns": columns, "rows": lines}

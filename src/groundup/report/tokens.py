@@ -1,6 +1,6 @@
-"""How a tokenizer cuts a text: the pieces, their ids, and the merges that made them.
+"""How a tokenizer cuts a text: its pre-tokens, their ids, and the merges that made them.
 
-As values for programs, as rows for the terminal, and as a page with the tree of merges of each piece.
+As values for programs, as rows for the terminal, and as a page with the tree of merges of each pre-token.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from groundup.artifacts import is_made, read_manifest
 from groundup.corpus.document import SPLITS
-from groundup.report.page import contents, section, sentence, table, text, write
+from groundup.pages.render import write_page as write_template
 from groundup.shards import IDS_AT_ONCE, open_split
 from groundup.tokenizer.explain import EXPLAINED_BYTES, PreToken
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -31,9 +31,9 @@ class Explained:
     """A text, and how its ids came about."""
 
     name: str
-    """What the tokenizer is called."""
+    """The tokenizer's name."""
     tokenizer: Tokenizer
-    pieces: Sequence[PreToken]
+    pre_tokens: Sequence[PreToken]
 
     @cached_property
     def tokens(self) -> list[bytes]:
@@ -42,27 +42,24 @@ class Explained:
 
     @cached_property
     def ids(self) -> list[int]:
-        return [i for piece in self.pieces for i in piece.ids]
+        return [i for pre_token in self.pre_tokens for i in pre_token.ids]
 
     @cached_property
     def n_bytes(self) -> int:
-        return sum(len(piece.raw) for piece in self.pieces)
+        return sum(len(pre_token.raw) for pre_token in self.pre_tokens)
 
     @property
     def is_of_a_library(self) -> bool:
-        """Whether how the pieces came about is not known here."""
-        return any(piece.kind == "library" for piece in self.pieces)
-
-    @property
-    def distinct(self) -> list[PreToken]:
-        """Each piece once, in the order of the text."""
-        return list({(piece.raw, piece.kind): piece for piece in self.pieces}.values())
+        """Whether another library cut the text, so that the merges are not known here."""
+        return any(pre_token.kind == "library" for pre_token in self.pre_tokens)
 
     @property
     def summary(self) -> str:
-        tokens, pieces = plural(len(self.ids), "token"), plural(len(self.pieces), "piece")
         share = f", {self.n_bytes / len(self.ids):.2f} bytes a token" if self.ids else ""
-        return f"{tokens} for {plural(self.n_bytes, 'byte')}{share}, in {pieces}"
+        return (
+            f"{plural(len(self.ids), 'token')} for {plural(self.n_bytes, 'byte')}{share}, in "
+            f"{plural(len(self.pre_tokens), 'pre-token')}"
+        )
 
 
 def explain(name: str, tokenizer: Tokenizer, text: bytes, *, special: bool = False) -> Explained:
@@ -74,14 +71,28 @@ def explain(name: str, tokenizer: Tokenizer, text: bytes, *, special: bool = Fal
     return Explained(name, tokenizer, list(tokenizer.explain(text, allowed)))
 
 
+def _distinct(pre_tokens: Sequence[PreToken]) -> list[PreToken]:
+    """Each pre-token once, in the order of the text."""
+    return list({(pre_token.raw, pre_token.kind): pre_token for pre_token in pre_tokens}.values())
+
+
 def to_json(explained: Explained) -> dict[str, Any]:
     """All of it as JSON values; bytes are hexadecimal, and the text of what is not UTF-8 is None."""
     pieces, begin = [], 0
-    for piece in explained.pieces:
-        tokens = [{"id": i, "token": explained.tokenizer.spelled(i), **_both(explained.tokens[i])} for i in piece.ids]
-        merges = None if piece.merges is None else [vars(merge) for merge in piece.merges]
-        pieces.append({"begin": begin, "kind": piece.kind, **_both(piece.raw), "tokens": tokens, "merges": merges})
-        begin += len(piece.raw)
+    for pre_token in explained.pre_tokens:
+        pieces.append(
+            {
+                "begin": begin,
+                "kind": pre_token.kind,
+                **_text_and_bytes(pre_token.raw),
+                "tokens": [
+                    {"id": i, "token": explained.tokenizer.spelled(i), **_text_and_bytes(explained.tokens[i])}
+                    for i in pre_token.ids
+                ],
+                "merges": None if pre_token.merges is None else [vars(merge) for merge in pre_token.merges],
+            }
+        )
+        begin += len(pre_token.raw)
     return {
         "tokenizer": explained.name,
         "vocab_size": explained.tokenizer.vocab_size,
@@ -94,7 +105,7 @@ def to_json(explained: Explained) -> dict[str, Any]:
     }
 
 
-def _both(raw: bytes) -> dict[str, str | None]:
+def _text_and_bytes(raw: bytes) -> dict[str, str | None]:
     try:
         return {"text": raw.decode(), "bytes": raw.hex()}
     except UnicodeDecodeError:
@@ -104,78 +115,65 @@ def _both(raw: bytes) -> dict[str, str | None]:
 # In the terminal
 
 
-def shown_pieces(explained: Explained) -> list[list[str]]:
-    """The tokens of each piece, readable, as far as they are shown; a line ends where the text's does."""
-    shown: list[list[str]] = []
+def token_lines(explained: Explained) -> list[list[str]]:
+    """The readable tokens of each pre-token, `TOKENS_SHOWN` at most; a line ends where the text's does."""
+    lines: list[list[str]] = []
     left = TOKENS_SHOWN
-    for piece in explained.pieces:
+    for pre_token in explained.pre_tokens:
         if left <= 0:
             break
-        whole = [piece.raw] if len(piece.ids) == 1 else [explained.tokens[i] for i in piece.ids[:left]]
-        tokens = (token.split(b"\n") for token in whole)
-        shown.append(["\\n\n".join(map(readable, lines)) for lines in tokens])
-        left -= len(piece.ids)
-    return shown
+        ids = pre_token.ids[:left]
+        tokens = [pre_token.raw] if len(pre_token.ids) == 1 else [explained.tokens[i] for i in ids]
+        lines.append(["\\n\n".join(map(readable, token.split(b"\n"))) for token in tokens])
+        left -= len(pre_token.ids)
+    return lines
 
 
 def token_rows(explained: Explained) -> list[list[str]]:
-    """A row a token, below a header; the last tells how many are left out."""
-    rows = [
-        [
-            f"{place:>5,}",
-            f"{i:>7,}",
-            explained.tokenizer.spelled(i),
-            repr(explained.tokens[i])[2:-1],
-            visible(explained.tokens[i]),
-        ]
-        for place, i in enumerate(explained.ids[:ROWS_SHOWN])
-    ]
+    """A row a token, below a header; the last row says how many are left out."""
+    rows = [["position", "     id", "token", "bytes", "text"]]
+    for position, i in enumerate(explained.ids[:ROWS_SHOWN]):
+        token = explained.tokens[i]
+        rows.append([f"{position:>8,}", f"{i:>7,}", explained.tokenizer.spelled(i), repr(token)[2:-1], visible(token)])
     more = len(explained.ids) - ROWS_SHOWN
-    return [
-        ["place", "     id", "token", "bytes", "text"],
-        *rows,
-        *([["    …", f"{more:,} more", "", "", ""]] if more > 0 else []),
-    ]
+    return [*rows, ["       …", f"{more:,} more", "", "", ""]] if more > 0 else rows
 
 
 def merge_rows(explained: Explained) -> list[list[str]]:
-    """For each distinct piece the merges that made it, a row each, below a header; the last tells what is left out."""
+    """The merges of each distinct pre-token, a row each, below a header; the last row says what is left out."""
     rows: list[list[str]] = []
-    distinct = explained.distinct
-    for number, piece in enumerate(distinct):
+    distinct = _distinct(explained.pre_tokens)
+    for number, pre_token in enumerate(distinct):
         if len(rows) >= ROWS_SHOWN:
-            rows.append(["…", "", f"and of {plural(len(distinct) - number, 'more piece')}"])
+            rows.append(["…", "", f"and of {plural(len(distinct) - number, 'more pre-token')}"])
             break
-        rows += _merges(explained, piece)
-    return [["piece", "   rank", "merge"], *rows]
+        rows += _rows_of_merges(explained, pre_token)
+    return [["pre-token", "   rank", "merge"], *rows]
 
 
-def _merges(explained: Explained, piece: PreToken) -> Iterator[list[str]]:
-    name, tokens = visible(piece.raw), explained.tokens
-    match piece:
-        case PreToken(kind="special" | "added"):
-            yield [name, "", "a special token" if piece.kind == "special" else "an added token"]
+def _rows_of_merges(explained: Explained, pre_token: PreToken) -> Iterator[list[str]]:
+    name, tokens = visible(pre_token.raw), explained.tokens
+    match pre_token:
+        case PreToken(kind="special" | "added" as kind):
+            yield [name, "", "a special token" if kind == "special" else "an added token"]
             return
         case PreToken(kind="library"):
             return
         case PreToken(merges=None):
-            yield [
-                visible(piece.raw[:24]) + "…",
-                "",
-                f"{len(piece.raw):,} bytes; up to {EXPLAINED_BYTES} are explained",
-            ]
+            length = f"{len(pre_token.raw):,} bytes; up to {EXPLAINED_BYTES} are explained"
+            yield [visible(pre_token.raw[:24]) + "…", "", length]
             return
         case PreToken(kind="whole"):
             yield [name, "", "a token as a whole, without a merge; its bytes would be merged so:"]
             name = ""
-    for merge in piece.merges or ():
+    for merge in pre_token.merges or ():
         left, right, joined = (visible(tokens[i]) for i in (merge.left, merge.right, merge.joined))
         yield [name, f"{merge.rank:>7,}", f"{left} + {right} = {joined}"]
         name = ""
 
 
 def visible(token: bytes) -> str:
-    """`readable`, with a sign for each blank."""
+    """`readable`, with a sign for each space."""
     return readable(token).replace(" ", "␣")
 
 
@@ -183,18 +181,17 @@ def visible(token: bytes) -> str:
 
 TOKENS_ON_PAGE = 2000
 TREES_OPEN, TREES_ON_PAGE = 24, 200
-"""Pieces whose trees are drawn, and how many of them are not folded away."""
+"""Pre-tokens whose trees are drawn, and how many of them are not folded away."""
 DRAWN_BYTES = 64
-"""The longest piece that is drawn."""
+"""The longest pre-token that is drawn."""
 COLOURS = 4
-"""Of tokens, in turn; style.css has as many."""
-LEAF, EDGE = 34, 4
-LEAF_HEIGHT, BOX_HEIGHT, GAP = 24, 38, 18
-"""Of a tree, in pixels: the width of a byte, the margin around all; the heights of boxes, and between rows."""
+"""Colours that tokens take in turn; style.css has as many."""
+Uses = npt.NDArray[np.int64]
+"""How often each id is in the shards."""
 
 
-def uses_in(run: Path, vocab_size: int) -> npt.NDArray[np.int64] | None:
-    """How often each id stands in the shards of a run; None if it has none, or they are of another tokenizer.
+def uses_in(run: Path, vocab_size: int) -> Uses | None:
+    """How often each id is in the shards of a run; None if it has none, or they are of another tokenizer.
 
     Raises:
         DamagedError: shards that are damaged.
@@ -212,242 +209,123 @@ def uses_in(run: Path, vocab_size: int) -> npt.NDArray[np.int64] | None:
     return uses
 
 
-def write_page(explained: Explained, target: Path, uses: npt.NDArray[np.int64] | None = None) -> None:
-    """Write the text with its tokens, the tree of merges of each piece and a table as one HTML file.
+def write_page(explained: Explained, target: Path, uses: Uses | None = None) -> None:
+    """Write the text with its tokens, the tree of merges of each pre-token and a table as one HTML file.
 
     Args:
-        uses: how often each id stands in the shards, if that is known.
+        uses: how often each id is in the shards, if that is known.
 
     Raises:
         SettingsError: when `target` is a folder.
     """
-    shown = _as_far_as_shown(explained)
-    parts = {
-        "The text": _text(explained, shown, uses),
-        "How each piece was made": _trees(explained, shown),
-        "Its tokens": _table(explained, shown, uses),
-    }
-    begin = readable(b" ".join(b"".join(piece.raw for piece in shown).split()))
-    title = f"“{begin[:60]}{'…' if len(begin) > 60 else ''}”"
-    known = explained.tokenizer
-    body = [
-        f"<header><h1>{text(title)}</h1>"
-        + sentence(
-            f"**{explained.summary}**, as {explained.name} cuts it: a tokenizer of {known.vocab_size:,} ids that cuts "
-            f"text into pieces by the pattern {known.pattern}."
-        )
-        + "</header>",
-        contents(parts),
-        *(section(name, *inside) for name, inside in parts.items()),
-    ]
-    write(target, f"{title} in tokens", "\n".join(body))
-
-
-def _as_far_as_shown(explained: Explained) -> list[PreToken]:
-    """Whole pieces only, of at most so many tokens, but at least the first."""
-    shown, n_tokens = list(explained.pieces[:1]), 0
-    for piece in explained.pieces:
-        n_tokens += len(piece.ids)
-        if n_tokens > TOKENS_ON_PAGE:
-            break
-        shown.append(piece)
-    return shown[1:] or shown
-
-
-def _text(explained: Explained, shown: Sequence[PreToken], uses: npt.NDArray[np.int64] | None) -> list[str]:
-    if not shown:
-        return [sentence("The text is empty.")]
-    number, drawn = 0, []
-    here = Counter(explained.ids)
-    for piece in shown:
-        tokens = []
-        for i in piece.ids[:TOKENS_ON_PAGE]:
-            tokens.append(_token(explained, i, number, here[i], uses))
-            number += 1
-        line_ends = "<br>" * piece.raw.count(b"\n")
-        drawn.append(f'<span class="piece">{"".join(tokens)}</span>{line_ends}')
-    parts = [
-        sentence(
-            "A box is a token. Boxes that touch are one piece, which no merge crosses; the colours only take turns. "
-            "Pointing at a token, or reaching it with the tab key, tells its id, its bytes and how often it is used; "
-            "it leads to its row in the table below. Control characters, and bytes that are not a whole character, "
-            "stand as escapes, such as \\n and \\xe2. Tokens go from left to right in every script."
-        ),
-        f'<p class="tokens" dir="ltr">{"".join(drawn)}</p>',
-    ]
-    if number < len(explained.ids):
-        parts.append(sentence(f"These are the first **{number:,}** tokens of {len(explained.ids):,}."))
-    return parts
-
-
-def _token(explained: Explained, i: int, number: int, here: int, uses: npt.NDArray[np.int64] | None) -> str:
-    token = explained.tokens[i]
-    told = [f"id {i:,}", f"bytes {token.hex(' ')}", f"{_times(here)} in this text"]
-    if uses is not None:
-        told.append(f"{_times(int(uses[i]))} in the shards")
-    shown = visible(token) if not token.strip() else readable(token)
-    return (
-        f'<a class="token t{number % COLOURS}" href="#token-{i}">{text(shown)}'
-        f'<span class="tip" role="tooltip"><b>{text(visible(token))}</b> {text(", ".join(told))}</span></a>'
+    fitting = _fitting(explained.pre_tokens)
+    distinct = _distinct(fitting)
+    merged = [pre_token for pre_token in distinct if pre_token.merges and len(pre_token.raw) <= DRAWN_BYTES]
+    trees = [Tree(explained, pre_token) for pre_token in merged[:TREES_ON_PAGE]]
+    begin = readable(b" ".join(b"".join(pre_token.raw for pre_token in fitting).split()))
+    write_template(
+        target,
+        "tokens.html",
+        title=f"“{begin[:60]}{'…' if len(begin) > 60 else ''}”",
+        explained=explained,
+        boxes=_boxes(explained, fitting, uses),
+        n_fitting=sum(len(pre_token.ids[:TOKENS_ON_PAGE]) for pre_token in fitting),
+        trees=trees[:TREES_OPEN],
+        folded_trees=trees[TREES_OPEN:],
+        not_drawn=_not_drawn(distinct, len(merged) - len(trees)),
+        header=["token", "id", "bytes", "in this text", *([] if uses is None else ["in the shards"])],
+        rows=_rows(explained, fitting, uses),
     )
 
 
-def _times(number: int) -> str:
-    return plural(number, "time")
+def _fitting(pre_tokens: Sequence[PreToken]) -> list[PreToken]:
+    """The first pre-tokens, of at most `TOKENS_ON_PAGE` tokens together, but at least one."""
+    n_tokens = np.cumsum([len(pre_token.ids) for pre_token in pre_tokens])
+    return list(pre_tokens[: max(1, int((n_tokens <= TOKENS_ON_PAGE).sum()))])
 
 
-def _table(explained: Explained, shown: Sequence[PreToken], uses: npt.NDArray[np.int64] | None) -> list[str]:
-    if not shown:
-        return [sentence("It has none.")]
-    here = Counter(explained.ids)
-    ids = list(dict.fromkeys(i for piece in shown for i in piece.ids[:TOKENS_ON_PAGE]))
-    known = uses is not None
-    rows = [
-        [visible(explained.tokens[i]), f"{i:,}", explained.tokens[i].hex(" "), f"{here[i]:,}"]
-        + ([f"{int(uses[i]):,}"] if uses is not None else [])
-        for i in ids
-    ]
-    return [
-        sentence(
-            f"**{plural(len(ids), 'different token')}**, in the order of the text; ␣ is a blank. Ids below 256 are "
-            "single bytes where the vocabulary was learned here; a higher id was learned later."
-        ),
-        table(
-            ["token", "id", "bytes", "in this text", *(["in the shards"] if known else [])],
-            rows,
-            [f"token-{i}" for i in ids],
-        ),
-    ]
+@dataclass(frozen=True)
+class Box:
+    """A token of the text."""
+
+    id: int
+    colour: int
+    text: str
+    name: str
+    facts: str
 
 
-def _trees(explained: Explained, shown: Sequence[PreToken]) -> list[str]:
-    distinct = list({(piece.raw, piece.kind): piece for piece in shown}.values())
-    made = [piece for piece in distinct if piece.merges and len(piece.raw) <= DRAWN_BYTES]
-    drawn = [_tree(explained, piece) for piece in made[:TREES_ON_PAGE]]
-    parts = []
-    if drawn:
-        parts += [
-            sentence(
-                "A piece begins as bytes, in the top row: letters, ␣ for a blank, two hexadecimal digits for what is "
-                "no letter. Again and again two neighbours are joined, always the pair that was learned first; the "
-                "number under a token is the rank of its merge, 0 being the first that was learned. What is left are "
-                "the tokens, in colour in the bottom row. A wide tree is scrolled sideways."
-            ),
-            f'<div class="trees">{"".join(drawn[:TREES_OPEN])}</div>',
-        ]
-    if len(drawn) > TREES_OPEN:
-        more = plural(len(drawn) - TREES_OPEN, "more piece")
-        folded = f'<div class="trees">{"".join(drawn[TREES_OPEN:])}</div>'
-        parts.append(f"<details><summary>{more}</summary>{folded}</details>")
-    told = {
-        "more": len(made) - len(drawn),
+def _boxes(explained: Explained, pre_tokens: Sequence[PreToken], uses: Uses | None) -> list[tuple[list[Box], int]]:
+    """The tokens of each pre-token, and how many lines end in it."""
+    here, boxes, number = Counter(explained.ids), [], 0
+    for pre_token in pre_tokens:
+        inside = []
+        for i in pre_token.ids[:TOKENS_ON_PAGE]:
+            token = explained.tokens[i]
+            facts = [f"id {i:,}", f"bytes {token.hex(' ')}", f"{plural(here[i], 'time')} in this text"]
+            if uses is not None:
+                facts.append(f"{plural(int(uses[i]), 'time')} in the shards")
+            text = readable(token) if token.strip() else visible(token)
+            inside.append(Box(i, number % COLOURS, text, visible(token), ", ".join(facts)))
+            number += 1
+        boxes.append((inside, pre_token.raw.count(b"\n")))
+    return boxes
+
+
+def _rows(explained: Explained, pre_tokens: Sequence[PreToken], uses: Uses | None) -> list[tuple[int, list[str]]]:
+    """Each different token: its id, and its row of the table."""
+    here, tokens = Counter(explained.ids), explained.tokens
+    ids = dict.fromkeys(i for pre_token in pre_tokens for i in pre_token.ids[:TOKENS_ON_PAGE])
+    counts: list[Counter[int] | Uses] = [here] if uses is None else [here, uses]
+    return [(i, [visible(tokens[i]), f"{i:,}", tokens[i].hex(" "), *(f"{int(n[i]):,}" for n in counts)]) for i in ids]
+
+
+def _not_drawn(distinct: Sequence[PreToken], more: int) -> str:
+    """The pre-tokens without a tree, and why; empty if there is none."""
+    reasons = {
+        "more": more,
         f"of more than {DRAWN_BYTES} bytes, too wide to be drawn": sum(
-            len(piece.raw) > DRAWN_BYTES for piece in distinct if piece.kind != "special"
+            len(pre_token.raw) > DRAWN_BYTES for pre_token in distinct if pre_token.kind != "special"
         ),
         "of several bytes that no merge joins": sum(
-            piece.merges == () and len(piece.raw) > 1 for piece in distinct if piece.kind == "merged"
+            pre_token.merges == () and len(pre_token.raw) > 1 for pre_token in distinct if pre_token.kind == "merged"
         ),
     }
-    left_out = ", ".join(f"{plural(number, 'piece')} {what}" for what, number in told.items() if number)
-    if left_out:
-        parts.append(sentence(f"Not drawn: {left_out}."))
-    if explained.is_of_a_library and not parts:
-        return [sentence("How this text was cut is decided by the tokenizer's own library, and not known here.")]
-    return parts or [sentence("No piece of this text was merged from its bytes.")]
+    return ", ".join(f"{plural(number, 'pre-token')} {reason}" for reason, number in reasons.items() if number)
 
 
-def _tree(explained: Explained, piece: PreToken) -> str:
-    tokens, merges = explained.tokens, piece.merges or ()
-    ids = ", ".join(f"{i:,}" for i in piece.ids)
-    steps = ", ".join(f"{visible(tokens[m.left])} + {visible(tokens[m.right])} ({m.rank:,})" for m in merges)
-    if piece.kind == "whole":
-        told = f"is a token as a whole, {ids}, taken without a merge. Its bytes would be merged so: {steps}."
-    else:
-        told = f"is {plural(len(piece.ids), 'token')}: {ids}. Merges in their order, with their ranks: {steps}."
-    name = text(visible(piece.raw))
-    return (
-        f'<figure class="tree"><div class="wide">{_drawing(explained, piece)}</div>'
-        f"<figcaption><b>{name}</b> {text(told)}</figcaption></figure>"
-    )
-
-
-@dataclass
+@dataclass(frozen=True)
 class Node:
-    """A token on the way: over which bytes of the piece it stands, in which row, and what it was joined from."""
+    """A byte, or a token joined from two others."""
 
-    begin: int
-    end: int
-    row: int
     label: str
     rank: str = ""
     parts: tuple["Node", ...] = ()
 
-    @property
-    def middle(self) -> float:
-        return EDGE + (self.begin + self.end) / 2 * LEAF
 
-    @property
-    def top(self) -> int:
-        return EDGE + (LEAF_HEIGHT + GAP + (self.row - 1) * (BOX_HEIGHT + GAP) if self.row else 0)
+class Tree:
+    """The merges of a pre-token, from its bytes to its tokens."""
 
-    @property
-    def bottom(self) -> int:
-        return self.top + (BOX_HEIGHT if self.row else LEAF_HEIGHT)
-
-
-def _drawing(explained: Explained, piece: PreToken) -> str:
-    """Bytes in the top row, what is joined in the row below its parts, the last tokens all in the bottom row."""
-    standing = {i: Node(i, i + 1, 0, _letter(byte)) for i, byte in enumerate(piece.raw)}
-    nodes = list(standing.values())
-    for merge in piece.merges or ():
-        left = standing[merge.position]
-        right = standing.pop(left.end)
-        label, row = visible(explained.tokens[merge.joined]), 1 + max(left.row, right.row)
-        joined = Node(left.begin, right.end, row, label, f"{merge.rank:,}", (left, right))
-        standing[left.begin] = joined
-        nodes.append(joined)
-    bottom = max(node.row for node in nodes)
-    tokens = []
-    for node in standing.values():
-        if node.row:
-            node.row = bottom
-        else:  # a byte that no merge took
-            node = Node(node.begin, node.end, bottom, node.label, "", (node,))
-            nodes.append(node)
-        tokens.append(node)
-    colour = {id(node): f"t{number % COLOURS}" for number, node in enumerate(tokens)}
-    width, height = 2 * EDGE + len(piece.raw) * LEAF, tokens[0].bottom + EDGE
-    drawn = "".join(_branches(node) for node in nodes) + "".join(_box(node, colour.get(id(node), "")) for node in nodes)
-    label = text(f"tree of the merges of {visible(piece.raw)}")
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="{label}">'
-        f"{drawn}</svg>"
-    )
-
-
-def _branches(node: Node) -> str:
-    """Down from each part, then along above the box: in no other token's place."""
-    along = node.top - GAP // 2
-    return "".join(
-        f'<path class="grid" d="M{part.middle:g} {part.bottom}V{along}H{node.middle:g}V{node.top}"/>'
-        for part in node.parts
-    )
-
-
-def _box(node: Node, colour: str) -> str:
-    """As wide as its words need, which is never more than its bytes have."""
-    width = min((node.end - node.begin) * LEAF - 4, max(LEAF - 4, 9 * len(node.label) + 10, 8 * len(node.rank) + 10))
-    box = (
-        f'<rect class="{colour or "grid"}" x="{node.middle - width / 2:g}" y="{node.top}" width="{width}" '
-        f'height="{node.bottom - node.top}" rx="4"/>'
-    )
-    first = node.top + (16 if node.rank or not node.row else 24)
-    words = f'<text class="middle name" x="{node.middle:g}" y="{first}">{text(node.label)}</text>'
-    if node.rank:
-        words += f'<text class="middle" x="{node.middle:g}" y="{node.top + 31}">{node.rank}</text>'
-    return box + words
+    def __init__(self, explained: Explained, pre_token: PreToken) -> None:
+        tokens, merges = explained.tokens, pre_token.merges or ()
+        nodes = {i: Node(_letter(byte)) for i, byte in enumerate(pre_token.raw)}  # by where they begin
+        for merge in merges:
+            right = nodes.pop(merge.position + len(tokens[merge.left]))
+            joined = Node(visible(tokens[merge.joined]), f"{merge.rank:,}", (nodes[merge.position], right))
+            nodes[merge.position] = joined
+        self.tokens = list(nodes.values())
+        self.name = visible(pre_token.raw)
+        ids = ", ".join(f"{i:,}" for i in pre_token.ids)
+        steps = ", ".join(f"{visible(tokens[m.left])} + {visible(tokens[m.right])} ({m.rank:,})" for m in merges)
+        if pre_token.kind == "whole":
+            self.caption = (
+                f"is a token as a whole, {ids}, taken without a merge. Its bytes would be merged so: {steps}."
+            )
+        else:
+            n_tokens = plural(len(pre_token.ids), "token")
+            self.caption = f"is {n_tokens}: {ids}. Merges in their order, with their ranks: {steps}."
 
 
 def _letter(byte: int) -> str:
-    """A byte as its letter; ␣ for a blank, two hexadecimal digits for what is no letter."""
+    """A byte as its letter; ␣ for a space, two hexadecimal digits for what is not a letter."""
     return "␣" if byte == 0x20 else chr(byte) if chr(byte).isascii() and chr(byte).isprintable() else f"{byte:02x}"

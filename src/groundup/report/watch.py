@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,33 +21,33 @@ import orjson
 from groundup.artifacts import is_made, lock_note, read_manifest
 from groundup.errors import DataError, GroundupError
 from groundup.files import refuse_nothing
-from groundup.report.curves import Axis, Curves, EventLog, HealthMaps, X, clip_text
+from groundup.pages.render import render
+from groundup.report.curves import Axis, Curves, EventLog, HealthMaps, X, clip_text, is_number
 from groundup.settings import Table, flatten, read_toml
 from groundup.words import plural
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-PAGE = "watch.html"
 ASSETS = ("style.css", "board.css", "chart.js", "heat.js", "board.js", "watch.js", "icon.svg")
 MAX_RUNS = 500
 DEPTH = 3
-"""Folders below the one named in which runs are looked for."""
+"""Levels of folders below the one named in which runs are looked for."""
 SECONDS_A_READ = 0.25
 """Spent on reading before a question is answered; a page of a long run fills as it is read."""
 QUIET_SECONDS = 300
-"""Without a line for so long, a run that goes on is called quiet."""
+"""After as long without a line, a run that goes on is called quiet."""
 State = Literal["waiting", "running", "quiet", "finished", "stopped", "diverged", "killed", "gone"]
 
 
 @dataclass
-class Watched:
-    """One run under watch."""
+class WatchedRun:
+    """A run, as far as its files were read."""
 
     directory: Path
     """Absolute."""
     name: str
-    """How it is called, beside the others."""
+    """Its label, unique among the runs."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -55,15 +55,15 @@ class Watched:
         self.curves = Curves(logs / "metrics.jsonl")
         self.events = EventLog(logs / "events.jsonl")
         self.health = HealthMaps(logs / "health.jsonl")
-        self._let_go = ""
+        self._stale_note = ""
 
     @property
     def id(self) -> str:
-        """The same whenever this program is started, so that addresses of pages stay true."""
+        """An id that stays the same when this program is started again, so that bookmarks stay valid."""
         return hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:12]
 
     def read(self, seconds: float = SECONDS_A_READ) -> None:
-        """Take in what is new, for at most about so long."""
+        """Take in what is new, for about that long at most."""
         until = time.monotonic() + seconds
         while self.curves.read() and time.monotonic() < until:
             pass
@@ -100,17 +100,17 @@ class Watched:
     def _holder(self) -> tuple[str, bool]:
         """Who wrote into the lock, and whether they hold it.
 
-        A note that was once found to hold nothing is not tried again: trying takes the lock for a moment, and that
-        moment could be the one in which the run is started again.
+        A note whose writer does not hold the lock any more is not tried again: trying takes the lock for a moment, and
+        that moment could be the one in which the run is started again.
         """
         try:
             note = (self.directory / "lock").read_text(encoding="utf-8")[:200].strip()
         except (OSError, UnicodeDecodeError):
             return "", False
-        if not note or note == self._let_go:
+        if not note or note == self._stale_note:
             return note, False
         note, held = lock_note(self.directory)
-        self._let_go = "" if held else note
+        self._stale_note = "" if held else note
         return note, held
 
     @cached_property
@@ -122,6 +122,34 @@ class Watched:
         except (GroundupError, KeyError, TypeError, ZeroDivisionError):
             return None
 
+    def curves_between(
+        self, axis: Axis, low: float | None, high: float | None, width: int, logarithmic: bool
+    ) -> dict[str, Any]:
+        """The curves of a part of `axis` as JSON values; an event has the position of its step as `x`."""
+        metrics = self.curves.between(axis, low, high, width, logarithmic)
+        steps = [event["step"] if is_number(event.get("step")) else math.nan for event in self.events.events]
+        positions = self.curves.interpolated(axis, steps)
+        return {
+            "id": self.id,
+            "version": self.curves.version,
+            "share_read": self.curves.share_read,
+            "last": self.curves.last_x,
+            "metrics": metrics,
+            "training_bits_per_byte": self._training_bits_per_byte(metrics),
+            "events": [{**event, "x": x} for event, x in zip(self.events.events, positions, strict=True)],
+        }
+
+    def _training_bits_per_byte(self, metrics: dict[str, Any]) -> dict[str, Any] | None:
+        """The curve of training to set beside validation: the next token's part of the loss."""
+        curve = metrics.get("next_token", metrics.get("loss"))
+        if curve is None or self.bits_per_nat is None:
+            return None
+        mean = [None if value is None else float(f"{value * self.bits_per_nat:.6g}") for value in curve["mean"]]
+        return {"x": curve["x"], "mean": mean}
+
+    def samples_and_health(self) -> dict[str, Any]:
+        return {"samples": self.curves.samples, "health": {"steps": self.health.steps, "maps": self.health.maps}}
+
     def recipe(self) -> Table:
         try:
             return read_toml(self.directory / "recipe.toml")
@@ -130,41 +158,41 @@ class Watched:
 
 
 class Runs:
-    """The runs in the places that were named, new ones as they come; each is known by its id, never by a path."""
+    """The runs in some folders, new ones as they come; each is known by its id, never by a path."""
 
-    def __init__(self, places: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path]) -> None:
         """
         Raises:
-            DataError: a place that is not there, or is no folder.
+            DataError: a folder that is not there, or is a file.
         """
-        for place in places:
-            refuse_nothing(place, "run or folder of runs")
-            if not place.is_dir():
-                raise DataError(f"{place} is a file; name a run, or a folder of runs, such as runs/")
-        self._places = [place.absolute() for place in places]
+        for folder in folders:
+            refuse_nothing(folder, "run or folder of runs")
+            if not folder.is_dir():
+                raise DataError(f"{folder} is a file; name a run, or a folder of runs, such as runs/")
+        self._folders = [folder.absolute() for folder in folders]
         self._lock = threading.Lock()
-        self._runs: dict[str, Watched] = {}
+        self._runs: dict[str, WatchedRun] = {}
         self._looked = -math.inf
 
-    def all(self) -> list[Watched]:
+    def all(self) -> list[WatchedRun]:
         with self._lock:
             if time.monotonic() - self._looked > 1.0:
-                self._look()
+                self._find_new()
             return list(self._runs.values())
 
-    def find(self, id: str) -> Watched | None:
+    def find(self, id: str) -> WatchedRun | None:
         with self._lock:
             if id not in self._runs:
-                self._look()
+                self._find_new()
             return self._runs.get(id)
 
-    def _look(self) -> None:
+    def _find_new(self) -> None:
         known = {run.directory for run in self._runs.values()}
-        for place in self._places:
-            for directory in _runs_in(place, DEPTH):
+        for folder in self._folders:
+            for directory in _runs_in(folder, DEPTH):
                 if directory not in known and len(self._runs) < MAX_RUNS:
-                    name = directory.name if directory == place else str(directory.relative_to(place))
-                    run = Watched(directory, os.fsencode(name).decode("utf-8", "replace"))
+                    name = directory.name if directory == folder else str(directory.relative_to(folder))
+                    run = WatchedRun(directory, os.fsencode(name).decode("utf-8", "replace"))
                     known.add(directory)
                     self._runs[run.id] = run
         self._looked = time.monotonic()
@@ -190,64 +218,41 @@ def _by_numbers(path: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in re.split("([0-9]+)", path)]
 
 
-def curves_of(run: Watched, axis: Axis, low: float | None, high: float | None, width: int, logarithmic: bool) -> Table:
-    """What is drawn of a run, as JSON values; an event has the place on the axis of its step as `x`."""
-    events = [event for event in run.events.events if _is_step(event.get("step"))]
-    places = dict(zip(map(id, events), run.curves.interpolated(axis, [event["step"] for event in events]), strict=True))
-    metrics = run.curves.between(axis, low, high, width, logarithmic)
-    return {
-        "id": run.id,
-        "version": run.curves.version,
-        "share_read": run.curves.share_read,
-        "last": run.curves.last_x,
-        "metrics": metrics,
-        "training_bits_per_byte": training_bits_per_byte(metrics, run.bits_per_nat),
-        "events": [{**event, "x": places.get(id(event))} for event in run.events.events],
-    }
+def freeze(directory: Path, points: int = 600, leave_out: Container[str] = ()) -> Table:
+    """The training of a finished run, for a page that draws it as the live page did.
 
-
-def training_bits_per_byte(metrics: Table, bits_per_nat: float | None) -> Table | None:
-    """The curve of training to set beside validation: the next token's part of the loss, in bits per byte of text."""
-    curve = metrics.get("next_token", metrics.get("loss"))
-    if curve is None or bits_per_nat is None:
-        return None
-    mean = [None if value is None else float(f"{value * bits_per_nat:.6g}") for value in curve["mean"]]
-    return {"x": curve["x"], "mean": mean}
-
-
-def frozen(directory: Path, points: int = 600) -> Table:
-    """What the page of a finished run holds, to be drawn as it was live.
+    Args:
+        leave_out: metrics that are drawn elsewhere.
 
     Returns:
-        as `curves_of` over steps, with `knots`: the other axes at some steps, to be interpolated between.
+        as `curves_between` over steps, with `knots`: the other axes at some steps, to be interpolated between.
     """
-    run = Watched(directory.absolute(), directory.resolve().name)
+    run = WatchedRun(directory.absolute(), directory.resolve().name)
     while run.curves.read():
         pass
     run.read()
-    found = curves_of(run, "step", None, None, points, False)
-    steps = sorted({step for curve in found["metrics"].values() for step in curve["x"]})
+    curves = run.curves_between("step", None, None, points, False)
+    metrics = {name: curve for name, curve in curves["metrics"].items() if name not in leave_out}
+    steps = sorted({step for curve in metrics.values() for step in curve["x"]})
     steps = [*steps[:: max(1, len(steps) // 200)], *steps[-1:]]
-    knots = {axis: run.curves.interpolated(axis, steps) for axis in X}
-    return {key: found[key] for key in ("metrics", "training_bits_per_byte", "events")} | {
+    return {
         "name": os.fsencode(run.name).decode("utf-8", "replace"),
-        "knots": knots,
-        "health": more_of(run)["health"],
+        "metrics": metrics,
+        "training_bits_per_byte": curves["training_bits_per_byte"],
+        "events": curves["events"],
+        "knots": {axis: run.curves.interpolated(axis, steps) for axis in X},
+        "health": run.samples_and_health()["health"],
     }
 
 
-def _is_step(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def differences(runs: Sequence[Watched]) -> dict[str, list[Any]]:
+def differences(runs: Sequence[WatchedRun]) -> dict[str, list[Any]]:
     """Dotted name of each setting that is not the same in all → its value in each, as text; None where not set."""
     tables = [flatten(run.recipe()) for run in runs]
     names = sorted({name for table in tables for name in table} - {"name"})
-    apart = [name for name in names if any(table.get(name) != tables[0].get(name) for table in tables)]
+    differing = [name for name in names if any(table.get(name) != tables[0].get(name) for table in tables)]
     return {
         clip_text(name): [None if table.get(name) is None else clip_text(str(table[name])) for table in tables]
-        for name in apart
+        for name in differing
     }
 
 
@@ -257,13 +262,13 @@ def make_app(runs: Runs) -> "FastAPI":
 
     from groundup.pages import app as pages
 
-    app: FastAPI = pages.make_app(PAGE, ASSETS)
+    app: FastAPI = pages.make_app(render("watch.html"), ASSETS)
     began = f"{time.time_ns():x}"
 
     def answer(value: Any, status: int = 200) -> Response:
         return Response(orjson.dumps(value), status, media_type="application/json")
 
-    def of(id: str) -> Watched | None:
+    def find(id: str) -> WatchedRun | None:
         return runs.find(id) if len(id) == 12 else None
 
     @app.get("/api/runs")
@@ -280,58 +285,50 @@ def make_app(runs: Runs) -> "FastAPI":
         logarithmic: bool = False,
         since: Annotated[str, Query(max_length=60)] = "",
     ) -> Response:
-        run = of(id)
+        run = find(id)
         if run is None:
             return answer({"detail": "no such run"}, 404)
         with run.lock:
             run.read()
             if since and since == run.curves.version:
                 return answer({"id": id, "version": since})
-            return answer(curves_of(run, axis, low, high, width, logarithmic))
+            return answer(run.curves_between(axis, low, high, width, logarithmic))
 
     @app.get("/api/more/{id}")
     def more(id: str, since: Annotated[str, Query(max_length=60)] = "") -> Response:
         """Samples and maps, which change seldom."""
-        run = of(id)
+        run = find(id)
         if run is None:
             return answer({"detail": "no such run"}, 404)
         with run.lock:
             version = f"{run.curves.generation}.{len(run.curves.samples)}.{run.health.version}"
             if since and since == version:
                 return answer({"id": id, "version": version})
-            return answer({"id": id, "version": version, **more_of(run)})
+            return answer({"id": id, "version": version, **run.samples_and_health()})
 
     @app.get("/api/differences")
-    def apart(ids: Annotated[str, Query(max_length=2000)] = "") -> Response:
-        found = [run for id in ids.split(",")[:100] if (run := of(id)) is not None]
-        return answer({"ids": [run.id for run in found], "settings": differences(found)})
+    def list_differences(ids: Annotated[str, Query(max_length=2000)] = "") -> Response:
+        differing = [run for id in ids.split(",")[:100] if (run := find(id)) is not None]
+        return answer({"ids": [run.id for run in differing], "settings": differences(differing)})
 
     return app
 
 
-def more_of(run: Watched) -> Table:
-    return {"samples": run.curves.samples, "health": {"steps": run.health.steps, "maps": run.health.maps}}
-
-
-def watch(places: Sequence[Path], port: int, opened: bool) -> None:
-    """Show the page until a signal comes.
+def watch(folders: Sequence[Path], port: int, open_browser: bool) -> None:
+    """Serve the page until a signal comes.
 
     Raises:
-        DataError: a place that is not there.
+        DataError: a folder that is not there.
         ResourceError: the port is taken.
     """
     from groundup.pages import app as pages
 
-    runs = Runs(places)
+    runs = Runs(folders)
     listening = pages.listen(port)
-    where = pages.address(listening)
-    number = len(runs.all())
-    print(
-        f"watching {plural(number, 'run')}: {where}  (Ctrl-C ends the watching, not the runs)",
-        flush=True,
-    )
-    if opened:
+    address = pages.address(listening)
+    print(f"watching {plural(len(runs.all()), 'run')}: {address}  (Ctrl-C ends the watching, not the runs)", flush=True)
+    if open_browser:
         import webbrowser
 
-        webbrowser.open(where)
+        webbrowser.open(address)
     pages.serve(make_app(runs), listening)

@@ -1,4 +1,4 @@
-"""The speed of a recipe or a run: text and tokens made or found, precision chosen, then measured."""
+"""Measure the speed of a recipe or a run: prepare text and tokens, choose the precision, train some steps."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -10,11 +10,12 @@ from groundup.artifacts import read_manifest, verify
 from groundup.building import Say, Watch, build
 from groundup.errors import SettingsError
 from groundup.files import no_progress, refuse_nothing
+from groundup.pretrain.setup import batches
 from groundup.pretrain.speed import Speed, affordable_rows, measure_speed, settle
 from groundup.recipe import Recipe, load_recipe
 from groundup.settings import differences
 from groundup.shards import open_split
-from groundup.train.assemble import batches, prepare_process
+from groundup.train.assemble import prepare_process
 from groundup.weights.load import find_device
 
 SECONDS = 10.0

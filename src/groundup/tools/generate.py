@@ -1,4 +1,4 @@
-"""What `groundup generate` and `chat` do before the first token: read the words typed, and load the model."""
+"""Prepare `groundup generate` and `chat`: read the words typed, load the model, and show how sure it was."""
 
 import json
 import re

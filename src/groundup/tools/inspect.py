@@ -1,4 +1,4 @@
-"""What a file or a directory is, what made it, from what, whether it is whole, and what to do with it next.
+"""Inspect a file or a directory: what it is, what made it, from what, whether it is whole, and what to do next.
 
 Everything is read without torch: of weights the headers, of pickles only the name.
 """
@@ -39,13 +39,13 @@ KNOWN = (
     "*.tiktoken, llama2.c's .bin, .npy, .parquet, metrics.jsonl"
 )
 MISWRITTEN = (KeyError, ValueError, TypeError, AttributeError, ArithmeticError)
-"""How reading ends where a file is well-formed but does not hold what it should."""
+"""Errors of reading a file that is well-formed but does not hold what it should."""
 Facts = Mapping[str, Any]
 
 
 @dataclass
 class Findings:
-    """What is known of one path."""
+    """The facts about one path."""
 
     path: Path
     what: str
@@ -337,7 +337,7 @@ def _steps(checkpoints: Path) -> list[Path]:
 
 
 def _describe_remains(findings: Findings, progress: Progress) -> None:
-    """What a process left that ended too early, or writes at this moment."""
+    """Files of a process that ended too early, or writes at this moment."""
     files = sorted(file for file in findings.path.rglob("*") if file.is_file())
     findings.facts["files"] = sorted(file.name for file in files)
     if findings.what == PARTIAL:

@@ -40,23 +40,23 @@ LONGEST_CONTEXT_ON_CPU = 256
 PARAMETERS_PER_TOKEN = 20
 """At most so many for each different token of the texts: larger models were worse (docs/log.md)."""
 BYTES_PER_PARAMETER = 18
-"""bfloat16 weights, float32 masters and gradients, AdamW's two moments, as `optim/memory.py` counts them."""
+"""bfloat16 weights, float32 master weights and gradients, AdamW's two moments; a test compares `optim/memory.py`."""
 SHARE_OF_MEMORY = 0.6
-"""What these may take; the rest is for activations and the system."""
+"""Share of the memory for weights and their states; the rest is for activations and the system."""
 SHARE_OF_TIME = 0.6
-"""What is planned of the time asked for; a shared machine may be half as fast a minute later (docs/numbers.md)."""
+"""Share of the time that is planned; a shared machine may be half as fast a minute later (docs/numbers.md)."""
 MINUTES = 10.0
 TRIAL_BYTES = 1_000_000
-"""Of text, on which vocabularies are learned to see how much they shorten; a quarter as much is then encoded."""
+"""Text on which vocabularies are learned to see how much they shorten; a quarter as much is then encoded."""
 LARGEST_VOCABULARY = 16_384
-"""Ids that can be learned on so little text. Up to here it tells the same as four times as much (docs/log.md)."""
+"""Ids that can be learned on so little text. Up to here four times as much gives the same advice (docs/log.md)."""
 COMMON_VOCABULARY = 4096
-"""Ids of the vocabulary in whose tokens the texts are counted, where models with different ones are compared."""
+"""Models with different vocabularies are compared by their loss for a token of a vocabulary of this size."""
 LEARNING_BYTES_PER_SECOND, ENCODING_BYTES_PER_SECOND, LOADING_SECONDS = 10e6, 30e6, 5.0
-"""Of the tokenizer, on two cores of a busy machine (docs/numbers.md), and what its compiled loops take to load."""
-WITHOUT_BLANKS = ("Cjk", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
-"""Scripts that put no blanks between words; a fifth of the letters asks for the split pattern that knows them."""
-LOOKS = 10
+"""The tokenizer on two cores of a busy machine (docs/numbers.md), and what its compiled loops take to load."""
+WITHOUT_SPACES = ("Cjk", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
+"""Scripts without spaces between words; a fifth of the letters asks for the split pattern that knows them."""
+VALIDATIONS = 10
 """How often validation is measured."""
 
 
@@ -78,7 +78,7 @@ class Proposal:
 
     recipe: Recipe
     tables: dict[str, Any]
-    """What the recipe says, without what has its default anyway."""
+    """The recipe's tables, without settings that have their default anyway."""
     sampled: Survey
     machine: Machine
     model: ModelConfig
@@ -90,11 +90,11 @@ class Proposal:
     training_seconds: float
     """With validation, and the test documents at the end."""
     ends_early: bool
-    """Whether more time could only be filled with learning the texts by heart."""
+    """Whether more time could only be filled with overfitting the texts."""
 
     @property
     def tokens(self) -> int:
-        """To be read in training, repetitions included."""
+        """Tokens to be read in training, repetitions included."""
         return self.recipe.pretrain.steps * self.recipe.pretrain.batch_tokens
 
     @property
@@ -106,7 +106,7 @@ class Proposal:
         return self.preparing_seconds + self.training_seconds
 
     def table(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Everything as plain values."""
         sampled = self.sampled
         return {
             "files": dict(sampled.files),
@@ -127,11 +127,6 @@ class Proposal:
             "settings": self.tables,
         }
 
-    @property
-    def needed_bytes(self) -> int:
-        """Memory for weights and their states in training."""
-        return self.model.parameters * BYTES_PER_PARAMETER
-
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -143,13 +138,28 @@ class _Candidate:
     """Tokens of `COMMON_VOCABULARY` in the text of one of its own."""
     unique: float
     """Different tokens in the training documents."""
-    tokens: float
-    ends_early: bool
     tokens_per_second: float
+    seconds: float | None
+    """For training; None for 20 tokens a parameter, whatever they take."""
+
+    @property
+    def tokens(self) -> float:
+        """To be trained on: what the time allows, as far as reading the texts again is worth it."""
+        return min(self._tokens_in_time, laws.MOST_PASSES * self.unique)
+
+    @property
+    def ends_early(self) -> bool:
+        return self._tokens_in_time > laws.MOST_PASSES * self.unique
+
+    @property
+    def _tokens_in_time(self) -> float:
+        if self.seconds is None:
+            return laws.TOKENS_PER_PARAMETER * self.model.parameters
+        return self.seconds * self.tokens_per_second
 
     @property
     def flops(self) -> float:
-        """Of training: 6 N D (Kaplan et al. 2020, section 2.1)."""
+        """FLOPs of the training: 6 N D (Kaplan et al. 2020, section 2.1)."""
         return 6.0 * self.model.parameters * self.tokens
 
     @property
@@ -227,11 +237,11 @@ def propose(
         tables = _from_start(tables, start)
     recipe = Recipe.from_table(tables, "new")
     steps_seconds = recipe.pretrain.steps * recipe.pretrain.batch_tokens / chosen.tokens_per_second
-    looking = LOOKS * recipe.pretrain.validation_tokens / 3  # forward alone is a third of a training step
+    validating = VALIDATIONS * recipe.pretrain.validation_tokens / 3  # forward alone is a third of a training step
     scoring = chosen.unique * sampled.corpus.test_share
     return Proposal(
         recipe, tables, sampled, machine, chosen.model, chosen.unique, chosen.bytes_per_token, texts.preparing_seconds,
-        steps_seconds + (looking + scoring) / chosen.tokens_per_second, chosen.ends_early,
+        steps_seconds + (validating + scoring) / chosen.tokens_per_second, chosen.ends_early,
     )  # fmt: skip
 
 
@@ -257,29 +267,22 @@ def _published(preset: str | None) -> Preset | None:
 
 
 class _Texts:
-    """What the sample says about the whole."""
+    """Facts about all texts, estimated from the sample."""
 
     def __init__(self, sampled: Survey) -> None:
         self.sampled = sampled
         self.train_bytes = sampled.train_bytes
-
-    @cached_property
-    def split(self) -> str:
-        """The pattern that suits the texts' scripts."""
-        return split_for(self.sampled)
+        self.split = split_for(sampled)
+        tokenizing = LOADING_SECONDS + self.train_bytes / LEARNING_BYTES_PER_SECOND
+        packing = sampled.bytes / ENCODING_BYTES_PER_SECOND
+        self.preparing_seconds = sampled.bytes * sampled.seconds_per_byte + tokenizing + packing
 
     @cached_property
     def curve(self) -> Curve:
-        """What vocabularies of all sizes make of the texts."""
+        """Bytes a token of vocabularies of all sizes on these texts."""
         return measure(self.sampled.texts, largest=LARGEST_VOCABULARY, pattern=self.split, learn_bytes=TRIAL_BYTES)
 
-    @property
-    def preparing_seconds(self) -> float:
-        tokenizing = LOADING_SECONDS + self.train_bytes / LEARNING_BYTES_PER_SECOND
-        packing = self.sampled.bytes / ENCODING_BYTES_PER_SECOND
-        return self.sampled.bytes * self.sampled.seconds_per_byte + tokenizing + packing
-
-    @property
+    @cached_property
     def median_bytes(self) -> int:
         lengths = sorted(len(text.encode()) for text in self.sampled.texts)
         return lengths[len(lengths) // 2]
@@ -288,7 +291,7 @@ class _Texts:
 def split_for(sampled: Survey) -> str:
     """The split pattern that suits the texts' scripts."""
     scripts = sampled.scripts
-    without = sum(scripts.get(script, 0.0) for script in WITHOUT_BLANKS)
+    without = sum(scripts.get(script, 0.0) for script in WITHOUT_SPACES)
     return "unspaced" if without > 0.2 else str(Learned.model_fields["split"].default)
 
 
@@ -363,10 +366,7 @@ def _going_on(start: Start, texts: _Texts, machine: Machine, seconds: float | No
         context = min(context, START_CONTEXT, 2 ** int(math.log2(max(16.0, unique / 16))))
     _refuse_little(texts, unique, context)
     model = start.model.model_copy(update={"context_length": context})
-    speed = machine.training_flops(model.d_model) / model.training_flops_per_token
-    in_time = seconds * speed if seconds is not None else laws.TOKENS_PER_PARAMETER * model.parameters
-    worth = laws.MOST_PASSES * unique
-    return _Candidate(model, bytes_per_token, 1.0, unique, min(in_time, worth), in_time > worth, speed)
+    return _Candidate(model, bytes_per_token, 1.0, unique, _speed(model, machine), seconds)
 
 
 def _from_start(tables: dict[str, Any], start: Start) -> dict[str, Any]:
@@ -387,10 +387,12 @@ def _candidate(model: ModelConfig, texts: _Texts, machine: Machine, seconds: flo
     bytes_per_token = texts.curve.of(model.vocab_size).bytes_per_token
     common = bytes_per_token / texts.curve.of(COMMON_VOCABULARY).bytes_per_token
     unique = texts.train_bytes / bytes_per_token
-    speed = machine.training_flops(model.d_model) / model.training_flops_per_token
-    in_time = laws.TOKENS_PER_PARAMETER * model.parameters if seconds is None else seconds * speed
-    worth = laws.MOST_PASSES * unique
-    return _Candidate(model, bytes_per_token, common, unique, min(in_time, worth), in_time > worth, speed)
+    return _Candidate(model, bytes_per_token, common, unique, _speed(model, machine), seconds)
+
+
+def _speed(model: ModelConfig, machine: Machine) -> float:
+    """Tokens a second."""
+    return machine.training_flops(model.d_model) / model.training_flops_per_token
 
 
 def _fits(model: ModelConfig, machine: Machine) -> bool:
@@ -407,7 +409,7 @@ def _too_large(model: ModelConfig, machine: Machine) -> str:
 
 
 def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, published: Preset | None) -> dict[str, Any]:
-    """The recipe's tables, without what has its default anyway."""
+    """The recipe's tables, without settings that have their default anyway."""
     model, context = chosen.model, chosen.model.context_length
     batch = laws.batch_tokens(chosen.flops)
     rate = laws.learning_rate(chosen.flops)
@@ -431,20 +433,20 @@ def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, publ
             "micro_batch_rows": min(rows, max(1, micro_batch // context)),
             "optimizer": {"learning_rate": _rounded(min(rate, HIGHEST_LEARNING_RATE))},
             "schedule": {"warmup_steps": min(100, -(-steps // 20)), "final": 0.0},
-            "validate_every": -(-steps // LOOKS),
+            "validate_every": -(-steps // VALIDATIONS),
             "validation_tokens": max(LEAST_VALIDATION_TOKENS, rows * context * steps // 100),
             "sample_every": -(-steps // 4),
             "sample_prompt": opening,
-            "checkpoint_every": -(-steps // LOOKS),
+            "checkpoint_every": -(-steps // VALIDATIONS),
         },
         "evals": {"prompts": [opening, opening, "", ""]},
     }
 
 
 START_CONTEXT = 1024
-"""Of a model that training goes on from, where no weight depends on it: longer rows need more memory than most have."""
+"""Most tokens of context when training goes on from a model: longer rows need more memory than most machines have."""
 START_SHARE_OF_RATE = 0.3
-"""Of the learning rate that a new model would get: an estimate of ours, between forgetting and adapting too little."""
+"""Share of a new model's learning rate: an estimate of ours, between forgetting and adapting too little."""
 FEWEST_ROWS = 4
 FEWEST_STEPS = 1000
 """Smaller batches than the law has, if need be: on little text 1,240 steps beat 620 of twice the size (docs/log.md)."""
@@ -469,19 +471,19 @@ def _rounded(value: float) -> float:
 
 
 def _opening_of(texts: list[str]) -> str:
-    """How these texts begin most often, in four words; in eight characters where words are not set apart.
+    """The commonest beginning of these texts: four words, or eight characters where words are not set apart.
 
     >>> _opening_of(["Once upon a time there was", "Once upon a time a king", "A dog"])
     'Once upon a time'
     """
-    found = Counter(_opening(text) for text in texts)
-    return min(found, key=lambda opening: (-found[opening], len(opening), opening))
+    counts = Counter(_opening(text) for text in texts)
+    return min(counts, key=lambda opening: (-counts[opening], len(opening), opening))
 
 
 def _opening(text: str) -> str:
     line = text.strip().split("\n", 1)[0][:80]
     words = line.split()
-    if max(map(len, words)) > 20:  # no blanks between words, as in Japanese
+    if max(map(len, words)) > 20:  # no spaces between words, as in Japanese
         return line[:8]
     return " ".join(words[:4])
 
@@ -582,9 +584,9 @@ def _comments(proposal: Proposal) -> dict[str, str]:
     recipe, model = proposal.recipe, proposal.model
     start = recipe.pretrain.start
     often = f"{proposal.passes:.1f} times" if proposal.passes >= 1.05 else f"{proposal.passes:.0%} of it, once"
-    enough = "; more often it would learn them by heart" if proposal.ends_early else ""
+    enough = "; more often it would overfit them" if proposal.ends_early else ""
     going_on = {
-        "tokenizer": "that of the model which the training begins with: its weights know tokens by these ids",
+        "tokenizer": "the one of the model that training begins with: its weights know tokens by these ids",
         "model": f"{model.parameters:,} parameters, as {start} has them",
         "pretrain.start": "its weights are what the first step begins with",
         "pretrain.optimizer": "less than a new model would get: a higher rate takes on more of these texts and forgets "
@@ -602,11 +604,11 @@ def _comments(proposal: Proposal) -> dict[str, str]:
         "tokenizer": "learned on your texts: pairs of tokens that often stand together become one",
         "tokenizer.vocab_size": f"a token is then about {proposal.bytes_per_token:.1f} bytes long; "
         "larger models are suited by more ids",
-        "tokenizer.split": "for scripts that put no blanks between words",
+        "tokenizer.split": "for scripts without spaces between words",
         "model": f"{model.parameters:,} parameters",
         "model.context_length": "tokens that it sees at once",
-        "model.d_model": "width: the numbers that stand for each token on its way through",
-        "model.n_layers": "depth: blocks of attention and feed-forward, one after another",
+        "model.d_model": "width: the numbers that stand for each token inside the model",
+        "model.n_layers": "depth: blocks of attention and feed-forward layers",
         "model.n_heads": "ways of looking back in each block",
         "model.n_kv_heads": "keys and values that the heads share in groups: less memory in generation",
         "model.d_ff": "width inside the feed-forward",
@@ -615,31 +617,31 @@ def _comments(proposal: Proposal) -> dict[str, str]:
         "pretrain.batch_tokens": "tokens a step; more suit longer trainings (DeepSeek LLM 2024, arXiv:2401.02954)",
         "pretrain.micro_batch_rows": "rows in memory at once; fewer, if memory runs out: the result is the same",
         "pretrain.optimizer": "the first thing to halve, if the loss jumps",
-        "pretrain.schedule": "rises over the first steps, then falls to nought in half a cosine",
+        "pretrain.schedule": "rises over the first steps, then falls to zero in half a cosine",
         "pretrain.validate_every": "steps; the curve in the report",
         "pretrain.validation_tokens": "read each time: about a thirtieth of the training time in all",
-        "pretrain.sample_prompt": "how many of your texts begin; what it makes of that is written down on the way",
+        "pretrain.sample_prompt": "how many of your texts begin; its continuations are logged during training",
         "pretrain.checkpoint_every": "steps; stopped or killed, the same command goes on from the last",
-        "evals.prompts": "continued at the end; with an empty one it begins by itself",
+        "evals.prompts": "continued at the end; an empty one lets it begin by itself",
         **(going_on if start is not None else {}),
     }
 
 
 def _about_filters(filters: tuple[Filter, ...]) -> str:
     """Why they are looser than the default ones."""
-    told = []
+    reasons = []
     for rule in filters:
         match rule:
             case Length(minimum=1):
-                told.append("many documents are short, so none is dropped for that")
+                reasons.append("many documents are short, so none is dropped for that")
             case Characters(letters=0.0):
-                told.append(
+                reasons.append(
                     "most have few letters, as code, tables and emoji have, so none is dropped for that; to keep every "
                     'byte, add unicode = { kind = "none" } and whitespace = { kind = "none" }'
                 )
             case Characters(replacement=1.0):
-                told.append("most hold U+FFFD, where an earlier conversion could not read: better convert them again")
-    return "; ".join(told)
+                reasons.append("most hold U+FFFD, where an earlier conversion could not read: convert them again")
+    return "; ".join(reasons)
 
 
 def _inline(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a build says at its end: a row for each stage, the score, and the samples."""
+"""The summary of a build: a row for each stage, the score, and the samples."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def stage_rows(built: Built) -> list[tuple[str, ...]]:
 
 
 def _in_and_out(stage: str, facts: dict[str, Statistics], run: Path) -> tuple[str, str]:
-    """What a stage read and what it wrote, in a few words."""
+    """The input and the output of a stage, in a few words."""
 
     def total(name: str, key: str) -> int:
         return sum(int(facts[name][split][key]) for split in SPLITS)

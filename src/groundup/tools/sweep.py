@@ -1,12 +1,17 @@
 """A sweep: a recipe trained with several values of some settings, to see which serve best.
 
-Each point is a run of its own under `runs/NAME-sweep/`; corpus, tokenizer and shards are shared between them by digest.
-`sweep.json` there says what was asked for and what was measured; it is written after each point, so that an
-interrupted sweep goes on where it was.
+A point is one choice of a value for each swept setting, and a run of its own under `runs/NAME-sweep/`; corpus,
+tokenizer and shards are shared between the points by digest. `sweep.json` there says what was asked for and what was
+measured; it is written after each point, so that an interrupted sweep goes on where it was.
 """
 
+import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,72 +21,232 @@ from groundup.artifacts import lock
 from groundup.building import MACHINE_CHOICES, SWEEP, Say, Watch, build, next_to
 from groundup.errors import DamagedError, DataError, DivergedError, Paused, SettingsError
 from groundup.files import naming_the_place, no_progress, read_lines, write_json
-from groundup.pretrain import sweep as asking
-from groundup.pretrain.sweep import Axis, Point, override
+from groundup.optim.schedule import make_schedule
+from groundup.pretrain.settings import PretrainSettings
 from groundup.recipe import Recipe, load_recipe
 from groundup.report.sweep import write_page
-from groundup.settings import Table, differences, read_toml
+from groundup.settings import Table, differences, read_toml, toml_value
 from groundup.words import short_value
 
 PAGE = "sweep.html"
-Found = dict[str, Any]
+ETA = 3
+"""At each rung the best third goes on, for three times as long (Li et al. 2018, arXiv:1603.06560, section 3.6)."""
+MOST_POINTS = 1000
+EXAMPLE = "pretrain.optimizer.learning_rate=1e-4..1e-2:log:8"
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?:(\d+)")
+Value = Any
+"""A setting's value, as TOML gives it."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A sweep as it is asked for."""
+class Axis:
+    """A setting and the values that it takes."""
 
-    recipe: str | Path | Recipe
-    words: tuple[str, ...]
-    """Settings as given, swept ones among them: their order counts, as with any overrides."""
-    axes: tuple[Axis, ...]
-    points: dict[str, Point]
-    loaded: dict[str, Recipe]
-    """Of each point."""
-    rungs: tuple[int, ...]
-    """Steps at which points drop out; none in a grid."""
-
-    def overrides(self, point: Point) -> list[str]:
-        keys = [word.partition("=")[0].strip() for word in self.words]
-        return [
-            override(key, point.settings[key]) if key in point.settings else word
-            for key, word in zip(keys, self.words, strict=True)
-        ]
+    key: str
+    values: tuple[Value, ...]
 
     @property
-    def definition(self) -> Table:
-        """What may not change while the sweep goes on, but for points that are added to a grid."""
-        table = self.recipe.table() if isinstance(self.recipe, Recipe) else read_toml(Path(self.recipe))
-        swept = {axis.key for axis in self.axes}
-        return {
-            "recipe": table,
-            "settings": [word for word in self.words if word.partition("=")[0].strip() not in swept],
-            "axes": [{"key": axis.key, "values": list(axis.values)} for axis in self.axes],
-            "rungs": list(self.rungs),
-        }
+    def short(self) -> str:
+        """The last word of the dotted name."""
+        return self.key.rpartition(".")[2]
+
+    @property
+    def is_numeric(self) -> bool:
+        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
+
+    @property
+    def is_logarithmic(self) -> bool:
+        """Whether its values are better drawn by their logarithms: they span more than a factor of eight."""
+        return self.is_numeric and min(self.values) > 0 and max(self.values) > 8 * min(self.values)
 
 
-def ask(recipe: str | Path | Recipe, words: Sequence[str], *, halving: bool = False, steps: int | None = None) -> Asked:
+@dataclass(frozen=True)
+class Point:
+    """One choice of a value for each swept setting."""
+
+    settings: Mapping[str, Value]
+    words: list[str]
+    """All settings as overrides, in the order in which they were typed."""
+    recipe: Recipe
+    """With these settings."""
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.pretrain.steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep as it was asked for."""
+
+    recipe: str | Path | Recipe
+    axes: tuple[Axis, ...]
+    points: dict[str, Point]
+    """By the names of their directories."""
+    rungs: tuple[int, ...]
+    """Steps at which points drop out; none in a grid."""
+    definition: Table
+    """Everything that may not change while the sweep goes on; to a grid, points may be added."""
+
+
+# --- what is asked for ---
+
+
+def plan(recipe: str | Path | Recipe, words: Sequence[str], *, halving: bool = False, steps: int | None = None) -> Plan:
     """Read what is asked for, and check every point of it.
 
     Raises:
         SettingsError: nothing swept, a malformed range, an unknown setting, or a point that no recipe can have.
     """
     words = [*words, *([] if steps is None else [f"pretrain.steps={steps}"])]
-    axes, _ = asking.parse(words)
-    points = {point.name: point for point in asking.points(axes)}
-    asked = Asked(recipe, tuple(words), tuple(axes), points, {}, ())
-    loaded = {name: load_recipe(recipe, asked.overrides(point))[0] for name, point in points.items()}
-    found: list[int] = []
+    axes = parse(words)
+    points = {}
+    for values in itertools.product(*(axis.values for axis in axes)):  # the last setting changes fastest
+        settings = {axis.key: value for axis, value in zip(axes, values, strict=True)}
+        changed = [override(key, settings[key]) if (key := _key(word)) in settings else word for word in words]
+        points[_directory(axes, values)] = Point(settings, changed, load_recipe(recipe, changed)[0])
+    rungs: tuple[int, ...] = ()
     if halving:
-        lengths = {each.pretrain.steps for each in loaded.values()}
-        if len(lengths) > 1:
+        if len({point.steps for point in points.values()}) > 1:
             raise SettingsError(
                 "--halving compares trainings of one length after the same steps, but pretrain.steps is swept: leave "
                 "--halving out, or sweep another setting"
             )
-        found = asking.rungs(len(points), next(iter(loaded.values())).pretrain)
-    return Asked(recipe, tuple(words), tuple(axes), points, loaded, tuple(found))
+        rungs = rungs_of(len(points), next(iter(points.values())).recipe.pretrain)
+    swept = {axis.key for axis in axes}
+    definition = {
+        "recipe": recipe.table() if isinstance(recipe, Recipe) else read_toml(Path(recipe)),
+        "settings": [word for word in words if _key(word) not in swept],
+        "rungs": list(rungs),
+    }
+    return Plan(recipe, tuple(axes), points, rungs, definition)
+
+
+def parse(words: Iterable[str]) -> list[Axis]:
+    """The swept settings among `key=a..b:log:n`, `key=a..b:n`, `key=a,b,c` and ordinary ones, `key=value`.
+
+    Raises:
+        SettingsError: a range that is malformed, or nothing that is swept.
+
+    >>> parse(["a.rate=1e-4..1e-2:log:3", "b=64,128", "c=1"])
+    [Axis(key='a.rate', values=(0.0001, 0.001, 0.01)), Axis(key='b', values=(64, 128))]
+    """
+    axes: dict[str, Axis] = {}
+    for word in words:
+        key, equals, text = _key(word), *word.partition("=")[1:]
+        if not equals or not key:
+            raise SettingsError(f"{word!r} is not of the form key=values, such as {EXAMPLE}")
+        values = _values(key, text.strip())
+        if len(values) > 1 and key in axes:
+            raise SettingsError(f"{key} is given twice: name all its values in one place, such as {key}=1,2,3")
+        if len(values) > 1:
+            axes[key] = Axis(key, tuple(values))
+    if not axes:
+        raise SettingsError(
+            f"nothing is swept: give a setting several values, such as {EXAMPLE}, model.d_model=64..256:4 or "
+            "pretrain.schedule.final=0.0,0.1"
+        )
+    counts = [len(axis.values) for axis in axes.values()]
+    if math.prod(counts) > MOST_POINTS:
+        raise SettingsError(
+            f"{' × '.join(map(str, counts))} values are {math.prod(counts):,} trainings; at most {MOST_POINTS:,} are "
+            "taken on: fewer values, or one setting after the other"
+        )
+    return list(axes.values())
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].strip()
+
+
+def _values(key: str, text: str) -> list[Value]:
+    if re.match(rf"{NUMBER}\.\.", text):
+        return _range(key, text)
+    try:
+        values: list[Value] = tomllib.loads(f"values = [{text}]")["values"]
+    except (ValueError, RecursionError):
+        values = [_value(part.strip()) for part in text.split(",")]
+    twice = [value for number, value in enumerate(values) if value in values[:number]]
+    if twice:
+        raise SettingsError(f"{key}={text} names {twice[0]!r} twice")
+    return values
+
+
+def _value(text: str) -> Value:
+    """A bare word is a string, as on every command line of groundup."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+
+
+def _range(key: str, text: str) -> list[Value]:
+    match = RANGE.fullmatch(text)
+    if not match:
+        raise SettingsError(
+            f"{key}={text} is not a range: write FIRST..LAST:log:HOW_MANY or FIRST..LAST:HOW_MANY, such as {EXAMPLE}"
+        )
+    first, last, many = float(match[1]), float(match[2]), int(match[4])
+    if many < 2 or first == last:
+        raise SettingsError(f"{key}={text} is one value; a range has two ends and at least 2 values, such as {EXAMPLE}")
+    if many > MOST_POINTS:
+        raise SettingsError(f"{key}={text} asks for {many:,} values; at most {MOST_POINTS:,} are taken on")
+    if match[3] and min(first, last) <= 0:
+        raise SettingsError(f"{key}={text}: a range by logarithms (:log) has both ends above 0")
+    shares = [i / (many - 1) for i in range(1, many - 1)]
+    between = [first * (last / first) ** share if match[3] else first + (last - first) * share for share in shares]
+    values = [first, *(float(f"{value:.4g}") for value in between), last]
+    is_whole = not re.search(r"[.eE]", match[1] + match[2]) and all(value == int(value) for value in values)
+    return [int(value) for value in values] if is_whole else values
+
+
+def _directory(axes: Sequence[Axis], values: Iterable[Value]) -> str:
+    """A name that every file system takes; what was left out of it stands in a digest at its end."""
+    shorts = [axis.short for axis in axes]
+    names = [axis.short if shorts.count(axis.short) == 1 else axis.key for axis in axes]
+    name = ",".join(f"{name}={short_value(value)}" for name, value in zip(names, values, strict=True))
+    safe = re.sub(r"[^A-Za-z0-9._,=+-]", "_", name)[:100]
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def override(key: str, value: Value) -> str:
+    """As it is given on a command line.
+
+    >>> override("pretrain.optimizer.kind", "muon"), override("model.attention.windows", [16, 32])
+    ('pretrain.optimizer.kind=muon', 'model.attention.windows=[16, 32]')
+    """
+    return f"{key}={value if isinstance(value, str) and _value(value) == value else toml_value(value)}"
+
+
+def rungs_of(n_points: int, settings: PretrainSettings) -> tuple[int, ...]:
+    """The steps after which successive halving looks at the points; the last is the end of the training.
+
+    After the first of s + 1 rungs, at steps / 3^s, the best third goes on to three times as many steps, and so on
+    (Jamieson and Talwalkar 2016, arXiv:1502.07943; Li et al. 2018, algorithm 1, with one bracket). There are as many
+    rungs as leave one point for the last and as lie beyond the warm-up, within which rates cannot be told apart.
+
+    Raises:
+        SettingsError: too few points, or a warm-up too long for a rung after it.
+    """
+    if n_points < ETA:
+        raise SettingsError(
+            f"--halving keeps the best third of the points, but there are {n_points}: name at least {ETA} values, or "
+            "leave --halving out"
+        )
+    factor = make_schedule(settings.schedule, settings.steps)
+    warmup = max(range(settings.steps), key=lambda step: (factor(step), -step))
+    most = int(math.log(n_points, ETA) + 1e-9)
+    rungs = [settings.steps // ETA**s for s in range(most, 0, -1) if settings.steps // ETA**s > warmup]
+    if not rungs:
+        raise SettingsError(
+            f"--halving would first look after {settings.steps // ETA:,} of {settings.steps:,} steps, within the "
+            f"{warmup:,} of the warm-up: shorten pretrain.schedule.warmup_steps, train longer, or leave --halving out"
+        )
+    return (*rungs, settings.steps)
+
+
+# --- training ---
 
 
 def sweep(
@@ -93,7 +258,7 @@ def sweep(
     run: str | Path | None = None,
     watch: Watch = lambda stage: nullcontext(no_progress),
     say: Say = print,
-) -> Found:
+) -> Table:
     """Train every point, or what is left of it, and write `sweep.json` and `sweep.html`.
 
     Args:
@@ -103,31 +268,34 @@ def sweep(
         steps: of each training; the recipe's if not given.
         run: the directory of the sweep; `runs/NAME-sweep` if not given.
 
+    Returns:
+        All that is known of the sweep, as JSON values, the best point first.
+
     Raises:
         SettingsError: a sweep that cannot be, or that is not the one in the directory.
         DivergedError: when no point can be trained.
         SavedAndStopped: after Ctrl-C or SIGTERM; the same command goes on.
     """
-    asked = ask(recipe, words, halving=halving, steps=steps)
-    name = next(iter(asked.loaded.values())).name
+    planned = plan(recipe, words, halving=halving, steps=steps)
+    name = next(iter(planned.points.values())).recipe.name
     directory = Path(run) if run is not None else Path("runs") / f"{name}-sweep"
     with naming_the_place(directory):
         _refuse_foreign(directory)
     with lock(directory):
-        state = _begun(directory, asked)
+        state = _read_state(directory, planned)
         write_json(directory / SWEEP, state)
-        _train_all(asked, directory, state, watch, say)
+        _train_all(planned, directory, state, watch, say)
         best = _ranked(state)[0]
-        state["best"] = None if "diverged" in state["points"][best] else best
+        diverged = state["points"][best].get("diverged")
+        state["best"] = None if diverged else best
         write_json(directory / SWEEP, state)
-        found = _told(asked, directory, state)
-        write_page(directory / PAGE, found)
-    if found["best"] is None:
+        result = _result(planned, directory, state, name)
+        write_page(directory / PAGE, result)
+    if diverged:
         raise DivergedError(
-            f"every point of the sweep diverged ({state['points'][best]['diverged']}); {directory / PAGE} lists them. "
-            "Sweep lower learning rates"
+            f"every point of the sweep diverged ({diverged}); {directory / PAGE} lists them. Sweep lower learning rates"
         )
-    return found
+    return result
 
 
 def _refuse_foreign(directory: Path) -> None:
@@ -137,102 +305,109 @@ def _refuse_foreign(directory: Path) -> None:
         raise SettingsError(f"{directory} {what}; choose another place with --run")
 
 
-def _begun(directory: Path, asked: Asked) -> Table:
+def _read_state(directory: Path, planned: Plan) -> Table:
     """The state of the sweep, as it was left or new.
 
     Raises:
-        SettingsError: what is there was asked for otherwise.
+        SettingsError: the directory holds a sweep of other settings.
     """
-    new: Table = {
-        "definition": asked.definition,
-        "chosen": {},
-        "best": None,
-        "points": {name: {} for name in asked.points},
-    }
-    path = directory / SWEEP
-    if not path.is_file():
-        return new
-    try:
-        state: Table = json.loads(path.read_bytes())
-        before, points = state["definition"], state["points"]
-    except (ValueError, KeyError, TypeError):
-        raise DamagedError(
-            f"{path} is damaged: remove it; points that were finished are then only read again"
-        ) from None
+    chosen: Table = {}
+    points: Table = {}
+    if (directory / SWEEP).is_file():
+        try:
+            state = json.loads((directory / SWEEP).read_bytes())
+            before, chosen, points = state["definition"], dict(state["chosen"]), dict(state["points"])
+        except (ValueError, KeyError, TypeError):
+            raise DamagedError(
+                f"{directory / SWEEP} is damaged: remove it; points that were finished are then only read again"
+            ) from None
+        _refuse_changed(directory, before, points, planned)
+    points = {name: points.get(name, {}) for name in planned.points}
+    return {"definition": planned.definition, "chosen": chosen, "best": None, "points": points}
+
+
+def _refuse_changed(directory: Path, before: Table, points: Table, planned: Plan) -> None:
     changed = [
-        f"  {name}: {old!r} → {new!r}"
-        for name, (old, new) in differences(before["recipe"], asked.definition["recipe"]).items()
+        f"{name.removeprefix('recipe.')}: {old!r} → {new!r}"
+        for name, (old, new) in differences(before, planned.definition).items()
     ]
-    for what in ("settings", "rungs"):
-        if before[what] != asked.definition[what]:
-            changed.append(f"  {what}: {before[what]} → {asked.definition[what]}")
-    gone = [name for name in points if name not in asked.points]
-    if gone:
-        changed.append(f"  without {', '.join(gone[:4])}{', …' if len(gone) > 4 else ''}")
-    if asked.rungs and len(asked.points) != len(points):
-        changed.append(f"  {len(points)} points → {len(asked.points)}, of which other thirds would have dropped out")
+    if gone := [name for name in points if name not in planned.points]:
+        changed.append(f"without {', '.join(gone[:4])}{', …' if len(gone) > 4 else ''}")
+    if planned.rungs and len(planned.points) != len(points):
+        changed.append(f"{len(points)} points → {len(planned.points)}, of which other thirds would have dropped out")
     if changed:
         raise SettingsError(
-            "\n".join([f"{directory} holds another sweep:", *changed])
+            "\n  ".join([f"{directory} holds another sweep:", *changed])
             + f"\nSweep beside it with --run {next_to(directory)}; to a grid, points can be added by naming "
             "the old values too"
         )
-    return {**new, "chosen": state["chosen"], "points": {name: points.get(name, {}) for name in asked.points}}
 
 
-def _train_all(asked: Asked, directory: Path, state: Table, watch: Watch, say: Say) -> None:
+def _train_all(planned: Plan, directory: Path, state: Table, watch: Watch, say: Say) -> None:
     """Train the points, rung after rung, and write down each."""
-    going = list(asked.points)
-    for rung in asked.rungs or (None,):
+    going = list(planned.points)
+    for rung in planned.rungs or (None,):
         for number, name in enumerate(going, start=1):
-            end = asked.loaded[name].pretrain.steps
+            end = planned.points[name].steps
             step = rung or end
-            told = state["points"][name]
-            if "diverged" in told or any(each["step"] == step for each in told.get("measured", [])):
+            known = state["points"][name]
+            if "diverged" in known or _bits_at(known, step) is not None:
                 continue
             after = f", to step {step:,} of {end:,}" if step < end else ""
             say(f"point {number} of {len(going)}: {name}{after}")
-            state["points"][name] = _train(asked, directory, name, step, state, watch, say)
+            state["points"][name] = _train(planned, directory, name, step, state, watch, say)
             write_json(directory / SWEEP, state)
-        if rung is not None and rung != asked.rungs[-1]:
-            reached = {name: _at(state["points"][name], rung) for name in going}
-            going = asking.survivors(reached)
+        if rung is not None and rung != planned.rungs[-1]:
+            going = survivors({name: _bits_at(state["points"][name], rung) for name in going})
             say(f"after {rung:,} steps these go on: {', '.join(going) or 'none'}")
 
 
-def _train(asked: Asked, directory: Path, name: str, step: int, state: Table, watch: Watch, say: Say) -> Table:
-    """Bring a point to a step; what is then known of it."""
-    run = directory / name
-    words = [*asked.overrides(asked.points[name]), *(override(key, value) for key, value in state["chosen"].items())]
-    end = asked.loaded[name].pretrain.steps
-    told: Table = {}
+def survivors(bits_at_rung: Mapping[str, float | None]) -> list[str]:
+    """The points that go on from a rung: the best third, the best first.
+
+    Args:
+        bits_at_rung: name → bits per byte; None for one that diverged.
+
+    >>> survivors({"a": 2.0, "b": None, "c": 1.5, "d": 3.0})
+    ['c']
+    """
+    whole = {name: value for name, value in bits_at_rung.items() if value is not None}
+    return sorted(whole, key=whole.__getitem__)[: max(1, len(bits_at_rung) // ETA)]
+
+
+def _train(planned: Plan, directory: Path, name: str, step: int, state: Table, watch: Watch, say: Say) -> Table:
+    """Bring a point to a step, and return what is then known of it."""
+    run, point = directory / name, planned.points[name]
+    words = [*point.words, *(override(key, value) for key, value in state["chosen"].items())]
+    until = step if step < point.steps else None
+    known: Table = {}
     try:
-        build(asked.recipe, words, run=run, last="pretrain", until=step if step < end else None, watch=watch, say=say)
+        build(planned.recipe, words, run=run, last="pretrain", until=until, watch=watch, say=say)
     except Paused:
         pass
     except DivergedError as error:
         say(f"{name} diverged: {error}")
-        told["diverged"] = str(error)
+        known["diverged"] = str(error)
     if not state["chosen"]:
-        state["chosen"] = _chosen(asked.loaded[name], run)
+        state["chosen"] = _chosen_by_first(point.recipe, run)
     lines = read_lines(run / "pretrain" / "metrics.jsonl")
-    told["seconds"] = max((line["seconds"] for line in lines if "seconds" in line), default=0.0)
-    told["measured"] = [
+    known["seconds"] = max((line["seconds"] for line in lines if "seconds" in line), default=0.0)
+    known["measured"] = [
         {"step": line["step"], "validation_bits_per_byte": line["validation_bits_per_byte"]}
         for line in lines
-        if "validation_bits_per_byte" in line and (line["step"] in asked.rungs or line["step"] == end)
+        if "validation_bits_per_byte" in line and line["step"] in (*planned.rungs, point.steps)
     ]
-    if "diverged" not in told and _at(told, step) is None:
+    if "diverged" not in known and _bits_at(known, step) is None:
         raise DataError(
             f"{run} has no measurement of validation at step {step:,} in its metrics.jsonl: remove that run, and it is "
             "made again"
         )
-    return told
+    return known
 
 
-def _chosen(recipe: Recipe, run: Path) -> Table:
-    """What the first point found best where the recipe leaves it open: all points have the same, or their difference
-    would be in the comparison."""
+def _chosen_by_first(recipe: Recipe, run: Path) -> Table:
+    """The first point's choices where the recipe leaves them open: all points get the same, or the comparison would
+    measure these too."""
     made = read_toml(run / "recipe.toml")["pretrain"]
     chosen = {
         f"pretrain.{name}": made[name]
@@ -242,44 +417,42 @@ def _chosen(recipe: Recipe, run: Path) -> Table:
     return {name: value["kind"] if isinstance(value, dict) else value for name, value in chosen.items()}
 
 
-def _at(told: Table, step: int) -> float | None:
-    """Bits per byte at a step; None where it diverged before."""
-    found = [each["validation_bits_per_byte"] for each in told.get("measured", []) if each["step"] == step]
-    return found[-1] if found else None
+def _bits_at(known: Table, step: int) -> float | None:
+    """Bits per byte of a point at a step; None if it has not been there."""
+    bits = [each["validation_bits_per_byte"] for each in known.get("measured", []) if each["step"] == step]
+    return bits[-1] if bits else None
 
 
 def _ranked(state: Table) -> list[str]:
     """The points, those that went furthest first, of these the best first, diverged ones last."""
 
-    def place(name: str) -> tuple[bool, int, float]:
-        told = state["points"][name]
-        measured = told.get("measured", [])
-        last = measured[-1] if measured else {"step": 0, "validation_bits_per_byte": 0.0}
+    def rank(name: str) -> tuple[bool, int, float]:
+        known = state["points"][name]
+        last = [{"step": 0, "validation_bits_per_byte": 0.0}, *known.get("measured", [])][-1]
         furthest = -int(last["step"]) if state["definition"]["rungs"] else 0
-        return "diverged" in told, furthest, float(last["validation_bits_per_byte"])
+        return "diverged" in known, furthest, float(last["validation_bits_per_byte"])
 
-    return sorted(state["points"], key=place)
+    return sorted(state["points"], key=rank)
 
 
-def _told(asked: Asked, directory: Path, state: Table) -> Found:
-    """All that is known of the sweep, as JSON values, the best point first."""
-    best = state["best"]
+def _result(planned: Plan, directory: Path, state: Table, name: str) -> Table:
+    best = planned.points.get(state["best"])
     return {
-        "name": next(iter(asked.loaded.values())).name,
+        "name": name,
         "directory": str(directory),
         "axes": [
             {"key": axis.key, "values": list(axis.values), "numeric": axis.is_numeric, "log": axis.is_logarithmic}
-            for axis in asked.axes
+            for axis in planned.axes
         ],
-        "rungs": list(asked.rungs),
+        "rungs": list(planned.rungs),
         "chosen": state["chosen"],
         "points": [
-            {"name": name, "settings": dict(asked.points[name].settings), "diverged": None, **state["points"][name]}
-            for name in _ranked(state)
+            {"name": each, "settings": dict(planned.points[each].settings), "diverged": None, **state["points"][each]}
+            for each in _ranked(state)
         ],
-        "best": best,
-        "overrides": [] if best is None else asked.overrides(asked.points[best]),
-        "notes": [] if best is None else _edges(asked.axes, asked.points[best]),
+        "best": state["best"],
+        "overrides": best.words if best else [],
+        "notes": _edges(planned.axes, best) if best else [],
     }
 
 
@@ -290,6 +463,6 @@ def _edges(axes: Sequence[Axis], best: Point) -> list[str]:
         value = best.settings[axis.key]
         if axis.is_numeric and value in (min(axis.values), max(axis.values)):
             end, beyond = ("least", "lower") if value == min(axis.values) else ("largest", "higher")
-            told = f"{axis.key} = {short_value(value)}"
-            notes.append(f"{told} is the {end} value that was tried: {beyond} ones may be better still")
+            setting = f"{axis.key} = {short_value(value)}"
+            notes.append(f"{setting} is the {end} value that was tried: {beyond} ones may be better still")
     return notes

@@ -1,4 +1,4 @@
-"""What the commands of `groundup tokens` share: the tokenizer that a path stands for, and the words of an extension."""
+"""Helpers of `groundup tokens`: the tokenizer that a path stands for, and the table of an extension."""
 
 import json
 from collections.abc import Sequence

@@ -1,36 +1,26 @@
-"""From settings to what `fit` needs: the model, its optimizer, the loss, the batches. The stage, its doctor and the
-measurements of speed all train what is assembled here."""
+"""From a model, a loss and settings to what `fit` needs, for every training: precision, master weights, optimizer."""
 
 import ctypes
-import itertools
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from groundup.batch import Batch
 from groundup.errors import SettingsError
-from groundup.model.attention import Flex
-from groundup.model.count import count
 from groundup.model.execution import compile_blocks, recompute_blocks
-from groundup.model.float8 import has_float8, use_float8
-from groundup.model.settings import GroupedQuery, Latent, ModelConfig
+from groundup.model.kernels.float8 import has_float8, use_float8
 from groundup.model.transformer import Transformer
 from groundup.optim.averaging import RunningAverage
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters, make_scaler, product_dtype, weight_dtype
+from groundup.optim.precision import Masters, make_scaler, optimizer_matmul_dtype, weight_dtype
 from groundup.optim.settings import Autocast, ExponentialAverage, Float8
-from groundup.optim.state import prepare_state
-from groundup.optim.width import narrow_start
-from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
-from groundup.pretrain.start import take_weights
-from groundup.shards import Tokens
-from groundup.train import checkpoint, loader, losses
-from groundup.train.fit import Gradients, accumulate
+from groundup.train.checkpoint import tensors_of
+from groundup.train.fit import ONE_RANK, Gradients, Loss, Ranks, accumulate
+from groundup.train.settings import TrainingSettings
 
 
 def prepare_process() -> None:
@@ -56,121 +46,84 @@ class Assembled:
     """The weights that the optimizer steps, by name; after a change of them, `publish()`."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
-    loss: losses.Loss
+    loss: Loss
     average: RunningAverage | None
-    """Of the masters, where the finished model is to have it; to be updated after every step."""
+    """Average of the master weights, if the finished model is to have it; to be updated after every step."""
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by name: what is loaded into them is what training goes on from."""
-        if not self.optimizer.state:
-            prepare_state(self.optimizer)
-        return checkpoint.tensors_of(self.masters.copies, self.optimizer)
+        return tensors_of(self.masters.copies, self.optimizer)
+
+    @torch.no_grad()
+    def restart(self, weights: Mapping[str, Tensor]) -> None:
+        """Go back to before the first step, with these weights by name."""
+        for name, copy in self.masters.copies.items():
+            copy.copy_(weights[name])
+        for state in self.optimizer.state.values():
+            for tensor in state.values():
+                tensor.zero_()
+        self.masters.publish()
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def as_finished(self) -> AbstractContextManager[None]:
+    def with_final_weights(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights that it would be finished with now: the average's, where there is one."""
-        return nullcontext() if self.average is None else self.average.shown()
+        return nullcontext() if self.average is None else self.average.in_place()
 
     @property
-    def finished_weights(self) -> Mapping[str, torch.Tensor]:
-        return self.masters.copies if self.average is None else self.average.weights
+    def final_weights(self) -> dict[str, Tensor]:
+        """Every weight of the model: the average's or the masters', and those that are not trained."""
+        trained = self.masters.copies if self.average is None else self.average.weights
+        return dict(self.model.named_parameters()) | trained
 
-    def gradients(
-        self, settings: PretrainSettings, pieces: int | Callable[[Batch], int], start: int = 0
-    ) -> Gradients[Batch]:
-        """Forward and backward over a batch in so many pieces, as `fit` asks for them from step `start` on."""
-        return accumulate(self.model, self.loss, pieces, seed=settings.seed, start=start, scaler=self.scaler)
+    def gradients(self, settings: TrainingSettings, *, start: int = 0, ranks: Ranks = ONE_RANK) -> Gradients[Any]:
+        """Forward and backward over a batch in micro-batches, as `fit` asks for them from step `start` on."""
+
+        def micro_batches(batch: Any) -> int:
+            return -(-len(batch.weight) // settings.micro_batch_rows)
+
+        return accumulate(
+            self.model, self.loss, micro_batches, seed=settings.seed, start=start, scaler=self.scaler, ranks=ranks
+        )
 
 
-def assemble(
-    config: ModelConfig, settings: PretrainSettings, device: torch.device, start: Path | None = None
-) -> Assembled:
-    """
+def assemble(model: Transformer, settings: TrainingSettings, loss: Loss, width_ratio: float = 1.0) -> Assembled:
+    """Make a model ready to be trained: those of its weights that require a gradient.
+
     Args:
-        config: with its vocabulary.
+        model: in float32 on the device that trains it.
         settings: with the precision chosen.
-        start: a model whose weights it begins with; they are drawn if not given.
+        width_ratio: how many times as wide the model is as the one whose learning rate this is.
     """
     assert settings.precision is not None, "chosen before anything is trained"
-    torch.manual_seed(settings.seed)
-    model = Transformer(config)
-    if isinstance(settings.loss, MultiToken):
-        model.add_multi_token(settings.loss.extra_tokens)
-    ratio = 1.0 if settings.base_width is None else config.d_model / settings.base_width
-    narrow_start(model.named_parameters(), ratio)
-    model.to(device)  # drawn on the CPU: the same weights on every device
+    device = next(model.parameters()).device
     if isinstance(settings.precision, Float8):
         if not has_float8(device):
             raise SettingsError(
-                f"pretrain.precision = float8, but {device} has no such products (NVIDIA's GPUs from Ada and Hopper on "
-                "have): set pretrain.precision=bfloat16"
+                f"{settings.TABLE}.precision = float8, but {device} has no float8 matmuls (NVIDIA's GPUs from Ada and "
+                f"Hopper on have): set {settings.TABLE}.precision=bfloat16"
             )
         use_float8(model)
     recompute_blocks(model, settings.recompute)
     if settings.compile:
         compile_blocks(model)
     masters = Masters(model, weight_dtype(settings.precision))
-    optimizer = make_optimizer(masters.copies.items(), settings.optimizer, product_dtype(settings.precision), ratio)
+    matmuls = optimizer_matmul_dtype(settings.precision)
+    optimizer = make_optimizer(masters.copies.items(), settings.optimizer, matmuls, width_ratio)
     masters.follow(optimizer)
-    if start is not None:
-        take_weights(start, masters)
-    loss = make_loss(settings, attending(config, settings, device))
     if isinstance(settings.precision, Autocast):
-        loss = _autocast(loss, device)
+        loss = _under_autocast(loss, device)
     average = None
     if isinstance(settings.average, ExponentialAverage):
         average = RunningAverage(masters, optimizer, settings.average.decay)
     return Assembled(model, masters, optimizer, make_scaler(settings.precision, device), loss, average)
 
 
-def attending(config: ModelConfig, settings: PretrainSettings, device: torch.device) -> losses.Attending:
-    """How documents packed into a row are kept apart: on a GPU, where blocks are compiled, by flex attention."""
-    drops = config.attention.dropout > 0
-    if device.type != "cuda" or not settings.compile or drops:
-        return losses.by_document
-    match config.attention:
-        case GroupedQuery() as attention:
-            windows = {attention.window_of(layer) for layer in range(config.n_layers)}
-        case Latent():
-            windows = {None}
-    return lambda batch: Flex.of(batch.document, windows)
-
-
-def make_loss(settings: PretrainSettings, attending: losses.Attending = losses.by_document) -> losses.Loss:
-    rowwise = losses.compiled_rowwise() if settings.compile else losses.PLAIN
-    match settings.loss:
-        case NextToken(z_loss=z_loss):
-            return partial(losses.next_token, attending=attending, z_loss=z_loss, rowwise=rowwise)
-        case MultiToken(weight=weight):
-            return partial(losses.multi_token, attending=attending, weight=weight, rowwise=rowwise)
-
-
-def _autocast(loss: losses.Loss, device: torch.device) -> losses.Loss:
-    def under_autocast(model: Transformer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+def _under_autocast(loss: Loss, device: torch.device) -> Loss:
+    def under_autocast(model: Transformer, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         with torch.autocast(device.type, torch.bfloat16):
             return loss(model, batch)
 
     return under_autocast
-
-
-def batches(shards: Tokens, context_length: int, seed: int, rows: int | Iterable[int], first: int) -> Iterator[Batch]:
-    """Batch after batch of so many rows each, from row `first` on."""
-    for n in itertools.repeat(rows) if isinstance(rows, int) else rows:
-        yield loader.rows(shards, context_length, seed, first, n)
-        first += n
-
-
-def training_flops_per_token(config: ModelConfig, loss: NextToken | MultiToken) -> int:
-    """Forward and backward, with what the loss adds: for each token further ahead, a block and the head again."""
-    counted = count(config)
-    match loss:
-        case NextToken():
-            return counted.training_flops_per_token
-        case MultiToken(extra_tokens=extra):
-            deeper = count(config.model_copy(update={"n_layers": config.n_layers + 1})).training_flops_per_token
-            block = deeper - counted.training_flops_per_token
-            head = 3 * sum(counted.forward_flops_per_token.get(part, 0) for part in ("project_out", "head"))
-            return counted.training_flops_per_token + extra * (block + head)

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from groundup.artifacts import Manifest, making, read_manifest, remove_unless_held, verify
@@ -229,7 +230,9 @@ class Snapshot:
 
     @torch.no_grad()
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors` as they are now. On a GPU this is only begun, in order with what comes after it there."""
+        """Copy `tensors` as they are now; of a sharded one, this rank's shard. On a GPU this is only begun, in order
+        with what comes after it there."""
+        tensors = {name: each.to_local() if isinstance(each, DTensor) else each for name, each in tensors.items()}
         if _shapes(tensors) != _shapes(self._copies):
             self._copies = {
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)

@@ -3,18 +3,19 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from groundup.batch import Weighted, split, to, total_weight
+from groundup.batch import Rows, Weighted, split, to, total_weight
 from groundup.model.transformer import Transformer
+from groundup.optim.precision import step_optimizer
 from groundup.optim.schedule import Schedule
-from groundup.train.losses import Loss
 
-Rows = TypeVar("Rows", bound=Weighted)
+Loss = Callable[[Transformer, Any], tuple[Tensor, Tensor, dict[str, Tensor]]]
+"""(model, batch) → summed loss, the weight to divide it by, and its parts."""
 Gradients = Callable[[Rows], tuple[Tensor, dict[str, Tensor]]]
 """Forward and backward over a batch; returns the loss and its parts."""
 
@@ -36,88 +37,6 @@ class Step:
     parts: dict[str, Tensor]
 
 
-def fit(
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    batches: Iterator[Rows],
-    gradients: Gradients[Rows],
-    *,
-    steps: int,
-    start: int = 0,
-    clip: float | None = 1.0,
-    clip_value: float | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-    accept: Callable[[Step], bool] | None = None,
-) -> Iterator[Step]:
-    """Train from step `start` to `steps`, yielding once a step, after the update.
-
-    Args:
-        schedule: number of finished steps → factor on each group's `initial_lr`.
-        batches: pulled one item a step and never ahead.
-        gradients: leaves gradients on the optimizer's parameters.
-        clip: largest gradient norm; None for no clipping.
-        clip_value: largest value in the gradient that `clip` has left; None for no clipping.
-        scaler: unscales gradients that were made of a scaled loss, and skips a step whose gradients overflowed.
-        accept: asked once the gradient norm is known; False leaves the weights as they are.
-
-    Raises:
-        ValueError: the first batch leaves no gradient on any weight of the optimizer.
-
-    >>> from groundup.batch import Batch
-    >>> from groundup.train.losses import next_token
-    >>> from groundup.model.settings import ModelConfig
-    >>> from groundup.optim.optimizer import make_optimizer
-    >>> from groundup.optim.schedule import make_schedule
-    >>> from groundup.optim.settings import AdamW, Constant
-    >>> _ = torch.manual_seed(0)
-    >>> ids, position = torch.tensor([[1, 2, 3, 4]]), torch.arange(4)[None]
-    >>> batch = Batch(ids, ids + 1, torch.ones(1, 4), position, document=0 * position)
-    >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16, n_layers=1))
-    >>> optimizer = make_optimizer(model.named_parameters(), AdamW(learning_rate=3e-2))
-    >>> gradients = accumulate(model, next_token, pieces=1)
-    >>> done = list(fit(optimizer, make_schedule(Constant(), 20), itertools.repeat(batch), gradients, steps=20))
-    >>> done[-1].number, bool(done[-1].loss < 0.5 < done[0].loss)
-    (20, True)
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number in range(start, steps):
-        batch = next(batches)
-        factor = schedule(number)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        optimizer.zero_grad()
-        loss, parts = gradients(batch)
-        if number == start and all(parameter.grad is None for parameter in parameters):
-            raise ValueError(
-                f"after the first batch none of the optimizer's {len(parameters):,} weights has a gradient; make the "
-                "optimizer of the weights that the loss depends on, as they are on their device and in their type"
-            )
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        grad_norm = clip_gradients(parameters, float("inf") if clip is None else clip)
-        if clip_value is not None:
-            torch.nn.utils.clip_grad_value_(parameters, clip_value)
-        step = Step(
-            number + 1,
-            loss,
-            grad_norm,
-            optimizer.param_groups[0]["lr"],
-            total_weight(batch),
-            accepted=True,
-            parts=parts,
-        )
-        taken = accept is None or accept(step)
-        if scaler is not None:
-            before = scaler.get_scale()
-            if taken:
-                scaler.step(optimizer)
-            scaler.update()
-            taken = taken and scaler.get_scale() >= before  # it is lowered after an overflow, and only then
-        elif taken:
-            optimizer.step()
-        yield step if taken else replace(step, accepted=False)
-
-
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
     """Shorten the gradients, all by the same factor, so that the norm of all together is at most `max_norm`.
 
@@ -134,52 +53,162 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tenso
     """
     if not max_norm >= 0:  # torch would turn the gradients round
         raise ValueError(f"max_norm = {max_norm}; it should be 0 or more, float('inf') for no limit")
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    parameters = list(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(_one_expert_after_another(gradients))
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def _one_expert_after_another(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors, stacks of experts taken apart: how they are kept does not change how a norm is rounded."""
+    for n_experts, group in itertools.groupby(tensors, lambda tensor: len(tensor) if tensor.ndim == 3 else None):
+        run = list(group)
+        yield from run if n_experts is None else itertools.chain.from_iterable(zip(*run, strict=True))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What depends on the other processes of a data-parallel training. By default there are none."""
+
+    clip_gradients: Callable[[Iterable[Tensor], float], Tensor] = clip_gradients
+    """Clips to a norm over the gradients of all ranks and returns it."""
+    total_weight: Callable[[Weighted], Tensor] = total_weight
+    """Weight of the global batch, of which this rank has some rows."""
+    first_micro_batch: Callable[[int], int] = lambda count: 0
+    """Number, within the global batch, of the first of this rank's `count` micro-batches."""
+    agree: Callable[[bool], bool] = bool
+    """Whether every rank says yes."""
+
+
+ONE_RANK = Ranks()
+
+
+def fit(
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    batches: Iterator[Rows],
+    gradients: Gradients[Rows],
+    *,
+    steps: int,
+    start: int = 0,
+    clip: float | None = 1.0,
+    clip_value: float | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    accept: Callable[[Step], bool] | None = None,
+    ranks: Ranks = ONE_RANK,
+) -> Iterator[Step]:
+    """Train from step `start` to `steps`, yielding once a step, after the update.
+
+    Args:
+        schedule: number of finished steps → factor on each group's `initial_lr`.
+        batches: pulled one item a step and never ahead.
+        gradients: leaves gradients on the optimizer's parameters.
+        clip: largest gradient norm; None for no clipping.
+        clip_value: largest value in the gradient that `clip` has left; None for no clipping.
+        scaler: unscales gradients that were made of a scaled loss, and skips a step whose gradients overflowed.
+        accept: asked once the gradient norm is known; False leaves the weights as they are.
+        ranks: how the gradient's norm and the batch's weight are found where several processes train together.
+
+    Raises:
+        ValueError: the first batch leaves no gradient on any weight of the optimizer.
+
+    >>> from groundup.batch import Batch
+    >>> from groundup.train.losses import next_token
+    >>> from groundup.model.settings import ModelConfig
+    >>> from groundup.optim.optimizer import make_optimizer
+    >>> from groundup.optim.schedule import make_schedule
+    >>> from groundup.optim.settings import AdamW, Constant
+    >>> _ = torch.manual_seed(0)
+    >>> ids, position = torch.tensor([[1, 2, 3, 4]]), torch.arange(4)[None]
+    >>> batch = Batch(ids, ids + 1, torch.ones(1, 4), position, document=0 * position)
+    >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16, n_layers=1))
+    >>> optimizer = make_optimizer(model.named_parameters(), AdamW(learning_rate=3e-2))
+    >>> gradients = accumulate(model, next_token, micro_batches=1)
+    >>> done = list(fit(optimizer, make_schedule(Constant(), 20), itertools.repeat(batch), gradients, steps=20))
+    >>> done[-1].number, bool(done[-1].loss < 0.5 < done[0].loss)
+    (20, True)
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number in range(start, steps):
+        batch = next(batches)
+        factor = schedule(number)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        optimizer.zero_grad()
+        loss, parts = gradients(batch)
+        if number == start:
+            _refuse_foreign(parameters)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        grad_norm = ranks.clip_gradients(parameters, float("inf") if clip is None else clip)
+        if clip_value is not None:
+            torch.nn.utils.clip_grad_value_(parameters, clip_value)
+        weight, learning_rate = ranks.total_weight(batch), optimizer.param_groups[0]["lr"]
+        step = Step(number + 1, loss, grad_norm, learning_rate, weight, accepted=True, parts=parts)
+        taken = step_optimizer(optimizer, scaler, accept is None or accept(step))
+        yield step if taken else replace(step, accepted=False)
+
+
+def _refuse_foreign(parameters: list[Tensor]) -> None:
+    """
+    Raises:
+        ValueError: none of them got a gradient from the first batch.
+    """
+    if all(parameter.grad is None for parameter in parameters):
+        raise ValueError(
+            f"after the first batch none of the optimizer's {len(parameters):,} weights has a gradient; make the "
+            "optimizer of the weights that the loss depends on, as they are on their device and in their type"
+        )
 
 
 def accumulate(
     model: Transformer,
     loss: Loss,
-    pieces: int | Callable[[Any], int],
+    micro_batches: int | Callable[[Any], int],
     *,
     seed: int = 0,
     start: int = 0,
     scaler: torch.amp.GradScaler | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> Gradients[Any]:
-    """Gradients of a batch, one piece after another; the pieces add up to the whole, however uneven they are.
+    """Gradients of a batch, one micro-batch after another; they add up to the whole, however uneven they are.
 
     Args:
         model: whose gradients.
         loss: (model, batch) → summed loss, weight to divide it by, parts; such as `next_token`.
-        pieces: into how many the rows are split, to save memory; a function of the batch, where batches differ.
-        seed: of dropout, together with the step and the piece.
+        micro_batches: into how many the rows are split, to save memory; a function of the batch, where batches differ.
+        seed: seed of dropout, together with the step and the number of the micro-batch.
         start: number of the first step.
         scaler: scales the loss before its backward pass; give `fit` the same.
+        ranks: give `fit` the same. Loss and gradients are this rank's share, to be added up over all.
     """
     step = itertools.count(start)
     device = next(model.parameters()).device
 
     def gradients(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         number = next(step)
-        divisor = total_weight(batch).to(device)
+        divisor = ranks.total_weight(batch).to(device)
         total = torch.zeros((), device=device)
         parts: dict[str, Tensor] = {}
-        for piece_number, piece in enumerate(split(batch, pieces if isinstance(pieces, int) else pieces(batch))):
-            torch.manual_seed(dropout_seed(seed, number, piece_number))
-            summed, _, piece_parts = loss(model, to(piece, device))
+        split_rows = split(batch, micro_batches if isinstance(micro_batches, int) else micro_batches(batch))
+        for index, rows in enumerate(split_rows, start=ranks.first_micro_batch(len(split_rows))):
+            torch.manual_seed(dropout_seed(seed, number, index))
+            summed, _, its_parts = loss(model, to(rows, device))
             share = summed / divisor
             (share if scaler is None else scaler.scale(share)).backward()
             total += summed.detach()
-            for name, part in piece_parts.items():
+            for name, part in its_parts.items():
                 parts[name] = parts.get(name, 0) + part.detach() / divisor
         return total / divisor, parts
 
     return gradients
 
 
-def dropout_seed(seed: int, step: int, piece: int, rank: int = 0) -> int:
-    """One seed for each (seed, step, piece, data-parallel rank), so that no generator state needs saving."""
+def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+    """One seed for each (seed, step, number of the micro-batch within the global batch): no generator state is saved,
+    and any number of ranks drops the same units."""
     mixed = 0
-    for number in (seed, step, piece, rank):
+    for number in (seed, step, micro_batch, 0):
         mixed = (mixed * 0x9E3779B97F4A7C15 + number + 1) % (1 << 63)  # golden-ratio multiplier, as in splitmix64
     return mixed

@@ -1,4 +1,4 @@
-"""The guard: which steps are good enough to be taken. Numbers in, a judgement out; it reads and writes nothing.
+"""The guard: which steps are good enough to be taken, and where to go back to. It reads and writes no files.
 
 A step is bad when its loss or gradient norm is not a finite number, or when one of them is a spike: far above the
 median of the last good steps, in robust deviations (1.4826 × the median absolute deviation, which for a normal
@@ -9,16 +9,18 @@ is never bad.
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from groundup.train.settings import SkipAndRollBack
 
 LEAST_LOSS_DEVIATION = 0.01
-"""Of the median: a loss that hardly moves, as of a text known by heart, is not surprising one percent higher."""
+"""Share of the median: where the loss hardly moves, as in overfitting, one percent more is no surprise."""
 LEAST_LOG_NORM_DEVIATION = 0.15
-"""The same for the logarithm of the norm: at twelve deviations a factor of six."""
+"""Least deviation of the norm's logarithm: at twelve deviations a factor of six."""
+OVERFLOWS_PER_EVENT_STEPS = 100
+"""Steps between two events about overflow."""
 OVERFLOWS_IN_A_ROW = 32
 """Steps that overflow one after another before a float16 training has diverged: by then the scale is 2³² times smaller
 than it was, and it is not the scale that makes the gradients infinite."""
@@ -48,17 +50,21 @@ class Guard:
         self._losses: deque[float] = deque(maxlen=settings.window)
         self._log_norms: deque[float] = deque(maxlen=settings.window)
 
-    def judge(self, loss: float, grad_norm: float, scaled: bool = False) -> Trouble | None:
-        """What is wrong with a step before it is taken. A good one is remembered and ends a row of bad ones.
+    def judge(
+        self, loss: float, grad_norm: float, scaled: bool = False, agree: Callable[[bool], bool] = bool
+    ) -> Trouble | None:
+        """Say what is wrong with a step before it is taken. A good one is remembered and ends a row of bad ones.
 
         Args:
             scaled: the loss was scaled, so an infinite gradient is the scaler's business: it leaves the step out and
                 lowers the scale. Such a step is neither good nor bad.
+            agree: whether a step that is good here is good on every rank.
         """
         if scaled and math.isfinite(loss) and not math.isfinite(grad_norm):
             return None
         trouble = self._trouble(loss, grad_norm)
-        if trouble is not None:
+        if not agree(trouble is None):
+            trouble = trouble or Trouble("another rank found it bad", loss, grad_norm, None, None)
             self.bad_in_a_row += 1
             return trouble
         self.bad_in_a_row = 0
@@ -75,6 +81,13 @@ class Guard:
     def may_go_back(self) -> bool:
         return self.rollbacks < self.settings.rollbacks
 
+    def goal(self, steps: Iterable[int], number: int) -> int | None:
+        """Which of the checkpoints after these steps to go back to from step `number`; None for the beginning."""
+        first_bad = number - self.bad_in_a_row + 1
+        before = [step for step in steps if step < first_bad]
+        old_enough = [step for step in before if step < first_bad - self.settings.steps_back]
+        return max(old_enough, default=min(before, default=None))
+
     def state(self) -> dict[str, Any]:
         """All that it remembers, as JSON values that are read back to the last bit."""
         return {
@@ -85,7 +98,7 @@ class Guard:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Become the guard that this was the `state()` of; of one with nothing in it, a new one."""
+        """Remember what another guard's `state()` says; an empty one makes this a new guard."""
         self._losses = deque(state.get("losses", ()), self.settings.window)
         self._log_norms = deque(state.get("log_norms", ()), self.settings.window)
         self.bad_in_a_row = state.get("bad_in_a_row", 0)
@@ -124,4 +137,41 @@ def _deviations(value: float, before: "deque[float]", least: float) -> float:
 
 
 def _log(norm: float) -> float:
-    return math.log(max(norm, 1e-30))  # a gradient of nought has no logarithm
+    return math.log(max(norm, 1e-30))  # a gradient of zero has no logarithm
+
+
+class Overflows:
+    """Steps that a float16 scaler left out because gradients overflowed."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+        self.waiting: list[int] = []
+        """Those about which no event was written yet."""
+
+    def count(self, number: int, overflowed: bool) -> None:
+        self.in_a_row = self.in_a_row + 1 if overflowed else 0
+        self.waiting += [number] * overflowed
+
+    def are_due(self, number: int) -> bool:
+        """Whether it is time for an event."""
+        return bool(self.waiting) and number - self.waiting[0] >= OVERFLOWS_PER_EVENT_STEPS
+
+    def take(self) -> dict[str, int]:
+        """How many are waiting, the first and the last of them; then none is."""
+        taken, self.waiting = self.waiting, []
+        return {"steps": len(taken), "first": taken[0], "last": taken[-1]}
+
+
+def with_range(ranges: Iterable[list[int]], first: int, last: int) -> list[list[int]]:
+    """Ranges [first, last) in order with one more among them; those that touch become one.
+
+    >>> with_range([[0, 4], [8, 12]], 4, 6)
+    [[0, 6], [8, 12]]
+    """
+    joined: list[list[int]] = []
+    for begin, end in sorted([*ranges, [first, last]]):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = [joined[-1][0], max(joined[-1][1], end)]
+        else:
+            joined.append([begin, end])
+    return joined

@@ -1,4 +1,4 @@
-"""Health: how each layer is, from time to time: what flows through it, what pulls at it, how far it moves.
+"""Health of each layer at some steps: its activations, its gradients, and how far its weights move.
 
 A measurement costs a forward pass over a few rows of the step's batch, without gradients and apart from the training's
 own, and a norm of each tensor. B batch, T time, H query heads, K head width, F inner units.
@@ -6,6 +6,7 @@ own, and a norm of each tensor. B batch, T time, H query heads, K head width, F 
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,31 +22,38 @@ from groundup.train.fit import Step
 from groundup.train.losses import by_document
 
 TOKENS = 2048
-"""About so many tokens of the batch are looked at; a row at least."""
+"""About this many tokens of the batch are read; one row at least."""
 SAMPLED_ENTRIES = 1 << 16
-"""Of a larger matrix so many entries, evenly spread, stand for all when its change is measured: a copy of every weight
+"""Entries of a larger matrix, evenly spread, that stand for all when its change is measured: a copy of every weight
 would not fit beside them."""
 SCORES_AT_ONCE = 1 << 24
+Measured = dict[tuple[str, str], Tensor]
+"""(layer or part, name of a number) → the number."""
+Activations = tuple[int, Measured]
+"""How many rows were read, and what flowed through the layers."""
 
 
 class Health:
     """Measures every so many steps: `before` the update, then `after` it."""
 
-    def __init__(self, model: Transformer, masters: Masters, every: int) -> None:
-        self._model, self._masters, self._every = model, masters, every
-        self._measured: dict[tuple[str, str], Tensor] = {}
+    def __init__(self, masters: Masters, every: int, activations: Callable[[Any], Activations] | None) -> None:
+        """
+        Args:
+            activations: measures a batch, such as `activations` of a model; without it only weights are measured.
+        """
+        self._masters, self._every, self._activations = masters, every, activations
+        self._measured: Measured = {}
         self._before: dict[str, Tensor] = {}
         self._rows, self._seconds = 0, 0.0
 
-    def before(self, step: Step, batch: Batch) -> None:
-        """On a step that is measured: activations, gradients as they reach the optimizer, weights."""
+    def before(self, step: Step, batch: Any) -> None:
+        """Measure activations, gradients as they reach the optimizer, and weights, if this step is measured."""
         self._measured, self._before = {}, {}
         if step.number % self._every:
             return
         started = time.monotonic()
-        pieces = split(batch, max(1, len(batch.tokens) // max(1, TOKENS // batch.tokens.shape[1])))
-        self._rows = len(pieces[0].tokens)
-        self._measured |= _activations(self._model, to(pieces[0], next(self._model.parameters()).device))
+        self._rows, measured = (0, {}) if self._activations is None else self._activations(batch)
+        self._measured |= measured
         weights = {name: weight.detach() for name, weight in self._masters.copies.items()}
         gradients = {name: weight.grad for name, weight in self._masters.copies.items() if weight.grad is not None}
         self._measured |= {(place, "grad_norm"): norm for place, norm in _norms(gradients).items()}
@@ -54,7 +62,7 @@ class Health:
         self._seconds = time.monotonic() - started
 
     def after(self, step: Step) -> dict[str, Any] | None:
-        """The line of a step that was measured and taken; None of any other."""
+        """The line for health.jsonl if this step was measured and taken."""
         if not self._before or not step.accepted:
             return None
         started = time.monotonic()
@@ -103,9 +111,11 @@ def _some_of(weight: Tensor) -> Tensor:
     return weight.flatten()[:: max(1, weight.numel() // SAMPLED_ENTRIES)]
 
 
-def _activations(model: Transformer, batch: Batch) -> dict[tuple[str, str], Tensor]:
-    """What a forward pass over these rows shows of each layer."""
-    found: dict[tuple[str, str], Tensor] = {}
+def activations(model: Transformer, batch: Batch) -> Activations:
+    """Measure a forward pass over some rows of a batch, layer by layer."""
+    some = split(batch, max(1, len(batch.tokens) // max(1, TOKENS // batch.tokens.shape[1])))[0]
+    batch = to(some, next(model.parameters()).device)
+    found: Measured = {}
     awake: dict[str, list[Tensor]] = defaultdict(list)
     real = batch.document >= 0
 
@@ -121,16 +131,16 @@ def _activations(model: Transformer, batch: Batch) -> dict[tuple[str, str], Tens
         model.hidden(batch.tokens, batch.position, looking, tap)
     for place, units in awake.items():
         found[place, "dead_units"] = 1 - torch.cat(units).float().mean()
-    return found | looking.found
+    return len(batch.tokens), found | looking.found
 
 
 @dataclass
 class _Looking:
-    """Attends as `attend` does, and looks at the scores."""
+    """Attends as `attend` does, and measures the scores."""
 
     attend: Attend
     batch: Batch
-    found: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    found: Measured = field(default_factory=dict)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
         entropy, logit = attention_statistics(q, k, self.batch, **options)
@@ -152,8 +162,8 @@ def attention_statistics(
     soft_cap: float | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "H"], Float[Tensor, ""]]:
-    """Of each head the mean entropy of its attention in nats, padding left out; and the largest scaled product of a
-    query and a key that it may read, before soft cap and slopes."""
+    """Mean entropy of each head's attention in nats, padding left out; and the largest score of a query and a key that
+    it may read, scaled, before soft cap and slopes."""
     n_rows, n_heads, length, width = q.shape
     place = torch.arange(length, device=q.device)
     scale = width**-0.5 if scale is None else scale

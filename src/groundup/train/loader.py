@@ -32,7 +32,7 @@ def rows(shards: Tokens, context_length: int, seed: int, first: int, count: int)
     >>> sorted(batch.tokens.tolist()), bool((batch.targets == batch.tokens + 1).all())
     ([[0, 1, 2, 3], [4, 5, 6, 7]], True)
     """
-    n_rows = shards.rows(context_length)
+    n_rows = shards.n_rows(context_length)
     numbers = [_permutation(seed, row // n_rows, n_rows)[row % n_rows] for row in range(first, first + count)]
     try:
         return cut(shards, np.array(numbers) * context_length, context_length)

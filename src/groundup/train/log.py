@@ -1,5 +1,5 @@
-"""The log of a run: metrics.jsonl, what each step did, and health.jsonl, how its layers were, both cut back on resume;
-events.jsonl, what happened, never cut. Every line is JSON: what is no finite number is null, and a word beside it."""
+"""The log of a run: metrics.jsonl and health.jsonl, which are cut back on resume, and events.jsonl, which never is.
+Every line is JSON: a number that is not finite is null, and a word beside it says what it was."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -16,10 +16,18 @@ from groundup.errors import ResourceError
 from groundup.files import naming_the_place, read_lines, write_text
 from groundup.machine import peak_memory
 from groundup.train.fit import Step
+from groundup.train.loggers import Loggers
 
 
 class RunLog:
-    def __init__(self, directory: Path) -> None:
+    """The log of one run; leaving its context closes the loggers of other programs."""
+
+    def __init__(self, directory: Path, loggers: Loggers | None = None, peak_flops: float | None = None) -> None:
+        """
+        Args:
+            loggers: get the lines of metrics once they are written.
+            peak_flops: FLOPs a second of this machine at best, where they were measured.
+        """
         with naming_the_place(directory):
             directory.mkdir(parents=True, exist_ok=True)
         self._metrics = directory / "metrics.jsonl"
@@ -29,11 +37,14 @@ class RunLog:
         self._unwritten: list[tuple[Path, dict[str, Any]]] = []
         self._last: dict[str, Any] = {}
         self._steps: dict[str, int] = {}
-        self.peak_flops: float | None = None
-        """Operations a second that this machine multiplies matrices with at best, where it was measured."""
+        self._peak_flops, self._loggers = peak_flops, loggers
         self._flushed: dict[str, Any] = {}
-        self.send: Callable[[list[dict[str, Any]]], None] = lambda lines: None
-        """Gets the lines of metrics once they are written."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._note(self._loggers.close() if self._loggers else [])
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and a line that a killed process left half-written."""
@@ -79,10 +90,10 @@ class RunLog:
         lines = [make() for make in self._waiting]
         for line in [line for line in lines if "loss" in line][-1:]:
             line["memory_bytes"] = peak_memory(torch.device("cuda") if torch.cuda.is_initialized() else None)
-            if self.peak_flops and self._flushed and line["seconds"] > self._flushed["seconds"]:
+            if self._peak_flops and self._flushed and line["seconds"] > self._flushed["seconds"]:
                 done = line["flops"] - self._flushed["flops"]
                 taken = line["seconds"] - self._flushed["seconds"]
-                line["share_of_peak"] = round(done / taken / self.peak_flops, 4)
+                line["share_of_peak"] = round(done / taken / self._peak_flops, 4)
             self._flushed = line
         self._waiting = []
         for number, line in enumerate(lines):
@@ -92,8 +103,12 @@ class RunLog:
                 return {"step": line["step"], "loss": str(line["loss"]), "grad_norm": str(line["grad_norm"])}
             self._remember(line)
         self._write(self._metrics, lines)
-        self.send(lines)
+        self._note(self._loggers.send(lines) if self._loggers else [])
         return None
+
+    def _note(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            self.event(**event)
 
     def _remember(self, line: dict[str, Any]) -> None:
         if line.get("accepted", True):
@@ -132,9 +147,9 @@ class RunLog:
 
     def summary(self) -> str:
         """A few words for the progress bar."""
-        shown = {"loss": ("loss", ".3f"), "validation_bits_per_byte": ("validation bits/byte", ".3f")}
+        labels = {"loss": ("loss", ".3f"), "validation_bits_per_byte": ("validation bits/byte", ".3f")}
         return ", ".join(
-            f"{label} {self._last[name]:{form}}" for name, (label, form) in shown.items() if name in self._last
+            f"{label} {self._last[name]:{form}}" for name, (label, form) in labels.items() if name in self._last
         )
 
 
@@ -154,7 +169,7 @@ def _append(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """The same with null for what is no finite number, which JSON does not have; in an object, a word beside it.
+    """Replace NaN and infinity, which JSON does not have, by null; in an object, keep the word in `NAME_was`.
 
     >>> as_json({"loss": float("nan"), "layers": [float("inf"), 1.0]})
     {'loss': None, 'loss_was': 'nan', 'layers': [None, 1.0]}

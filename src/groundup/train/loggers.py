@@ -1,7 +1,7 @@
 """Metrics for other programs: TensorBoard, Weights & Biases, trackio, MLflow.
 
-The run's own metrics.jsonl is complete without them. Each sink has a thread and a queue of its own: one that is slow,
-full, broken or gone costs the training nothing, loses lines, and is told of in the run's events.
+The run's own metrics.jsonl is complete without them. Each logger has a thread and a queue of its own: one that is
+slow, full, broken or gone costs the training nothing, loses lines, and is reported in the run's events.
 """
 
 import contextlib
@@ -15,25 +15,24 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from groundup.errors import SettingsError
-from groundup.pretrain.settings import MLflow, Sink, TensorBoard, Trackio, WeightsAndBiases
 from groundup.settings import Table, flatten
+from groundup.train.settings import Logger, MLflow, TensorBoard, Trackio, WeightsAndBiases
 
 Line = dict[str, Any]
 MAX_WAITING = 10_000
-"""Lines that wait for a sink; more are dropped, and counted."""
+"""Lines that wait for a logger; more are dropped, and counted."""
 MAX_FAILURES = 20
-"""In a row; then a sink is not tried again."""
+"""Failures in a row, after which a logger is not tried again."""
 SECONDS_TO_CLOSE = 10.0
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 """Kind, which is also the name of the optional extra → the package that it needs."""
 
 
 class Writer(Protocol):
-    """What is made for a kind of sink. It may be slow and may raise: it is called from a thread of its own."""
+    """What writes for one kind of logger. It may be slow and may raise: it is called from a thread of its own."""
 
     def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:
         """Hand over one line of metrics.jsonl: its finite numbers, and the sample that the model wrote, if any."""
@@ -42,85 +41,80 @@ class Writer(Protocol):
         """Finish, with all that was handed over."""
 
 
-def refuse_missing(sinks: Iterable[Sink]) -> None:
+def refuse_missing(loggers: Iterable[Logger], table: str) -> None:
     """
     Raises:
-        SettingsError: a sink whose package is not installed, with the command that installs it.
+        SettingsError: a logger whose package is not installed, with the command that installs it.
     """
-    for sink in sinks:
-        package = PACKAGES[sink.kind]
+    for logger in loggers:
+        package = PACKAGES[logger.kind]
         if importlib.util.find_spec(package) is None:
             raise SettingsError(
-                f"pretrain.sinks names {sink.kind}, which needs the package {package}, and that is not installed: "
-                f"pip install 'groundup[{sink.kind}]', or leave the sink out (metrics.jsonl is written in any case)"
+                f"{table}.loggers names {logger.kind}, which needs the package {package}, and that is not installed: "
+                f"pip install 'groundup[{logger.kind}]', or leave the logger out (metrics.jsonl is written in any case)"
             )
 
 
-class Sinks:
-    """All sinks of a run, for a `with` statement."""
+class Loggers:
+    """All loggers of a run."""
 
-    def __init__(self, settings: Iterable[Sink], work: Path, described: Table, event: Callable[..., None]) -> None:
+    def __init__(self, settings: Iterable[Logger], work: Path, recorded: Table) -> None:
         """
         Args:
             work: the directory of the run's metrics.
-            described: the settings, which some sinks show beside the curves.
-            event: notes what becomes of a sink; called from the thread of the caller only.
+            recorded: the settings, which some loggers show beside the curves.
         """
-        self._fed = [_Fed(sink, partial(open_sink, sink, work, described)) for sink in settings]
-        self._event = event
+        self._feeds = [_Feed(logger, partial(open_writer, logger, work, recorded)) for logger in settings]
         self._closed = False
 
-    def __enter__(self) -> "Sinks":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def send(self, lines: list[Line]) -> None:
-        """Hand lines over; never waits, never raises."""
+    def send(self, lines: list[Line]) -> list[dict[str, Any]]:
+        """Hand lines over; never waits, never raises. Returns events about loggers that are newly in trouble."""
         if self._closed:
-            return
-        for fed in self._fed:
-            fed.send(lines)
-            if fed.is_troubled and not fed.told:
-                fed.told = True
-                self._event("sink in trouble", sink=fed.settings.kind, dropped=fed.dropped, error=fed.error)
+            return []
+        events = []
+        for feed in self._feeds:
+            feed.send(lines)
+            if (feed.error or feed.dropped) and not feed.reported:
+                feed.reported = True
+                events.append(_event("logger in trouble", feed, dropped=feed.dropped, error=feed.error))
+        return events
 
-    def close(self) -> None:
-        """Let the sinks finish, for a bounded time, and note what each of them got."""
+    def close(self) -> list[dict[str, Any]]:
+        """Let the loggers finish, for a bounded time. Returns an event for each: how many lines it got."""
         if self._closed:
-            return
+            return []
         self._closed = True
         until = time.monotonic() + SECONDS_TO_CLOSE
-        for fed in self._fed:
-            fed.finish()
-        for fed in self._fed:
-            fed.thread.join(max(0.0, until - time.monotonic()))
-            fed.dropped += fed.waiting.qsize() if fed.thread.is_alive() else 0
-            told = {"sink": fed.settings.kind, "written": fed.written, "dropped": fed.dropped}
-            self._event("sink closed", **told, **({"error": fed.error} if fed.error else {}))
+        for feed in self._feeds:
+            feed.finish()
+        for feed in self._feeds:
+            feed.thread.join(max(0.0, until - time.monotonic()))
+            feed.dropped += feed.waiting.qsize() if feed.thread.is_alive() else 0
+        return [
+            _event("logger closed", feed, written=feed.written, dropped=feed.dropped)
+            | ({"error": feed.error} if feed.error else {})
+            for feed in self._feeds
+        ]
 
 
-class _Fed:
-    """One sink, its queue and its thread."""
+def _event(kind: str, feed: "_Feed", **details: Any) -> dict[str, Any]:
+    return {"kind": kind, "logger": feed.settings.kind, **details}
 
-    def __init__(self, settings: Sink, make: Callable[[], Writer]) -> None:
+
+class _Feed:
+    """One logger, its queue and its thread."""
+
+    def __init__(self, settings: Logger, make: Callable[[], Writer]) -> None:
         self.settings = settings
         self.waiting: queue.Queue[Line | None] = queue.Queue(MAX_WAITING)
         self.written = self.dropped = 0
         self.error = ""
-        self.told = False
+        self.reported = False
         self._make = make
         self._ending = threading.Event()
         # A daemon: one that hangs must not keep the process from ending.
-        self.thread = threading.Thread(target=self._work, name=f"sink {settings.kind}", daemon=True)
+        self.thread = threading.Thread(target=self._work, name=f"logger {settings.kind}", daemon=True)
         self.thread.start()
-
-    @property
-    def is_troubled(self) -> bool:
-        return bool(self.error or self.dropped)
 
     def send(self, lines: list[Line]) -> None:
         for line in lines:
@@ -174,18 +168,18 @@ class _Fed:
         writer.write(int(line["step"]), numbers, line.get("sample"))
 
 
-def open_sink(settings: Sink, work: Path, described: Table) -> Writer:
-    """What writes for one kind."""
+def open_writer(settings: Logger, work: Path, recorded: Table) -> Writer:
+    """The writer for one kind of logger."""
     name = work.parent.name
     match settings:
         case TensorBoard():
             return _TensorBoard(work / "tensorboard")
         case WeightsAndBiases():
-            return _WeightsAndBiases(settings, work, name, described)
+            return _WeightsAndBiases(settings, work, name, recorded)
         case Trackio():
-            return _Trackio(settings, name, described)
+            return _Trackio(settings, name, recorded)
         case MLflow():
-            return _MLflow(settings, name, described)
+            return _MLflow(settings, name, recorded)
 
 
 class _TensorBoard:
@@ -205,12 +199,12 @@ class _TensorBoard:
 class _WeightsAndBiases:
     """A resumed run goes on as the same one, known by its directory."""
 
-    def __init__(self, settings: WeightsAndBiases, work: Path, name: str, described: Table) -> None:
+    def __init__(self, settings: WeightsAndBiases, work: Path, name: str, recorded: Table) -> None:
         self._wandb = importlib.import_module("wandb")
         identity = hashlib.sha256(str(work.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self._run = self._wandb.init(
             project=settings.project, name=name, id=identity, resume="allow", mode=settings.mode, dir=str(work),
-            config=described,
+            config=recorded,
         )  # fmt: skip
 
     def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:
@@ -221,9 +215,9 @@ class _WeightsAndBiases:
 
 
 class _Trackio:
-    def __init__(self, settings: Trackio, name: str, described: Table) -> None:
+    def __init__(self, settings: Trackio, name: str, recorded: Table) -> None:
         self._run = importlib.import_module("trackio").init(
-            project=settings.project, name=name, config=flatten(described), resume="allow", embed=False
+            project=settings.project, name=name, config=flatten(recorded), resume="allow", embed=False
         )
 
     def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:
@@ -236,13 +230,13 @@ class _Trackio:
 class _MLflow:
     """Each process is a run of its own there."""
 
-    def __init__(self, settings: MLflow, name: str, described: Table) -> None:
+    def __init__(self, settings: MLflow, name: str, recorded: Table) -> None:
         self._mlflow = importlib.import_module("mlflow")
         self._client = self._mlflow.MlflowClient(tracking_uri=settings.tracking_uri)
         experiment = self._client.get_experiment_by_name(settings.experiment)
         identity = experiment.experiment_id if experiment else self._client.create_experiment(settings.experiment)
         self._run = self._client.create_run(identity, run_name=name).info.run_id
-        for setting, value in flatten(described).items():
+        for setting, value in flatten(recorded).items():
             self._client.log_param(self._run, setting, str(value)[:500])
 
     def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:

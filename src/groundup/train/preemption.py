@@ -1,4 +1,4 @@
-"""Preemption: a signal is remembered, and obeyed where nothing is lost."""
+"""Preemption: Ctrl-C and SIGTERM are remembered, and obeyed where nothing is lost."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class AskedToStop(BaseException):
-    """A signal asked this process to stop. Not an Exception: whatever runs just now must let it through."""
+    """A signal asked this process to stop. Not an Exception: whatever is running must let it through."""
 
 
 @dataclass

@@ -836,6 +836,30 @@ def _write_gemma2(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _stack_experts(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
+    """Mixtral keeps a matrix for each expert; ours lie in one tensor, expert after expert."""
+    import torch  # only where there are tensors
+
+    stacked: dict[str, Tensor] = {}
+    stacks: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        before, dot, after = name.partition(".experts.")
+        if dot:
+            number, _, part = after.partition(".")
+            stacks.setdefault(f"{before}.experts.{part}", {})[int(number)] = tensor
+        else:
+            stacked[name] = tensor
+    return stacked | {name: torch.stack([stack[n] for n in sorted(stack)]) for name, stack in stacks.items()}
+
+
+def _take_experts_apart(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        before, dot, part = name.partition(".experts.")
+        apart |= {f"{before}{dot}{n}.{part}": expert for n, expert in enumerate(tensor)} if dot else {name: tensor}
+    return apart
+
+
 def _add_one_to_gains(config: ModelConfig, tensors: Tensors) -> Tensors:
     """Gemma keeps a norm's gain as what it has above 1; in float32, since bfloat16 would round the sum."""
     return {name: tensor.float() + 1 if "norm." in name else tensor for name, tensor in tensors.items()}
@@ -954,6 +978,7 @@ NEOX_BUFFERS = ("layers.*.attention.bias", "layers.*.attention.masked_bias", "la
 TRANSPOSED = Layout(_transpose_and_split, _join_and_transpose)
 FUSED_BY_HEAD = Layout(_split_heads, _join_heads)
 IN_PAIRS = Layout(pairs_to_halves, halves_to_pairs)
+EACH_EXPERT = Layout(_stack_experts, _take_experts_apart)
 GAINS_LESS_ONE = Layout(_add_one_to_gains, _subtract_one_from_gains)
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -964,7 +989,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bloom": Architecture(_bloom, _write_bloom, BLOOM_NAMES, "transformer.", FUSED_BY_HEAD, aliases=BLOOM_ALIASES),
     "llama": Architecture(_llama, _write_llama, LLAMA_NAMES, "model.", buffers=ANGLES),
     "mistral": Architecture(_mistral, _write_mistral, LLAMA_NAMES, "model.", buffers=ANGLES),
-    "mixtral": Architecture(_mixtral, _write_mixtral, MIXTRAL_NAMES, "model.", Layout(), ANGLES, MIXTRAL_ALIASES),
+    "mixtral": Architecture(_mixtral, _write_mixtral, MIXTRAL_NAMES, "model.", EACH_EXPERT, ANGLES, MIXTRAL_ALIASES),
     "qwen2": Architecture(_qwen2, _write_qwen2, LLAMA_NAMES, "model.", buffers=ANGLES),
     "qwen3": Architecture(_qwen3, _write_qwen3, LLAMA_NAMES, "model."),
     "olmo2": Architecture(_olmo2, _write_llama, OLMO2_NAMES, "model."),

@@ -27,10 +27,12 @@ from groundup.model.settings import ModelConfig
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW, Bfloat16
-from groundup.plan import memory
+from groundup.plan.memory import MemoryNeeds, smallest_change
+from groundup.pretrain.doctor import checks, texts
 from groundup.pretrain.doctor import run as doctor
-from groundup.pretrain.doctor.checks import Line
-from groundup.pretrain.doctor.run import Patient, checks
+from groundup.pretrain.doctor.run import Subject
+from groundup.pretrain.doctor.verdict import Verdict, error, ok, refuse_errors
+from groundup.pretrain.paths import RunPaths
 from groundup.recipe import Recipe
 from groundup.shards import Tokens
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -76,19 +78,19 @@ def home(tmp_path_factory: pytest.TempPathFactory, story_texts: list[str]) -> Pa
 
 
 @pytest.fixture
-def patient(home: Path) -> Patient:
-    return admitted(home)
+def subject(home: Path) -> Subject:
+    return subject_of(home)
 
 
-def admitted(home: Path, *overrides: str) -> Patient:
+def subject_of(home: Path, *overrides: str) -> Subject:
     chosen = Recipe.load(home / "tales.toml", overrides)
     run = home / "run"
-    places = Places(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
-    return doctor.admit(chosen.model, chosen.pretrain, places)
+    places = RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
+    return doctor.prepare(chosen.model, chosen.pretrain, places)
 
 
-def named(lines: list[Line]) -> set[str]:
-    return {line.checked for line in lines if line.verdict != "ok"}
+def named(lines: list[Verdict]) -> set[str]:
+    return {line.check for line in lines if line.level != "ok"}
 
 
 @dataclass(frozen=True)
@@ -107,45 +109,45 @@ class Leaky:
         return dot_product_attention(q, k, v, same & (distance >= -ahead), distance, **options)
 
 
-def with_loss(patient: Patient, loss: losses.Loss) -> Patient:
-    return dataclasses.replace(patient, assembled=dataclasses.replace(patient.assembled, loss=loss))
+def with_loss(subject: Subject, loss: losses.Loss) -> Subject:
+    return dataclasses.replace(subject, assembled=dataclasses.replace(subject.assembled, loss=loss))
 
 
-def leaking(patient: Patient, ahead: int, only: int | None = None) -> Patient:
-    return with_loss(patient, partial(losses.next_token, attending=lambda batch: Leaky(batch.document, ahead, only)))
+def leaking(subject: Subject, ahead: int, only: int | None = None) -> Subject:
+    return with_loss(subject, partial(losses.next_token, attending=lambda batch: Leaky(batch.document, ahead, only)))
 
 
-def across_documents(patient: Patient) -> Patient:
-    return with_loss(patient, partial(losses.next_token, attending=lambda batch: Causal()))
+def across_documents(subject: Subject) -> Subject:
+    return with_loss(subject, partial(losses.next_token, attending=lambda batch: Causal()))
 
 
-def shifted(patient: Patient, places: int) -> Patient:
+def shifted(subject: Subject, places: int) -> Subject:
     """Rows whose targets are the tokens so many places ahead."""
 
     def rows(first: int, count: int) -> Batch:
-        batch = patient.rows(first, count)
+        batch = subject.rows(first, count)
         return dataclasses.replace(batch, targets=batch.tokens.roll(-places, dims=1))
 
-    return dataclasses.replace(patient, rows=rows)
+    return dataclasses.replace(subject, rows=rows)
 
 
-def shifted_in_the_loss(patient: Patient, places: int) -> Patient:
+def shifted_in_the_loss(subject: Subject, places: int) -> Subject:
     def loss(model: Any, batch: Batch) -> Any:
         return losses.next_token(model, dataclasses.replace(batch, targets=batch.targets.roll(1 - places, dims=1)))
 
-    return with_loss(patient, loss)
+    return with_loss(subject, loss)
 
 
-def ordered(patient: Patient, number: Callable[[int, int], int]) -> Patient:
+def ordered(subject: Subject, number: Callable[[int, int], int]) -> Subject:
     """Rows in an order of one's own: number(i, n) is the i-th."""
-    length, train = patient.config.context_length, patient.train
-    n = train.rows(length)
+    length, train = subject.config.context_length, subject.train
+    n = train.n_rows(length)
 
     def rows(first: int, count: int) -> Batch:
         numbers = [number(i, n) for i in range(first, first + count)]
         return loader.cut(train, np.array(numbers) * length, length)
 
-    return dataclasses.replace(patient, rows=rows)
+    return dataclasses.replace(subject, rows=rows)
 
 
 def in_a_buffer(i: int, n: int) -> int:
@@ -154,33 +156,33 @@ def in_a_buffer(i: int, n: int) -> int:
     return int(block + within[i % n - block])
 
 
-def of_another_tokenizer(patient: Patient) -> Patient:
+def of_another_tokenizer(subject: Subject) -> Subject:
     text = "Der König und der kleine Fuchs gingen über den Hügel, einen goldenen Apfel zu finden. " * 40
     return dataclasses.replace(
-        patient, tokenizer=Tokenizer.learn([text + "".join(map(chr, range(33, 800)))], vocab_size=512)
+        subject, tokenizer=Tokenizer.learn([text + "".join(map(chr, range(33, 800)))], vocab_size=512)
     )
 
 
-def with_dead_units(patient: Patient, layers: tuple[int, ...], units: int, by: str) -> Patient:
+def with_dead_units(subject: Subject, layers: tuple[int, ...], units: int, by: str) -> Subject:
     with torch.no_grad():
         for layer in layers:
-            up = patient.assembled.model.blocks[layer].feedforward.up  # type: ignore[union-attr]
+            up = subject.assembled.model.blocks[layer].feedforward.up  # type: ignore[union-attr]
             if by == "bias":
                 up.bias[:units] = -10.0  # type: ignore[union-attr, index]
             else:
                 up.weight[:units] = 0.0  # type: ignore[union-attr, index]
-    return patient
+    return subject
 
 
-def untied(patient: Patient) -> Patient:
-    model = patient.assembled.model
+def untied(subject: Subject) -> Subject:
+    model = subject.assembled.model
     assert model.head is not None and model.embed is not None
     model.head.weight = nn.Parameter(model.embed.weight.detach().clone())
-    return patient
+    return subject
 
 
-def with_coarse_state(patient: Patient, only: str) -> Patient:
-    optimizer, copies = patient.assembled.optimizer, patient.assembled.masters.copies
+def with_coarse_state(subject: Subject, only: str) -> Subject:
+    optimizer, copies = subject.assembled.optimizer, subject.assembled.masters.copies
 
     def coarsen(*_: Any) -> None:
         for name, weight in copies.items():
@@ -188,26 +190,26 @@ def with_coarse_state(patient: Patient, only: str) -> Patient:
                 optimizer.state[weight]["exp_avg_sq"] = optimizer.state[weight]["exp_avg_sq"].bfloat16()
 
     optimizer.register_step_post_hook(coarsen)
-    return patient
+    return subject
 
 
-def without_masters(patient: Patient) -> Patient:
-    model = patient.assembled.model.bfloat16()
+def without_masters(subject: Subject) -> Subject:
+    model = subject.assembled.model.bfloat16()
     masters = Masters(model, torch.float32)  # takes the weights for float32 ones, and steps them themselves
-    optimizer = make_optimizer(masters.copies.items(), patient.settings.optimizer)
-    assembled = dataclasses.replace(patient.assembled, model=model, masters=masters, optimizer=optimizer)
-    return dataclasses.replace(patient, assembled=assembled)
+    optimizer = make_optimizer(masters.copies.items(), subject.settings.optimizer)
+    assembled = dataclasses.replace(subject.assembled, model=model, masters=masters, optimizer=optimizer)
+    return dataclasses.replace(subject, assembled=assembled)
 
 
-def leaving_out(patient: Patient) -> Patient:
-    last = patient.assembled.optimizer.param_groups[0]["params"].pop()
+def leaving_out(subject: Subject) -> Subject:
+    last = subject.assembled.optimizer.param_groups[0]["params"].pop()
     assert last.ndim == 2
-    return patient
+    return subject
 
 
-def with_held_out_in_training(patient: Patient, every: int, change: int | None, split: str = "validation") -> Patient:
+def with_held_out_in_training(subject: Subject, every: int, change: int | None, split: str = "validation") -> Subject:
     """Every so many documents of a split stand in training too, each `change`-th of their ids another one."""
-    held, train = patient.held[split], patient.train
+    held, train = subject.held_out[split], subject.train
     ids, offsets = [np.asarray(train.ids[:-1])], list(train.offsets)
     for number in range(0, held.n_documents, every):
         copy = np.array(held.ids[held.offsets[number] : held.offsets[number + 1]])
@@ -217,67 +219,67 @@ def with_held_out_in_training(patient: Patient, every: int, change: int | None, 
         offsets.append(offsets[-1] + len(copy))
     joined = np.concatenate([*ids, train.ids[-1:]])
     n_bytes = np.ones(len(offsets) - 1, np.int64)
-    longer = dataclasses.replace(patient, train=Tokens(joined, np.array(offsets), n_bytes))
+    longer = dataclasses.replace(subject, train=Tokens(joined, np.array(offsets), n_bytes))
     return ordered(longer, lambda i, n: loader._permutation(0, i // n, n)[i % n])
 
 
-FAULTS: dict[str, tuple[str, Callable[[Path], Patient]]] = {
-    "a mask that looks one ahead": ("mask", lambda home: leaking(admitted(home), 1)),
-    "a mask that looks seven ahead": ("mask", lambda home: leaking(admitted(home), 7)),
-    "a mask that leaks in the last layer": ("mask", lambda home: leaking(admitted(home), 1, only=2)),
-    "a mask that crosses documents": ("mask", lambda home: across_documents(admitted(home))),
+FAULTS: dict[str, tuple[str, Callable[[Path], Subject]]] = {
+    "a mask that looks one ahead": ("mask", lambda home: leaking(subject_of(home), 1)),
+    "a mask that looks seven ahead": ("mask", lambda home: leaking(subject_of(home), 7)),
+    "a mask that leaks in the last layer": ("mask", lambda home: leaking(subject_of(home), 1, only=2)),
+    "a mask that crosses documents": ("mask", lambda home: across_documents(subject_of(home))),
     "a mask that leaks in bfloat16": (
         "mask",
-        lambda home: leaking(admitted(home, "pretrain.precision=bfloat16"), 1, only=1),
+        lambda home: leaking(subject_of(home, "pretrain.precision=bfloat16"), 1, only=1),
     ),
-    "labels that are not shifted": ("targets", lambda home: shifted(admitted(home), 0)),
-    "labels that are shifted by two": ("targets", lambda home: shifted(admitted(home), 2)),
-    "labels that are shifted back": ("targets", lambda home: shifted(admitted(home), -1)),
-    "a loss that does not shift": ("targets", lambda home: shifted_in_the_loss(admitted(home), 0)),
-    "a loss that shifts by two": ("targets", lambda home: shifted_in_the_loss(admitted(home), 2)),
-    "rows in the order of the text": ("order of rows", lambda home: ordered(admitted(home), lambda i, n: i % n)),
-    "rows backwards": ("order of rows", lambda home: ordered(admitted(home), lambda i, n: n - 1 - i % n)),
-    "rows shuffled in a small buffer": ("order of rows", lambda home: ordered(admitted(home), in_a_buffer)),
+    "labels that are not shifted": ("targets", lambda home: shifted(subject_of(home), 0)),
+    "labels that are shifted by two": ("targets", lambda home: shifted(subject_of(home), 2)),
+    "labels that are shifted back": ("targets", lambda home: shifted(subject_of(home), -1)),
+    "a loss that does not shift": ("targets", lambda home: shifted_in_the_loss(subject_of(home), 0)),
+    "a loss that shifts by two": ("targets", lambda home: shifted_in_the_loss(subject_of(home), 2)),
+    "rows in the order of the text": ("order of rows", lambda home: ordered(subject_of(home), lambda i, n: i % n)),
+    "rows backwards": ("order of rows", lambda home: ordered(subject_of(home), lambda i, n: n - 1 - i % n)),
+    "rows shuffled in a small buffer": ("order of rows", lambda home: ordered(subject_of(home), in_a_buffer)),
     "the same order in every epoch": (
         "order of rows",
-        lambda home: ordered(admitted(home), lambda i, n: int(loader._permutation(0, 0, n)[i % n])),
+        lambda home: ordered(subject_of(home), lambda i, n: int(loader._permutation(0, 0, n)[i % n])),
     ),
     "rows drawn twice": (
         "order of rows",
-        lambda home: ordered(admitted(home), lambda i, n: int(np.random.default_rng(i).integers(n))),
+        lambda home: ordered(subject_of(home), lambda i, n: int(np.random.default_rng(i).integers(n))),
     ),
-    "another tokenizer": ("shards", lambda home: of_another_tokenizer(admitted(home))),
+    "another tokenizer": ("shards", lambda home: of_another_tokenizer(subject_of(home))),
     "a learning rate of 100 times": (
         "learning rate",
-        lambda home: admitted(home, "pretrain.optimizer.learning_rate=0.5"),
+        lambda home: subject_of(home, "pretrain.optimizer.learning_rate=0.5"),
     ),
-    "one dead layer": ("dead units", lambda home: with_dead_units(admitted(home), (1,), 64, "bias")),
-    "all layers dead": ("dead units", lambda home: with_dead_units(admitted(home), (0, 1, 2), 64, "bias")),
-    "half a layer dead": ("dead units", lambda home: with_dead_units(admitted(home), (2,), 32, "weight")),
+    "one dead layer": ("dead units", lambda home: with_dead_units(subject_of(home), (1,), 64, "bias")),
+    "all layers dead": ("dead units", lambda home: with_dead_units(subject_of(home), (0, 1, 2), 64, "bias")),
+    "half a layer dead": ("dead units", lambda home: with_dead_units(subject_of(home), (2,), 32, "weight")),
     "a dead layer of gated units": (
         "dead units",
-        lambda home: with_dead_units(admitted(home, "model.feedforward=swiglu"), (0,), 64, "weight"),
+        lambda home: with_dead_units(subject_of(home, "model.feedforward=swiglu"), (0,), 64, "weight"),
     ),
-    "untied weights": ("tied weights", lambda home: untied(admitted(home))),
-    "a coarse optimizer": ("optimizer state", lambda home: with_coarse_state(admitted(home), "")),
+    "untied weights": ("tied weights", lambda home: untied(subject_of(home))),
+    "a coarse optimizer": ("optimizer state", lambda home: with_coarse_state(subject_of(home), "")),
     "one coarse moment": (
         "optimizer state",
-        lambda home: with_coarse_state(admitted(home), "blocks.1.attention.query"),
+        lambda home: with_coarse_state(subject_of(home), "blocks.1.attention.query"),
     ),
-    "no master copies": ("optimizer state", lambda home: without_masters(admitted(home))),
-    "a weight that is not stepped": ("optimizer state", lambda home: leaving_out(admitted(home))),
-    "validation in training": ("held-out text", lambda home: with_held_out_in_training(admitted(home), 1, None)),
+    "no master copies": ("optimizer state", lambda home: without_masters(subject_of(home))),
+    "a weight that is not stepped": ("optimizer state", lambda home: leaving_out(subject_of(home))),
+    "validation in training": ("held-out text", lambda home: with_held_out_in_training(subject_of(home), 1, None)),
     "a validation document in training": (
         "held-out text",
-        lambda home: with_held_out_in_training(admitted(home), 100, None),
+        lambda home: with_held_out_in_training(subject_of(home), 100, None),
     ),
     "test in training, with small changes": (
         "held-out text",
-        lambda home: with_held_out_in_training(admitted(home), 2, 40, "test"),
+        lambda home: with_held_out_in_training(subject_of(home), 2, 40, "test"),
     ),
     "a fifth of validation in training, changed more": (
         "held-out text",
-        lambda home: with_held_out_in_training(admitted(home), 5, 25),
+        lambda home: with_held_out_in_training(subject_of(home), 5, 25),
     ),
 }
 
@@ -304,10 +306,10 @@ PLAIN = {
 )
 def test_a_seeded_fault_is_named_and_no_other(home: Path, fault: str) -> None:
     expected, seed = FAULTS[fault]
-    lines = list(doctor.quick(seed(home)))
-    assert named(lines) == {expected}, [line for line in lines if line.verdict != "ok"]
+    lines = list(doctor.quick_checks(seed(home)))
+    assert named(lines) == {expected}, [line for line in lines if line.level != "ok"]
     if expected != "learning rate":
-        assert any(line.verdict == "stop" and line.exit_code in (2, 3, 5) for line in lines)
+        assert any(line.level == "error" and line.exit_code in (2, 3, 5) for line in lines)
 
 
 KINDS = [
@@ -327,32 +329,32 @@ KINDS = [
     "settings", [[], KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])], ids=str
 )
 def test_nothing_is_named_where_all_is_well(home: Path, settings: list[str]) -> None:
-    lines = list(doctor.quick(admitted(home, *settings)))
-    assert named(lines) == set(), [line for line in lines if line.verdict != "ok"]
+    lines = list(doctor.quick_checks(subject_of(home, *settings)))
+    assert named(lines) == set(), [line for line in lines if line.level != "ok"]
     assert len(lines) == 19
 
 
 def test_the_whole_set_tries_learning_going_on_and_cost(home: Path) -> None:
     """On a model this small; nothing is left behind, and neither model nor training is touched."""
     before = sorted(path.name for path in (home / "run").iterdir())
-    lines = list(doctor.whole(admitted(home, "model.n_layers=2"), watts=100.0, price_per_hour=3.6))
-    seen = {line.checked: line for line in lines}
-    assert [line for line in lines if line.verdict == "stop"] == []
-    assert seen["stop and go on"].seen.startswith("bit for bit the unbroken training")
-    assert seen["energy"].seen.endswith("at 100 W (as given)")
-    assert {"learning-rate range", "one batch by heart", "memory", "speed", "the whole run", "price"} <= seen.keys()
+    lines = list(doctor.all_checks(subject_of(home, "model.n_layers=2"), watts=100.0, price_per_hour=3.6))
+    seen = {line.check: line for line in lines}
+    assert [line for line in lines if line.level == "error"] == []
+    assert seen["resume"].finding.startswith("bit for bit the unbroken training")
+    assert seen["energy"].finding.endswith("at 100 W (as given)")
+    assert {"learning-rate range", "overfits one batch", "memory", "speed", "whole run", "price"} <= seen.keys()
     assert sorted(path.name for path in (home / "run").iterdir()) == before
 
 
 def test_a_learning_rate_of_100_times_is_stopped_by_the_sweep(home: Path) -> None:
-    """The published rates say take care; that it loses all it learned is shown by trying."""
-    lines = list(doctor.whole(admitted(home, "model.n_layers=2", "pretrain.optimizer.learning_rate=0.5")))
-    assert {line.checked: line.verdict for line in lines if line.verdict != "ok"} == {
-        "learning rate": "take care",
-        "learning-rate range": "stop",
+    """The published rates are worth a warning; that it loses all it learned is shown by trying."""
+    lines = list(doctor.all_checks(subject_of(home, "model.n_layers=2", "pretrain.optimizer.learning_rate=0.5")))
+    assert {line.check: line.level for line in lines if line.level != "ok"} == {
+        "learning rate": "warning",
+        "learning-rate range": "error",
     }
     with pytest.raises(DivergedError, match="times too high"):
-        doctor.refuse(lines)
+        refuse_errors(lines)
 
 
 RATES = [10.0**exponent for exponent in (-5, -4, -3, -2, -1, 0)]
@@ -362,65 +364,65 @@ RATES = [10.0**exponent for exponent in (-5, -4, -3, -2, -1, 0)]
     ("losses_seen", "rate", "verdict"),
     [
         ([8.0, 7.8, 7.0, 6.0, 9.0, 30.0], 3e-3, "ok"),
-        ([8.0, 7.8, 7.0, 6.0, 9.0, 30.0], 0.3, "stop"),
-        ([8.0, 7.8, 7.0, 6.0, math.nan], 0.3, "stop"),
-        ([8.0, 7.8, 7.0, 6.0, math.nan, math.inf], 1.0, "stop"),
-        ([8.0, 7.8, 7.0, 6.0, 7.0, 7.5], 5e-3, "take care"),
-        ([8.0, 7.8, 7.0, 6.0, 9.0, 30.0], 1e-6, "take care"),
+        ([8.0, 7.8, 7.0, 6.0, 9.0, 30.0], 0.3, "error"),
+        ([8.0, 7.8, 7.0, 6.0, math.nan], 0.3, "error"),
+        ([8.0, 7.8, 7.0, 6.0, math.nan, math.inf], 1.0, "error"),
+        ([8.0, 7.8, 7.0, 6.0, 7.0, 7.5], 5e-3, "warning"),
+        ([8.0, 7.8, 7.0, 6.0, 9.0, 30.0], 1e-6, "warning"),
     ],
 )
 def test_a_rate_is_judged_by_where_the_loss_falls_and_where_it_is_lost(
     losses_seen: list[float], rate: float, verdict: str
 ) -> None:
-    assert checks.check_range(RATES, losses_seen, rate, losses_seen[0]).verdict == verdict
+    assert checks.check_range(RATES, losses_seen, rate, losses_seen[0]).level == verdict
 
 
 def test_learning_is_not_tried_before_the_model_is_mended(home: Path) -> None:
-    lines = list(doctor.whole(untied(admitted(home))))
+    lines = list(doctor.all_checks(untied(subject_of(home))))
     assert named(lines) == {"tied weights"}
-    assert lines[-1].seen == "not tried: first mend what is above"
+    assert lines[-1].finding == "not tried: first correct the errors above"
 
 
-def test_gradients_that_vanish_or_are_cut_off_are_named(patient: Patient) -> None:
-    copies = patient.assembled.masters.copies
+def test_gradients_that_vanish_or_are_cut_off_are_named(subject: Subject) -> None:
+    copies = subject.assembled.masters.copies
     for weight in copies.values():
         weight.grad = torch.ones_like(weight)
-    assert checks.check_gradients(copies).verdict == "ok"
+    assert checks.check_gradients(copies).level == "ok"
     for name, weight in copies.items():
         if name.startswith("blocks.1."):
             weight.grad = torch.full_like(weight, 1e-5)
-    assert "layer 1 gets next to none" in checks.check_gradients(copies).advice
+    assert "layer 1 gets almost none" in checks.check_gradients(copies).advice
     copies["blocks.2.attention.key.weight"].grad = None
-    assert "none reaches blocks.2.attention.key.weight" in checks.check_gradients(copies).seen
+    assert "none for blocks.2.attention.key.weight" in checks.check_gradients(copies).finding
     copies["norm.weight"].grad = torch.full_like(copies["norm.weight"], math.nan)
-    assert "of norm.weight not finite" in checks.check_gradients(copies).seen
+    assert "norm.weight: not finite" in checks.check_gradients(copies).finding
 
 
 def test_a_model_that_knows_the_answer_before_training_is_stopped() -> None:
-    assert checks.check_start(math.log(512), 512, 64).verdict == "ok"
-    assert checks.check_start(4.0, 512, 64).verdict == "stop"
-    assert checks.check_start(9.0, 512, 64).verdict == "take care"
+    assert checks.check_start(math.log(512), 512, 64).level == "ok"
+    assert checks.check_start(4.0, 512, 64).level == "error"
+    assert checks.check_start(9.0, 512, 64).level == "warning"
 
 
 @pytest.mark.parametrize(
     ("loss", "known", "verdict", "told"),
     [
         (1.3, 1.3, "ok", "1.300 on the rows; a model that knows nothing has ln 512 = 6.238"),
-        (5.5, 5.5, "take care", "only how often each token occurs 4.900"),  # far texts
-        (6.1, 6.1, "stop", "ln 512 = 6.238"),
-        (9.0, 9.0, "stop", "9.000 on the rows"),
+        (5.5, 5.5, "warning", "only how often each token occurs 4.900"),  # far texts
+        (6.1, 6.1, "error", "ln 512 = 6.238"),
+        (9.0, 9.0, "error", "9.000 on the rows"),
         (6.4, 4.0, "ok", "4.000 without the tokens that were added to the vocabulary"),
-        (6.4, 6.2, "stop", "6.200 without"),
-        (math.nan, math.nan, "stop", "nan on the rows"),
-        (math.inf, math.inf, "stop", "inf on the rows"),
+        (6.4, 6.2, "error", "6.200 without"),
+        (math.nan, math.nan, "error", "nan on the rows"),
+        (math.inf, math.inf, "error", "inf on the rows"),
     ],
 )
 def test_a_trained_start_is_judged_by_what_it_knows_of_these_ids(
     loss: float, known: float, verdict: str, told: str
 ) -> None:
     line = checks.check_trained_start(loss, known, "the rows", 512, 4.9)
-    assert line.verdict == verdict
-    assert told in line.seen
+    assert line.level == verdict
+    assert told in line.finding
 
 
 @pytest.mark.parametrize(
@@ -428,9 +430,9 @@ def test_a_trained_start_is_judged_by_what_it_knows_of_these_ids(
     [
         ([0.0, -0.01, 0.01, 0.5, 3.0, 9.0], 1e-4, "ok"),  # has nothing left to learn, and forgets only at 0.1
         ([0.0, -0.3, -0.9, -1.0, 3.0, 9.0], 1e-2, "ok"),
-        ([0.0, -0.3, -0.9, -1.0, 3.0, 9.0], 0.05, "take care"),
-        ([0.0, -0.3, -0.9, -1.0, 3.0, 9.0], 0.1, "stop"),
-        ([0.0, 0.0, 0.0, 4.0, math.nan], 0.1, "stop"),
+        ([0.0, -0.3, -0.9, -1.0, 3.0, 9.0], 0.05, "warning"),
+        ([0.0, -0.3, -0.9, -1.0, 3.0, 9.0], 0.1, "error"),
+        ([0.0, 0.0, 0.0, 4.0, math.nan], 0.1, "error"),
         ([0.0, -0.1, -0.2, -0.1, -0.1, -0.1], 0.5, "ok"),
         ([0.0, -0.3, -0.9, -1.0, 3.0, 9.0], 1e-9, "ok"),
     ],
@@ -442,83 +444,83 @@ def test_the_rate_of_a_trained_start_is_judged_by_what_it_forgets(
     untouched = [1.3, 1.5, 1.1, 1.6, 1.2, 1.4]
     losses_seen = [before + rise for before, rise in zip(untouched, rises, strict=False)]
     line = checks.check_trained_range(RATES, losses_seen, untouched, rate, 512)
-    assert line.verdict == verdict, line
+    assert line.level == verdict, line
     if line.advice:
-        assert checks.check_trained_range(RATES, losses_seen, untouched, float(line.advice.split("=")[1]), 512) == Line(
-            "learning-rate range", line.seen.rsplit(" ", 1)[0] + " " + line.advice.split("=")[1]
+        assert checks.check_trained_range(RATES, losses_seen, untouched, float(line.advice.split("=")[1]), 512) == ok(
+            "learning-rate range", line.finding.rsplit(" ", 1)[0] + " " + line.advice.split("=")[1]
         )
 
 
 def test_what_a_fresh_model_must_not_have_a_trained_one_may(home: Path) -> None:
-    """Dead units, a matrix switched off, rows that are known by heart already, a rate as low as one likes."""
-    dead = with_dead_units(admitted(home), (1,), 64, "bias")
+    """Dead units, a matrix switched off, rows that are memorised already, a rate as low as one likes."""
+    dead = with_dead_units(subject_of(home), (1,), 64, "bias")
     batch, model, loss = dead.rows(0, 8), dead.assembled.model, dead.assembled.loss
-    assert checks.check_units(model, batch, loss).verdict == "stop"
-    assert checks.check_units(model, batch, loss, trained=True) == Line(
-        "dead units", "100.0% at most give nothing for these rows, in 3 layers"
+    assert checks.check_units(model, batch, loss).level == "error"
+    assert checks.check_units(model, batch, loss, trained=True) == ok(
+        "dead units", "100.0% at most are zero for these rows, in 3 layers"
     )
     weights = {f"blocks.0.{name}": torch.ones(2, 2) for name in ("up", "down")}
     weights["blocks.0.up"].grad, weights["blocks.0.down"].grad = torch.zeros(2, 2), torch.ones(2, 2)
-    assert checks.check_gradients(weights).verdict == "stop"
-    assert checks.check_gradients(weights, trained=True) == Line("gradients", "finite; zero for blocks.0.up")
+    assert checks.check_gradients(weights).level == "error"
+    assert checks.check_gradients(weights, trained=True) == ok("gradients", "finite; zero for blocks.0.up")
     weights["blocks.0.up"].grad = None
-    assert checks.check_gradients(weights, trained=True).verdict == "stop"
-    assert checks.check_overfit([1.0, 1.01]).verdict == "stop"
-    assert checks.check_overfit([1.0, 1.01], trained=True).verdict == "ok"
-    assert checks.check_overfit([1.0, 1.5], trained=True).verdict == "stop"
+    assert checks.check_gradients(weights, trained=True).level == "error"
+    assert checks.check_overfit([1.0, 1.01]).level == "error"
+    assert checks.check_overfit([1.0, 1.01], trained=True).level == "ok"
+    assert checks.check_overfit([1.0, 1.5], trained=True).level == "error"
     low = Recipe.load(home / "tales.toml", ["pretrain.optimizer.learning_rate=1e-6"])
     started = low.pretrain.model_copy(update={"start": "runs/base"})
-    assert checks.check_learning_rate(dead.config, low.pretrain).verdict == "take care"
-    assert checks.check_learning_rate(dead.config, started).verdict == "ok"
+    assert checks.check_learning_rate(dead.config, low.pretrain).level == "warning"
+    assert checks.check_learning_rate(dead.config, started).level == "ok"
 
 
-def test_a_weight_that_its_precision_cannot_hold_is_named(patient: Patient) -> None:
-    model = patient.assembled.model
-    assert checks.check_trained_weights(model, Path("base")).seen.startswith("the weights of base: ")
+def test_a_weight_that_its_precision_cannot_hold_is_named(subject: Subject) -> None:
+    model = subject.assembled.model
+    assert checks.check_trained_weights(model, Path("base")).finding.startswith("the weights of base: ")
     with torch.no_grad():
         model.blocks[1].attention.key.weight[0, :3] = 1e6  # type: ignore[union-attr, index]
-    assert checks.check_trained_weights(model, Path("base")).verdict == "ok"
+    assert checks.check_trained_weights(model, Path("base")).level == "ok"
     line = checks.check_trained_weights(model.half(), Path("base"))
-    assert line.seen == "of 1,024 numbers in blocks.1.attention.key.weight of base, 3 are not finite in float16"
-    assert (line.verdict, line.exit_code) == ("stop", 3)
+    assert line.finding == "of 1,024 numbers in blocks.1.attention.key.weight of base, 3 are not finite in float16"
+    assert (line.level, line.exit_code) == ("error", 3)
 
 
 def test_ids_that_never_occur_are_told_apart(tokenizer: Tokenizer) -> None:
     """The bytes that a text lacks are nobody's fault; pieces that it lacks are, where others could be learned."""
     ids = [tokenizer.opener, *tokenizer.encode(WORDS)]
     tokens = Tokens(np.array(ids, np.uint16), np.array([0, len(ids) - 1]), np.array([len(WORDS)]))
-    counts = checks.count_ids([tokens, tokens], tokenizer.vocab_size)
+    counts = texts.count_ids([tokens, tokens], tokenizer.vocab_size)
     assert counts.tolist() == [2 * ids.count(i) for i in range(320)]
     unused = set(range(320)) - set(ids) - set(tokenizer.special.values())
     n_bytes = sum(i < 256 for i in unused)
-    line = checks.check_vocabulary(counts, tokenizer, may_learn=True)
-    assert line.verdict == "ok"
-    assert line.seen.startswith(f"of 320 ids {len(unused)} never occur: ")
-    assert f"{n_bytes} are bytes that these texts do not have" in line.seen
+    line = texts.check_vocabulary(counts, tokenizer, may_learn=True)
+    assert line.level == "ok"
+    assert line.finding.startswith(f"of 320 ids {len(unused)} never occur: ")
+    assert f"{n_bytes} are bytes that these texts do not have" in line.finding
     assert n_bytes < len(unused) < n_bytes + 24, "most of the 48 pieces are used"
     counts[256:304] = 1
-    assert checks.check_vocabulary(counts, tokenizer, may_learn=True).seen == (
+    assert texts.check_vocabulary(counts, tokenizer, may_learn=True).finding == (
         f"of 320 ids {n_bytes} never occur: bytes that these texts do not have"
     )
     counts[270:] = 0
-    line = checks.check_vocabulary(counts, tokenizer, may_learn=True)
-    assert line.verdict == "take care"
-    assert 'tokenizer.kind = "learned" in place of "existing"' in line.advice
-    assert checks.check_vocabulary(counts, tokenizer, may_learn=False).verdict == "ok"
+    line = texts.check_vocabulary(counts, tokenizer, may_learn=True)
+    assert line.level == "warning"
+    assert 'tokenizer.kind = "learned" instead of "existing"' in line.advice
+    assert texts.check_vocabulary(counts, tokenizer, may_learn=False).level == "ok"
 
 
 def test_only_who_took_an_existing_tokenizer_is_told_to_learn_one(home: Path, tmp_path: Path) -> None:
     """Pieces of German for English tales."""
-    foreign = of_another_tokenizer(admitted(home)).tokenizer
+    foreign = of_another_tokenizer(subject_of(home)).tokenizer
     foreign.save(tmp_path / "tokenizer.json")
     table = Recipe.load(home / "tales.toml").table()
     table["tokenizer"] = {"kind": "existing", "path": str(tmp_path / "tokenizer.json")}
     table["corpus"]["sources"] = [str(home / "tales")]
     lines = list(examine(Recipe.from_table(table), run=tmp_path / "run", only_quick=True, say=lambda told: None))
-    vocabulary = next(line for line in lines if line.checked == "vocabulary")
-    assert vocabulary.verdict == "take care"
-    learned = next(line for line in doctor.quick(admitted(home)) if line.checked == "vocabulary")
-    assert learned.verdict == "ok"
+    vocabulary = next(line for line in lines if line.check == "vocabulary")
+    assert vocabulary.level == "warning"
+    learned = next(line for line in doctor.quick_checks(subject_of(home)) if line.check == "vocabulary")
+    assert learned.level == "ok"
 
 
 @pytest.mark.parametrize(
@@ -539,12 +541,12 @@ def test_only_who_took_an_existing_tokenizer_is_told_to_learn_one(home: Path, tm
     ids=str,
 )
 def test_advice_about_settings_can_be_followed_and_helps(home: Path, words: list[str]) -> None:
-    def lines(*more: str) -> dict[str, Line]:
+    def lines(*more: str) -> dict[str, Verdict]:
         chosen = Recipe.load(home / "tales.toml", [*words, *more])
         model, settings = chosen.model.with_vocabulary(512), chosen.pretrain
         told = [checks.check_learning_rate(model, settings), checks.check_optimizer_settings(settings)]
         told += [checks.check_warmup(settings), checks.check_length(model, settings, 100_000)]
-        return {line.checked: line for line in told if line.verdict != "ok"}
+        return {line.check: line for line in told if line.level != "ok"}
 
     for checked, line in lines().items():
         advised = re.findall(r"pretrain\.[\w.]+=[^\s,)]+", line.advice)
@@ -554,12 +556,12 @@ def test_advice_about_settings_can_be_followed_and_helps(home: Path, words: list
 def test_training_begins_only_after_the_doctor_has_looked(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A line that says stop ends it, in that line's code, before anything of the training is written."""
+    """An error ends it, in its exit code, before anything of the training is written."""
     run = recipe.parent / "run"
-    bad = checks.judged("held-out text", "all of it stands in training", checks.DATA, "hold other texts out")
+    bad = error("held-out text", "all of it is in training", DataError, "hold other texts out")
     with monkeypatch.context() as patched:
-        patched.setattr(doctor, "quick", lambda patient: iter([bad]))
-        with pytest.raises(DataError, match="held-out text: all of it stands in training → hold other texts out"):
+        patched.setattr(doctor, "quick_checks", lambda subject: iter([bad]))
+        with pytest.raises(DataError, match="held-out text: all of it is in training → hold other texts out"):
             build(recipe, ["pretrain.steps=2"], run=run)
     assert not (run / "pretrain").exists()
     build(recipe, ["pretrain.steps=2"], run=run)
@@ -569,12 +571,12 @@ def test_training_begins_only_after_the_doctor_has_looked(
     assert "doctor: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 TB")])
+@pytest.mark.parametrize("raised", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 TB")])
 def test_where_memory_ran_out_the_parts_and_the_smallest_change_are_told(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
 ) -> None:
     def fails(*_: Any) -> None:
-        raise error
+        raise raised
 
     monkeypatch.setattr("groundup.pretrain.run.pretrain", fails)
     with pytest.raises(ResourceError) as caught:
@@ -588,28 +590,26 @@ def test_where_memory_ran_out_the_parts_and_the_smallest_change_are_told(
 def test_of_a_started_model_nothing_is_to_be_changed_that_its_weights_decide() -> None:
     table = {"vocab_size": 100, "context_length": 192, "d_model": 16, "n_layers": 2, "n_heads": 2}
     rotary, learned = (ModelConfig.from_table({**table, "position": {"kind": kind}}) for kind in ("rotary", "learned"))
-    needs = memory.Training(rotary, Bfloat16(), AdamW(), 1, "full", started=True)
+    needs = MemoryNeeds(rotary, Bfloat16(), AdamW(), 1, "full", has_start=True)
     half = dataclasses.replace(needs, model=rotary.model_copy(update={"context_length": 96})).bytes()
-    assert memory.smallest_change(needs, half) == "set pretrain.micro_batch_rows=1 and model.context_length=96"
-    assert (
-        memory.smallest_change(needs, half // 10) == "begin with a smaller model (pretrain.start)"
-    )  # 64 is no divisor
+    assert smallest_change(needs, half) == "set pretrain.micro_batch_rows=1 and model.context_length=96"
+    assert smallest_change(needs, half // 10) == "begin with a smaller model (pretrain.start)"  # 64 is no divisor
     needs = dataclasses.replace(needs, model=learned)
-    assert memory.smallest_change(needs, half) == "begin with a smaller model (pretrain.start)"
+    assert smallest_change(needs, half) == "begin with a smaller model (pretrain.start)"
 
 
 def test_the_smallest_change_fits() -> None:
     model = ModelConfig(vocab_size=1000, context_length=512, d_model=128, n_layers=4)
-    needs = memory.Training(model, Bfloat16(), AdamW(), 16)
+    needs = MemoryNeeds(model, Bfloat16(), AdamW(), 16)
     for available in (needs.bytes() // 2, needs.bytes() // 12, needs.bytes() // 16):
-        change = memory.smallest_change(needs, available)
+        change = smallest_change(needs, available)
         words = dict(word.split("=") for word in change.removeprefix("set ").split(" and "))
         recompute = words.pop("pretrain.recompute", "none")
         model_now = model.model_copy(
             update={name.removeprefix("model."): int(n) for name, n in words.items() if "model." in name}
         )
         rows = int(words["pretrain.micro_batch_rows"])
-        assert memory.Training(model_now, Bfloat16(), AdamW(), rows, recompute).bytes() <= available
+        assert MemoryNeeds(model_now, Bfloat16(), AdamW(), rows, recompute).bytes() <= available
 
 
 @pytest.mark.slow
@@ -633,12 +633,12 @@ def test_a_process_that_runs_out_of_memory_ends_in_4_and_leaves_no_half_checkpoi
 def test_a_shipped_recipe_raises_no_false_alarm(name: str, tmp_path: Path) -> None:
     recipe = Path(__file__).parents[3] / "recipes" / f"{name}.toml"
     lines = list(examine(recipe, run=tmp_path / "run", only_quick=True, say=lambda told: None))
-    assert named(lines) == set(), [line for line in lines if line.verdict != "ok"]
+    assert named(lines) == set(), [line for line in lines if line.level != "ok"]
 
 
 def test_marks_between_texts_are_named_with_the_setting_that_cuts_there() -> None:
-    line = checks.check_separators({"<|endoftext|>": {"times": 400, "files": 2, "file": "a.txt"}})
-    assert line.verdict == "take care"
-    assert line.seen == "2 files (a.txt, …) hold <|endoftext|> 400 times; it is read as ordinary text"
+    line = texts.check_separators({"<|endoftext|>": {"times": 400, "files": 2, "file": "a.txt"}})
+    assert line.level == "warning"
+    assert line.finding == "2 files (a.txt, …) hold <|endoftext|> 400 times; it is read as ordinary text"
     assert line.advice == "set corpus.separator = '<|endoftext|>', if documents end there"
-    assert checks.check_separators({}).verdict == "ok"
+    assert texts.check_separators({}).level == "ok"

@@ -1,33 +1,40 @@
-// The training of a report: the board of the live page over numbers that the page itself holds. Its charts take the
-// places of the drawings that stand there for readers without scripts.
+// The training of finished runs: the board of the live page over numbers that the page itself holds. Its charts take the
+// places of the tables that stand there for readers without scripts.
 
-import { Board } from "./board.js";
+import { Board, named } from "./board.js";
 import { element } from "./chart.js";
 
-const kept = JSON.parse(document.getElementById("training-data").textContent);
-const places = [...document.querySelectorAll("figure[data-metric]")].filter(figure => figure.dataset.metric in kept.metrics);
-const hosts = Object.fromEntries(places.map(figure => {
-  const host = element("div"), caption = figure.querySelector("figcaption");
-  figure.replaceChildren(host, caption);
+const { runs } = JSON.parse(document.getElementById("training-data").textContent);
+const figures = [...document.querySelectorAll("figure[data-metric]")]
+  .filter(({ dataset }) => runs.some(run => dataset.metric in run.metrics));
+const hosts = Object.fromEntries(figures.map(figure => {
+  const host = element("div");
+  figure.querySelector(".numbers").replaceWith(host);
   return [figure.dataset.metric, host];
 }));
 const board = new Board({}, show, hosts);
-document.getElementById("training-board").append(board.controls);
+document.getElementById("training-board").replaceChildren(board.controls,
+  element("ul", { class: "legend", hidden: runs.length < 2 }, ...runs.map((run, series) => element("li", {}, named({ ...run, series })))));
 document.getElementById("training-more").append(board.grid, board.health);
 show(board.view);
 
 function show(view) {
-  const over = curve => {
-    const x = curve.x.map(step => interpolate(step, kept.knots.step, kept.knots[view.axis]));
-    const [from, to] = [x.findIndex(v => v >= (view.low ?? -Infinity)), x.findLastIndex(v => v <= (view.high ?? Infinity))];
-    const part = list => list.slice(Math.max(0, from - 1), to + 2);
-    return Object.fromEntries(Object.entries({ ...curve, x }).map(([name, list]) => [name, part(list)]));
+  board.show(runs.map((run, series) => over(run, series, view)));
+}
+
+/** A run over the axis of the view, and only the part that is in view. */
+function over(run, series, view) {
+  const at = step => interpolate(step, run.knots.step, run.knots[view.axis]);
+  const part = curve => {
+    const x = curve.x.map(at);
+    const from = Math.max(0, x.findIndex(v => v >= (view.low ?? -Infinity)) - 1);
+    const to = x.findLastIndex(v => v <= (view.high ?? Infinity)) + 2;
+    return Object.fromEntries(Object.entries({ ...curve, x }).map(([name, list]) => [name, list.slice(from, to)]));
   };
-  const metrics = Object.fromEntries(Object.entries(kept.metrics).map(([name, curve]) => [name, over(curve)]));
-  const events = kept.events.filter(event => typeof event.step === "number")
-    .map(event => ({ ...event, x: interpolate(event.step, kept.knots.step, kept.knots[view.axis]) }));
-  const training = kept.training_bits_per_byte;
-  board.show([{ ...kept, series: 0, metrics, events, training_bits_per_byte: training && over(training) }]);
+  const metrics = Object.fromEntries(Object.entries(run.metrics).map(([name, curve]) => [name, part(curve)]));
+  const events = run.events.filter(event => typeof event.step === "number").map(event => ({ ...event, x: at(event.step) }));
+  const training = run.training_bits_per_byte;
+  return { ...run, series, metrics, events, training_bits_per_byte: training && part(training) };
 }
 
 /** The value at `x` of the straight lines through points with rising `xs`. */

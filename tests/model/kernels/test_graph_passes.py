@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from groundup.model.graph_passes import BiasesApart, JoinedProducts, aten, linear
+from groundup.model.kernels.graph_passes import BiasesApart, JoinedProducts, aten, linear
 
 
 def count(module: GraphModule, operation: object) -> int:

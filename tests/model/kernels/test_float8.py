@@ -5,12 +5,12 @@ import torch
 from torch.testing import assert_close
 
 from groundup.errors import SettingsError
-from groundup.model.float8 import Product, has_float8, rounded, use_float8
+from groundup.model.kernels.float8 import Product, has_float8, rounded, use_float8
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.settings import Float8
 from groundup.pretrain.settings import PretrainSettings
-from groundup.train.assemble import assemble
+from groundup.pretrain.setup import set_up
 
 
 def test_products_and_gradients_are_those_of_the_rounded_matrices() -> None:
@@ -61,4 +61,4 @@ def test_a_processor_is_not_asked_for_float8() -> None:
     assert not has_float8(torch.device("cpu"))
     config, settings = ModelConfig(vocab_size=96), PretrainSettings(precision=Float8())
     with pytest.raises(SettingsError, match="float8, but cpu has no such products .* set pretrain.precision=bfloat16"):
-        assemble(config, settings, torch.device("cpu"))
+        set_up(config, settings, torch.device("cpu"))

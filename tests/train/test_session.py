@@ -21,11 +21,13 @@ from groundup.errors import DamagedError, DataError, DivergedError
 from groundup.files import read_lines
 from groundup.model.settings import ModelConfig
 from groundup.pretrain import run as stage
-from groundup.pretrain.run import Places, pretrain
+from groundup.pretrain.paths import RunPaths
+from groundup.pretrain.run import pretrain
 from groundup.pretrain.settings import PretrainSettings
+from groundup.pretrain.setup import batches
 from groundup.shards import open_split, pack
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.train.assemble import batches
+from groundup.train import session
 from groundup.train.checkpoint import found, step_of
 from groundup.train.loader import rows as loaded_rows
 
@@ -75,8 +77,8 @@ def text(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path
     return home
 
 
-def places(text: Path, work: Path) -> Places:
-    return Places(text / "shards", text / "tokenizer", work / "pretrain", work / "model", text / "corpus")
+def places(text: Path, work: Path) -> RunPaths:
+    return RunPaths(text / "shards", text / "tokenizer", work / "pretrain", work / "model", text / "corpus")
 
 
 def train(text: Path, work: Path, chosen: PretrainSettings, dies_after: int | None = None) -> list[str]:
@@ -243,9 +245,9 @@ def test_a_learning_rate_a_hundred_times_too_high_is_undone(
         return 100.0 if 40 < len(passed) <= 45 else 1.0
 
     clean = tmp_path / "clean"
-    monkeypatch.setattr(stage, "make_schedule", lambda *_: lambda step: 1.0)
+    monkeypatch.setattr(session, "make_schedule", lambda *_: lambda step: 1.0)
     train(text, clean, settings(steps=80))
-    monkeypatch.setattr(stage, "make_schedule", lambda *_: schedule)
+    monkeypatch.setattr(session, "make_schedule", lambda *_: schedule)
     guard = {"window": 32, "warmup_steps": 16, "patience": 5, "steps_back": 5}
     train(text, tmp_path / "fault", settings(steps=80, guard=guard))
     (event,) = events(tmp_path / "fault", "rolled back")
@@ -344,7 +346,7 @@ def test_shards_damaged_under_a_running_training_are_named(
                 stream.truncate(128 + len(there))
 
     said = {
-        "overwritten": r"rows \d+ to \d+ cannot be read: .*train\.npy holds id 65,000 at place \d+, in document \d+;",
+        "overwritten": r"rows \d+ to \d+ cannot be read: .*npy holds id 65,000 at position \d+, in document \d+;",
         "cut short": r"rows \d+ to \d+ cannot be read: .*train\.npy had .* bytes when it was opened and now has",
     }[damage]
     with pytest.raises(DamagedError, match=said) as caught:

@@ -1,0 +1,59 @@
+"""Blocks: on a CPU, attention in which the queries are taken in blocks.
+
+B batch, T time, H query heads, G key/value heads, K head width, W value width.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from groundup.model.dot_product import weighted_values
+
+BLOCK, MOST_BLOCKS = 128, 2
+"""Queries that a block has at least, and blocks that there are at most."""
+
+
+def block_count(q: Float[Tensor, "B H T K"]) -> int:
+    """In how many blocks the queries are taken; on a GPU all together, in one call of its kernel."""
+    return 1 if q.is_cuda else max(1, min(MOST_BLOCKS, q.shape[2] // BLOCK))
+
+
+def by_blocks(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G T K"],
+    v: Float[Tensor, "B G T W"],
+    mask: Float[Tensor, "#B 1 T T"],
+    distance: Int[Tensor, "1 1 T T"] | None,
+    n_blocks: int,
+    *,
+    window: int | None = None,
+    **options: Any,
+) -> Float[Tensor, "B H T W"]:
+    """`dot_product_attention`, the queries in `n_blocks` blocks, each of which meets only the keys that its queries may
+    read: of the square of scores the upper triangle, and what lies behind the window, is mostly not computed.
+    """
+    queries, keys, values = (each.tensor_split(n_blocks, dim=2) for each in (q, k, v))
+    edges = [0, *itertools.accumulate(block.shape[2] for block in queries)]
+    read = []
+    for number, block in enumerate(queries):
+        begin, end = edges[number], edges[number + 1]
+        oldest = 0 if window is None else max(0, begin - window + 1)
+        first = max(i for i in range(number + 1) if edges[i] <= oldest)
+        square = (..., slice(begin, end), slice(edges[first], end))
+        read.append(
+            weighted_values(
+                block,
+                torch.cat(
+                    keys[first : number + 1], dim=2
+                ),  # the gradient of a cut is a view, that of a slice is padded
+                torch.cat(values[first : number + 1], dim=2),
+                mask[square],
+                None if distance is None else distance[square],
+                window=window,
+                **options,
+            )
+        )
+    return torch.cat(read, dim=2)

@@ -1,0 +1,286 @@
+"""The doctor's checks of text: tokenizer, shards, held-out documents, and the order of rows."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from groundup.batch import Batch
+from groundup.corpus.refine import told_marks
+from groundup.errors import DataError, DivergedError, GroundupError, SettingsError
+from groundup.pretrain.doctor.verdict import Verdict, error, ok, warning
+from groundup.shards import Tokens, refuse_another_tokenizer
+from groundup.tokenizer.settings import N_BYTES
+from groundup.tokenizer.tokenizer import Tokenizer
+
+DrawRows = Callable[[int, int], Batch]
+"""`rows(first, count)`: that many rows of the shuffled sequence, as training draws them."""
+Hashes = npt.NDArray[np.uint64]
+Counts = npt.NDArray[np.int64]
+WINDOW = 16
+"""Tokens of a passage that two documents share. At 16 the shipped corpora share none in 10,000 by chance; at 8, two in
+100 (docs/log.md)."""
+COPIED = 0.2
+"""Share of a document's passages from which on it counts as a copy."""
+BLOCK = 1 << 22
+"""Tokens that are compared at once."""
+
+
+def check_round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> Verdict:
+    """Whether decode(encode(text)) is the text."""
+    encoded = [tokenizer.encode(text) for text in texts]
+    lost = [text for text, ids in zip(texts, encoded, strict=True) if tokenizer.decode(ids) != text]
+    n_bytes, n_ids = sum(len(text.encode()) for text in texts), sum(map(len, encoded))
+    finding = f"{len(texts) - len(lost)} of {len(texts)} texts come back, {n_bytes / max(1, n_ids):.2f} bytes per token"
+    if lost:
+        finding += f"; not {lost[0][:40]!r}"
+        return error("tokenizer", finding, SettingsError, "the model cannot write what it reads: use another tokenizer")
+    return ok("tokenizer", finding)
+
+
+def check_separators(marks: Mapping[str, Any]) -> Verdict:
+    """Whether texts hold marks that tools put between documents, as the corpus counted them (`corpus.refine.Marks`)."""
+    findings = list(told_marks(marks))
+    if not findings:
+        return ok("separators", "no text holds a mark such as <|endoftext|>")
+    return warning("separators", "; ".join(finding for finding, _ in findings), findings[0][1])
+
+
+def count_ids(splits: Iterable[Tokens], vocab_size: int) -> Counts:
+    """How often each id occurs."""
+    counts = np.zeros(vocab_size, np.int64)
+    for tokens in splits:
+        for first in range(0, len(tokens.ids), BLOCK):
+            counts += np.bincount(tokens.ids[first : first + BLOCK], minlength=vocab_size)
+    return counts
+
+
+def token_frequencies_loss(counts: Counts) -> float:
+    """The loss, in nats, of a model that knows only how often each token occurs: the entropy of these shares.
+
+    >>> round(token_frequencies_loss(np.array([2, 2, 0, 4])) / math.log(2), 6)
+    1.5
+    """
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def check_vocabulary(counts: Counts, tokenizer: Tokenizer, may_learn: bool) -> Verdict:
+    """Whether the texts use the vocabulary. Special ids, which no text should hold, are not counted.
+
+    Args:
+        counts: how often each id occurs.
+        may_learn: whether another tokenizer could be learned: this one was not, and no trained model needs it.
+    """
+    special = set(tokenizer.special.values())
+    unused = [i for i in np.flatnonzero(counts == 0).tolist() if i not in special]
+    tokens = tokenizer.tokens
+    n_bytes = sum(len(tokens[i]) == 1 for i in unused)
+    n_merged, merged = len(unused) - n_bytes, len(tokens) - N_BYTES - len(special)
+    finding = f"of {len(tokens):,} ids {len(unused):,} never occur"
+    if n_bytes:
+        finding += f": {f'{n_bytes:,} are ' * (n_merged > 0)}bytes that these texts do not have"
+    if may_learn and n_merged > merged / 2:
+        advice = 'set tokenizer.kind = "learned" instead of "existing": the rows of unused ids cost memory'
+        return warning("vocabulary", finding, advice)
+    return ok("vocabulary", finding)
+
+
+def check_shards(
+    shards: Path, train: Tokens, tokenizer: Tokenizer, recorded: str | None, texts: Iterable[str]
+) -> Verdict:
+    """Whether the ids are this tokenizer's ids of these texts.
+
+    Args:
+        recorded: digest of the tokenizer's directory, if it has one.
+        texts: the first training documents, in order.
+    """
+    try:
+        refuse_another_tokenizer(shards, recorded, "the run's tokenizer")
+    except GroundupError as refused:
+        return error("shards", str(refused), type(refused))
+    number = 0
+    for number, text in enumerate(texts, start=1):
+        ids = np.asarray(train.ids[train.offsets[number - 1] : train.offsets[number]]).tolist()
+        if ids != tokenizer.framed(tokenizer.encode(text)):
+            finding = f"document {number} was packed with other ids than this tokenizer gives"
+            return error("shards", finding, SettingsError, f"remove {shards}: the next build packs again")
+    return ok("shards", f"{number} documents are packed with the ids of this tokenizer")
+
+
+# --- held-out text ---
+
+
+def check_held_out(train: Tokens, held_out: Mapping[str, Tokens], most_tokens: int) -> Verdict:
+    """Whether validation and test documents are in training, word for word or in passages of `WINDOW` tokens.
+
+    Where training documents repeat each other as much, the text is repetitive and nothing leaked.
+
+    Args:
+        most_tokens: how much of the training text is read.
+    """
+    read = _first_documents(train, most_tokens)
+    known = _document_hashes(read)
+    exact = {name: np.isin(_document_hashes(tokens), known) for name, tokens in held_out.items()}
+    shares = _shares_in(read, held_out)
+    copies = {name: (share >= COPIED) | exact[name] for name, share in shares.items()}
+    n_copies, n_documents = sum(int(each.sum()) for each in copies.values()), sum(map(len, shares.values()))
+    part = "" if read.n_documents == train.n_documents else f" (first {len(read.ids):,} tokens of it)"
+    advice = "remove one of the two copies from the sources: scores would be too good"
+    if any(each.any() for each in exact.values()):
+        finding = f"{_count_by_split(exact)} documents are in training word for word{part}"
+        return error("held-out text", finding, DataError, advice)
+    shared = float(np.mean(np.concatenate([*shares.values(), np.zeros(1)])))
+    finding = f"{_count_by_split(copies)} documents are in training{part}; {shared:.2%} of their passages are"
+    if not n_copies:
+        return ok("held-out text", finding)
+    repetitive = _repetition(read)
+    if repetitive >= 0.5 * n_copies / n_documents:
+        finding += f"; but {repetitive:.0%} of training documents repeat each other too"
+        return warning("held-out text", finding, "the texts are repetitive: scores will say little")
+    if n_copies / n_documents > 0.05:
+        return error("held-out text", f"{finding}, with small changes", DataError, advice)
+    return warning("held-out text", finding, advice)
+
+
+def _count_by_split(documents: Mapping[str, npt.NDArray[np.bool_]]) -> str:
+    return ", ".join(f"{int(each.sum())} of {len(each)} {name}" for name, each in documents.items())
+
+
+def _first_documents(tokens: Tokens, most_tokens: int) -> Tokens:
+    """The first documents, at least one, with at most so many tokens."""
+    n = max(1, int(np.searchsorted(tokens.offsets, most_tokens, side="right")) - 1)
+    return Tokens(tokens.ids[: tokens.offsets[n] + 1], tokens.offsets[: n + 1], tokens.n_bytes[:n])
+
+
+def _shares_in(train: Tokens, held_out: Mapping[str, Tokens]) -> dict[str, npt.NDArray[np.float64]]:
+    """For each held-out document, the share of its passages that are in training."""
+    passages = {name: _passage_hashes(np.asarray(tokens.ids)) for name, tokens in held_out.items()}
+    wanted = np.unique(np.concatenate([*passages.values(), np.zeros(0, np.uint64)]))
+    is_in_training = np.zeros(len(wanted), bool)
+    for first in range(0, len(train.ids), BLOCK):
+        block = _passage_hashes(np.asarray(train.ids[first : first + BLOCK + WINDOW - 1]))
+        index = np.searchsorted(wanted, block)
+        hit = wanted[np.minimum(index, len(wanted) - 1)] == block if len(wanted) else np.zeros(0, bool)
+        is_in_training[index[hit]] = True
+    return {
+        name: _share_by_document(is_in_training[np.searchsorted(wanted, each)], held_out[name])
+        for name, each in passages.items()
+    }
+
+
+def _passage_hashes(ids: npt.NDArray[Any]) -> Hashes:
+    """A hash for the passage of `WINDOW` ids that begins at each id, made of two hashes of half its length."""
+    hashes = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    hashes ^= hashes >> np.uint64(32)
+    length, factor = 1, 0xD6E8FEB86659FD93
+    while length < WINDOW:
+        n = max(0, len(hashes) - length)
+        hashes = hashes[:n] * np.uint64(factor) + hashes[length : length + n]
+        length, factor = 2 * length, factor * factor % (1 << 64)
+    return hashes
+
+
+def _document_hashes(tokens: Tokens) -> Hashes:
+    """A hash for each document: the sum of hashes of its ids and their positions."""
+    if not tokens.n_documents or len(tokens.offsets) < 2:
+        return np.zeros(0, np.uint64)
+    ids = np.asarray(tokens.ids[: tokens.offsets[-1]]).astype(np.uint64)
+    position = np.arange(len(ids)) - np.repeat(tokens.offsets[:-1], np.diff(tokens.offsets))
+    hashes = ((position.astype(np.uint64) << np.uint64(32)) + ids) * np.uint64(0x9E3779B97F4A7C15)
+    hashes ^= hashes >> np.uint64(29)
+    hashes *= np.uint64(0xBF58476D1CE4E5B9)
+    hashes ^= hashes >> np.uint64(32)
+    summed: Hashes = np.add.reduceat(hashes, tokens.offsets[:-1])
+    return summed
+
+
+def _share_by_document(is_in: npt.NDArray[np.bool_], tokens: Tokens) -> npt.NDArray[np.float64]:
+    """For each document, the share of its passages for which `is_in` is true."""
+    summed = np.concatenate([np.zeros(1), np.cumsum(is_in)])
+    first = tokens.offsets[:-1]
+    last = np.clip(tokens.offsets[1:] - WINDOW + 1, first, max(0, len(is_in)))
+    n: npt.NDArray[np.int64] = last - first
+    shares: npt.NDArray[np.float64] = (summed[last] - summed[np.minimum(first, last)]) / np.maximum(1, n)
+    return shares
+
+
+def _repetition(train: Tokens) -> float:
+    """Share of the (first) training documents that are copies of others, by the same measure."""
+    some = _first_documents(train, BLOCK)
+    passages = _passage_hashes(np.asarray(some.ids))
+    distinct, times = np.unique(passages, return_counts=True)
+    return float(np.mean(_share_by_document(times[np.searchsorted(distinct, passages)] > 1, some) >= COPIED))
+
+
+# --- the order of rows ---
+
+
+def check_order(rows: DrawRows, train: Tokens, context_length: int, most: int = 256) -> Verdict:
+    """Whether rows come in shuffled order, each once per epoch, and in another order in the next epoch."""
+    n = train.n_rows(context_length)
+    if n < 16:
+        return ok("order of rows", f"only {n} rows: too few to tell")
+    find = _row_finder(train, context_length)
+    m = min(most, n)
+    spread = [find(rows(int(number), 1)) for number in np.linspace(0, n - 1, m).astype(int)]
+    fault = _order_fault(find(rows(0, m)), find(rows(n, m)), np.concatenate(spread), n)
+    if fault:
+        advice = "draw rows in the order of a seeded permutation, a new one each epoch (loader.rows)"
+        return error("order of rows", f"{m} rows of {n:,}: {fault}", DivergedError, advice)
+    return ok("order of rows", f"{m} rows of {n:,}: shuffled, and in another order in the second epoch")
+
+
+def _order_fault(
+    first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], spread: npt.NDArray[np.int64], n: int
+) -> str | None:
+    """The fault in an order, if there is one.
+
+    Args:
+        first, second: numbers in the text of the first rows of two epochs; −1 where a row's number is not known.
+        spread: those of rows at equal distances in the first epoch.
+        n: rows of an epoch.
+    """
+    known = (first[1:] >= 0) & (first[:-1] >= 0)
+    near = np.abs(np.diff(first))[known] <= 2
+    if known.sum() >= 8 and near.mean() > max(0.3, 16 / n):
+        return f"{near.mean():.0%} are next to the one before: not shuffled"
+    spread = spread[spread >= 0]
+    if len(spread) >= 8:
+        order = np.corrcoef(spread.argsort().argsort(), np.arange(len(spread)))[0, 1]
+        if abs(order) > min(0.9, 5 / math.sqrt(len(spread)) + 0.1):
+            return f"nearly the order of the text (correlation {order:.2f}): not shuffled, or only in a small buffer"
+    both = (first >= 0) & (second >= 0)
+    if both.sum() >= 8 and (first == second)[both].mean() > 0.3:
+        return "the second epoch has the order of the first: not shuffled again"
+    first = first[first >= 0]
+    if len(first) - len(np.unique(first)) > 0.05 * len(first):
+        return "some come twice within an epoch"
+    return None
+
+
+def _row_finder(train: Tokens, context_length: int) -> Callable[[Batch], npt.NDArray[np.int64]]:
+    """A function from a batch to each row's number in the text; −1 for a row whose beginning occurs more than once."""
+    n, width = train.n_rows(context_length), min(16, context_length)
+    starts = np.arange(n) * context_length
+    positions = np.minimum(starts[:, None] + np.arange(width), len(train.ids) - 1)
+    document = np.searchsorted(train.offsets, starts, side="right") - 1
+    factors = np.random.default_rng(0).integers(1, 1 << 62, width + 1).astype(np.uint64) * np.uint64(2) + np.uint64(1)
+
+    def hash_rows(ids: npt.NDArray[Any], documents: npt.NDArray[Any]) -> Hashes:
+        numbers = np.concatenate([documents[:, None], ids], axis=1).astype(np.uint64) + np.uint64(1)
+        summed: Hashes = (numbers * factors).sum(axis=1)
+        return summed
+
+    hashes = hash_rows(train.ids[positions], document)
+    distinct, index, times = np.unique(hashes, return_index=True, return_counts=True)
+
+    def find(batch: Batch) -> npt.NDArray[np.int64]:
+        wanted = hash_rows(batch.tokens[:, :width].numpy(), batch.document[:, 0].numpy())
+        where = np.minimum(np.searchsorted(distinct, wanted), len(distinct) - 1)
+        return np.where((distinct[where] == wanted) & (times[where] == 1), index[where], -1)
+
+    return find

@@ -1,0 +1,100 @@
+"""What pretraining assembles: the model as it is drawn, the loss, the batches. The stage, its doctor and the
+measurements of speed all train what is set up here."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from groundup.batch import Batch
+from groundup.model.count import count
+from groundup.model.kernels.flex import Flex
+from groundup.model.settings import GroupedQuery, Latent, ModelConfig
+from groundup.model.transformer import Transformer
+from groundup.optim.width import narrow_start
+from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
+from groundup.pretrain.start import take_weights
+from groundup.shards import Tokens
+from groundup.train import loader, losses
+from groundup.train.assemble import Assembled, assemble
+
+
+def draw_model(config: ModelConfig, settings: PretrainSettings, start: Path | None = None) -> Transformer:
+    """The model before its first step, on the CPU, so that its weights are the same whatever device trains it.
+
+    Args:
+        config: with its vocabulary.
+        start: a model whose weights it begins with; they are drawn if not given.
+    """
+    torch.manual_seed(settings.seed)
+    model = Transformer(config)
+    if isinstance(settings.loss, MultiToken):
+        model.add_multi_token(settings.loss.extra_tokens)
+    narrow_start(model.named_parameters(), _width_ratio(config, settings))
+    if start is not None:
+        take_weights(start, model)
+    return model
+
+
+def set_up(
+    config: ModelConfig, settings: PretrainSettings, device: torch.device, start: Path | None = None
+) -> Assembled:
+    """A pretraining before its first step.
+
+    Args:
+        config: with its vocabulary.
+        settings: with the precision chosen.
+        start: a model whose weights it begins with; they are drawn if not given.
+    """
+    model = draw_model(config, settings, start).to(device)
+    loss = make_loss(settings, attending(config, settings, device))
+    return assemble(model, settings, loss, _width_ratio(config, settings))
+
+
+def _width_ratio(config: ModelConfig, settings: PretrainSettings) -> float:
+    return 1.0 if settings.base_width is None else config.d_model / settings.base_width
+
+
+def attending(config: ModelConfig, settings: PretrainSettings, device: torch.device) -> losses.Attending:
+    """How documents packed into a row are kept apart: by flex attention on a GPU where blocks are compiled."""
+    drops = config.attention.dropout > 0
+    if device.type != "cuda" or not settings.compile or drops:
+        return losses.by_document
+    match config.attention:
+        case GroupedQuery() as attention:
+            windows = {attention.window_of(layer) for layer in range(config.n_layers)}
+        case Latent():
+            windows = {None}
+    return lambda batch: Flex.of(batch.document, windows)
+
+
+def make_loss(settings: PretrainSettings, attending: losses.Attending = losses.by_document) -> losses.Loss:
+    """The loss that the settings name, compiled if the blocks are."""
+    rowwise = losses.compiled_rowwise() if settings.compile else losses.PLAIN
+    match settings.loss:
+        case NextToken(z_loss=z_loss):
+            return partial(losses.next_token, attending=attending, z_loss=z_loss, rowwise=rowwise)
+        case MultiToken(weight=weight):
+            return partial(losses.multi_token, attending=attending, weight=weight, rowwise=rowwise)
+
+
+def batches(shards: Tokens, context_length: int, seed: int, rows: int | Iterable[int], first: int) -> Iterator[Batch]:
+    """Batches of so many rows each, from row `first` on."""
+    for n in itertools.repeat(rows) if isinstance(rows, int) else rows:
+        yield loader.rows(shards, context_length, seed, first, n)
+        first += n
+
+
+def training_flops_per_token(config: ModelConfig, loss: NextToken | MultiToken) -> int:
+    """Forward and backward, with what the loss adds: for each token further ahead, a block and the head again."""
+    counted = count(config)
+    match loss:
+        case NextToken():
+            return counted.training_flops_per_token
+        case MultiToken(extra_tokens=extra):
+            deeper = count(config.model_copy(update={"n_layers": config.n_layers + 1})).training_flops_per_token
+            block = deeper - counted.training_flops_per_token
+            head = 3 * sum(counted.forward_flops_per_token.get(part, 0) for part in ("project_out", "head"))
+            return counted.training_flops_per_token + extra * (block + head)
