@@ -27,7 +27,7 @@ def port(watching: Any, tmp_path_factory: pytest.TempPathFactory) -> int:
 
 @pytest.fixture
 def ask(port: int) -> Ask:
-    """Sends just what is told, and reads status, headers and body of the answer."""
+    """Sends just this request, and reads status, headers and body of the answer."""
 
     def send(
         path: str = "/", method: str = "GET", body: bytes = b"", **headers: str
@@ -111,7 +111,7 @@ def test_no_path_of_a_url_reaches_the_file_system(ask: Ask, path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/assets/watch.js", "/assets/style.css", "/api/runs", "/nothing", "/api/curves/x?width=no"]
 )
-def test_every_answer_tells_the_browser_to_trust_nothing_else(ask: Ask, path: str) -> None:
+def test_every_answer_makes_the_browser_to_trust_nothing_else(ask: Ask, path: str) -> None:
     for host in ("localhost", "evil.example"):
         _, headers, _ = ask(path, host=host)
         assert {name: headers[name] for name in HEADERS} == {name: value.lower() for name, value in HEADERS.items()}

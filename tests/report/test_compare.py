@@ -57,7 +57,7 @@ def test_the_settings_that_differ_are_those_that_were_changed(home: Path) -> Non
     }
 
 
-def test_the_stages_that_are_the_very_same_are_told(home: Path) -> None:
+def test_the_stages_that_are_the_very_same_are_named(home: Path) -> None:
     comparison = compare(runs(home, "base", "short"))
     same = {name for name, stage in comparison.stages.items() if stage.same}
     assert same == {"corpus", "tokenizer", "shards"}
@@ -132,7 +132,7 @@ def test_it_is_json_and_a_table_of_equal_rows(home: Path) -> None:
     assert len(comparison.verdicts) == 4
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(home: Path, tmp_path: Path) -> None:
+def test_runs_of_one_name_are_labelled_by_their_paths(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "runs" / "short", tmp_path / "base")
     comparison = compare(read_all([home / "runs" / "base", tmp_path / "base"]))
     assert comparison.runs == [str(home / "runs" / "base"), str(tmp_path / "base")]

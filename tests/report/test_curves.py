@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundup.report import curves
-from groundup.report.curves import SPEED, Curves, EventLog, HealthMaps, Tail
+from groundup.report.curves import (
+    MAX_EVENTS,
+    MAX_MEASUREMENTS,
+    MAX_METRICS,
+    MAX_SAMPLES,
+    MAX_TEXT,
+    SPEED,
+    Curves,
+    EventLog,
+    HealthMaps,
+    Tail,
+)
 
 
 def line(step: int, **values: Any) -> dict[str, Any]:
@@ -40,11 +50,11 @@ def test_a_short_run_is_drawn_point_by_point(tmp_path: Path) -> None:
     lines = [line(step, loss=3 / step) for step in range(1, 51)]
     lines.insert(20, {"step": 20, "validation_bits_per_byte": 1.5, "tokens": 20 * 64})
     write(tmp_path / "m", lines)
-    found = between(read_all(tmp_path / "m"))
-    assert found["loss"]["x"] == list(range(1, 51))
-    assert found["loss"]["mean"] == pytest.approx([3 / step for step in range(1, 51)], rel=1e-5)
-    assert found["validation_bits_per_byte"] == {"x": [20], "mean": [1.5]}
-    assert set(found[SPEED]["mean"]) == {128}
+    drawn = between(read_all(tmp_path / "m"))
+    assert drawn["loss"]["x"] == list(range(1, 51))
+    assert drawn["loss"]["mean"] == pytest.approx([3 / step for step in range(1, 51)], rel=1e-5)
+    assert drawn["validation_bits_per_byte"] == {"x": [20], "mean": [1.5]}
+    assert set(drawn[SPEED]["mean"]) == {128}
     assert between(read_all(tmp_path / "m"), "seconds")["validation_bits_per_byte"]["x"] == [
         10
     ]  # of the step before it
@@ -115,28 +125,28 @@ def test_nan_and_null_are_gaps_and_what_is_no_line_says_nothing(tmp_path: Path) 
         '{"step": 8, "loss"'
     )
     (tmp_path / "m").write_text(text, encoding="latin-1")
-    found = between(read_all(tmp_path / "m"))
-    assert found["loss"] == {"x": [1, 2, 3, 4, 5, 7], "mean": [2.0, None, None, None, None, 1.0]}
-    json.dumps(found, allow_nan=False)
+    drawn = between(read_all(tmp_path / "m"))
+    assert drawn["loss"] == {"x": [1, 2, 3, 4, 5, 7], "mean": [2.0, None, None, None, None, 1.0]}
+    json.dumps(drawn, allow_nan=False)
 
 
 def test_a_line_that_is_being_written_is_read_when_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    found = read_all(path)
-    assert between(found)["loss"]["x"] == [1]
+    curves = read_all(path)
+    assert between(curves)["loss"]["x"] == [1]
     with open(path, "a") as stream:
         stream.write('ss": 3.0}\n')
-    while found.read():
+    while curves.read():
         pass
-    assert between(found)["loss"]["mean"] == [2.0, 3.0]
+    assert between(curves)["loss"]["mean"] == [2.0, 3.0]
 
 
 @pytest.mark.parametrize("how", ["renamed", "rewritten", "emptied"])
 def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path, how: str) -> None:
     path = tmp_path / "m"
     write(path, [line(step, loss=float(step)) for step in range(1, 101)])
-    found = read_all(path)
+    curves = read_all(path)
     cut = [line(step, loss=float(step)) for step in range(1, 41)]
     new = [line(step, loss=-1.0) for step in range(41, 41 if how == "emptied" else 200)]
     if how == "renamed":  # as RunLog.cut_after does, and it is longer already when it is looked at again
@@ -144,27 +154,27 @@ def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path, how: str) -> None
         (tmp_path / "other").replace(path)
     else:
         write(path, cut + new)
-    while found.read():
+    while curves.read():
         pass
-    assert found.generation == 1
-    assert between(found)["loss"]["x"][-1] == (40 if how == "emptied" else 199)
-    assert found.lines == len(cut + new)
+    assert curves.generation == 1
+    assert between(curves)["loss"]["x"][-1] == (40 if how == "emptied" else 199)
+    assert curves.lines == len(cut + new)
 
 
 def test_what_was_read_of_a_deleted_run_stays(tmp_path: Path) -> None:
     write(tmp_path / "m", [line(1), line(2)])
-    found = read_all(tmp_path / "m")
+    curves = read_all(tmp_path / "m")
     (tmp_path / "m").unlink()
-    assert not found.read()
-    assert between(found)["loss"]["mean"] == [1.0, 1.0]
+    assert not curves.read()
+    assert between(curves)["loss"]["mean"] == [1.0, 1.0]
 
 
 def test_memory_is_bounded_by_names_and_samples(tmp_path: Path) -> None:
     write(tmp_path / "m", [{f"metric {i}": 1.0 for i in range(500)}, {"sample": "x" * 10**4, "step": 1}] * 210)
-    found = read_all(tmp_path / "m")
-    assert len(found.metrics) == curves.MAX_METRICS
-    assert len(found.samples) == curves.MAX_SAMPLES
-    assert all(len(sample["text"]) <= curves.MAX_TEXT + 1 for sample in found.samples)
+    curves = read_all(tmp_path / "m")
+    assert len(curves.metrics) == MAX_METRICS
+    assert len(curves.samples) == MAX_SAMPLES
+    assert all(len(sample["text"]) <= MAX_TEXT + 1 for sample in curves.samples)
 
 
 def test_a_line_without_end_is_passed_over(tmp_path: Path) -> None:
@@ -200,21 +210,21 @@ def test_steps_have_positions_on_every_axis(tmp_path: Path) -> None:
 
 def test_events_are_plain_and_the_latest(tmp_path: Path) -> None:
     write(tmp_path / "e", [{"event": "saved", "step": n, "rows": [1, 2], "z": math.nan} for n in range(1200)])
-    found = EventLog(tmp_path / "e")
-    found.read()
-    assert len(found.events) == curves.MAX_EVENTS
-    assert found.events[-1] == {"event": "saved", "step": 1199, "rows": "[1, 2]", "z": None}
-    json.dumps(found.events, allow_nan=False)
+    log = EventLog(tmp_path / "e")
+    log.read()
+    assert len(log.events) == MAX_EVENTS
+    assert log.events[-1] == {"event": "saved", "step": 1199, "rows": "[1, 2]", "z": None}
+    json.dumps(log.events, allow_nan=False)
 
 
 def test_every_number_of_a_layer_is_a_map_thinned_when_there_are_many(tmp_path: Path) -> None:
     lines = [{"step": n, "layers": [{"norm": n, "name": "x"}, {"norm": math.nan, "dead": 0.5}]} for n in range(2000)]
     write(tmp_path / "h", [{"step": "x"}, {"layers": 3}, *lines])
-    found = HealthMaps(tmp_path / "h")
-    found.read()
-    assert set(found.maps) == {"norm", "dead"}
-    assert len(found.steps) <= curves.MAX_MEASUREMENTS
-    assert [column[0] for column in found.maps["norm"]] == found.steps
-    assert set(np.diff(found.steps)) == {4}
-    assert {tuple(column) for column in found.maps["dead"]} == {(None, 0.5)}
-    assert {column[1] for column in found.maps["norm"]} == {None}
+    log = HealthMaps(tmp_path / "h")
+    log.read()
+    assert set(log.maps) == {"norm", "dead"}
+    assert len(log.steps) <= MAX_MEASUREMENTS
+    assert [column[0] for column in log.maps["norm"]] == log.steps
+    assert set(np.diff(log.steps)) == {4}
+    assert {tuple(column) for column in log.maps["dead"]} == {(None, 0.5)}
+    assert {column[1] for column in log.maps["norm"]} == {None}

@@ -70,7 +70,7 @@ def test_the_four_questions_come_first_and_every_stage_has_a_section(page: Path)
     ]  # fmt: skip
 
 
-def test_it_tells_all_that_was_promised(page: Path) -> None:
+def test_it_has_all_that_was_promised(page: Path) -> None:
     text = page.read_text()
     for part in (
         "bits per byte", "seed 0", "learning rate", "gradient norm", "loss, nats per token", "for everything",
@@ -146,7 +146,7 @@ def test_each_test_document_is_recorded_under_the_id_that_it_has_in_the_corpus(p
         ([3.0], "open", "less than twice"),
     ],
 )
-def test_the_course_of_validation_is_told(page: Path, validation: list[float], kind: str, said: str) -> None:
+def test_the_course_of_validation_is_in_words(page: Path, validation: list[float], kind: str, said: str) -> None:
     run = facts.read(page.parent)
     lines: list[dict[str, Any]] = [
         {"step": 10 * n, "validation_bits_per_byte": bits} for n, bits in enumerate(validation, start=1)
@@ -160,7 +160,7 @@ def vars_of(run: facts.Run) -> Mapping[str, Any]:
     return {name: getattr(run, name) for name in facts.Run.__dataclass_fields__}
 
 
-def test_an_interruption_and_a_refused_checkpoint_are_told(run: Path) -> None:
+def test_an_interruption_and_a_refused_checkpoint_are_reported(run: Path) -> None:
     with open(run / "pretrain" / "events.jsonl", "a") as stream:
         stream.write('{"event": "resumed", "step": 20, "threads": 1}\n')
     assert "Interrupted 1 time and resumed from a checkpoint, which gives the numbers of a run that never" in words(run)
@@ -172,7 +172,7 @@ def test_an_interruption_and_a_refused_checkpoint_are_told(run: Path) -> None:
     assert "A checkpoint was refused (step-00000020)" in words(run)
 
 
-def test_what_the_guard_did_is_told_with_rows_and_documents(run: Path) -> None:
+def test_what_the_guard_did_is_reported_with_rows_and_documents(run: Path) -> None:
     assert "No step had to be left out" in words(run)
     skipped = {
         "event": "step skipped",
@@ -219,11 +219,11 @@ def test_damage_is_refused_and_the_page_that_was_there_is_kept(run: Path) -> Non
     assert (run / "report.html").read_text() == before
 
 
-def test_a_run_without_its_logs_is_still_told_of(run: Path) -> None:
+def test_a_run_without_its_logs_still_has_a_page(run: Path) -> None:
     shutil.rmtree(run / "pretrain")
-    told = words(run)
-    assert "The metrics of this run are gone." in told
-    assert "The log of events is gone" in told
+    text = words(run)
+    assert "The metrics of this run are gone." in text
+    assert "The log of events is gone" in text
 
 
 def test_the_page_knows_whether_it_is_up_to_date(run: Path) -> None:

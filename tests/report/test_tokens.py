@@ -50,7 +50,7 @@ def pre_tokens(tokenizer: Tokenizer) -> dict[str, PreToken]:
 
 def drawn(tab: Any) -> dict[str, list[Any]]:
     """The name of each pre-token that is drawn → its tokens, each as [label, rank, parts]."""
-    found = tab.evaluate(
+    trees = tab.evaluate(
         """() => {
           const text = (node, tag) => node.querySelector(`:scope > ${tag}`)?.textContent ?? "";
           const read = parts => [...parts?.children ?? []].map(node =>
@@ -59,7 +59,7 @@ def drawn(tab: Any) -> dict[str, list[Any]]:
             [tree.querySelector("figcaption b").textContent, read(tree.querySelector(".wide > .parts"))]);
         }"""
     )
-    return dict(found)
+    return dict(trees)
 
 
 def leaves(nodes: list[Any]) -> list[str]:
@@ -98,10 +98,10 @@ def test_the_boxes_are_the_tokens_of_the_text_and_each_leads_to_its_row(page: Pa
     )
 
 
-def test_a_token_tells_its_id_its_bytes_and_how_often_it_is_used(page: Path, tokenizer: Tokenizer) -> None:
+def test_a_token_has_a_tip_with_its_id_its_bytes_and_how_often_it_is_used(page: Path, tokenizer: Tokenizer) -> None:
     (i, n), *_ = Counter(tokenizer.encode(HOSTILE, frozenset(tokenizer.special))).most_common(1)
-    told = f"id {i:,}, bytes {tokenizer.tokens[i].hex(' ')}, {n} times in this text, {i:,} times in the shards"
-    assert page.read_text().count(told) == n
+    tip = f"id {i:,}, bytes {tokenizer.tokens[i].hex(' ')}, {n} times in this text, {i:,} times in the shards"
+    assert page.read_text().count(tip) == n
 
 
 def test_a_tree_stands_on_the_bytes_and_ends_in_the_tokens(
@@ -164,14 +164,14 @@ def test_how_often_a_token_is_used_is_counted_in_the_shards_of_the_run(recipe: P
     assert uses_in(recipe, 320) is None
 
 
-def test_of_a_long_text_what_fits_is_shown_and_the_rest_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_long_text_is_cut_and_the_page_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
     raw = " ".join(map("".join, itertools.product("thekingo", repeat=4))).encode()
     explained = explain("mine", tokenizer, raw)
     write_page(explained, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    shown = text.count('<a class="token')
-    assert TOKENS_ON_PAGE - 20 < shown <= TOKENS_ON_PAGE
-    assert f"<b>{shown:,}</b> tokens of {len(explained.ids):,}" in text
+    n_boxes = text.count('<a class="token')
+    assert TOKENS_ON_PAGE - 20 < n_boxes <= TOKENS_ON_PAGE
+    assert f"<b>{n_boxes:,}</b> tokens of {len(explained.ids):,}" in text
     assert text.split("<details>")[0].count("<figure") == TREES_OPEN
     assert "more pre-tokens</summary>" in text
     assert sum(map(len, token_lines(explained))) <= 410
@@ -197,7 +197,7 @@ def test_a_text_without_tokens_or_merges_has_a_page_too(
     assert said in (tmp_path / "page.html").read_text()
 
 
-def test_a_token_that_is_taken_as_a_whole_is_told_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_token_that_is_taken_as_a_whole_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokens = [*tokenizer.tokens[: -len(tokenizer.special)], b"the kings"]
     pairs = [(tokens.index(left), tokens.index(right)) for left, right in tokenizer.merges]
     whole = Tokenizer(ByteLevel(tokens, pairs, {}, r"[\s\S]+", whole_pre_tokens=True))
@@ -233,7 +233,7 @@ SPILLED = """
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_words_fit_their_boxes_and_pointing_or_tabbing_tells_of_a_token(page: Path, browser: Any, width: int) -> None:
+def test_words_fit_their_boxes_and_pointing_or_tabbing_opens_a_tip(page: Path, browser: Any, width: int) -> None:
     tab = browser.new_page(viewport={"width": width, "height": 900})
     tab.goto(page.as_uri())
     assert tab.evaluate(SPILLED) == []

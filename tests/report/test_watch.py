@@ -115,7 +115,9 @@ def test_a_run_that_goes_on_is_drawn_as_it_goes(serving: Serving, tab: Any, tmp_
         tab.locator(".runs .name", has_text=new.name).wait_for()
 
 
-def test_ten_runs_and_hostile_names_are_told_apart_and_are_text(serving: Serving, tab: Any, tmp_path: Path) -> None:
+def test_ten_runs_and_hostile_names_have_their_own_lines_and_stay_text(
+    serving: Serving, tab: Any, tmp_path: Path
+) -> None:
     names = [*NAMES, "b", "c", "d", "e"]
     for number, name in enumerate(names):
         run = make(
@@ -124,8 +126,8 @@ def test_ten_runs_and_hostile_names_are_told_apart_and_are_text(serving: Serving
         add(run, [{"step": 31, "sample": HOSTILE, "tokens": 1}, line(32, **{HOSTILE: 1.0})])
     tab.goto(serving(tmp_path))
     tab.locator(".runs li").nth(9).wait_for()
-    shown = tab.locator(".runs .name").all_text_contents()
-    assert sorted(shown) == sorted(names)
+    listed = tab.locator(".runs .name").all_text_contents()
+    assert sorted(listed) == sorted(names)
     for box in tab.locator(".runs input").all():
         box.check()
     tab.locator(".settings th").nth(10).wait_for()
@@ -244,7 +246,7 @@ def test_it_fits_and_can_be_read(
     context.close()
 
 
-def test_what_became_of_a_run_is_told(tmp_path: Path) -> None:
+def test_the_state_of_a_run_is_known(tmp_path: Path) -> None:
     def state(run: Path) -> str:
         return str(WatchedRun(run, "x").status()["state"])
 
@@ -305,7 +307,7 @@ def test_runs_are_found_in_folders_and_known_by_the_same_id(tmp_path: Path) -> N
         Runs([tmp_path / "runs" / "a" / "recipe.toml"])
 
 
-def test_settings_that_differ_are_told_and_a_broken_recipe_is_none(tmp_path: Path) -> None:
+def test_settings_that_differ_are_listed_and_a_broken_recipe_is_none(tmp_path: Path) -> None:
     first = WatchedRun(make(tmp_path / "a", 1, 'name = "a"\n[pretrain]\nsteps = 1\nseed = 0\n'), "a")
     second = WatchedRun(make(tmp_path / "b", 1, 'name = "b"\n[pretrain]\nsteps = 2\nseed = 0\nclip = 1.0\n'), "b")
     assert differences([first, second]) == {"pretrain.clip": [None, "1.0"], "pretrain.steps": ["1", "2"]}
@@ -323,9 +325,9 @@ def test_answers_are_json_without_nan_and_unchanged_ones_are_short(serving: Serv
             return json.loads(answer.read(), parse_constant=lambda name: pytest.fail(name))
 
     id = get("api/runs")["runs"][0]["id"]
-    found = get(f"api/curves/{id}")
-    assert found["metrics"]["loss"]["mean"][3] is None
-    assert get(f"api/curves/{id}?since={found['version']}") == {"id": id, "version": found["version"]}
+    answer = get(f"api/curves/{id}")
+    assert answer["metrics"]["loss"]["mean"][3] is None
+    assert get(f"api/curves/{id}?since={answer['version']}") == {"id": id, "version": answer["version"]}
     assert get(f"api/more/{id}")["samples"][0]["text"] == "?"
     assert get(f"api/differences?ids={id},x,../..")["ids"] == [id]
 

@@ -23,7 +23,7 @@ OUR_NAMES = ("localhost", *LOOPBACK)
 MAX_URL_BYTES = 4096
 MAX_HEADER_BYTES = 16_384
 MAX_REQUESTS = 64
-"""Served at one time; more are told to come again (503)."""
+"""Requests served at one time; further ones are answered with 503."""
 TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -66,7 +66,7 @@ class Guarded:
         if scope["type"] != "http":
             return
 
-        async def guarded(message):  # type: ignore[no-untyped-def]
+        async def send_with_headers(message):  # type: ignore[no-untyped-def]
             if message["type"] == "http.response.start":
                 ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message["headers"] = [*message.get("headers", ()), *ours]
@@ -74,11 +74,11 @@ class Guarded:
 
         refused = refusal(scope)
         answer = self._app if refused is None else Response(refused[1] + "\n", refused[0], media_type="text/plain")
-        await answer(scope, receive, guarded)
+        await answer(scope, receive, send_with_headers)
 
 
 def refusal(scope: Scope) -> tuple[int, str] | None:
-    """The status and the reason for which a request is refused; None if it is not."""
+    """Status and reason with which a request is refused; None if it is answered."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         if name in (b"host", b"origin") and name.decode() in headers:
@@ -88,22 +88,22 @@ def refusal(scope: Scope) -> tuple[int, str] | None:
     if _name(host) not in OUR_NAMES:
         return 403, f"this page answers to {', '.join(OUR_NAMES)} only: open http://localhost:PORT"
     if origin is not None and origin != f"{scope.get('scheme', 'http')}://{host}":
-        return 403, "asked from a page elsewhere"
+        return 403, "the request comes from another page"
     if headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate":
-        return 403, "asked from a page elsewhere"
+        return 403, "the request comes from another page"
     if scope["method"] not in ("GET", "HEAD"):
-        return 405, "there is nothing here but to read"
+        return 405, "only reading is allowed here"
     if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-        return 413, "a question has no body here"
+        return 413, "a request must not have a body here"
     if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-        return 431, f"a question has at most {MAX_HEADER_BYTES} bytes of headers here"
+        return 431, f"a request may have at most {MAX_HEADER_BYTES} bytes of headers here"
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
-        return 414, f"a URL has at most {MAX_URL_BYTES} bytes here"
+        return 414, f"a URL may have at most {MAX_URL_BYTES} bytes here"
     return None
 
 
 def _name(host: str) -> str | None:
-    """The name in a Host header; its port may be any, as that of an SSH tunnel is.
+    """The name in a Host header. The port is free: that of an SSH tunnel may be any.
 
     >>> _name("LocalHost:8470"), _name("[::1]:1"), _name("localhost@evil.example"), _name("localhost:x")
     ('localhost', '::1', None, None)
@@ -117,7 +117,7 @@ def _name(host: str) -> str | None:
 
 
 def listen(port: int) -> socket.socket:
-    """A socket that only this machine can reach; port 0 takes any that is free.
+    """A socket that only this machine can reach; port 0 takes any free one.
 
     Raises:
         ResourceError: the port is taken, naming the next one that is free.
@@ -161,20 +161,20 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def address(listening: socket.socket) -> str:
-    """Where a browser finds it."""
+    """The address for a browser."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Answer on a socket of `listen` until SIGINT or SIGTERM, which is then raised again."""
-    answering = server(app)
-    with answering.capture_signals():  # before `run` does it: a signal must not break into the making of its loop
-        answering.run(sockets=[listening])
+    """Answer on a socket from `listen` until SIGINT or SIGTERM, which is then raised again."""
+    our_server = server(app)
+    with our_server.capture_signals():  # before `run` does it: a signal must not break into the making of its loop
+        our_server.run(sockets=[listening])
 
 
 def server(app: FastAPI) -> uvicorn.Server:
-    """What answers, with its limits."""
+    """The server, with its limits."""
     settings: Mapping[str, object] = {
         "log_level": "warning", "access_log": False, "server_header": False, "lifespan": "off", "ws": "none",
         "loop": "asyncio", "http": "h11", "h11_max_incomplete_event_size": MAX_HEADER_BYTES,

@@ -1,4 +1,4 @@
-"""The files that pages are made of, and several modules as one script, for a page that fetches nothing."""
+"""The style sheets and scripts of pages, and several modules as one script, for a page that fetches nothing."""
 
 import re
 from importlib import resources

@@ -1,11 +1,11 @@
-"""What a page shows as a chart: curves, drawn by its script in place of a table, and bars."""
+"""The charts of a page: curves, drawn by its script in place of a table, and bars."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 MAX_ROWS = 12
-"""Of the table that a reader without scripts has in place of curves."""
+"""Rows of the table that a reader without scripts has in place of curves."""
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def read_all(directories: Sequence[Path]) -> list[Run]:
 
 
 @dataclass(frozen=True)
-class SameStage:
-    """A stage of all runs: whether its result is the same in all, and the digests of the results."""
+class StageDigests:
+    """The results of a stage in all runs: their digests, and whether these are the same."""
 
     same: bool
     digests: list[str]
@@ -61,9 +61,9 @@ class PairedDifference:
     same_documents: bool
     """Whether neither run was scored on any other document."""
     difference: float | None
-    """Of bits per byte; None without common documents."""
+    """Bits per byte of the second less those of the first; None without common documents."""
     standard_error: float | None
-    """Of the paired difference; None for fewer than two documents."""
+    """Standard error of the paired difference; None for fewer than two documents."""
     says: str
 
 
@@ -76,7 +76,7 @@ class Comparison:
     costs: dict[str, list[Any]]
     settings: dict[str, list[Any]]
     """Dotted name → its value in each run, where they differ; None where it is not set."""
-    stages: dict[str, SameStage]
+    stages: dict[str, StageDigests]
     differences: list[PairedDifference]
     notes: list[str]
 
@@ -127,7 +127,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
         scores={key: [fact.read(run) for run in runs] for key, fact in SCORES.items()},
         costs={key: [fact.read(run) for run in runs] for key, fact in COSTS.items()},
         settings=_different_settings(runs),
-        stages={name: _same_stage([run.manifests[name].digest for run in runs]) for name in COMMANDS},
+        stages={name: _stage_digests([run.manifests[name].digest for run in runs]) for name in COMMANDS},
         differences=[paired_difference(runs[0], run, labels[0], label) for run, label in pairs],
         notes=_notes(runs),
     )
@@ -177,8 +177,8 @@ def _different_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {name: [flatten(recipe).get(name) for recipe in tables] for name in names}
 
 
-def _same_stage(digests: list[str]) -> SameStage:
-    return SameStage(len(set(digests)) == 1, digests)
+def _stage_digests(digests: list[str]) -> StageDigests:
+    return StageDigests(len(set(digests)) == 1, digests)
 
 
 def paired_difference(first: Run, second: Run, first_label: str, second_label: str) -> PairedDifference:

@@ -173,7 +173,7 @@ class Figure:
     chart: Chart
     caption: str
     metric: str = ""
-    """The board's chart that takes its place where scripts run."""
+    """The metric of the board's chart that replaces it where scripts run."""
 
 
 def _training_figures(run: Run) -> list[Figure]:

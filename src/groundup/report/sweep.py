@@ -14,37 +14,37 @@ MOST_CURVES = 6
 """In one chart: as many as have a colour of their own."""
 
 
-def write_page(target: Path, found: Table) -> None:
+def write_page(target: Path, result: Table) -> None:
     """Write the result of `groundup.tools.sweep.sweep` as a page."""
-    header, point_rows = rows(found)
-    best = next((point for point in found["points"] if point["name"] == found["best"]), None)
-    numeric = [axis for axis in found["axes"] if axis["numeric"]]
-    drawn = numeric[: 1 if len(found["axes"]) == 2 else None]
+    header, point_rows = rows(result)
+    best = next((point for point in result["points"] if point["name"] == result["best"]), None)
+    numeric = [axis for axis in result["axes"] if axis["numeric"]]
+    drawn = numeric[: 1 if len(result["axes"]) == 2 else None]
     write_template(
         target,
         "sweep.html",
         scripts=("chart.js", "figures.js"),
-        found=found,
+        result=result,
         best=best,
         best_settings=", ".join(f"{key} = {short_value(value)}" for key, value in best["settings"].items())
         if best
         else "",
         recipe=toml(best["settings"]) if best else "",
-        overrides=" ".join(word if " " not in word else f"'{word}'" for word in found["overrides"]),
-        charts=[_chart(axis, found) for axis in drawn],
-        diverged=sum(1 for point in found["points"] if point["diverged"]),
-        heat=_heat(found) if len(found["axes"]) == 2 else None,
+        overrides=" ".join(word if " " not in word else f"'{word}'" for word in result["overrides"]),
+        charts=[_chart(axis, result) for axis in drawn],
+        diverged=sum(1 for point in result["points"] if point["diverged"]),
+        heat=_heat(result) if len(result["axes"]) == 2 else None,
         header=header,
         rows=point_rows,
-        chosen=", ".join(f"{key} = {short_value(value)}" for key, value in found["chosen"].items()),
+        chosen=", ".join(f"{key} = {short_value(value)}" for key, value in result["chosen"].items()),
     )
 
 
-def rows(found: Table) -> tuple[list[str], list[list[str]]]:
+def rows(result: Table) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of points, the best first."""
-    keys = [axis["key"] for axis in found["axes"]]
+    keys = [axis["key"] for axis in result["axes"]]
     point_rows = []
-    for point in found["points"]:
+    for point in result["points"]:
         last = point["measured"][-1] if point["measured"] else None
         point_rows.append(
             [
@@ -52,18 +52,18 @@ def rows(found: Table) -> tuple[list[str], list[list[str]]]:
                 f"{last['step']:,}" if last else "–",
                 number(last["validation_bits_per_byte"] if last else None, ".4f"),
                 duration(point["seconds"]) if "seconds" in point else "–",
-                _remark(point, found),
+                _remark(point, result),
             ]
         )
     return [*keys, "steps", "bits per byte", "time", ""], point_rows
 
 
-def _remark(point: Table, found: Table) -> str:
+def _remark(point: Table, result: Table) -> str:
     if point["diverged"]:
         return "diverged"
-    if point["name"] == found["best"]:
+    if point["name"] == result["best"]:
         return "the best"
-    dropped = found["rungs"] and point["measured"] and point["measured"][-1]["step"] < found["rungs"][-1]
+    dropped = result["rungs"] and point["measured"] and point["measured"][-1]["step"] < result["rungs"][-1]
     return "dropped out" if dropped else ""
 
 
@@ -84,32 +84,32 @@ def toml(settings: Table) -> str:
     return "\n\n".join("\n".join([f"[{name}]", *lines] if name else lines) for name, lines in tables.items())
 
 
-def _chart(axis: Table, found: Table) -> Chart:
+def _chart(axis: Table, result: Table) -> Chart:
     """Bits per byte over the values of a setting: a curve for each rung, or for each value of the other setting; of
     more settings the best over all others."""
-    others = [other for other in found["axes"] if other is not axis]
+    others = [other for other in result["axes"] if other is not axis]
     if len(others) == 1 and len(others[0]["values"]) <= MOST_CURVES:
         (other,) = others
         curves = [
-            _curve(f"{other['key']} = {short_value(value)}", axis, found, _first_rung(found), {other["key"]: value})
+            _curve(f"{other['key']} = {short_value(value)}", axis, result, _first_rung(result), {other["key"]: value})
             for value in other["values"]
         ]
-    elif found["rungs"]:
-        curves = [_curve(f"after {step:,} steps", axis, found, step) for step in found["rungs"]]
+    elif result["rungs"]:
+        curves = [_curve(f"after {step:,} steps", axis, result, step) for step in result["rungs"]]
     else:
-        curves = [_curve("", axis, found, None)]
+        curves = [_curve("", axis, result, None)]
     title = axis["key"].rpartition(".")[2].replace("_", " ").capitalize()
     return Chart(title, axis["key"], "bits per byte", curves, logarithmic_x=axis["log"])
 
 
-def _first_rung(found: Table) -> int | None:
-    return found["rungs"][0] if found["rungs"] else None
+def _first_rung(result: Table) -> int | None:
+    return result["rungs"][0] if result["rungs"] else None
 
 
-def _curve(name: str, axis: Table, found: Table, step: int | None, where: Table | None = None) -> Curve:
+def _curve(name: str, axis: Table, result: Table, step: int | None, where: Table | None = None) -> Curve:
     """The best over the points with the settings `where`."""
     best: dict[float, float] = {}
-    for point in found["points"]:
+    for point in result["points"]:
         bits = _bits(point, step)
         if bits is not None and all(point["settings"][key] == value for key, value in (where or {}).items()):
             value = point["settings"][axis["key"]]
@@ -125,15 +125,15 @@ def _bits(point: Table, step: int | None) -> float | None:
     return bits[-1] if bits else None
 
 
-def _heat(found: Table) -> dict[str, Any]:
+def _heat(result: Table) -> dict[str, Any]:
     """A row for each value of the first setting, a column for each of the second: bits per byte and, in percent, how
     much colour they get."""
-    down, across = found["axes"]
+    down, across = result["axes"]
     bits = {
         (short_value(point["settings"][down["key"]]), short_value(point["settings"][across["key"]])): _bits(
-            point, _first_rung(found)
+            point, _first_rung(result)
         )
-        for point in found["points"]
+        for point in result["points"]
     }
     known = [value for value in bits.values() if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)

@@ -31,7 +31,7 @@ class Explained:
     """A text, and how its ids came about."""
 
     name: str
-    """Of the tokenizer."""
+    """The tokenizer's name."""
     tokenizer: Tokenizer
     pre_tokens: Sequence[PreToken]
 
@@ -185,7 +185,7 @@ TREES_OPEN, TREES_ON_PAGE = 24, 200
 DRAWN_BYTES = 64
 """The longest pre-token that is drawn."""
 COLOURS = 4
-"""Of tokens, in turn; style.css has as many."""
+"""Colours that tokens take in turn; style.css has as many."""
 Uses = npt.NDArray[np.int64]
 """How often each id is in the shards."""
 

@@ -85,13 +85,13 @@ def _standard_error(run: Run) -> Verdict:
     bits, error, documents = (run.test[key] for key in ("bits_per_byte", "standard_error", "documents"))
     if error is None:
         return Verdict("warning", "**One test document** gives no standard error: the number may be luck. Add text.")
-    said = (
+    range_of_others = (
         f"**Standard error {error:.3f}**: with other documents of the same kind the number would mostly lie between "
         f"{bits - 2 * error:.2f} and {bits + 2 * error:.2f}."
     )
     if documents < FEW_DOCUMENTS:
-        return Verdict("warning", f"{said} From {documents} documents, this error is rough itself.")
-    return Verdict("ok", said)
+        return Verdict("warning", f"{range_of_others} From {documents} documents, this error is rough itself.")
+    return Verdict("ok", range_of_others)
 
 
 def overfitting(run: Run) -> Verdict:

@@ -59,7 +59,7 @@ class WatchedRun:
 
     @property
     def id(self) -> str:
-        """The same whenever this program is started, so that addresses of pages stay true."""
+        """An id that stays the same when this program is started again, so that bookmarks stay valid."""
         return hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:12]
 
     def read(self, seconds: float = SECONDS_A_READ) -> None:

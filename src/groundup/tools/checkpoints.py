@@ -32,7 +32,7 @@ def checkpoints_in(path: Path) -> list[Path]:
     refuse_nothing(path, "run or checkpoint")
     if STEP_NAME.match(path.name):
         return [path]
-    found = checkpoint.found(path / "pretrain" / "checkpoints") or checkpoint.found(path)
+    found = checkpoint.list_checkpoints(path / "pretrain" / "checkpoints") or checkpoint.list_checkpoints(path)
     if not found:
         raise DataError(
             f"{path} is no checkpoint and has none: name a run that trains or has trained, or a step-… in it"
@@ -68,7 +68,7 @@ class CheckpointRow:
 def list_checkpoints(path: Path, progress: Progress = no_progress) -> list[CheckpointRow]:
     """The checkpoints that `path` stands for, every byte of them checked."""
     directories = checkpoints_in(path)
-    beside = checkpoint.found(directories[0].parent)
+    beside = checkpoint.list_checkpoints(directories[0].parent)
     manifests = {directory: _manifest(directory) for directory in beside}
     reasons: dict[int, str] = {}
     for manifest in manifests.values():  # the newest one that can be read has the last word

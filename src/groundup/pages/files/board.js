@@ -1,7 +1,7 @@
-// The board: controls, a chart for each metric, maps of health, settings, samples, events. What it shows of which runs
-// it is told; where that comes from (a server, or the page itself) is not its business.
+// The board: controls, a chart for each metric, maps of health, settings, samples, events. It draws the runs that it is
+// given, wherever they come from: a server, or the page itself.
 
-import { Chart, element, extent, place, short, smooth, swatch } from "./chart.js";
+import { Chart, element, extent, axisText, short, smooth, swatch } from "./chart.js";
 import { HeatMap, colourRange } from "./heat.js";
 
 export const AXES = { step: "step", tokens: "tokens", seconds: "time", flops: "FLOPs" };
@@ -19,13 +19,13 @@ const METRICS = {
 const NOT_MARKED = ["saved", "started", "finished"]; // as many as there are, they would hide the others
 const MAX_MARKS = 60, MAX_SAMPLES_SHOWN = 12, MAX_EVENTS_SHOWN = 60;
 
-/** What a reader has chosen to see. */
+/** The view before the reader changes it. */
 export const FIRST_VIEW = { axis: "step", logX: false, logs: [], smoothing: 2, low: null, high: null };
 
 export class Board {
   /**
-   * `changed(view)` is called when the reader has chosen otherwise. `hosts`: metric → an element that its chart is to
-   * stand in, rather than in the grid.
+   * `changed(view)` is called when the reader changes the view. `hosts`: metric → the element that holds its chart,
+   * where that is not the grid.
    */
   constructor(view, changed, hosts = {}) {
     this.hosts = hosts;
@@ -48,7 +48,7 @@ export class Board {
       ...Object.entries(AXES).map(([value, name]) => element("option", { value }, name)));
     const log = element("input", { type: "checkbox", name: "logX" });
     const smoothing = element("input", { type: "range", name: "smoothing", min: 0, max: 20, step: 1 });
-    this.says = element("output", {});
+    this.smoothingText = element("output", {});
     this.all = element("button", { type: "button", class: "all" }, "Show all");
     axis.addEventListener("change", () => this.choose({ axis: axis.value, low: null, high: null }));
     log.addEventListener("change", () => this.choose({ logX: log.checked }));
@@ -56,7 +56,7 @@ export class Board {
     this.all.addEventListener("click", () => this.choose({ low: null, high: null }));
     this.controls.addEventListener("submit", event => event.preventDefault());
     this.controls.append(element("label", {}, "over ", axis), element("label", {}, log, " log"),
-      element("label", {}, "smoothing ", smoothing, this.says), this.all,
+      element("label", {}, "smoothing ", smoothing, this.smoothingText), this.all,
       element("small", {}, "drag to zoom, double-click for all"));
     this.inputs = { axis, log, smoothing };
   }
@@ -79,7 +79,7 @@ export class Board {
     inputs.axis.value = view.axis;
     inputs.log.checked = view.logX;
     inputs.smoothing.value = view.smoothing;
-    this.says.textContent = view.smoothing ? `${view.smoothing} % of the width` : "none";
+    this.smoothingText.textContent = view.smoothing ? `${view.smoothing} % of the width` : "none";
     this.all.hidden = view.low === null && view.high === null;
     this.drawCharts();
     this.drawHealth();
@@ -89,11 +89,11 @@ export class Board {
   }
 
   drawCharts() {
-    const found = new Set(this.runs.flatMap(run => Object.keys(run.metrics)));
-    const names = [...Object.keys(METRICS).filter(name => found.has(name)),
-      ...[...found].filter(name => !(name in METRICS)).sort()];
+    const present = new Set(this.runs.flatMap(run => Object.keys(run.metrics)));
+    const names = [...Object.keys(METRICS).filter(name => present.has(name)),
+      ...[...present].filter(name => !(name in METRICS)).sort()];
     for (const [name, chart] of this.charts) {
-      if (!found.has(name)) {
+      if (!present.has(name)) {
         chart.node.remove();
         this.charts.delete(name);
       }
@@ -127,15 +127,15 @@ export class Board {
   content(name) {
     const { view } = this;
     const curves = this.runs.filter(run => run.metrics[name]).flatMap(run => {
-      const curve = (found, more = {}) => {
+      const curve = (points, more = {}) => {
         const share = view.smoothing * (more.thin ? 3 : 1) / 100;
-        const window = found.x.length < 40 ? 0 : Math.round(found.x.length * share);
-        return { name: run.name, series: run.series, ...found, smoothed: smooth(found.mean, window), ...more };
+        const window = points.x.length < 40 ? 0 : Math.round(points.x.length * share);
+        return { name: run.name, series: run.series, ...points, smoothed: smooth(points.mean, window), ...more };
       };
-      const found = run.metrics[name], { training_bits_per_byte: training } = run;
-      return name === VALIDATION && training && found.x.length
-        ? [{ ...curve(since(training, found.x[0]), { name: `${run.name}, training`, thin: true }), low: null }, curve(found)]
-        : [curve(found)];
+      const points = run.metrics[name], { training_bits_per_byte: training } = run;
+      return name === VALIDATION && training && points.x.length
+        ? [{ ...curve(since(training, points.x[0]), { name: `${run.name}, training`, thin: true }), low: null }, curve(points)]
+        : [curve(points)];
     });
     return { curves, axis: view.axis, axisName: AXES[view.axis], logX: view.logX, logY: view.logs.includes(name) };
   }
@@ -165,7 +165,7 @@ export class Board {
       }
     }
     this.health.replaceChildren(this.health.querySelector("h2"), element("p", {}, "A row a layer, the first at the top; " +
-      "a column a measurement. Point at a place to read it."), element("div", { class: "maps" }, ...maps));
+      "a column a measurement. Point at a cell to read it."), element("div", { class: "maps" }, ...maps));
   }
 
   drawSettings() {
@@ -193,16 +193,16 @@ export class Board {
     const lines = this.runs.flatMap(run => run.events.map(event => ({ run, event })))
       .sort((a, b) => (String(a.event.at) < String(b.event.at) ? 1 : -1)).slice(0, MAX_EVENTS_SHOWN);
     this.events.hidden = !lines.length;
-    const told = event => Object.entries(event).filter(([key]) => !["at", "event", "x"].includes(key))
+    const details = event => Object.entries(event).filter(([key]) => !["at", "event", "x"].includes(key))
       .map(([key, value]) => `${key} ${key === "step" ? short(value) : value}`).join(", ");
     refill(this.events, lines.map(({ run, event }) => [run.name, event]),
       table(["at (UTC)", ...(several ? ["run"] : []), "event", "details"], lines.map(({ run, event }) =>
         [String(event.at ?? "").replace("T", " ").replace("Z", ""), ...(several ? [named(run)] : []),
-          String(event.event ?? ""), told(event)])));
+          String(event.event ?? ""), details(event)])));
   }
 }
 
-/** The part of a curve from a place on: it starts far above, and would press all that is of interest to the ground. */
+/** The part of a curve from `x` on: its beginning is far above the rest, which it would flatten. */
 function since(curve, x) {
   const from = curve.x.findIndex(v => v >= x), end = from < 0 ? curve.x.length : from;
   return { x: curve.x.slice(end), mean: curve.mean.slice(end) };
@@ -216,11 +216,11 @@ function part(title, name) {
   return element("section", { class: `part ${name}`, hidden: true }, element("h2", {}, title));
 }
 
-/** Put `node` under the heading of a part, if what it says has changed: what a reader has unfolded stays so. */
-function refill(section, says, node) {
-  const now = JSON.stringify(says);
-  if (section.dataset.says === now) return;
-  section.dataset.says = now;
+/** Put `node` under the heading of a part if its content has changed: what a reader has unfolded stays so. */
+function refill(section, content, node) {
+  const now = JSON.stringify(content);
+  if (section.dataset.content === now) return;
+  section.dataset.content = now;
   section.replaceChildren(section.querySelector("h2"), node);
 }
 
@@ -230,11 +230,11 @@ function table(head, rows) {
     element("tbody", {}, ...rows.map(row => element("tr", {}, ...row.map(cell => element("td", {}, cell)))))));
 }
 
-/** One line about a run: how far it is. */
+/** How far a run is, in one line. */
 export function progress(last) {
   if (last?.step == null) return "no step yet";
   const parts = [`step ${short(last.step)}`];
   if (last.tokens != null) parts.push(`${short(last.tokens)} tokens`);
-  if (last.seconds != null) parts.push(place(last.seconds, "seconds"));
+  if (last.seconds != null) parts.push(axisText(last.seconds, "seconds"));
   return parts.join(", ");
 }

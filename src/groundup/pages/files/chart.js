@@ -1,4 +1,4 @@
-// Curves over a common axis, as SVG in the look of style.css: drag to zoom, double-click to see all, point to read.
+// Curves over a common axis, as SVG styled by style.css: drag to zoom, double-click to see all, point to read values.
 
 const SVG = "http://www.w3.org/2000/svg";
 const LEFT = 58, RIGHT = 12, TOP = 10, BOTTOM = 26, HEIGHT = 230;
@@ -26,27 +26,27 @@ export function swatch(series) {
     element("svg:line", { class: `line ${styleOf(series)}`, x2: 36, y1: 4, y2: 4 }));
 }
 
-/** Round numbers between `low` and `high`, about so many. */
+/** About `about` round numbers between `low` and `high`. */
 export function ticks(low, high, about) {
   const rough = (high - low) / about, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map(f => f * power).reduce((a, b) => (Math.abs(b - rough) < Math.abs(a - rough) ? b : a));
-  const found = [];
-  for (let i = Math.ceil(low / step); i * step <= high + step * 1e-9 && found.length < 50; i++) found.push(i * step);
-  return found;
+  const values = [];
+  for (let i = Math.ceil(low / step); i * step <= high + step * 1e-9 && values.length < 50; i++) values.push(i * step);
+  return values;
 }
 
 /** Round numbers between two positive numbers, for a logarithmic axis. */
 export function powers(low, high, about) {
   const decades = Math.log10(high / low);
   if (decades < 1) return ticks(low, high, about);
-  const found = [], every = Math.ceil(decades / about), leads = decades < about / 2 ? [1, 2, 5] : [1];
+  const values = [], every = Math.ceil(decades / about), leads = decades < about / 2 ? [1, 2, 5] : [1];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += every) {
-    found.push(...leads.map(lead => lead * 10 ** power).filter(v => v >= low && v <= high));
+    values.push(...leads.map(lead => lead * 10 ** power).filter(v => v >= low && v <= high));
   }
-  return found;
+  return values;
 }
 
-/** A number in few letters: 0.0031, 12.5k, 3e-7. */
+/** A number in few characters: 0.0031, 12.5k, 3e-7. */
 export function short(value) {
   const size = Math.abs(value);
   if (!Number.isFinite(value)) return "–";
@@ -57,7 +57,7 @@ export function short(value) {
   return Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 12 });
 }
 
-/** Seconds as a person says them. */
+/** Seconds in words. */
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return "–";
   const [days, hours, minutes] = [86400, 3600, 60].map(unit => Math.floor(seconds / unit));
@@ -66,8 +66,8 @@ export function duration(seconds) {
   return minutes ? `${minutes} min ${Math.round(seconds % 60)} s` : `${Number(seconds.toPrecision(3))} s`;
 }
 
-/** What a place on the horizontal axis is called. */
-export function place(value, axis) {
+/** The text for a position on the horizontal axis. */
+export function axisText(value, axis) {
   return axis === "seconds" ? duration(value) : short(value);
 }
 
@@ -112,10 +112,10 @@ export class Chart {
   paint() {
     const { curves, axis, axisName, logX, logY, marks } = this.content;
     const width = this.drawing.clientWidth || 420, right = width - RIGHT, bottom = HEIGHT - BOTTOM;
-    const shownY = v => v !== null && Number.isFinite(v) && (!logY || v > 0);
+    const isDrawable = v => v !== null && Number.isFinite(v) && (!logY || v > 0);
     let [lowX, highX] = [this.content.low, this.content.high];
     if (!(highX > lowX)) [lowX, highX] = logX ? [lowX / 2, lowX * 2] : [lowX - 0.5, lowX + 0.5];
-    const inside = (c, v, i) => shownY(v) && c.x[i] >= lowX && c.x[i] <= highX;
+    const inside = (c, v, i) => isDrawable(v) && c.x[i] >= lowX && c.x[i] <= highX;
     const values = curves.flatMap(c => c.mean.filter((v, i) => inside(c, v, i)));
     let [lowY, highY] = extent(values);
     const pad = (highY - lowY) * 0.05 || Math.abs(highY) * 0.1 || 1;
@@ -134,7 +134,7 @@ export class Chart {
     }
     const spaced = axis === "seconds" && !logX ? clock : logX ? powers : ticks;
     for (const tick of spaced(lowX, highX, Math.max(2, width / 110))) {
-      parts.push(element("svg:text", { class: "middle", x: Math.min(sx(tick), right - 8), y: bottom + 18 }, place(tick, axis)));
+      parts.push(element("svg:text", { class: "middle", x: Math.min(sx(tick), right - 8), y: bottom + 18 }, axisText(tick, axis)));
     }
     const clip = element("svg:svg", { x: LEFT, y: TOP - 2, width: Math.max(1, right - LEFT), height: bottom - TOP + 4,
       viewBox: `${LEFT} ${TOP - 2} ${Math.max(1, right - LEFT)} ${bottom - TOP + 4}` });
@@ -146,11 +146,11 @@ export class Chart {
     for (const curve of curves) {
       const style = styleOf(curve.series) + (curve.thin ? " thin" : "");
       const alone = curves.length <= 4; // of many, what lies behind one curve hides the others
-      if (alone && curve.low) clip.append(element("svg:path", { class: `band ${style}`, d: band(curve, sx, sy, shownY) }));
+      if (alone && curve.low) clip.append(element("svg:path", { class: `band ${style}`, d: band(curve, sx, sy, isDrawable) }));
       else if (alone && !curve.low && !curve.thin && curve.smoothed !== curve.mean) {
-        clip.append(element("svg:path", { class: `line faint ${style}`, d: path(curve.x, curve.mean, sx, sy, shownY) }));
+        clip.append(element("svg:path", { class: `line faint ${style}`, d: path(curve.x, curve.mean, sx, sy, isDrawable) }));
       }
-      clip.append(element("svg:path", { class: `line ${style}`, d: path(curve.x, curve.smoothed, sx, sy, shownY) }));
+      clip.append(element("svg:path", { class: `line ${style}`, d: path(curve.x, curve.smoothed, sx, sy, isDrawable) }));
       if (curve.dots) {
         dots.push(...curve.x.flatMap((x, i) => (!inside(curve, curve.mean[i], i) ? []
           : element("svg:circle", { class: `dot ${style}`, cx: sx(x), cy: sy(curve.mean[i]), r: 3.5 }))));
@@ -175,16 +175,16 @@ export class Chart {
       return (event.clientX - box.left) / box.width * this.scale.width;
     };
     let from = null;
-    const kept = x => Math.min(Math.max(x, LEFT), this.scale.width - RIGHT);
+    const clamp = x => Math.min(Math.max(x, LEFT), this.scale.width - RIGHT);
     this.drawing.addEventListener("pointerdown", event => {
       if (event.button || !this.scale || event.pointerType === "touch") return;
-      from = kept(at(event));
+      from = clamp(at(event));
       this.drawing.setPointerCapture(event.pointerId);
       event.preventDefault();
     });
     this.drawing.addEventListener("pointermove", event => {
       if (!this.scale) return;
-      const x = kept(at(event));
+      const x = clamp(at(event));
       if (from !== null) {
         this.span.setAttribute("x", Math.min(from, x));
         this.span.setAttribute("width", Math.abs(x - from));
@@ -193,7 +193,7 @@ export class Chart {
     });
     this.drawing.addEventListener("pointerup", event => {
       if (from === null) return;
-      const to = kept(at(event)), [low, high] = [from, to].sort((a, b) => a - b);
+      const to = clamp(at(event)), [low, high] = [from, to].sort((a, b) => a - b);
       from = null;
       this.span.setAttribute("width", 0);
       if (high - low > 5) this.zoomed(this.scale.sx.inverse(low), this.scale.sx.inverse(high));
@@ -207,7 +207,7 @@ export class Chart {
     });
   }
 
-  /** Show what the curves are at a place of the drawing. */
+  /** Show the values of the curves at a position of the drawing. */
   point(x) {
     this.pointed = x;
     const { curves, axis, axisName, marks } = this.content, { sx, width } = this.scale, value = sx.inverse(x);
@@ -228,7 +228,7 @@ export class Chart {
     for (const mark of marks) if (Math.abs(sx(mark.x) - x) < 5) rows.push(element("div", { class: "event" }, mark.label));
     this.cross.replaceChildren(element("svg:line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }), ...dots);
     this.tip.hidden = !rows.length;
-    this.tip.replaceChildren(element("div", {}, `${axisName} ${place(near ?? value, axis)}`), ...rows);
+    this.tip.replaceChildren(element("div", {}, `${axisName} ${axisText(near ?? value, axis)}`), ...rows);
     const left = x > width / 2;
     this.tip.style.left = left ? "auto" : `${x + 14}px`;
     this.tip.style.right = left ? `${width - x + 14}px` : "auto";
@@ -259,24 +259,24 @@ function clock(low, high, about) {
   return ticks(low / unit, high / unit, about).map(v => v * unit);
 }
 
-function path(x, y, sx, sy, shown) {
+function path(x, y, sx, sy, isDrawable) {
   let d = "", drawing = false;
   for (let i = 0; i < x.length; i++) {
-    if (shown(y[i])) {
+    if (isDrawable(y[i])) {
       // A point between two gaps is a line of no length, which round ends make a dot.
       d += `${drawing ? "L" : "M"}${sx(x[i])} ${sy(y[i])}`;
-      if (!drawing && !shown(y[i + 1] ?? null)) d += "h0.1";
+      if (!drawing && !isDrawable(y[i + 1] ?? null)) d += "h0.1";
     }
-    drawing = shown(y[i]);
+    drawing = isDrawable(y[i]);
   }
   return d;
 }
 
-function band(curve, sx, sy, shown) {
+function band(curve, sx, sy, isDrawable) {
   let d = "", i = 0;
   while (i < curve.x.length) {
     const from = i;
-    while (i < curve.x.length && shown(curve.low[i]) && shown(curve.high[i])) i++;
+    while (i < curve.x.length && isDrawable(curve.low[i]) && isDrawable(curve.high[i])) i++;
     if (i > from + 1) {
       d += "M";
       for (let j = from; j < i; j++) d += `${sx(curve.x[j])} ${sy(curve.high[j])} `;
@@ -288,7 +288,7 @@ function band(curve, sx, sy, shown) {
   return d;
 }
 
-/** Place of the number nearest to `value` in a rising list; -1 in an empty one. */
+/** Index of the number nearest to `value` in a rising list; -1 in an empty one. */
 function nearest(sorted, value) {
   let low = 0, high = sorted.length - 1;
   while (low < high) {

@@ -22,7 +22,7 @@ function show(view) {
   board.show(runs.map((run, series) => over(run, series, view)));
 }
 
-/** A run over the chosen axis, and only the part of it that was chosen. */
+/** A run over the axis of the view, and only the part that is in view. */
 function over(run, series, view) {
   const at = step => interpolate(step, run.knots.step, run.knots[view.axis]);
   const part = curve => {

@@ -2,7 +2,7 @@
 
 import { element, short } from "./chart.js";
 
-// Viridis (van der Walt and Smith, 2015) at nine places: even steps of brightness, also for the colour-blind.
+// Viridis (van der Walt and Smith, 2015) at nine points: even steps of brightness, also for the colour-blind.
 const COLOURS = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129],
   [92, 200, 99], [170, 220, 50], [253, 231, 37]];
 const DECADES_FOR_LOGARITHMS = 2;
@@ -12,9 +12,9 @@ export class HeatMap {
   constructor(title, whose = "") {
     this.canvas = element("canvas", { role: "img" });
     this.scale = element("div", { class: "scale" });
-    this.told = element("small", { hidden: true });
+    this.reading = element("small", { hidden: true });
     this.node = element("div", { class: "card heat" },
-      element("div", { class: "head" }, element("h3", {}, title), whose), this.canvas, this.scale, this.told);
+      element("div", { class: "head" }, element("h3", {}, title), whose), this.canvas, this.scale, this.reading);
     this.title = title;
     this.canvas.addEventListener("pointermove", event => this.point(event));
     this.canvas.addEventListener("pointerleave", () => this.rest());
@@ -43,7 +43,7 @@ export class HeatMap {
   }
 
   rest() {
-    this.told.hidden = true;
+    this.reading.hidden = true;
     this.scale.hidden = false;
     this.scale.replaceChildren(...this.low === undefined ? ["no numbers"]
       : [element("span", {}, short(this.low)), element("i"), element("span", {}, short(this.high)),
@@ -56,18 +56,18 @@ export class HeatMap {
     const layer = Math.floor((event.clientY - box.top) / box.height * this.layers);
     const value = this.columns[t]?.[layer];
     this.scale.hidden = true;
-    this.told.hidden = false;
-    this.told.textContent = `step ${short(this.steps[t] ?? NaN)}, layer ${layer}: ${value == null ? "no number" : short(value)}`;
+    this.reading.hidden = false;
+    this.reading.textContent = `step ${short(this.steps[t] ?? NaN)}, layer ${layer}: ${value == null ? "no number" : short(value)}`;
   }
 }
 
-/** From where to where colours go: the outermost hundredths are cut, so that a spike does not darken all the rest. */
+/** The values of the first and last colour: the outermost hundredths are cut, so that a spike does not darken the rest. */
 export function colourRange(columns) {
   const values = columns.flat().filter(v => v !== null).sort((a, b) => a - b);
   return [0.01, 0.99].map(share => values[Math.round(share * (values.length - 1))]);
 }
 
 function colour(share) {
-  const place = share * (COLOURS.length - 1), i = Math.min(COLOURS.length - 2, Math.floor(place));
-  return COLOURS[i].map((from, c) => Math.round(from + (COLOURS[i + 1][c] - from) * (place - i)));
+  const position = share * (COLOURS.length - 1), i = Math.min(COLOURS.length - 2, Math.floor(position));
+  return COLOURS[i].map((from, c) => Math.round(from + (COLOURS[i + 1][c] - from) * (position - i)));
 }
