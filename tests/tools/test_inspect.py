@@ -222,7 +222,7 @@ def _config(folder: Path, **change: object) -> None:
 @pytest.mark.parametrize(
     ("change", "answer"),
     [
-        (lambda folder: _config(folder, model_type="mamba"), "not known here; known are gpt2"),
+        (lambda folder: _config(folder, model_type="mamba"), "has model_type 'mamba'; known are groundup, gpt2"),
         (lambda folder: _config(folder, hidden_size="many"), "hidden_size = 'many'"),
         (lambda folder: _config(folder, hidden_act="sinus"), "hidden_act = 'sinus'"),
         (lambda folder: _config(folder, num_attention_heads=3), "describes a model that cannot be"),

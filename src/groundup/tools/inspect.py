@@ -29,8 +29,7 @@ from groundup.shards import open_split
 from groundup.tokenizer.settings import Existing
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import llama2c
-from groundup.weights.files import not_finite_weights, pickles_in, tokenizer_of, weight_files
-from groundup.weights.names import ARCHITECTURES, read_config, refusing_contradictions
+from groundup.weights.files import config_of, config_table, not_finite_weights, pickles_in, tokenizer_of, weight_files
 from groundup.words import plural
 
 KNOWN = (
@@ -336,16 +335,6 @@ def _steps(checkpoints: Path) -> list[Path]:
     return sorted(step for step in checkpoints.glob("step-*") if step.name.removeprefix("step-").isdigit())
 
 
-def _describe_remains(findings: Findings, progress: Progress) -> None:
-    """Files of a process that ended too early, or writes at this moment."""
-    files = sorted(file for file in findings.path.rglob("*") if file.is_file())
-    findings.facts["files"] = sorted(file.name for file in files)
-    if findings.what == PARTIAL:
-        findings.next = ["run the command that was making it again: what was begun is removed, and made anew"]
-    else:
-        findings.next = [_command("inspect", file) for file in files if file.suffix == ".parquet"][:1]
-
-
 def _describe_recipe(findings: Findings, progress: Progress) -> None:
     recipe = Recipe.load(findings.path)  # its own errors name the line
     findings.facts |= _recipe_facts(recipe)
@@ -402,26 +391,18 @@ def _describe_hugging_face(findings: Findings, progress: Progress) -> None:
 
 
 def _published_config(findings: Findings) -> ModelConfig | None:
-    """The config of a Hugging Face directory, where its architecture is known here; what it says is added."""
-    file = findings.path / "config.json"
+    """The config of a Hugging Face directory, where its architecture is known here; the facts are added."""
     try:
-        table = json.loads(file.read_bytes())
-        if not isinstance(table, dict):
-            raise ValueError(f"it holds a JSON {type(table).__name__}, not an object")
-        kind = findings.facts["model_type"] = table.get("model_type")
-        if not isinstance(kind, str) or kind not in ARCHITECTURES:
-            findings.facts["architecture"] = f"not known here; known are {', '.join(ARCHITECTURES)}"
-            return None
-        with refusing_contradictions(file):
-            config = read_config(table)
+        findings.facts["model_type"] = config_table(findings.path).get("model_type")
+        config = config_of(findings.path)
+    except DamagedError as error:
+        findings.damage.append(str(error))
+        return None
     except DataError as error:
-        findings.facts["architecture"] = f"known here, but not this one: {error}"
-    except (ValueError, AttributeError, RecursionError) as error:
-        findings.damage.append(f"config.json is damaged: {error}")
-    else:
-        findings.facts |= {"architecture": "known here", **_config_facts(config)}
-        return config
-    return None
+        findings.facts["architecture"] = str(error)
+        return None
+    findings.facts |= {"architecture": "known here", **_config_facts(config)}
+    return config
 
 
 def _describe_tokenizer(findings: Findings, progress: Progress) -> None:
@@ -654,11 +635,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", *GPT2_FILES)
 
 Kinds = tuple[tuple[Callable[[Path], bool], str, Callable[[Findings, Progress], None]], ...]
 PICKLE = "a pickle, which can run any program when it is loaded; nothing of it was loaded"
-PARTIAL = "the unfinished beginning of an artifact; a process writes it now, or was killed"
-DROPPED = "the documents that a corpus stage dropped before it ended with an error, each with its reason"
 FOLDERS: Kinds = (
-    (lambda path: path.name.endswith(".partial"), PARTIAL, _describe_remains),
-    (lambda path: path.name == "corpus.dropped", DROPPED, _describe_remains),
     (lambda path: path.name == "pretrain" and _is_run(path.parent), "", _describe_folder_of),
     (_is_run, "a finished run", _describe_run),
     (is_made, "an artifact of groundup", _describe_artifact),

@@ -73,9 +73,9 @@ def config_table(directory: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"cannot read {directory / 'config.json'}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{directory / 'config.json'} is damaged: {error}") from None
+        raise DamagedError(f"{directory / 'config.json'} is damaged: {error}") from None
     if not isinstance(table, dict):
-        raise DataError(f"{directory / 'config.json'} is damaged: it is not a JSON object")
+        raise DamagedError(f"{directory / 'config.json'} is damaged: it is not a JSON object")
     kind = table.get("model_type")
     if table.get("format") != FORMAT and (not isinstance(kind, str) or kind not in ARCHITECTURES):
         raise DataError(f"{directory} has model_type {kind!r}; known are {FORMAT}, {', '.join(ARCHITECTURES)}")
