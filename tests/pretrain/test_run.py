@@ -116,7 +116,7 @@ def test_asked_to_stop_anywhere_it_saves_once_and_goes_on(
     assert stopped["signal"] == "SIGTERM"
     assert step in (stopped["step"], None)
     if stopped["step"]:
-        assert checkpoint.step_of(checkpoint.found(run / "pretrain" / "checkpoints")[-1]) == stopped["step"]
+        assert checkpoint.step_of(checkpoint.list_checkpoints(run / "pretrain" / "checkpoints")[-1]) == stopped["step"]
     train(home, name)
     assert_the_same(run, unbroken)
 
@@ -182,7 +182,7 @@ def test_the_scale_of_float16_goes_on_where_it_was(home: Path, monkeypatch: pyte
         with pytest.raises(SavedAndStopped):
             train(home, "half-stopped", growing)
     run = home / "runs" / "half-stopped"
-    newest = checkpoint.found(run / "pretrain" / "checkpoints")[-1]
+    newest = checkpoint.list_checkpoints(run / "pretrain" / "checkpoints")[-1]
     scaler = json.loads((newest / "state.json").read_text())["scaler"]
     assert (scaler["scale"], scaler["_growth_tracker"]) == (256, 5), "doubled after steps 7 and 14"
     train(home, "half-stopped", growing)

@@ -20,7 +20,6 @@ from groundup.model.transformer import Transformer
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
-from groundup.optim.state import prepare_state
 from groundup.train import checkpoint
 from groundup.train.checkpoint import Kept, Saver
 from groundup.train.preemption import AskedToStop
@@ -40,7 +39,6 @@ def trained(config: ModelConfig, seed: int = 0, steps: int = 2) -> tuple[Masters
 
 def tensors(made: tuple[Masters, torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
     masters, optimizer = made
-    prepare_state(optimizer)
     return checkpoint.tensors_of(masters.copies, optimizer)
 
 
@@ -228,7 +226,7 @@ def test_a_signal_while_a_checkpoint_is_read_says_nothing_of_the_checkpoint(
     monkeypatch.setattr(HuggingFaceStorageReader, "read_data", interrupted)
     with pytest.raises(AskedToStop):
         load(tmp_path, trained(llama, steps=0))
-    assert len(checkpoint.found(tmp_path)) == 3
+    assert len(checkpoint.list_checkpoints(tmp_path)) == 3
 
 
 def test_settings_that_may_change_are_told_and_others_refused(tmp_path: Path, llama: ModelConfig) -> None:
@@ -295,7 +293,7 @@ def test_a_save_holds_what_was_there_when_it_was_asked_for(
     first, second = (load_file(tmp_path / f"step-0000000{step}" / checkpoint.WEIGHTS) for step in (1, 2))
     assert all(torch.equal(first[name], meant[name]) for name in meant)
     assert all((tensor == 7).all() for tensor in second.values())
-    assert checkpoint.bits_of(checkpoint.found(tmp_path)) == {1: None, 2: 1.5}
+    assert checkpoint.bits_of(checkpoint.list_checkpoints(tmp_path)) == {1: None, 2: 1.5}
     assert not any(thread.name == checkpoint.THREAD for thread in threading.enumerate()), "nobody is left behind"
 
 
@@ -318,9 +316,9 @@ def test_what_a_process_killed_just_after_a_save_left_is_removed(tmp_path: Path,
     for step in (10, 20, 30, 40):
         checkpoint.save(tmp_path, made, {"step": step}, {}, {}, {})
     with saver(tmp_path, Told(), newest=2, every_steps=20):
-        assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [20, 30, 40]
+        assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path)] == [20, 30, 40]
     with saver(tmp_path / "not yet", Told()):
-        assert checkpoint.found(tmp_path / "not yet") == []
+        assert checkpoint.list_checkpoints(tmp_path / "not yet") == []
 
 
 def test_what_ends_the_training_is_not_hidden_by_a_save_that_fails(tmp_path: Path, llama: ModelConfig) -> None:
@@ -346,7 +344,7 @@ def test_those_stay_that_are_to_be_kept(tmp_path: Path, kept: dict[str, Any], le
     with saver(tmp_path, Told(), **kept) as writing:
         for step, value in bits.items():
             writing.save({"model.w": torch.ones(3)}, {"step": step}, {"validation_bits_per_byte": value})
-    assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == left
+    assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path)] == left
 
 
 def test_a_checkpoint_that_is_being_read_is_not_removed(tmp_path: Path) -> None:
@@ -357,9 +355,9 @@ def test_a_checkpoint_that_is_being_read_is_not_removed(tmp_path: Path) -> None:
         with held(tmp_path / "step-00000001"):
             writing.save({"model.w": torch.ones(3)}, {"step": 2}, {})
             writing.wait()
-            assert len(checkpoint.found(tmp_path)) == 2
+            assert len(checkpoint.list_checkpoints(tmp_path)) == 2
         writing.save({"model.w": torch.ones(3)}, {"step": 3}, {})
-    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000003"]
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000003"]
     with pytest.raises(DataError, match="no manifest"), held(tmp_path / "step-00000001"):
         pass
 
@@ -412,4 +410,4 @@ def test_a_full_disk_is_told_and_tried_again_until_the_bound(small_disk: Path, l
         writing.wait()
     assert told.events()[3:] == [("save failed", 4), ("saved", 5), ("save failed", 6)]
     assert "Read-only" in told[-1][1]["why"]
-    assert [path.name for path in checkpoint.found(small_disk)] == ["step-00000001", "step-00000005"]
+    assert [path.name for path in checkpoint.list_checkpoints(small_disk)] == ["step-00000001", "step-00000005"]

@@ -26,21 +26,21 @@ def test_what_is_no_number_is_bad_from_the_first_step_on(value: float) -> None:
     )
     trouble = Guard(SETTINGS).judge(3.0, value)
     assert trouble is not None
-    assert trouble.what == f"the gradient norm is {value}"
+    assert trouble.seen == f"the gradient norm is {value}"
 
 
 def test_a_spike_is_named_with_how_far_it_stands_out() -> None:
     guard = after(40)
     trouble = guard.judge(5.0, 1.0)
     assert trouble is not None
-    assert trouble.what.startswith("the loss is 5, ")
+    assert trouble.seen.startswith("the loss is 5, ")
     assert trouble.loss_deviations == pytest.approx(2 / 0.05, rel=0.5)  # a deviation from 32 draws is rough
     norm = after(40).judge(3.0, 100.0)
     assert norm is not None
-    assert norm.what.startswith("the gradient norm is 100, ")
+    assert norm.seen.startswith("the gradient norm is 100, ")
     both = after(40).judge(5.0, 100.0)
     assert both is not None
-    assert " and the gradient norm is 100" in both.what
+    assert " and the gradient norm is 100" in both.seen
 
 
 def test_nothing_finite_is_a_spike_while_it_warms_up() -> None:

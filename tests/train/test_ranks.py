@@ -95,7 +95,7 @@ def run(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(minutes=5))
     result = train(rank)
     check_own_shard_is_saved(rank, folder / f"shard-{rank}")
-    torch.save({**result, "trouble": result["trouble"] and result["trouble"].what}, folder / f"{rank}.pt")
+    torch.save({**result, "trouble": result["trouble"] and result["trouble"].seen}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -19,7 +19,7 @@ from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.report.curves import Curves, HealthMaps
 from groundup.train.assemble import assemble
-from groundup.train.checkpoint import found
+from groundup.train.checkpoint import list_checkpoints
 from groundup.train.health import Activations, activations
 from groundup.train.session import Periodic, Session
 from groundup.train.settings import TrainingSettings
@@ -111,7 +111,7 @@ def test_it_learns_and_is_logged_and_drawn_like_the_first(unbroken: Path) -> Non
     assert health.steps == [20, 40]
     assert {"stream_rms", "grad_norm", "update_ratio"} <= set(health.maps)
     assert read_lines(unbroken / "events.jsonl")[-1]["event"] == "finished"
-    assert [path.name for path in found(unbroken / "checkpoints")] == ["step-00000030", "step-00000040"]
+    assert [path.name for path in list_checkpoints(unbroken / "checkpoints")] == ["step-00000030", "step-00000040"]
 
 
 def test_paused_and_killed_it_goes_on_bit_for_bit(unbroken: Path, tmp_path: Path) -> None:

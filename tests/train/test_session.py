@@ -28,7 +28,7 @@ from groundup.pretrain.setup import batches
 from groundup.shards import open_split, pack
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import session
-from groundup.train.checkpoint import found, step_of
+from groundup.train.checkpoint import list_checkpoints, step_of
 from groundup.train.loader import rows as loaded_rows
 
 MODEL = ModelConfig.from_table({"context_length": 16, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32})
@@ -103,7 +103,7 @@ def steps_of(work: Path) -> dict[int, dict[str, Any]]:
 
 
 def state_of(work: Path) -> dict[str, Any]:
-    newest = found(work / "pretrain" / "checkpoints")[-1]
+    newest = list_checkpoints(work / "pretrain" / "checkpoints")[-1]
     state: dict[str, Any] = json.loads((newest / "state.json").read_text())
     return state
 
@@ -230,7 +230,7 @@ def test_it_goes_back_only_so_often_and_then_tells_all_it_knows(
     assert [step["step"] for step in dump["bad_steps"]] == [21, 22, 23]
     assert all(step["documents"] and step["rows"] for step in dump["bad_steps"])
     assert events(tmp_path, "diverged")[0]["step"] == 23
-    assert [step_of(path) for path in found(tmp_path / "pretrain" / "checkpoints")][-1] == 20
+    assert [step_of(path) for path in list_checkpoints(tmp_path / "pretrain" / "checkpoints")][-1] == 20
 
 
 @SLOW
@@ -374,7 +374,7 @@ def test_a_clock_that_goes_back_an_hour_changes_no_number(
     seconds = [line["seconds"] for line in steps_of(tmp_path).values()]
     assert seconds == sorted(seconds)
     assert seconds[0] >= 0
-    assert [step_of(path) for path in found(tmp_path / "pretrain" / "checkpoints")] == [10, 12]
+    assert [step_of(path) for path in list_checkpoints(tmp_path / "pretrain" / "checkpoints")] == [10, 12]
 
 
 def test_sources_of_documents_are_found_by_number(text: Path, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from groundup.optim.settings import Adafactor
-from groundup.optim.state import Group, prepare_state
+from groundup.optim.state import Group
 
-NEVER_NOUGHT = 1e-30  # ε₁ of algorithms 4 and 5, added to the squared gradient
+NEVER_ZERO = 1e-30  # ε₁ of algorithms 4 and 5, added to the squared gradient
 
 
 class AdafactorOptimizer(torch.optim.Optimizer):
@@ -17,7 +17,6 @@ class AdafactorOptimizer(torch.optim.Optimizer):
     def __init__(self, groups: list[Group], settings: Adafactor) -> None:
         super().__init__(groups, {})
         self._settings = settings
-        prepare_state(self)
 
     def empty_state(self, weight: Tensor, group: Group) -> dict[str, Tensor]:
         """R + C numbers of a matrix, all of a vector; the count of steps stays on the CPU, where reading it waits for
@@ -47,7 +46,7 @@ class AdafactorOptimizer(torch.optim.Optimizer):
         """G / √V."""
         state["step"] += 1
         share = state["step"].item() ** -self._settings.decay_exponent  # 1 − β̂₂ of section 7.2
-        square = gradient.square().add_(NEVER_NOUGHT)
+        square = gradient.square().add_(NEVER_ZERO)
         if "mean_square" in state:
             mean_square = state["mean_square"].lerp_(square, share)
             return gradient * mean_square.rsqrt()

@@ -4,14 +4,13 @@ import torch
 from torch import Tensor
 
 from groundup.optim.settings import Lion
-from groundup.optim.state import Group, prepare_state
+from groundup.optim.state import Group
 
 
 class LionOptimizer(torch.optim.Optimizer):
     def __init__(self, groups: list[Group], settings: Lion) -> None:
         super().__init__(groups, {})
         self._settings = settings
-        prepare_state(self)
 
     def empty_state(self, weight: Tensor, group: Group) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(weight, requires_grad=False)}

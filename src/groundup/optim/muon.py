@@ -14,7 +14,7 @@ from torch import Tensor
 
 from groundup.optim.adamw import adamw_step
 from groundup.optim.settings import Muon
-from groundup.optim.state import Group, adamw_state, prepare_state
+from groundup.optim.state import Group, adamw_state
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the steepest at 0 of those that end near 1
 ITERATIONS = 5
@@ -24,15 +24,14 @@ RMS_OF_ADAMW = 0.2  # Liu et al. 2025, arXiv:2502.16982, section 2.2: the root m
 class MuonOptimizer(torch.optim.Optimizer):
     """Groups with `orthogonal` hold the matrices that are Muon's, the others what is AdamW's."""
 
-    def __init__(self, groups: list[Group], settings: Muon, products: torch.dtype) -> None:
+    def __init__(self, groups: list[Group], settings: Muon, matmul_dtype: torch.dtype) -> None:
         """
         Args:
-            products: the type that matrices are multiplied in; all that is kept is float32.
+            matmul_dtype: the type of its matmuls; all that is kept is float32.
         """
         super().__init__(groups, {})
         self._settings = settings
-        self._products = products
-        prepare_state(self)
+        self._matmul_dtype = matmul_dtype
 
     def empty_state(self, weight: Tensor, group: Group) -> dict[str, Tensor]:
         if group["orthogonal"]:
@@ -61,12 +60,12 @@ class MuonOptimizer(torch.optim.Optimizer):
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         for shape, members in alike.items():
             matrices = torch.stack([ahead[number] for number in members])  # (…, R, C): experts come in stacks
-            directions = orthogonalised(matrices.flatten(0, -3), self._products).view_as(matrices)
+            directions = orthogonalised(matrices.flatten(0, -3), self._matmul_dtype).view_as(matrices)
             length = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape[-2:]))
             torch._foreach_add_([weights[number] for number in members], list(directions), alpha=-length)
 
 
-def orthogonalised(matrices: Float[Tensor, "N R C"], products: torch.dtype) -> Float[Tensor, "N R C"]:
+def orthogonalised(matrices: Float[Tensor, "N R C"], matmul_dtype: torch.dtype) -> Float[Tensor, "N R C"]:
     """Each matrix with its singular values brought near one (0.7 to 1.2 for all but the very small), in float32.
 
     Five steps of a quintic Newton–Schulz iteration: X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X takes each singular value s to
@@ -75,7 +74,7 @@ def orthogonalised(matrices: Float[Tensor, "N R C"], products: torch.dtype) -> F
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # the smaller side first: X Xᵀ is then the smaller of the two squares
-    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(products)
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(matmul_dtype)
     for _ in range(ITERATIONS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)

@@ -17,7 +17,7 @@ from groundup.optim.width import is_matrix, is_orthogonal, learning_rate_factor
 def make_optimizer(
     weights: Iterable[tuple[str, Tensor]],
     settings: Optimizer,
-    products: torch.dtype = torch.float32,
+    matmul_dtype: torch.dtype = torch.float32,
     width_ratio: float = 1.0,
 ) -> torch.optim.Optimizer:
     """The optimizer of these named weights, its state made. Each group's `initial_lr` is its learning rate at the top
@@ -26,7 +26,7 @@ def make_optimizer(
     Args:
         weights: pairs of name and tensor, such as `model.named_parameters()`: what is a block's is known by its name.
         settings: which optimizer, and how it steps.
-        products: the type that Muon multiplies matrices in.
+        matmul_dtype: the type of Muon's matmuls.
         width_ratio: how many times as wide the model is as the one whose learning rate this is.
 
     Raises:
@@ -44,7 +44,7 @@ def make_optimizer(
         case AdamW():
             optimizer = adamw_over(groups, settings)
         case Muon():
-            optimizer = MuonOptimizer(groups, settings, products)
+            optimizer = MuonOptimizer(groups, settings, matmul_dtype)
         case Lion():
             optimizer = LionOptimizer(groups, settings)
         case Adafactor():
@@ -80,7 +80,7 @@ def parameter_groups(
 
 
 def _named(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """What is named, each once."""
+    """The pairs, each tensor once."""
     names: dict[Tensor, str] = {}  # by identity, as tensors are told apart
     for pair in weights:
         match pair:

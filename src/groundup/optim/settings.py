@@ -18,7 +18,7 @@ class AdamW(Settings):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     """How much of the mean squared gradient is kept at each step."""
     epsilon: float = Field(default=1e-8, gt=0)
-    """Added to the root of the mean square, so that nothing is divided by nought."""
+    """Added to the root of the mean square, so that nothing is divided by zero."""
     weight_decay: float = Field(default=0.1, ge=0)
     """On matrices; gains and biases are not decayed."""
 
@@ -34,11 +34,11 @@ class Muon(Settings):
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """How much of a matrix's mean gradient is kept at each step."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Of AdamW: how much of the mean gradient is kept at each step."""
+    """AdamW: how much of the mean gradient is kept at each step."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    """Of AdamW: how much of the mean squared gradient is kept at each step."""
+    """AdamW: how much of the mean squared gradient is kept at each step."""
     epsilon: float = Field(default=1e-8, gt=0)
-    """Of AdamW: added to the root of the mean square, so that nothing is divided by nought."""
+    """AdamW: added to the root of the mean square, so that nothing is divided by zero."""
     weight_decay: float = Field(default=0.1, ge=0)
     """On all matrices; gains and biases are not decayed."""
 
@@ -66,11 +66,11 @@ class Adafactor(Settings):
     learning_rate: float = Field(default=1e-2, gt=0)
     """At the top of the schedule, as a share of the root mean square of the weights that move."""
     decay_exponent: float = Field(default=0.8, gt=0, le=1)
-    """Of step t's squared gradient, a share of t to the power of minus this enters the mean."""
+    """The mean takes in step t's squared gradient with a share of t to the power of minus this."""
     update_clip: float = Field(default=1.0, gt=0)
     """Largest root mean square of a step before it is scaled; a longer one is shortened to it."""
     smallest: float = Field(default=1e-3, gt=0)
-    """Weights with a smaller root mean square move as if it were this, so that those at nought can leave it."""
+    """Weights with a smaller root mean square move as if it were this, so that those at zero can leave it."""
     weight_decay: float = Field(default=0.0, ge=0)
     """On matrices; the paper has none."""
 
@@ -78,58 +78,52 @@ class Adafactor(Settings):
 Optimizer = Annotated[AdamW | Muon | Lion | Adafactor, Field(discriminator="kind")]
 
 
-class Constant(Settings):
+class Warmup(Settings):
+    """What every schedule begins with: a linear rise from zero."""
+
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps over which the learning rate rises from zero, fewer than there are in all. If not set: a tenth of them, at
+    most 100."""
+
+
+class Constant(Warmup):
     """Linear warm-up, then always the same."""
 
     kind: Literal["constant"] = "constant"
-    warmup_steps: int | None = Field(default=None, ge=0)
-    """Steps over which the learning rate rises from nought, fewer than there are in all. If not set: a tenth of them,
-    at most 100."""
 
 
-class Cosine(Settings):
+class Cosine(Warmup):
     """Linear warm-up, then half a cosine down (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup_steps: int | None = Field(default=None, ge=0)
-    """Steps over which the learning rate rises from nought, fewer than there are in all. If not set: a tenth of them,
-    at most 100."""
     final: float = Field(default=0.1, ge=0, le=1)
     """Share of the learning rate towards which it falls; reached just after the last step."""
 
 
-class Linear(Settings):
+class Linear(Warmup):
     """Linear warm-up, then a straight line down."""
 
     kind: Literal["linear"] = "linear"
-    warmup_steps: int | None = Field(default=None, ge=0)
-    """Steps over which the learning rate rises from nought, fewer than there are in all. If not set: a tenth of them,
-    at most 100."""
     final: float = Field(default=0.0, ge=0, le=1)
     """Share of the learning rate towards which it falls; reached just after the last step."""
 
 
-class WarmupStableDecay(Settings):
+class WarmupStableDecay(Warmup):
     """Linear warm-up, then always the same, and at the end down as one minus a square root (Hu et al. 2024,
     arXiv:2404.06395, section 4; the shape of the fall: Hägele et al. 2024, arXiv:2405.18392, section 3)."""
 
     kind: Literal["warmup_stable_decay"] = "warmup_stable_decay"
-    warmup_steps: int | None = Field(default=None, ge=0)
-    """Steps over which the learning rate rises from nought, fewer than there are in all. If not set: a tenth of them,
-    at most 100."""
     decay_steps: int | None = Field(default=None, ge=0)
     """Steps over which it falls at the end; a fifth of them all if not set."""
     final: float = Field(default=0.0, ge=0, le=1)
     """Share of the learning rate towards which it falls; reached just after the last step."""
 
 
-class InverseSquareRoot(Settings):
-    """Linear warm-up, then as one over the square root of the step (Vaswani et al. 2017, arXiv:1706.03762, eq. 3)."""
+class InverseSquareRoot(Warmup):
+    """Linear warm-up, then as one over the square root of the step (Vaswani et al. 2017, arXiv:1706.03762, eq. 3); half
+    the learning rate after four times the warm-up."""
 
     kind: Literal["inverse_square_root"] = "inverse_square_root"
-    warmup_steps: int | None = Field(default=None, ge=0)
-    """Steps over which the learning rate rises from nought, fewer than there are in all. If not set: a tenth of them,
-    at most 100. After four times as many steps it is half the learning rate."""
 
 
 Schedule = Annotated[
@@ -139,7 +133,7 @@ Schedule = Annotated[
 
 
 def warmup_steps(schedule: Schedule, steps: int) -> int:
-    """Those of a schedule over so many steps."""
+    """Warm-up steps of a schedule over this many steps."""
     return min(100, steps // 10) if schedule.warmup_steps is None else schedule.warmup_steps
 
 
@@ -175,7 +169,7 @@ class Bfloat16(Settings):
 
 
 class Autocast(Settings):
-    """Weights, gradients and the optimizer's state in float32; each matrix product in bfloat16, its factors rounded
+    """Weights, gradients and the optimizer's state in float32; each matmul in bfloat16, its factors rounded
     anew every time (torch.autocast)."""
 
     kind: Literal["autocast"] = "autocast"
@@ -193,7 +187,7 @@ class Float16(Settings):
 
 
 class Float8(Settings):
-    """As `bfloat16`, but products with the blocks' matrices in float8 (Micikevicius et al. 2022, arXiv:2209.05433), for
+    """As `bfloat16`, but matmuls with the blocks' matrices in float8 (Micikevicius et al. 2022, arXiv:2209.05433), for
     GPUs that have it: NVIDIA's from Ada and Hopper on."""
 
     kind: Literal["float8"] = "float8"

@@ -1,6 +1,6 @@
-"""What an optimizer remembers of each weight, made before its first step."""
+"""Optimizer state, made before the first step."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,36 +9,20 @@ Group = dict[str, Any]
 """Weights that are stepped alike: `params`, `lr`, `initial_lr`, `weight_decay`, …, as torch's optimizers have them."""
 
 
-@runtime_checkable
-class KnowsItsState(Protocol):
-    """An optimizer of ours: it says what it remembers of a weight, all of it nought before the first step."""
-
-    def empty_state(self, weight: Tensor, group: Group) -> dict[str, Tensor]: ...
-
-
 def prepare_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give every weight the state that `optimizer` has before its first step; what is there already stays.
+    """Give every weight the state that `optimizer` has before its first step, all of it zero.
 
-    So a checkpoint is read into any optimizer in the same way: tensor by tensor, in place.
+    So a checkpoint is read into any optimizer in the same way: tensor by tensor, in place. An optimizer of ours says
+    by `empty_state(weight, group)` what it remembers of a weight; the others remember what AdamW does.
     """
+    empty_state = getattr(optimizer, "empty_state", lambda weight, group: adamw_state(weight))
     for group in optimizer.param_groups:
         for weight in group["params"]:
-            for key, nought in _empty_state(optimizer, weight, group).items():
-                optimizer.state[weight].setdefault(key, nought)
-
-
-def _empty_state(optimizer: torch.optim.Optimizer, weight: Tensor, group: Group) -> dict[str, Tensor]:
-    match optimizer:
-        case KnowsItsState():
-            return optimizer.empty_state(weight, group)
-        case torch.optim.AdamW():
-            return adamw_state(weight)
-        case _:
-            raise TypeError(f"what {type(optimizer).__name__} remembers of a weight is not known here")
+            optimizer.state[weight] |= empty_state(weight, group)
 
 
 def adamw_state(weight: Tensor) -> dict[str, Tensor]:
-    """torch's names; the count of steps lies with the weight, as its fused kernel wants it."""
+    """State by torch's names; the count of steps lies with the weight, as its fused kernel wants it."""
     return {
         "step": torch.zeros((), device=weight.device),
         "exp_avg": torch.zeros_like(weight, requires_grad=False),

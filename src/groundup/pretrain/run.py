@@ -66,7 +66,7 @@ def pretrain(
         replace(open_split(paths.shards, split), vocab_size=ids) for split in ("train", "validation")
     )
     device, context = find_device(settings.device), config.context_length
-    begun = bool(checkpoint.found(paths.work / "checkpoints"))
+    begun = bool(checkpoint.list_checkpoints(paths.work / "checkpoints"))
     assembled = set_up(config, settings, device, None if begun else paths.start)
     flops_per_token = training_flops_per_token(config, settings.loss)
     long = flops_per_token * settings.rows_before(settings.steps, context) * context >= WORTH_MEASURING_FLOPS

@@ -42,11 +42,11 @@ STATE = "state.json"
 THREAD = "checkpoint"
 """Name of the thread that writes."""
 BLOCK_BYTES = 1 << 24
-"""How much is digested and written at a time; both let other threads run."""
+"""Bytes that are digested and written at a time; both let other threads run."""
 Refusal = Callable[[Path, str], None]
-"""Is told which checkpoint was passed over, and why."""
+"""Called with a checkpoint that was passed over, and why."""
 Tell = Callable[..., None]
-"""`tell(event, **details)`: is told what became of a save."""
+"""`tell(event, **details)`, called with what became of a save."""
 
 
 def tensors_of(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -100,8 +100,8 @@ def save(
     Args:
         tensors: contiguous, on the CPU.
         state: `step` and whatever else the run needs to go on, as JSON values.
-        settings: those of the run, and
-        inputs: the name of each of its inputs → its digest; a run with others will not take this checkpoint.
+        settings: of the run, by table.
+        inputs: name of each input of the run → its digest; a run with others will not take this checkpoint.
         statistics: of the run at this step, such as `validation_bits_per_byte`.
 
     Raises:
@@ -199,7 +199,7 @@ TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""The names that safetensors has for them."""
+"""Names of types in safetensors."""
 
 
 def _itemsize(item: WriteItem) -> int:
@@ -288,7 +288,7 @@ class Kept:
 class Saver:
     """Saves while the training goes on: a save takes a copy and returns; a thread writes it, one at a time.
 
-    A save that fails is told and the training goes on; the next one tries again. Leaving the context waits.
+    A save that fails is reported and the training goes on; the next one tries again. Leaving the context waits.
     """
 
     def __init__(
@@ -303,17 +303,17 @@ class Saver:
     ) -> None:
         """
         Args:
-            settings: as of `save`, and
-            inputs: likewise.
-            failures: after so many in a row, `ResourceError`.
-            tell: is told `saved` and `save failed`, in the thread of whoever calls.
+            settings: of the run, as for `save`.
+            inputs: of the run, as for `save`.
+            failures: how many in a row raise `ResourceError`.
+            tell: called with `saved` and `save failed`, in the thread of whoever calls.
         """
         self._checkpoints, self._kept, self._settings, self._inputs = checkpoints, kept, settings, inputs
         self._most_failures, self._tell = failures, tell
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._told: dict[str, Any] = {}
+        self._report: dict[str, Any] = {}
         self._failures: list[Exception] = []
         self._quiet = contextlib.ExitStack()
 
@@ -342,21 +342,21 @@ class Saver:
         self.wait()
         waited = time.monotonic() - began
         self._snapshot.take(tensors)
-        self._told = {"step": state["step"], "stall_seconds": round(time.monotonic() - began, 3)}
+        self._report = {"step": state["step"], "stall_seconds": round(time.monotonic() - began, 3)}
         if waits:
-            self._told["waited_seconds"] = round(waited, 3)  # for the one before
+            self._report["waited_seconds"] = round(waited, 3)  # for the one before
         self._thread = threading.Thread(
             target=self._write, args=(json.loads(json.dumps(dict(state))), dict(statistics)), name=THREAD
         )
         self._thread.start()
 
     def poll(self) -> None:
-        """Tell what became of a save that has ended by now; raises as `wait` does."""
+        """Report a save that has ended by now; raises as `wait` does."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self, *, last: bool = False) -> None:
-        """Wait until nothing is being written, and tell what became of it.
+        """Wait until nothing is being written, and report what became of it.
 
         Args:
             last: what comes now relies on the last save: one failure is too many.
@@ -370,9 +370,9 @@ class Saver:
             error, self._error = self._error, None
             if error is None:
                 self._failures = []
-                self._tell("saved", **self._told)
+                self._tell("saved", **self._report)
             elif isinstance(error, (GroundupError, OSError)):
-                self.fail(self._told["step"], error)
+                self.fail(self._report["step"], error)
             else:
                 raise error
         if last and self._failures:
@@ -390,7 +390,7 @@ class Saver:
             raise self._given_up()
 
     def _given_up(self) -> ResourceError:
-        count, newest = len(self._failures), found(self._checkpoints)[-1:]
+        count, newest = len(self._failures), list_checkpoints(self._checkpoints)[-1:]
         what = "the last checkpoint" if count == 1 else f"{count} checkpoints in a row"
         where = f"the newest whole one is {newest[0].name}" if newest else "there is none"
         return ResourceError(f"{what} could not be written, {where}: {self._failures[-1]}")
@@ -403,12 +403,12 @@ class Saver:
             remove_old(self._checkpoints, self._kept)
         except BaseException as error:
             self._error = error
-        self._told["write_seconds"] = round(time.monotonic() - began, 3)
+        self._report["write_seconds"] = round(time.monotonic() - began, 3)
 
 
 def remove_old(checkpoints: Path, kept: Kept) -> None:
-    """Remove what is not to be kept, but nothing that another process reads."""
-    there = {step_of(directory): directory for directory in found(checkpoints)}
+    """Remove checkpoints that are not to be kept, unless another process reads them."""
+    there = {step_of(directory): directory for directory in list_checkpoints(checkpoints)}
     reasons = kept.reasons(bits_of(there.values()) if kept.best else dict.fromkeys(there, None))
     for step, directory in there.items():
         if step not in reasons:
@@ -430,7 +430,7 @@ def step_of(directory: Path) -> int:
     return int(directory.name.removeprefix("step-"))
 
 
-def found(checkpoints: Path) -> list[Path]:
+def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     if not checkpoints.is_dir():
         return []
@@ -456,14 +456,15 @@ def load_newest(
 ) -> Loaded | None:
     """Load the newest whole checkpoint of this run into `tensors`, in place.
 
-    A damaged one, or one of a run with other settings or inputs, is passed over: `refused` is told, and once another
-    has been loaded it is renamed to `….refused`. None when there is none to load.
+    A damaged one, or one of a run with other settings or inputs, is passed over, and once another has been loaded it is
+    renamed to `….refused`. None when there is none to load.
 
     Args:
         tensors: by name, as they were saved.
-        settings: those of the run, as given to `save`, and
-        inputs: likewise.
-        may_change: of a dotted setting, whether a checkpoint that was written with another value will do.
+        settings: of the run, as given to `save`.
+        inputs: of the run, as given to `save`.
+        refused: called with each checkpoint that is passed over, and why.
+        may_change: whether a checkpoint will do that was written with another value of this dotted setting.
 
     Raises:
         DataError: when there are checkpoints and every one of them is damaged.
@@ -483,7 +484,7 @@ def load_newest(
             leftover.rename(before)  # killed just when the same step was to get its place
         else:
             shutil.rmtree(leftover)
-    candidates = found(checkpoints)
+    candidates = list_checkpoints(checkpoints)
     useless, newest = [], ""
     for directory in reversed(candidates):
         try:
@@ -509,13 +510,13 @@ def load_newest(
 
 
 def _what_differs(manifest: Manifest, changed: Iterable[str], inputs: Mapping[str, str]) -> str:
-    """Of an input both digests, so that a wrong tokenizer is seen to be one."""
+    """Name the inputs and settings that differ, with both digests of each input."""
     others = [name for name in {**manifest.inputs, **inputs} if manifest.inputs.get(name) != inputs.get(name)]
-    told = []
+    words = []
     for name in others:
         wrote, has = (digests.get(name, "nothing")[:8] for digests in (manifest.inputs, inputs))
-        told.append(f"{name} {wrote}…, this run has {has}…")
-    return "; ".join([*told, *(f"another {name}" for name in changed)])
+        words.append(f"{name} {wrote}…, this run has {has}…")
+    return "; ".join([*words, *(f"another {name}" for name in changed)])
 
 
 def _set_aside(directory: Path) -> None:
@@ -539,7 +540,7 @@ def _load(directory: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _wrapped_in(error: CheckpointException) -> Exception:
-    """What happened, such as a full disk. DCP wraps whatever is raised into a `BaseException` of its own.
+    """The error that happened, such as a full disk. DCP wraps it into a `BaseException` of its own.
 
     Raises:
         BaseException: one that is no Exception, such as Ctrl-C: it says nothing of the checkpoint.

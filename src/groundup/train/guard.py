@@ -28,14 +28,14 @@ than it was, and it is not the scale that makes the gradients infinite."""
 
 @dataclass(frozen=True)
 class Trouble:
-    """What is wrong with a step."""
+    """Why a step is bad."""
 
-    what: str
-    """In words, such as `the loss is nan`."""
+    seen: str
+    """Such as `the loss is nan`."""
     loss: float
     grad_norm: float
     loss_deviations: float | None
-    """Above the median of the window; None where nothing was compared."""
+    """How far above the median of the window; None where nothing was compared."""
     grad_norm_deviations: float | None
 
 

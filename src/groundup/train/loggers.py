@@ -65,12 +65,9 @@ class Loggers:
             recorded: the settings, which some loggers show beside the curves.
         """
         self._feeds = [_Feed(logger, partial(open_writer, logger, work, recorded)) for logger in settings]
-        self._closed = False
 
     def send(self, lines: list[Line]) -> list[dict[str, Any]]:
         """Hand lines over; never waits, never raises. Returns events about loggers that are newly in trouble."""
-        if self._closed:
-            return []
         events = []
         for feed in self._feeds:
             feed.send(lines)
@@ -81,9 +78,6 @@ class Loggers:
 
     def close(self) -> list[dict[str, Any]]:
         """Let the loggers finish, for a bounded time. Returns an event for each: how many lines it got."""
-        if self._closed:
-            return []
-        self._closed = True
         until = time.monotonic() + SECONDS_TO_CLOSE
         for feed in self._feeds:
             feed.finish()
@@ -174,10 +168,11 @@ def open_writer(settings: Logger, work: Path, recorded: Table) -> Writer:
     match settings:
         case TensorBoard():
             return _TensorBoard(work / "tensorboard")
-        case WeightsAndBiases():
-            return _WeightsAndBiases(settings, work, name, recorded)
+        case WeightsAndBiases():  # a resumed run goes on as the same one, known by its directory
+            identity = hashlib.sha256(str(work.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+            return _Run(settings, name, recorded, id=identity, mode=settings.mode, dir=str(work))
         case Trackio():
-            return _Trackio(settings, name, recorded)
+            return _Run(settings, name, flatten(recorded), embed=False)
         case MLflow():
             return _MLflow(settings, name, recorded)
 
@@ -196,32 +191,15 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _WeightsAndBiases:
-    """A resumed run goes on as the same one, known by its directory."""
+class _Run:
+    """A run of Weights & Biases, or of trackio, which has the same interface."""
 
-    def __init__(self, settings: WeightsAndBiases, work: Path, name: str, recorded: Table) -> None:
-        self._wandb = importlib.import_module("wandb")
-        identity = hashlib.sha256(str(work.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        self._run = self._wandb.init(
-            project=settings.project, name=name, id=identity, resume="allow", mode=settings.mode, dir=str(work),
-            config=recorded,
-        )  # fmt: skip
+    def __init__(self, settings: WeightsAndBiases | Trackio, name: str, recorded: Table, **options: Any) -> None:
+        init = importlib.import_module(PACKAGES[settings.kind]).init
+        self._run = init(project=settings.project, name=name, config=recorded, resume="allow", **options)
 
     def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:
         self._run.log(numbers if text is None else {**numbers, "sample": text}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _Trackio:
-    def __init__(self, settings: Trackio, name: str, recorded: Table) -> None:
-        self._run = importlib.import_module("trackio").init(
-            project=settings.project, name=name, config=flatten(recorded), resume="allow", embed=False
-        )
-
-    def write(self, step: int, numbers: dict[str, float], text: str | None) -> None:
-        self._run.log({**numbers, **({} if text is None else {"sample": text})}, step=step)
 
     def close(self) -> None:
         self._run.finish()

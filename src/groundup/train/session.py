@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic
 
@@ -348,7 +348,7 @@ class Session(Generic[Rows]):
         """Bring everything to where it was some steps before the trouble, but for the rows: those are jumped over."""
         self._flush()
         self._saver.wait()
-        saved = {checkpoint.step_of(path): path for path in checkpoint.found(self._checkpoints)}
+        saved = {checkpoint.step_of(path): path for path in checkpoint.list_checkpoints(self._checkpoints)}
         goal, next_row, rollbacks = guard.goal(saved, number), self._next_row, guard.rollbacks + 1
         if not guard.may_go_back:
             what = f"{guard.bad_in_a_row} bad steps in a row up to step {number:,}, after {guard.rollbacks} times back"
@@ -388,18 +388,14 @@ class Session(Generic[Rows]):
         fields, sentence = self._suspects(self._batch, first)
         event = {
             "step": step.number,
-            "seen": trouble.what,
-            "loss": trouble.loss,
-            "grad_norm": trouble.grad_norm,
-            "loss_deviations": trouble.loss_deviations,
-            "grad_norm_deviations": trouble.grad_norm_deviations,
+            **asdict(trouble),
             "learning_rate": step.learning_rate,
-            "rows": [first, last],
+            "rows": self._rows,
             **fields,
         }
         self._bad_steps = [*self._bad_steps, event][-guard.settings.patience :]
         self.log.event("step skipped", **event)
-        self._say(f"step {step.number:,} left out: {trouble.what}. It read rows {first:,} to {last - 1:,}{sentence}")
+        self._say(f"step {step.number:,} left out: {trouble.seen}. It read rows {first:,} to {last - 1:,}{sentence}")
 
     def _tell_overflows(self) -> None:
         if self._overflows.waiting:
@@ -415,7 +411,7 @@ class Session(Generic[Rows]):
         if first_bad == 1:
             advice = f"No step was taken before it, so the learning rate has no part in it. {self._advice_at_start}"
         else:
-            kept, table = checkpoint.found(self._checkpoints), self.settings.TABLE
+            kept, table = checkpoint.list_checkpoints(self._checkpoints), self.settings.TABLE
             where = f"the last checkpoint is {kept[-1].name}" if kept else "no checkpoint was written yet"
             advice = (
                 f"Lower {table}.optimizer.learning_rate (now {self.settings.optimizer.learning_rate}) or lengthen "
