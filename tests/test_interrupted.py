@@ -25,7 +25,7 @@ LONGER = [
 PATIENCE = 1200  # seconds; a bound on a hang, not a claim about speed
 HAPPENING = """
 import os, signal, sys
-from groundup import files
+from groundup import artifacts
 from groundup.train import checkpoint
 from groundup.cli import app as cli
 from groundup.pretrain import speed
@@ -189,7 +189,7 @@ def test_killed_in_any_other_stage_the_next_build_completes(recipe: Path, stage:
     recipe.write_text(text)
     arguments = ["build", "tiny.toml", "tokenizer.vocab_size=2048", "pretrain.steps=5", "--run", "killed"]
     place = random.choice(["Draft", "_digest_files"])  # at its beginning, or when all but the manifest is written
-    killed = f"happens({signal.SIGKILL:d}, files, '{place}', lambda path, *rest: path.name == '.{stage}.partial')"
+    killed = f"happens({signal.SIGKILL:d}, artifacts, '{place}', lambda path, *rest: path.name == '.{stage}.partial')"
     assert finish(start(home, *arguments, happening=killed))[0] == -signal.SIGKILL
     assert (run / f".{stage}.partial").is_dir()
     assert not (run / stage).exists(), "nothing half-written is taken for whole"
@@ -251,7 +251,7 @@ def test_killed_while_learning_the_same_vocabulary_comes_out(recipe: Path) -> No
     assert finish(start(home, "corpus", "tiny.toml", "--run", "whole"))[0] == 0
     shutil.copytree(home / "whole", home / "apart" / "killed")  # apart, or it would share what the other makes
     assert finish(start(home, *learn, "--run", "whole"))[0] == 0
-    counted = f"happens({signal.SIGKILL:d}, count.PieceCounter, 'save', after=True)"
+    counted = f"happens({signal.SIGKILL:d}, count.PreTokenCounter, 'save', after=True)"
     assert finish(start(home, *learn, "--run", "apart/killed", happening=counted))[0] == -signal.SIGKILL
     assert (home / "apart" / "killed" / ".tokenizer.counts" / "counted.json").is_file()
     assert not (home / "apart" / "killed" / "tokenizer").exists()
