@@ -33,7 +33,7 @@ test-slow: $(VENV)/dev
 
 # without the checks of shapes, which wrap functions, and with warnings: the compiler trips over both
 test-gpu: $(VENV)/dev
-	$(BIN)/pytest -o addopts="--import-mode=importlib --strict-markers" -W default -m gpu -rs tests/gpu
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/pytest -o addopts="--import-mode=importlib --strict-markers" -W default -m gpu -rs tests/gpu
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/make.py

@@ -1,15 +1,10 @@
 """Settings: what is written is what is read, and mistakes are answered."""
 
-import itertools
-import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
-import tomli_w
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import Field
 
 from groundup.cli.help import describe
@@ -17,7 +12,7 @@ from groundup.errors import DataError, SettingsError
 from groundup.model.settings import GroupedQuery, ModelConfig
 from groundup.optim.settings import AdamW
 from groundup.recipe import Recipe
-from groundup.settings import Settings, differences, line_of
+from groundup.settings import Settings, differences
 
 
 class Circle(Settings):
@@ -341,96 +336,3 @@ def test_a_table_in_a_table_is_read_as_strictly_as_before() -> None:
     assert read == Drawing(name="é 😀", more=(Box(width=3), Circle(radius=2.0)))
     recipe = Recipe.load(Path("recipes/storybook.toml"))
     assert Recipe.from_table(recipe.table()) == recipe
-
-
-Location = tuple[str | int, ...]
-KEYS = st.one_of(st.sampled_from(["a", "b", "a.b", "x y", "", '"', "#", "[", "=", "\n", "ü"]), st.text(max_size=4))
-TREES = st.recursive(
-    st.none(),
-    lambda inner: st.one_of(st.dictionaries(KEYS, inner, max_size=4), st.lists(inner, max_size=4)),
-    max_leaves=20,
-)
-
-
-def numbered(tree: Any, count: Iterator[int]) -> Any:
-    """Every leaf another number, so that each can be told by its digits."""
-    if isinstance(tree, dict):
-        return {name: numbered(value, count) for name, value in tree.items()}
-    return [numbered(value, count) for value in tree] if isinstance(tree, list) else next(count)
-
-
-def leaves(tree: Any, path: Location = ()) -> Iterator[tuple[Location, int]]:
-    if isinstance(tree, int):
-        yield path, tree
-        return
-    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        yield from leaves(value, (*path, name))
-
-
-@given(st.dictionaries(KEYS, TREES, max_size=4))
-def test_a_key_is_found_on_the_line_where_its_value_begins(tree: dict[str, Any]) -> None:
-    text = tomli_w.dumps(numbered(tree, itertools.count(10**9)))
-    lines = text.split("\n")
-    for path, number in leaves(tomllib.loads(text)):
-        line = line_of(text, path)
-        assert line is not None
-        held = next(place for place, written in enumerate(lines, start=1) if str(number) in written)
-        if any(isinstance(part, int) for part in path):  # within an array over several lines: the line of its key
-            assert line <= held, path
-        else:
-            assert line == held, path
-
-
-WRITTEN = """
-top = 1 # a comment with = and [
-"quoted.key" = 'x = 1'
-[a."b c".d]
-'lit' = \"\"\"
-not a key
-[no
-\"\"\"
-dotted . inside = { x = 1, y.z = [ { w = 2 }, 3 ] }
-list = [
-  # one = 1
-  { one = "]" },
-
-  { two = 2 },
-]
-when = 1979-05-27 07:32:00
-[[many]]
-n = 1
-[many.sub]
-m = 1
-[[many]]
-n = 2
-[[many.sub2]]
-k = 1
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "line"),
-    [
-        (("top",), 2),
-        (("quoted.key",), 3),
-        (("a", "b c", "d", "lit"), 5),
-        (("a", "b c", "d", "dotted", "inside", "y", "z", 0, "w"), 9),
-        (("a", "b c", "d", "list", 1, "two"), 10),
-        (("a", "b c", "d", "when"), 16),
-        (("many", 0, "sub", "m"), 20),
-        (("many", 1, "n"), 22),
-        (("many", 1, "sub2", 0, "k"), 24),
-        (("a",), 4),  # never written alone: where something inside it is
-        (("many", 1, "missing"), 21),  # not there: its table
-        (("nowhere",), None),
-    ],
-)
-def test_every_way_to_write_a_key_is_found(path: Location, line: int | None) -> None:
-    assert tomllib.loads(WRITTEN)
-    assert line_of(WRITTEN, path) == line
-    assert line_of(WRITTEN.replace("\n", "\r\n"), path) == line
-
-
-@given(st.text(alphabet="ab.= \n[]{},\"'#1", max_size=60))
-def test_what_is_no_toml_is_scanned_without_harm(text: str) -> None:
-    line_of(text, ("a", "b"))

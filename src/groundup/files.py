@@ -1,4 +1,4 @@
-"""Bytes on disk: atomic writes, readers of plain and compressed files, digests, and errors that name the path."""
+"""Bytes on disk: atomic writes, readers of plain, compressed and TOML files, digests, and errors that name the path."""
 
 import contextlib
 import difflib
@@ -9,9 +9,12 @@ import io
 import json
 import lzma
 import os
+import re
 import shutil
 import sys
+import tomllib
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -204,3 +207,126 @@ OPENERS: dict[str, Callable[[BinaryIO], contextlib.AbstractContextManager[Any]]]
     ".zst": lambda raw: zstd.ZstdFile(raw, options=ANY_WINDOW),
 }
 """By the suffix in small letters."""
+
+
+# TOML
+
+MAX_FILE_BYTES = 1 << 18
+"""A recipe is a few kilobytes; a larger file is something else, and is not parsed."""
+MAX_DEPTH = 32
+"""Tables and arrays inside each other; the deepest recipe has five."""
+NAME = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
+DOTTED = rf"{NAME}(?:\s*\.\s*{NAME})*"
+HEADER_OR_KEY = re.compile(rf"\s*(?:(?P<bracket>\[\[?)\s*(?P<header>{DOTTED})\s*\]|(?P<key>{DOTTED})\s*=)")
+
+
+def read_toml_text(file: Path) -> str:
+    """The text of a recipe.
+
+    Raises:
+        DataError: no such file, with what may have been meant.
+        SettingsError: not UTF-8, or far too large for a recipe.
+    """
+    try:
+        with open(file, "rb") as stream:
+            raw = stream.read(MAX_FILE_BYTES + 1)
+    except PermissionError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"no recipe file {file}{_instead_of(file, error)}") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise SettingsError(
+            f"{file} has {max(len(raw), file.stat().st_size):,} bytes; a recipe is a few kilobytes of TOML, at most "
+            f"{MAX_FILE_BYTES:,} are read. If it is text to learn from, name it in a recipe: [corpus] sources = [...]"
+        )
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SettingsError(f"{file} is not valid TOML: line {line} is not UTF-8 ({error.reason})") from None
+
+
+def _instead_of(file: Path, error: Exception) -> str:
+    """What may have been meant by a file that is not there."""
+    if (file / "recipe.toml").is_file():
+        return f": it is a run; `groundup inspect {file}` says how to go on with it"
+    if file.with_name(f"{file.name}.toml").is_file():
+        return f"; did you mean {file.with_name(f'{file.name}.toml')}?"
+    if isinstance(error, OSError) and file.is_dir():
+        return ": it is a folder"
+    there = sorted(str(path) for path in file.parent.glob("*.toml")) if file.parent.is_dir() else []
+    return f"; recipes there: {', '.join(there)}" if there else ""
+
+
+def parse_toml(text: str, file: Path) -> dict[str, Any]:
+    """
+    Raises:
+        SettingsError: not TOML, naming `file` and the line.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        why = f"tables or arrays are nested deeper than {MAX_DEPTH}"
+    except tomllib.TOMLDecodeError as error:
+        why = _with_the_line(str(error), text)
+    except ValueError:
+        why = "it has a number of thousands of digits"
+    other = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}.get(file.suffix)
+    hint = f". By its name it is {other}; a recipe is TOML: [pretrain], and under it steps = 500" if other else ""
+    raise SettingsError(f"{file} is not valid TOML: {why}{hint}")
+
+
+def _with_the_line(message: str, text: str) -> str:
+    """tomllib's complaint, the line first and its text after it."""
+    found = re.fullmatch(r"(?s)(.*) \(at line (\d+), column \d+\)", message)
+    if not found:
+        return message[:1].lower() + message[1:]
+    line = text.split("\n")[int(found[2]) - 1].strip()
+    shown = f": {shortened(line)}" if line else ""
+    if found[1] == "Invalid value":
+        shown += " (words stand in quotes)"
+    return f"line {found[2]}, {found[1][:1].lower()}{found[1][1:]}{shown}"
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def line_of(text: str, path: tuple[str | int, ...]) -> int | None:
+    """The line of a TOML file on which `path` stands, or the first key inside it; if it is written nowhere, or inside
+    the value of a key, the line of its table or of that key.
+
+    tomllib, which reads the values, gives no positions. This looks for keys under their headers line by line, and so
+    takes a line of a long string that looks like a key for one.
+
+    >>> line_of("a = 1\\n[b]\\nc.d = [\\n  {e = 2},\\n]", ("b", "c", "d", 0, "e"))
+    3
+    """
+    lines = list(_lines_of_keys(text))
+    while path:
+        inside = [(key, line) for key, line in lines if key[: len(path)] == path]
+        if inside:
+            return next((line for key, line in inside if key == path), inside[0][1])
+        path = path[:-1]
+    return None
+
+
+def _lines_of_keys(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    tables: Counter[tuple[str | int, ...]] = Counter()  # array of tables → its tables so far
+    table: tuple[str | int, ...] = ()
+    for number, line in enumerate(text.split("\n"), start=1):
+        match = HEADER_OR_KEY.match(line)
+        names = re.findall(NAME, match["header"] or match["key"]) if match else []
+        names = [str(tomllib.loads(f"name = {name}")["name"]) if name[0] in "\"'" else name for name in names]
+        if match and match["key"]:
+            yield (*table, *names), number
+        elif match:
+            table = ()
+            for name in names[:-1]:  # under an array of tables, its last table is meant
+                table = (*table, name)
+                table = (*table, tables[table] - 1) if table in tables else table
+            table = (*table, names[-1])
+            if match["bracket"] == "[[":
+                tables[table] += 1
+                table = (*table, tables[table] - 1)
+            yield table, number

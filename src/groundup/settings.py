@@ -10,7 +10,6 @@ import json
 import math
 import re
 import tomllib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,11 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from groundup.errors import DataError, SettingsError, escaped
+from groundup.errors import SettingsError, escaped
+from groundup.files import MAX_DEPTH, line_of, parse_toml, read_toml_text, shortened
 
 Table = dict[str, Any]
-MAX_FILE_BYTES = 1 << 18
-"""A recipe is a few kilobytes; a larger file is something else, and is not parsed."""
 MAX_COMPLAINTS = 20
-MAX_DEPTH = 32
-"""Tables and arrays inside each other; the deepest recipe has five."""
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 """What a string has in place of bytes that are not UTF-8, and no file, JSON or terminal can hold."""
 
@@ -52,54 +48,9 @@ class Origin:
         for override in reversed(self.overrides):
             given = tuple(override.partition("=")[0].strip().split("."))
             if given[: len(path)] == path or path[: len(given)] == given:
-                return f"override {_shortened(override)}: "
+                return f"override {shortened(override)}: "
         line = line_of(self.text, path)
         return f"line {line}: " if line else ""
-
-
-NAME = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
-DOTTED = rf"{NAME}(?:\s*\.\s*{NAME})*"
-HEADER_OR_KEY = re.compile(rf"\s*(?:(?P<bracket>\[\[?)\s*(?P<header>{DOTTED})\s*\]|(?P<key>{DOTTED})\s*=)")
-
-
-def line_of(text: str, path: tuple[str | int, ...]) -> int | None:
-    """The line of a TOML file on which `path` stands, or the first key inside it; if it is written nowhere, or inside
-    the value of a key, the line of its table or of that key.
-
-    tomllib, which reads the values, gives no positions. This looks for keys under their headers line by line, and so
-    takes a line of a long string that looks like a key for one.
-
-    >>> line_of("a = 1\\n[b]\\nc.d = [\\n  {e = 2},\\n]", ("b", "c", "d", 0, "e"))
-    3
-    """
-    lines = list(_lines_of_keys(text))
-    while path:
-        inside = [(key, line) for key, line in lines if key[: len(path)] == path]
-        if inside:
-            return next((line for key, line in inside if key == path), inside[0][1])
-        path = path[:-1]
-    return None
-
-
-def _lines_of_keys(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    tables: Counter[tuple[str | int, ...]] = Counter()  # array of tables → its tables so far
-    table: tuple[str | int, ...] = ()
-    for number, line in enumerate(text.split("\n"), start=1):
-        match = HEADER_OR_KEY.match(line)
-        names = re.findall(NAME, match["header"] or match["key"]) if match else []
-        names = [str(tomllib.loads(f"name = {name}")["name"]) if name[0] in "\"'" else name for name in names]
-        if match and match["key"]:
-            yield (*table, *names), number
-        elif match:
-            table = ()
-            for name in names[:-1]:  # under an array of tables, its last table is meant
-                table = (*table, name)
-                table = (*table, tables[table] - 1) if table in tables else table
-            table = (*table, names[-1])
-            if match["bracket"] == "[[":
-                tables[table] += 1
-                table = (*table, tables[table] - 1)
-            yield table, number
 
 
 class Settings(BaseModel):
@@ -192,8 +143,8 @@ class Settings(BaseModel):
         ...     Room.load(Path(folder, "room.toml")), Room.load(Path(folder, "room.toml"), ["lights=3"])
         (Room(lights=2), Room(lights=3))
         """
-        text = _read(file)
-        return cls._from_overridden(_parse(text, file), overrides, Origin(str(file), text))
+        text = read_toml_text(file)
+        return cls._from_overridden(parse_toml(text, file), overrides, Origin(str(file), text))
 
     def override(self, overrides: Iterable[str]) -> Self:
         """The same settings with other values.
@@ -245,69 +196,7 @@ def read_toml(file: Path) -> Table:
     ...     read_toml(Path(folder, "a.toml"))
     {'pretrain': {'steps': 500}}
     """
-    return _parse(_read(file), file)
-
-
-def _read(file: Path) -> str:
-    try:
-        with open(file, "rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
-    except PermissionError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"no recipe file {file}{_instead_of(file, error)}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise SettingsError(
-            f"{file} has {max(len(raw), file.stat().st_size):,} bytes; a recipe is a few kilobytes of TOML, at most "
-            f"{MAX_FILE_BYTES:,} are read. If it is text to learn from, name it in a recipe: [corpus] sources = [...]"
-        )
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise SettingsError(f"{file} is not valid TOML: line {line} is not UTF-8 ({error.reason})") from None
-
-
-def _instead_of(file: Path, error: Exception) -> str:
-    """What may have been meant by a file that is not there."""
-    if (file / "recipe.toml").is_file():
-        return f": it is a run; `groundup inspect {file}` says how to go on with it"
-    if file.with_name(f"{file.name}.toml").is_file():
-        return f"; did you mean {file.with_name(f'{file.name}.toml')}?"
-    if isinstance(error, OSError) and file.is_dir():
-        return ": it is a folder"
-    there = sorted(str(path) for path in file.parent.glob("*.toml")) if file.parent.is_dir() else []
-    return f"; recipes there: {', '.join(there)}" if there else ""
-
-
-def _parse(text: str, file: Path) -> Table:
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        why = f"tables or arrays are nested deeper than {MAX_DEPTH}"
-    except tomllib.TOMLDecodeError as error:
-        why = _with_the_line(str(error), text)
-    except ValueError:
-        why = "it has a number of thousands of digits"
-    other = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}.get(file.suffix)
-    hint = f". By its name it is {other}; a recipe is TOML: [pretrain], and under it steps = 500" if other else ""
-    raise SettingsError(f"{file} is not valid TOML: {why}{hint}")
-
-
-def _with_the_line(message: str, text: str) -> str:
-    """tomllib's complaint, the line first and its text after it."""
-    found = re.fullmatch(r"(?s)(.*) \(at line (\d+), column \d+\)", message)
-    if not found:
-        return message[:1].lower() + message[1:]
-    line = text.split("\n")[int(found[2]) - 1].strip()
-    shown = f": {_shortened(line)}" if line else ""
-    if found[1] == "Invalid value":
-        shown += " (words stand in quotes)"
-    return f"line {found[2]}, {found[1][:1].lower()}{found[1][1:]}{shown}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:80]}…"
+    return parse_toml(read_toml_text(file), file)
 
 
 def _dotted(path: Iterable[str | int]) -> str:
@@ -350,7 +239,7 @@ def _apply(table: Table, override: str) -> None:
     except ValueError:
         value = text.strip()  # a bare word is a string: no shell needs a second pair of quotes
     except RecursionError:
-        raise SettingsError(f"override {_shortened(override)!r} is nested deeper than {MAX_DEPTH}") from None
+        raise SettingsError(f"override {shortened(override)!r} is nested deeper than {MAX_DEPTH}") from None
     for name in names[:-1]:
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
@@ -462,13 +351,13 @@ def _sentence(path: tuple[str | int, ...], known: list[str], kinds: list[str], d
         case "union_tag_not_found" if isinstance(detail["input"], dict):
             return f"{dotted}.kind is not set; known here: {', '.join(kinds)}"
         case "model_type" | "model_attributes_type" | "dict_type" | "union_tag_not_found":
-            return f"{dotted} is {_shortened(repr(detail['input']))}; it should be a table, such as [{dotted}]"
+            return f"{dotted} is {shortened(repr(detail['input']))}; it should be a table, such as [{dotted}]"
         case "value_error" | "contradiction":
             message = detail["msg"].removeprefix("Value error, ")
             return f"{dotted}: {message}" if dotted else message
         case _:
             message = detail["msg"].replace("Input should", "it should")
-            return f"{dotted or 'the file'} is {_shortened(repr(detail['input']))}; {message}"
+            return f"{dotted or 'the file'} is {shortened(repr(detail['input']))}; {message}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_a_run_in_float32_has_the_losses_of_the_cpu(recipe: Path, device: torch.
     assert_close(losses(runs[1]), losses(runs[0]), atol=1e-4, rtol=1e-3)
 
 
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Kernels that add in one order, as far as there are such."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "bfloat16, compiled"])
 def test_resumed_the_run_is_the_unbroken_one_bit_for_bit(recipe: Path, device: torch.device, precision: str) -> None:
     kind, _, compiled = precision.partition(", ")

@@ -89,12 +89,12 @@ def batches(shards: Tokens, context_length: int, seed: int, rows: int | Iterable
 
 def training_flops_per_token(config: ModelConfig, loss: NextToken | MultiToken) -> int:
     """Forward and backward, with what the loss adds: for each token further ahead, a block and the head again."""
-    counted = count(config)
     match loss:
         case NextToken():
-            return counted.training_flops_per_token
+            return config.training_flops_per_token
         case MultiToken(extra_tokens=extra):
-            deeper = count(config.model_copy(update={"n_layers": config.n_layers + 1})).training_flops_per_token
-            block = deeper - counted.training_flops_per_token
-            head = 3 * sum(counted.forward_flops_per_token.get(part, 0) for part in ("project_out", "head"))
-            return counted.training_flops_per_token + extra * (block + head)
+            deeper = config.model_copy(update={"n_layers": config.n_layers + 1})
+            block = deeper.training_flops_per_token - config.training_flops_per_token
+            parts = count(config).forward_flops_per_token
+            head = 3 * (parts.get("project_out", 0) + parts["head"])
+            return config.training_flops_per_token + extra * (block + head)
