@@ -384,7 +384,7 @@ TRIED = {
     ("tools/evaluate.py", "eval"),
     ("tools/new.py", "pretrain"),
     ("tools/tokens.py", "tokenizer"),
-    ("recipe.py", "build"),
+    ("building.py", "build"),
     ("report/compare.py", "compare"),
     ("report/facts.py", "build"),
     ("settings.py", "inspect"),

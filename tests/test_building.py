@@ -377,7 +377,7 @@ def test_precision_is_timed_once_written_down_and_kept(home: Path) -> None:
     chosen = Recipe.load(run / "recipe.toml").pretrain
     assert chosen.precision is not None
     assert chosen.device is not None
-    assert any(f"taking {chosen.precision.kind}" in line for line in said)
+    assert any(f"using {chosen.precision.kind}" in line for line in said)
     assert set(what(quietly()).values()) == {"up to date"}  # though the user's recipe leaves both open
 
 

@@ -251,7 +251,7 @@ def test_killed_while_learning_the_same_vocabulary_comes_out(recipe: Path) -> No
     assert finish(start(home, "corpus", "tiny.toml", "--run", "whole"))[0] == 0
     shutil.copytree(home / "whole", home / "apart" / "killed")  # apart, or it would share what the other makes
     assert finish(start(home, *learn, "--run", "whole"))[0] == 0
-    counted = f"happens({signal.SIGKILL:d}, count.PieceCounter, 'save', after=True)"
+    counted = f"happens({signal.SIGKILL:d}, count.PreTokenCounter, 'save', after=True)"
     assert finish(start(home, *learn, "--run", "apart/killed", happening=counted))[0] == -signal.SIGKILL
     assert (home / "apart" / "killed" / ".tokenizer.counts" / "counted.json").is_file()
     assert not (home / "apart" / "killed" / "tokenizer").exists()

@@ -42,7 +42,7 @@ COMMANDS = {"corpus": "corpus", "tokenizer": "tokenizer", "shards": "pack", "mod
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a directory is, what made it, and the sha256 of everything in it; by `verify` or `read_manifest`."""
+    """What a directory is, what made it, and the sha256 of every file in it; by `verify` or `read_manifest`."""
 
     kind: str
     settings: Mapping[str, Any]
@@ -68,9 +68,9 @@ class Draft:
     path: Path
     statistics: dict[str, Any] = field(default_factory=dict)
     seconds_before: float = 0.0
-    """What the work took that was done before the directory was opened; recorded with the rest."""
+    """Time spent before the directory was opened; recorded with the rest."""
     meant: dict[str, str] = field(default_factory=dict)
-    """Path → sha256 of what was given to the system to write; a file that reads back as another is not accepted."""
+    """Path → sha256 of the bytes that were written; a file that reads back as others is not accepted."""
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
         inputs: name of each thing that it is made from → its digest.
 
     Raises:
-        ResourceError: disk full, or a place where nothing may be written, naming it.
+        ResourceError: disk full, or a directory that may not be written, naming it.
         DamagedError: a file that does not read back as it was meant.
 
     >>> import tempfile
@@ -131,7 +131,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
 
 
 def refuse_in_the_way(directory: Path) -> None:
-    """Refuse a place where something stands that is not an artifact: it may be a person's own.
+    """Refuse a path that holds something other than an artifact: it may be a person's own.
 
     Raises:
         SettingsError: naming it.
@@ -146,7 +146,7 @@ def refuse_in_the_way(directory: Path) -> None:
 def _let_others_read(directory: Path) -> None:
     """Give the files in a new directory the mode that `open` gives: some libraries write for their owner alone.
 
-    What the umask allows is told by the directory itself; to ask the process for it is to change it in all threads.
+    The directory itself shows what the umask allows; to ask the process for it is to change it in all threads.
     """
     wanted = directory.stat().st_mode & 0o666
     for path in directory.rglob("*"):
@@ -167,7 +167,7 @@ def _digest_files(directory: Path) -> dict[str, tuple[int, str]]:
 
 
 def _provenance(seconds: float) -> dict[str, Any]:
-    torch = sys.modules.get("torch")  # told, if this process used it; never imported for this
+    torch = sys.modules.get("torch")  # recorded if this process used it; never imported for this
     return {
         "code": metadata.version("groundup"),
         "torch": str(torch.__version__) if torch else None,
@@ -235,7 +235,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def _sealed(raw: dict[str, Any]) -> dict[str, Any]:
-    """With the sha256 of all the rest as `made.seal`."""
+    """Set `made.seal` to the sha256 of all the rest."""
     made = {name: value for name, value in raw["made"].items() if name != "seal"}
     seal = hashlib.sha256(canonical_json({**raw, "made": made})).hexdigest()
     return {**raw, "made": {**made, "seal": seal}}
@@ -274,7 +274,7 @@ def check(directory: Path, kind: str | None = None, digest_up_to: int | None = 1
 
 
 def _make_again(directory: Path) -> str:
-    """The next step where something in a run is damaged."""
+    """The next step for a person whose run is damaged."""
     run = directory.parent
     if not (run / "recipe.toml").is_file():
         return ""
@@ -284,7 +284,7 @@ def _make_again(directory: Path) -> str:
 def damage(
     directory: Path, manifest: Manifest, digest_up_to: int | None = None, progress: Progress = no_progress
 ) -> Iterator[str]:
-    """For each file that is missing, of another size, or changed: which, and how."""
+    """Describe each file that is missing, of another size, or changed."""
     done, total = 0, sum(size for size, _ in manifest.files.values())
     for name, (size, sha256) in manifest.files.items():
         path = directory / name
@@ -388,7 +388,7 @@ def lock(directory: Path) -> Iterator[None]:
 
 
 def lock_note(directory: Path) -> tuple[str, bool]:
-    """Who wrote their name into the lock, and whether they hold it; a name that holds nothing was killed."""
+    """The note of the process that took the lock, and whether it holds it still; if not, it was killed."""
     try:
         with open(directory / "lock", encoding="utf-8") as stream:
             note = stream.read().strip()

@@ -446,7 +446,7 @@ def _ready_to_train(job: Job, examined: bool) -> Job:
     settings = job.recipe.pretrain
     if is_made(job.run / "model") or not is_made(job.run / "shards"):
         return job
-    from groundup.pretrain.speed import settle, told_machine
+    from groundup.pretrain.speed import describe_conditions, settle
     from groundup.train.assemble import prepare_process
     from groundup.weights.load import find_device
 
@@ -455,7 +455,7 @@ def _ready_to_train(job: Job, examined: bool) -> Job:
     _check_fits(job, begun)
     device = find_device(settings.device)
     settled, told = settle(_model(job), settings, job.run / "shards", device)
-    for line in [*told, told_machine(settled, device)]:
+    for line in [*told, describe_conditions(settled, device)]:
         job.say(line)
     job = dataclasses.replace(job, recipe=job.recipe.model_copy(update={"pretrain": settled}))
     if examined and not begun:  # a sweep tries on purpose what the doctor would refuse

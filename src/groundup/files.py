@@ -29,15 +29,15 @@ from groundup.errors import DataError, MissingError, ResourceError, SettingsErro
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 """Suffixes of files that can run any program when they are loaded. llama2.c's `.bin` files are none."""
 Progress = Callable[[int, int, str], None]
-"""How a long job says how far it is: `progress(done, total, note)`; the doors draw it."""
+"""A long job calls `progress(done, total, note)`; the command line draws it."""
 
 
 def no_progress(done: int, total: int, note: str) -> None:
-    """For callers who do not watch."""
+    """For callers that show no progress."""
 
 
 def canonical_json(value: Any) -> bytes:
-    """One byte string for one value: sorted keys, no blanks, UTF-8."""
+    """One byte string for one value: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -88,7 +88,7 @@ def locate(name: str, beside: Path, what: str) -> Path:
     """The path that a recipe names, looked for beside the recipe first, then from the working directory.
 
     Raises:
-        MissingError: naming the places where it is not.
+        MissingError: naming the paths where it is not.
     """
     with contextlib.suppress(RuntimeError):  # `~nobody` has no home
         tried = [beside / Path(name).expanduser(), Path(name).expanduser()]
@@ -96,9 +96,9 @@ def locate(name: str, beside: Path, what: str) -> Path:
             with contextlib.suppress(OSError):  # such as a name that is too long
                 if path.exists():
                     return path
-        places = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
+        paths = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
         hint = f". Nothing in {name} is filled in from the environment: write the path out" if "$" in name else ""
-        raise MissingError(f"{what} {name} is missing: looked at {places}{hint}")
+        raise MissingError(f"{what} {name} is missing: looked at {paths}{hint}")
     raise MissingError(f"{what} {name} is missing: there is no user of that name")
 
 
@@ -169,7 +169,7 @@ def reading(path: Path, learn: Callable[[str], None] | None = None) -> Iterator[
     """The bytes of a file, decompressed by its suffix.
 
     Args:
-        learn: is told the sha256 of the file as it lies on disk, taken of the very bytes that were read here, once the
+        learn: called with the sha256 of the file on disk, taken of the very bytes that were read here, once the
             block has ended by itself; what it left unread is read then.
 
     Raises:
@@ -206,7 +206,7 @@ OPENERS: dict[str, Callable[[BinaryIO], contextlib.AbstractContextManager[Any]]]
     ".xz": lzma.LZMAFile,
     ".zst": lambda raw: zstd.ZstdFile(raw, options=ANY_WINDOW),
 }
-"""By the suffix in small letters."""
+"""Suffix in lower case → what decompresses it."""
 
 
 # TOML
@@ -278,14 +278,14 @@ def parse_toml(text: str, file: Path) -> dict[str, Any]:
 
 def _with_the_line(message: str, text: str) -> str:
     """tomllib's complaint, the line first and its text after it."""
-    found = re.fullmatch(r"(?s)(.*) \(at line (\d+), column \d+\)", message)
-    if not found:
+    match = re.fullmatch(r"(?s)(.*) \(at line (\d+), column \d+\)", message)
+    if not match:
         return message[:1].lower() + message[1:]
-    line = text.split("\n")[int(found[2]) - 1].strip()
-    shown = f": {shortened(line)}" if line else ""
-    if found[1] == "Invalid value":
-        shown += " (words stand in quotes)"
-    return f"line {found[2]}, {found[1][:1].lower()}{found[1][1:]}{shown}"
+    line = text.split("\n")[int(match[2]) - 1].strip()
+    quoted = f": {shortened(line)}" if line else ""
+    if match[1] == "Invalid value":
+        quoted += " (words stand in quotes)"
+    return f"line {match[2]}, {match[1][:1].lower()}{match[1][1:]}{quoted}"
 
 
 def shortened(text: str) -> str:

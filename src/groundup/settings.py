@@ -26,7 +26,7 @@ from groundup.files import MAX_DEPTH, line_of, parse_toml, read_toml_text, short
 Table = dict[str, Any]
 MAX_COMPLAINTS = 20
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-"""What a string has in place of bytes that are not UTF-8, and no file, JSON or terminal can hold."""
+"""Stand-ins for bytes that are not UTF-8, which no file, JSON or terminal can hold."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
 
 
 def explained(cls: type[BaseModel], error: ValidationError, origin: Origin) -> SettingsError:
-    """Pydantic's complaints about a `cls` as sentences, each after its place in `origin`; of very many the first."""
+    """Turn pydantic's errors about a `cls` into sentences, each after its line in `origin`; at most 20."""
     details = error.errors()
     more = [f"and {len(details) - MAX_COMPLAINTS:,} more"] if len(details) > MAX_COMPLAINTS else []
     sentences = [_explain(cls, detail, origin) for detail in details[:MAX_COMPLAINTS]]

@@ -277,7 +277,7 @@ def test_tokens_show_as_json_tells_all_that_there_is(built: Path) -> None:
 
 def test_tokens_show_writes_a_page_and_of_a_run_with_what_is_in_its_shards(built: Path) -> None:
     done = run("tokens", "show", "runs/tiny", "the king", "--html", "pages/tokens.html", cwd=built)
-    assert done.stdout.endswith("With the tree of each piece: pages/tokens.html\n")
+    assert done.stdout.endswith("With the tree of each pre-token: pages/tokens.html\n")
     assert " times in the shards" in (built / "pages" / "tokens.html").read_text()
     told = run("tokens", "show", "runs/tiny/tokenizer", "the king", "--html", "pages/2.html", "--json", cwd=built)
     assert json.loads(told.stdout)["tokens"] == 4

@@ -17,7 +17,7 @@ from groundup.pretrain import setup
 from groundup.pretrain import speed as speeds
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import set_up, training_flops_per_token
-from groundup.pretrain.speed import matmul_peak, measure_speed, product_dtype, settle, time_steps
+from groundup.pretrain.speed import matmul_peak, measure_speed, peak_dtype, settle, time_steps
 from groundup.tools import bench as benching
 from groundup.tools.bench import bench
 
@@ -110,7 +110,7 @@ def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(speeds, "linear", product)
     assert matmul_peak(CONFIG, SETTINGS, CPU, seconds=0.05) == pytest.approx(2e9, rel=1e-3)
-    assert [product_dtype(kind) for kind in (Float32(), Bfloat16(), Autocast())] == [
+    assert [peak_dtype(kind) for kind in (Float32(), Bfloat16(), Autocast())] == [
         torch.float32,
         torch.bfloat16,
         torch.bfloat16,

@@ -43,7 +43,7 @@ def told(*words: object) -> str:
 
 
 def test_the_list_says_what_was_measured_and_why_each_is_kept(run: Path) -> None:
-    found = checkpoints.listed(run)
+    found = checkpoints.list_checkpoints(run)
     assert [(each.step, each.kept) for each in found] == [
         (20, "every 20 steps"),
         (30, "newest 2"),

@@ -227,8 +227,12 @@ UNWRITABLE: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"attention": {"qk_norm": "head"}}, "model.attention.qk_norm is 'head', there 'none'"),
     ("llama", {"embedding_scale": 3.0}, "model.embedding_scale is 3.0, there None"),
     ("llama", {"position": {"kind": "rotary", "scaling": {"kind": "ntk"}}}, "no rotary scaling 'ntk'"),
-    ("llama", {"feedforward": {"kind": "relu"}}, "it has no feed-forward"),
-    ("gpt2", {"position": {"kind": "learned", "offset": 2}, "norm": {"kind": "layernorm"}}, "no feed-forward"),
+    ("llama", {"feedforward": {"kind": "relu"}}, "hidden_act = 'relu'"),
+    (
+        "gpt2",
+        {"position": {"kind": "learned", "offset": 2}, "norm": {"kind": "layernorm"}},
+        "activation_function = 'silu'",
+    ),
     ("mixtral", {}, "it has Experts where the model has SwiGLU"),
 ]
 

@@ -25,7 +25,7 @@ def list_checkpoints(path: RunOrCheckpoint, as_json: AsJson = False) -> None:
     from groundup.tools import checkpoints as looking
 
     with terminal.watch("checkpoint") as progress:
-        found = looking.listed(path, progress)
+        found = looking.list_checkpoints(path, progress)
     if as_json:
         terminal.print_json(looking.to_json(found))
     else:
@@ -38,7 +38,7 @@ def verify_checkpoints(paths: Annotated[list[Path], typer.Argument(help="Runs or
     from groundup.tools import checkpoints as looking
 
     with terminal.watch("checkpoint") as progress:
-        found = [each for path in paths for each in looking.listed(path, progress)]
+        found = [each for path in paths for each in looking.list_checkpoints(path, progress)]
     looking.refuse_damaged(found)
     terminal.print_table([(each.path, f"{each.bytes:,} bytes", "whole") for each in found])
 

@@ -32,7 +32,7 @@ def describe(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
 
 
 def describe_table(path: str, annotation: Any, default: Any = PydanticUndefined) -> Iterator[tuple[str, str, str]]:
-    """The same of one table, a class of settings or a union of such."""
+    """`describe` for one table: a class of settings or a union of such."""
     arms = settings_in(annotation)
     if len(arms) > 1:
         kinds = [arm.model_fields["kind"].default for arm in arms]
@@ -46,12 +46,12 @@ def describe_table(path: str, annotation: Any, default: Any = PydanticUndefined)
 
 
 def text_of(cls: type[BaseModel], name: str) -> str:
-    """What stands under the field's line in the code.
+    """The string under a field in the code.
 
     Pydantic could read these texts too, as each class is made; that was a fifth of the time of `--help`.
     """
-    found = (_texts(base.__module__).get(base.__qualname__, {}).get(name) for base in cls.__mro__)
-    return next((text for text in found if text), "")
+    texts = (_texts(base.__module__).get(base.__qualname__, {}).get(name) for base in cls.__mro__)
+    return next((text for text in texts if text), "")
 
 
 @functools.cache

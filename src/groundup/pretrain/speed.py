@@ -1,4 +1,4 @@
-"""How fast a recipe trains on this machine, of what the machine can do, and where the rest of the time goes.
+"""The speed of a recipe on this machine: tokens a second, its share of the matmul peak, and where the time goes.
 
 Everything here trains a throw-away model that is assembled as the stage assembles it, and steps it with `fit`.
 """
@@ -28,23 +28,23 @@ from groundup.train.assemble import Assembled
 from groundup.train.fit import Gradients, fit
 
 WARMUP_STEPS = 2
-"""The first takes memory, compiles, and chooses kernels."""
+"""The first steps allocate memory, compile, and choose kernels."""
 FEWEST_STEPS = 3
 STEPS_PER_WAIT_ON_ACCELERATOR = 10
-"""The training stage, too, reads what the device made every so many steps; a wait in each would slow it."""
+"""The training stage, too, waits for the device only now and then; a wait in each step would slow it."""
 TRACED_STEPS = 2
 SHOWN_OPERATIONS = 10
 SQUARE = {"cpu": 2048}
-"""Edge of a square product that is tried beside the model's own shapes; on accelerators it is 8192."""
+"""Edge of a square matmul that is timed beside the model's own shapes; on accelerators it is 8192."""
 WORTH_MEASURING_FLOPS, WORTH_COMPILING_SECONDS = 2e13, 60.0
-"""Of a whole training: operations from which on its speed is worth a look; seconds from which on compilation is."""
+"""FLOPs of a whole training from which on its speed is measured; seconds from which on compilation is tried."""
 MOST_ROWS = 16_384
-"""Of the model's own shapes."""
+"""Rows of the matmuls of the model's shapes."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What training a model took on this machine."""
+    """The speed of a training on this machine, and what belongs to it."""
 
     tokens_per_second: float
     """Median over the steps, or over groups of steps on an accelerator."""
@@ -53,18 +53,18 @@ class Speed:
     """Tokens a second of the slowest and the fastest of them."""
     steps: int
     batch_tokens: int
-    """Of each step that was measured."""
+    """Tokens of each step that was measured."""
     flops_per_token: int
-    """Of the model's products, forward and backward; what is computed twice to save memory is counted once."""
+    """FLOPs of the model's matmuls, forward and backward; what is recomputed to save memory is counted once."""
     peak_flops: float
-    """Operations a second of the fastest product of matrices in the run's type."""
+    """FLOPs a second of the fastest matmul in the run's type."""
     peak_bytes: int
-    """The most memory that was held: of the process on a CPU, of torch's tensors on an accelerator."""
+    """Peak memory: of the process on a CPU, of torch's tensors on an accelerator."""
     parts: dict[str, float]
-    """Seconds of a step by what is done, measured in steps of their own with a wait after each part."""
+    """Seconds of a step by part, measured in steps of their own with a wait after each part."""
     machine: dict[str, str]
     operations: list[tuple[str, float, int]]
-    """With a trace: the operations that took most time themselves, each with its seconds and calls in a step."""
+    """With a trace: the operations that took most time themselves, each with its seconds and calls per step."""
 
     @property
     def flops_per_second(self) -> float:
@@ -135,8 +135,10 @@ def time_steps(
     seconds: float,
     steps: int | None = None,
 ) -> tuple[list[float], int]:
-    """Seconds of each step after the first few, and tokens of a step. On an accelerator, which is waited for only now
-    and then, the mean of some steps stands for each group of them."""
+    """Seconds of each step after the first few, and tokens of a step.
+
+    On an accelerator, which is waited for only now and then, they are the means of groups of steps.
+    """
     group = _steps_per_wait(device)
     most = 10**9 if steps is None else WARMUP_STEPS + -(-steps // group) * group
     taken: list[float] = []
@@ -168,13 +170,13 @@ def settle(
     without, and taken where it is faster: it is paid for by then, since torch keeps on disk what it made.
 
     Returns:
-        The settings with both set, and what to tell of it.
+        The settings with both set, and what was measured, in sentences.
     """
 
     def speed_of(trial: PretrainSettings) -> float:
         return tokens_per_second(model, trial, shards, device, seconds)
 
-    told: list[str] = []
+    messages: list[str] = []
     plain = settings.model_copy(update={"device": str(device), "compile": bool(settings.compile)})
     speed = 0.0
     if plain.precision is None:
@@ -182,46 +184,51 @@ def settle(
         speeds = [speed_of(plain.model_copy(update={"precision": each, "compile": False})) for each in candidates]
         speed, chosen = max(zip(speeds, candidates, strict=True), key=lambda pair: pair[0])
         plain = plain.model_copy(update={"precision": chosen})
-        of_each = ", ".join(f"{c.kind} {each:,.0f} tokens/s" for c, each in zip(candidates, speeds, strict=True))
-        told.append(f"timed both precisions on {device}: {of_each}; taking {chosen.kind}")
+        both = ", ".join(f"{c.kind} {each:,.0f} tokens/s" for c, each in zip(candidates, speeds, strict=True))
+        messages.append(f"timed both precisions on {device}: {both}; using {chosen.kind}")
     if settings.compile is not None or not _may_be_worth_compiling(model, plain, device):
-        return plain, told
+        return plain, messages
     speed = speed or speed_of(plain)
     plain_seconds = plain.rows_before(plain.steps, model.context_length) * model.context_length / speed
     if plain_seconds < WORTH_COMPILING_SECONDS:
-        return plain, told
+        return plain, messages
     compiled, began = plain.model_copy(update={"compile": True}), time.monotonic()
     try:
         compiled_speed = speed_of(compiled)
     except (RuntimeError, OSError) as error:  # such as a compiler without Python's header files
-        told.append(f"the blocks cannot be compiled here and are run as they are: {str(error).strip().splitlines()[0]}")
-        return plain, told
+        messages.append(
+            f"the blocks cannot be compiled here and are run as they are: {str(error).strip().splitlines()[0]}"
+        )
+        return plain, messages
     took, faster = time.monotonic() - began, compiled_speed > speed
-    told.append(
+    messages.append(
         f"compiled, in {took:.0f} s, blocks train {compiled_speed:,.0f} tokens/s instead of {speed:,.0f}: "
-        f"{'compiled it is' if faster else 'they stay as they are'}"
+        f"{'using compiled blocks' if faster else 'not compiling'}"
     )
-    return compiled if faster else plain, told
+    return compiled if faster else plain, messages
 
 
 def tokens_per_second(
     model: ModelConfig, settings: PretrainSettings, shards: Path, device: torch.device, seconds: float
 ) -> float:
     """Median over the steps of a throw-away model that is trained for `seconds`, a micro-batch a step."""
-    assembled, drawn = set_up(model, settings, device), one_piece(open_split(shards, "train"), model, settings)
+    assembled, drawn = (
+        set_up(model, settings, device),
+        single_micro_batches(open_split(shards, "train"), model, settings),
+    )
     taken, tokens = time_steps(assembled, settings, drawn, device, seconds=seconds)
     return tokens / statistics.median(taken)
 
 
 def _may_be_worth_compiling(model: ModelConfig, settings: PretrainSettings, device: torch.device) -> bool:
-    """Whether it can be done, and the training is so long on any machine that it is worth a trial."""
+    """Whether blocks can be compiled, and the training is so long on any machine that it is worth a trial."""
     tokens = settings.rows_before(settings.steps, model.context_length) * model.context_length
     long = model.training_flops_per_token * tokens >= WORTH_MEASURING_FLOPS
     return long and settings.batch_ramp is None and why_not_compiled(model, device) is None
 
 
-def one_piece(train: Tokens, model: ModelConfig, settings: PretrainSettings) -> Iterator[Batch]:
-    """Batches of as many rows as go through the model at once."""
+def single_micro_batches(train: Tokens, model: ModelConfig, settings: PretrainSettings) -> Iterator[Batch]:
+    """Batches of a single micro-batch."""
     rows = min(settings.micro_batch_rows, settings.batch_tokens // model.context_length)
     return batches(train, model.context_length, settings.seed, rows, 0)
 
@@ -231,26 +238,27 @@ def affordable_rows(
 ) -> int:
     """Rows of a step that leave time for at least five in `seconds`: all of the recipe's, or a few micro-batches."""
     rows = settings.batch_tokens // config.context_length
-    piece = min(settings.micro_batch_rows, rows)
-    drawn = one_piece(train, config, settings)
+    micro_batch = min(settings.micro_batch_rows, rows)
+    drawn = single_micro_batches(train, config, settings)
     taken, _ = time_steps(set_up(config, settings, device), settings, drawn, device, seconds=0.0, steps=1)
-    return min(rows, piece * max(1, int(seconds / 5 / taken[0])))
+    return min(rows, micro_batch * max(1, int(seconds / 5 / taken[0])))
 
 
 def matmul_peak(config: ModelConfig, settings: PretrainSettings, device: torch.device, seconds: float = 0.3) -> float:
-    """Operations a second of the fastest of a few products in the type of the run's own: those of the model's shapes
-    and a large square one, each repeated for `seconds` and the best taken."""
+    """FLOPs a second of the fastest of a few matmuls in the run's type: those of the model's shapes and a large square
+    one, each repeated for `seconds`."""
     assert settings.precision is not None, "chosen before anything is measured"
-    dtype = product_dtype(settings.precision)
+    dtype = peak_dtype(settings.precision)
     rows = min(MOST_ROWS, min(settings.micro_batch_rows * config.context_length, settings.batch_tokens))
     square = SQUARE.get(device.type, 8192)
     width, inner = config.d_model, config.feedforward_width
     shapes = [(rows, width, inner), (rows, inner, width), (rows, width, config.vocab_size or width), (square,) * 3]
-    return max(_product_flops(*shape, dtype, device, seconds) for shape in shapes)
+    return max(_matmul_flops(*shape, dtype, device, seconds) for shape in shapes)
 
 
-def product_dtype(precision: Precision) -> torch.dtype:
-    """The type that matrices are multiplied in. Of float8 that of its head, bfloat16: the share may then exceed 1."""
+def peak_dtype(precision: Precision) -> torch.dtype:
+    """The type whose matmul peak a run is compared with. For float8 it is that of the head, bfloat16, so that the share
+    may exceed 1."""
     match precision:
         case Float32():
             return torch.float32
@@ -260,11 +268,8 @@ def product_dtype(precision: Precision) -> torch.dtype:
             return torch.float16
 
 
-def _product_flops(rows: int, within: int, out: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
-    x, weight = (
-        torch.randn(rows, within, device=device, dtype=dtype),
-        torch.randn(out, within, device=device, dtype=dtype),
-    )
+def _matmul_flops(rows: int, within: int, out: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+    x, weight = (torch.randn(n, within, device=device, dtype=dtype) for n in (rows, out))
     best, end = float("inf"), time.monotonic() + seconds
     calls = 1 if device.type == "cpu" else 20  # several, or the wait for the device is measured as well
     with torch.no_grad():
@@ -395,9 +400,9 @@ def _trace(
 
 
 def conditions(settings: PretrainSettings, device: torch.device) -> dict[str, str]:
-    """What a speed depends on besides the recipe."""
+    """The conditions that a speed depends on besides the recipe."""
     assert settings.precision is not None, "chosen before anything is measured"
-    told = {
+    table = {
         "processor": processor(),
         "threads": str(torch.get_num_threads()),
         "device": str(device),
@@ -408,12 +413,12 @@ def conditions(settings: PretrainSettings, device: torch.device) -> dict[str, st
         "allocator": allocator(),
     }
     if device.type == "cuda":
-        told["accelerator"] = torch.cuda.get_device_name(device)
-    return told
+        table["accelerator"] = torch.cuda.get_device_name(device)
+    return table
 
 
-def told_machine(settings: PretrainSettings, device: torch.device) -> str:
-    """The same in a line, for the beginning of a training."""
+def describe_conditions(settings: PretrainSettings, device: torch.device) -> str:
+    """The conditions in a line, for the beginning of a training."""
     machine = conditions(settings, device)
     blocks = {"on": "compiled", "off": "not compiled"}[machine["compile"]]
     return (

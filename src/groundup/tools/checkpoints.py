@@ -1,4 +1,4 @@
-"""Looking at the checkpoints of a run: which there are and why, whether they are whole, how two differ, their mean."""
+"""The checkpoints of a run: list and verify them, compare two, average several."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,24 +48,24 @@ def _newest_of(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Listed:
-    """What is known of one checkpoint."""
+class CheckpointRow:
+    """One checkpoint in a list."""
 
     path: str
     step: int
     at: str | None
-    """When it was written, UTC."""
+    """The time when it was written, UTC."""
     bytes: int
     loss: float | None
-    """Of the batch at its step, in nats."""
+    """The loss of the batch at its step, in nats."""
     validation_bits_per_byte: float | None
     """None if it was not measured at its step."""
     kept: str
-    """Why it has not been removed."""
+    """The reason why it has not been removed."""
     damage: list[str]
 
 
-def listed(path: Path, progress: Progress = no_progress) -> list[Listed]:
+def list_checkpoints(path: Path, progress: Progress = no_progress) -> list[CheckpointRow]:
     """The checkpoints that `path` stands for, every byte of them checked."""
     directories = checkpoints_in(path)
     beside = checkpoint.list_checkpoints(directories[0].parent)
@@ -79,7 +79,7 @@ def listed(path: Path, progress: Progress = no_progress) -> list[Listed]:
         manifest, step = manifests[directory], checkpoint.step_of(directory)
         told: Mapping[str, Any] = manifest.statistics if manifest else {}
         rows.append(
-            Listed(
+            CheckpointRow(
                 path=str(directory),
                 step=step,
                 at=manifest.made.get("at") if manifest else None,
@@ -87,7 +87,7 @@ def listed(path: Path, progress: Progress = no_progress) -> list[Listed]:
                 loss=told.get("loss"),
                 validation_bits_per_byte=told.get("validation_bits_per_byte"),
                 kept=reasons.get(step, "read when it was to be removed"),
-                damage=damaged(directory, progress),
+                damage=find_damage(directory, progress),
             )
         )
     return rows
@@ -105,8 +105,8 @@ def _kept(manifest: Manifest) -> Kept:
     return Kept(settings.get("keep_checkpoints", 1), settings.get("keep_every_steps"), settings.get("keep_best", False))
 
 
-def damaged(directory: Path, progress: Progress = no_progress) -> list[str]:
-    """For each file of a checkpoint that is not as it was written: which, and how."""
+def find_damage(directory: Path, progress: Progress = no_progress) -> list[str]:
+    """A sentence for each file of a checkpoint that is not as it was written."""
     try:
         with held(directory):
             return list(damage(directory, read_manifest(directory, "checkpoint"), progress=progress))
@@ -114,7 +114,7 @@ def damaged(directory: Path, progress: Progress = no_progress) -> list[str]:
         return [str(error)]
 
 
-def list_rows(found: Sequence[Listed]) -> list[tuple[str, ...]]:
+def list_rows(found: Sequence[CheckpointRow]) -> list[tuple[str, ...]]:
     """A table for the terminal."""
     rows: list[tuple[str, ...]] = [("step", "written (UTC)", "bytes", "loss", "bits/byte", "kept as", "state")]
     for each in found:
@@ -140,44 +140,44 @@ def _number(value: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class Changed:
+class TensorChange:
     """One tensor of two checkpoints."""
 
     name: str
     shape: list[int] | None
     """None when it is not the same in both, or one does not have it."""
     norm: float | None
-    """Of the first."""
+    """Norm of the first."""
     change: float | None
     """Norm of the difference."""
     relative: float | None
-    """Its share of `norm`; None where that is nought."""
+    """Its share of `norm`; None where that is zero."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What two checkpoints do not share."""
+    """The differences of two checkpoints."""
 
     settings: dict[str, tuple[Any, Any]]
     inputs: dict[str, tuple[Any, Any]]
     steps: tuple[int | None, int | None]
-    tensors: list[Changed]
+    tensors: list[TensorChange]
 
 
 def diff(first: Path, second: Path) -> Difference:
-    """Compare settings, inputs and weights; of a run its newest checkpoint. Models can be compared, too.
+    """Compare settings, inputs and weights of two checkpoints or models. A run stands for its newest checkpoint.
 
     Raises:
         DataError: one that is damaged.
     """
     with ExitStack() as opened:
-        (one, first_weights), (two, second_weights) = (_opened(path, opened) for path in (first, second))
+        (one, first_weights), (two, second_weights) = (_open(path, opened) for path in (first, second))
         names = dict.fromkeys([*first_weights, *second_weights])
         return Difference(
             settings=differences(dict(one.settings), dict(two.settings)),
             inputs=differences(dict(one.inputs), dict(two.inputs)),
             steps=(_step(one), _step(two)),
-            tensors=[_changed(name, first_weights, second_weights) for name in names],
+            tensors=[_compare_tensor(name, first_weights, second_weights) for name in names],
         )
 
 
@@ -204,7 +204,7 @@ class _Weights(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _opened(path: Path, opened: ExitStack) -> tuple[Manifest, Mapping[str, Tensor]]:
+def _open(path: Path, opened: ExitStack) -> tuple[Manifest, Mapping[str, Tensor]]:
     is_model = (path / "config.json").is_file()
     directory = opened.enter_context(held(path if is_model else _newest_of(path)))
     manifest = verify(directory, "model" if is_model else "checkpoint")
@@ -217,12 +217,12 @@ def _step(manifest: Manifest) -> int | None:
     return step
 
 
-def _changed(name: str, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Changed:
+def _compare_tensor(name: str, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> TensorChange:
     if name not in first or name not in second or first[name].shape != second[name].shape:
-        return Changed(name, None, None, None, None)
+        return TensorChange(name, None, None, None, None)
     one, two = first[name].double(), second[name].double()
     norm, change = one.norm().item(), (two - one).norm().item()
-    return Changed(name, list(one.shape), norm, change, change / norm if norm else None)
+    return TensorChange(name, list(one.shape), norm, change, change / norm if norm else None)
 
 
 def diff_rows(found: Difference) -> list[tuple[str, ...]]:
@@ -242,11 +242,11 @@ def diff_rows(found: Difference) -> list[tuple[str, ...]]:
 
 
 def average(paths: Sequence[Path], out: Path, last: int | None = None, progress: Progress = no_progress) -> list[Path]:
-    """Write a model whose weights are the mean of those of several checkpoints; which they were.
+    """Write a model whose weights are the mean of those of several checkpoints, which are returned.
 
     Args:
-        paths: checkpoints, or runs, all of whose checkpoints are meant.
-        last: of each run only so many, the newest.
+        paths: checkpoints, or runs, which stand for all of their checkpoints.
+        last: use only so many of each run, the newest.
 
     Raises:
         SettingsError: fewer than two checkpoints, of models that differ, or `out` is there already.
@@ -262,7 +262,7 @@ def average(paths: Sequence[Path], out: Path, last: int | None = None, progress:
         found = []
         for number, directory in enumerate(directories):
             progress(number, len(directories) * 2, directory.name)
-            found.append(_opened(directory, opened))
+            found.append(_open(directory, opened))
         first = found[0][0]
         for directory, (manifest, _) in zip(directories, found, strict=True):
             _refuse_another(manifest, first, directory, directories[0])
@@ -301,11 +301,11 @@ def _tokenizer_of(directory: Path, manifest: Manifest) -> Tokenizer:
     return Tokenizer.load(place)
 
 
-def to_json(found: Sequence[Listed] | Difference) -> Any:
+def to_json(found: Sequence[CheckpointRow] | Difference) -> Any:
     return dataclasses.asdict(found) if isinstance(found, Difference) else [dataclasses.asdict(each) for each in found]
 
 
-def refuse_damaged(found: Sequence[Listed]) -> None:
+def refuse_damaged(found: Sequence[CheckpointRow]) -> None:
     """
     Raises:
         DamagedError: naming each file that is not as it was written.

@@ -105,7 +105,7 @@ def assemble(model: Transformer, settings: TrainingSettings, loss: Loss, width_r
                 f"{settings.TABLE}.precision = float8, but {device} has no float8 matmuls (NVIDIA's GPUs from Ada and "
                 f"Hopper on have): set {settings.TABLE}.precision=bfloat16"
             )
-        use_float8(model)
+        use_float8(model.blocks)
     recompute_blocks(model, settings.recompute)
     if settings.compile:
         compile_blocks(model)

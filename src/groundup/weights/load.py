@@ -91,8 +91,8 @@ def load_with_tokenizer(path: Path, device: str | torch.device | None = None) ->
     Raises:
         DataError: also where there is no tokenizer, or one that is not represented here, by the name of its file.
     """
-    tokenizer = required_tokenizer(path)
-    return load_model(path, device=device), tokenizer
+    model = load_model(path, device=device)  # first, since it checks the digests
+    return model, required_tokenizer(path)
 
 
 def load_model(

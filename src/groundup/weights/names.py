@@ -7,7 +7,7 @@ architecture's configuration class gives it. Dropout is left at 0: it is no part
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -69,8 +69,8 @@ class Architecture:
     """How one published architecture maps to ours."""
 
     read_config: Callable[[Table], ModelConfig]
-    write_config: Callable[[ModelConfig], dict[str, Any]]
-    """The settings as far as the architecture has them; `write_config` below refuses the others."""
+    settings: tuple[str, ...]
+    """Those that are written into config.json, by `WRITTEN`."""
     names: Mapping[str, str]
     """Their module → ours; `*` stands for a number, the same on both sides."""
     prefix: str
@@ -115,7 +115,7 @@ def write_config(kind: str, config: ModelConfig) -> dict[str, Any]:
         SettingsError: naming the settings that this architecture cannot have.
     """
     try:
-        table = {"model_type": kind, **ARCHITECTURES[kind].write_config(config)}
+        table = {"model_type": kind, **{name: WRITTEN[name](config) for name in ARCHITECTURES[kind].settings}}
         lost = differences(_written_out(config), _written_out(read_config(table)))
     except (DataError, ValueError) as error:
         raise SettingsError(f"the model cannot be written as {kind}: {error}") from None
@@ -263,11 +263,10 @@ def _gated(bias: bool = False) -> dict[str, Dense]:
     return {"silu": silu, "swish": silu, "gelu_pytorch_tanh": tanh, "gelu_new": tanh, "gelu": exact}
 
 
-def _activation(feedforward: object, known: Mapping[str, Dense]) -> str:
-    for name, kind in known.items():
-        if kind == feedforward:
-            return name
-    raise ValueError(f"it has no feed-forward {feedforward!r}")
+def _activation(config: ModelConfig) -> str:
+    feedforward = config.feedforward.expert if isinstance(config.feedforward, Experts) else config.feedforward
+    known = (*_plain(feedforward.bias).items(), *_gated(feedforward.bias).items())
+    return next(name for name, kind in known if kind == feedforward)
 
 
 def _expect(kind: type[Kind], setting: Settings) -> Kind:
@@ -275,14 +274,6 @@ def _expect(kind: type[Kind], setting: Settings) -> Kind:
     if not isinstance(setting, kind):
         raise ValueError(f"it has {kind.__name__} where the model has {type(setting).__name__}")
     return setting
-
-
-def _is_tied(config: ModelConfig) -> bool:
-    return _expect(LanguageModel, config.head).tied
-
-
-def _has_bias(config: ModelConfig) -> bool:
-    return _expect(GroupedQuery, config.attention).bias == "all"
 
 
 def _rotary(table: Table, base: float = 10_000.0) -> Rotary:
@@ -337,12 +328,6 @@ def _yarn_magnitude(given: Table, factor: float) -> float | None:
     return (0.1 * above * grown + 1) / (0.1 * below * grown + 1)
 
 
-def _write_rotary(config: ModelConfig) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`, which old and new readers know."""
-    position = _expect(Rotary, config.position)
-    return {"rope_theta": position.base, "rope_scaling": _write_scaling(position.scaling)}
-
-
 def _write_scaling(scaling: RotaryScaling) -> dict[str, Any] | None:
     trained = "original_max_position_embeddings"
     match scaling:
@@ -381,39 +366,13 @@ def _windows(table: Table, window: int | None, otherwise: Callable[[int], bool])
     return {"window": window, "windowed_layers": tuple(windowed)} if window is not None and any(windowed) else {}
 
 
-def _write_windows(config: ModelConfig) -> dict[str, Any]:
-    attention = _expect(GroupedQuery, config.attention)
-    if attention.window is None:
-        return {"sliding_window": None}
-    windowed = [attention.window_of(layer) is not None for layer in range(config.n_layers)]
-    kinds = ["sliding_attention" if each else "full_attention" for each in windowed]
-    return {"sliding_window": attention.window, "layer_types": kinds}
+SIZES_OF_MOST = ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads")
+SIZES_OF_GPT = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 
 
-SIZES_OF_MOST = {
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "context_length",
-    "hidden_size": "d_model",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-}
-"""The names of sizes in most architectures → ours."""
-SIZES_OF_GPT = {
-    "vocab_size": "vocab_size",
-    "n_positions": "context_length",
-    "n_embd": "d_model",
-    "n_layer": "n_layers",
-    "n_head": "n_heads",
-}
-"""The names of sizes in GPT-2 and GPT-J → ours."""
-
-
-def _sizes(table: Table, names: Mapping[str, str] = SIZES_OF_MOST) -> dict[str, Any]:
-    return {ours: table[theirs] for theirs, ours in names.items()}
-
-
-def _write_sizes(config: ModelConfig, names: Mapping[str, str] = SIZES_OF_MOST) -> dict[str, Any]:
-    return {theirs: getattr(config, ours) for theirs, ours in names.items()}
+def _sizes(table: Table, names: Sequence[str] = SIZES_OF_MOST) -> dict[str, Any]:
+    ours = ("vocab_size", "context_length", "d_model", "n_layers", "n_heads")
+    return {our: table[name] for our, name in zip(ours, names, strict=True)}
 
 
 # --- GPT-2 and its like ---
@@ -431,16 +390,6 @@ def _gpt2(table: Table) -> ModelConfig:
         feedforward=_choose(table, "activation_function", "gelu_new", _plain()),
         head=LanguageModel(tied=_flag(table, "tie_word_embeddings", True)),
     )
-
-
-def _write_gpt2(config: ModelConfig) -> dict[str, Any]:
-    return {
-        **_write_sizes(config, SIZES_OF_GPT),
-        "n_inner": config.feedforward_width,
-        "layer_norm_epsilon": config.norm.epsilon,
-        "activation_function": _activation(config.feedforward, _plain()),
-        "tie_word_embeddings": _is_tied(config),
-    }
 
 
 def _transpose(tensors: Tensors) -> Tensors:
@@ -522,18 +471,6 @@ def _opt(table: Table) -> ModelConfig:
     )
 
 
-def _write_opt(config: ModelConfig) -> dict[str, Any]:
-    return {
-        **_write_sizes(config),
-        "ffn_dim": config.feedforward_width,
-        "word_embed_proj_dim": config.d_embedding or config.d_model,
-        "enable_bias": (bias := _has_bias(config)),
-        "activation_function": _activation(config.feedforward, _plain(bias)),
-        "do_layer_norm_before": _expect(Sequential, config.block).norm == "before",
-        "tie_word_embeddings": _is_tied(config),
-    }
-
-
 def _norms_after(config: ModelConfig, tensors: Tensors) -> Tensors:
     """OPT-350M has its norms after the sums, under the names that the others have for norms before."""
     if config.block != Sequential(norm="after"):
@@ -564,24 +501,6 @@ def _gpt_neox(table: Table) -> ModelConfig:
     )
 
 
-def _write_gpt_neox(config: ModelConfig) -> dict[str, Any]:
-    rotary = _expect(Rotary, config.position)
-    share = config.rotary_width / config.head_width
-    scaling = _write_scaling(rotary.scaling) or {"rope_type": "default"}
-    return {
-        **_write_sizes(config),
-        "intermediate_size": config.feedforward_width,
-        "rotary_pct": share,
-        "rotary_emb_base": rotary.base,
-        "rope_parameters": {**scaling, "rope_theta": rotary.base, "partial_rotary_factor": share},
-        "layer_norm_eps": config.norm.epsilon,
-        "attention_bias": _has_bias(config),
-        "hidden_act": _activation(config.feedforward, _plain()),
-        "use_parallel_residual": isinstance(config.block, Parallel),
-        "tie_word_embeddings": _is_tied(config),
-    }
-
-
 def _bloom(table: Table) -> ModelConfig:
     _require(table, "apply_residual_connection_post_layernorm", False)
     if table.get("pretraining_tp", 1) > 1:
@@ -601,18 +520,6 @@ def _bloom(table: Table) -> ModelConfig:
     )
 
 
-def _write_bloom(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": config.vocab_size,
-        "seq_length": config.context_length,
-        "hidden_size": config.d_model,
-        "n_layer": config.n_layers,
-        "n_head": config.n_heads,
-        "layer_norm_epsilon": config.norm.epsilon,
-        "tie_word_embeddings": _is_tied(config),
-    }
-
-
 def _gptj(table: Table) -> ModelConfig:
     width, heads = table["n_embd"], table["n_head"]
     rotated = table.get("rotary_dim", 64)
@@ -630,10 +537,6 @@ def _gptj(table: Table) -> ModelConfig:
         block=Parallel(shared_norm=True),
         head=LanguageModel(tied=_flag(table, "tie_word_embeddings", False), bias=True),
     )
-
-
-def _write_gptj(config: ModelConfig) -> dict[str, Any]:
-    return {**_write_gpt2(config), "rotary_dim": config.rotary_width}
 
 
 def pairs_to_halves(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
@@ -695,18 +598,6 @@ def _llama_like(
     )
 
 
-def _write_llama_like(config: ModelConfig) -> dict[str, Any]:
-    return {
-        **_write_sizes(config),
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "intermediate_size": config.feedforward_width,
-        **_write_rotary(config),
-        "rms_norm_eps": config.norm.epsilon,
-        "tie_word_embeddings": _is_tied(config),
-    }
-
-
 def _all_or_none(table: Table) -> Any:
     return "all" if _flag(table, "attention_bias", False) else "none"
 
@@ -716,28 +607,10 @@ def _llama(table: Table) -> ModelConfig:
     return _llama_like(table, GroupedQuery(bias=_all_or_none(table)), feedforward=feedforward)
 
 
-def _write_llama(config: ModelConfig) -> dict[str, Any]:
-    bias = bool(getattr(config.feedforward, "bias", False))
-    return {
-        **_write_llama_like(config),
-        "attention_bias": _has_bias(config),
-        "mlp_bias": bias,
-        "hidden_act": _activation(config.feedforward, _gated(bias)),
-    }
-
-
 def _mistral(table: Table) -> ModelConfig:
     if table.get("layer_types") is not None:  # one of their classes reads it, the other does not
         raise DataError("config.json has layer_types, which mistral does not know; is it a ministral?")
     return _llama_like(table, GroupedQuery(window=table.get("sliding_window", 4096)), kv_heads=8)
-
-
-def _write_mistral(config: ModelConfig) -> dict[str, Any]:
-    return {
-        **_write_llama_like(config),
-        "sliding_window": _expect(GroupedQuery, config.attention).window,
-        "hidden_act": _activation(config.feedforward, _gated()),
-    }
 
 
 def _qwen_window(table: Table) -> dict[str, Any]:
@@ -751,23 +624,9 @@ def _qwen2(table: Table) -> ModelConfig:
     return _llama_like(table, GroupedQuery(bias="qkv", **_qwen_window(table)), kv_heads=32)
 
 
-def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
-    windows = _write_windows(config)
-    return {
-        **_write_llama_like(config),
-        "use_sliding_window": "layer_types" in windows,
-        **windows,
-        "hidden_act": _activation(config.feedforward, _gated()),
-    }
-
-
 def _qwen3(table: Table) -> ModelConfig:
     attention = GroupedQuery(bias=_all_or_none(table), qk_norm="head", **_qwen_window(table))
     return _llama_like(table, attention, kv_heads=32, head_width=128)
-
-
-def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
-    return {**_write_qwen2(config), "attention_bias": _has_bias(config)}
 
 
 def _olmo2(table: Table) -> ModelConfig:
@@ -786,18 +645,6 @@ def _mixtral(table: Table) -> ModelConfig:
     )
     attention = GroupedQuery(window=table.get("sliding_window"))
     return _llama_like(table, attention, kv_heads=8, base=1e6, epsilon=1e-5, feedforward=experts)
-
-
-def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
-    experts = _expect(Experts, config.feedforward)
-    return {
-        **_write_llama_like(config),
-        "sliding_window": _expect(GroupedQuery, config.attention).window,
-        "num_local_experts": experts.n_experts,
-        "num_experts_per_tok": experts.n_active,
-        "router_aux_loss_coef": experts.balance * config.n_layers / experts.n_active,
-        "hidden_act": _activation(experts.expert, _gated()),
-    }
 
 
 def _gemma2(table: Table) -> ModelConfig:
@@ -820,20 +667,6 @@ def _gemma2(table: Table) -> ModelConfig:
             tied=_flag(table, "tie_word_embeddings", True), soft_cap=table.get("final_logit_softcapping", 30.0)
         ),
     )
-
-
-def _write_gemma2(config: ModelConfig) -> dict[str, Any]:
-    attention = _expect(GroupedQuery, config.attention)
-    scalar = config.head_width if attention.scale is None else float(f"{attention.scale**-2:.12g}")
-    return {
-        **_write_llama_like(config),
-        **_write_windows(config),
-        "attention_bias": _has_bias(config),
-        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
-        "attn_logit_softcapping": attention.soft_cap,
-        "final_logit_softcapping": _expect(LanguageModel, config.head).soft_cap,
-        "hidden_activation": _activation(config.feedforward, _gated()),
-    }
 
 
 def _stack_experts(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
@@ -975,6 +808,90 @@ MASKS = ("h.*.attn.bias", "h.*.attn.masked_bias")
 ANGLES = ("layers.*.self_attn.rotary_emb.inv_freq",)
 NEOX_BUFFERS = ("layers.*.attention.bias", "layers.*.attention.masked_bias", "layers.*.attention.rotary_emb.inv_freq")
 
+# --- our settings, written under their names ---
+
+
+def _attention(config: ModelConfig) -> GroupedQuery:
+    return _expect(GroupedQuery, config.attention)
+
+
+def _layer_types(config: ModelConfig) -> list[str] | None:
+    windows = [_attention(config).window_of(layer) for layer in range(config.n_layers)]
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    return None if _attention(config).window is None else kinds
+
+
+def _neox_rope(config: ModelConfig) -> dict[str, Any]:
+    rotary = _expect(Rotary, config.position)
+    scaling = _write_scaling(rotary.scaling) or {"rope_type": "default"}
+    share = config.rotary_width / config.head_width
+    return {**scaling, "rope_theta": rotary.base, "partial_rotary_factor": share}
+
+
+def _attention_scalar(config: ModelConfig) -> float:
+    scale = _attention(config).scale
+    scalar = config.head_width if scale is None else float(f"{scale**-2:.12g}")
+    return int(scalar) if scalar == int(scalar) else scalar
+
+
+def _balance(config: ModelConfig) -> float:
+    experts = _expect(Experts, config.feedforward)
+    return experts.balance * config.n_layers / experts.n_active
+
+
+WRITTEN: dict[str, Callable[[ModelConfig], Any]] = {
+    name: write
+    for names, write in (
+        ("vocab_size", lambda config: config.vocab_size),
+        ("max_position_embeddings n_positions seq_length", lambda config: config.context_length),
+        ("hidden_size n_embd", lambda config: config.d_model),
+        ("num_hidden_layers n_layer", lambda config: config.n_layers),
+        ("num_attention_heads n_head", lambda config: config.n_heads),
+        ("num_key_value_heads", lambda config: config.kv_heads),
+        ("head_dim", lambda config: config.head_width),
+        ("intermediate_size ffn_dim n_inner", lambda config: config.feedforward_width),
+        ("word_embed_proj_dim", lambda config: config.d_embedding or config.d_model),
+        ("rms_norm_eps layer_norm_eps layer_norm_epsilon", lambda config: config.norm.epsilon),
+        ("hidden_act activation_function hidden_activation", _activation),
+        ("attention_bias enable_bias", lambda config: _attention(config).bias == "all"),
+        ("mlp_bias", lambda config: getattr(config.feedforward, "bias", False)),
+        ("tie_word_embeddings", lambda config: _expect(LanguageModel, config.head).tied),
+        ("do_layer_norm_before", lambda config: config.block == Sequential(norm="before")),
+        ("use_parallel_residual", lambda config: isinstance(config.block, Parallel)),
+        ("rotary_dim", lambda config: config.rotary_width),
+        ("rotary_pct", lambda config: config.rotary_width / config.head_width),
+        ("rope_theta rotary_emb_base", lambda config: _expect(Rotary, config.position).base),
+        ("rope_scaling", lambda config: _write_scaling(_expect(Rotary, config.position).scaling)),
+        ("rope_parameters", _neox_rope),
+        ("sliding_window", lambda config: _attention(config).window),
+        ("use_sliding_window", lambda config: _attention(config).window is not None),
+        ("layer_types", _layer_types),
+        ("num_local_experts", lambda config: _expect(Experts, config.feedforward).n_experts),
+        ("num_experts_per_tok", lambda config: _expect(Experts, config.feedforward).n_active),
+        ("router_aux_loss_coef", _balance),
+        ("query_pre_attn_scalar", _attention_scalar),
+        ("attn_logit_softcapping", lambda config: _attention(config).soft_cap),
+        ("final_logit_softcapping", lambda config: _expect(LanguageModel, config.head).soft_cap),
+    )
+    for name in names.split()
+}
+"""Names of settings in config.json → their values for a config of ours."""
+
+GPT2 = (*SIZES_OF_GPT, "n_inner", "layer_norm_epsilon", "activation_function", "tie_word_embeddings")
+OPT = (*SIZES_OF_MOST, "ffn_dim", "word_embed_proj_dim", "enable_bias", "activation_function", "do_layer_norm_before",
+       "tie_word_embeddings")  # fmt: skip
+NEOX = (*SIZES_OF_MOST, "intermediate_size", "rotary_pct", "rotary_emb_base", "rope_parameters", "layer_norm_eps",
+        "attention_bias", "hidden_act", "use_parallel_residual", "tie_word_embeddings")  # fmt: skip
+BLOOM = ("vocab_size", "seq_length", "hidden_size", "n_layer", "n_head", "layer_norm_epsilon", "tie_word_embeddings")
+LLAMA = (*SIZES_OF_MOST, "num_key_value_heads", "head_dim", "intermediate_size", "rope_theta", "rope_scaling",
+         "rms_norm_eps", "tie_word_embeddings")  # fmt: skip
+BIASED = (*LLAMA, "hidden_act", "attention_bias")
+MISTRAL = (*LLAMA, "hidden_act", "sliding_window")
+MIXTRAL = (*MISTRAL, "num_local_experts", "num_experts_per_tok", "router_aux_loss_coef")
+QWEN2 = (*MISTRAL, "use_sliding_window", "layer_types")
+GEMMA2 = (*LLAMA, "hidden_activation", "attention_bias", "sliding_window", "layer_types", "query_pre_attn_scalar",
+          "attn_logit_softcapping", "final_logit_softcapping")  # fmt: skip
+
 TRANSPOSED = Layout(_transpose_and_split, _join_and_transpose)
 FUSED_BY_HEAD = Layout(_split_heads, _join_heads)
 IN_PAIRS = Layout(pairs_to_halves, halves_to_pairs)
@@ -982,17 +899,17 @@ EACH_EXPERT = Layout(_stack_experts, _take_experts_apart)
 GAINS_LESS_ONE = Layout(_add_one_to_gains, _subtract_one_from_gains)
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(_gpt2, _write_gpt2, GPT2_NAMES, "transformer.", TRANSPOSED, MASKS, GPT2_ALIASES),
-    "opt": Architecture(_opt, _write_opt, OPT_NAMES, "model.", Layout(_norms_after, _norms_before)),
-    "gptj": Architecture(_gptj, _write_gptj, GPTJ_NAMES, "transformer.", IN_PAIRS, MASKS, GPT2_ALIASES),
-    "gpt_neox": Architecture(_gpt_neox, _write_gpt_neox, GPT_NEOX_NAMES, "gpt_neox.", FUSED_BY_HEAD, NEOX_BUFFERS),
-    "bloom": Architecture(_bloom, _write_bloom, BLOOM_NAMES, "transformer.", FUSED_BY_HEAD, aliases=BLOOM_ALIASES),
-    "llama": Architecture(_llama, _write_llama, LLAMA_NAMES, "model.", buffers=ANGLES),
-    "mistral": Architecture(_mistral, _write_mistral, LLAMA_NAMES, "model.", buffers=ANGLES),
-    "mixtral": Architecture(_mixtral, _write_mixtral, MIXTRAL_NAMES, "model.", EACH_EXPERT, ANGLES, MIXTRAL_ALIASES),
-    "qwen2": Architecture(_qwen2, _write_qwen2, LLAMA_NAMES, "model.", buffers=ANGLES),
-    "qwen3": Architecture(_qwen3, _write_qwen3, LLAMA_NAMES, "model."),
-    "olmo2": Architecture(_olmo2, _write_llama, OLMO2_NAMES, "model."),
-    "gemma2": Architecture(_gemma2, _write_gemma2, GEMMA2_NAMES, "model.", GAINS_LESS_ONE),
+    "gpt2": Architecture(_gpt2, GPT2, GPT2_NAMES, "transformer.", TRANSPOSED, MASKS, GPT2_ALIASES),
+    "opt": Architecture(_opt, OPT, OPT_NAMES, "model.", Layout(_norms_after, _norms_before)),
+    "gptj": Architecture(_gptj, (*GPT2, "rotary_dim"), GPTJ_NAMES, "transformer.", IN_PAIRS, MASKS, GPT2_ALIASES),
+    "gpt_neox": Architecture(_gpt_neox, NEOX, GPT_NEOX_NAMES, "gpt_neox.", FUSED_BY_HEAD, NEOX_BUFFERS),
+    "bloom": Architecture(_bloom, BLOOM, BLOOM_NAMES, "transformer.", FUSED_BY_HEAD, aliases=BLOOM_ALIASES),
+    "llama": Architecture(_llama, (*BIASED, "mlp_bias"), LLAMA_NAMES, "model.", buffers=ANGLES),
+    "mistral": Architecture(_mistral, MISTRAL, LLAMA_NAMES, "model.", buffers=ANGLES),
+    "mixtral": Architecture(_mixtral, MIXTRAL, MIXTRAL_NAMES, "model.", EACH_EXPERT, ANGLES, MIXTRAL_ALIASES),
+    "qwen2": Architecture(_qwen2, QWEN2, LLAMA_NAMES, "model.", buffers=ANGLES),
+    "qwen3": Architecture(_qwen3, (*QWEN2, "attention_bias"), LLAMA_NAMES, "model."),
+    "olmo2": Architecture(_olmo2, BIASED, OLMO2_NAMES, "model."),
+    "gemma2": Architecture(_gemma2, GEMMA2, GEMMA2_NAMES, "model.", GAINS_LESS_ONE),
 }
 """By `model_type` of a Hugging Face config.json."""

@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 from groundup.tokenizer import bpe, split
 from groundup.tokenizer.columns import column_of, columns_of, text_of
 from groundup.tokenizer.fast import count
-from groundup.tokenizer.fast.count import PieceCounter, Pieces, Table
+from groundup.tokenizer.fast.count import PreTokenCounter, PreTokens, Table
 from groundup.tokenizer.fast.learn import learn_from, learn_merges
 from groundup.tokenizer.vocabulary import byte_ids
 
 
-def pieces_of(counts: Counter[bytes]) -> Pieces:
-    return Pieces(
+def pieces_of(counts: Counter[bytes]) -> PreTokens:
+    return PreTokens(
         np.frombuffer(b"".join(counts), np.uint8),
         np.cumsum([0, *map(len, counts)]),
         np.array([*counts.values()], np.int64),
     )
 
 
-def counted(pieces: Pieces) -> dict[bytes, int]:
+def counted(pieces: PreTokens) -> dict[bytes, int]:
     return {
         bytes(pieces.text[first:last]): number
         for (first, last), number in zip(itertools.pairwise(pieces.offsets), pieces.counts.tolist(), strict=True)
@@ -61,10 +61,10 @@ def test_merges_are_those_of_the_plain_version_on_real_text(pattern: str, story_
 def test_a_table_counts_as_a_counter_does(pieces: list[bytes]) -> None:
     table = Table()
     table.count(np.frombuffer(b"".join(pieces), np.uint8), np.cumsum([*map(len, pieces)], dtype=np.int64), 0)
-    assert counted(table.pieces()) == Counter(pieces)
+    assert counted(table.pre_tokens()) == Counter(pieces)
 
 
-def add(counter: PieceCounter, texts: list[str]) -> None:
+def add(counter: PreTokenCounter, texts: list[str]) -> None:
     for start in range(0, len(texts), 20):
         counter.add(*text_of(column_of(texts[start : start + 20])))
 
@@ -74,39 +74,39 @@ def test_counts_are_the_same_for_any_threads_and_memory(tmp_path: Path, monkeypa
     texts = documents(200)
     plain = Counter(piece.encode() for text in texts for piece in split.pre_tokens(text, "gpt2"))
     for threads, memory in ((1, 1 << 30), (4, 1 << 30), (1, 1), (3, 1)):
-        with closing(PieceCounter("gpt2", memory, n_threads=threads)) as counter:
+        with closing(PreTokenCounter("gpt2", memory, n_threads=threads)) as counter:
             add(counter, texts)
-            pieces, least = counter.pieces(1 << 30)
+            pieces, least = counter.pre_tokens(1 << 30)
         assert counted(pieces) == plain
         assert least == 1
 
 
 def test_an_interrupted_count_goes_on(tmp_path: Path) -> None:
     texts = documents(200)
-    with closing(PieceCounter("gpt2", 1, tmp_path / "counts", "these")) as first:
+    with closing(PreTokenCounter("gpt2", 1, tmp_path / "counts", "these")) as first:
         add(first, texts[:120])
-    with closing(PieceCounter("gpt2", 1 << 30, tmp_path / "counts", "these")) as again:
+    with closing(PreTokenCounter("gpt2", 1 << 30, tmp_path / "counts", "these")) as again:
         assert again.documents == 120
         add(again, texts[120:])
-        pieces, _ = again.pieces(1 << 30)
+        pieces, _ = again.pre_tokens(1 << 30)
     assert counted(pieces) == Counter(piece.encode() for text in texts for piece in split.pre_tokens(text, "gpt2"))
 
 
 @pytest.mark.parametrize(("pattern", "of"), [("cl100k", "these"), ("gpt2", "others")])
 def test_what_was_counted_of_others_is_not_used(tmp_path: Path, pattern: str, of: str) -> None:
-    with closing(PieceCounter("gpt2", 1, tmp_path / "counts", "these")) as first:
+    with closing(PreTokenCounter("gpt2", 1, tmp_path / "counts", "these")) as first:
         add(first, documents(20))
-    with closing(PieceCounter(pattern, 1, tmp_path / "counts", of)) as other:
+    with closing(PreTokenCounter(pattern, 1, tmp_path / "counts", of)) as other:
         assert other.documents == 0
     assert not (tmp_path / "counts").exists()
 
 
 def test_what_does_not_fit_the_memory_is_the_rarest(tmp_path: Path) -> None:
     texts = documents(200)
-    with closing(PieceCounter("gpt2", 1 << 30)) as counter:
+    with closing(PreTokenCounter("gpt2", 1 << 30)) as counter:
         add(counter, texts)
-        everything = counted(counter.pieces(1 << 30)[0])
-        pieces, least = counter.pieces(2000)
+        everything = counted(counter.pre_tokens(1 << 30)[0])
+        pieces, least = counter.pre_tokens(2000)
     assert least > 1
     assert len(pieces.text) <= 2000
     assert counted(pieces) == {piece: number for piece, number in everything.items() if number >= least}

@@ -20,7 +20,7 @@ from groundup.tokenizer.fast.scan import (
     SCANNERS,
     UPPER,
     character_classes,
-    piece_ends,
+    pre_token_ends,
 )
 
 TELLING = [
@@ -32,7 +32,7 @@ TELLING = [
 
 def assert_the_same_pieces(texts: list[str], pattern: str) -> None:
     text, offsets = text_of(column_of(texts))
-    ends = piece_ends(text, offsets, pattern)
+    ends = pre_token_ends(text, offsets, pattern)
     begins = np.concatenate([[0], ends])[: len(ends)]
     found = [bytes(text[begin:end]).decode() for begin, end in zip(begins, ends, strict=True)]
     assert found == [piece for one in texts for piece in split.pre_tokens(one, pattern)]
@@ -92,6 +92,6 @@ def test_other_patterns_are_cut_by_the_expression_itself(pattern: str) -> None:
 def test_bytes_that_are_not_utf8_are_never_left(raw: bytes, pattern: str) -> None:
     """Nobody should pass them, but a damaged file might."""
     text = np.frombuffer(raw, np.uint8)
-    ends = piece_ends(text, np.array([0, len(raw)]), pattern)
+    ends = pre_token_ends(text, np.array([0, len(raw)]), pattern)
     assert (np.diff(ends) > 0).all()
     assert ends[-1:].tolist() == ([len(raw)] if raw else [])

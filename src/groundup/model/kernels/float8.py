@@ -12,15 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from groundup.model.transformer import Transformer
-
 ALIGNED = 16
 """Rows and widths that the hardware multiplies are multiples of this."""
 
 
-def use_float8(model: Transformer) -> None:
-    """Multiply by the blocks' matrices in float8; embedding, head, and matrices of other widths stay as they are."""
-    for linear in (module for module in model.blocks.modules() if isinstance(module, nn.Linear)):
+def use_float8(blocks: nn.ModuleList) -> None:
+    """Multiply by the blocks' matrices in float8; matrices of other widths stay as they are."""
+    for linear in (module for module in blocks.modules() if isinstance(module, nn.Linear)):
         if linear.in_features % ALIGNED == 0 and linear.out_features % ALIGNED == 0:
             linear.forward = partial(_linear, linear)  # type: ignore[method-assign]
 

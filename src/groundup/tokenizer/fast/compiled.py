@@ -21,6 +21,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile as a part of each compiled loop that calls it: a call costs more than what such a function does."""
+    return numba.njit(inline="always", nogil=True)(function)
+
+
 @intrinsic
 def word_at(typing_context: Any, array: Any, place: Any) -> Any:
     """The eight bytes of `array` (uint8) from `place` on, the first one lowest; all eight must be there."""
@@ -65,12 +70,12 @@ def prefetch(typing_context: Any, table: Any, row: Any) -> Any:
 
 LOW_BYTES = np.array([(1 << 8 * min(length, 8)) - 1 for length in range(17)], np.uint64)
 HIGH_BYTES = np.array([(1 << 8 * max(length - 8, 0)) - 1 for length in range(17)], np.uint64)
-"""Which bytes of its two words a piece of each length has."""
+"""Which bytes of its two words a pre-token of each length has."""
 
 
 @compiled
 def two_words(text, start, length):
-    """A piece of at most 16 bytes as two numbers, the bytes that it does not have being 0."""
+    """A pre-token of at most 16 bytes as two numbers, the bytes that it does not have being 0."""
     low = np.uint64(0)
     high = np.uint64(0)
     if start + 16 <= len(text):
@@ -88,7 +93,7 @@ def two_words(text, start, length):
 
 @compiled
 def mix(low, high, length):
-    """A hash of a piece of at most 16 bytes; the multipliers are odd and have no pattern."""
+    """A hash of a pre-token of at most 16 bytes; the multipliers are odd and have no pattern."""
     mixed = (low ^ (high * np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(length)) * np.uint64(0xD6E8FEB86659FD93)
     return mixed ^ (mixed >> np.uint64(32))
 

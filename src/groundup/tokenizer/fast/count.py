@@ -1,4 +1,4 @@
-"""Counting the different pieces of a corpus: on all cores, in bounded memory, on disk where that is not enough.
+"""Counting the different pre-tokens of a corpus: on all cores, in bounded memory, on disk where that is not enough.
 
 Each thread counts into a table of its own. When the tables outgrow their budget, and every two minutes where a
 directory is given to keep them in, they are written down, ordered by hash, and begun anew; at the end the same part of
@@ -21,10 +21,10 @@ from groundup.files import write_json
 from groundup.machine import available_cores
 from groundup.tokenizer.fast.compiled import byte_at, compiled, mix, mix_bytes, same_bytes, two_words
 from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, Words, slices
-from groundup.tokenizer.fast.scan import Bytes, Places, piece_ends
+from groundup.tokenizer.fast.scan import Bytes, Places, pre_token_ends
 
 INLINE = 16
-"""Bytes of the longest piece that stands in its row itself."""
+"""Bytes of the longest pre-token that stands in its row itself."""
 N_PARTS = 64
 """Into so many parts tables on disk are ordered by hash; a power of two. Tables are added up part by part."""
 SECONDS_BETWEEN_SAVES = 120
@@ -32,41 +32,41 @@ JOURNAL = "counted.json"
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Different pieces and how often each occurs."""
+class PreTokens:
+    """Different pre-tokens and how often each occurs."""
 
     text: Bytes
     """(N,) one after another."""
     offsets: Places
-    """(pieces + 1,) where each begins, then where the last one ends."""
+    """(pre-tokens + 1,) where each begins, then where the last one ends."""
     counts: npt.NDArray[np.int64]
-    """(pieces,)"""
+    """(pre-tokens,)"""
 
     def __len__(self) -> int:
         return len(self.counts)
 
-    def chosen(self, order: npt.NDArray[np.int64]) -> "Pieces":
-        """The pieces of these numbers, in this order."""
+    def chosen(self, order: npt.NDArray[np.int64]) -> "PreTokens":
+        """The pre-tokens of these numbers, in this order."""
         lengths = np.diff(self.offsets)[order]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         text = np.empty(int(offsets[-1]), np.uint8)
         _copy(self.text, self.offsets, order, text, offsets)
-        return Pieces(text, offsets, self.counts[order])
+        return PreTokens(text, offsets, self.counts[order])
 
 
-def joined(parts: list[Pieces]) -> Pieces:
-    """All pieces of several that have none in common."""
+def joined(parts: list[PreTokens]) -> PreTokens:
+    """All pre-tokens of several that have none in common."""
     begins = np.cumsum([0, *(len(part.text) for part in parts)])
     offsets = [part.offsets[:-1] + begin for part, begin in zip(parts, begins[:-1], strict=True)]
-    return Pieces(
+    return PreTokens(
         np.concatenate([part.text for part in parts]),
         np.concatenate([*offsets, begins[-1:]]).astype(np.int64),
         np.concatenate([part.counts for part in parts]),
     )
 
 
-class PieceCounter:
-    """Counts the pieces of documents.
+class PreTokenCounter:
+    """Counts the pre-tokens of documents.
 
     Args:
         pattern: the split pattern, a name or a regular expression.
@@ -94,7 +94,7 @@ class PieceCounter:
         self._free = list(self._tables)
         self._counting: list[Future[None]] = []
         self._lock = threading.Lock()
-        self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="groundup-pieces-")
+        self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="groundup-counts-")
         self._directory = directory or Path(self._temporary.name if self._temporary else "")
         self._of = {"of": of, "split": pattern}
         self._saved: list[str] = []
@@ -102,7 +102,7 @@ class PieceCounter:
         self._resume()
 
     def add(self, text: Bytes, offsets: Places) -> None:
-        """Count the pieces of documents, valid UTF-8, one after another in `text`.
+        """Count the pre-tokens of documents, valid UTF-8, one after another in `text`.
 
         Args:
             offsets: (documents + 1,) where each begins, then where the last one ends.
@@ -126,27 +126,27 @@ class PieceCounter:
         self._directory.mkdir(parents=True, exist_ok=True)
         for table in self._tables:
             name = f"table-{len(self._saved):05d}"
-            _write(self._directory / name, table.pieces())
+            _write(self._directory / name, table.pre_tokens())
             self._saved.append(name)
         self._tables[:] = [Table() for _ in self._tables]
         self._free[:] = self._tables
         write_json(self._directory / JOURNAL, {**self._of, "documents": self.documents, "tables": self._saved})
         self._saved_at = time.monotonic()
 
-    def pieces(self, most_bytes: int) -> tuple[Pieces, int]:
-        """All pieces, and how often a piece must occur to be among them.
+    def pre_tokens(self, most_bytes: int) -> tuple[PreTokens, int]:
+        """All pre-tokens, and how often a pre-token must occur to be among them.
 
-        That is once, unless the pieces have more than `most_bytes` bytes together: then the rarest are left out.
+        That is once, unless the pre-tokens have more than `most_bytes` bytes together: then the rarest are left out.
         """
         self._wait()
         if not self._saved:
             first, *others = self._tables
             for table in others:
-                pieces = table.pieces()
-                first.count(pieces.text, pieces.offsets[1:], 0, pieces.counts)
+                pre_tokens = table.pre_tokens()
+                first.count(pre_tokens.text, pre_tokens.offsets[1:], 0, pre_tokens.counts)
             self._tables[1:] = [Table() for _ in others]
             self._free[:] = self._tables
-            parts = [first.pieces()]
+            parts = [first.pre_tokens()]
         else:
             self.save()
             parts = [self._part(number) for number in range(N_PARTS)]
@@ -155,7 +155,7 @@ class PieceCounter:
             lengths = np.diff(part.offsets)
             by_count = np.bincount(np.minimum(part.counts, 1 << 16), lengths).astype(np.int64)
             bytes_by_count = _sum(bytes_by_count, by_count)
-        at_least = bytes_by_count[::-1].cumsum()[::-1]  # bytes of the pieces that occur so often or more
+        at_least = bytes_by_count[::-1].cumsum()[::-1]  # bytes of the pre-tokens that occur so often or more
         floor = max(1, int(np.searchsorted(-at_least, -most_bytes)))
         if floor > 1:
             parts = [part.chosen(np.flatnonzero(part.counts >= floor)) for part in parts]
@@ -168,19 +168,19 @@ class PieceCounter:
             self._temporary.cleanup()
 
     def _count(self, text: Bytes, offsets: Places) -> None:
-        ends = piece_ends(text, offsets, self._pattern)
+        ends = pre_token_ends(text, offsets, self._pattern)
         with self._lock:
             table = self._free.pop()
         table.count(text, ends, int(offsets[0]))
         with self._lock:
             self._free.append(table)
 
-    def _part(self, number: int) -> Pieces:
+    def _part(self, number: int) -> PreTokens:
         table = Table()
         for name in self._saved:
-            pieces = _read(self._directory / name, number)
-            table.count(pieces.text, pieces.offsets[1:], int(pieces.offsets[0]), pieces.counts)
-        return table.pieces()
+            pre_tokens = _read(self._directory / name, number)
+            table.count(pre_tokens.text, pre_tokens.offsets[1:], int(pre_tokens.offsets[0]), pre_tokens.counts)
+        return table.pre_tokens()
 
     def _resume(self) -> None:
         try:
@@ -200,11 +200,11 @@ def _sum(one: Places, other: Places) -> Places:
     return summed
 
 
-def _write(directory: Path, pieces: Pieces) -> None:
-    """Write pieces ordered by part, which is a matter of their hash alone."""
-    part = np.empty(len(pieces), np.int64)
-    _parts(pieces.text, pieces.offsets, part)
-    ordered = pieces.chosen(np.argsort(part, kind="stable"))
+def _write(directory: Path, pre_tokens: PreTokens) -> None:
+    """Write pre-tokens ordered by part, which is a matter of their hash alone."""
+    part = np.empty(len(pre_tokens), np.int64)
+    _parts(pre_tokens.text, pre_tokens.offsets, part)
+    ordered = pre_tokens.chosen(np.argsort(part, kind="stable"))
     begins = np.searchsorted(np.sort(part), np.arange(N_PARTS + 1))
     directory.mkdir(exist_ok=True)
     for name, numbers in (
@@ -217,19 +217,19 @@ def _write(directory: Path, pieces: Pieces) -> None:
             stream.write(numbers.tobytes())
 
 
-def _read(directory: Path, part: int) -> Pieces:
+def _read(directory: Path, part: int) -> PreTokens:
     begins = np.fromfile(directory / "parts", np.int64)
     first, last = int(begins[part]), int(begins[part + 1])
     offsets = np.fromfile(directory / "offsets", np.int64, last - first + 1, offset=8 * first)
     counts = np.fromfile(directory / "counts", np.int64, last - first, offset=8 * first)
     text = np.fromfile(directory / "text", np.uint8, int(offsets[-1] - offsets[0]), offset=int(offsets[0]))
-    return Pieces(text, offsets - offsets[0], counts)
+    return PreTokens(text, offsets - offsets[0], counts)
 
 
 class Table:
-    """Pieces → counts. Two open tables of rows of four numbers; a row with length 0 is empty.
+    """Pre-tokens → counts. Two open tables of rows of four numbers; a row with length 0 is empty.
 
-    Short pieces: first eight bytes, next eight, length, count. Longer ones: hash, place in `text`, length, count.
+    Short pre-tokens: first eight bytes, next eight, length, count. Longer ones: hash, place in `text`, length, count.
     """
 
     def __init__(self) -> None:
@@ -244,24 +244,24 @@ class Table:
         return int(self.short.nbytes + self.long.nbytes + self.text.nbytes)
 
     def count(self, text: Bytes, ends: Places, start: int, weights: npt.NDArray[np.int64] | None = None) -> None:
-        """Count pieces that follow one another from `start` on, each once or `weights` (pieces,) times."""
+        """Count pre-tokens that follow one another from `start` on, each once or `weights` (pre-tokens,) times."""
         place = np.array([0, start], np.int64)
         once = np.empty(0, np.int64)
         while place[0] < len(ends):
             _count(text, ends, once if weights is None else weights, place, self.short, self.long, self.text, self.used)
             self._grow(int(ends[place[0]] - place[1]) if place[0] < len(ends) else 0)
 
-    def pieces(self) -> Pieces:
-        """All pieces of the table."""
+    def pre_tokens(self) -> PreTokens:
+        """All pre-tokens of the table."""
         n_short, n_long, n_bytes = (int(n) for n in self.used)
         counts = np.empty(n_short + n_long, np.int64)
         offsets = np.empty(n_short + n_long + 1, np.int64)
         text = np.empty(n_short * INLINE + n_bytes, np.uint8)
         size = _list(self.short, self.long, self.text, text, offsets, counts)
-        return Pieces(text[:size].copy(), offsets, counts)
+        return PreTokens(text[:size].copy(), offsets, counts)
 
     def _grow(self, next_bytes: int) -> None:
-        """Make room for at least one more piece of each kind, of `next_bytes`."""
+        """Make room for at least one more pre-token of each kind, of `next_bytes`."""
         if _full(self.used[0] + 1, self.short):
             self.short = _again(self.short, _empty_rows(2 * len(self.short)))
         if _full(self.used[1] + 1, self.long):
@@ -285,14 +285,14 @@ def _full(used, rows):
 
 @compiled
 def _count(text, ends, weights, place, short, long, kept, used):
-    """Count from piece `place[0]`, which begins at `place[1]`, until the end or until a table is full."""
+    """Count from pre-token `place[0]`, which begins at `place[1]`, until the end or until a table is full."""
     short_mask = np.uint64(len(short) - 1)
     long_mask = np.uint64(len(long) - 1)
-    piece, start = place[0], place[1]
-    while piece < len(ends):
-        end = ends[piece]
+    pre_token, start = place[0], place[1]
+    while pre_token < len(ends):
+        end = ends[pre_token]
         length = end - start
-        weight = np.uint64(weights[piece]) if len(weights) > 0 else np.uint64(1)
+        weight = np.uint64(weights[pre_token]) if len(weights) > 0 else np.uint64(1)
         if length <= INLINE:
             low, high = two_words(text, start, length)
             row = mix(low, high, length) & short_mask
@@ -329,8 +329,8 @@ def _count(text, ends, weights, place, short, long, kept, used):
                 used[2] += length
             long[row, 3] += weight
         start = end
-        piece += 1
-    place[0] = piece
+        pre_token += 1
+    place[0] = pre_token
     place[1] = start
 
 
@@ -351,28 +351,28 @@ def _again(rows, larger):
 
 @compiled
 def _list(short, long, kept, text, offsets, counts):
-    piece, place = 0, 0
+    pre_token, place = 0, 0
     for i in range(len(short)):
         length = np.int64(short[i, 2])
         if length != 0:
             for j in range(length):
                 word = short[i, 0] if j < 8 else short[i, 1]
                 text[place + j] = np.uint8((word >> np.uint64(8 * (j & 7))) & np.uint64(255))
-            offsets[piece] = place
-            counts[piece] = short[i, 3]
+            offsets[pre_token] = place
+            counts[pre_token] = short[i, 3]
             place += length
-            piece += 1
+            pre_token += 1
     for i in range(len(long)):
         length = np.int64(long[i, 2])
         if length != 0:
             start = np.int64(long[i, 1])
             for j in range(length):
                 text[place + j] = kept[start + j]
-            offsets[piece] = place
-            counts[piece] = long[i, 3]
+            offsets[pre_token] = place
+            counts[pre_token] = long[i, 3]
             place += length
-            piece += 1
-    offsets[piece] = place
+            pre_token += 1
+    offsets[pre_token] = place
     return place
 
 
@@ -386,6 +386,6 @@ def _copy(text, offsets, order, target, places):
 
 @compiled
 def _parts(text, offsets, part):
-    for piece in range(len(part)):
-        mixed = mix_bytes(text, offsets[piece], offsets[piece + 1])
-        part[piece] = np.int64((mixed >> np.uint64(32)) & np.uint64(N_PARTS - 1))
+    for pre_token in range(len(part)):
+        mixed = mix_bytes(text, offsets[pre_token], offsets[pre_token + 1])
+        part[pre_token] = np.int64((mixed >> np.uint64(32)) & np.uint64(N_PARTS - 1))

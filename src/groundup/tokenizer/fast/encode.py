@@ -1,8 +1,8 @@
-"""Encoding, compiled: pieces of bytes → ids. The plain twin is `bpe.encode_piece`.
+"""Encoding, compiled: pre-tokens → ids. The plain twin is `bpe.apply_merges`.
 
-Most pieces of a text have been met before, so what they become is remembered: pieces of at most 16 bytes in a table
-whose rows hold the piece itself as two numbers and up to four ids, so that a look-up is one comparison in one cache
-line, fetched some pieces ahead. Longer pieces are found by their hash, and compared byte by byte. A piece that is not
+Most pre-tokens of a text have been met before, so what they become is remembered: those of at most 16 bytes in a table
+whose rows hold the bytes as two numbers and up to four ids, so that a look-up is one comparison in one cache line,
+fetched some pre-tokens ahead. Longer ones are found by their hash, and compared byte by byte. A pre-token that is not
 remembered is merged: a short one by looking for the best pair again and again, a long one with a heap.
 """
 
@@ -15,30 +15,30 @@ import numpy.typing as npt
 
 from groundup.machine import available_cores
 from groundup.tokenizer.bpe import Pair
-from groundup.tokenizer.fast.compiled import byte_at, compiled, mix, mix_bytes, prefetch, same_bytes, two_words
-from groundup.tokenizer.fast.scan import Bytes, Places, piece_ends
+from groundup.tokenizer.fast.compiled import byte_at, compiled, inlined, mix, mix_bytes, prefetch, same_bytes, two_words
+from groundup.tokenizer.fast.scan import Bytes, Places, pre_token_ends
 
 Words = npt.NDArray[np.uint64]
 
 REMEMBERED = 1 << 18
-"""Rows of the table of pieces: 8 MiB, which a core's share of the last cache still holds."""
+"""Rows of the table of pre-tokens: 8 MiB, which a core's share of the last cache still holds."""
 LONG_REMEMBERED = 1 << 14
-"""Rows for pieces of more than 16 bytes."""
+"""Rows for pre-tokens of more than 16 bytes."""
 ROOM_REMEMBERED = 1 << 20
-"""Bytes of these, and ids of pieces that become more than four; when there is no more room all is forgotten."""
+"""Bytes of these, and ids of pre-tokens that become more than four; when there is no more room all is forgotten."""
 IN_TWO_WORDS = 16
 LONGEST_REMEMBERED = 128
 AHEAD = 16
-"""Pieces, a power of two: so many rows are fetched before the first of them is looked at."""
+"""Pre-tokens, a power of two: so many rows are fetched before the first of them is looked at."""
 LONGEST_SEARCHED = 48
-"""Bytes of a piece up to which looking over all its pairs is faster than a heap."""
+"""Bytes of a pre-token up to which looking over all its pairs is faster than a heap."""
 NO_RANK = (1 << 32) - 1
 BYTES_AT_ONCE = 1 << 20
-"""Of text that a thread encodes at a time; the places where its pieces end still fit the last cache."""
+"""Of text that a thread encodes at a time; the places where its pre-tokens end still fit the last cache."""
 
 
 class Memory:
-    """What pieces have become so far; each thread has its own."""
+    """What pre-tokens have become so far; each thread has its own."""
 
     def __init__(self) -> None:
         room = np.empty(REMEMBERED * 4 + 8, np.uint64)  # unlike zeros, on huge pages: fewer misses of the page table
@@ -61,20 +61,20 @@ class Vocabulary:
         self,
         byte_ids: Sequence[int],
         merges: Mapping[Pair, tuple[int, int]],
-        whole_pieces: Mapping[bytes, int] | None = None,
+        whole_pre_tokens: Mapping[bytes, int] | None = None,
     ) -> None:
         """
         Args:
             byte_ids: (256,) the id of each byte.
             merges: pair of ids → (rank, id of the joined token).
-            whole_pieces: pieces that are a token whatever the merges say → id.
+            whole_pre_tokens: pre-tokens that are a token whatever the merges say → id.
         """
         self.byte_ids = np.array(byte_ids, np.int32)
         pairs = np.array([*merges], np.uint64).reshape(-1, 2)
         values = np.array([*merges.values()], np.uint64).reshape(-1, 2)
         self.pairs: Words = np.zeros((_power_of_two(2 * len(pairs) + 2), 2), np.uint64)
         _fill_pairs(self.pairs, pairs[:, 0] << 32 | pairs[:, 1], values[:, 0] << 32 | values[:, 1])
-        tokens = whole_pieces or {}
+        tokens = whole_pre_tokens or {}
         self.token_bytes = np.frombuffer(b"".join(tokens), np.uint8)
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
         self.token_places = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -86,7 +86,7 @@ class Vocabulary:
         """
         Args:
             text: documents one after another.
-            ends: (pieces,) where each piece ends.
+            ends: (pre-tokens,) where each pre-token ends.
             offsets: (documents + 1,) where each document begins, then where the last ends.
             opener: an id to put before each document, or -1.
             memory: of this thread.
@@ -136,11 +136,11 @@ class Encoder:
         return np.concatenate([ids for ids, _ in parts]), np.concatenate([*starts, begins[-1:]])
 
     def _slice(self, text: Bytes, offsets: Places, opener: int) -> tuple[npt.NDArray[np.int32], Places]:
-        ends = piece_ends(text, offsets, self._pattern)
+        ends = pre_token_ends(text, offsets, self._pattern)
         return self.encode_pre_tokens(text, ends, offsets, opener)
 
     def encode_pre_tokens(self, text: Bytes, ends: Places, offsets: Places, opener: int = -1) -> tuple[Any, Places]:
-        """The same for text that has been cut into pieces."""
+        """The same for text that has been cut into pre-tokens."""
         try:
             memory = self._memories.pop()
         except IndexError:
@@ -224,7 +224,7 @@ def _token_of(text, start, end, rows, token_bytes, places):
 
 @compiled
 def _merge_short(text, start, end, byte_ids, pairs, values, ids, count):
-    """Write the ids of a short piece at `ids[count:]`; returns how many ids there are now."""
+    """Write the ids of a short pre-token at `ids[count:]`; returns how many ids there are now."""
     length = end - start
     for i in range(length):
         ids[count + i] = byte_ids[byte_at(text, start + i)]
@@ -253,7 +253,7 @@ def _merge_short(text, start, end, byte_ids, pairs, values, ids, count):
 
 @compiled
 def _merge_long(text, start, end, byte_ids, pairs, ids, count):
-    """The same for a piece of any length, in O(n log n): a heap of rank x 2^32 + place over a linked list."""
+    """The same for a pre-token of any length, in O(n log n): a heap of rank x 2^32 + place over a linked list."""
     length = end - start
     for i in range(length):
         ids[count + i] = byte_ids[byte_at(text, start + i)]
@@ -329,7 +329,7 @@ def _pop(heap, size):
 
 @compiled
 def _make(text, start, end, vocabulary, values, ids, count):
-    """Write the ids of a piece at `ids[count:]`; returns how many ids there are now. `values` is room to work."""
+    """Write the ids of a pre-token at `ids[count:]`; returns how many ids there are now. `values` is room to work."""
     byte_ids, pairs, token_rows, token_bytes, token_places, token_ids = vocabulary
     if len(token_rows) > 0:
         token = _token_of(text, start, end, token_rows, token_bytes, token_places)
@@ -349,16 +349,8 @@ def _forget(short, long, used):
 
 
 @compiled
-def _encode(
-    text,
-    ends,
-    offsets,
-    opener,
-    vocabulary,
-    memory,
-    ids,
-    starts,
-):
+def _encode(text, ends, offsets, opener, vocabulary, memory, ids, starts):
+    """Write the ids of all documents, and in `starts` where those of each begin; returns how many ids there are."""
     short, long, kept_text, kept_ids, used = memory
     values = np.empty(LONGEST_SEARCHED, np.uint64)
     lows = np.empty(AHEAD, np.uint64)
@@ -370,9 +362,9 @@ def _encode(
     start = offsets[0]
     ahead = start
     fetched = 0
-    for piece in range(len(ends)):
-        slot = piece & (AHEAD - 1)
-        while fetched < min(piece + AHEAD, len(ends)):
+    for pre_token in range(len(ends)):
+        slot = pre_token & (AHEAD - 1)
+        while fetched < min(pre_token + AHEAD, len(ends)):
             length = ends[fetched] - ahead
             if length <= IN_TWO_WORDS:
                 far = fetched & (AHEAD - 1)
@@ -384,44 +376,20 @@ def _encode(
         low = lows[slot]
         high = highs[slot]
         row = rows[slot]
-        while start >= offsets[document + 1]:  # also over documents without a piece
+        while start >= offsets[document + 1]:  # also over documents without a pre-token
             document += 1
             starts[document] = count
             if opener >= 0:
                 ids[count] = opener
                 count += 1
-        end = ends[piece]
+        end = ends[pre_token]
         length = end - start
         tag = np.uint64(length)
         if used[0] + LONGEST_REMEMBERED > len(kept_text) or used[1] + LONGEST_REMEMBERED > len(kept_ids):
             _forget(short, long, used)
 
         if length > IN_TWO_WORDS:
-            before = count
-            mixed = np.uint64(0)
-            row = np.uint64(0)
-            if length <= LONGEST_REMEMBERED:
-                mixed = mix_bytes(text, start, end)
-                row = mixed & np.uint64(len(long) - 1)
-                place = np.int64(long[row, 1])
-                if long[row, 2] == tag and long[row, 0] == mixed and same_bytes(text, start, kept_text, place, length):
-                    place = np.int64(long[row, 3] & np.uint64(0xFFFFFFFF))
-                    for i in range(np.int64(long[row, 3] >> np.uint64(32))):
-                        ids[count] = kept_ids[place + i]
-                        count += 1
-            if count == before:
-                count = _make(text, start, end, vocabulary, values, ids, count)
-                if length <= LONGEST_REMEMBERED:
-                    long[row, 0] = mixed
-                    long[row, 1] = used[0]
-                    long[row, 2] = tag
-                    long[row, 3] = np.uint64(used[1]) | np.uint64(count - before) << np.uint64(32)
-                    for i in range(length):
-                        kept_text[used[0] + i] = byte_at(text, start + i)
-                    for i in range(count - before):
-                        kept_ids[used[1] + i] = ids[before + i]
-                    used[0] += length
-                    used[1] += count - before
+            count = _encode_long(text, start, end, vocabulary, values, memory, ids, count)
             start = end
             continue
 
@@ -432,41 +400,10 @@ def _encode(
             else:
                 before = count
                 count = _make(text, start, end, vocabulary, values, ids, count)
-                made = count - before
-                for part in range(4):
-                    short[other, part] = short[row, part]  # the older of the two gives way
-                short[row, 0] = low
-                short[row, 1] = high
-                if made > 4:
-                    short[row, 2] = tag | np.uint64(made) << np.uint64(8) | np.uint64(used[1]) << np.uint64(16)
-                    for i in range(made):
-                        kept_ids[used[1] + i] = ids[before + i]
-                    used[1] += made
-                else:
-                    for i in range(count, before + 4):
-                        ids[i] = 0
-                    short[row, 2] = (
-                        tag
-                        | np.uint64(made) << np.uint64(8)
-                        | np.uint64(ids[before]) << np.uint64(16)
-                        | np.uint64(ids[before + 1]) << np.uint64(40)
-                    )
-                    short[row, 3] = np.uint64(ids[before + 2]) | np.uint64(ids[before + 3]) << np.uint64(32)
+                _remember_short(short, row, low, high, tag, kept_ids, used, ids, before, count)
                 start = end
                 continue
-        known = short[row, 2]
-        made = np.int64((known >> np.uint64(8)) & np.uint64(255))
-        if made > 4:
-            place = np.int64(known >> np.uint64(16))
-            for i in range(made):
-                ids[count + i] = kept_ids[place + i]
-        else:  # all four are written, but only so many are counted
-            more = short[row, 3]
-            ids[count] = np.int32((known >> np.uint64(16)) & np.uint64(0xFFFFFF))
-            ids[count + 1] = np.int32(known >> np.uint64(40))
-            ids[count + 2] = np.int32(more & np.uint64(0xFFFFFFFF))
-            ids[count + 3] = np.int32(more >> np.uint64(32))
-        count += made
+        count = _recall_short(short, row, kept_ids, ids, count)
         start = end
     while document < len(offsets) - 2:
         document += 1
@@ -475,4 +412,75 @@ def _encode(
             ids[count] = opener
             count += 1
     starts[len(offsets) - 1] = count
+    return count
+
+
+@inlined
+def _recall_short(short, row, kept_ids, ids, count):
+    known = short[row, 2]
+    made = np.int64((known >> np.uint64(8)) & np.uint64(255))
+    if made > 4:
+        begin = np.int64(known >> np.uint64(16))
+        for i in range(made):
+            ids[count + i] = kept_ids[begin + i]
+    else:  # all four are written, but only so many are counted
+        more = short[row, 3]
+        ids[count] = np.int32((known >> np.uint64(16)) & np.uint64(0xFFFFFF))
+        ids[count + 1] = np.int32(known >> np.uint64(40))
+        ids[count + 2] = np.int32(more & np.uint64(0xFFFFFFFF))
+        ids[count + 3] = np.int32(more >> np.uint64(32))
+    return count + made
+
+
+@inlined
+def _remember_short(short, row, low, high, tag, kept_ids, used, ids, before, count):
+    made = count - before
+    for part in range(4):
+        short[row + np.uint64(1), part] = short[row, part]  # the older of the two gives way
+    short[row, 0] = low
+    short[row, 1] = high
+    short[row, 2] = tag | np.uint64(made) << np.uint64(8)
+    if made > 4:
+        short[row, 2] |= np.uint64(used[1]) << np.uint64(16)
+        for i in range(made):
+            kept_ids[used[1] + i] = ids[before + i]
+        used[1] += made
+    else:
+        for i in range(count, before + 4):
+            ids[i] = 0
+        short[row, 2] |= np.uint64(ids[before]) << np.uint64(16) | np.uint64(ids[before + 1]) << np.uint64(40)
+        short[row, 3] = np.uint64(ids[before + 2]) | np.uint64(ids[before + 3]) << np.uint64(32)
+
+
+@compiled
+def _encode_long(text, start, end, vocabulary, values, memory, ids, count):
+    """Write the ids of a pre-token of more than 16 bytes, which is found by its hash, if it is remembered."""
+    _, long, kept_text, kept_ids, used = memory
+    length = end - start
+    before = count
+    mixed, row = np.uint64(0), np.uint64(0)
+    if length <= LONGEST_REMEMBERED:
+        mixed = mix_bytes(text, start, end)
+        row = mixed & np.uint64(len(long) - 1)
+        begin = np.int64(long[row, 1])
+        known = long[row, 2] == np.uint64(length) and long[row, 0] == mixed
+        if known and same_bytes(text, start, kept_text, begin, length):
+            begin = np.int64(long[row, 3] & np.uint64(0xFFFFFFFF))
+            made = np.int64(long[row, 3] >> np.uint64(32))
+            for i in range(made):
+                ids[count + i] = kept_ids[begin + i]
+            return count + made
+    count = _make(text, start, end, vocabulary, values, ids, count)
+    made = count - before
+    if length <= LONGEST_REMEMBERED:
+        long[row, 0] = mixed
+        long[row, 1] = used[0]
+        long[row, 2] = length
+        long[row, 3] = np.uint64(used[1]) | np.uint64(made) << np.uint64(32)
+        for i in range(length):
+            kept_text[used[0] + i] = byte_at(text, start + i)
+        for i in range(made):
+            kept_ids[used[1] + i] = ids[before + i]
+        used[0] += length
+        used[1] += made
     return count

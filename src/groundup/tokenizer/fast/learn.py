@@ -1,17 +1,18 @@
 """Learning, compiled: documents → the pairs to join, in order. The plain twin is `bpe.learn_merges`.
 
-All pieces lie one after another in one row of cells, one a byte, an empty cell between them. A token has its id in its
-first and its last cell, so both neighbours are found in one step, and a join writes four cells. For each pair there is
-a list of the places where it stood when the later of its two tokens was made; no place can be added after that, so a
-list is made once and only its places that are still there count. Counts only fall, so the heap holds old, too high
-counts, set right when they come up; and only pairs above a waterline are in it, which is lowered when it runs dry.
+All pre-tokens lie one after another in one row of cells, one a byte, an empty cell between them. A token has its id in
+its first and its last cell, so both neighbours are found in one step, and a join writes four cells. For each pair there
+is a list of the cells where it began when the later of its two tokens was made; no position can be added after that, so
+a list is made once, and only those of its positions count where the pair still stands. Counts only fall, so the heap
+holds old, too high counts, set right when they come up; and only pairs above a waterline are in it, which is lowered
+when it runs dry.
 """
 
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +21,16 @@ import pyarrow as pa
 from groundup.files import Progress, no_progress
 from groundup.tokenizer.bpe import Pair
 from groundup.tokenizer.columns import text_of
-from groundup.tokenizer.fast.compiled import byte_at, compiled
-from groundup.tokenizer.fast.count import PieceCounter, Pieces
+from groundup.tokenizer.fast.compiled import byte_at, compiled, inlined
+from groundup.tokenizer.fast.count import PreTokenCounter, PreTokens
 
 EMPTY = -1
 INSIDE = -2
+N_MERGES, N_PAIRS, N_POSITIONS, N_HEAP, WATERLINE = range(5)
+"""What stands where in `_Arrays.numbers`."""
 MERGES_AT_ONCE = 256
 BYTES_A_BYTE = 40
-"""Of memory that joining takes for each byte of the different pieces, at most; see docs/numbers.md."""
+"""Of memory that joining takes for each byte of the different pre-tokens, at most; see docs/numbers.md."""
 BYTES_BESIDES = 350_000_000
 """Of memory that Python, the libraries and the documents being read take."""
 
@@ -43,7 +46,7 @@ def learn_from(
     directory: Path | None = None,
     of: str = "",
 ) -> tuple[list[Pair], int]:
-    """Count the pieces of documents, and learn merges from them.
+    """Count the pre-tokens of documents, and learn merges from them.
 
     Args:
         columns: of documents, Arrow `large_string` without nulls.
@@ -53,10 +56,10 @@ def learn_from(
         of: what the documents are; what was counted of others is not used.
 
     Returns:
-        The merges, and how often a piece had to occur to be learned from: more than once if memory did not suffice.
+        The merges, and how often a pre-token had to occur to be learned from: more than once if memory did not suffice.
     """
     room = memory_bytes - BYTES_BESIDES
-    with closing(PieceCounter(pattern, room // 2, directory, of)) as counter:
+    with closing(PreTokenCounter(pattern, room // 2, directory, of)) as counter:
         skip = counter.documents
         for column in columns:
             if len(column) <= skip:
@@ -67,15 +70,15 @@ def learn_from(
             progress(counter.documents, max(n_documents, counter.documents), "documents counted")
         if directory:
             counter.save()  # so that an interruption from here on costs no counting
-        pieces, floor = counter.pieces(room // BYTES_A_BYTE)
-    merges = learn_merges(pieces, byte_ids, n_merges, progress)
+        pre_tokens, floor = counter.pre_tokens(room // BYTES_A_BYTE)
+    merges = learn_merges(pre_tokens, byte_ids, n_merges, progress)
     if directory:
         shutil.rmtree(directory)
     return merges, floor
 
 
 def learn_merges(
-    pieces: Pieces, byte_ids: Sequence[int], n_merges: int, progress: Progress = no_progress
+    pre_tokens: PreTokens, byte_ids: Sequence[int], n_merges: int, progress: Progress = no_progress
 ) -> list[Pair]:
     """The pairs to join, in order; merge i makes id 256 + i. Fewer than `n_merges` when no pair is left.
 
@@ -84,7 +87,7 @@ def learn_merges(
     Args:
         byte_ids: (256,) the id of each byte.
     """
-    state = _State(pieces, np.array(byte_ids, np.int32), n_merges)
+    state = _State(pre_tokens, np.array(byte_ids, np.int32), n_merges)
     while state.n_merges < n_merges:
         before = state.n_merges
         state.join(min(n_merges, before + MERGES_AT_ONCE))
@@ -92,107 +95,120 @@ def learn_merges(
             break
         progress(state.n_merges, n_merges, "merges")
     progress(n_merges, n_merges, "")
-    return [(int(left), int(right)) for left, right in state.merges[: state.n_merges]]
+    return [(int(left), int(right)) for left, right in state.arrays.merges[: state.n_merges]]
+
+
+class _Arrays(NamedTuple):
+    """Everything that joining changes, as the compiled loops read it."""
+
+    cells: npt.NDArray[np.int32]
+    """(cells,) a token in its first and its last cell, `INSIDE` between, `EMPTY` between two pre-tokens."""
+    pre_token_of: npt.NDArray[np.int32]
+    """(cells,) the number of the pre-token that each cell belongs to."""
+    weights: npt.NDArray[np.int64]
+    """(pre-tokens,) how often each occurs."""
+    merges: npt.NDArray[np.int32]
+    """(merges, 2) the pairs joined so far."""
+    token_cells: npt.NDArray[np.int32]
+    """(tokens,) how many cells each token has."""
+    touched: npt.NDArray[np.int64]
+    """(4, tokens) per neighbour of the pair that is being joined; all zero between two joins."""
+    touched_tokens: npt.NDArray[np.int32]
+    """(2, tokens) the neighbours met on the left, and those on the right."""
+    pairs: npt.NDArray[np.int32]
+    """(pairs, 2) the tokens of each pair."""
+    counts: npt.NDArray[np.int64]
+    """(pairs,) how often each occurs."""
+    lists: npt.NDArray[np.int64]
+    """(pairs, 2) begin and length of its list in `positions`."""
+    table: npt.NDArray[np.int32]
+    """An open table of the numbers of pairs, by their tokens."""
+    positions: npt.NDArray[np.int32]
+    """The cells in which pairs begin, list after list."""
+    heap: npt.NDArray[np.int64]
+    """(entries, 2) count and number of a pair."""
+    numbers: npt.NDArray[np.int64]
+    """(5,) how many merges, pairs, positions and entries of the heap there are; the waterline."""
 
 
 class _State:
-    """Everything that joining changes. Arrays that grow do so between two calls of the compiled loop."""
+    """The arrays; those that grow do so between two calls of the compiled loop."""
 
-    def __init__(self, pieces: Pieces, byte_ids: npt.NDArray[np.int32], n_merges: int) -> None:
-        n_cells = len(pieces.text) + len(pieces) + 1
+    def __init__(self, pre_tokens: PreTokens, byte_ids: npt.NDArray[np.int32], n_merges: int) -> None:
+        n_cells = len(pre_tokens.text) + len(pre_tokens) + 1
         if n_cells >= 1 << 31:
-            raise MemoryError(f"{len(pieces.text):,} bytes of different pieces are more than can be learned from")
-        self.cells = np.empty(n_cells, np.int32)
-        self.weight_of = np.empty(n_cells, np.int32)
-        self.weights = pieces.counts
-        _lay_out(pieces.text, pieces.offsets, byte_ids, self.cells, self.weight_of)
-        self.merges = np.empty((n_merges, 2), np.int32)
-        self.token_cells = np.ones(256 + n_merges, np.int32)
-        self.touched = np.zeros((4, 256 + n_merges), np.int64)
-        self.touched_tokens = np.empty((2, 256 + n_merges), np.int32)
-        # pairs: by number, and their numbers in an open table
-        self.pairs = np.empty((1 << 17, 2), np.int32)
-        self.counts = np.empty(1 << 17, np.int64)
-        self.lists = np.empty((1 << 17, 2), np.int64)  # begin and length in `places`
-        self.table = np.full(1 << 18, -1, np.int32)
-        self.places = np.empty(n_cells + 1024, np.int32)
-        self.heap = np.empty((1 << 12, 2), np.int64)  # count, number of the pair
-        # number of merges, of pairs, of places, of entries of the heap; the waterline
-        self.numbers = np.zeros(5, np.int64)
-        _list_byte_pairs(
-            self.cells,
-            self.weight_of,
-            self.weights,
-            self.pairs,
-            self.counts,
-            self.lists,
-            self.table,
-            self.places,
-            self.numbers,
+            raise MemoryError(
+                f"{len(pre_tokens.text):,} bytes of distinct pre-tokens are more than can be learned from"
+            )
+        self.arrays = _Arrays(
+            cells=np.empty(n_cells, np.int32),
+            pre_token_of=np.empty(n_cells, np.int32),
+            weights=pre_tokens.counts,
+            merges=np.empty((n_merges, 2), np.int32),
+            token_cells=np.ones(256 + n_merges, np.int32),
+            touched=np.zeros((4, 256 + n_merges), np.int64),
+            touched_tokens=np.empty((2, 256 + n_merges), np.int32),
+            pairs=np.empty((1 << 17, 2), np.int32),
+            counts=np.empty(1 << 17, np.int64),
+            lists=np.empty((1 << 17, 2), np.int64),
+            table=np.full(1 << 18, -1, np.int32),
+            positions=np.empty(n_cells + 1024, np.int32),
+            heap=np.empty((1 << 12, 2), np.int64),
+            numbers=np.zeros(5, np.int64),
         )
-        self.numbers[4] = 1 + self.counts[: self.numbers[1]].max(initial=0)
+        _lay_out(pre_tokens.text, pre_tokens.offsets, byte_ids, self.arrays.cells, self.arrays.pre_token_of)
+        _list_byte_pairs(self.arrays)
+        numbers = self.arrays.numbers
+        numbers[WATERLINE] = 1 + self.arrays.counts[: numbers[N_PAIRS]].max(initial=0)
 
     @property
     def n_merges(self) -> int:
-        return int(self.numbers[0])
+        return int(self.arrays.numbers[N_MERGES])
 
     def join(self, n_merges: int) -> None:
         """Go on until there are `n_merges` merges, or no pair is left."""
         while self.n_merges < n_merges:
-            need = _join(
-                n_merges,
-                self.cells,
-                self.weight_of,
-                self.weights,
-                self.merges,
-                self.token_cells,
-                self.touched,
-                self.touched_tokens,
-                self.pairs,
-                self.counts,
-                self.lists,
-                self.table,
-                self.places,
-                self.heap,
-                self.numbers,
-            )
+            need = int(_join(n_merges, self.arrays))
             if need == 0:
                 return
-            self._make_room(int(need))
+            if need < 0:
+                self._lower_waterline()
+            else:
+                self._make_room(need)
 
     def _make_room(self, need: int) -> None:
-        """Room for the next merge, whose list has `need` places, or, if negative, for a waterline further down."""
-        if need < 0:
-            self._lower_waterline()
-            return
-        n_pairs, n_places, n_heap = (int(n) for n in self.numbers[1:4])
-        new_pairs = 2 * min(need, len(self.token_cells))
-        if n_pairs + new_pairs > len(self.pairs):
-            room = len(self.pairs) * 3 // 2 + new_pairs
-            self.pairs, self.counts, self.lists = (
-                _longer(array, room, n_pairs) for array in (self.pairs, self.counts, self.lists)
-            )
-        if 2 * (n_pairs + new_pairs) > len(self.table):
-            self.table = np.full(1 << (2 * (n_pairs + new_pairs)).bit_length(), -1, np.int32)
-            _fill_table(self.pairs, n_pairs, self.table)
-        if n_places + 2 * need > len(self.places):
-            n_places = _compact(self.counts, self.lists, n_pairs, self.places)
-            self.numbers[2] = n_places
-            if n_places + 2 * need > 0.75 * len(self.places):
-                self.places = _longer(self.places, len(self.places) * 3 // 2 + 2 * need, n_places)
-        if n_heap + new_pairs > len(self.heap):
-            self.heap = _longer(self.heap, 2 * len(self.heap) + new_pairs, n_heap)
+        """Room for the next merge, whose list has `need` positions."""
+        arrays = self.arrays
+        n_pairs, n_positions, n_heap = (int(n) for n in arrays.numbers[N_PAIRS : N_HEAP + 1])
+        new_pairs = 2 * min(need, len(arrays.token_cells))
+        if n_pairs + new_pairs > len(arrays.pairs):
+            room = len(arrays.pairs) * 3 // 2 + new_pairs
+            grown = {name: _longer(getattr(arrays, name), room, n_pairs) for name in ("pairs", "counts", "lists")}
+            arrays = arrays._replace(**grown)
+        if 2 * (n_pairs + new_pairs) > len(arrays.table):
+            arrays = arrays._replace(table=np.full(1 << (2 * (n_pairs + new_pairs)).bit_length(), -1, np.int32))
+            _fill_table(arrays.pairs, n_pairs, arrays.table)
+        if n_positions + 2 * need > len(arrays.positions):
+            n_positions = _compact(arrays.counts, arrays.lists, n_pairs, arrays.positions)
+            arrays.numbers[N_POSITIONS] = n_positions
+            if n_positions + 2 * need > 0.75 * len(arrays.positions):
+                room = len(arrays.positions) * 3 // 2 + 2 * need
+                arrays = arrays._replace(positions=_longer(arrays.positions, room, n_positions))
+        if n_heap + new_pairs > len(arrays.heap):
+            arrays = arrays._replace(heap=_longer(arrays.heap, 2 * len(arrays.heap) + new_pairs, n_heap))
+        self.arrays = arrays
 
     def _lower_waterline(self) -> None:
         """The heap ran dry: half as frequent pairs come into it."""
-        counts, high = self.counts[: self.numbers[1]], int(self.numbers[4])
+        numbers = self.arrays.numbers
+        counts, high = self.arrays.counts[: numbers[N_PAIRS]], int(numbers[WATERLINE])
         low = max(1, int(counts[counts < high].max(initial=0)) // 2)
         rising = np.flatnonzero((counts < high) & (counts >= low))
-        if len(rising) > len(self.heap):
-            self.heap = np.empty((2 * len(rising), 2), np.int64)
+        if len(rising) > len(self.arrays.heap):
+            self.arrays = self.arrays._replace(heap=np.empty((2 * len(rising), 2), np.int64))
         for number in rising:
-            _push(self.heap, self.numbers, self.pairs, counts[number], number)
-        self.numbers[4] = low
+            _push(self.arrays.heap, numbers, self.arrays.pairs, counts[number], number)
+        numbers[WATERLINE] = low
 
 
 def _longer(array: npt.NDArray[Any], length: int, used: int) -> npt.NDArray[Any]:
@@ -202,20 +218,22 @@ def _longer(array: npt.NDArray[Any], length: int, used: int) -> npt.NDArray[Any]
 
 
 @compiled
-def _lay_out(text, offsets, byte_ids, cells, weight_of):
+def _lay_out(text, offsets, byte_ids, cells, pre_token_of):
     cell = 0
     cells[0] = EMPTY
-    for piece in range(len(offsets) - 1):
-        for place in range(offsets[piece], offsets[piece + 1]):
+    for pre_token in range(len(offsets) - 1):
+        for i in range(offsets[pre_token], offsets[pre_token + 1]):
             cell += 1
-            cells[cell] = byte_ids[byte_at(text, place)]
-            weight_of[cell] = piece
+            cells[cell] = byte_ids[byte_at(text, i)]
+            pre_token_of[cell] = pre_token
         cell += 1
         cells[cell] = EMPTY
 
 
 @compiled
-def _list_byte_pairs(cells, weight_of, weights, pairs, counts, lists, table, places, numbers):
+def _list_byte_pairs(arrays):
+    cells, pairs, counts, lists, positions = arrays.cells, arrays.pairs, arrays.counts, arrays.lists, arrays.positions
+    weights, pre_token_of = arrays.weights, arrays.pre_token_of
     number_of = np.full(1 << 16, -1, np.int32)
     n_pairs = 0
     for cell in range(1, len(cells) - 1):
@@ -230,21 +248,21 @@ def _list_byte_pairs(cells, weight_of, weights, pairs, counts, lists, table, pla
                 counts[number] = 0
                 lists[number, 1] = 0
                 n_pairs += 1
-            counts[number] += weights[weight_of[cell]]
+            counts[number] += weights[pre_token_of[cell]]
             lists[number, 1] += 1
-    n_places = 0
+    n_positions = 0
     for number in range(n_pairs):
-        lists[number, 0] = n_places
-        n_places += lists[number, 1]
+        lists[number, 0] = n_positions
+        n_positions += lists[number, 1]
         lists[number, 1] = 0
     for cell in range(1, len(cells) - 1):
         if cells[cell] >= 0 and cells[cell + 1] >= 0:
             number = number_of[cells[cell] << 8 | cells[cell + 1]]
-            places[lists[number, 0] + lists[number, 1]] = cell
+            positions[lists[number, 0] + lists[number, 1]] = cell
             lists[number, 1] += 1
-    numbers[1] = n_pairs
-    numbers[2] = n_places
-    _fill_table(pairs, n_pairs, table)
+    arrays.numbers[N_PAIRS] = n_pairs
+    arrays.numbers[N_POSITIONS] = n_positions
+    _fill_table(pairs, n_pairs, arrays.table)
 
 
 @compiled
@@ -278,19 +296,19 @@ def _fill_table(pairs, n_pairs, table):
 
 
 @compiled
-def _compact(counts, lists, n_pairs, places):
-    """Close the gaps that the lists of pairs that are no more have left."""
-    n_places = 0
+def _compact(counts, lists, n_pairs, positions):
+    """Close the gaps that the lists of pairs that no longer occur have left."""
+    n_positions = 0
     for number in range(n_pairs):
         begin, length = lists[number, 0], lists[number, 1]
         if counts[number] == 0:
             length = 0
         for i in range(length):
-            places[n_places + i] = places[begin + i]
-        lists[number, 0] = n_places
+            positions[n_positions + i] = positions[begin + i]
+        lists[number, 0] = n_positions
         lists[number, 1] = length
-        n_places += length
-    return n_places
+        n_positions += length
+    return n_positions
 
 
 @compiled
@@ -305,178 +323,211 @@ def _before(pairs, count, number, other_count, other):
 
 @compiled
 def _push(heap, numbers, pairs, count, number):
-    place = numbers[3]
-    numbers[3] += 1
-    while place > 0:
-        above = (place - 1) >> 1
+    i = numbers[N_HEAP]
+    numbers[N_HEAP] += 1
+    while i > 0:
+        above = (i - 1) >> 1
         if not _before(pairs, count, number, heap[above, 0], heap[above, 1]):
             break
-        heap[place, 0] = heap[above, 0]
-        heap[place, 1] = heap[above, 1]
-        place = above
-    heap[place, 0] = count
-    heap[place, 1] = number
+        heap[i, 0] = heap[above, 0]
+        heap[i, 1] = heap[above, 1]
+        i = above
+    heap[i, 0] = count
+    heap[i, 1] = number
 
 
 @compiled
 def _pop(heap, numbers, pairs):
-    numbers[3] -= 1
-    size = numbers[3]
+    numbers[N_HEAP] -= 1
+    size = numbers[N_HEAP]
     count, number = heap[size, 0], heap[size, 1]
-    place = 0
+    i = 0
     while True:
-        child = 2 * place + 1
+        child = 2 * i + 1
         if child >= size:
             break
         if child + 1 < size and _before(pairs, heap[child + 1, 0], heap[child + 1, 1], heap[child, 0], heap[child, 1]):
             child += 1
         if not _before(pairs, heap[child, 0], heap[child, 1], count, number):
             break
-        heap[place, 0] = heap[child, 0]
-        heap[place, 1] = heap[child, 1]
-        place = child
-    heap[place, 0] = count
-    heap[place, 1] = number
+        heap[i, 0] = heap[child, 0]
+        heap[i, 1] = heap[child, 1]
+        i = child
+    heap[i, 0] = count
+    heap[i, 1] = number
 
 
 @compiled
-def _join(
-    n_merges,
-    cells,
-    weight_of,
-    weights,
-    merges,
-    token_cells,
-    touched,
-    touched_tokens,
-    pairs,
-    counts,
-    lists,
-    table,
-    places,
-    heap,
-    numbers,
-):
+def _join(n_merges, arrays):
     """Join pairs until there are `n_merges`.
 
     Returns:
-        0, or how many places the list of the next pair has, for which there is no room, or -1: the heap ran dry.
+        0, or how many positions the list of the next pair has, for which there is no room, or -1: the heap ran dry.
     """
-    while numbers[0] < n_merges:
-        while numbers[3] > 0 and counts[heap[0, 1]] != heap[0, 0]:
-            number = heap[0, 1]
-            _pop(heap, numbers, pairs)
-            if counts[number] >= numbers[4]:
-                _push(heap, numbers, pairs, counts[number], number)
-        if numbers[3] == 0:
-            return 0 if numbers[4] <= 1 else -1
-        number = heap[0, 1]
-        begin, length = lists[number, 0], lists[number, 1]
-        new_pairs = 2 * min(length, len(token_cells))
-        if (
-            numbers[1] + new_pairs > len(pairs)
-            or 2 * (numbers[1] + new_pairs) > len(table)
-            or numbers[2] + 2 * length > len(places)
-            or numbers[3] + new_pairs > len(heap)
-        ):
+    numbers = arrays.numbers
+    while numbers[N_MERGES] < n_merges:
+        _correct_top(arrays)
+        if numbers[N_HEAP] == 0:
+            return 0 if numbers[WATERLINE] <= 1 else -1
+        number = arrays.heap[0, 1]
+        begin, length = arrays.lists[number, 0], arrays.lists[number, 1]
+        if _lacks_room(arrays, length):
             return length
-        _pop(heap, numbers, pairs)
-        left, right = pairs[number, 0], pairs[number, 1]
-        token = 256 + numbers[0]
-        merges[numbers[0], 0] = left
-        merges[numbers[0], 1] = right
-        numbers[0] += 1
-        left_cells, right_cells = token_cells[left], token_cells[right]
-        token_cells[token] = left_cells + right_cells
-
-        # join, and note what the neighbours lose
-        n_left, n_right, kept = 0, 0, 0
-        for i in range(begin, begin + length):
-            cell = places[i]
-            middle = cell + left_cells
-            if cells[cell] != left or cells[middle] != right:
-                continue  # one of the two has been joined to something else since
-            after = middle + right_cells
-            weight = weights[weight_of[cell]]
-            neighbour = cells[cell - 1]
-            if neighbour >= 0 and neighbour != token:  # a token made just now has lost this pair already
-                if touched[0, neighbour] == 0:
-                    touched_tokens[0, n_left] = neighbour
-                    n_left += 1
-                touched[0, neighbour] += weight
-            neighbour = cells[after]
-            if neighbour >= 0:
-                if touched[1, neighbour] == 0:
-                    touched_tokens[1, n_right] = neighbour
-                    n_right += 1
-                touched[1, neighbour] += weight
-            cells[middle - 1] = INSIDE
-            cells[middle] = INSIDE
-            cells[cell] = token
-            cells[after - 1] = token
-            places[begin + kept] = cell
-            kept += 1
-        for i in range(n_left):
-            neighbour = touched_tokens[0, i]
-            other = _number_of(table, pairs, neighbour, left)
-            counts[other] -= touched[0, neighbour]
-            touched[0, neighbour] = 0
-        for i in range(n_right):
-            neighbour = touched_tokens[1, i]
-            other = _number_of(table, pairs, right, neighbour)
-            counts[other] -= touched[1, neighbour]
-            touched[1, neighbour] = 0
-        counts[number] = 0
-        lists[number, 1] = 0
-
-        # the pairs that the new token makes with its neighbours: first how many, then where
-        n_left, n_right = 0, 0
-        for i in range(begin, begin + kept):
-            cell = places[i]
-            weight = weights[weight_of[cell]]
-            neighbour = cells[cell - 1]
-            if neighbour >= 0 and neighbour != token:
-                if touched[1, neighbour] == 0:
-                    touched_tokens[0, n_left] = neighbour
-                    n_left += 1
-                touched[0, neighbour] += weight
-                touched[1, neighbour] += 1
-            neighbour = cells[cell + token_cells[token]]
-            if neighbour >= 0:
-                if touched[3, neighbour] == 0:
-                    touched_tokens[1, n_right] = neighbour
-                    n_right += 1
-                touched[2, neighbour] += weight
-                touched[3, neighbour] += 1
-        for side in range(2):
-            for i in range(n_left if side == 0 else n_right):
-                neighbour = touched_tokens[side, i]
-                other = numbers[1]
-                numbers[1] += 1
-                pairs[other, 0] = neighbour if side == 0 else token
-                pairs[other, 1] = token if side == 0 else neighbour
-                counts[other] = touched[2 * side, neighbour]
-                lists[other, 0] = numbers[2]
-                lists[other, 1] = touched[2 * side + 1, neighbour]
-                numbers[2] += touched[2 * side + 1, neighbour]
-                _insert(table, pairs[other, 0], pairs[other, 1], other)
-                if counts[other] >= numbers[4]:
-                    _push(heap, numbers, pairs, counts[other], other)
-                touched[2 * side, neighbour] = lists[other, 0]
-        for i in range(begin, begin + kept):
-            cell = places[i]
-            neighbour = cells[cell - 1]
-            if neighbour >= 0 and neighbour != token:
-                places[touched[0, neighbour]] = cell - token_cells[neighbour]
-                touched[0, neighbour] += 1
-            neighbour = cells[cell + token_cells[token]]
-            if neighbour >= 0:
-                places[touched[2, neighbour]] = cell
-                touched[2, neighbour] += 1
-        for i in range(n_left):
-            touched[0, touched_tokens[0, i]] = 0
-            touched[1, touched_tokens[0, i]] = 0
-        for i in range(n_right):
-            touched[2, touched_tokens[1, i]] = 0
-            touched[3, touched_tokens[1, i]] = 0
+        _pop(arrays.heap, numbers, arrays.pairs)
+        token = 256 + numbers[N_MERGES]
+        arrays.merges[numbers[N_MERGES], 0] = arrays.pairs[number, 0]
+        arrays.merges[numbers[N_MERGES], 1] = arrays.pairs[number, 1]
+        numbers[N_MERGES] += 1
+        kept = _replace(arrays, number, token)
+        _list_pairs_of(arrays, token, begin, begin + kept)
     return 0
+
+
+@inlined
+def _correct_top(arrays):
+    """Counts in the heap may be too high: set the top right until it is."""
+    heap, counts, numbers, pairs = arrays.heap, arrays.counts, arrays.numbers, arrays.pairs
+    while numbers[N_HEAP] > 0 and counts[heap[0, 1]] != heap[0, 0]:
+        number = heap[0, 1]
+        _pop(heap, numbers, pairs)
+        if counts[number] >= numbers[WATERLINE]:
+            _push(heap, numbers, pairs, counts[number], number)
+
+
+@inlined
+def _lacks_room(arrays, length):
+    numbers = arrays.numbers
+    new_pairs = 2 * min(length, len(arrays.token_cells))
+    return (
+        numbers[N_PAIRS] + new_pairs > len(arrays.pairs)
+        or 2 * (numbers[N_PAIRS] + new_pairs) > len(arrays.table)
+        or numbers[N_POSITIONS] + 2 * length > len(arrays.positions)
+        or numbers[N_HEAP] + new_pairs > len(arrays.heap)
+    )
+
+
+@inlined
+def _replace(arrays, number, token):
+    """Put `token` where pair `number` stands, and take from the counts what the neighbours lose.
+
+    Returns:
+        At how many positions the pair stood; they are moved to the beginning of its list.
+    """
+    cells, positions, token_cells = arrays.cells, arrays.positions, arrays.token_cells
+    weights, pre_token_of = arrays.weights, arrays.pre_token_of
+    lost_left, lost_right = arrays.touched[0], arrays.touched[1]
+    tokens_left, tokens_right = arrays.touched_tokens[0], arrays.touched_tokens[1]
+    counts, table, pairs = arrays.counts, arrays.table, arrays.pairs
+    left, right = pairs[number, 0], pairs[number, 1]
+    left_cells, right_cells = token_cells[left], token_cells[right]
+    token_cells[token] = left_cells + right_cells
+    begin, end = arrays.lists[number, 0], arrays.lists[number, 0] + arrays.lists[number, 1]
+    n_left, n_right, kept = 0, 0, 0
+    for i in range(begin, end):
+        cell = positions[i]
+        middle = cell + left_cells
+        if cells[cell] != left or cells[middle] != right:
+            continue  # one of the two is already joined to something else
+        after = middle + right_cells
+        weight = weights[pre_token_of[cell]]
+        neighbour = cells[cell - 1]
+        if neighbour >= 0 and neighbour != token:  # a token made just now has lost this pair already
+            if lost_left[neighbour] == 0:
+                tokens_left[n_left] = neighbour
+                n_left += 1
+            lost_left[neighbour] += weight
+        neighbour = cells[after]
+        if neighbour >= 0:
+            if lost_right[neighbour] == 0:
+                tokens_right[n_right] = neighbour
+                n_right += 1
+            lost_right[neighbour] += weight
+        cells[middle - 1] = INSIDE
+        cells[middle] = INSIDE
+        cells[cell] = token
+        cells[after - 1] = token
+        positions[begin + kept] = cell
+        kept += 1
+    for i in range(n_left):
+        neighbour = tokens_left[i]
+        counts[_number_of(table, pairs, neighbour, left)] -= lost_left[neighbour]
+        lost_left[neighbour] = 0
+    for i in range(n_right):
+        neighbour = tokens_right[i]
+        counts[_number_of(table, pairs, right, neighbour)] -= lost_right[neighbour]
+        lost_right[neighbour] = 0
+    counts[number] = 0
+    arrays.lists[number, 1] = 0
+    return kept
+
+
+@inlined
+def _list_pairs_of(arrays, token, begin, end):
+    """Number and count the pairs that a new token makes with its neighbours, then list where each of them begins.
+
+    The token stands at the positions from `begin` to `end`.
+    """
+    cells, positions, token_cells = arrays.cells, arrays.positions, arrays.token_cells
+    weights, pre_token_of = arrays.weights, arrays.pre_token_of
+    touched, touched_tokens = arrays.touched, arrays.touched_tokens
+    left, left_counts, right, right_counts = touched[0], touched[1], touched[2], touched[3]
+    # by neighbour: how many positions the list of the pair has, then where its next one goes
+    tokens_left, tokens_right = touched_tokens[0], touched_tokens[1]
+    n_left, n_right = 0, 0
+    for i in range(begin, end):
+        cell = positions[i]
+        weight = weights[pre_token_of[cell]]
+        neighbour = cells[cell - 1]
+        if neighbour >= 0 and neighbour != token:
+            if left[neighbour] == 0:
+                tokens_left[n_left] = neighbour
+                n_left += 1
+            left[neighbour] += 1
+            left_counts[neighbour] += weight
+        neighbour = cells[cell + token_cells[token]]
+        if neighbour >= 0:
+            if right[neighbour] == 0:
+                tokens_right[n_right] = neighbour
+                n_right += 1
+            right[neighbour] += 1
+            right_counts[neighbour] += weight
+    _add_pairs(arrays, token, 0, n_left)
+    _add_pairs(arrays, token, 2, n_right)
+    for i in range(begin, end):
+        cell = positions[i]
+        neighbour = cells[cell - 1]
+        if neighbour >= 0 and neighbour != token:
+            positions[left[neighbour]] = cell - token_cells[neighbour]
+            left[neighbour] += 1
+        neighbour = cells[cell + token_cells[token]]
+        if neighbour >= 0:
+            positions[right[neighbour]] = cell
+            right[neighbour] += 1
+    for i in range(n_left):
+        left[tokens_left[i]] = 0
+    for i in range(n_right):
+        right[tokens_right[i]] = 0
+
+
+@inlined
+def _add_pairs(arrays, token, side, n_neighbours):
+    """Add the pairs with the neighbours on the left (side 0) or right (2), each with an empty list of the length in
+    `touched[side]`, which becomes where the list begins."""
+    pairs, counts, lists, table = arrays.pairs, arrays.counts, arrays.lists, arrays.table
+    heap, numbers = arrays.heap, arrays.numbers
+    neighbours, lengths, amounts = arrays.touched_tokens[side >> 1], arrays.touched[side], arrays.touched[side + 1]
+    for i in range(n_neighbours):
+        neighbour = neighbours[i]
+        number = numbers[N_PAIRS]
+        numbers[N_PAIRS] += 1
+        pairs[number, 0] = neighbour if side == 0 else token
+        pairs[number, 1] = token if side == 0 else neighbour
+        counts[number] = amounts[neighbour]
+        lists[number, 0] = numbers[N_POSITIONS]
+        lists[number, 1] = lengths[neighbour]
+        numbers[N_POSITIONS] += lengths[neighbour]
+        _insert(table, pairs[number, 0], pairs[number, 1], number)
+        if counts[number] >= numbers[WATERLINE]:
+            _push(heap, numbers, pairs, counts[number], number)
+        lengths[neighbour] = lists[number, 0]
+        amounts[neighbour] = 0

@@ -1,4 +1,4 @@
-"""Splitting, compiled: where the pieces of UTF-8 text end. The plain twin is `split.pre_tokens`.
+"""Splitting, compiled: where the pre-tokens of UTF-8 text end. The plain twin is `split.pre_tokens`.
 
 Each published pattern is a few runs of characters of one class, so one pass over the bytes finds what the regular
 expression finds by trying its alternatives in turn. Comments quote the alternative that a step stands for.
@@ -49,8 +49,8 @@ def character_classes() -> Bytes:
     return classes
 
 
-def piece_ends(text: Bytes, offsets: Places, pattern: str) -> Places:
-    """The end of each piece of some documents, empty ones having none.
+def pre_token_ends(text: Bytes, offsets: Places, pattern: str) -> Places:
+    """The end of each pre-token of some documents, empty ones having none.
 
     Args:
         text: the documents, valid UTF-8, one after another.
@@ -63,9 +63,9 @@ def piece_ends(text: Bytes, offsets: Places, pattern: str) -> Places:
         found = scanner(text, offsets, character_classes(), variant, ends)
         return ends[:found]
     sizes = [
-        len(piece.encode())
+        len(pre_token.encode())
         for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-        for piece in split.pre_tokens(bytes(text[first:last]).decode(), pattern)
+        for pre_token in split.pre_tokens(bytes(text[first:last]).decode(), pattern)
     ]
     return np.cumsum([int(offsets[0]), *sizes], dtype=np.int64)[1:]
 
@@ -154,7 +154,7 @@ def _contraction_end(text, place, end, any_case):
 
 @compiled
 def _blanks_end(text, place, end, classes, lines, whole_before):
-    r"""Where the piece of blanks that begins at `place` ends: `\s+(?!\S)|\s+`.
+    r"""Where the pre-token of blanks that begins at `place` ends: `\s+(?!\S)|\s+`.
 
     Args:
         lines: 1 puts `\s*[\r\n]+|` before it, 2 also `\s+\z|` before that.
