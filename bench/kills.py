@@ -52,7 +52,7 @@ sampling = {{ max_tokens = 8 }}
 
 KILLED_AT = '''
 import os, random, signal, sys
-from groundup import files
+from groundup import artifacts
 from groundup.train import checkpoint
 from groundup.cli import app as cli
 from groundup.pretrain import run
@@ -79,11 +79,11 @@ match place:
     case "while the thread writes":
         dying(checkpoint._Digested, "write", True)
     case "before the manifest":
-        dying(files, "_digest_files", True)
+        dying(artifacts, "_digest_files", True)
     case "between manifest and name":
-        dying(files, "_rename_over", False)
+        dying(artifacts, "_rename_over", False)
     case "just after the name":
-        dying(files, "_rename_over", True)
+        dying(artifacts, "_rename_over", True)
     case "while an old one is removed":
         dying(checkpoint, "remove_unless_held", False)
     case "in an evaluation":

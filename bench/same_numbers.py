@@ -47,7 +47,8 @@ class Part:
     """A file in `recipes`, or "toy": a model of a few thousand parameters on a hundred tales."""
     settings: tuple[str, ...] = ()
     """Overrides on the command line."""
-    stage: str = "build"
+    commands: tuple[str, ...] = ("build",)
+    """Stages to run, one after the other."""
     interrupted: bool = False
     """Stop the training once by SIGTERM, and go on."""
     evaluation: float = 0.0
@@ -97,7 +98,7 @@ PARTS = {
     # the real recipe at its real width, with 4 rows a step instead of 16
     "storybook": Part("storybook", (*FLOAT32, *STORYBOOK), interrupted=True),
     "storybook-compiled": Part("storybook", (*BFLOAT16[:2], "pretrain.compile=true", *STORYBOOK)),
-    "classics": Part("classics", stage="pack"),
+    "classics": Part("classics", commands=("corpus", "tokenizer", "pack")),
     "llama": Part("toy", FLOAT32, interrupted=True),
     "bfloat16": Part("toy", BFLOAT16, interrupted=True),
     "mixture": Part("toy", (*FLOAT32, *EXPERTS), interrupted=True, health=1e-6),
@@ -202,11 +203,12 @@ def run_part(part: Part, tree: Path, folder: Path, home: Path) -> None:
     settings = [*part.settings]
     if part.recipe == "classics":
         settings += [f'corpus.sources=["{CLASSICS if CLASSICS.exists() else home / "tales"}"]']
-    command = [part.stage, str(recipe), *settings, "--run", "run"]
-    if part.interrupted:
-        interrupt(tree, folder, command)
-    groundup(tree, folder, *command)
-    if part.stage == "build":
+    for command in part.commands:
+        words = [command, str(recipe), *settings, "--run", "run"]
+        if part.interrupted:
+            interrupt(tree, folder, words)
+        groundup(tree, folder, *words)
+    if "build" in part.commands:
         score = groundup(tree, folder, "eval", "run", str(home / "letter.txt"), "--device", "cpu", "--json")
         (folder / "score.json").write_text(score, encoding="utf-8")
         (folder / "texts.json").write_text(json.dumps(generate(tree, folder)), encoding="utf-8")

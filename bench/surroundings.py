@@ -100,7 +100,7 @@ SURROUNDINGS = {
     "HOME missing": Surrounding({"HOME": "/nowhere/at/all"}),
     "read-only": Surrounding(read_only=True),
     "folder gone": Surrounding(gone=True),
-    "blank in the path": Surrounding(folder="my texts and runs", named=True),
+    "space in the path": Surrounding(folder="my texts and runs", named=True),
     "line end in the path": Surrounding(folder="two\nlines", named=True),
     "path not UTF-8": Surrounding(folder=b"lat\xe9", named=True),
     "folder not UTF-8": Surrounding(folder=b"lat\xe9"),

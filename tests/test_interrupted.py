@@ -25,7 +25,7 @@ LONGER = [
 PATIENCE = 1200  # seconds; a bound on a hang, not a claim about speed
 HAPPENING = """
 import os, signal, sys
-from groundup import files
+from groundup import artifacts
 from groundup.train import checkpoint
 from groundup.cli import app as cli
 from groundup.pretrain import speed
@@ -189,7 +189,7 @@ def test_killed_in_any_other_stage_the_next_build_completes(recipe: Path, stage:
     recipe.write_text(text)
     arguments = ["build", "tiny.toml", "tokenizer.vocab_size=2048", "pretrain.steps=5", "--run", "killed"]
     place = random.choice(["Draft", "_digest_files"])  # at its beginning, or when all but the manifest is written
-    killed = f"happens({signal.SIGKILL:d}, files, '{place}', lambda path, *rest: path.name == '.{stage}.partial')"
+    killed = f"happens({signal.SIGKILL:d}, artifacts, '{place}', lambda path, *rest: path.name == '.{stage}.partial')"
     assert finish(start(home, *arguments, happening=killed))[0] == -signal.SIGKILL
     assert (run / f".{stage}.partial").is_dir()
     assert not (run / stage).exists(), "nothing half-written is taken for whole"

@@ -542,11 +542,11 @@ def _corpus_sources(job: Job, recorded: Mapping[str, str]) -> dict[str, str]:
 
 def _make_corpus(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
     from groundup.corpus.refine import in_words, refine
-    from groundup.corpus.sources import find, told_left_out
+    from groundup.corpus.sources import describe_left_out, find
 
     found = find(job.recipe.corpus, job.beside)
     if found.left_out:
-        job.say(f"left out: {told_left_out(found.left_out, found.left_out_names)}")
+        job.say(f"left out: {describe_left_out(found.left_out, found.left_out_names)}")
     with making(job.run / "corpus", "corpus", settings, inputs) as draft:
         try:
             refine(found, job.recipe.corpus, draft, progress, inputs)

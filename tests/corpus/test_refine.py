@@ -11,7 +11,7 @@ import pytest
 from groundup.artifacts import making, read_manifest
 from groundup.corpus import sources
 from groundup.corpus.document import read_texts
-from groundup.corpus.refine import refine, source_digests, split_of, told_marks
+from groundup.corpus.refine import describe_marks, refine, source_digests, split_of
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import READERS, find
 from groundup.errors import DataError, ResourceError, SettingsError
@@ -168,7 +168,7 @@ def test_marks_and_fields_left_out_are_counted(tmp_path: Path) -> None:
         "<|endoftext|>": {"times": 39, "files": 1, "file": "in/stories.txt"},
         "</s>": {"times": 3, "files": 1, "file": "in/b.jsonl"},
     }
-    assert list(told_marks(statistics["marks"])) == [
+    assert list(describe_marks(statistics["marks"])) == [
         (
             "in/stories.txt holds <|endoftext|> 39 times; it is read as ordinary text",
             "set corpus.separator = '<|endoftext|>', if documents end there",

@@ -202,7 +202,7 @@ def test_what_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     found = sources.find(settings("in"), tmp_path)
     assert [name for name, _ in found.files] == ["in/a.txt"]
     assert found.left_out_names == {"not readable (Permission denied)": ["in/b.txt", "in/closed"]}
-    assert sources.told_left_out(found.left_out, found.left_out_names) == (
+    assert sources.describe_left_out(found.left_out, found.left_out_names) == (
         "2 × not readable (Permission denied) (in/b.txt, in/closed)"
     )
 

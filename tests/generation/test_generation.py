@@ -9,8 +9,8 @@ from torch.testing import assert_close
 import groundup
 from groundup.errors import SettingsError
 from groundup.generation.cache import ContiguousCache
-from groundup.generation.engine import continue_ids
-from groundup.generation.sample import probabilities, sample
+from groundup.generation.engine import Sequences, continue_ids
+from groundup.generation.sample import draw, probabilities
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream, until_stop
 from groundup.model.settings import ModelConfig
@@ -23,11 +23,12 @@ from groundup.tokenizer.vocabulary import whole_characters
 def test_cached_decoding_equals_the_full_forward(model: Transformer, cuts: list[int]) -> None:
     tokens = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(0))
     cache = ContiguousCache.empty(model.config, 2, torch.device("cpu"), torch.float32)
-    parts = []
+    parts, held = [], 0
     for length in cuts:
-        here = slice(cache.length, cache.length + length)
-        parts.append(model(tokens[:, here], torch.arange(24)[here].expand(2, -1), cache))
-        cache.length += length
+        here = slice(held, held + length)
+        attend = cache.attend([held, held], [length, length])
+        parts.append(model(tokens[:, here], torch.arange(24)[here].expand(2, -1), attend))
+        held += length
     assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-4, rtol=0)
 
 
@@ -58,6 +59,32 @@ def test_generation_leaves_the_model_in_training_as_it_was(model: Transformer) -
     assert model.training
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_rows_of_unequal_length_together_equal_each_alone(config: ModelConfig, temperature: float) -> None:
+    """Through prompts, single ids and contexts that become full at different times."""
+    torch.manual_seed(0)
+    model = Transformer(config.with_vocabulary(97)).eval()
+    prompts = [[3, 5], list(range(20)), [7], list(range(30, 54))]
+    samplings = [Sampling(temperature=temperature, seed=seed, max_tokens=12) for seed in range(4)]
+    alone = [list(continue_ids(model, *each, never=(1,))) for each in zip(prompts, samplings, strict=True)]
+    rows = Sequences(model, prompts, samplings, never=(1,))
+    together = []
+    for _ in range(12):
+        chosen, _ = rows.choose()
+        rows.append(chosen)
+        together.append(chosen)
+    assert [list(ids) for ids in zip(*together, strict=True)] == alone
+
+
+def test_two_generators_take_turns_and_an_abandoned_one_leaves_the_mode(model: Transformer) -> None:
+    model.train()
+    one, other = (continue_ids(model, [1], Sampling(temperature=0, max_tokens=5)) for _ in range(2))
+    turns = [(next(one), model.training, next(other), model.training) for _ in range(3)]
+    del one, other
+    assert model.training
+    assert all(first == second and after and at_last for first, after, second, at_last in turns)
+
+
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
 
 
@@ -82,9 +109,17 @@ def test_the_distribution_is_the_stated_one(options: dict[str, float], expected:
 
 def test_draws_follow_the_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.tensor([sample(LOGITS, Sampling(temperature=1.0), generator) for _ in range(4000)])
+    row = probabilities(LOGITS, Sampling(temperature=1.0))[None]
+    drawn = torch.cat([draw(row, [generator]) for _ in range(4000)])
     shares = torch.bincount(drawn, minlength=5) / 4000
     assert_close(shares, LOGITS.softmax(0), atol=0.03, rtol=0)  # four standard deviations of the largest share
+
+
+def test_a_draw_is_torchs_multinomial_whoever_else_draws() -> None:
+    shares = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    ids = draw(shares, [torch.Generator().manual_seed(seed) for seed in range(3)])
+    for seed in range(3):
+        assert ids[seed] == torch.multinomial(shares[seed], 1, generator=torch.Generator().manual_seed(seed))
 
 
 def wide(config: ModelConfig) -> Transformer:
@@ -110,12 +145,13 @@ def test_streamed_parts_put_together_the_text(llama: ModelConfig, tokenizer: Tok
     assert len(parts) > 5
 
 
-def test_a_cache_moved_as_a_pytree_keeps_its_length(llama: ModelConfig) -> None:
-    cache = ContiguousCache.empty(llama, 1, torch.device("cpu"), torch.float32)
-    cache.length = 7
-    moved = torch.utils._pytree.tree_map(lambda tensor: tensor + 1, cache)
-    assert moved.length == 7
-    assert (moved.keys == 1).all()
+def test_a_cache_and_its_attend_are_pytrees_of_tensors(llama: ModelConfig) -> None:
+    cache = ContiguousCache.empty(llama, 2, torch.device("cpu"), torch.float32)
+    for tree in (cache, cache.attend([0, 3], [2, 1])):
+        leaves, spec = torch.utils._pytree.tree_flatten(tree)
+        rebuilt = torch.utils._pytree.tree_unflatten(leaves, spec)
+        assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+        assert all(value is vars(tree)[name] for name, value in vars(rebuilt).items())
 
 
 @given(st.text(max_size=30), st.data())

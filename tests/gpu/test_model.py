@@ -20,7 +20,7 @@ from groundup.model.transformer import Transformer
 from groundup.optim.settings import Float32
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import attending
-from groundup.train.losses import Attending, Rowwise, by_document, compiled_rowwise, next_token
+from groundup.train.losses import Attending, by_document, next_token
 
 pytestmark = pytest.mark.gpu
 SIZES = {"vocab_size": 97, "context_length": 256, "d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 96}
@@ -62,11 +62,11 @@ def causal(_: Batch) -> Causal:
 
 
 def gradients(
-    model: Transformer, device: torch.device, attending: Attending = by_document, rowwise: Rowwise | None = None
+    model: Transformer, device: torch.device, attending: Attending = by_document, compiled: bool = False
 ) -> dict[str, torch.Tensor]:
     """The loss and every gradient, on the CPU in float32."""
     model.zero_grad()
-    summed, weight, _ = next_token(model, to(batch(), device), attending=attending, rowwise=rowwise)
+    summed, weight, _ = next_token(model, to(batch(), device), attending=attending, compiled=compiled)
     (summed / weight).backward()
     read = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return {name: tensor.detach().float().cpu() for name, tensor in {"loss": summed / weight, **read}.items()}
@@ -89,7 +89,7 @@ def test_compiled_blocks_with_flex_attention_give_the_gradients_of_the_plain_one
     settings = PretrainSettings(precision=Float32(), compile=True)
     there = copy.deepcopy(model).to(device)
     compile_blocks(there)
-    found = gradients(there, device, attending(model.config, settings, device), compiled_rowwise())
+    found = gradients(there, device, attending(model.config, settings, device), compiled=True)
     assert_close(found, expected, **NEAR)
 
 
@@ -103,7 +103,7 @@ def test_in_bfloat16_compiled_blocks_are_as_near_to_float32_as_plain_ones(
     compile_blocks(compiled)
     flex = attending(model.config, PretrainSettings(precision=Float32(), compile=True), device)
     apart = gradients(plain, device)
-    fused = gradients(compiled, device, flex, compiled_rowwise())
+    fused = gradients(compiled, device, flex, compiled=True)
     for name, gradient in expected.items():
         allowed = 2 * (apart[name] - gradient).norm() + 0.02 * gradient.norm()  # rounding, in another order
         assert (fused[name] - gradient).norm() <= allowed, name

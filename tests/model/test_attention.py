@@ -247,8 +247,8 @@ def test_latent_attention_equals_hugging_faces(d_query_latent: int | None) -> No
     assert cache.values.shape[-1] == 0
     for begin, end in [(0, 7), *((place, place + 1) for place in range(7, 23))]:
         with torch.no_grad():
-            step = ours(tokens[:, begin:end], torch.arange(begin, end).expand(2, -1), cache)
-        cache.length = end
+            attend = cache.attend([begin, begin], [end - begin, end - begin])
+            step = ours(tokens[:, begin:end], torch.arange(begin, end).expand(2, -1), attend)
         assert_close(step, expected[:, begin:end], atol=1e-4, rtol=0)
 
 
@@ -295,7 +295,7 @@ def test_qk_norm_makes_scores_blind_to_the_length_of_the_input() -> None:
     torch.manual_seed(0)
     for qk_norm in ("head", "full"):
         table = {"vocab_size": 50, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "attention": {"qk_norm": qk_norm}}
-        attention = Transformer(ModelConfig.from_table(table)).blocks[0].attention
+        attention = Transformer(ModelConfig.from_table(table)).blocks["0"].attention
         seen: list[Tensor] = []
 
         def attend(q: Tensor, k: Tensor, v: Tensor, seen: list[Tensor] = seen, **options: object) -> Tensor:

@@ -149,9 +149,8 @@ def test_activation_bytes_are_those_that_stay_in_memory(shape: ModelConfig, prec
     torch.manual_seed(0)
     model = Transformer(shape).to(DTYPES[precision]).train()
     tokens = torch.randint(0, 97, (1, shape.context_length))
-    attend = Causal.of(tokens.shape[1], tokens.device)  # its mask belongs to the batch
     with Alive(besides=model) as alive:
-        logits = model(tokens, attend=attend)
+        logits = model(tokens, attend=Causal())  # whose mask is not counted
         measured = alive.bytes + tokens.nbytes - logits.nbytes  # the result is the caller's
     assert sum(count(shape).activation_bytes[precision].values()) == pytest.approx(measured, rel=0.05)
 
@@ -177,11 +176,10 @@ def test_checkpointed_activation_bytes_are_those_that_stay_in_memory(shape: Mode
 
         block.forward = lambda *given: checkpoint(watched, *given, use_reentrant=False)
 
-    for block in model.blocks:
+    for block in model.blocks.values():
         checkpointing(block)
-    attend = Causal.of(tokens.shape[1], tokens.device)
     with Alive(besides=model) as alive, set_checkpoint_early_stop(False):
-        logits = model(tokens, attend=attend)
+        logits = model(tokens, attend=Causal())  # whose mask is not counted
         measured = alive.bytes - logits.nbytes
         forward, gradient = len(computed), torch.ones_like(logits)
         logits.backward(gradient)

@@ -16,7 +16,7 @@ from groundup.model.execution import Recomputation, compile_blocks, recompute_bl
 from groundup.model.feedforward import gelu_tanh
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.train.losses import Rowwise, compiled_rowwise, next_token
+from groundup.train.losses import next_token
 
 COMPILE = torch.compile
 KINDS = {
@@ -41,9 +41,9 @@ def batch() -> Batch:
     return Batch(tokens, tokens.roll(-1, dims=1), weight, torch.arange(128).expand(2, 128), document)
 
 
-def gradients(model: Transformer, rowwise: Rowwise | None = None) -> dict[str, torch.Tensor]:
+def gradients(model: Transformer, compiled: bool = False) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    summed, _, _ = next_token(model, batch(), rowwise=rowwise)
+    summed, _, _ = next_token(model, batch(), compiled=compiled)
     summed.backward()
     return {"loss": summed.detach()} | {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
@@ -63,7 +63,7 @@ def compare(kind: str, recompute: Recomputation) -> None:
     counters.clear()
     recompute_blocks(model, recompute)
     compile_blocks(model)
-    for name, gradient in gradients(model, compiled_rowwise()).items():
+    for name, gradient in gradients(model, compiled=True).items():
         # float32, sums in another order; a key's bias has no effect on the softmax, so its gradient is all rounding
         assert_close(gradient, plain[name], atol=2e-4, rtol=1e-4, msg=lambda told, name=name: f"{kind} {name}: {told}")
     graphs = 2 + (2 if kind == "windows" else 1)
@@ -99,7 +99,7 @@ def test_evaluation_and_whoever_looks_inside_get_the_block_as_it_is_written() ->
     model.train().hidden(batch().tokens, tap=lambda name, tensor: seen.append(name))
     assert "blocks.2.attention" in seen
     with torch.no_grad():
-        block, x = model.blocks[1], torch.randn(1, 5, 32)
+        block, x = model.blocks["1"], torch.randn(1, 5, 32)
         assert torch.equal(block(x), block(x, tap=lambda name, tensor: seen.append(name)))
     assert seen[-1] == "feedforward"
     assert not counters["stats"]

@@ -111,7 +111,7 @@ def test_each_expert_is_drawn_as_if_it_were_a_module_of_its_own() -> None:
     """Of one seed the same weights as from a list of experts, which they once were: recorded then."""
     torch.manual_seed(0)
     table = {"vocab_size": 20, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16, "feedforward": "experts"}
-    experts = Transformer(ModelConfig.from_table(table)).blocks[0].feedforward.experts
+    experts = Transformer(ModelConfig.from_table(table)).blocks["0"].feedforward.experts
     assert [round(experts.gate.weight[e, 0, 0].item(), 6) for e in (0, 1, 7)] == [0.038361, -0.017203, -0.012165]
 
 

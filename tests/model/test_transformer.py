@@ -57,7 +57,7 @@ def test_padding_does_not_change_the_rest(model: Transformer) -> None:
     )
 
 
-def test_defaults_are_positions_from_nought_and_plain_causal(model: Transformer) -> None:
+def test_defaults_are_positions_from_zero_and_plain_causal(model: Transformer) -> None:
     tokens = ids(2, 7)
     explicit = model(tokens, torch.arange(7).expand(2, 7), Causal())
     assert torch.equal(model(tokens), explicit)
@@ -81,16 +81,56 @@ def test_tap_sees_every_intermediate_and_changes_nothing(model: Transformer) -> 
     assert torch.equal(hidden, model.hidden(tokens))
 
 
-def test_a_model_cut_in_two_composes_to_the_whole(llama: ModelConfig) -> None:
-    """Pipeline stages are models without a head or an embedding."""
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary", "alibi"])
+def test_a_model_cut_in_two_composes_to_the_whole(llama: ModelConfig, position: str) -> None:
+    """Pipeline stages are models without a head or an embedding; they add no position and no norm."""
     torch.manual_seed(0)
+    llama = llama.override([f"position={position}"])
     whole, first, second = Transformer(llama), Transformer(llama), Transformer(llama)
     for part in (first, second):
         part.load_state_dict(whole.state_dict())
-    first.head, first.norm, first.blocks = None, torch.nn.Identity(), first.blocks[:1]
-    second.embed, second.blocks = None, second.blocks[1:]
+    first.head = second.embed = None
+    del first.blocks["1"], second.blocks["0"]
     tokens = ids(2, 9)
-    assert_close(second(first(tokens)), whole(tokens))
+    assert torch.equal(second(first(tokens)), whole(tokens))
+    names = {name for part in (first, second) for name, _ in part.named_parameters()}
+    assert names - {"head.weight"} == {name for name, _ in whole.named_parameters()}, "blocks keep their global names"
+
+
+def test_auxiliary_losses_come_through_all_stages(llama: ModelConfig) -> None:
+    config = llama.override(["feedforward=experts", "feedforward.n_experts=4"])
+    torch.manual_seed(0)
+    whole, first, second = Transformer(config), Transformer(config), Transformer(config)
+    for part in (first, second):
+        part.load_state_dict(whole.state_dict())
+    first.head = second.embed = None
+    del first.blocks["1"], second.blocks["0"]
+    seen: dict[str, torch.Tensor] = {}
+    states, asked = first.hidden_and_auxiliary(ids(2, 9))
+    hidden, auxiliary = second.hidden_and_auxiliary(states, auxiliary=asked)
+    expected, all_asked = whole.hidden_and_auxiliary(ids(2, 9), tap=seen.__setitem__)
+    assert torch.equal(hidden, expected)
+    assert torch.equal(auxiliary, all_asked)
+    assert_close(auxiliary, sum(tensor for name, tensor in seen.items() if name.endswith("auxiliary_loss")))
+
+
+@pytest.mark.parametrize("kind", ["alibi", "rotary"])
+def test_ranks_that_hold_some_heads_each_add_up_to_all(llama: ModelConfig, kind: str) -> None:
+    """Query, key and value split by heads, the output by its inputs: as `TP` says, and with their own slopes."""
+    torch.manual_seed(0)
+    whole = Transformer(llama.override([f"position={kind}", "n_kv_heads=4"])).blocks["0"].attention
+    ranks, x = [make_block(whole.config, 0).attention for _ in range(2)], torch.randn(2, 9, 32)
+    for number, rank in enumerate(ranks):
+        rank.first_head = 2 * number
+        for name, way in rank.TP.items():
+            weight = getattr(whole, name).weight.data.chunk(2, dim=0 if way == "column" else 1)[number]
+            getattr(rank, name).weight.data = weight
+    assert_close(sum(rank(x) for rank in ranks), whole(x), atol=SAME_SUMS_OTHER_ORDER, rtol=0)
+
+
+def test_a_norm_over_all_heads_says_that_it_needs_them_all(llama: ModelConfig) -> None:
+    attention = make_block(llama.override(["attention.qk_norm=full"]), 0).attention
+    assert attention.TP["query_norm"] == attention.TP["key_norm"] == "all heads"
 
 
 @pytest.mark.parametrize("n_layers", [1, 8])
@@ -98,7 +138,7 @@ def test_initialisation_is_gpt2s(n_layers: int) -> None:
     config = ModelConfig(vocab_size=512, d_model=256, n_layers=n_layers, n_heads=4, head=LanguageModel(tied=False))
     torch.manual_seed(0)
     model = Transformer(config)
-    block = model.blocks[-1]
+    block = model.blocks[str(n_layers - 1)]
     for weight, deviation in [
         (model.embed.weight, 0.02),
         (model.head.weight, 0.02),
@@ -211,7 +251,7 @@ def stream_of(table: dict[str, object], tokens: torch.Tensor) -> tuple[Transform
 def test_norms_stand_where_they_are_said_to(norm: str) -> None:
     """The second block, written out."""
     model, seen = stream_of({"block": {"norm": norm}}, ids(2, 9) % 50)
-    block, x = model.blocks[1], seen["blocks.0"]
+    block, x = model.blocks["1"], seen["blocks.0"]
     _, terms = model.position(x, torch.arange(9).expand(2, 9))
 
     def attend(x: torch.Tensor) -> torch.Tensor:
@@ -253,7 +293,7 @@ ALONE: dict[str, dict[str, object]] = {
 def test_blocks_and_their_parts_alone_do_what_they_do_in_the_model(kind: str, training: bool) -> None:
     model, seen = stream_of(ALONE[kind], ids(2, 9) % 50)
     model.train(training)
-    block, x = model.blocks[1], seen["blocks.0"]
+    block, x = model.blocks["1"], seen["blocks.0"]
     assert_close(block(x), seen["blocks.1"], atol=SAME_SUMS_OTHER_ORDER, rtol=0)
     alone = make_block(model.config, 1).train(training)
     alone.load_state_dict(block.state_dict())
@@ -272,7 +312,7 @@ def test_blocks_and_their_parts_alone_do_what_they_do_in_the_model(kind: str, tr
 @pytest.mark.parametrize("shared_norm", [True, False])
 def test_parallel_blocks_add_both_to_what_both_read(shared_norm: bool) -> None:
     model, seen = stream_of({"block": {"kind": "parallel", "shared_norm": shared_norm}}, ids(2, 9) % 50)
-    block, x = model.blocks[1], seen["blocks.0"]
+    block, x = model.blocks["1"], seen["blocks.0"]
     _, terms = model.position(x, torch.arange(9).expand(2, 9))
     other = block.attention_norm if shared_norm else block.feedforward_norm
     expected = x + block.attention(block.attention_norm(x), terms, Causal()) + block.feedforward(other(x))

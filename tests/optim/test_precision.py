@@ -48,7 +48,7 @@ def test_for_a_float32_model_the_masters_are_its_weights(llama: ModelConfig) -> 
 def test_frozen_weights_cost_nothing_extra(llama: ModelConfig) -> None:
     """A base in bfloat16, one layer trained: no copies, gradients, optimizer state or room in checkpoints for it."""
     model = Transformer(llama).to(torch.bfloat16).requires_grad_(False)
-    down = model.blocks[1].feedforward.down.requires_grad_(True)
+    down = model.blocks["1"].feedforward.down.requires_grad_(True)
     before = {name: weight.data_ptr() for name, weight in model.named_parameters()}
     masters = Masters(model, torch.bfloat16)
     optimizer = make_optimizer(masters.copies.items(), AdamW())

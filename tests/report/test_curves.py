@@ -85,6 +85,24 @@ def test_a_point_has_the_least_the_greatest_and_the_mean_of_its_lines(
     assert drawn.get("high", drawn["mean"]) == pytest.approx([max(group) for group in groups.values()], rel=1e-5)
 
 
+def test_a_very_long_run_is_thinned_and_keeps_its_extremes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("groundup.report.curves.MAX_LINES", 64)
+    loss = [math.sin(step) + step / 100 for step in range(1000)]
+    curves = Curves(tmp_path / "m")
+    for at in range(0, 1000, 20):
+        write(tmp_path / "m", [line(step, loss=loss[step]) for step in range(at, at + 20)], "a")
+        write(tmp_path / "m", [{"step": at + 19, "validation_bits_per_byte": 1.0 + at}], "a")
+        while curves.read():
+            pass
+        assert curves.lines <= 64
+    drawn = between(curves)
+    assert (drawn["loss"]["x"][0], drawn["loss"]["x"][-1]) == (0, 999)
+    assert (min(drawn["loss"]["mean"]), max(drawn["loss"]["mean"])) == pytest.approx((min(loss), max(loss)), rel=1e-5)
+    validations = drawn["validation_bits_per_byte"]["mean"]
+    assert (min(validations), max(validations)) == (1.0, 981.0)
+    assert curves.last_x["step"] == 999
+
+
 def test_what_is_looked_at_closely_is_drawn_line_by_line(tmp_path: Path) -> None:
     write(tmp_path / "m", [line(step, loss=math.sin(step), seconds=step) for step in range(1, 5001)])
     curves = read_all(tmp_path / "m")

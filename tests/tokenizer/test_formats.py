@@ -644,7 +644,7 @@ def test_whole_pieces_are_the_most_frequent_and_of_equals_the_first_by_bytes() -
     assert [ours.tokens[i] for i in ours.encode("zzz zz")] == [b"z", b"z", b"z", b" ", b"zz"]
     small = Tokenizer.of_pieces([chr(0x4E00 + i) * (i + 1) for i in range(100)], vocab_size=320)
     assert small.tokens[256:304] == [chr(0x4E00 + i).encode() for i in range(99, 51, -1)]
-    with pytest.raises(SettingsError, match="bytes . words .* nearest: 320"):
+    with pytest.raises(SettingsError, match="bytes . learned tokens .* nearest: 320"):
         Tokenizer.of_pieces(["a"], vocab_size=321)
 
 

@@ -91,13 +91,13 @@ def test_weights_gradients_and_updates_are_those_of_the_step(config: ModelConfig
     after, lines = measured(config, steps=1)
     block = lines[0]["layers"][1]
     assert block["layer"] == 1
-    own = [weight.detach() for weight in before.blocks[1].parameters()]
-    gradients = [weight.grad for weight in before.blocks[1].parameters()]
+    own = [weight.detach() for weight in before.blocks["1"].parameters()]
+    gradients = [weight.grad for weight in before.blocks["1"].parameters()]
     assert block["grad_norm"] == pytest.approx(math.sqrt(sum(float((g**2).sum()) for g in gradients)), rel=1e-4)
     weights = math.sqrt(sum(float((p**2).sum()) for p in own))
     assert block["weight_norm"] == pytest.approx(weights, rel=1e-5)
     moved = math.sqrt(
-        sum(float(((a.detach() - b) ** 2).sum()) for a, b in zip(after.blocks[1].parameters(), own, strict=True))
+        sum(float(((a.detach() - b) ** 2).sum()) for a, b in zip(after.blocks["1"].parameters(), own, strict=True))
     )
     assert block["update_ratio"] == pytest.approx(moved / weights, rel=1e-3)
     assert {"embed", "norm"} <= set(lines[0]["parts"])
@@ -126,7 +126,7 @@ def test_a_dead_layer_is_seen(llama: ModelConfig, kind: str) -> None:
     torch.manual_seed(0)
     model = Transformer(config)
     with torch.no_grad():
-        model.blocks[1].feedforward.up.weight.zero_()
+        model.blocks["1"].feedforward.up.weight.zero_()
     health = Health(Masters(model, torch.float32), 1, partial(activations, model))
     accumulate(model, next_token, 2)(batch())
     step = Step(1, torch.ones(()), torch.ones(()), 0.1, torch.ones(()), True, {})

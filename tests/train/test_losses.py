@@ -68,7 +68,7 @@ def test_gradient_of_the_log_probability_is_onehot_minus_softmax() -> None:
     logits = torch.randn(4, 6, dtype=torch.float32, requires_grad=True)
     targets = torch.tensor([0, 5, 2, 2])
     weights, others = torch.tensor([1.0, 0.5, 0.0, 2.0]), torch.tensor([0.3, 0.0, 1.0, 0.7])
-    logprobs, total = losses._picked(logits * 1, targets, losses.PLAIN, overwrite=True)
+    logprobs, total = losses._Logprobs.apply(logits * 1, targets, False, True)
     (logprobs * weights + total * others).sum().backward()
     (again,) = torch.autograd.grad(
         (-F.cross_entropy(logits, targets, reduction="none") * weights + logits.logsumexp(-1) * others).sum(), logits
@@ -137,7 +137,7 @@ def test_what_the_loss_did_not_make_it_does_not_overwrite(llama: ModelConfig, dt
             model.head = torch.nn.Tanh()
     hidden = torch.randn(2, 5, 32, dtype=dtype, requires_grad=True)
     targets, before = torch.randint(32, (2, 5)), hidden.detach().clone()
-    losses.scored(model, hidden, targets)[0].sum().backward()
+    losses.target_logprobs(model, hidden, targets)[0].sum().backward()
     assert torch.equal(hidden, before)
     again = hidden.detach().float().requires_grad_()
     scores = again.tanh() if how == "an activation" else again
@@ -163,7 +163,7 @@ def test_a_mixtures_auxiliary_loss_is_in_the_loss_and_shown_apart(llama: ModelCo
     balanced = 0.1 * llama.n_layers * weight  # 1 for each layer and token, if all experts were picked equally
     assert 0.95 * balanced < parts["auxiliary"] < 2 * balanced
     summed.backward()
-    assert model.blocks[0].feedforward.router.weight.grad.abs().sum() > 0
+    assert model.blocks["0"].feedforward.router.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("kind", ["experts", "multi_token"])

@@ -175,8 +175,8 @@ def token_by_token(model: Transformer, tokens: Tensor, first: int) -> Tensor:
     logits = []
     for begin, end in [(0, first), *((place, place + 1) for place in range(first, tokens.shape[1]))]:
         position = torch.arange(begin, end).expand(len(tokens), -1)
-        logits.append(model(tokens[:, begin:end], position, cache))
-        cache.length = end
+        attend = cache.attend([begin] * len(tokens), [end - begin] * len(tokens))
+        logits.append(model(tokens[:, begin:end], position, attend))
     return torch.cat(logits, dim=1)
 
 

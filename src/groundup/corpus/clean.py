@@ -10,12 +10,12 @@ _REPAIR = ftfy.TextFixerConfig(
 )
 """Only what is broken; ligatures, wide characters and curled quotes are the author's choice."""
 
-_BLANKS_AT_LINE_END = regex.compile(r"(?<![ \t])[ \t]+$", regex.MULTILINE)
+_SPACES_AT_LINE_END = regex.compile(r"(?<![ \t])[ \t]+$", regex.MULTILINE)
 _EMPTY_LINES = regex.compile(r"\n{3,}")
 
 
 def clean(text: str, settings: CorpusSettings) -> str:
-    """Repair the characters and the blanks of one document's `text`, as far as the settings say.
+    """Repair the characters and the whitespace of a text, as far as the settings say.
 
     >>> clean("donâ€™t \\r\\n", CorpusSettings(sources=("a.txt",)))
     'don’t'
@@ -30,10 +30,11 @@ def clean(text: str, settings: CorpusSettings) -> str:
 
 
 def clean_whitespace(text: str) -> str:
-    """
+    """One kind of line end, no spaces at line ends, at most one empty line, none at either end.
+
     >>> clean_whitespace(" one  \\r\\n\\r\\n\\r\\n two ")
     'one\\n\\n two'
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _BLANKS_AT_LINE_END.sub("", text)
+    text = _SPACES_AT_LINE_END.sub("", text)
     return str(_EMPTY_LINES.sub("\n\n", text)).strip()

@@ -5,7 +5,7 @@ import regex
 from groundup.corpus.settings import Characters, Filter, Length
 
 _WORDS = regex.compile(r"[\p{L}\p{M}]+")
-_NOT_BLANK = regex.compile(r"\S+")
+_NOT_SPACE = regex.compile(r"\S+")
 
 
 def refuse(text: str, filters: tuple[Filter, ...]) -> str | None:
@@ -30,9 +30,9 @@ def _length(text: str, settings: Length) -> str | None:
 
 
 def _characters(text: str, settings: Characters) -> str | None:
-    not_blank = sum(map(len, _NOT_BLANK.findall(text)))
-    if text.count("\ufffd") > settings.replacement * not_blank:
+    not_space = sum(map(len, _NOT_SPACE.findall(text)))
+    if text.count("\ufffd") > settings.replacement * not_space:
         return f"more than {settings.replacement:.1%} replacement characters"
-    if sum(map(len, _WORDS.findall(text))) < settings.letters * not_blank:
+    if sum(map(len, _WORDS.findall(text))) < settings.letters * not_space:
         return f"less than {settings.letters:.0%} letters"
     return None

@@ -27,20 +27,20 @@ def split_of(document_id: str, validation_share: float, test_share: float) -> st
     >>> split_of("00" * 32, 0.05, 0.05), split_of("0f" * 32, 0.05, 0.05), split_of("ff" * 32, 0.05, 0.05)
     ('validation', 'test', 'train')
     """
-    place = int(document_id[:16], 16) / 2**64
-    if place < validation_share:
+    share = int(document_id[:16], 16) / 2**64
+    if share < validation_share:
         return "validation"
-    return "test" if place < validation_share + test_share else "train"
+    return "test" if share < validation_share + test_share else "train"
 
 
 @dataclass
 class Tally:
-    """What was dropped, and why."""
+    """How many documents were dropped, and why."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """Reason, without the place → documents."""
+    """Reason, without details such as the line → documents."""
     examples: dict[str, str] = field(default_factory=dict)
-    """The first of each whose reason tells more than its count."""
+    """The first document of each reason that has details."""
 
     def add(self, document: Document, reason: str) -> None:
         """`not utf-8: invalid start byte at byte 17` is counted as `not utf-8`; `dropped/` keeps the whole reason."""
@@ -53,8 +53,8 @@ class Tally:
         if short != reason:
             self.examples.setdefault(short, f"{document.source}: {reason.removeprefix(f'{short}: ')}")
 
-    def told(self, most: int | None = None) -> str:
-        """In words, the most frequent ones first."""
+    def summary(self, most: int | None = None) -> str:
+        """The reasons in words, the most frequent first."""
         return "; ".join(
             f"{count:,} × {reason}" + (f" ({self.examples[reason]})" if reason in self.examples else "")
             for reason, count in self.counts.most_common(most)
@@ -78,13 +78,14 @@ ADVICE = {
     "exact duplicate": "add other texts, since copies count once",
     "empty": "add texts",
 }
-"""Begin of a reason → what can be done; the first that fits."""
+"""Beginning of a reason → what can be done; the first that fits."""
 
 
 def refuse_too_few(kept: int, kept_bytes: int, read_documents: int, dropped: Tally) -> None:
-    """
+    """Refuse a corpus that is too small for three splits.
+
     Raises:
-        DataError: when the documents do not suffice for three splits, with the count of each reason and what may help.
+        DataError: naming how many documents each reason dropped, and what may help.
     """
     if kept >= len(SPLITS):
         return
@@ -94,8 +95,8 @@ def refuse_too_few(kept: int, kept_bytes: int, read_documents: int, dropped: Tal
         advice.append(f"cut them with corpus.max_document_bytes = {max(1000, kept_bytes // (2 * len(SPLITS)))}")
     raise DataError(
         f"the corpus has {kept} {'document' if kept == 1 else 'documents'} left of {read_documents:,} read, at least "
-        f"{len(SPLITS)} different ones are needed to train, validate and test. Dropped: {dropped.told() or 'nothing'}. "
-        f"What may help: {'; '.join(advice or ['add texts'])}"
+        f"{len(SPLITS)} different ones are needed to train, validate and test. Dropped: "
+        f"{dropped.summary() or 'nothing'}. What may help: {'; '.join(advice or ['add texts'])}"
     )
 
 
@@ -198,7 +199,7 @@ RUN_AGAIN = "Nothing was made of it; run the same command again when no other pr
 
 
 def _size(path: Path) -> int:
-    """0, if it is gone: reading it says so."""
+    """The size of a file; 0 if it is gone, which reading it will say."""
     return path.stat().st_size if path.exists() else 0
 
 
@@ -216,7 +217,7 @@ class Marks:
             self.files.setdefault(mark, set()).add(name)
 
     def table(self) -> dict[str, Any]:
-        """For each mark that stands there a few times: how often, in how many files, and the name of one."""
+        """For each mark that occurs more than once or twice: how often, in how many files, and the name of one."""
         return {
             mark: {"times": number, "files": len(self.files[mark]), "file": min(self.files[mark], key=_jsonl_last)}
             for mark, number in self.times.most_common()
@@ -225,12 +226,12 @@ class Marks:
 
 
 def _jsonl_last(name: str) -> tuple[bool, str]:
-    """The name of a .txt or .md file, where documents can be cut, stands for all."""
+    """Sort key: .txt and .md files, in which documents can be cut, come first."""
     return ".jsonl" in name.lower(), name
 
 
 FEWEST_MARKS = 3
-"""Fewer are a text that speaks of them."""
+"""Fewer are taken for a text about such marks."""
 
 
 def in_words(statistics: Mapping[str, Any], corpus: Path) -> Iterator[str]:
@@ -241,18 +242,18 @@ def in_words(statistics: Mapping[str, Any], corpus: Path) -> Iterator[str]:
     if statistics["metadata_left_out"]:
         counts = ", ".join(f"{count:,} × {name}" for name, count in statistics["metadata_left_out"].items())
         yield f"fields left out of the metadata, as they are no JSON that can be written: {counts}"
-    for line in told_marks(statistics["marks"]):
+    for line in describe_marks(statistics["marks"]):
         yield ": ".join(line)
 
 
-def told_marks(marks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What `Marks.table` says, in sentences, each with what to do."""
-    for mark, told in marks.items():
-        holds = f"{told['file']} holds" if told["files"] == 1 else f"{told['files']:,} files ({told['file']}, …) hold"
+def describe_marks(marks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """`Marks.table` in sentences, each with what to do."""
+    for mark, use in marks.items():
+        holds = f"{use['file']} holds" if use["files"] == 1 else f"{use['files']:,} files ({use['file']}, …) hold"
         yield (
-            f"{holds} {mark} {told['times']:,} times; it is read as ordinary text",
+            f"{holds} {mark} {use['times']:,} times; it is read as ordinary text",
             "each line of a .jsonl is one document: take it out of the lines"
-            if ".jsonl" in told["file"].lower()
+            if ".jsonl" in use["file"].lower()
             else f"set corpus.separator = {mark!r}, if documents end there",
         )
 

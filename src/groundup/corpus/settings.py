@@ -24,7 +24,7 @@ class Characters(Settings):
 
     kind: Literal["characters"] = "characters"
     letters: float = Field(default=0.6, ge=0, le=1)
-    """Smallest share of letters and marks among the characters that are not blank."""
+    """Smallest share of letters and marks among the characters that are not whitespace."""
     replacement: float = Field(default=0.001, ge=0, le=1)
     """Largest share of U+FFFD, the mark that an earlier conversion left where it could not read."""
 
@@ -45,13 +45,13 @@ class KeepUnicode(Settings):
 
 
 class CleanWhitespace(Settings):
-    """One kind of line end, no blanks at line ends, at most one empty line, none at either end of a document."""
+    """One kind of line end, no spaces at line ends, at most one empty line, none at either end of a document."""
 
     kind: Literal["clean"] = "clean"
 
 
 class KeepWhitespace(Settings):
-    """Leave blanks and line ends as they are."""
+    """Leave spaces and line ends as they are."""
 
     kind: Literal["none"] = "none"
 
@@ -77,7 +77,7 @@ class CorpusSettings(Settings):
     unicode: Annotated[RepairUnicode | KeepUnicode, Field(discriminator="kind")] = RepairUnicode()
     whitespace: Annotated[CleanWhitespace | KeepWhitespace, Field(discriminator="kind")] = CleanWhitespace()
     filters: tuple[Filter, ...] = (Length(), Characters())
-    """Asked in this order; the first that refuses names the reason."""
+    """Applied in this order; the first that refuses a document names the reason."""
     validation_share: float = Field(default=0.05, gt=0, le=0.4)
     """Share of documents, chosen by the sha256 of their text, for curves and for choosing settings."""
     test_share: float = Field(default=0.05, gt=0, le=0.4)

@@ -26,13 +26,13 @@ MAX_LINE_BYTES = 256_000_000
 """A longer .jsonl line is dropped unread: parsing it would take several times this much memory."""
 NO_CONTROL = bytes(byte for byte in range(256) if byte >= 0x20 or chr(byte).isspace() or byte in (0x08, 0x1A, 0x1B))
 MOST_CONTROL = 0.1
-"""Share of control characters in the first bytes of a file from which on it is no text."""
+"""A file is no text if more of its first bytes than this share are control characters."""
 CHUNK_BYTES = 1 << 20
 """Read and decoded at once."""
 SHOWN_BYTES = 100_000
-"""Of a file that cannot be decoded, kept around the place to be looked at."""
+"""Bytes of a file that cannot be decoded that are kept around the error, to be looked at."""
 NAMES_KEPT = 5
-"""Of the files left out for one reason."""
+"""Names that are kept of the files left out for one reason."""
 HIDDEN = "hidden, its name begins with a dot"
 MARKS = (
     "<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "<EOS>", "[EOS]", "</s>", "<|startoftext|>",
@@ -57,9 +57,9 @@ class Found:
     files: list[tuple[str, Path]] = field(default_factory=list)
     """(name in the corpus, path), sorted."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Suffix that nothing here reads, or another reason → number of files and folders."""
+    """Suffix that no reader is for, or another reason → number of files and folders."""
     left_out_names: dict[str, list[str]] = field(default_factory=dict)
-    """The first few of each."""
+    """Reason → the names of the first few."""
 
 
 def find(settings: CorpusSettings, beside: Path) -> Found:
@@ -107,7 +107,7 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
             if len(names) < NAMES_KEPT:
                 names.append(name)
         if len(found.files) == before:
-            others = told_left_out(left_out, found.left_out_names)
+            others = describe_left_out(left_out, found.left_out_names)
             raise MissingError(
                 f"source {source} ({root}) has no readable file; it reads {readable()}, found {others or 'none'}"
             )
@@ -156,13 +156,13 @@ def _walk(root: Path) -> Iterator[tuple[tuple[str, ...], Path, str | None]]:
                 yield below, path, None if stat.S_ISREG(mode) else "pipe, socket or device"
 
 
-def told_left_out(left_out: Mapping[str, int], names: Mapping[str, list[str]]) -> str:
-    """In words, with some names: `3 × .png (texts/a.png, texts/b.png, …)`."""
-    told = []
+def describe_left_out(left_out: Mapping[str, int], names: Mapping[str, list[str]]) -> str:
+    """What was left out in words, with some names: `3 × .png (texts/a.png, texts/b.png, …)`."""
+    parts = []
     for why, number in sorted(left_out.items()):
         some = names.get(why, [])[:2]
-        told.append(f"{number:,} × {why} ({', '.join([*some, '…'] if number > len(some) else some)})")
-    return ", ".join(told)
+        parts.append(f"{number:,} × {why} ({', '.join([*some, '…'] if number > len(some) else some)})")
+    return ", ".join(parts)
 
 
 def _locate(source: str, beside: Path) -> Path:
@@ -195,7 +195,7 @@ def _printable(name: str) -> str:
 
 
 def readable() -> str:
-    """What files are read, in words."""
+    """The suffixes that are read, for messages."""
     return f"{', '.join(READERS)}, also with {', '.join(OPENERS)}"
 
 
@@ -208,8 +208,8 @@ _ENDS = r"""(?:\A|\n|[.!?…。！？]["'”’)\]]*|[^\w\s`"'<>.,;:()\[\]{}“�
 
 
 def count_separators(text: str) -> Counter[str]:
-    r"""How often each of `MARKS` stands where a text ends: behind a line or a sentence, or without a blank between two
-    words. One within a sentence is spoken of, and does not count.
+    r"""How often each of `MARKS` stands where a text ends: behind a line or a sentence, or without a space between two
+    words. One within a sentence is mentioned, and does not count.
 
     >>> count_separators("A tale.<|endoftext|>Once\n<|endoftext|>\nThe mark <|endoftext|> ends a text")
     Counter({'<|endoftext|>': 2})
@@ -379,9 +379,7 @@ def _split(chunks: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, byt
         for piece in ended:
             yield number, piece
             number += 1
-        border = max(
-            0, len(waiting) - len(separator) + 1
-        )  # behind it a separator may begin that ends in the next chunk
+        border = max(0, len(waiting) - len(separator) + 1)  # a separator may begin behind it, and end in the next chunk
         if border:
             yield number, waiting[:border]
         waiting = waiting[border:]

@@ -25,11 +25,11 @@ from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.words import plural
 
 MOST_BYTES = 32_000_000
-"""Of each source: enough for every number here; what lies beyond is left out and told."""
+"""Bytes read of each source: enough for every number here. The rest is left out, and the comparison says so."""
 BATCH_BYTES = 2_000_000
-"""Encoded by one tokenizer after the other, so that a busy moment of the machine meets all of them."""
+"""Bytes encoded by one tokenizer after the other, so that a busy moment of the machine slows all of them."""
 UNSPACED = frozenset({"Han", "Japanese", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"})
-"""Scripts that put no blanks between words: tokens per word say nothing there."""
+"""Scripts without spaces between words, where tokens per word say nothing."""
 STRANGE = 0.2
 """Share of tokens that are parts of characters, from which on a vocabulary is said not to know a script."""
 Found = dict[str, Any]
@@ -39,8 +39,7 @@ _WORD = regex.compile(r"[\p{L}\p{M}]+")
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """What each tokenizer is called: the last part of its path that tells something; where two are called the same, the
-    whole paths.
+    """A short name for each tokenizer: the last telling part of its path, or whole paths where two would be the same.
 
     Raises:
         SettingsError: fewer than two, or one twice.
@@ -63,19 +62,19 @@ class _Group:
     kind: str
     """`all`, `source` or `script`."""
     sizes: list[tuple[int, int, int]] = field(default_factory=list)
-    """Bytes, characters and words of each document; a word is what stands between blanks."""
+    """Bytes, characters and words of each document; a word is what is between whitespace."""
     scripts: Counter[str] = field(default_factory=Counter)
     """Bytes by script."""
     words: Counter[str] = field(default_factory=Counter)
     """Runs of letters."""
     tokens: list[list[int]] = field(default_factory=list)
-    """Of each document, by each tokenizer."""
+    """Tokens of each document by each tokenizer."""
     ids: list[Counts] = field(default_factory=list)
-    """Of each tokenizer: how often each id occurs."""
+    """For each tokenizer, how often each id occurs."""
 
 
 def compare(tokenizers: Mapping[str, Tokenizer], sources: Sequence[str], progress: Progress = no_progress) -> Found:
-    """All that is said of the tokenizers, as JSON values; lists have an entry for each tokenizer, in their order.
+    """The comparison as JSON values; lists have an entry for each tokenizer, in their order.
 
     Args:
         sources: files, folders and packaged corpora, as in a recipe; each is a group. Where the documents are of
@@ -162,7 +161,7 @@ def _batches(
 
 
 def _texts(source: str, left_out: Counter[str]) -> Iterator[str]:
-    """As they stand in the files; those that cannot be read are counted."""
+    """The texts as they are in the files; those that cannot be read are counted in `left_out`."""
     settings = CorpusSettings(sources=(source,))
     for name, path in find(settings, Path()).files:
         for document in read(name, path, settings):
@@ -220,7 +219,7 @@ def _facts(group: _Group, tokenizers: Sequence[Tokenizer]) -> Found:
 
 
 def _whole_words(words: Counter[str], tokenizer: Tokenizer) -> float:
-    """Share of the words, as often as they occur, that are one token behind a blank."""
+    """Share of the words, as often as they occur, that are one token behind a space."""
     blank = "" if tokenizer.begins_with_blank else " "
     encoded = tokenizer.encode_batch([f"{blank}{word}" for word in words])
     whole = sum(number for ids, number in zip(encoded, words.values(), strict=True) if len(ids) == 1)
@@ -228,7 +227,7 @@ def _whole_words(words: Counter[str], tokenizer: Tokenizer) -> float:
 
 
 def _parts_of_characters(counts: Counts, tokenizer: Tokenizer) -> int:
-    """Tokens that are not whole characters, as where a script is spelled byte by byte."""
+    """How many tokens are not whole characters, as where a script is spelled byte by byte."""
 
     def is_whole(token: bytes) -> bool:
         try:
@@ -254,7 +253,7 @@ def _percent(ratio: float) -> str:
 
 
 def verdicts(found: Found) -> list[str]:
-    """What the comparison comes to, in sentences."""
+    """The result of the comparison, in sentences."""
     names = [tokenizer["name"] for tokenizer in found["tokenizers"]]
     return [
         *(_against_the_first(found, number) for number in range(1, len(names))),
@@ -291,7 +290,7 @@ def _needs(group: Found, number: int) -> str:
     ends = fact["ratio_interval"]
     if ends is None:
         documents = plural(group["documents"], "document")
-        return f"needs {_less_or_more(fact['ratio'])} tokens ({documents}: too few to tell it from luck)"
+        return f"needs {_less_or_more(fact['ratio'])} tokens ({documents}: too few to rule out chance)"
     low, high = ends
     told = f"95% interval of the ratio {low:.3f} to {high:.3f}"
     if low <= 1 <= high:

@@ -1,14 +1,14 @@
-"""Cache: keys and values of the tokens read so far, as an `attend` object.
+"""Cache: keys and values of the tokens read so far.
 
-B rows, L layers, G key/value heads, S room in tokens, K key width, W value width, T new tokens.
+B rows, L layers, G key/value heads, S room in tokens, K key width, W value width, T new tokens at most, N in all.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -18,14 +18,11 @@ from groundup.model.settings import ModelConfig
 
 @dataclass
 class ContiguousCache:
-    """One stretch of memory for each row: new keys and values are written behind the old, queries read them all."""
+    """One stretch of memory for each row: new keys and values are written behind the old."""
 
     keys: Float[Tensor, "B L G S K"]
     values: Float[Tensor, "B L G S W"]
     """W = 0 where the values are the keys' first channels (latent attention)."""
-    wants_latents: ClassVar[bool] = True
-    length: int = 0
-    """Tokens held. The caller moves it on after each forward pass, when every layer has written."""
 
     @classmethod
     def empty(cls, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> "ContiguousCache":
@@ -34,27 +31,60 @@ class ContiguousCache:
         keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in widths)
         return cls(keys, values)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: object) -> Tensor:
-        end = self.length + k.shape[2]
-        self.keys[:, layer, :, self.length : end] = k
-        keys = self.keys[:, layer, :, :end]
-        if self.values.shape[-1]:
-            self.values[:, layer, :, self.length : end] = v
-            values = self.values[:, layer, :, :end]
+    def attend(self, held: Sequence[int], new: Sequence[int]) -> "CacheAttend":
+        """The `attend` of the next forward pass.
+
+        Args:
+            held: tokens of each row that are in the cache.
+            new: tokens of each row that are read now; behind them a row is filled up to the longest.
+        """
+        device, longest = self.keys.device, max(new)
+        end = max(before + count for before, count in zip(held, new, strict=True))
+        begin = torch.tensor(held, device=device)
+        alike = len(set(held)) == len(set(new)) == 1
+        index = [] if alike else [(row, i) for row, count in enumerate(new) for i in range(count)]
+        query = begin[:, None] + torch.arange(longest, device=device)  # (B, T)
+        distance = query[:, None, :, None] - torch.arange(end, device=device)  # (B, 1, T, S)
+        row, number = torch.tensor(index, dtype=torch.long, device=device).view(-1, 2).T
+        return CacheAttend(
+            self.keys[..., :end, :],
+            self.values[..., :end, :],
+            row,
+            number,
+            query[row, number],
+            distance,
+            additive(distance >= 0),
+        )
+
+
+@dataclass
+class CacheAttend:
+    """Writes the keys and values of new tokens into a cache, and lets each read its row up to itself."""
+
+    keys: Float[Tensor, "B L G S K"]
+    values: Float[Tensor, "B L G S W"]
+    row: Int[Tensor, "N"]
+    """Of each new token, …; none are listed where all rows have as many, old and new: there they are the last."""
+    number: Int[Tensor, "N"]
+    """… its number among the row's new ones, …"""
+    position: Int[Tensor, "N"]
+    """… and in the row."""
+    distance: Int[Tensor, "B 1 T S"]
+    mask: Float[Tensor, "B 1 T S"]
+    wants_latents: ClassVar[bool] = True
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
+        keys = self._write(self.keys[:, layer], k)
+        values = self._write(self.values[:, layer], v) if self.values.shape[-1] else keys[..., : v.shape[-1]]
+        return weighted_values(q, keys, values, self.mask, self.distance, **options)
+
+    def _write(self, held: Float[Tensor, "B G S K"], new: Float[Tensor, "B G T K"]) -> Float[Tensor, "B G S K"]:
+        if len(self.row):
+            held[self.row, :, self.position] = new[self.row, :, self.number]
         else:
-            values = keys[..., : v.shape[-1]]
-        index = torch.arange(end, device=q.device)
-        distance = (index[self.length :, None] - index)[None, None]  # (1, 1, T, S)
-        return weighted_values(q, keys, values, additive(distance >= 0), distance, **options)  # type: ignore[arg-type]
+            held[:, :, held.shape[2] - new.shape[2] :] = new
+        return held
 
 
-def _flatten(cache: ContiguousCache) -> tuple[list[Tensor], int]:
-    return [cache.keys, cache.values], cache.length
-
-
-def _unflatten(tensors: Iterable[Tensor], length: int) -> ContiguousCache:
-    keys, values = tensors
-    return ContiguousCache(keys, values, length)
-
-
-pytree.register_pytree_node(ContiguousCache, _flatten, _unflatten)
+pytree.register_dataclass(ContiguousCache, field_names=["keys", "values"])
+pytree.register_dataclass(CacheAttend, field_names=["keys", "values", "row", "number", "position", "distance", "mask"])

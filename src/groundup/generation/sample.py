@@ -1,7 +1,9 @@
-"""Sampling: the scores of the next token → its id."""
+"""Sampling: the scores of the next token → its id. B rows, V vocabulary."""
+
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from groundup.generation.settings import Sampling
@@ -20,11 +22,18 @@ def probabilities(logits: Float[Tensor, "V"], sampling: Sampling) -> Float[Tenso
     if sampling.top_p is not None:
         ordered, order = shares.sort(descending=True, stable=True)
         before = ordered.cumsum(dim=0) - ordered  # what the better ones already add up to
-        shares = shares.scatter(0, order[before >= sampling.top_p], 0.0)
+        dropped = torch.zeros_like(shares, dtype=torch.bool).scatter(0, order, before >= sampling.top_p)
+        shares = shares.masked_fill(dropped, 0.0)
         shares = shares / shares.sum()
     return shares
 
 
-def sample(logits: Float[Tensor, "V"], sampling: Sampling, generator: torch.Generator) -> int:
-    """Draw one id. The generator lives on the CPU, so a seed means the same on every device."""
-    return int(torch.multinomial(probabilities(logits, sampling).cpu(), 1, generator=generator))
+def draw(shares: Float[Tensor, "B V"], generators: Sequence[torch.Generator]) -> Int[Tensor, "B"]:
+    """An id for each row, on the device of `shares`, which is not waited for.
+
+    The argmax of share / noise, with exponential noise, is distributed as the shares; `torch.multinomial` draws one id
+    in the same way. Each row has a generator of its own, on the CPU, so that a seed means the same on every device and
+    in every company.
+    """
+    noise = [torch.empty(shares.shape[1]).exponential_(generator=generator) for generator in generators]
+    return (shares / torch.stack(noise).to(shares.device, non_blocking=True)).argmax(dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from groundup.generation.engine import Look, continue_ids
 from groundup.generation.settings import Sampling
-from groundup.model.transformer import Transformer
+from groundup.model.transformer import Transformer, evaluating
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.vocabulary import whole_characters, without_first_space
 
@@ -19,23 +19,16 @@ def generate(
     tokenizer: Tokenizer,
     prompt: str = "",
     *,
-    max_tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
     stop: str | Iterable[str] = (),
+    **sampling: Any,
 ) -> str:
     """What the model writes after `prompt`.
 
     Args:
         tokenizer: the model's own; its opener goes before the prompt.
-        max_tokens: most tokens to write.
-        temperature: scores are divided by this; 0 always takes the best.
-        top_k: only among the k best.
-        top_p: only among the best whose probabilities add up to p.
-        seed: the same gives the same text.
         stop: texts that end the answer; they are not part of it.
+        sampling: fields of `groundup.generation.settings.Sampling`: `max_tokens`, `temperature`, `top_k`, `top_p` and
+            `seed`; None for what is not set.
 
     Raises:
         SettingsError: an option that cannot be, or a prompt longer than the context.
@@ -47,11 +40,10 @@ def generate(
     >>> text == generate(model, tokenizer, "low", max_tokens=9, seed=1)
     True
     """
-    options = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    given = {name: value for name, value in options.items() if value is not None}
-    sampling = Sampling.from_table({**given, "stop": stops}, "generate")
-    return "".join(stream(model, tokenizer, prompt, sampling))
+    given = {name: value for name, value in sampling.items() if value is not None}
+    given["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    with evaluating(model):
+        return "".join(stream(model, tokenizer, prompt, Sampling.from_table(given, "generate")))
 
 
 def stream(
@@ -109,9 +101,9 @@ class Probabilities:
         shares = logits.float().softmax(dim=0)
         best = shares.topk(min(self.alternatives + 1, len(shares))).indices.tolist()
         others = [i for i in best if i != chosen][: self.alternatives]
-        self.chosen.append({**self._told(chosen, shares), "instead": [self._told(i, shares) for i in others]})
+        self.chosen.append({**self._describe(chosen, shares), "instead": [self._describe(i, shares) for i in others]})
 
-    def _told(self, token: int, shares: Float[Tensor, "V"]) -> dict[str, Any]:
+    def _describe(self, token: int, shares: Float[Tensor, "V"]) -> dict[str, Any]:
         return {"id": token, "text": self._text(token), "probability": shares[token].item()}
 
     def _text(self, token: int) -> str:

@@ -17,7 +17,7 @@ from groundup.model.dot_product import additive, by_kernel, has_kernel
 from groundup.model.dot_product import dot_product_attention as dot_product_attention
 from groundup.model.kernels.blocks import block_count, by_blocks
 from groundup.model.norm import make_norm
-from groundup.model.position import PositionTerms, terms_from_zero
+from groundup.model.position import PositionTerms, terms_at
 from groundup.model.settings import GroupedQuery, Latent, ModelConfig
 
 
@@ -150,6 +150,8 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         self.config, self.layer, self.settings, self.window = config, layer, settings, settings.window_of(layer)
         self.d_head = config.head_width
+        self.first_head = 0
+        """Number of the first query head that is here, where a tensor-parallel rank holds a part of them."""
         read, write = settings.bias != "none", settings.bias == "all"
         self.query = nn.Linear(config.d_model, config.n_heads * self.d_head, bias=read)
         self.key = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=read)
@@ -159,6 +161,8 @@ class GroupedQueryAttention(nn.Module):
         self.key_norm: nn.Module = nn.Identity()
         if settings.qk_norm != "none":
             each = settings.qk_norm == "head"
+            if not each:
+                self.TP = {**self.TP, "query_norm": "all heads", "key_norm": "all heads"}
             self.query_norm = make_norm(config.norm, self.d_head if each else self.query.out_features)
             self.key_norm = make_norm(config.norm, self.d_head if each else self.key.out_features)
 
@@ -170,7 +174,7 @@ class GroupedQueryAttention(nn.Module):
             terms: what the model's position left for attention; of positions 0..T−1 if not given.
             attend: which keys each query may read; all before it if not given.
         """
-        terms = terms_from_zero(self.config, x) if terms is None else terms
+        terms = terms_at(self.config, x) if terms is None else terms
         attend = Causal() if attend is None else attend
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.settings.qk_norm == "full":
@@ -184,7 +188,7 @@ class GroupedQueryAttention(nn.Module):
             v,
             layer=self.layer,
             window=self.window,
-            slopes=terms.slopes,
+            slopes=None if terms.slopes is None else terms.slopes[self.first_head :][: q.shape[1]],
             scale=self.settings.scale,
             soft_cap=self.settings.soft_cap,
             dropout=self.settings.dropout if self.training else 0.0,
@@ -230,7 +234,7 @@ class LatentAttention(nn.Module):
         self, x: Float[Tensor, "B T D"], terms: PositionTerms | None = None, attend: Attend | None = None
     ) -> Float[Tensor, "B T D"]:
         """Arguments are those of `GroupedQueryAttention`."""
-        terms = terms_from_zero(self.config, x) if terms is None else terms
+        terms = terms_at(self.config, x) if terms is None else terms
         attend = Causal() if attend is None else attend
         q = self.query(self.query_latent_norm(self.query_latent(x)))
         q = _heads(q, self.d_head + self.d_rotary)  # (B, H, T, K + R)

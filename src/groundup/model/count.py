@@ -82,7 +82,7 @@ def count(config: ModelConfig) -> Count:
     cached = config.n_layers * heads * (key_width + value_width)
     return Count(
         parameters=parameters,
-        active_parameters=sum(parameters.values()) - config.n_layers * _idle_parameters(model.blocks[0]),
+        active_parameters=sum(parameters.values()) - config.n_layers * _idle_parameters(model.blocks["0"]),
         forward_flops_per_token={part: n // config.context_length for part, n in flops.items()},
         cache_bytes_per_token={precision: cached * dtype.itemsize for precision, dtype in DTYPES.items()},
         activation_bytes={precision: _by_part(meter.kept, config.n_layers) for precision, meter in meters.items()},
@@ -156,7 +156,11 @@ class Meter:
         hooks = []
         for name, module in model.named_modules():
             in_block = name.startswith("blocks.")
-            if name and name.count(".") <= (2 if in_block else 0) and not isinstance(module, nn.ModuleList):
+            if (
+                name
+                and name.count(".") <= (2 if in_block else 0)
+                and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+            ):
                 hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._begin(name)))
                 hooks.append(module.register_forward_hook(lambda *_: self._end()))
         with self._counter, saved_tensors_hooks(self._keep, lambda tensor: tensor):

@@ -34,7 +34,7 @@ def compile_blocks(model: Transformer) -> None:
         from groundup.model.kernels.graph_passes import BiasesApart, JoinedProducts
 
         options = {"pre_grad_custom_pass": JoinedProducts(), "post_grad_custom_post_pass": BiasesApart()}
-    for block in model.blocks:
+    for block in model.blocks.values():
         plain = block.forward
         compiled = torch.compile(plain, dynamic=False, fullgraph=True, options=options)
         block.forward = partial(_run_either, block, plain, compiled)
@@ -62,7 +62,7 @@ def recompute_blocks(model: Transformer, how: Recomputation) -> None:
     options: dict[str, Any] = (
         {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if how == "selective" else {}
     )
-    for block in model.blocks:
+    for block in model.blocks.values():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)
 
 

@@ -27,12 +27,28 @@ def no_tap(name: str, tensor: Tensor) -> None:
 class AuxiliaryLosses:
     """A tap that keeps what blocks ask the loss to add for each token, and looks at nothing else."""
 
-    def __init__(self) -> None:
-        self.kept: list[Float[Tensor, "B T"]] = []
+    def __init__(self, earlier: Float[Tensor, "B T"] | None = None) -> None:
+        self._kept = [] if earlier is None else [earlier]
+        self._is_open = True
 
     def __call__(self, name: str, tensor: Tensor) -> None:
-        if name.endswith("auxiliary_loss"):
-            self.kept.append(tensor)
+        if self._is_open and name.endswith("auxiliary_loss"):
+            self._kept.append(tensor)
+
+    def beside(self, tap: Tap) -> Tap:
+        """A tap that shows everything to both."""
+
+        def show(name: str, tensor: Tensor) -> None:
+            self(name, tensor)
+            tap(name, tensor)
+
+        return self if tap is no_tap else show
+
+    def total(self) -> Float[Tensor, "B T"] | None:
+        """Their sum, None if there are none. Afterwards nothing is kept: a block that is computed again in the backward
+        pass would leave a graph here."""
+        self._is_open = False
+        return torch.stack(self._kept).sum(dim=0) if self._kept else None
 
 
 def looks_inside(tap: Tap) -> bool:

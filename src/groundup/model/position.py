@@ -1,8 +1,8 @@
-"""Position: how a token's place enters the model.
+"""Position: how the position of a token enters the model.
 
 Each kind is a module `(x, position) -> (x, terms)`: it may add to the embedded tokens, and may leave for attention
 angles by which queries and keys are rotated, or slopes by which scores fall with distance.
-B batch, T time, D width, N heads, K head width, R rotated channels of a head.
+B batch, T time, D width, H heads, K head width, R rotated channels of a head.
 """
 
 import math
@@ -33,17 +33,17 @@ class PositionTerms:
 
     angles: tuple[Float[Tensor, "B 1 T R"], Float[Tensor, "B 1 T R"]] | None = None
     """Cosine and sine for each position and rotated channel."""
-    slopes: Float[Tensor, "N"] | None = None
+    slopes: Float[Tensor, "H"] | None = None
     """What each head takes off a score for every position between query and key."""
 
-    def rotate(self, x: Float[Tensor, "B N T K"]) -> Float[Tensor, "B N T K"]:
+    def rotate(self, x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T K"]:
         """Queries or keys with their first R channels rotated, if there are angles."""
         return x if self.angles is None else rotate(x, *self.angles)
 
 
 def rotate(
-    x: Float[Tensor, "B N T K"], cosine: Float[Tensor, "B 1 T R"], sine: Float[Tensor, "B 1 T R"]
-) -> Float[Tensor, "B N T K"]:
+    x: Float[Tensor, "B H T K"], cosine: Float[Tensor, "B 1 T R"], sine: Float[Tensor, "B 1 T R"]
+) -> Float[Tensor, "B H T K"]:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34), halves paired as in GPT-NeoX."""
     width = cosine.shape[-1]
     channels, rest = x[..., :width], x[..., width:]
@@ -162,10 +162,10 @@ def rotary_frequencies(settings: Rotary, width: int, device: torch.device) -> tu
             return scaled, 0.1 * math.log(factor) + 1 if magnitude is None else magnitude
 
 
-def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, "N"]:
-    """2^(−8/N), 2^(−16/N), … 2^−8 where N is a power of two (Press et al. 2022, section 3).
+def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, "H"]:
+    """2^(−8/H), 2^(−16/H), … 2^−8 where H is a power of two (Press et al. 2022, section 3).
 
-    Otherwise those of the next lower power, and then every second one of the next higher, as in the authors' code.
+    Otherwise those of the next lower power, and then every second of the next higher one, as in the authors' code.
     """
     power = 1 << (n_heads.bit_length() - 1)  # the largest power of two that is not above n_heads
     number = torch.arange(1, n_heads + 1, dtype=torch.float32, device=device)
@@ -174,13 +174,17 @@ def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, "N"]:
     return 2.0 ** -torch.cat((own, between))
 
 
-def terms_from_zero(config: ModelConfig, x: Float[Tensor, "B T D"]) -> PositionTerms:
-    """What positions 0..T−1 leave for the attention of `config`: for a block or an attention that is called alone."""
+def terms_at(
+    config: ModelConfig, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"] | None = None
+) -> PositionTerms:
+    """What positions, 0..T−1 if not given, leave for attention where nothing is embedded: in a block or an attention
+    that is called alone, and in the later stages of a pipeline."""
     if x.ndim != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}; it should be (rows, length, width), for one row x[None]")
     if not isinstance(config.position, (Rotary, ALiBi)):
         return PositionTerms()  # the other kinds add to the embedded tokens, and leave nothing
-    position = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+    if position is None:
+        position = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
     terms: PositionTerms = make_position(config)(x, position)[1]
     return terms
 

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groundup.model.attention import Attend, Causal, make_attention
-from groundup.model.feedforward import Tap, make_feedforward, no_tap, under
+from groundup.model.feedforward import AuxiliaryLosses, Tap, make_feedforward, no_tap, under
 from groundup.model.norm import make_norm
-from groundup.model.position import PositionTerms, make_position, row_of
+from groundup.model.position import PositionTerms, make_position, row_of, terms_at
 from groundup.model.settings import Classes, Experts, LanguageModel, ModelConfig, Parallel, Scalar, Sequential
 
 
@@ -145,7 +145,8 @@ class Transformer(nn.Module):
         self.project_in = nn.Linear(d_embedding, config.d_model, bias=False) if config.d_embedding else nn.Identity()
         self.embedding_norm = make_norm(config.norm, config.d_model) if config.embedding_norm else nn.Identity()
         self.position = make_position(config)
-        self.blocks = nn.ModuleList(make_block(config, layer) for layer in range(config.n_layers))
+        # By number, so that the stage of a pipeline that holds blocks 6 to 11 has them under these names.
+        self.blocks = nn.ModuleDict({str(layer): make_block(config, layer) for layer in range(config.n_layers)})
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.Identity() if config.block.ends_normed else make_norm(config.norm, config.d_model)
         self.project_out: nn.Module = nn.Identity()
@@ -168,7 +169,7 @@ class Transformer(nn.Module):
 
     @property
     def has_auxiliary_losses(self) -> bool:
-        """Whether its blocks show `auxiliary_loss` to `tap`.
+        """Whether its blocks ask the loss to add something for each token.
 
         >>> Transformer(ModelConfig(vocab_size=8, d_model=16, feedforward=Experts(n_experts=2))).has_auxiliary_losses
         True
@@ -189,7 +190,8 @@ class Transformer(nn.Module):
         initialise(self.multi_token, self.config.n_layers)
 
     def tie(self) -> None:
-        """Let the head score with the embedding's own matrix, if the config says so; needed where either was replaced.
+        """Let the head score with the embedding's own matrix, if the config says so and both are here; needed where
+        either was replaced.
 
         >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16))
         >>> model.embed = nn.Embedding(8, 16)
@@ -197,8 +199,8 @@ class Transformer(nn.Module):
         >>> model.head.weight is model.embed.weight
         True
         """
-        if isinstance(self.config.head, LanguageModel) and self.config.head.tied:
-            assert self.head is not None and self.embed is not None, "a whole model has both"
+        head = self.config.head
+        if isinstance(head, LanguageModel) and head.tied and self.head is not None and self.embed is not None:
             self.head.weight = self.embed.weight
 
     def forward(
@@ -225,7 +227,8 @@ class Transformer(nn.Module):
         """The last hidden state of each position.
 
         Args:
-            tokens: ids; hidden states where `embed` is None, as in the later stages of a pipeline.
+            tokens: ids; hidden states where `embed` is None, as in the later stages of a pipeline. The last norm comes
+                where there is a `head`.
             position: of each token in its document; 0..T−1 if not given.
             attend: which keys each query may read; all before it if not given.
             tap: is shown what each sublayer adds, and the stream after each block.
@@ -238,28 +241,50 @@ class Transformer(nn.Module):
             TypeError: tokens that are not ids.
             IndexError: ids or positions that are not in their table, on a CPU.
         """
+        return self.hidden_and_auxiliary(tokens, position, attend, no_tap if tap is None else tap)[0]
+
+    def hidden_and_auxiliary(
+        self,
+        tokens: Int[Tensor, "B T"] | Float[Tensor, "B T D"],
+        position: Int[Tensor, "B T"] | None = None,
+        attend: Attend | None = None,
+        tap: Tap = no_tap,
+        auxiliary: Float[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T"] | None]:
+        """`hidden`, and the sum of what blocks ask the loss to add for each token; None if they ask for nothing.
+
+        Args:
+            auxiliary: what the stage before returned, in a pipeline.
+        """
         self._refuse_unfit(tokens, position)
         if position is None:
             position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
         attend = Causal.of(tokens.shape[1], tokens.device) if attend is None else attend
-        tap = no_tap if tap is None else tap
-        x = tokens if self.embed is None else self._embedded(tokens)
-        x, terms = self.position(x, position)
-        x = self.dropout(x)
-        tap("embed", x)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, terms, attend, under(f"blocks.{layer}", tap))
+        if self.embed is None:
+            x, terms = tokens, terms_at(self.config, tokens, position)
+        else:
+            x, terms = self.position(self._embedded(tokens), position)
+            x = self.dropout(x)
+            tap("embed", x)
+        asked = AuxiliaryLosses(auxiliary)
+        inside = asked.beside(tap) if self.has_auxiliary_losses else tap
+        for layer, block in self.blocks.items():
+            x = block(x, terms, attend, under(f"blocks.{layer}", inside))
             tap(f"blocks.{layer}", x)
-        hidden: Tensor = self.norm(x)
-        tap("norm", hidden)
-        return hidden
+        if self.head is not None:
+            x = self.norm(x)
+            tap("norm", x)
+        return x, asked.total()
 
     def hidden_multi_token(
         self, hidden: Float[Tensor, "B T D"], position: Int[Tensor, "B T"], attend: Attend, tap: Tap = no_tap
     ) -> list[Float[Tensor, "B T D"]]:
-        """From the last hidden states those for the second token, the third, …, one for each head that was added; with
-        the `position`, `attend` and `tap` that `hidden` was made with."""
-        _, terms = self.position(hidden, position)
+        """Hidden states for the second token, the third, …, one for each head that was added.
+
+        Args:
+            hidden: the last hidden states, made with the same `position` and `attend`.
+        """
+        terms = terms_at(self.config, hidden, position)
         return [head(hidden, terms, attend, tap) for head in self.multi_token]
 
     def _refuse_unfit(self, tokens: Tensor, position: Tensor | None) -> None:
@@ -345,9 +370,11 @@ def _one_expert_after_another(named: Iterable[tuple[str, Tensor]]) -> Iterator[t
 def evaluating(model: Transformer) -> Iterator[None]:
     """Inside, the model has no dropout and no gradients; afterwards it is in the mode that it was in."""
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()

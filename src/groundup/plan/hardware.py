@@ -25,9 +25,9 @@ GPU_FLOPS = {
     "V100": 125e12,
     "T4": 65e12,
 }
-"""Word of the name → peak of dense bfloat16 products (float16 on V100 and T4), from NVIDIA's data sheets."""
+"""Word of the name → peak of dense bfloat16 matmuls (float16 on V100 and T4), from NVIDIA's data sheets."""
 UNKNOWN_GPU_FLOPS = 50e12
-"""Of one that is not in the table: a modest one's."""
+"""Peak assumed for a GPU that is not in the table: that of a modest one."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class Machine:
     is_cpu: bool
     memory_bytes: int
     peak_flops: float
-    """Of matrix products: measured in float32 on a CPU, published for bfloat16 on a GPU."""
+    """Peak FLOPs a second of matmuls: measured in float32 on a CPU, published for bfloat16 on a GPU."""
     best_share: float
-    """What training reaches of that with very wide models."""
+    """Share of the peak that training reaches with very wide models."""
     half_width: float
     """The width at which training reaches half of `best_share`."""
     is_measured: bool
     """Whether this kind of machine was one on which `best_share` was measured."""
 
     def training_flops(self, d_model: int) -> float:
-        """Operations a second in training. Narrow models spend more of their time outside of products."""
+        """FLOPs a second in training. Narrow models spend more of their time outside of matmuls."""
         return self.peak_flops * self.best_share * d_model / (d_model + self.half_width)
 
 
@@ -68,21 +68,21 @@ def _gpu() -> Machine | None:
 
 def _cpu() -> Machine:
     cores, memory = available_cores(), total_memory()
-    # Measured with bench/proposed_speed.py. More than one, as bfloat16 products are faster than float32 ones.
+    # Measured with bench/proposed_speed.py. More than one, as bfloat16 matmuls are faster than float32 ones.
     best_share, half_width = (4.0, 300) if _multiplies_bfloat16() else (0.8, 110)
     name = f"{plural(cores, 'CPU core')}, {memory / 1e9:.0f} GB"
     return Machine(name, True, memory, _matmul_flops(), best_share, half_width, is_measured=True)
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether the processor says that it has instructions for it: Linux on x86 or ARM; elsewhere taken for no."""
+    """Whether the processor lists instructions for it: known on Linux with x86 or ARM, elsewhere taken for no."""
     described = Path("/proc/cpuinfo")
     words = set(described.read_text("utf-8").split()) if described.is_file() else set()
     return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _matmul_flops(size: int = 1024, seconds: float = 0.3) -> float:
-    """Operations a second of NumPy's float32 matrix product, the best of those that fit into `seconds`."""
+    """FLOPs a second of NumPy's float32 matmul, the best of those that fit into `seconds`."""
     left = np.ones((size, size), np.float32)
     right = left.copy()
     best, end = 0.0, time.perf_counter() + seconds

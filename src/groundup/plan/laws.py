@@ -1,4 +1,4 @@
-"""Laws that were fitted to many training runs, for choosing sizes. N parameters, D tokens read, U different tokens."""
+"""Scaling laws from the literature, for choosing sizes. N parameters, D tokens read, U different tokens."""
 
 import math
 
@@ -7,7 +7,7 @@ PASSES_WORTH = 15.4
 arXiv:2305.16264, section 6)."""
 MOST_PASSES = 8
 """Four readings are nearly as good as new text (Muennighoff et al. 2023, section 6); ours of small texts went on
-improving to about ten, and from then on learned them by heart (docs/log.md)."""
+improving to about ten, and overfitted from then on (docs/log.md)."""
 TOKENS_PER_PARAMETER = 20
 """Hoffmann et al. 2022, arXiv:2203.15556, table 3."""
 
@@ -36,10 +36,10 @@ def loss(parameters: float, tokens: float, unique: float) -> float:
 
 
 def batch_tokens(flops: float) -> float:
-    """Tokens a step for a training of this much arithmetic (DeepSeek LLM 2024, arXiv:2401.02954, eq. 1)."""
+    """Tokens per step for a training of so many FLOPs (DeepSeek LLM 2024, arXiv:2401.02954, eq. 1)."""
     return 0.2920 * math.pow(flops, 0.3271)
 
 
 def learning_rate(flops: float) -> float:
-    """Its peak for a training of this much arithmetic (DeepSeek LLM 2024, arXiv:2401.02954, eq. 1)."""
+    """Peak learning rate for a training of so many FLOPs (DeepSeek LLM 2024, arXiv:2401.02954, eq. 1)."""
     return 0.3118 * math.pow(flops, -0.1250)

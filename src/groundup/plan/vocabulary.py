@@ -25,18 +25,18 @@ from groundup.tokenizer.tokenizer import Tokenizer
 LARGEST = 65_536
 """Ids of the largest vocabulary that is measured, if nothing else is asked for."""
 FIRST = 512
-"""Sizes are this one doubled again and again: between two of them operations per byte hardly differ."""
+"""Sizes are this one doubled again and again: between two of them FLOPs per byte hardly differ."""
 HELD_SHARE = 0.2
-"""Of the texts, by bytes: kept apart from learning and measured on."""
+"""Share of the texts, by bytes, that is kept apart from learning and measured on."""
 NEWEST_SHARE = 0.1
-"""The last merges, which are the rarest tokens."""
+"""Share of the merges that are the newest: the last ones, which are the rarest tokens."""
 SEEN = 5
 """Times that the middle one of the newest tokens should occur in a reading of the training texts. The best vocabulary
 of the smallest corpus that models were trained on has 6 (docs/log.md); nothing was measured below it."""
 RARE = 100
 """Ids that occur less often than so in a reading are counted as rare."""
 ALIKE = 1.03
-"""Sizes whose operations per byte differ by less than this factor were alike in training (docs/log.md)."""
+"""Sizes whose FLOPs per byte differ by less than this factor were alike in training (docs/log.md)."""
 
 BATCH = 256
 """Texts encoded at once."""
@@ -46,13 +46,13 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Size:
-    """What a vocabulary of this size makes of the texts, the opening token of each document counted."""
+    """How short a vocabulary of this size makes the texts. The opening token of each document is counted."""
 
     vocab_size: int
     bytes_per_token: float
-    """On documents that it was not learned on."""
+    """Bytes per token of documents that it was not learned on."""
     bytes_per_token_learned: float
-    """On those that it was learned on."""
+    """Bytes per token of the documents that it was learned on."""
     newest_seen: float
     """How often the middle one of the last tenth of the merges occurs in the documents learned on."""
     rare: int
@@ -66,7 +66,7 @@ class Curve:
     sizes: tuple[Size, ...]
     learned_bytes: int
     measured_bytes: int
-    """Of the documents kept apart."""
+    """Bytes of the documents kept apart."""
     runs_out_at: int | None
     """Ids after which the texts had no pair left to join, if that was before the largest size asked for."""
 
@@ -191,18 +191,18 @@ def _size(
 
 
 @dataclass(frozen=True)
-class Row:
-    """A size in the light of a model."""
+class Candidate:
+    """A size of vocabulary for a model."""
 
     size: Size
     newest_seen: float
-    """As in `Size`, in one reading of all training texts."""
+    """How often the middle one of the newest tokens occurs in one reading of all training texts."""
     parameters: int
-    """Of the whole model."""
+    """Parameters of the whole model."""
     vocabulary_share: float
-    """Of the parameters, those of the embedding, and of the head where it has its own."""
+    """Share of the parameters in the embedding, and in the head if it is not tied."""
     flops_per_byte: float
-    """Operations of training for each byte of text that was not learned on."""
+    """FLOPs of training for each byte of text that was not learned on."""
 
     @property
     def is_seen(self) -> bool:
@@ -216,10 +216,10 @@ class Advice:
 
     model: ModelConfig
     """With the advised vocabulary."""
-    rows: tuple[Row, ...]
-    best: Row
+    rows: tuple[Candidate, ...]
+    best: Candidate
     text_bytes: float
-    """To train on."""
+    """Bytes of text to train on."""
 
     @property
     def vocab_size(self) -> int:
@@ -240,24 +240,25 @@ class Advice:
 
 
 def advise(curve: Curve, model: ModelConfig, text_bytes: float) -> Advice:
-    """The size at which a byte of new text costs the model the fewest operations of training, among those whose newest
+    """The size at which a byte of new text costs the model the fewest FLOPs of training, among those whose newest
     tokens occur `SEEN` times in a reading of the texts; the smallest, if none do.
 
     Args:
-        model: its shape; what it says of its vocabulary is not regarded.
+        model: its shape; its own vocabulary size is ignored.
         text_bytes: to train on.
     """
     rows = tuple(
-        _row(size, model.with_vocabulary(size.vocab_size), text_bytes / curve.learned_bytes) for size in curve.sizes
+        _candidate(size, model.with_vocabulary(size.vocab_size), text_bytes / curve.learned_bytes)
+        for size in curve.sizes
     )
     best = min((row for row in rows if row.is_seen), key=lambda row: row.flops_per_byte, default=rows[0])
     return Advice(model.with_vocabulary(best.size.vocab_size), rows, best, text_bytes)
 
 
-def _row(size: Size, model: ModelConfig, scale: float) -> Row:
+def _candidate(size: Size, model: ModelConfig, scale: float) -> Candidate:
     matrix = size.vocab_size * (model.d_embedding or model.d_model)
     own_head = isinstance(model.head, LanguageModel) and not model.head.tied
-    return Row(
+    return Candidate(
         size,
         size.newest_seen * scale,
         model.parameters,
@@ -267,7 +268,7 @@ def _row(size: Size, model: ModelConfig, scale: float) -> Row:
 
 
 def table(advice: Advice, curve: Curve) -> dict[str, Any]:
-    """All of it as plain values."""
+    """The advice and its measurements as JSON values."""
     return {
         "vocab_size": advice.vocab_size,
         "alike": advice.alike,
@@ -288,9 +289,9 @@ def table(advice: Advice, curve: Curve) -> dict[str, Any]:
 
 
 def rows(advice: Advice) -> list[list[str]]:
-    """The table, a head and a line a size."""
+    """A table with a head and a row for each size."""
     head = ["ids", "bytes a token", "on texts learned", "newest seen", f"ids seen < {RARE}", "parameters",
-            "of the vocabulary", "operations a byte"]  # fmt: skip
+            "of the vocabulary", "FLOPs a byte"]  # fmt: skip
     return [head] + [
         [
             f"{row.size.vocab_size:,}",
@@ -307,7 +308,7 @@ def rows(advice: Advice) -> list[list[str]]:
 
 
 def chart(advice: Advice, width: int = 40) -> list[str]:
-    """Bytes of text for a million million operations, a bar a size; the advised one is marked."""
+    """Bytes of text per TFLOP of training, a bar for each size; the advised one is marked."""
     bytes_for = [1e12 / row.flops_per_byte for row in advice.rows]
     return [
         f"{'→' if row == advice.best else ' '} {row.size.vocab_size:>7,}  "
@@ -317,14 +318,14 @@ def chart(advice: Advice, width: int = 40) -> list[str]:
 
 
 def reasons(advice: Advice, curve: Curve) -> list[str]:
-    """Why this size, in sentences."""
+    """The reasons for this size, in sentences."""
     best, others = advice.best, [row for row in advice.rows if row is not advice.best]
     model = advice.model
     said = [
         f"Learned on {curve.learned_bytes / 1e6:,.2f} MB, measured on {curve.measured_bytes / 1e6:,.2f} MB of other "
         f"documents, of about {advice.text_bytes / 1e6:,.2f} MB to train on.",
         f"{advice.vocab_size:,} ids: with them a model {model.d_model} wide with {model.n_layers} layers needs "
-        f"{best.flops_per_byte / 1e6:,.3g} million operations of training for a byte of text that they were not "
+        f"{best.flops_per_byte / 1e6:,.3g} million FLOPs of training for a byte of text that they were not "
         "learned on. "
         + ", ".join(
             f"{row.size.vocab_size:,} ids take {abs(row.flops_per_byte / best.flops_per_byte - 1):.0%} "
@@ -339,7 +340,7 @@ def reasons(advice: Advice, curve: Curve) -> list[str]:
     if refused:
         said.append(
             f"From {refused[0].size.vocab_size:,} on the newest tokens occur fewer than {SEEN} times in a reading of "
-            "the texts: too seldom to be learned."
+            "the texts: too rarely to be learned."
         )
     if advice.alike:
         said.append(

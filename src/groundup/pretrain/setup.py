@@ -72,12 +72,12 @@ def attending(config: ModelConfig, settings: PretrainSettings, device: torch.dev
 
 def make_loss(settings: PretrainSettings, attending: losses.Attending = losses.by_document) -> losses.Loss:
     """The loss that the settings name, compiled if the blocks are."""
-    rowwise = losses.compiled_rowwise() if settings.compile else losses.PLAIN
+    compiled = bool(settings.compile)
     match settings.loss:
         case NextToken(z_loss=z_loss):
-            return partial(losses.next_token, attending=attending, z_loss=z_loss, rowwise=rowwise)
+            return partial(losses.next_token, attending=attending, z_loss=z_loss, compiled=compiled)
         case MultiToken(weight=weight):
-            return partial(losses.multi_token, attending=attending, weight=weight, rowwise=rowwise)
+            return partial(losses.multi_token, attending=attending, weight=weight, compiled=compiled)
 
 
 def batches(shards: Tokens, context_length: int, seed: int, rows: int | Iterable[int], first: int) -> Iterator[Batch]:

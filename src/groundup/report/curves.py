@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 import orjson
 
+MAX_LINES = 1 << 20
+"""Lines that are kept as they are; of a longer run, older ones are thinned."""
 MAX_METRICS = 64
 CHUNK_BYTES = 1 << 22
 MAX_SAMPLES = 200
@@ -204,6 +206,21 @@ class Curves:
         if len(self.samples) > MAX_SAMPLES:  # the first and the latest say the most
             self.samples = self.samples[:20] + self.samples[-(MAX_SAMPLES - 20) :]
         self.lines = end
+        if self.lines > MAX_LINES:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Keep two of each four lines, with the least and the greatest value of each metric."""
+        whole = self.lines // 4 * 4
+        for name, column in self._columns.items():
+            four = column[:whole].reshape(-1, 4)
+            if name in X:
+                two = four[:, [0, 3]]
+            else:
+                low, high = np.fmin.reduce(four, axis=1), np.fmax.reduce(four, axis=1)
+                two = np.stack([np.where(low == high, math.nan, low), high], axis=1)
+            column[: self.lines - whole // 2] = np.append(two, column[whole : self.lines])
+        self.lines -= whole // 2
 
     def between(
         self, axis: Axis, low: float | None, high: float | None, width: int, logarithmic: bool

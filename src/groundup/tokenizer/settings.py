@@ -14,6 +14,23 @@ MEMORY_BYTES = 2_000_000_000
 SMALLEST = -(-(N_BYTES + N_SPECIAL) // MULTIPLE) * MULTIPLE
 
 
+def _refuse_no_pattern(pattern: str) -> str:
+    from groundup.tokenizer.split import compiled
+
+    compiled(pattern)
+    return pattern
+
+
+def _refuse_impossible(size: int) -> int:
+    if size < SMALLEST or size % MULTIPLE:
+        nearest = max(SMALLEST, round(size / MULTIPLE) * MULTIPLE)
+        raise ValueError(
+            f"{size} cannot be: {N_BYTES} bytes + learned tokens + {N_SPECIAL} special tokens, a multiple of "
+            f"{MULTIPLE}; nearest: {nearest}"
+        )
+    return size
+
+
 class Learned(Settings):
     """Learn byte-level BPE on the training documents."""
 
@@ -21,20 +38,13 @@ class Learned(Settings):
     vocab_size: int
     """The total: 256 bytes + merges + 16 special tokens, a multiple of 64."""
     split: str = "gpt2"
-    """The pattern that cuts text into pieces before merging: gpt2, cl100k, o200k, llama3, qwen2, smollm; digits3
-    (digits by three); unspaced (for scripts without blanks between words); or a regular expression of one's own."""
+    """The pattern that cuts text into pre-tokens before merging: gpt2, cl100k, o200k, llama3, qwen2, smollm; digits3
+    (digits by three); unspaced (for scripts without spaces between words); or a regular expression of one's own."""
     memory_bytes: int = Field(default=MEMORY_BYTES, ge=500_000_000)
-    """Memory that learning may take. Pieces of text are counted on disk where it does not suffice."""
+    """Memory that learning may take. Pre-tokens are counted on disk where it does not suffice."""
 
-    @field_validator("split")
-    @classmethod
-    def _cuts(cls, pattern: str) -> str:
-        return _refuse_no_pattern(pattern)
-
-    @field_validator("vocab_size")
-    @classmethod
-    def _possible(cls, size: int) -> int:
-        return _refuse_impossible(size, "merges")
+    _cuts = field_validator("split")(_refuse_no_pattern)
+    _possible = field_validator("vocab_size")(_refuse_impossible)
 
 
 class WholeCharacters(Settings):
@@ -44,10 +54,7 @@ class WholeCharacters(Settings):
     vocab_size: int
     """The total: 256 bytes + characters + 16 special tokens, a multiple of 64."""
 
-    @field_validator("vocab_size")
-    @classmethod
-    def _possible(cls, size: int) -> int:
-        return _refuse_impossible(size, "characters")
+    _possible = field_validator("vocab_size")(_refuse_impossible)
 
 
 class WholeWords(Settings):
@@ -59,15 +66,8 @@ class WholeWords(Settings):
     split: str = "gpt2"
     """The pattern that cuts text into words, by its name or as a regular expression."""
 
-    @field_validator("split")
-    @classmethod
-    def _cuts(cls, pattern: str) -> str:
-        return _refuse_no_pattern(pattern)
-
-    @field_validator("vocab_size")
-    @classmethod
-    def _possible(cls, size: int) -> int:
-        return _refuse_impossible(size, "words")
+    _cuts = field_validator("split")(_refuse_no_pattern)
+    _possible = field_validator("vocab_size")(_refuse_impossible)
 
 
 class Existing(Settings):
@@ -89,20 +89,3 @@ class Existing(Settings):
 
 
 TokenizerSettings = Annotated[Learned | WholeCharacters | WholeWords | Existing, Field(discriminator="kind")]
-
-
-def _refuse_no_pattern(pattern: str) -> str:
-    from groundup.tokenizer.split import compiled
-
-    compiled(pattern)
-    return pattern
-
-
-def _refuse_impossible(size: int, tokens: str) -> int:
-    if size < SMALLEST or size % MULTIPLE:
-        nearest = max(SMALLEST, round(size / MULTIPLE) * MULTIPLE)
-        raise ValueError(
-            f"{size} cannot be: {N_BYTES} bytes + {tokens} + {N_SPECIAL} special tokens, a multiple of {MULTIPLE}; "
-            f"nearest: {nearest}"
-        )
-    return size

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from groundup.corpus.refine import told_marks
+from groundup.corpus.refine import describe_marks
 from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
-from groundup.corpus.sources import readable, told_left_out
+from groundup.corpus.sources import describe_left_out, readable
 from groundup.errors import DataError, ResourceError, SettingsError
 from groundup.model.presets import PRESETS, Preset
 from groundup.model.settings import LearnedPosition, ModelConfig
@@ -348,7 +348,7 @@ def _refuse_little(texts: _Texts, tokens: float, context: int) -> None:
     if tokens >= FEWEST_ROWS_OF_TEXT * context:
         return
     sampled, least = texts.sampled, FEWEST_ROWS_OF_TEXT * context
-    dropped = f" Dropped: {sampled.tally.told()}." if sampled.dropped else ""
+    dropped = f" Dropped: {sampled.tally.summary()}." if sampled.dropped else ""
     raise DataError(
         f"there are only about {texts.train_bytes:,.0f} bytes of text to train on, {tokens:,.0f} tokens; with a "
         f"context of {context}, {least:,} are the least. Kept are {len(sampled.texts):,} documents of {sampled.read:,} "
@@ -514,12 +514,14 @@ def rows(proposal: Proposal) -> list[tuple[str, str]]:
     if separator := sample.corpus.separator:
         texts = round(sample.separated * sample.scale)
         facts.append(("separator", f"{separator}, found in your files: it cuts them into {about}{texts:,} texts"))
-    facts += [("marks", ": ".join(told)) for told in told_marks(sample.marks.table())]
+    facts += [("marks", ": ".join(told)) for told in describe_marks(sample.marks.table())]
     if sample.left_out:
-        facts.append(("left out", f"{told_left_out(sample.left_out, sample.left_out_names)}: read are {readable()}"))
+        facts.append(
+            ("left out", f"{describe_left_out(sample.left_out, sample.left_out_names)}: read are {readable()}")
+        )
     if sample.dropped:
         looked = "" if sample.is_whole else f" of {sample.read:,} looked at"
-        facts.append(("dropped", f"{sum(sample.dropped.values()):,} documents{looked}: {sample.tally.told(6)}"))
+        facts.append(("dropped", f"{sum(sample.dropped.values()):,} documents{looked}: {sample.tally.summary(6)}"))
     often = f"{proposal.passes:.1f} times" if proposal.passes >= 1 else f"{proposal.passes:.0%} of them"
     enough = ". More would only overfit your texts: more text is what it needs" if proposal.ends_early else ""
     return [

@@ -68,7 +68,7 @@ class RunLog:
             lambda: {
                 "step": step.number,
                 "loss": step.loss.item(),
-                **{name: part.item() for name, part in step.parts.items()},
+                **({name: part.item() for name, part in step.parts.items()} if len(step.parts) > 1 else {}),
                 "grad_norm": step.grad_norm.item(),
                 "learning_rate": step.learning_rate,
                 "tokens": tokens,

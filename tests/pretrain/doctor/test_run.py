@@ -166,7 +166,7 @@ def of_another_tokenizer(subject: Subject) -> Subject:
 def with_dead_units(subject: Subject, layers: tuple[int, ...], units: int, by: str) -> Subject:
     with torch.no_grad():
         for layer in layers:
-            up = subject.assembled.model.blocks[layer].feedforward.up  # type: ignore[union-attr]
+            up = subject.assembled.model.blocks[str(layer)].feedforward.up  # type: ignore[union-attr]
             if by == "bias":
                 up.bias[:units] = -10.0  # type: ignore[union-attr, index]
             else:
@@ -478,7 +478,7 @@ def test_a_weight_that_its_precision_cannot_hold_is_named(subject: Subject) -> N
     model = subject.assembled.model
     assert checks.check_trained_weights(model, Path("base")).finding.startswith("the weights of base: ")
     with torch.no_grad():
-        model.blocks[1].attention.key.weight[0, :3] = 1e6  # type: ignore[union-attr, index]
+        model.blocks["1"].attention.key.weight[0, :3] = 1e6  # type: ignore[union-attr, index]
     assert checks.check_trained_weights(model, Path("base")).level == "ok"
     line = checks.check_trained_weights(model.half(), Path("base"))
     assert line.finding == "of 1,024 numbers in blocks.1.attention.key.weight of base, 3 are not finite in float16"

@@ -16,7 +16,7 @@ ALIGNED = 16
 """Rows and widths that the hardware multiplies are multiples of this."""
 
 
-def use_float8(blocks: nn.ModuleList) -> None:
+def use_float8(blocks: nn.Module) -> None:
     """Multiply by the blocks' matrices in float8; matrices of other widths stay as they are."""
     for linear in (module for module in blocks.modules() if isinstance(module, nn.Linear)):
         if linear.in_features % ALIGNED == 0 and linear.out_features % ALIGNED == 0:

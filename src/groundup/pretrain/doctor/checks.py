@@ -171,8 +171,8 @@ def _hidden_and_loss(model: Transformer, batch: Batch, loss: Loss) -> tuple[Tens
     states: list[Tensor] = []
     hook = model.norm.register_forward_hook(lambda _, __, output: states.append(output.detach()))
     with hook, evaluating(model):
-        summed, _, parts = loss(model, to(batch, _device(model)))
-    return states[0], parts.get("next_token", summed).item()
+        _, _, parts = loss(model, to(batch, _device(model)))
+    return states[0], parts["next_token"].item()
 
 
 def check_mask(model: Transformer, batch: Batch, loss: Loss, seed: int = 0) -> Verdict:
@@ -252,8 +252,8 @@ def _has_input_gradient(model: Transformer, batch: Batch, loss: Loss, seed: int)
 def _next_token_sum(model: Transformer, batch: Batch, loss: Loss, seed: int) -> float:
     torch.manual_seed(seed)
     with torch.no_grad():
-        summed, _, parts = loss(model, to(batch, _device(model)))
-    return parts.get("next_token", summed).item()
+        _, _, parts = loss(model, to(batch, _device(model)))
+    return parts["next_token"].item()
 
 
 def check_ties(model: Transformer) -> Verdict:

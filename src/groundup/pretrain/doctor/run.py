@@ -106,11 +106,11 @@ class Subject:
         batch = self.first_rows
         if counted is not None:
             batch = replace(batch, weight=batch.weight * counted)
-        loss, parts = replace(self.assembled, scaler=None).gradients(self.settings)(batch)
+        _, parts = replace(self.assembled, scaler=None).gradients(self.settings)(batch)
         gradients = {}
         for name, weight in self.assembled.masters.copies.items():
             gradients[name], weight.grad = weight.grad, None
-        return parts.get("next_token", loss).item(), gradients
+        return parts["next_token"].item(), gradients
 
 
 def prepare(config: ModelConfig, settings: PretrainSettings, places: RunPaths) -> Subject:
@@ -277,7 +277,7 @@ def train_briefly(
     gradients = assembled.gradients(settings)
     for step in fit(assembled.optimizer, schedule, drawn, gradients, steps=steps, clip=settings.clip,
                     scaler=assembled.scaler):  # fmt: skip
-        yield step.parts.get("next_token", step.loss).item()
+        yield step.parts["next_token"].item()
 
 
 def check_resume(subject: Subject) -> Verdict:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groundup.batch import Batch
-from groundup.corpus.refine import told_marks
+from groundup.corpus.refine import describe_marks
 from groundup.errors import DataError, DivergedError, GroundupError, SettingsError
 from groundup.pretrain.doctor.verdict import Verdict, error, ok, warning
 from groundup.shards import Tokens, refuse_another_tokenizer
@@ -43,7 +43,7 @@ def check_round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> Verdict:
 
 def check_separators(marks: Mapping[str, Any]) -> Verdict:
     """Whether texts hold marks that tools put between documents, as the corpus counted them (`corpus.refine.Marks`)."""
-    findings = list(told_marks(marks))
+    findings = list(describe_marks(marks))
     if not findings:
         return ok("separators", "no text holds a mark such as <|endoftext|>")
     return warning("separators", "; ".join(finding for finding, _ in findings), findings[0][1])
