@@ -25,7 +25,7 @@ from groundup.words import plural
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts some documents."""
+    """How well a model predicts some documents, as `score` measures it."""
 
     bits_per_byte: float
     """−Σ log2 p over all tokens, the one that closes a document included, divided by the UTF-8 bytes of the text."""

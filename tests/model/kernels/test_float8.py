@@ -60,5 +60,5 @@ def test_a_model_in_float8_is_near_the_one_in_bfloat16_and_learns() -> None:
 def test_a_processor_is_not_asked_for_float8() -> None:
     assert not has_float8(torch.device("cpu"))
     config, settings = ModelConfig(vocab_size=96), PretrainSettings(precision=Float8())
-    with pytest.raises(SettingsError, match="float8, but cpu has no such products .* set pretrain.precision=bfloat16"):
+    with pytest.raises(SettingsError, match="float8, but cpu has no float8 matmuls .* set pretrain.precision=bfloat16"):
         set_up(config, settings, torch.device("cpu"))
