@@ -40,6 +40,7 @@ KNOWN = (
 MISWRITTEN = (KeyError, ValueError, TypeError, AttributeError, ArithmeticError)
 """Errors of reading a file that is well-formed but does not hold what it should."""
 Facts = Mapping[str, Any]
+Artifact = tuple[str, Callable[[Path, Manifest], Facts], tuple[str, ...]]
 
 
 @dataclass
@@ -217,7 +218,7 @@ def _describe_artifact(findings: Findings, progress: Progress) -> None:
         findings.damage.append(str(error))
         findings.facts["files"] = sorted(file.name for file in path.iterdir())
         return
-    other = (f"an artifact of kind {manifest.kind!r}", lambda path, manifest: {}, ())
+    other: Artifact = (f"an artifact of kind {manifest.kind!r}", lambda path, manifest: {}, ())
     findings.what, read, then = ARTIFACTS.get(manifest.kind, other)
     findings.facts |= _origin(path, manifest)
     findings.damage += damage(path, manifest, progress=progress)
@@ -612,7 +613,7 @@ def _is_metrics(path: Path) -> bool:
         return path.suffix == ".jsonl" and b'"step"' in stream.readline(1 << 16)
 
 
-ARTIFACTS: dict[str, tuple[str, Callable[[Path, Manifest], Facts], tuple[str, ...]]] = {
+ARTIFACTS: dict[str, Artifact] = {
     "corpus": ("a corpus of clean documents", _corpus_facts, ("{build}",)),
     "tokenizer": (
         "a tokenizer",
