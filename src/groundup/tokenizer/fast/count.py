@@ -21,7 +21,7 @@ from groundup.files import write_json
 from groundup.machine import available_cores
 from groundup.tokenizer.fast.compiled import byte_at, compiled, mix, mix_bytes, same_bytes, two_words
 from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, IN_TWO_WORDS, Words, slices
-from groundup.tokenizer.fast.scan import Bytes, Places, pre_token_ends
+from groundup.tokenizer.fast.scan import Bytes, Offsets, pre_token_ends
 
 N_PARTS = 64
 """Parts of the tables on disk, by hash; a power of two."""
@@ -35,7 +35,7 @@ class PreTokens:
 
     text: Bytes
     """(N,) one after another."""
-    offsets: Places
+    offsets: Offsets
     """(pre-tokens + 1,) where each begins, then where the last one ends."""
     counts: npt.NDArray[np.int64]
     """(pre-tokens,)"""
@@ -98,7 +98,7 @@ class PreTokenCounter:
         self._saved_at = time.monotonic()
         self._resume()
 
-    def add(self, text: Bytes, offsets: Places) -> None:
+    def add(self, text: Bytes, offsets: Offsets) -> None:
         """Count the pre-tokens of documents, valid UTF-8, one after another in `text`.
 
         Args:
@@ -161,7 +161,7 @@ class PreTokenCounter:
         if self._temporary:
             self._temporary.cleanup()
 
-    def _count(self, text: Bytes, offsets: Places) -> None:
+    def _count(self, text: Bytes, offsets: Offsets) -> None:
         ends = pre_token_ends(text, offsets, self._pattern)
         table = self._free.pop()
         table.count(text, ends, int(offsets[0]))
@@ -202,7 +202,7 @@ class Table:
     def bytes(self) -> int:
         return int(self.rows.nbytes + self.text.nbytes)
 
-    def count(self, text: Bytes, ends: Places, start: int, weights: npt.NDArray[np.int64] | None = None) -> None:
+    def count(self, text: Bytes, ends: Offsets, start: int, weights: npt.NDArray[np.int64] | None = None) -> None:
         """Count pre-tokens that follow one another from `start` on, each once or `weights` (pre-tokens,) times."""
         position = np.array([0, start], np.int64)
         once = np.empty(0, np.int64)
