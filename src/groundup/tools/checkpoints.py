@@ -1,9 +1,10 @@
 """The checkpoints of a run: list and verify them, compare two, average several."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from groundup.train import checkpoint
 from groundup.train.checkpoint import STEP_NAME, WEIGHTS, Kept
 from groundup.weights.write import write_model
 
+Weights = Mapping[str, Callable[[], Tensor]]
+"""The weights in a file by their names in the model, each read when it is called."""
+
 
 def checkpoints_in(path: Path) -> list[Path]:
     """The checkpoints that a path stands for, oldest first: one, those of a run, or those of a folder.
@@ -38,10 +42,6 @@ def checkpoints_in(path: Path) -> list[Path]:
             f"{path} is no checkpoint and has none: name a run that trains or has trained, or a step-… in it"
         )
     return found
-
-
-def _newest_of(path: Path) -> Path:
-    return checkpoints_in(path)[-1]
 
 
 # List and verify
@@ -116,24 +116,19 @@ def find_damage(directory: Path, progress: Progress = no_progress) -> list[str]:
 
 def list_rows(found: Sequence[CheckpointRow]) -> list[tuple[str, ...]]:
     """A table for the terminal."""
-    rows: list[tuple[str, ...]] = [("step", "written (UTC)", "bytes", "loss", "bits/byte", "kept as", "state")]
-    for each in found:
-        rows.append(
-            (
-                f"{each.step:,}",
-                (each.at or "–").replace("T", " ").removesuffix("Z"),
-                f"{each.bytes:,}",
-                _number(each.loss),
-                _number(each.validation_bits_per_byte),
-                each.kept,
-                f"damaged: {each.damage[0]}" if each.damage else "whole",
-            )
-        )
-    return rows
 
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.4f}"
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    return [
+        ("step", "written (UTC)", "bytes", "loss", "bits/byte", "kept as", "state"),
+        *(
+            (f"{each.step:,}", (each.at or "–").replace("T", " ").removesuffix("Z"), f"{each.bytes:,}",
+             number(each.loss), number(each.validation_bits_per_byte), each.kept,
+             f"damaged: {each.damage[0]}" if each.damage else "whole")
+            for each in found
+        ),
+    ]  # fmt: skip
 
 
 # Diff
@@ -170,57 +165,36 @@ def diff(first: Path, second: Path) -> Difference:
     Raises:
         DataError: one that is damaged.
     """
+
+    def step_of(manifest: Manifest) -> int | None:
+        step: int | None = manifest.statistics.get("step", manifest.statistics.get("steps"))
+        return step
+
     with ExitStack() as opened:
         (one, first_weights), (two, second_weights) = (_open(path, opened) for path in (first, second))
         names = dict.fromkeys([*first_weights, *second_weights])
         return Difference(
             settings=differences(dict(one.settings), dict(two.settings)),
             inputs=differences(dict(one.inputs), dict(two.inputs)),
-            steps=(_step(one), _step(two)),
+            steps=(step_of(one), step_of(two)),
             tensors=[_compare_tensor(name, first_weights, second_weights) for name in names],
         )
 
 
-class _Weights(Mapping[str, Tensor]):
-    """The weights in a safetensors file, each read when it is asked for."""
-
-    def __init__(self, file: Any, prefix: str) -> None:
-        """
-        Args:
-            prefix: of their names in the file; what has another one is no weight.
-        """
-        self._file = file
-        names: list[str] = file.keys()
-        self._names = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(self._names[name])
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._names))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _open(path: Path, opened: ExitStack) -> tuple[Manifest, Mapping[str, Tensor]]:
+def _open(path: Path, opened: ExitStack) -> tuple[Manifest, Weights]:
     is_model = (path / "config.json").is_file()
-    directory = opened.enter_context(held(path if is_model else _newest_of(path)))
+    directory = opened.enter_context(held(path if is_model else checkpoints_in(path)[-1]))
     manifest = verify(directory, "model" if is_model else "checkpoint")
-    file = directory / ("model.safetensors" if is_model else WEIGHTS)
-    return manifest, _Weights(opened.enter_context(safe_open(file, framework="pt")), "" if is_model else "model.")
+    name, prefix = ("model.safetensors", "") if is_model else (WEIGHTS, "model.")
+    file = opened.enter_context(safe_open(directory / name, framework="pt"))
+    names = sorted(name for name in file.keys() if name.startswith(prefix))  # noqa: SIM118 (it is no dict)
+    return manifest, {name.removeprefix(prefix): partial(file.get_tensor, name) for name in names}
 
 
-def _step(manifest: Manifest) -> int | None:
-    step: int | None = manifest.statistics.get("step", manifest.statistics.get("steps"))
-    return step
-
-
-def _compare_tensor(name: str, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> TensorChange:
-    if name not in first or name not in second or first[name].shape != second[name].shape:
+def _compare_tensor(name: str, first: Weights, second: Weights) -> TensorChange:
+    one, two = (weights[name]().double() if name in weights else None for weights in (first, second))
+    if one is None or two is None or one.shape != two.shape:
         return TensorChange(name, None, None, None, None)
-    one, two = first[name].double(), second[name].double()
     norm, change = one.norm().item(), (two - one).norm().item()
     return TensorChange(name, list(one.shape), norm, change, change / norm if norm else None)
 
@@ -271,7 +245,7 @@ def average(paths: Sequence[Path], out: Path, last: int | None = None, progress:
         names = [name for name in found[0][1] if not name.startswith("multi_token.")]
         for number, name in enumerate(names):
             progress(len(names) + number, 2 * len(names), name)
-            weights[name] = (sum(each[name].double() for _, each in found) / len(found)).to(torch.float32)  # type: ignore[union-attr]
+            weights[name] = (sum(each[name]().double() for _, each in found) / len(found)).to(torch.float32)  # type: ignore[union-attr]
     config = ModelConfig.from_table(dict(first.settings["model"])).with_vocabulary(len(weights["embed.weight"]))
     inputs = {str(directory): manifest.digest for directory, (manifest, _) in zip(directories, found, strict=True)}
     settings = {"model": config.table(), "average": {"checkpoints": len(directories)}}
