@@ -31,7 +31,7 @@ def letters(low: Tokenizer) -> Tokenizer:
     return Tokenizer.of_merges([], "gpt2")
 
 
-def group(found: comparing.Found, name: str) -> comparing.Found:
+def group(found: comparing.Comparison, name: str) -> comparing.Comparison:
     return next(each for each in found["groups"] if each["name"] == name)
 
 
@@ -105,7 +105,7 @@ def test_files_and_scripts_are_groups_and_add_up(low: Tokenizer, letters: Tokeni
         for key in ("documents", "bytes", "characters", "words"):
             assert sum(each[key] for each in parts) == found["groups"][0][key]
         assert sum(each["by"][0]["tokens"] for each in parts) == found["groups"][0]["by"][0]["tokens"]
-    assert group(found, "Han")["by"][0]["tokens_per_word"] is None  # no blanks between words: nothing is said
+    assert group(found, "Han")["by"][0]["tokens_per_word"] is None  # no spaces between words: nothing is said
     assert group(found, "Han")["by"][0]["parts_of_characters"] == 1
     assert group(found, "Cyrillic")["by"][0]["tokens_per_word"] is not None
     assert list(found["left_out"].values()) == [1]

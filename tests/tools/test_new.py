@@ -71,16 +71,16 @@ def test_the_written_recipe_is_the_planned_one_and_keeps_to_the_time(
     assert read_back(plan) == plan.recipe
     assert plan.seconds <= minutes * 60
     assert plan.recipe.pretrain.sample_prompt == "There was once a"
-    assert plan.model.parameters <= PARAMETERS_PER_TOKEN * plan.unique_tokens
-    assert plan.model.parameters * BYTES_PER_PARAMETER < machine.memory_bytes
+    assert plan.chosen.model.parameters <= PARAMETERS_PER_TOKEN * plan.chosen.unique_tokens
+    assert plan.chosen.model.parameters * BYTES_PER_PARAMETER < machine.memory_bytes
 
 
 def test_more_time_is_a_larger_model_or_longer_reading_until_the_text_is_used_up(tales: Survey) -> None:
     plans = [propose("tales", tales, LAPTOP, minutes=minutes) for minutes in (2, 10, 60, 600, 6000)]
-    flops = [plan.model.parameters * plan.tokens for plan in plans]
+    flops = [plan.chosen.model.parameters * plan.tokens for plan in plans]
     assert flops == sorted(flops)
-    assert not plans[0].ends_early
-    assert plans[-1].ends_early
+    assert not plans[0].chosen.ends_early
+    assert plans[-1].chosen.ends_early
     assert plans[-1].passes == pytest.approx(8, rel=0.1)
 
 
@@ -88,8 +88,8 @@ def test_the_estimate_of_tokens_is_near_what_the_tokenizer_then_makes(tales: Sur
     """docs/numbers.md: 4,096 ids make 3.71 bytes a token of these tales, 1,170,000 tokens to train on."""
     plan = propose("tales", tales, LAPTOP, size=3.4e6)
     assert plan.recipe.table()["tokenizer"]["vocab_size"] == 4096
-    assert plan.bytes_per_token == pytest.approx(3.71, rel=0.15)
-    assert plan.unique_tokens == pytest.approx(1_170_000, rel=0.15)
+    assert plan.chosen.bytes_per_token == pytest.approx(3.71, rel=0.15)
+    assert plan.chosen.unique_tokens == pytest.approx(1_170_000, rel=0.15)
 
 
 @settings(max_examples=40)
@@ -106,9 +106,9 @@ def test_any_texts_and_any_budget_give_a_recipe_that_reads_back(
     plan = propose("any", texts(number, words_each, scale), LAPTOP, minutes=minutes, size=size)
     assert read_back(plan) == plan.recipe
     assert plan.recipe.pretrain.steps >= 1
-    assert plan.passes < 9 + plan.recipe.pretrain.batch_tokens * 4 / plan.unique_tokens
+    assert plan.passes < 9 + plan.recipe.pretrain.batch_tokens * 4 / plan.chosen.unique_tokens
     if size is not None:
-        assert size / 2.6 < plan.model.parameters < size * 2.6 or plan.model.d_model == 64
+        assert size / 2.6 < plan.chosen.model.parameters < size * 2.6 or plan.chosen.model.d_model == 64
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_it_is_all_there_as_plain_values(tales: Survey) -> None:
     plan = propose("tales", tales, LAPTOP)
     table = json.loads(json.dumps(plan.table()))
     assert table["documents"] == 784
-    assert table["parameters"] == plan.model.parameters
+    assert table["parameters"] == plan.chosen.model.parameters
     assert Recipe.from_table(table["settings"]) == plan.recipe
 
 
@@ -195,7 +195,7 @@ def test_a_recipe_for_odd_texts_goes_through_the_build(
     Path("odd.toml").write_text(written)
     changes = [
         "model.d_model=16", "model.n_layers=1", "model.n_heads=1", "model.d_ff=16", "pretrain.steps=2",
-        "pretrain.schedule.warmup_steps=1", f"pretrain.batch_tokens={4 * plan.model.context_length}",
+        "pretrain.schedule.warmup_steps=1", f"pretrain.batch_tokens={4 * plan.chosen.model.context_length}",
         "pretrain.device=cpu", "pretrain.precision=float32", "pretrain.compile=false", "evals.prompts=['']",
         "pretrain.sample_tokens=4",
     ]  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_recipe_for_odd_texts_goes_through_the_build(
     told = read_manifest(run / "corpus").statistics
     assert sum(told[split]["documents"] for split in ("train", "validation", "test")) == sampled.documents
     if kind == "names":
-        assert plan.model.context_length == 16
+        assert plan.chosen.model.context_length == 16
         assert "many documents are short, so none is dropped for that" in written
     else:
         assert "most have few letters, as code, tables and emoji have" in written.replace("\n# ", " ")

@@ -1,6 +1,7 @@
 """Commands that write or take a recipe: new, doctor, build, its stages one by one, and sweep."""
 
 import importlib
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -74,7 +75,7 @@ def new(
     begun = None if start is None else read_start(start)
     sample = survey(tuple(sources), Path())
     proposal = propose(name, sample, this_machine(), minutes=minutes, size=parameters, preset=preset, start=begun)
-    write_text(target, to_toml(proposal, terminal.typed()))
+    write_text(target, to_toml(proposal, f"groundup {shlex.join(sys.argv[1:])}"))
     if as_json:
         terminal.print_json({"recipe": str(target), **proposal.table()})
         return

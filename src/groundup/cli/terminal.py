@@ -52,8 +52,7 @@ def run(app: typer.Typer) -> int:
     end = words.index("--") if "--" in words else len(words)
     debug = DEBUG in words[:end]
     try:
-        if not _has_working_directory():
-            raise ResourceError("the working directory does not exist any more: change to one that does")
+        _refuse_lost_working_directory()
         _refuse_paths_not_utf8(words)
         try:
             app([word for word in words[:end] if word != DEBUG] + words[end:])
@@ -67,12 +66,11 @@ def run(app: typer.Typer) -> int:
         return _answer(error, debug)
 
 
-def _has_working_directory() -> bool:
+def _refuse_lost_working_directory() -> None:
     try:
         os.getcwd()
     except FileNotFoundError:
-        return False
-    return True
+        raise ResourceError("the working directory does not exist any more: change to one that does") from None
 
 
 def _refuse_paths_not_utf8(words: Sequence[str]) -> None:
@@ -147,7 +145,7 @@ def _answer(error: BaseException, debug: bool) -> int:
     """Tell what went wrong; the exit code."""
     match error:
         case SavedAndStopped():
-            return _tell(f"{error}. Go on with: {own_command()}", error.exit_code)
+            return _tell(f"{error}. Go on with: {command(*sys.argv[1:])}", error.exit_code)
         case GroundupError():
             return _tell(str(error), error.exit_code)
         case Interrupted():
@@ -235,19 +233,9 @@ def own_name() -> str:
     return os.path.relpath(called) if called.is_absolute() else str(called)
 
 
-def own_command() -> str:
-    """The command that is running, as one would type it again."""
-    return f"{own_name()} {shlex.join(sys.argv[1:])}"
-
-
 def command(*words: object) -> str:
     """A command of ours to be tried next, as one would type it."""
     return f"{own_name()} {shlex.join(map(str, words))}"
-
-
-def typed() -> str:
-    """The command that is running, for a file that others read: with the program's plain name."""
-    return f"groundup {shlex.join(sys.argv[1:])}"
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

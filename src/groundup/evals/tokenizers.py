@@ -32,7 +32,8 @@ UNSPACED = frozenset({"Han", "Japanese", "Thai", "Lao", "Khmer", "Myanmar", "Tib
 """Scripts without spaces between words, where tokens per word say nothing."""
 STRANGE = 0.2
 """Share of tokens that are parts of characters, from which on a vocabulary is said not to know a script."""
-Found = dict[str, Any]
+Comparison = dict[str, Any]
+"""What `compare` returns, and the tables inside it: JSON values."""
 Counts = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.int32]
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
@@ -73,7 +74,9 @@ class _Group:
     """For each tokenizer, how often each id occurs."""
 
 
-def compare(tokenizers: Mapping[str, Tokenizer], sources: Sequence[str], progress: Progress = no_progress) -> Found:
+def compare(
+    tokenizers: Mapping[str, Tokenizer], sources: Sequence[str], progress: Progress = no_progress
+) -> Comparison:
     """The comparison as JSON values; lists have an entry for each tokenizer, in their order.
 
     Args:
@@ -183,7 +186,7 @@ def _take(group: _Group, text: str, script: str, ids: Sequence[Ids], tokenizers:
         np.add.at(counts, found, 1)
 
 
-def _facts(group: _Group, tokenizers: Sequence[Tokenizer]) -> Found:
+def _facts(group: _Group, tokenizers: Sequence[Tokenizer]) -> Comparison:
     n_bytes, n_characters, n_words = (sum(column) for column in zip(*group.sizes, strict=True))
     unspaced = sum(size for script, size in group.scripts.items() if script in UNSPACED)
     tokens = np.array(group.tokens)  # (documents, tokenizers)
@@ -220,8 +223,8 @@ def _facts(group: _Group, tokenizers: Sequence[Tokenizer]) -> Found:
 
 def _whole_words(words: Counter[str], tokenizer: Tokenizer) -> float:
     """Share of the words, as often as they occur, that are one token behind a space."""
-    blank = "" if tokenizer.begins_with_blank else " "
-    encoded = tokenizer.encode_batch([f"{blank}{word}" for word in words])
+    space = "" if tokenizer.begins_with_space else " "
+    encoded = tokenizer.encode_batch([f"{space}{word}" for word in words])
     whole = sum(number for ids, number in zip(encoded, words.values(), strict=True) if len(ids) == 1)
     return whole / words.total()
 
@@ -248,63 +251,53 @@ def _entropy_bits(counts: Counts) -> float:
 # In words
 
 
-def _percent(ratio: float) -> str:
-    return f"{abs(ratio - 1):.1%}" if abs(ratio - 1) < 0.0995 else f"{abs(ratio - 1):.0%}"
-
-
-def verdicts(found: Found) -> list[str]:
+def verdicts(found: Comparison) -> list[str]:
     """The result of the comparison, in sentences."""
     names = [tokenizer["name"] for tokenizer in found["tokenizers"]]
     return [
         *(_against_the_first(found, number) for number in range(1, len(names))),
         *_strangers(found, names),
-        *(
-            f"{source}: only the first {MOST_BYTES / 1e6:,.0f} MB were read." for source in found["cut"]
-        ),
+        *(f"{source}: only the first {MOST_BYTES / 1e6:,.0f} MB were read." for source in found["cut"]),
         *(f"left out: {number:,} × {reason}" for reason, number in found["left_out"].items()),
-    ]  # fmt: skip
+    ]
 
 
-def _against_the_first(found: Found, number: int) -> str:
+def _against_the_first(found: Comparison, number: int) -> str:
     first, second = (found["tokenizers"][place]["name"] for place in (0, number))
     if found["same_vocabulary"][number]:
         share = found["same_ids"][number]
         where = "every document" if share == 1 else f"{share:.1%} of the documents"
         return f"{second} and {first} have the same vocabulary, and give the same ids on {where}."
     whole, *groups = found["groups"]
-    said = f"{second} {_needs(whole, number)} than {first} on {whole['name']}"
-    kinds = {group["kind"] for group in groups}
+    parts = [f"{second} {_needs(whole, number)} than {first} on {whole['name']}"]
     for kind in ("source", "script"):
-        if kind in kinds:
-            ranked = sorted(
-                (group for group in groups if group["kind"] == kind), key=lambda g: g["by"][number]["ratio"]
-            )
-            said += "; " + ", ".join(
-                f"{_less_or_more(group['by'][number]['ratio'])} on {group['name']}" for group in (ranked[0], ranked[-1])
-            )
-    return said + "."
+        ranked = sorted((group for group in groups if group["kind"] == kind), key=lambda g: g["by"][number]["ratio"])
+        ends = [f"{_less_or_more(g['by'][number]['ratio'])} on {g['name']}" for g in (*ranked[:1], *ranked[-1:])]
+        parts += [", ".join(ends)] if ends else []
+    return "; ".join(parts) + "."
 
 
-def _needs(group: Found, number: int) -> str:
+def _needs(group: Comparison, number: int) -> str:
     fact = group["by"][number]
     ends = fact["ratio_interval"]
     if ends is None:
         documents = plural(group["documents"], "document")
         return f"needs {_less_or_more(fact['ratio'])} tokens ({documents}: too few to rule out chance)"
     low, high = ends
-    told = f"95% interval of the ratio {low:.3f} to {high:.3f}"
+    measured = f"95% interval of the ratio {low:.3f} to {high:.3f}"
     if low <= 1 <= high:
-        return f"needs as many tokens, as far as these texts can tell ({told}),"
-    return f"needs {_less_or_more(fact['ratio'])} tokens ({told})"
+        return f"needs as many tokens, as far as these texts can tell ({measured}),"
+    return f"needs {_less_or_more(fact['ratio'])} tokens ({measured})"
 
 
 def _less_or_more(ratio: float) -> str:
-    if abs(ratio - 1) < 0.0005:
+    change = abs(ratio - 1)
+    if change < 0.0005:
         return "as many"
-    return f"{_percent(ratio)} {'fewer' if ratio < 1 else 'more'}"
+    return f"{change:{'.1%' if change < 0.0995 else '.0%'}} {'fewer' if ratio < 1 else 'more'}"
 
 
-def _strangers(found: Found, names: Sequence[str]) -> list[str]:
+def _strangers(found: Comparison, names: Sequence[str]) -> list[str]:
     """Scripts that a vocabulary spells in parts of characters."""
     said = []
     for number, name in enumerate(names):
@@ -326,45 +319,42 @@ SHOWN_SCRIPTS = 12
 """Scripts in the table of the terminal; the page and --json have all."""
 
 
-def group_rows(found: Found, most: int | None = None) -> list[list[str]]:
+def group_rows(found: Comparison, most: int | None = None) -> list[list[str]]:
     """Bytes per token by group, and the ratio of tokens to those of the first tokenizer."""
     names = [tokenizer["name"] for tokenizer in found["tokenizers"]]
     head = ["", "documents", "MB", *(f"{name}: bytes a token" for name in names)]
     head += [f"tokens of {name} for 1 of {names[0]}" for name in names[1:]]
-    rows = [head]
-    scripts = 0
-    for group in found["groups"]:
-        scripts += group["kind"] == "script"
-        if most is not None and scripts > most:
-            break
-        rows.append(
-            [
-                group["name"],
-                f"{group['documents']:,}",
-                f"{group['bytes'] / 1e6:,.2f}",
-                *(f"{fact['bytes_per_token']:.2f}" for fact in group["by"]),
-                *(_ratio(fact) for fact in group["by"][1:]),
-            ]
-        )
-    return rows
+    scripts = [group for group in found["groups"] if group["kind"] == "script"]
+    left_out = [] if most is None else scripts[most:]
+    return [head] + [
+        [
+            group["name"],
+            f"{group['documents']:,}",
+            f"{group['bytes'] / 1e6:,.2f}",
+            *(f"{fact['bytes_per_token']:.2f}" for fact in group["by"]),
+            *(_ratio(fact) for fact in group["by"][1:]),
+        ]
+        for group in found["groups"]
+        if group not in left_out
+    ]
 
 
-def _ratio(fact: Found) -> str:
+def _ratio(fact: Comparison) -> str:
     ends = fact["ratio_interval"]
     return f"{fact['ratio']:.3f}" + ("" if ends is None else f" ({ends[0]:.3f} to {ends[1]:.3f})")
 
 
-def fact_rows(found: Found, group: int = 0) -> list[list[str]]:
+def fact_rows(found: Comparison, group: int = 0) -> list[list[str]]:
     """Everything that was counted of one group, a line a number."""
-
-    def shown(value: float | int | None, form: str) -> str:
-        return "–" if value is None else format(value, form)
 
     facts = found["groups"][group]["by"]
     rows = [
         ["", *(tokenizer["name"] for tokenizer in found["tokenizers"])],
         ["ids", *(f"{tokenizer['vocab_size']:,}" for tokenizer in found["tokenizers"])],
-        *([label, *(shown(fact[key], form) for fact in facts)] for key, (label, form) in LABELS.items()),
+        *(
+            [label, *("–" if fact[key] is None else format(fact[key], form) for fact in facts)]
+            for key, (label, form) in LABELS.items()
+        ),
     ]
     if group == 0:
         speeds = found["megabytes_per_second"]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from groundup.evals.tokenizers import Found, fact_rows, group_rows, verdicts
+from groundup.evals.tokenizers import Comparison, fact_rows, group_rows, verdicts
 from groundup.pages.charts import Bar
 from groundup.pages.render import write_page as write_template
 from groundup.words import plural
@@ -11,7 +11,7 @@ MOST_FIGURES = 24
 """Groups that get bars; the tables have all."""
 
 
-def write_page(found: Found, target: Path) -> None:
+def write_page(found: Comparison, target: Path) -> None:
     """Write the comparison as one HTML file.
 
     Raises:

@@ -39,7 +39,7 @@ def advise_on(
 
 def _proposed_model(sample: Survey, parameters: float | None) -> ModelConfig:
     if parameters is None:
-        return propose("advice", sample, this_machine()).model
+        return propose("advice", sample, this_machine()).chosen.model
     return model_of(sample, this_machine(), parameters)
 
 

@@ -1,9 +1,9 @@
 """The checkpoints of a run: list and verify them, compare two, average several."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from groundup.train import checkpoint
 from groundup.train.checkpoint import STEP_NAME, WEIGHTS, Kept
 from groundup.weights.write import write_model
 
+Weights = Mapping[str, Callable[[], Tensor]]
+"""The weights in a file by their names in the model, each read when it is called."""
+
 
 def checkpoints_in(path: Path) -> list[Path]:
     """The checkpoints that a path stands for, oldest first: one, those of a run, or those of a folder.
@@ -38,10 +41,6 @@ def checkpoints_in(path: Path) -> list[Path]:
             f"{path} is no checkpoint and has none: name a run that trains or has trained, or a step-… in it"
         )
     return found
-
-
-def _newest_of(path: Path) -> Path:
-    return checkpoints_in(path)[-1]
 
 
 # List and verify
@@ -70,27 +69,26 @@ def list_checkpoints(path: Path, progress: Progress = no_progress) -> list[Check
     directories = checkpoints_in(path)
     beside = checkpoint.list_checkpoints(directories[0].parent)
     manifests = {directory: _manifest(directory) for directory in beside}
-    reasons: dict[int, str] = {}
-    for manifest in manifests.values():  # the newest one that can be read has the last word
-        if manifest is not None:
-            reasons = _kept(manifest).reasons(checkpoint.bits_of(beside))
-    rows = []
-    for directory in directories:
+    readable = [manifest for manifest in manifests.values() if manifest is not None]
+    settings = readable[-1].settings.get("pretrain", {}) if readable else {}
+    kept = Kept(settings.get("keep_checkpoints", 1), settings.get("keep_every_steps"), settings.get("keep_best", False))
+    reasons = kept.reasons(checkpoint.bits_of(beside)) if readable else {}
+
+    def row(directory: Path) -> CheckpointRow:
         manifest, step = manifests[directory], checkpoint.step_of(directory)
-        told: Mapping[str, Any] = manifest.statistics if manifest else {}
-        rows.append(
-            CheckpointRow(
-                path=str(directory),
-                step=step,
-                at=manifest.made.get("at") if manifest else None,
-                bytes=sum(file.stat().st_size for file in directory.iterdir()),
-                loss=told.get("loss"),
-                validation_bits_per_byte=told.get("validation_bits_per_byte"),
-                kept=reasons.get(step, "read when it was to be removed"),
-                damage=find_damage(directory, progress),
-            )
+        statistics: Mapping[str, Any] = manifest.statistics if manifest else {}
+        return CheckpointRow(
+            path=str(directory),
+            step=step,
+            at=manifest.made.get("at") if manifest else None,
+            bytes=sum(file.stat().st_size for file in directory.iterdir()),
+            loss=statistics.get("loss"),
+            validation_bits_per_byte=statistics.get("validation_bits_per_byte"),
+            kept=reasons.get(step, "read when it was to be removed"),
+            damage=find_damage(directory, progress),
         )
-    return rows
+
+    return [row(directory) for directory in directories]
 
 
 def _manifest(directory: Path) -> Manifest | None:
@@ -98,11 +96,6 @@ def _manifest(directory: Path) -> Manifest | None:
         return read_manifest(directory, "checkpoint")
     except DataError:
         return None
-
-
-def _kept(manifest: Manifest) -> Kept:
-    settings = manifest.settings.get("pretrain", {})
-    return Kept(settings.get("keep_checkpoints", 1), settings.get("keep_every_steps"), settings.get("keep_best", False))
 
 
 def find_damage(directory: Path, progress: Progress = no_progress) -> list[str]:
@@ -116,24 +109,19 @@ def find_damage(directory: Path, progress: Progress = no_progress) -> list[str]:
 
 def list_rows(found: Sequence[CheckpointRow]) -> list[tuple[str, ...]]:
     """A table for the terminal."""
-    rows: list[tuple[str, ...]] = [("step", "written (UTC)", "bytes", "loss", "bits/byte", "kept as", "state")]
-    for each in found:
-        rows.append(
-            (
-                f"{each.step:,}",
-                (each.at or "–").replace("T", " ").removesuffix("Z"),
-                f"{each.bytes:,}",
-                _number(each.loss),
-                _number(each.validation_bits_per_byte),
-                each.kept,
-                f"damaged: {each.damage[0]}" if each.damage else "whole",
-            )
-        )
-    return rows
 
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.4f}"
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    return [
+        ("step", "written (UTC)", "bytes", "loss", "bits/byte", "kept as", "state"),
+        *(
+            (f"{each.step:,}", (each.at or "–").replace("T", " ").removesuffix("Z"), f"{each.bytes:,}",
+             number(each.loss), number(each.validation_bits_per_byte), each.kept,
+             f"damaged: {each.damage[0]}" if each.damage else "whole")
+            for each in found
+        ),
+    ]  # fmt: skip
 
 
 # Diff
@@ -170,72 +158,50 @@ def diff(first: Path, second: Path) -> Difference:
     Raises:
         DataError: one that is damaged.
     """
+
+    def step_of(manifest: Manifest) -> int | None:
+        step: int | None = manifest.statistics.get("step", manifest.statistics.get("steps"))
+        return step
+
     with ExitStack() as opened:
         (one, first_weights), (two, second_weights) = (_open(path, opened) for path in (first, second))
         names = dict.fromkeys([*first_weights, *second_weights])
         return Difference(
             settings=differences(dict(one.settings), dict(two.settings)),
             inputs=differences(dict(one.inputs), dict(two.inputs)),
-            steps=(_step(one), _step(two)),
+            steps=(step_of(one), step_of(two)),
             tensors=[_compare_tensor(name, first_weights, second_weights) for name in names],
         )
 
 
-class _Weights(Mapping[str, Tensor]):
-    """The weights in a safetensors file, each read when it is asked for."""
-
-    def __init__(self, file: Any, prefix: str) -> None:
-        """
-        Args:
-            prefix: of their names in the file; what has another one is no weight.
-        """
-        self._file = file
-        names: list[str] = file.keys()
-        self._names = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(self._names[name])
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._names))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _open(path: Path, opened: ExitStack) -> tuple[Manifest, Mapping[str, Tensor]]:
+def _open(path: Path, opened: ExitStack) -> tuple[Manifest, Weights]:
     is_model = (path / "config.json").is_file()
-    directory = opened.enter_context(held(path if is_model else _newest_of(path)))
+    directory = opened.enter_context(held(path if is_model else checkpoints_in(path)[-1]))
     manifest = verify(directory, "model" if is_model else "checkpoint")
-    file = directory / ("model.safetensors" if is_model else WEIGHTS)
-    return manifest, _Weights(opened.enter_context(safe_open(file, framework="pt")), "" if is_model else "model.")
+    name, prefix = ("model.safetensors", "") if is_model else (WEIGHTS, "model.")
+    file = opened.enter_context(safe_open(directory / name, framework="pt"))
+    names = sorted(name for name in file.keys() if name.startswith(prefix))  # noqa: SIM118 (it is no dict)
+    return manifest, {name.removeprefix(prefix): partial(file.get_tensor, name) for name in names}
 
 
-def _step(manifest: Manifest) -> int | None:
-    step: int | None = manifest.statistics.get("step", manifest.statistics.get("steps"))
-    return step
-
-
-def _compare_tensor(name: str, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> TensorChange:
-    if name not in first or name not in second or first[name].shape != second[name].shape:
+def _compare_tensor(name: str, first: Weights, second: Weights) -> TensorChange:
+    one, two = (weights[name]().double() if name in weights else None for weights in (first, second))
+    if one is None or two is None or one.shape != two.shape:
         return TensorChange(name, None, None, None, None)
-    one, two = first[name].double(), second[name].double()
     norm, change = one.norm().item(), (two - one).norm().item()
     return TensorChange(name, list(one.shape), norm, change, change / norm if norm else None)
 
 
 def diff_rows(found: Difference) -> list[tuple[str, ...]]:
     """A table of the weights for the terminal."""
-    rows: list[tuple[str, ...]] = [("weight", "shape", "norm", "change", "relative")]
-    for each in found.tensors:
+
+    def cells(each: TensorChange) -> tuple[str, ...]:
         if each.shape is None:
-            rows.append((each.name, "not the same in both", "", "", ""))
-            continue
+            return each.name, "not the same in both", "", "", ""
         relative = "–" if each.relative is None else f"{each.relative:.2%}"
-        shape = " × ".join(map(str, each.shape))
-        rows.append((each.name, shape, f"{each.norm:.4g}", f"{each.change:.4g}", relative))
-    return rows
+        return each.name, " × ".join(map(str, each.shape)), f"{each.norm:.4g}", f"{each.change:.4g}", relative
+
+    return [("weight", "shape", "norm", "change", "relative"), *map(cells, found.tensors)]
 
 
 # Average
@@ -271,7 +237,7 @@ def average(paths: Sequence[Path], out: Path, last: int | None = None, progress:
         names = [name for name in found[0][1] if not name.startswith("multi_token.")]
         for number, name in enumerate(names):
             progress(len(names) + number, 2 * len(names), name)
-            weights[name] = (sum(each[name].double() for _, each in found) / len(found)).to(torch.float32)  # type: ignore[union-attr]
+            weights[name] = (sum(each[name]().double() for _, each in found) / len(found)).to(torch.float32)  # type: ignore[union-attr]
     config = ModelConfig.from_table(dict(first.settings["model"])).with_vocabulary(len(weights["embed.weight"]))
     inputs = {str(directory): manifest.digest for directory, (manifest, _) in zip(directories, found, strict=True)}
     settings = {"model": config.table(), "average": {"checkpoints": len(directories)}}
@@ -286,11 +252,13 @@ def average(paths: Sequence[Path], out: Path, last: int | None = None, progress:
 
 def _refuse_another(manifest: Manifest, first: Manifest, directory: Path, other: Path) -> None:
     changed = differences(dict(manifest.settings.get("model", {})), dict(first.settings.get("model", {})))
-    told = [f"model.{name} is {mine!r} and {its!r}" for name, (mine, its) in changed.items()]
+    reasons = [f"model.{name} is {mine!r} and {its!r}" for name, (mine, its) in changed.items()]
     if manifest.inputs.get("tokenizer") != first.inputs.get("tokenizer"):
-        told.append("they have other tokenizers")
-    if told:
-        raise SettingsError(f"{directory} and {other} are of different models, which have no mean: {'; '.join(told)}")
+        reasons.append("they have other tokenizers")
+    if reasons:
+        raise SettingsError(
+            f"{directory} and {other} are of different models, which have no mean: {'; '.join(reasons)}"
+        )
 
 
 def _tokenizer_of(directory: Path, manifest: Manifest) -> Tokenizer:
@@ -299,10 +267,6 @@ def _tokenizer_of(directory: Path, manifest: Manifest) -> Tokenizer:
     if not is_made(place) or read_manifest(place).digest != manifest.inputs.get("tokenizer"):
         raise DataError(f"the tokenizer that {directory} was trained with is not at {place}: leave it in its run")
     return Tokenizer.load(place)
-
-
-def to_json(found: Sequence[CheckpointRow] | Difference) -> Any:
-    return dataclasses.asdict(found) if isinstance(found, Difference) else [dataclasses.asdict(each) for each in found]
 
 
 def refuse_damaged(found: Sequence[CheckpointRow]) -> None:

@@ -4,9 +4,9 @@ Rules, not search. Each stands here once with its source, and again as a comment
 """
 
 import dataclasses
-import json
 import math
 import textwrap
+import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from groundup.plan import laws
 from groundup.plan.hardware import Machine
 from groundup.plan.vocabulary import Curve, advise, measure
 from groundup.recipe import Recipe
-from groundup.settings import nearest
+from groundup.settings import nearest, toml_value
 from groundup.tokenizer.settings import Learned
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.survey import Survey
@@ -81,16 +81,9 @@ class Proposal:
     """The recipe's tables, without settings that have their default anyway."""
     sampled: Survey
     machine: Machine
-    model: ModelConfig
-    unique_tokens: float
-    """In the training documents."""
-    bytes_per_token: float
-    preparing_seconds: float
-    """Corpus, tokenizer, shards."""
-    training_seconds: float
-    """With validation, and the test documents at the end."""
-    ends_early: bool
-    """Whether more time could only be filled with overfitting the texts."""
+    chosen: "ModelChoice"
+    seconds: float
+    """From the corpus to the score on the test documents."""
 
     @property
     def tokens(self) -> int:
@@ -99,11 +92,8 @@ class Proposal:
 
     @property
     def passes(self) -> float:
-        return self.tokens / self.unique_tokens
-
-    @property
-    def seconds(self) -> float:
-        return self.preparing_seconds + self.training_seconds
+        """How often the training documents are read."""
+        return self.tokens / self.chosen.unique_tokens
 
     def table(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -118,26 +108,26 @@ class Proposal:
             "bytes": sampled.bytes,
             "scripts": sampled.scripts,
             "machine": dataclasses.asdict(self.machine),
-            "unique_tokens": round(self.unique_tokens),
-            "bytes_per_token": self.bytes_per_token,
-            "parameters": self.model.parameters,
+            "unique_tokens": round(self.chosen.unique_tokens),
+            "bytes_per_token": self.chosen.bytes_per_token,
+            "parameters": self.chosen.model.parameters,
             "tokens": self.tokens,
             "seconds": self.seconds,
-            "ends_early": self.ends_early,
+            "ends_early": self.chosen.ends_early,
             "settings": self.tables,
         }
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """A size with its vocabulary, and how long it would be trained."""
+class ModelChoice:
+    """A model with its vocabulary, and how long it would be trained."""
 
     model: ModelConfig
     bytes_per_token: float
     common: float
     """Tokens of `COMMON_VOCABULARY` in the text of one of its own."""
-    unique: float
-    """Different tokens in the training documents."""
+    unique_tokens: float
+    """In the training documents."""
     tokens_per_second: float
     seconds: float | None
     """For training; None for 20 tokens a parameter, whatever they take."""
@@ -145,11 +135,12 @@ class _Candidate:
     @property
     def tokens(self) -> float:
         """To be trained on: what the time allows, as far as reading the texts again is worth it."""
-        return min(self._tokens_in_time, laws.MOST_PASSES * self.unique)
+        return min(self._tokens_in_time, laws.MOST_PASSES * self.unique_tokens)
 
     @property
     def ends_early(self) -> bool:
-        return self._tokens_in_time > laws.MOST_PASSES * self.unique
+        """Whether more time could only be filled with overfitting the texts."""
+        return self._tokens_in_time > laws.MOST_PASSES * self.unique_tokens
 
     @property
     def _tokens_in_time(self) -> float:
@@ -165,7 +156,7 @@ class _Candidate:
     @property
     def expected_loss(self) -> float:
         """For each token of `COMMON_VOCABULARY`."""
-        return laws.loss(self.model.parameters, self.tokens * self.common, self.unique * self.common)
+        return laws.loss(self.model.parameters, self.tokens * self.common, self.unique_tokens * self.common)
 
 
 def parameters_in(size: str) -> float:
@@ -218,31 +209,32 @@ def propose(
         raise SettingsError(f"--size and --preset {preset} both set the size: give one of them")
     if start is not None and (size is not None or preset is not None):
         raise SettingsError(f"--start {start.path} has a size of its own: leave --size and --preset out")
-    published = _published(preset)
+    if preset is not None and preset not in PRESETS:
+        raise SettingsError(f"no preset {preset!r}; {nearest(preset, PRESETS)}")
+    published = None if preset is None else PRESETS[preset]
     texts = _Texts(sampled)
     if minutes is None and size is None and published is None:
         minutes = MINUTES
     seconds = None if minutes is None else max(minutes * 60 * SHARE_OF_TIME - texts.preparing_seconds, minutes * 20)
     if start is None:
-        candidates = [_candidate(model, texts, machine, seconds) for model in _models(texts, machine, size, published)]
+        choices = [_choice(model, texts, machine, seconds) for model in _models(texts, machine, size, published)]
     else:
-        candidates = [_going_on(start, texts, machine, seconds)]
-    held = [each for each in candidates if _fits(each.model, machine)]
+        choices = [_going_on(start, texts, machine, seconds)]
+    most_parameters = machine.memory_bytes * SHARE_OF_MEMORY / BYTES_PER_PARAMETER
+    held = [each for each in choices if each.model.parameters <= most_parameters]
     if not held:
-        raise ResourceError(_too_large(candidates[0].model, machine))
-    suited = [each for each in held if each.model.parameters <= PARAMETERS_PER_TOKEN * each.unique]
+        raise ResourceError(_too_large(choices[0].model, machine, most_parameters))
+    suited = [each for each in held if each.model.parameters <= PARAMETERS_PER_TOKEN * each.unique_tokens]
     chosen = min(suited or held[:1], key=lambda each: each.expected_loss)
     tables = _tables(name, chosen, texts, machine, published)
     if start is not None:
         tables = _from_start(tables, start)
     recipe = Recipe.from_table(tables, "new")
-    steps_seconds = recipe.pretrain.steps * recipe.pretrain.batch_tokens / chosen.tokens_per_second
+    training = recipe.pretrain.steps * recipe.pretrain.batch_tokens
     validating = VALIDATIONS * recipe.pretrain.validation_tokens / 3  # forward alone is a third of a training step
-    scoring = chosen.unique * sampled.corpus.test_share
-    return Proposal(
-        recipe, tables, sampled, machine, chosen.model, chosen.unique, chosen.bytes_per_token, texts.preparing_seconds,
-        steps_seconds + (validating + scoring) / chosen.tokens_per_second, chosen.ends_early,
-    )  # fmt: skip
+    scoring = chosen.unique_tokens * sampled.corpus.test_share
+    took = texts.preparing_seconds + (training + validating + scoring) / chosen.tokens_per_second
+    return Proposal(recipe, tables, sampled, machine, chosen, took)
 
 
 def read_start(path: Path) -> Start:
@@ -256,14 +248,6 @@ def read_start(path: Path) -> Start:
     tokenizer.framed([])  # which needs what opens a text
     refuse_not_finite(directory, not_finite_weights(directory))
     return Start(str(path), str(directory), model, tokenizer)
-
-
-def _published(preset: str | None) -> Preset | None:
-    if preset is None:
-        return None
-    if preset not in PRESETS:
-        raise SettingsError(f"no preset {preset!r}; {nearest(preset, PRESETS)}")
-    return PRESETS[preset]
 
 
 class _Texts:
@@ -356,17 +340,17 @@ def _refuse_little(texts: _Texts, tokens: float, context: int) -> None:
     )
 
 
-def _going_on(start: Start, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
+def _going_on(start: Start, texts: _Texts, machine: Machine, seconds: float | None) -> ModelChoice:
     """The model of `start`, in rows that these texts fill: its context is cut only where no weight depends on it."""
     sample = "\n".join(texts.sampled.texts)[: TRIAL_BYTES // 4]
     bytes_per_token = len(sample.encode()) / max(1, len(start.tokenizer.encode(sample)))
-    unique = texts.train_bytes / bytes_per_token
+    unique_tokens = texts.train_bytes / bytes_per_token
     context = start.model.context_length
     if not isinstance(start.model.position, LearnedPosition):
-        context = min(context, START_CONTEXT, 2 ** int(math.log2(max(16.0, unique / 16))))
-    _refuse_little(texts, unique, context)
+        context = min(context, START_CONTEXT, 2 ** int(math.log2(max(16.0, unique_tokens / 16))))
+    _refuse_little(texts, unique_tokens, context)
     model = start.model.model_copy(update={"context_length": context})
-    return _Candidate(model, bytes_per_token, 1.0, unique, _speed(model, machine), seconds)
+    return ModelChoice(model, bytes_per_token, 1.0, unique_tokens, _tokens_per_second(model, machine), seconds)
 
 
 def _from_start(tables: dict[str, Any], start: Start) -> dict[str, Any]:
@@ -382,33 +366,30 @@ def _from_start(tables: dict[str, Any], start: Start) -> dict[str, Any]:
     }
 
 
-def _candidate(model: ModelConfig, texts: _Texts, machine: Machine, seconds: float | None) -> _Candidate:
+def _choice(model: ModelConfig, texts: _Texts, machine: Machine, seconds: float | None) -> ModelChoice:
     assert model.vocab_size is not None, "_fitted has set it"
     bytes_per_token = texts.curve.of(model.vocab_size).bytes_per_token
     common = bytes_per_token / texts.curve.of(COMMON_VOCABULARY).bytes_per_token
-    unique = texts.train_bytes / bytes_per_token
-    return _Candidate(model, bytes_per_token, common, unique, _speed(model, machine), seconds)
+    unique_tokens = texts.train_bytes / bytes_per_token
+    return ModelChoice(model, bytes_per_token, common, unique_tokens, _tokens_per_second(model, machine), seconds)
 
 
-def _speed(model: ModelConfig, machine: Machine) -> float:
-    """Tokens a second."""
+def _tokens_per_second(model: ModelConfig, machine: Machine) -> float:
     return machine.training_flops(model.d_model) / model.training_flops_per_token
 
 
-def _fits(model: ModelConfig, machine: Machine) -> bool:
-    return model.parameters * BYTES_PER_PARAMETER <= machine.memory_bytes * SHARE_OF_MEMORY
-
-
-def _too_large(model: ModelConfig, machine: Machine) -> str:
+def _too_large(model: ModelConfig, machine: Machine, most_parameters: float) -> str:
     return (
         f"a model of {model.parameters / 1e6:,.0f} million parameters takes about "
         f"{model.parameters * BYTES_PER_PARAMETER / 1e9:,.0f} GB in training ({BYTES_PER_PARAMETER} bytes for each); "
         f"this machine has {machine.memory_bytes / 1e9:,.0f} GB, and {SHARE_OF_MEMORY:.0%} of that are planned for it. "
-        f"The largest that fits has {machine.memory_bytes * SHARE_OF_MEMORY / BYTES_PER_PARAMETER / 1e6:,.0f} million"
+        f"The largest that fits has {most_parameters / 1e6:,.0f} million"
     )
 
 
-def _tables(name: str, chosen: _Candidate, texts: _Texts, machine: Machine, published: Preset | None) -> dict[str, Any]:
+def _tables(
+    name: str, chosen: ModelChoice, texts: _Texts, machine: Machine, published: Preset | None
+) -> dict[str, Any]:
     """The recipe's tables, without settings that have their default anyway."""
     model, context = chosen.model, chosen.model.context_length
     batch = laws.batch_tokens(chosen.flops)
@@ -504,7 +485,8 @@ def _within(opening: str, most_bytes: int) -> str:
 
 def rows(proposal: Proposal) -> list[tuple[str, str]]:
     """A fact a row: the texts, the machine, the model, the training."""
-    sample, model, machine = proposal.sampled, proposal.model, proposal.machine
+    sample, chosen, machine = proposal.sampled, proposal.chosen, proposal.machine
+    model = chosen.model
     about = "" if sample.is_whole else "about "
     files = ", ".join(f"{number:,} {kind}" for kind, number in sample.files.most_common(8))
     facts = [
@@ -523,10 +505,10 @@ def rows(proposal: Proposal) -> list[tuple[str, str]]:
         looked = "" if sample.is_whole else f" of {sample.read:,} looked at"
         facts.append(("dropped", f"{sum(sample.dropped.values()):,} documents{looked}: {sample.tally.summary(6)}"))
     often = f"{proposal.passes:.1f} times" if proposal.passes >= 1 else f"{proposal.passes:.0%} of them"
-    enough = ". More would only overfit your texts: more text is what it needs" if proposal.ends_early else ""
+    enough = ". More would only overfit your texts: more text is what it needs" if chosen.ends_early else ""
     return [
         *facts,
-        ("tokens", f"about {proposal.unique_tokens:,.0f} to train on, of {proposal.bytes_per_token:.1f} bytes each"),
+        ("tokens", f"about {chosen.unique_tokens:,.0f} to train on, of {chosen.bytes_per_token:.1f} bytes each"),
         ("machine", machine.name + ("" if machine.is_measured else " (its speed looked up, not measured)")),
         ("model", f"{model.parameters:,} parameters, vocabulary {model.vocab_size:,}, {model.d_model} wide, "
          f"{model.n_layers} layers, context {model.context_length}"),
@@ -544,7 +526,7 @@ def _estimate(seconds: float) -> str:
 
 def to_toml(proposal: Proposal, command: str) -> str:
     """The recipe with comments that teach; `command` is what was typed."""
-    recipe, sampled, machine, model = proposal.recipe, proposal.sampled, proposal.machine, proposal.model
+    recipe, sampled, machine, model = proposal.recipe, proposal.sampled, proposal.machine, proposal.chosen.model
     about = "" if sampled.is_whole else "about "
     lines = [
         f"# {recipe.name}: a model of {model.parameters / 1e6:.1f} million parameters on your own texts.",
@@ -582,51 +564,22 @@ def _commented(line: str, comment: str | None) -> list[str]:
 
 
 def _comments(proposal: Proposal) -> dict[str, str]:
-    """Why each line is as it is, by its dotted name."""
-    recipe, model = proposal.recipe, proposal.model
-    start = recipe.pretrain.start
+    """Why each line is as it is, by its dotted name: the texts of `comments.toml`, filled in."""
+    recipe, chosen = proposal.recipe, proposal.chosen
     often = f"{proposal.passes:.1f} times" if proposal.passes >= 1.05 else f"{proposal.passes:.0%} of it, once"
-    enough = "; more often it would overfit them" if proposal.ends_early else ""
-    going_on = {
-        "tokenizer": "the one of the model that training begins with: its weights know tokens by these ids",
-        "model": f"{model.parameters:,} parameters, as {start} has them",
-        "pretrain.start": "its weights are what the first step begins with",
-        "pretrain.optimizer": "less than a new model would get: a higher rate takes on more of these texts and forgets "
-        "more of what was learned before (Ibrahim et al. 2024, arXiv:2403.08763)",
-        "pretrain.schedule": "a short rise, since the optimizer begins anew, and down again (the same, who found that "
-        "the length of the rise hardly matters)",
+    values = {
+        "name": recipe.name,
+        "start": recipe.pretrain.start,
+        "filters": _about_filters(recipe.corpus.filters),
+        "parameters": chosen.model.parameters,
+        "bytes_per_token": chosen.bytes_per_token,
+        "unique_tokens": chosen.unique_tokens,
+        "tokens": proposal.tokens,
+        "often": often + ("; more often it would overfit them" if chosen.ends_early else ""),
     }
-    return {
-        "name": f"the run is written to runs/{recipe.name}",
-        "corpus.sources": "files and folders, looked for beside this file first",
-        "corpus.max_document_bytes": "longer ones are cut, so that there are enough to hold some out",
-        "corpus.text_field": "the field of a .jsonl line that holds the text",
-        "corpus.separator": "stands between texts in your files; it is no part of them",
-        "corpus.filters": _about_filters(recipe.corpus.filters),
-        "tokenizer": "learned on your texts: pairs of tokens that often stand together become one",
-        "tokenizer.vocab_size": f"a token is then about {proposal.bytes_per_token:.1f} bytes long; "
-        "larger models are suited by more ids",
-        "tokenizer.split": "for scripts without spaces between words",
-        "model": f"{model.parameters:,} parameters",
-        "model.context_length": "tokens that it sees at once",
-        "model.d_model": "width: the numbers that stand for each token inside the model",
-        "model.n_layers": "depth: blocks of attention and feed-forward layers",
-        "model.n_heads": "ways of looking back in each block",
-        "model.n_kv_heads": "keys and values that the heads share in groups: less memory in generation",
-        "model.d_ff": "width inside the feed-forward",
-        "pretrain.steps": f"× batch_tokens: {proposal.tokens:,} tokens; the training documents, about "
-        f"{proposal.unique_tokens:,.0f}, are read {often}{enough}",
-        "pretrain.batch_tokens": "tokens a step; more suit longer trainings (DeepSeek LLM 2024, arXiv:2401.02954)",
-        "pretrain.micro_batch_rows": "rows in memory at once; fewer, if memory runs out: the result is the same",
-        "pretrain.optimizer": "the first thing to halve, if the loss jumps",
-        "pretrain.schedule": "rises over the first steps, then falls to zero in half a cosine",
-        "pretrain.validate_every": "steps; the curve in the report",
-        "pretrain.validation_tokens": "read each time: about a thirtieth of the training time in all",
-        "pretrain.sample_prompt": "how many of your texts begin; its continuations are logged during training",
-        "pretrain.checkpoint_every": "steps; stopped or killed, the same command goes on from the last",
-        "evals.prompts": "continued at the end; an empty one lets it begin by itself",
-        **(going_on if start is not None else {}),
-    }
+    texts = tomllib.loads(Path(__file__).with_name("comments.toml").read_text("utf-8"))
+    comments = texts["any"] | (texts["start"] if recipe.pretrain.start is not None else {})
+    return {name: text.format(**values) for name, text in comments.items()}
 
 
 def _about_filters(filters: tuple[Filter, ...]) -> str:
@@ -657,9 +610,7 @@ def _inline(value: Any) -> str:
             return "{ " + ", ".join(f"{key} = {_inline(inner)}" for key, inner in value.items()) + " }"
         case list() | tuple():
             return "[" + ", ".join(map(_inline, value)) + "]"
-        case bool() | str():
-            return json.dumps(value, ensure_ascii=False)
         case int() if abs(value) >= 100_000:
             return f"{value:_}"
         case _:
-            return str(value)
+            return toml_value(value)
