@@ -222,11 +222,6 @@ def count_separators(text: str) -> Counter[str]:
     return +found
 
 
-def count_marks(text: str) -> Counter[str]:
-    """How often each of `MARKS` stands in a text."""
-    return Counter({mark: number for mark in MARKS if (number := text.count(mark))})
-
-
 def read(
     name: str,
     path: Path,

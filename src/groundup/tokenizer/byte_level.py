@@ -183,10 +183,6 @@ class ByteLevel:
             return None
         return self._encoder
 
-    def load_encoder(self) -> bool:
-        self.compiled = True
-        return self._encoder is not None
-
     @functools.cached_property
     def _encoder(self) -> "Encoder | None":
         try:

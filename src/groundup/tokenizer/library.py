@@ -69,11 +69,7 @@ class Library:
         return self._encode(str(part))
 
     def encoder(self, size: int) -> None:
-        """None: the library is compiled already."""
-
-    def load_encoder(self) -> bool:
-        """False: there is nothing to load."""
-        return False
+        """None, always: the library is compiled already."""
 
     def explain(self, text: str | bytes, allowed: Collection[str]) -> Iterator[PreToken]:
         """Each token as a pre-token of its own."""
