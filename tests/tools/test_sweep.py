@@ -120,8 +120,8 @@ def test_two_settings_are_drawn_together_and_points_can_be_added(home: Path, mon
     found = sweep(home / "tiny.toml", words, run=run, say=QUIET)
     assert sorted(name for name, _ in seen) == ["learning_rate=0.003,d_ff=16", "learning_rate=0.003,d_ff=32"]
     page = (run / "sweep.html").read_text()
-    charts = [json.loads(data) for data in re.findall(r'<script type="application/json">(.*?)</script>', page)]
-    assert sum(len(curve["y"]) for chart in charts for curve in chart["curves"] if curve["dots"]) == 6
+    charts = re.findall(r'<figure data-chart><script type="application/json">(.+?)</script>', page, re.S)
+    assert [sum(len(curve["y"]) for curve in json.loads(chart)["curves"]) for chart in charts] == [6]
     assert all(f"{bits(point):.4f}" in page for point in found["points"])
     for change, told in (
         ([*SHORT[1:], "pretrain.steps=12", *words[-2:]], "settings: .*steps=18.* → .*steps=12"),

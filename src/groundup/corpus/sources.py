@@ -278,12 +278,12 @@ def read(
         with reading(path, learn) as stream:
             yield from reader(stream, name, encoding, settings)
     except _UndecodableError as error:
-        start = max(0, error.place - SHOWN_BYTES // 2) & ~3
+        start = max(0, error.position - SHOWN_BYTES // 2) & ~3
         with reading(path, learn) as stream:
             for skipped in range(0, start, CHUNK_BYTES):
                 stream.read(min(CHUNK_BYTES, start - skipped))
             shown = _shown(stream.read(SHOWN_BYTES), encoding)
-        yield Document(shown, name, reason=f"not {encoding}: {error.reason} at byte {error.place:,}")
+        yield Document(shown, name, reason=f"not {encoding}: {error.reason} at byte {error.position:,}")
 
 
 def _look(head: bytes, path: Path, encoding: str) -> tuple[str, str | None]:
@@ -297,7 +297,7 @@ def _look(head: bytes, path: Path, encoding: str) -> tuple[str, str | None]:
             return marked, None
     encoding = codecs.lookup(encoding).name
     for bits in (32, 16) if not encoding.startswith(("utf-16", "utf-32")) and len(head) >= 16 else ():
-        columns = [head[place :: bits // 8] for place in range(bits // 8)]
+        columns = [head[first :: bits // 8] for first in range(bits // 8)]
         zero = [column.count(0) > 0.9 * len(column) for column in columns]
         for order, where in (("le", zero[0]), ("be", zero[-1])):
             if not where and sum(zero) == len(zero) - 1:
@@ -321,26 +321,26 @@ def _shown(raw: bytes, encoding: str) -> str:
 
 
 class _UndecodableError(Exception):
-    """A byte that the encoding does not allow; `place` counts from the beginning of the file."""
+    """A byte that the encoding does not allow; `position` counts from the beginning of the file."""
 
-    def __init__(self, reason: str, place: int) -> None:
+    def __init__(self, reason: str, position: int) -> None:
         super().__init__(reason)
-        self.reason, self.place = reason, place
+        self.reason, self.position = reason, position
 
 
 def _decoded(stream: BinaryIO, encoding: str) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder(encoding)()
-    place, ended = 0, False
+    position, ended = 0, False
     while not ended:
         raw = stream.read(CHUNK_BYTES)
         before, ended = len(decoder.getstate()[0]), not raw
         try:
             yield decoder.decode(raw, ended)
         except UnicodeDecodeError as error:
-            raise _UndecodableError(error.reason, place - before + error.start) from None
+            raise _UndecodableError(error.reason, position - before + error.start) from None
         except UnicodeError as error:  # utf-16 without its mark
             raise _UndecodableError(f"{error}; utf-16-le and utf-16-be need none", 0) from None
-        place += len(raw)
+        position += len(raw)
 
 
 def _without_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:

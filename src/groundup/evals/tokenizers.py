@@ -223,7 +223,7 @@ def _facts(group: _Group, tokenizers: Sequence[Tokenizer]) -> Comparison:
 
 def _whole_words(words: Counter[str], tokenizer: Tokenizer) -> float:
     """Share of the words, as often as they occur, that are one token behind a space."""
-    space = "" if tokenizer.begins_with_blank else " "
+    space = "" if tokenizer.begins_with_space else " "
     encoded = tokenizer.encode_batch([f"{space}{word}" for word in words])
     whole = sum(number for ids, number in zip(encoded, words.values(), strict=True) if len(ids) == 1)
     return whole / words.total()

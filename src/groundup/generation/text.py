@@ -75,7 +75,7 @@ def stream(
         tokens[i] if i < len(tokens) else b""
         for i in continue_ids(model, ids, sampling, roles.stops, never, look)
     )
-    if tokenizer.begins_with_blank and not prompt:
+    if tokenizer.begins_with_space and not prompt:
         parts = without_first_space(parts)
     return until_stop(whole_characters(parts), sampling.stop)
 

@@ -39,13 +39,13 @@ LONG = 1 << 16
 WORTH_CALLING = 256
 """Characters of one text from which on calling the loaded loops pays."""
 NOT_LOADED = (ImportError, OSError, RuntimeError, MemoryError)
-"""What loading the compiler fails with: no library, no memory, no place to keep what it made."""
+"""What loading the compiler fails with: no library, no memory, nowhere to keep what it made."""
 
 
 class ByteLevel:
     """A vocabulary, its merges, and how text is cut before merging."""
 
-    begins_with_blank = False
+    begins_with_space = False
     suffix = ".json"
 
     def __init__(
@@ -196,10 +196,10 @@ class ByteLevel:
     @functools.cached_property
     def _encoder(self) -> "Encoder | None":
         try:
-            from groundup.tokenizer.fast.encode import Encoder, Vocabulary
+            from groundup.tokenizer.fast.encode import Encoder
 
             whole = self.ids if self.whole_pre_tokens else None
-            encoder = Encoder(Vocabulary(self.byte_ids, self.merges, whole), self.pattern)
+            encoder = Encoder(self.byte_ids, self.merges, self.pattern, whole_pre_tokens=whole)
             encoder(np.frombuffer(b"a", np.uint8), np.array([0, 1]))
             return encoder
         except NOT_LOADED as error:

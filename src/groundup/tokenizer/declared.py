@@ -82,7 +82,7 @@ class Declared:
     stops: frozenset[int] = frozenset()
     kind: str = ""
     """The class that reads the tokenizer, in Hugging Face's library."""
-    begins_with_blank: bool = False
+    begins_with_space: bool = False
     """Whether a space is put before a text."""
 
     def roles(self, special: Mapping[str, int], opener: int | None = None, closer: int | None = None) -> Roles:
@@ -141,7 +141,7 @@ def _read(directory: Path) -> Declared:
         closer=tuple(_candidates("eos", said, (model, generation))),
         stops=frozenset(stops),
         kind=str(config.get("tokenizer_class") or "").removesuffix("Fast"),
-        begins_with_blank=bool(config.get("add_prefix_space")),
+        begins_with_space=bool(config.get("add_prefix_space")),
     )
 
 

@@ -172,7 +172,7 @@ def _read_gpt2(vocabulary: Path, merges: Path, declared: Declared) -> tuple[Byte
             f"tokenizer_config.json says that its class is {declared.kind}, whose split is not read beside these two "
             "files; a tokenizer.json of it holds it"
         )
-    if declared.begins_with_blank:
+    if declared.begins_with_space:
         raise UnsupportedError(
             "tokenizer_config.json says add_prefix_space = true, which is not read beside these two files; a "
             "tokenizer.json of it holds it"
@@ -208,6 +208,12 @@ def _write_gpt2(rules: ByteLevel, path: Path) -> None:
     names = {merges: vocabulary for vocabulary, merges in GPT2_FILES.items()} | {".bpe": "encoder.json"}
     if path.name not in names:
         raise SettingsError(f"{path}: GPT-2's merges are called vocab.bpe, with encoder.json beside it")
+    for token, made in made_by_merges(rules):
+        if len(made) != 1 and rules.whole_pre_tokens:
+            raise UnsupportedError(
+                f"{path} cannot be written: no merge makes {shorten(to_characters(token))}, which is taken whole where "
+                "it is a pre-token; GPT-2's two files hold no such rule"
+            )
     vocabulary = {rules.spelled(i): i for i in range(len(rules.tokens))}
     pairs = {f"merge {number}": [rules.spelled(i) for i in pair] for number, pair in enumerate(rules.pairs, 1)}
     try:
@@ -216,12 +222,6 @@ def _write_gpt2(rules: ByteLevel, path: Path) -> None:
     except ValueError as error:
         raise UnsupportedError(f"{path} cannot be written: {error}. A tokenizer.json holds it") from None
     refuse_unlike(path, rules, again)
-    for token, made in made_by_merges(rules):
-        if len(made) != 1 and rules.whole_pre_tokens:
-            raise UnsupportedError(
-                f"{path} cannot be written: no merge makes {shorten(to_characters(token))}, which is taken whole where "
-                "it is a pre-token; GPT-2's two files hold no such rule"
-            )
     write_json(path.with_name(names[path.name]), vocabulary)
     write_text(path, "".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in pairs.values())]))
 

@@ -55,7 +55,7 @@ class Library:
         """
         self.suffix, self.tokens, self.special, self.added = suffix, list(tokens), dict(special), dict(added)
         self.pattern = "sentencepiece" if suffix == ".model" else "tokenizers"
-        self.begins_with_blank = self.tokens[encode("a")[0]].startswith(b" ")
+        self.begins_with_space = self.tokens[encode("a")[0]].startswith(b" ")
         self._content, self._pieces, self._encode = content, list(pieces), encode
 
     def cut(self, text: str | bytes, allowed: Collection[str]) -> Iterator[tuple[str, int | None]]:
@@ -79,7 +79,7 @@ class Library:
         """Each token as a pre-token of its own."""
         for part, i in self.cut(text, allowed):
             for number, token in enumerate(self._encode(part) if i is None else [i]):
-                raw = self.tokens[token].removeprefix(b" " if self.begins_with_blank and number == 0 else b"")
+                raw = self.tokens[token].removeprefix(b" " if self.begins_with_space and number == 0 else b"")
                 yield PreToken(raw, (token,), "library" if i is None else "special", None)
 
     def extended(self, added: Sequence[str], special: Sequence[str]) -> "Library":
@@ -160,7 +160,7 @@ def read_sentencepiece(path: Path, declared: Declared) -> tuple[Library, Roles]:
             if token in text:
                 raise UnsupportedError(
                     f"the text holds {token!r}, which the files beside {path} add to its pieces; how the text around "
-                    "it is cut is not represented here. A tokenizer.json in its place says so"
+                    "it is cut is not represented here. A tokenizer.json instead of it says so"
                 )
         ids: list[int] = library.EncodeAsIds(text)
         return ids

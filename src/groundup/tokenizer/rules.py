@@ -26,7 +26,7 @@ class Rules(Protocol):
     normalizer: str | None
     is_plain: bool
     """Whether text is encoded as it is: nothing is recognised in it or changed before."""
-    begins_with_blank: bool
+    begins_with_space: bool
     """Whether a text's first token has a space of its own before it, which decoding takes away again."""
     compiled: bool | None
     """Whether the compiled loops are used: always, never, or, if None, by calls that are long enough."""

@@ -67,7 +67,7 @@ class Tokenizer:
         self.roles = roles or Roles.of(rules.special)
         self.special, self.added = rules.special, rules.added
         self.pattern, self.normalizer = rules.pattern, rules.normalizer
-        self.is_plain, self.begins_with_blank = rules.is_plain, rules.begins_with_blank
+        self.is_plain, self.begins_with_space = rules.is_plain, rules.begins_with_space
         self._tokens = rules.tokens
 
     @property
@@ -472,7 +472,7 @@ class Tokenizer:
             ValueError: an id outside the vocabulary.
         """
         raw = b"".join(self._bytes_of(ids))
-        return raw.removeprefix(b" ") if self.begins_with_blank else raw
+        return raw.removeprefix(b" ") if self.begins_with_space else raw
 
     def _bytes_of(self, ids: Iterable[int]) -> Iterator[bytes]:
         for i in ids:
@@ -500,7 +500,7 @@ class Tokenizer:
         ['é', ' low']
         """
         parts = self._bytes_of(ids)
-        return whole_characters(without_first_space(parts) if self.begins_with_blank else parts)
+        return whole_characters(without_first_space(parts) if self.begins_with_space else parts)
 
     def offsets(self, text: str | bytes, ids: Sequence[int]) -> npt.NDArray[np.int64]:
         """(ids, 2) where each id of `encode(text)` begins and ends: in characters of a string, in bytes of bytes.
@@ -518,7 +518,7 @@ class Tokenizer:
         if self.decode_bytes(ids) != raw:
             raise UnsupportedError("these ids do not decode to this very text: where each begins in it is not known")
         sizes = [len(self._tokens[i]) for i in ids]
-        if self.begins_with_blank and sizes and self._tokens[ids[0]].startswith(b" "):
+        if self.begins_with_space and sizes and self._tokens[ids[0]].startswith(b" "):
             sizes[0] -= 1
         ends = np.cumsum(sizes, dtype=np.int64)
         begins = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]

@@ -12,7 +12,7 @@ from groundup.tokenizer import bpe, byte_level
 from groundup.tokenizer.byte_level import ByteLevel
 from groundup.tokenizer.columns import column_of
 from groundup.tokenizer.declared import Roles
-from groundup.tokenizer.fast.encode import LONGEST_SEARCHED, Encoder, Vocabulary, slices
+from groundup.tokenizer.fast.encode import LONGEST_SEARCHED, Encoder, slices
 from groundup.tokenizer.tokenizer import Tokenizer
 
 
@@ -41,7 +41,7 @@ def ids_of(encoder: Encoder, pieces: list[bytes]) -> list[list[int]]:
 @given(pieces=st.lists(st.one_of(st.text("abcde ", max_size=80).map(str.encode), st.binary(max_size=40))))
 @settings(max_examples=300)
 def test_pieces_become_the_ids_of_the_plain_version(rules: ByteLevel, pieces: list[bytes]) -> None:
-    encoder = Encoder(Vocabulary(rules.byte_ids, rules.merges), "gpt2")
+    encoder = Encoder(rules.byte_ids, rules.merges, "gpt2")
     plain = [bpe.apply_merges([rules.byte_ids[byte] for byte in piece], rules.merges) for piece in pieces]
     assert ids_of(encoder, pieces) == plain
     assert ids_of(encoder, pieces) == plain, "the second time from memory"
@@ -51,21 +51,21 @@ def test_merges_of_one_rank_are_joined_from_the_left() -> None:
     """As in tiktoken, where the rank is that of what is made: a + aa and aa + a are one rank."""
     byte_ids = list(range(256))
     merges = {(97, 97): (0, 256), (97, 256): (1, 257), (256, 97): (1, 257), (257, 257): (2, 258)}
-    encoder = Encoder(Vocabulary(byte_ids, merges), "gpt2")
+    encoder = Encoder(byte_ids, merges, "gpt2")
     for length in (3, 4, 5, 7, LONGEST_SEARCHED, LONGEST_SEARCHED + 1, 200):
         assert ids_of(encoder, [b"a" * length]) == [bpe.apply_merges([97] * length, merges)]
 
 
 def test_a_piece_that_is_a_token_is_that_token(rules: ByteLevel) -> None:
     odd = {b"zq": 5000, b"zq" * 12: 5001, b"": 5002}
-    encoder = Encoder(Vocabulary(rules.byte_ids, rules.merges, odd), "gpt2")
+    encoder = Encoder(rules.byte_ids, rules.merges, "gpt2", whole_pre_tokens=odd)
     assert ids_of(encoder, [b"zq", b"zq" * 12]) == [[5000], [5001]]
     assert ids_of(encoder, [b"zqz"]) != [[5000]]
 
 
 def test_more_pieces_than_can_be_remembered(rules: ByteLevel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("groundup.tokenizer.fast.encode.REMEMBERED", 64)
-    encoder = Encoder(Vocabulary(rules.byte_ids, rules.merges), "gpt2")
+    encoder = Encoder(rules.byte_ids, rules.merges, "gpt2")
     draw = random.Random(1)
     pieces = ["".join(draw.choices("abcde", k=draw.randrange(1, 20))).encode() for _ in range(5000)]
     plain = [bpe.apply_merges([rules.byte_ids[byte] for byte in piece], rules.merges) for piece in pieces]
@@ -95,8 +95,7 @@ def test_any_number_of_threads_gives_the_same_ids(rules: ByteLevel, monkeypatch:
     draw = random.Random(2)
     raw = [" ".join(draw.choices(["abc", "dead", "bee", "cab" * 9], k=60)).encode() for _ in range(300)]
     text, offsets = np.frombuffer(b"".join(raw), np.uint8), np.cumsum([0, *map(len, raw)])
-    vocabulary = Vocabulary(rules.byte_ids, rules.merges)
-    one, many = (Encoder(vocabulary, "gpt2", n)(text, offsets, 9) for n in (1, 4))
+    one, many = (Encoder(rules.byte_ids, rules.merges, "gpt2", n_threads=n)(text, offsets, 9) for n in (1, 4))
     assert (one[0] == many[0]).all()
     assert (one[1] == many[1]).all()
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from groundup.tokenizer import split
 from groundup.tokenizer.columns import column_of, text_of
 from groundup.tokenizer.fast.scan import (
-    BLANK,
     CASELESS,
     LOWER,
     MARK,
     NEWLINE,
     NUMBER,
     SCANNERS,
+    SPACE,
     UPPER,
     character_classes,
     pre_token_ends,
@@ -66,7 +66,7 @@ def test_every_character_is_of_the_class_that_tiktoken_has_it_in(kind: str) -> N
     theirs = tiktoken.Encoding("one class", pat_str=kind, mergeable_ranks=bytes_alone, special_tokens={})
     numbers = {
         r"\p{L}": (LOWER, UPPER, CASELESS), r"\p{N}": (NUMBER,), r"\p{Lu}": (UPPER,), r"\p{Lt}": (UPPER,),
-        r"\p{Lm}": (CASELESS,), r"\p{Lo}": (CASELESS,), r"\p{Ll}": (LOWER,), r"\p{M}": (MARK,), r"\s": (BLANK, NEWLINE),
+        r"\p{Lm}": (CASELESS,), r"\p{Lo}": (CASELESS,), r"\p{Ll}": (LOWER,), r"\p{M}": (MARK,), r"\s": (SPACE, NEWLINE),
     }  # fmt: skip
     classes = character_classes()
     of_the_kind = theirs.decode(theirs.encode_ordinary(text))

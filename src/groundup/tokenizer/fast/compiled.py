@@ -17,7 +17,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile with numba, kept on disk beside this file or in the user's cache, and run without Python's lock."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # there is no place where a file may be written: compiled anew in each process
+    except RuntimeError:  # no file can be written: compiled anew in each process
         return numba.njit(nogil=True)(function)
 
 
@@ -27,8 +27,8 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @intrinsic
-def word_at(typing_context: Any, array: Any, place: Any) -> Any:
-    """The eight bytes of `array` (uint8) from `place` on, the first one lowest; all eight must be there."""
+def word_at(typing_context: Any, array: Any, start: Any) -> Any:
+    """The eight bytes of `array` (uint8) from `start` on, the first one lowest; all eight must be there."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -41,8 +41,8 @@ def word_at(typing_context: Any, array: Any, place: Any) -> Any:
 
 
 @intrinsic
-def byte_at(typing_context: Any, array: Any, place: Any) -> Any:
-    """`array[place]` of a uint8 array as a whole number, without Python's meaning of negative places."""
+def byte_at(typing_context: Any, array: Any, index: Any) -> Any:
+    """`array[index]` of a uint8 array as a whole number, without Python's meaning of negative indices."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -113,9 +113,9 @@ def mix_bytes(text, start, end):
 
 
 @compiled
-def same_bytes(text, start, other, place, length):
-    """Whether `length` bytes of `text` from `start` are those of `other` from `place`."""
+def same_bytes(text, start, other, other_start, length):
+    """Whether `length` bytes of `text` from `start` are those of `other` from `other_start`."""
     same = 0
-    while same < length and byte_at(text, start + same) == byte_at(other, place + same):
+    while same < length and byte_at(text, start + same) == byte_at(other, other_start + same):
         same += 1
     return same == length

@@ -1,15 +1,15 @@
 """Counting the different pre-tokens of a corpus: on all cores, in bounded memory, on disk where that is not enough.
 
 Each thread counts into a table of its own. When the tables outgrow their budget, and every two minutes where a
-directory is given to keep them in, they are written down, ordered by hash, and begun anew; at the end the same part of
-every table is added up, part by part. A count that was interrupted goes on from the last tables written.
+directory is given to keep them in, they are written to disk in parts by hash, and begun anew; at the end each part is
+added up on its own. A count that was interrupted goes on from the last tables written.
 """
 
 import json
 import shutil
 import tempfile
-import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,11 @@ import numpy.typing as npt
 from groundup.files import write_json
 from groundup.machine import available_cores
 from groundup.tokenizer.fast.compiled import byte_at, compiled, mix, mix_bytes, same_bytes, two_words
-from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, Words, slices
-from groundup.tokenizer.fast.scan import Bytes, Places, pre_token_ends
+from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, IN_TWO_WORDS, Words, slices
+from groundup.tokenizer.fast.scan import Bytes, Offsets, pre_token_ends
 
-INLINE = 16
-"""Bytes of the longest pre-token that stands in its row itself."""
 N_PARTS = 64
-"""Into so many parts tables on disk are ordered by hash; a power of two. Tables are added up part by part."""
+"""Parts of the tables on disk, by hash; a power of two."""
 SECONDS_BETWEEN_SAVES = 120
 JOURNAL = "counted.json"
 
@@ -37,7 +35,7 @@ class PreTokens:
 
     text: Bytes
     """(N,) one after another."""
-    offsets: Places
+    offsets: Offsets
     """(pre-tokens + 1,) where each begins, then where the last one ends."""
     counts: npt.NDArray[np.int64]
     """(pre-tokens,)"""
@@ -55,7 +53,7 @@ class PreTokens:
 
 
 def joined(parts: list[PreTokens]) -> PreTokens:
-    """All pre-tokens of several that have none in common."""
+    """The pre-tokens of several, one after another."""
     begins = np.cumsum([0, *(len(part.text) for part in parts)])
     offsets = [part.offsets[:-1] + begin for part, begin in zip(parts, begins[:-1], strict=True)]
     return PreTokens(
@@ -93,15 +91,14 @@ class PreTokenCounter:
         self._tables = [Table() for _ in range(n_threads)]
         self._free = list(self._tables)
         self._counting: list[Future[None]] = []
-        self._lock = threading.Lock()
         self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="groundup-counts-")
         self._directory = directory or Path(self._temporary.name if self._temporary else "")
         self._of = {"of": of, "split": pattern}
-        self._saved: list[str] = []
+        self._saved = 0  # times that the tables were written
         self._saved_at = time.monotonic()
         self._resume()
 
-    def add(self, text: Bytes, offsets: Places) -> None:
+    def add(self, text: Bytes, offsets: Offsets) -> None:
         """Count the pre-tokens of documents, valid UTF-8, one after another in `text`.
 
         Args:
@@ -124,13 +121,12 @@ class PreTokenCounter:
         """Write the tables down, and begin new ones."""
         self._wait()
         self._directory.mkdir(parents=True, exist_ok=True)
-        for table in self._tables:
-            name = f"table-{len(self._saved):05d}"
-            _write(self._directory / name, table.pre_tokens())
-            self._saved.append(name)
+        for number, parts in enumerate(zip(*(table.parts() for table in self._tables), strict=True)):
+            np.savez(self._directory / f"{self._saved:05d}-{number:02d}.npz", **vars(joined([*parts])))
         self._tables[:] = [Table() for _ in self._tables]
         self._free[:] = self._tables
-        write_json(self._directory / JOURNAL, {**self._of, "documents": self.documents, "tables": self._saved})
+        self._saved += 1
+        write_json(self._directory / JOURNAL, {**self._of, "documents": self.documents, "saved": self._saved})
         self._saved_at = time.monotonic()
 
     def pre_tokens(self, most_bytes: int) -> tuple[PreTokens, int]:
@@ -142,19 +138,17 @@ class PreTokenCounter:
         if not self._saved:
             first, *others = self._tables
             for table in others:
-                pre_tokens = table.pre_tokens()
-                first.count(pre_tokens.text, pre_tokens.offsets[1:], 0, pre_tokens.counts)
+                first.add(table.pre_tokens())
             self._tables[1:] = [Table() for _ in others]
             self._free[:] = self._tables
             parts = [first.pre_tokens()]
         else:
             self.save()
             parts = [self._part(number) for number in range(N_PARTS)]
-        bytes_by_count = np.zeros(1, np.int64)
+        bytes_by_count = np.zeros((1 << 16) + 1, np.int64)
         for part in parts:
-            lengths = np.diff(part.offsets)
-            by_count = np.bincount(np.minimum(part.counts, 1 << 16), lengths).astype(np.int64)
-            bytes_by_count = _sum(bytes_by_count, by_count)
+            capped = np.minimum(part.counts, 1 << 16)
+            bytes_by_count += np.bincount(capped, np.diff(part.offsets), (1 << 16) + 1).astype(np.int64)
         at_least = bytes_by_count[::-1].cumsum()[::-1]  # bytes of the pre-tokens that occur so often or more
         floor = max(1, int(np.searchsorted(-at_least, -most_bytes)))
         if floor > 1:
@@ -167,19 +161,17 @@ class PreTokenCounter:
         if self._temporary:
             self._temporary.cleanup()
 
-    def _count(self, text: Bytes, offsets: Places) -> None:
+    def _count(self, text: Bytes, offsets: Offsets) -> None:
         ends = pre_token_ends(text, offsets, self._pattern)
-        with self._lock:
-            table = self._free.pop()
+        table = self._free.pop()
         table.count(text, ends, int(offsets[0]))
-        with self._lock:
-            self._free.append(table)
+        self._free.append(table)
 
     def _part(self, number: int) -> PreTokens:
         table = Table()
-        for name in self._saved:
-            pre_tokens = _read(self._directory / name, number)
-            table.count(pre_tokens.text, pre_tokens.offsets[1:], int(pre_tokens.offsets[0]), pre_tokens.counts)
+        for saved in range(self._saved):
+            with np.load(self._directory / f"{saved:05d}-{number:02d}.npz") as arrays:
+                table.add(PreTokens(**arrays))
         return table.pre_tokens()
 
     def _resume(self) -> None:
@@ -188,204 +180,149 @@ class PreTokenCounter:
         except (OSError, ValueError):
             journal = {}
         if {key: journal.get(key) for key in self._of} == self._of:
-            self.documents, self._saved = journal["documents"], journal["tables"]
+            self.documents, self._saved = journal["documents"], journal["saved"]
         elif self._temporary is None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _sum(one: Places, other: Places) -> Places:
-    longer, shorter = (one, other) if len(one) > len(other) else (other, one)
-    summed = longer.copy()
-    summed[: len(shorter)] += shorter
-    return summed
-
-
-def _write(directory: Path, pre_tokens: PreTokens) -> None:
-    """Write pre-tokens ordered by part, which is a matter of their hash alone."""
-    part = np.empty(len(pre_tokens), np.int64)
-    _parts(pre_tokens.text, pre_tokens.offsets, part)
-    ordered = pre_tokens.chosen(np.argsort(part, kind="stable"))
-    begins = np.searchsorted(np.sort(part), np.arange(N_PARTS + 1))
-    directory.mkdir(exist_ok=True)
-    for name, numbers in (
-        ("text", ordered.text),
-        ("offsets", ordered.offsets),
-        ("counts", ordered.counts),
-        ("parts", begins.astype(np.int64)),
-    ):
-        with open(directory / name, "wb") as stream:
-            stream.write(numbers.tobytes())
-
-
-def _read(directory: Path, part: int) -> PreTokens:
-    begins = np.fromfile(directory / "parts", np.int64)
-    first, last = int(begins[part]), int(begins[part + 1])
-    offsets = np.fromfile(directory / "offsets", np.int64, last - first + 1, offset=8 * first)
-    counts = np.fromfile(directory / "counts", np.int64, last - first, offset=8 * first)
-    text = np.fromfile(directory / "text", np.uint8, int(offsets[-1] - offsets[0]), offset=int(offsets[0]))
-    return PreTokens(text, offsets - offsets[0], counts)
-
-
 class Table:
-    """Pre-tokens → counts. Two open tables of rows of four numbers; a row with length 0 is empty.
+    """Pre-tokens → counts: an open table of rows of four numbers; a row with length 0 is empty.
 
-    Short pre-tokens: first eight bytes, next eight, length, count. Longer ones: hash, place in `text`, length, count.
+    A row of a short pre-token holds its first eight bytes, the next eight, its length and its count; that of a longer
+    one its hash, where it begins in `text`, its length and its count.
     """
 
     def __init__(self) -> None:
-        self.short = _empty_rows(1 << 12)
-        self.long = _empty_rows(1 << 8)
+        self.rows: Words = np.zeros((1 << 12, 4), np.uint64)
         self.text = np.empty(1 << 12, np.uint8)
-        self.used = np.zeros(3, np.int64)
-        """Rows of `short`, rows of `long`, bytes of `text`."""
+        self.used = np.zeros(2, np.int64)
+        """Rows, and bytes of `text`."""
 
     @property
     def bytes(self) -> int:
-        return int(self.short.nbytes + self.long.nbytes + self.text.nbytes)
+        return int(self.rows.nbytes + self.text.nbytes)
 
-    def count(self, text: Bytes, ends: Places, start: int, weights: npt.NDArray[np.int64] | None = None) -> None:
+    def count(self, text: Bytes, ends: Offsets, start: int, weights: npt.NDArray[np.int64] | None = None) -> None:
         """Count pre-tokens that follow one another from `start` on, each once or `weights` (pre-tokens,) times."""
-        place = np.array([0, start], np.int64)
+        position = np.array([0, start], np.int64)
         once = np.empty(0, np.int64)
-        while place[0] < len(ends):
-            _count(text, ends, once if weights is None else weights, place, self.short, self.long, self.text, self.used)
-            self._grow(int(ends[place[0]] - place[1]) if place[0] < len(ends) else 0)
+        while position[0] < len(ends):
+            _count(text, ends, once if weights is None else weights, position, self.rows, self.text, self.used)
+            if _is_full(self.used[0] + 1, self.rows):
+                self.rows = _copied_into(np.zeros((2 * len(self.rows), 4), np.uint64), self.rows)
+            following = int(ends[position[0]] - position[1]) if position[0] < len(ends) else 0
+            if self.used[1] + following > len(self.text):
+                room = np.empty(len(self.text) + following, np.uint8)
+                self.text = np.concatenate([self.text, room])
+
+    def add(self, pre_tokens: PreTokens) -> None:
+        """Count each as often as it was counted."""
+        self.count(pre_tokens.text, pre_tokens.offsets[1:], 0, pre_tokens.counts)
 
     def pre_tokens(self) -> PreTokens:
         """All pre-tokens of the table."""
-        n_short, n_long, n_bytes = (int(n) for n in self.used)
-        counts = np.empty(n_short + n_long, np.int64)
-        offsets = np.empty(n_short + n_long + 1, np.int64)
-        text = np.empty(n_short * INLINE + n_bytes, np.uint8)
-        size = _list(self.short, self.long, self.text, text, offsets, counts)
+        n_rows, n_bytes = (int(n) for n in self.used)
+        counts = np.empty(n_rows, np.int64)
+        offsets = np.empty(n_rows + 1, np.int64)
+        text = np.empty(n_rows * IN_TWO_WORDS + n_bytes, np.uint8)
+        size = _list(self.rows, self.text, text, offsets, counts)
         return PreTokens(text[:size].copy(), offsets, counts)
 
-    def _grow(self, next_bytes: int) -> None:
-        """Make room for at least one more pre-token of each kind, of `next_bytes`."""
-        if _full(self.used[0] + 1, self.short):
-            self.short = _again(self.short, _empty_rows(2 * len(self.short)))
-        if _full(self.used[1] + 1, self.long):
-            self.long = _again(self.long, _empty_rows(2 * len(self.long)))
-        if self.used[2] + next_bytes > len(self.text):
-            text = np.empty(2 * len(self.text) + next_bytes, np.uint8)
-            text[: self.used[2]] = self.text[: self.used[2]]
-            self.text = text
-
-
-def _empty_rows(n_rows: int) -> Words:
-    rows: Words = np.empty((n_rows, 4), np.uint64)
-    rows.fill(0)
-    return rows
+    def parts(self) -> Iterator[PreTokens]:
+        """The pre-tokens in `N_PARTS` parts, a matter of their hash alone."""
+        whole = self.pre_tokens()
+        part_of = np.empty(len(whole), np.int64)
+        _hash(whole.text, whole.offsets, part_of)
+        return (whole.chosen(np.flatnonzero(part_of % N_PARTS == number)) for number in range(N_PARTS))
 
 
 @compiled
-def _full(used, rows):
+def _is_full(used, rows):
     return 3 * used > 2 * len(rows)
 
 
 @compiled
-def _count(text, ends, weights, place, short, long, kept, used):
-    """Count from pre-token `place[0]`, which begins at `place[1]`, until the end or until a table is full."""
-    short_mask = np.uint64(len(short) - 1)
-    long_mask = np.uint64(len(long) - 1)
-    pre_token, start = place[0], place[1]
+def _count(text, ends, weights, position, rows, kept, used):
+    """Count from pre-token `position[0]`, which begins at `position[1]`, until the end or until the table is full."""
+    mask = np.uint64(len(rows) - 1)
+    pre_token, start = position[0], position[1]
     while pre_token < len(ends):
         end = ends[pre_token]
         length = end - start
-        weight = np.uint64(weights[pre_token]) if len(weights) > 0 else np.uint64(1)
-        if length <= INLINE:
-            low, high = two_words(text, start, length)
-            row = mix(low, high, length) & short_mask
-            while short[row, 2] != 0 and (
-                short[row, 0] != low or short[row, 1] != high or short[row, 2] != np.uint64(length)
-            ):
-                row = (row + np.uint64(1)) & short_mask
-            if short[row, 2] == 0:
-                if _full(used[0] + 1, short):
-                    break
-                used[0] += 1
-                short[row, 0] = low
-                short[row, 1] = high
-                short[row, 2] = length
-            short[row, 3] += weight
+        size = np.uint64(length)
+        if length <= IN_TWO_WORDS:
+            first, second = two_words(text, start, length)
+            row = mix(first, second, length) & mask
+            while rows[row, 2] != 0 and (rows[row, 0] != first or rows[row, 1] != second or rows[row, 2] != size):
+                row = (row + np.uint64(1)) & mask
         else:
-            mixed = mix_bytes(text, start, end)
-            row = mixed & long_mask
-            while long[row, 2] != 0 and not (
-                long[row, 0] == mixed
-                and long[row, 2] == np.uint64(length)
-                and same_bytes(text, start, kept, np.int64(long[row, 1]), length)
+            first, second = mix_bytes(text, start, end), np.uint64(used[1])
+            row = first & mask
+            while rows[row, 2] != 0 and not (
+                rows[row, 0] == first
+                and rows[row, 2] == size
+                and same_bytes(text, start, kept, np.int64(rows[row, 1]), length)
             ):
-                row = (row + np.uint64(1)) & long_mask
-            if long[row, 2] == 0:
-                if _full(used[1] + 1, long) or used[2] + length > len(kept):
-                    break
-                used[1] += 1
-                long[row, 0] = mixed
-                long[row, 1] = used[2]
-                long[row, 2] = length
+                row = (row + np.uint64(1)) & mask
+        if rows[row, 2] == 0:
+            if _is_full(used[0] + 1, rows) or used[1] + length > len(kept):
+                break
+            used[0] += 1
+            rows[row, 0] = first
+            rows[row, 1] = second
+            rows[row, 2] = size
+            if length > IN_TWO_WORDS:
                 for i in range(length):
-                    kept[used[2] + i] = byte_at(text, start + i)
-                used[2] += length
-            long[row, 3] += weight
+                    kept[used[1] + i] = byte_at(text, start + i)
+                used[1] += length
+        rows[row, 3] += np.uint64(weights[pre_token]) if len(weights) > 0 else np.uint64(1)
         start = end
         pre_token += 1
-    place[0] = pre_token
-    place[1] = start
+    position[0] = pre_token
+    position[1] = start
 
 
 @compiled
-def _again(rows, larger):
-    """The same rows in a larger table."""
+def _copied_into(larger, rows):
     mask = np.uint64(len(larger) - 1)
     for i in range(len(rows)):
         length = rows[i, 2]
         if length != 0:
-            row = (mix(rows[i, 0], rows[i, 1], length) if length <= INLINE else rows[i, 0]) & mask
+            row = (mix(rows[i, 0], rows[i, 1], length) if length <= IN_TWO_WORDS else rows[i, 0]) & mask
             while larger[row, 2] != 0:
                 row = (row + np.uint64(1)) & mask
-            for part in range(4):
-                larger[row, part] = rows[i, part]
+            larger[row] = rows[i]
     return larger
 
 
 @compiled
-def _list(short, long, kept, text, offsets, counts):
-    pre_token, place = 0, 0
-    for i in range(len(short)):
-        length = np.int64(short[i, 2])
+def _list(rows, kept, text, offsets, counts):
+    number, end = 0, 0
+    for i in range(len(rows)):
+        length = np.int64(rows[i, 2])
         if length != 0:
+            offsets[number] = end
+            counts[number] = rows[i, 3]
+            number += 1
             for j in range(length):
-                word = short[i, 0] if j < 8 else short[i, 1]
-                text[place + j] = np.uint8((word >> np.uint64(8 * (j & 7))) & np.uint64(255))
-            offsets[pre_token] = place
-            counts[pre_token] = short[i, 3]
-            place += length
-            pre_token += 1
-    for i in range(len(long)):
-        length = np.int64(long[i, 2])
-        if length != 0:
-            start = np.int64(long[i, 1])
-            for j in range(length):
-                text[place + j] = kept[start + j]
-            offsets[pre_token] = place
-            counts[pre_token] = long[i, 3]
-            place += length
-            pre_token += 1
-    offsets[pre_token] = place
-    return place
+                if length <= IN_TWO_WORDS:
+                    text[end + j] = np.uint8((rows[i, j >> 3] >> np.uint64(8 * (j & 7))) & np.uint64(255))
+                else:
+                    text[end + j] = kept[np.int64(rows[i, 1]) + j]
+            end += length
+    offsets[number] = end
+    return end
 
 
 @compiled
-def _copy(text, offsets, order, target, places):
+def _copy(text, offsets, order, target, begins):
     for i in range(len(order)):
         start = offsets[order[i]]
-        for j in range(places[i + 1] - places[i]):
-            target[places[i] + j] = text[start + j]
+        for j in range(begins[i + 1] - begins[i]):
+            target[begins[i] + j] = text[start + j]
 
 
 @compiled
-def _parts(text, offsets, part):
-    for pre_token in range(len(part)):
-        mixed = mix_bytes(text, offsets[pre_token], offsets[pre_token + 1])
-        part[pre_token] = np.int64((mixed >> np.uint64(32)) & np.uint64(N_PARTS - 1))
+def _hash(text, offsets, hashes):
+    for i in range(len(hashes)):
+        hashes[i] = mix_bytes(text, offsets[i], offsets[i + 1]) >> np.uint64(32)

@@ -8,7 +8,6 @@ remembered is merged: a short one by looking for the best pair again and again, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,10 @@ import numpy.typing as npt
 from groundup.machine import available_cores
 from groundup.tokenizer.bpe import Pair
 from groundup.tokenizer.fast.compiled import byte_at, compiled, inlined, mix, mix_bytes, prefetch, same_bytes, two_words
-from groundup.tokenizer.fast.scan import Bytes, Places, pre_token_ends
+from groundup.tokenizer.fast.scan import Bytes, Offsets, pre_token_ends
 
 Words = npt.NDArray[np.uint64]
+Ids = npt.NDArray[np.int32]
 
 REMEMBERED = 1 << 18
 """Rows of the table of pre-tokens: 8 MiB, which a core's share of the last cache still holds."""
@@ -34,7 +34,7 @@ LONGEST_SEARCHED = 48
 """Bytes of a pre-token up to which looking over all its pairs is faster than a heap."""
 NO_RANK = (1 << 32) - 1
 BYTES_AT_ONCE = 1 << 20
-"""Of text that a thread encodes at a time; the places where its pre-tokens end still fit the last cache."""
+"""Of text that a thread encodes at a time; the ends of its pre-tokens still fit the last cache."""
 
 
 class Memory:
@@ -44,24 +44,31 @@ class Memory:
         room = np.empty(REMEMBERED * 4 + 8, np.uint64)  # unlike zeros, on huge pages: fewer misses of the page table
         first = -(room.ctypes.data // 8) % 8
         self.short: Words = room[first : first + REMEMBERED * 4].reshape(REMEMBERED, 4)
-        """Pairs of rows in one cache line: first eight bytes, next eight, length + 256 x ids + 2^16 x first id or place
-        in `ids` + 2^40 x second id, third id + 2^32 x fourth id. A row of length 0 is empty."""
+        """Pairs of rows in one cache line: first eight bytes, next eight, length + 256 x ids + 2^16 x first id, or
+        position in `ids` + 2^40 x second id, third id + 2^32 x fourth id. A row of length 0 is empty."""
         self.short.fill(0)
         self.long: Words = np.zeros((LONG_REMEMBERED, 4), np.uint64)
-        """Hash, place in `text`, length, place in `ids` + 2^32 x ids."""
+        """Hash, position in `text`, length, position in `ids` + 2^32 x ids."""
         self.text = np.empty(ROOM_REMEMBERED, np.uint8)
         self.ids = np.empty(ROOM_REMEMBERED, np.int32)
         self.used = np.zeros(2, np.int64)
+        self.arrays = (self.short, self.long, self.text, self.ids, self.used)
 
 
-class Vocabulary:
-    """A vocabulary as the compiled loops read it. Nothing here changes, so all threads share it."""
+class Encoder:
+    """A vocabulary as the compiled loops read it, which encodes many documents on all cores.
+
+    Each thread has a memory of its own, kept from call to call.
+    """
 
     def __init__(
         self,
         byte_ids: Sequence[int],
         merges: Mapping[Pair, tuple[int, int]],
+        pattern: str,
+        *,
         whole_pre_tokens: Mapping[bytes, int] | None = None,
+        n_threads: int | None = None,
     ) -> None:
         """
         Args:
@@ -69,59 +76,34 @@ class Vocabulary:
             merges: pair of ids → (rank, id of the joined token).
             whole_pre_tokens: pre-tokens that are a token whatever the merges say → id.
         """
-        self.byte_ids = np.array(byte_ids, np.int32)
         pairs = np.array([*merges], np.uint64).reshape(-1, 2)
         values = np.array([*merges.values()], np.uint64).reshape(-1, 2)
-        self.pairs: Words = np.zeros((_power_of_two(2 * len(pairs) + 2), 2), np.uint64)
-        _fill_pairs(self.pairs, pairs[:, 0] << 32 | pairs[:, 1], values[:, 0] << 32 | values[:, 1])
+        table: Words = np.zeros((_power_of_two(2 * len(pairs) + 2), 2), np.uint64)
+        _fill_pairs(table, pairs[:, 0] << 32 | pairs[:, 1], values[:, 0] << 32 | values[:, 1])
         tokens = whole_pre_tokens or {}
-        self.token_bytes = np.frombuffer(b"".join(tokens), np.uint8)
-        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-        self.token_places = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self.token_ids = np.fromiter(tokens.values(), np.int32, len(tokens))
-        self.token_rows = np.full(_power_of_two(2 * len(tokens)) if tokens else 0, -1, np.int32)
-        _fill_tokens(self.token_rows, self.token_bytes, self.token_places)
-
-    def encode(self, text: Bytes, ends: Places, offsets: Places, opener: int, memory: Memory) -> tuple[Any, Places]:
-        """
-        Args:
-            text: documents one after another.
-            ends: (pre-tokens,) where each pre-token ends.
-            offsets: (documents + 1,) where each document begins, then where the last ends.
-            opener: an id to put before each document, or -1.
-            memory: of this thread.
-
-        Returns:
-            (ids,) int32, and (documents + 1,) where the ids of each document begin, then where the last one's end.
-        """
-        n_documents = len(offsets) - 1
-        ids = np.empty(int(offsets[-1] - offsets[0]) + n_documents + 4, np.int32)
-        starts = np.empty(n_documents + 1, np.int64)
-        vocabulary = (
-            self.byte_ids,
-            self.pairs,
-            self.token_rows,
-            self.token_bytes,
-            self.token_places,
-            self.token_ids,
-        )
-        kept = (memory.short, memory.long, memory.text, memory.ids, memory.used)
-        count = _encode(text, ends, offsets, opener, vocabulary, kept, ids, starts)
-        return ids[:count], starts
-
-
-class Encoder:
-    """Encodes many documents on all cores, each thread with a memory of its own that is kept from call to call."""
-
-    def __init__(self, vocabulary: Vocabulary, pattern: str, n_threads: int | None = None) -> None:
-        self._vocabulary = vocabulary
+        token_bytes = np.frombuffer(b"".join(tokens), np.uint8)
+        token_offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
+        token_ids = np.array([*tokens.values()], np.int32)
+        token_rows = np.full(_power_of_two(2 * len(tokens)) if tokens else 0, -1, np.int32)
+        _fill_tokens(token_rows, token_bytes, token_offsets)
+        byte_table = np.array(byte_ids, np.int32)
+        self._vocabulary = (byte_table, table, token_rows, token_bytes, token_offsets, token_ids)
         self._pattern = pattern
         self._n_threads = n_threads or available_cores()
         self._memories: list[Memory] = []
         self._threads: ThreadPoolExecutor | None = None
 
-    def __call__(self, text: Bytes, offsets: Places, opener: int = -1) -> tuple[npt.NDArray[np.int32], Places]:
-        """Encode documents, valid UTF-8, one after another in `text`; takes and gives what `Vocabulary.encode` does."""
+    def __call__(self, text: Bytes, offsets: Offsets, opener: int = -1) -> tuple[Ids, Offsets]:
+        """Encode documents.
+
+        Args:
+            text: the documents, valid UTF-8, one after another.
+            offsets: (documents + 1,) where each document begins, then where the last ends.
+            opener: an id to put before each document, or -1.
+
+        Returns:
+            (ids,) and (documents + 1,) where the ids of each document begin, then where the last one's end.
+        """
         runs = list(slices(offsets, BYTES_AT_ONCE))
         if len(runs) == 1 or self._n_threads == 1:
             parts = [self._slice(text, part, opener) for part in runs]
@@ -130,28 +112,30 @@ class Encoder:
             parts = list(self._threads.map(lambda part: self._slice(text, part, opener), runs))
         if len(parts) == 1:
             return parts[0]
-        lengths = [len(ids) for ids, _ in parts]
-        begins = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        begins = np.cumsum([0, *(len(ids) for ids, _ in parts)], dtype=np.int64)
         starts = [starts[:-1] + begin for (_, starts), begin in zip(parts, begins[:-1], strict=True)]
         return np.concatenate([ids for ids, _ in parts]), np.concatenate([*starts, begins[-1:]])
 
-    def _slice(self, text: Bytes, offsets: Places, opener: int) -> tuple[npt.NDArray[np.int32], Places]:
-        ends = pre_token_ends(text, offsets, self._pattern)
-        return self.encode_pre_tokens(text, ends, offsets, opener)
+    def _slice(self, text: Bytes, offsets: Offsets, opener: int) -> tuple[Ids, Offsets]:
+        return self.encode_pre_tokens(text, pre_token_ends(text, offsets, self._pattern), offsets, opener)
 
-    def encode_pre_tokens(self, text: Bytes, ends: Places, offsets: Places, opener: int = -1) -> tuple[Any, Places]:
-        """The same for text that has been cut into pre-tokens."""
+    def encode_pre_tokens(self, text: Bytes, ends: Offsets, offsets: Offsets, opener: int = -1) -> tuple[Ids, Offsets]:
+        """Encode documents whose pre-tokens end at `ends`; the other arguments as in `__call__`."""
         try:
             memory = self._memories.pop()
         except IndexError:
             memory = Memory()
+        n_documents = len(offsets) - 1
+        ids = np.empty(int(offsets[-1] - offsets[0]) + n_documents + 4, np.int32)
+        starts = np.empty(n_documents + 1, np.int64)
         try:
-            return self._vocabulary.encode(text, ends, offsets, opener, memory)
+            count = _encode(text, ends, offsets, opener, self._vocabulary, memory.arrays, ids, starts)
         finally:
             self._memories.append(memory)
+        return ids[:count], starts
 
 
-def slices(offsets: Places, at_least: int) -> Iterator[Places]:
+def slices(offsets: Offsets, at_least: int) -> Iterator[Offsets]:
     """Offsets of runs of documents that together have about `at_least` bytes."""
     first = 0
     while first < len(offsets) - 1:
@@ -199,24 +183,24 @@ def _merge_of(pairs, left, right):
 
 
 @compiled
-def _fill_tokens(rows, token_bytes, places):
+def _fill_tokens(rows, token_bytes, offsets):
     mask = np.uint64(len(rows) - 1)
-    for token in range(len(places) - 1):
-        row = mix_bytes(token_bytes, places[token], places[token + 1]) & mask
+    for token in range(len(offsets) - 1):
+        row = mix_bytes(token_bytes, offsets[token], offsets[token + 1]) & mask
         while rows[row] >= 0:
             row = (row + np.uint64(1)) & mask
         rows[row] = token
 
 
 @compiled
-def _token_of(text, start, end, rows, token_bytes, places):
+def _token_of(text, start, end, rows, token_bytes, offsets):
     """The number of the token that these bytes are, or -1."""
     mask = np.uint64(len(rows) - 1)
     row = mix_bytes(text, start, end) & mask
     while rows[row] >= 0:
         token = rows[row]
-        length = places[token + 1] - places[token]
-        if length == end - start and same_bytes(text, start, token_bytes, places[token], length):
+        length = offsets[token + 1] - offsets[token]
+        if length == end - start and same_bytes(text, start, token_bytes, offsets[token], length):
             return token
         row = (row + np.uint64(1)) & mask
     return -1
@@ -253,7 +237,7 @@ def _merge_short(text, start, end, byte_ids, pairs, values, ids, count):
 
 @compiled
 def _merge_long(text, start, end, byte_ids, pairs, ids, count):
-    """The same for a pre-token of any length, in O(n log n): a heap of rank x 2^32 + place over a linked list."""
+    """The same for a pre-token of any length, in O(n log n): a heap of rank x 2^32 + position over a linked list."""
     length = end - start
     for i in range(length):
         ids[count + i] = byte_ids[byte_at(text, start + i)]
@@ -300,11 +284,11 @@ def _merge_long(text, start, end, byte_ids, pairs, ids, count):
 
 @compiled
 def _push(heap, size, item):
-    place = size
-    while place > 0 and heap[(place - 1) >> 1] > item:
-        heap[place] = heap[(place - 1) >> 1]
-        place = (place - 1) >> 1
-    heap[place] = item
+    i = size
+    while i > 0 and heap[(i - 1) >> 1] > item:
+        heap[i] = heap[(i - 1) >> 1]
+        i = (i - 1) >> 1
+    heap[i] = item
     return size + 1
 
 
@@ -312,27 +296,27 @@ def _push(heap, size, item):
 def _pop(heap, size):
     size -= 1
     item = heap[size]
-    place = 0
+    i = 0
     while True:
-        child = 2 * place + 1
+        child = 2 * i + 1
         if child >= size:
             break
         if child + 1 < size and heap[child + 1] < heap[child]:
             child += 1
         if heap[child] >= item:
             break
-        heap[place] = heap[child]
-        place = child
-    heap[place] = item
+        heap[i] = heap[child]
+        i = child
+    heap[i] = item
     return size
 
 
 @compiled
 def _make(text, start, end, vocabulary, values, ids, count):
     """Write the ids of a pre-token at `ids[count:]`; returns how many ids there are now. `values` is room to work."""
-    byte_ids, pairs, token_rows, token_bytes, token_places, token_ids = vocabulary
+    byte_ids, pairs, token_rows, token_bytes, token_offsets, token_ids = vocabulary
     if len(token_rows) > 0:
-        token = _token_of(text, start, end, token_rows, token_bytes, token_places)
+        token = _token_of(text, start, end, token_rows, token_bytes, token_offsets)
         if token >= 0:
             ids[count] = token_ids[token]
             return count + 1
