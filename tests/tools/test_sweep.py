@@ -1,6 +1,7 @@
 """Sweeps: every point is the run that its settings alone would make; what was done is not done again."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def test_two_settings_are_drawn_together_and_points_can_be_added(home: Path, mon
     found = sweep(home / "tiny.toml", words, run=run, say=QUIET)
     assert sorted(name for name, _ in seen) == ["learning_rate=0.003,d_ff=16", "learning_rate=0.003,d_ff=32"]
     page = (run / "sweep.html").read_text()
-    assert page.count("<circle") == 6
+    charts = re.findall(r'<figure data-chart><script type="application/json">(.+?)</script>', page, re.S)
+    assert [sum(len(curve["y"]) for curve in json.loads(chart)["curves"]) for chart in charts] == [6]
     assert all(f"{bits(point):.4f}" in page for point in found["points"])
     for change, told in (
         ([*SHORT[1:], "pretrain.steps=12", *words[-2:]], "settings: .*steps=18.* → .*steps=12"),

@@ -1,5 +1,6 @@
 """Commands that look at checkpoints: list, verify, diff, average."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ def list_checkpoints(path: RunOrCheckpoint, as_json: AsJson = False) -> None:
     with terminal.watch("checkpoint") as progress:
         found = looking.list_checkpoints(path, progress)
     if as_json:
-        terminal.print_json(looking.to_json(found))
+        terminal.print_json([asdict(each) for each in found])
     else:
         terminal.print_table(looking.list_rows(found))
 
@@ -50,17 +51,13 @@ def verify_checkpoints(paths: Annotated[list[Path], typer.Argument(help="Runs or
         "groundup checkpoint diff runs/a/pretrain/checkpoints/step-00000200 runs/a",
     ),
 )
-def diff_checkpoints(
-    first: RunOrCheckpoint,
-    second: RunOrCheckpoint,
-    as_json: AsJson = False,
-) -> None:
+def diff_checkpoints(first: RunOrCheckpoint, second: RunOrCheckpoint, as_json: AsJson = False) -> None:
     """Say how two checkpoints differ: settings, inputs, and how far each weight has moved."""
     from groundup.tools import checkpoints as looking
 
     found = looking.diff(first, second)
     if as_json:
-        terminal.print_json(looking.to_json(found))
+        terminal.print_json(asdict(found))
         return
     changed = {"step": found.steps, **found.settings, **found.inputs}
     rows = [(name, str(old), str(new)) for name, (old, new) in changed.items() if old != new]

@@ -98,21 +98,23 @@ def measure(
     sizes = [FIRST << power for power in range((largest // FIRST).bit_length())]
     tokenizer = Tokenizer.learn(learned_on, vocab_size=sizes[-1], pattern=pattern, progress=progress)
     progress(0, 0, "encoding")
-    inside, outside = (_count(tokenizer, part) for part in (learned_on, apart))
     learned_bytes, measured_bytes = (sum(len(text.encode()) for text in part) for part in (learned_on, apart))
-    n_merges = len(tokenizer.merges)
-    reached = [size for size in sizes if size - N_BYTES - N_SPECIAL <= n_merges] or [SMALLEST]
-    pairs = zip(counts_by_size(tokenizer, inside, reached), counts_by_size(tokenizer, outside, reached), strict=True)
-    found = [
-        _size(vocab_size, here, there, (learned_bytes, len(learned_on)), (measured_bytes, len(apart)))
-        for (vocab_size, here), (_, there) in pairs
-    ]
-    return Curve(
-        tuple(sorted(found, key=lambda size: size.vocab_size)),
-        learned_bytes,
-        measured_bytes,
-        None if reached[-1] == sizes[-1] else n_merges + N_BYTES + N_SPECIAL,
+    n_ids = len(tokenizer.merges) + N_BYTES + N_SPECIAL
+    reached = [size for size in sizes if size <= n_ids] or [SMALLEST]
+    inside, outside = (
+        dict(counts_by_size(tokenizer, _count(tokenizer, part), reached)) for part in (learned_on, apart)
     )
+    measured = [
+        Size(
+            size,
+            measured_bytes / (int(outside[size].sum()) + len(apart)),
+            learned_bytes / (int(inside[size].sum()) + len(learned_on)),
+            _newest_seen(inside[size][N_BYTES:]),
+            int((inside[size][N_BYTES:] < RARE).sum()),
+        )
+        for size in reached
+    ]
+    return Curve(tuple(measured), learned_bytes, measured_bytes, None if reached[-1] == sizes[-1] else n_ids)
 
 
 def _parts(texts: Sequence[str], learn_bytes: int | None) -> tuple[list[str], list[str]]:
@@ -169,22 +171,10 @@ def counts_by_size(tokenizer: Tokenizer, counts: Counts, sizes: Sequence[int]) -
         yield size, left_over[: N_BYTES + kept].copy()
 
 
-def _size(
-    vocab_size: int, inside: Counts, outside: Counts, learned_on: tuple[int, int], apart: tuple[int, int]
-) -> Size:
-    """
-    Args:
-        learned_on, apart: bytes and documents of each part.
-    """
-    merged = inside[N_BYTES:]
+def _newest_seen(merged: Counts) -> float:
+    """How often the middle one of the newest tokens occurs, of the counts of all merged ones."""
     newest = merged[-max(1, round(len(merged) * NEWEST_SHARE)) :]
-    return Size(
-        vocab_size,
-        apart[0] / (int(outside.sum()) + apart[1]),
-        learned_on[0] / (int(inside.sum()) + learned_on[1]),
-        statistics.median(newest.tolist()) if len(newest) else 0.0,
-        int((merged < RARE).sum()),
-    )
+    return statistics.median(newest.tolist()) if len(newest) else 0.0
 
 
 # The rule
@@ -247,15 +237,13 @@ def advise(curve: Curve, model: ModelConfig, text_bytes: float) -> Advice:
         model: its shape; its own vocabulary size is ignored.
         text_bytes: to train on.
     """
-    rows = tuple(
-        _candidate(size, model.with_vocabulary(size.vocab_size), text_bytes / curve.learned_bytes)
-        for size in curve.sizes
-    )
+    rows = tuple(_candidate(size, model, text_bytes / curve.learned_bytes) for size in curve.sizes)
     best = min((row for row in rows if row.is_seen), key=lambda row: row.flops_per_byte, default=rows[0])
     return Advice(model.with_vocabulary(best.size.vocab_size), rows, best, text_bytes)
 
 
-def _candidate(size: Size, model: ModelConfig, scale: float) -> Candidate:
+def _candidate(size: Size, shape: ModelConfig, scale: float) -> Candidate:
+    model = shape.with_vocabulary(size.vocab_size)
     matrix = size.vocab_size * (model.d_embedding or model.d_model)
     own_head = isinstance(model.head, LanguageModel) and not model.head.tied
     return Candidate(

@@ -1,6 +1,5 @@
 """The checkpoints of a run: list and verify them, compare two, average several."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -70,27 +69,26 @@ def list_checkpoints(path: Path, progress: Progress = no_progress) -> list[Check
     directories = checkpoints_in(path)
     beside = checkpoint.list_checkpoints(directories[0].parent)
     manifests = {directory: _manifest(directory) for directory in beside}
-    reasons: dict[int, str] = {}
-    for manifest in manifests.values():  # the newest one that can be read has the last word
-        if manifest is not None:
-            reasons = _kept(manifest).reasons(checkpoint.bits_of(beside))
-    rows = []
-    for directory in directories:
+    readable = [manifest for manifest in manifests.values() if manifest is not None]
+    settings = readable[-1].settings.get("pretrain", {}) if readable else {}
+    kept = Kept(settings.get("keep_checkpoints", 1), settings.get("keep_every_steps"), settings.get("keep_best", False))
+    reasons = kept.reasons(checkpoint.bits_of(beside)) if readable else {}
+
+    def row(directory: Path) -> CheckpointRow:
         manifest, step = manifests[directory], checkpoint.step_of(directory)
-        told: Mapping[str, Any] = manifest.statistics if manifest else {}
-        rows.append(
-            CheckpointRow(
-                path=str(directory),
-                step=step,
-                at=manifest.made.get("at") if manifest else None,
-                bytes=sum(file.stat().st_size for file in directory.iterdir()),
-                loss=told.get("loss"),
-                validation_bits_per_byte=told.get("validation_bits_per_byte"),
-                kept=reasons.get(step, "read when it was to be removed"),
-                damage=find_damage(directory, progress),
-            )
+        statistics: Mapping[str, Any] = manifest.statistics if manifest else {}
+        return CheckpointRow(
+            path=str(directory),
+            step=step,
+            at=manifest.made.get("at") if manifest else None,
+            bytes=sum(file.stat().st_size for file in directory.iterdir()),
+            loss=statistics.get("loss"),
+            validation_bits_per_byte=statistics.get("validation_bits_per_byte"),
+            kept=reasons.get(step, "read when it was to be removed"),
+            damage=find_damage(directory, progress),
         )
-    return rows
+
+    return [row(directory) for directory in directories]
 
 
 def _manifest(directory: Path) -> Manifest | None:
@@ -98,11 +96,6 @@ def _manifest(directory: Path) -> Manifest | None:
         return read_manifest(directory, "checkpoint")
     except DataError:
         return None
-
-
-def _kept(manifest: Manifest) -> Kept:
-    settings = manifest.settings.get("pretrain", {})
-    return Kept(settings.get("keep_checkpoints", 1), settings.get("keep_every_steps"), settings.get("keep_best", False))
 
 
 def find_damage(directory: Path, progress: Progress = no_progress) -> list[str]:
@@ -201,15 +194,14 @@ def _compare_tensor(name: str, first: Weights, second: Weights) -> TensorChange:
 
 def diff_rows(found: Difference) -> list[tuple[str, ...]]:
     """A table of the weights for the terminal."""
-    rows: list[tuple[str, ...]] = [("weight", "shape", "norm", "change", "relative")]
-    for each in found.tensors:
+
+    def cells(each: TensorChange) -> tuple[str, ...]:
         if each.shape is None:
-            rows.append((each.name, "not the same in both", "", "", ""))
-            continue
+            return each.name, "not the same in both", "", "", ""
         relative = "–" if each.relative is None else f"{each.relative:.2%}"
-        shape = " × ".join(map(str, each.shape))
-        rows.append((each.name, shape, f"{each.norm:.4g}", f"{each.change:.4g}", relative))
-    return rows
+        return each.name, " × ".join(map(str, each.shape)), f"{each.norm:.4g}", f"{each.change:.4g}", relative
+
+    return [("weight", "shape", "norm", "change", "relative"), *map(cells, found.tensors)]
 
 
 # Average
@@ -260,11 +252,13 @@ def average(paths: Sequence[Path], out: Path, last: int | None = None, progress:
 
 def _refuse_another(manifest: Manifest, first: Manifest, directory: Path, other: Path) -> None:
     changed = differences(dict(manifest.settings.get("model", {})), dict(first.settings.get("model", {})))
-    told = [f"model.{name} is {mine!r} and {its!r}" for name, (mine, its) in changed.items()]
+    reasons = [f"model.{name} is {mine!r} and {its!r}" for name, (mine, its) in changed.items()]
     if manifest.inputs.get("tokenizer") != first.inputs.get("tokenizer"):
-        told.append("they have other tokenizers")
-    if told:
-        raise SettingsError(f"{directory} and {other} are of different models, which have no mean: {'; '.join(told)}")
+        reasons.append("they have other tokenizers")
+    if reasons:
+        raise SettingsError(
+            f"{directory} and {other} are of different models, which have no mean: {'; '.join(reasons)}"
+        )
 
 
 def _tokenizer_of(directory: Path, manifest: Manifest) -> Tokenizer:
@@ -273,10 +267,6 @@ def _tokenizer_of(directory: Path, manifest: Manifest) -> Tokenizer:
     if not is_made(place) or read_manifest(place).digest != manifest.inputs.get("tokenizer"):
         raise DataError(f"the tokenizer that {directory} was trained with is not at {place}: leave it in its run")
     return Tokenizer.load(place)
-
-
-def to_json(found: Sequence[CheckpointRow] | Difference) -> Any:
-    return dataclasses.asdict(found) if isinstance(found, Difference) else [dataclasses.asdict(each) for each in found]
 
 
 def refuse_damaged(found: Sequence[CheckpointRow]) -> None:

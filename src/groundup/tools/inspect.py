@@ -40,6 +40,7 @@ KNOWN = (
 MISWRITTEN = (KeyError, ValueError, TypeError, AttributeError, ArithmeticError)
 """Errors of reading a file that is well-formed but does not hold what it should."""
 Facts = Mapping[str, Any]
+Artifact = tuple[str, Callable[[Path, Manifest], Facts], tuple[str, ...]]
 
 
 @dataclass
@@ -162,9 +163,9 @@ def _describe_run(findings: Findings, progress: Progress) -> None:
     replace = " --replace" if findings.damage else ""  # a damaged checkpoint needs none: the one before is taken
     checkpoints = run / "pretrain" / "checkpoints"
     if checkpoints.is_dir():
-        steps = _steps(checkpoints)
-        newest = [f"{step.name}, {findings.add_part(step, progress).summary}" for step in steps[-1:]]
-        findings.facts["newest_checkpoint"] = next(iter(newest), "none")
+        findings.facts["newest_checkpoint"] = "none"
+        for step in _steps(checkpoints)[-1:]:
+            findings.facts["newest_checkpoint"] = f"{step.name}, {findings.add_part(step, progress).summary}"
     findings.facts["report"] = str(run / "report.html") if (run / "report.html").is_file() else "not written yet"
     try:
         findings.facts |= _recipe_facts(Recipe.load(run / "recipe.toml"))
@@ -198,7 +199,7 @@ def _go_on(run: Path) -> str:
 
 def _describe_runs(findings: Findings, progress: Progress) -> None:
     """The digests are not compared here, which would take long for many."""
-    runs = [path for path in sorted(findings.path.iterdir()) if path.is_dir() and _is_run(path)]
+    runs = _runs_in(findings.path)
     findings.what += f": {len(runs):,}"
     states = {}
     for run in runs:
@@ -217,7 +218,8 @@ def _describe_artifact(findings: Findings, progress: Progress) -> None:
         findings.damage.append(str(error))
         findings.facts["files"] = sorted(file.name for file in path.iterdir())
         return
-    findings.what, read, then = ARTIFACTS.get(manifest.kind, (f"an artifact of kind {manifest.kind!r}", _no_facts, ()))
+    other: Artifact = (f"an artifact of kind {manifest.kind!r}", lambda path, manifest: {}, ())
+    findings.what, read, then = ARTIFACTS.get(manifest.kind, other)
     findings.facts |= _origin(path, manifest)
     findings.damage += damage(path, manifest, progress=progress)
     count = f"{len(manifest.files)} files, {sum(size for size, _ in manifest.files.values()):,} bytes"
@@ -231,10 +233,6 @@ def _describe_artifact(findings: Findings, progress: Progress) -> None:
     else:
         names = {"path": shlex.quote(str(path)), "run": shlex.quote(str(run)), "build": _go_on(run)}
         findings.next = [line.format(**names) for line in then]
-
-
-def _no_facts(path: Path, manifest: Manifest) -> Facts:
-    return {}
 
 
 def _origin(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -279,13 +277,15 @@ def _corpus_facts(path: Path, manifest: Manifest) -> Facts:
 
 def _shards_facts(path: Path, manifest: Manifest) -> Facts:
     statistics = manifest.statistics
-    splits = [statistics[split] for split in SPLITS]
     for split in SPLITS:
         open_split(path, split, statistics["vocab_size"])
+    tokens, documents, n_bytes = (
+        {split: statistics[split][key] for split in SPLITS} for key in ("tokens", "documents", "bytes")
+    )
     return {
-        "tokens": {split: statistics[split]["tokens"] for split in SPLITS},
-        "documents": {split: statistics[split]["documents"] for split in SPLITS},
-        "bytes_per_token": round(sum(s["bytes"] for s in splits) / sum(s["tokens"] for s in splits), 3),
+        "tokens": tokens,
+        "documents": documents,
+        "bytes_per_token": round(sum(n_bytes.values()) / sum(tokens.values()), 3),
         "vocab_size": f"{statistics['vocab_size']:,}, and every id is below it",
     }
 
@@ -595,8 +595,8 @@ def _is_run(path: Path) -> bool:
     return begun and not is_made(path)
 
 
-def _is_folder_of_runs(path: Path) -> bool:
-    return any(_is_run(inner) for inner in path.iterdir() if inner.is_dir())
+def _runs_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)]
 
 
 def _is_pickle(path: Path) -> bool:
@@ -613,7 +613,7 @@ def _is_metrics(path: Path) -> bool:
         return path.suffix == ".jsonl" and b'"step"' in stream.readline(1 << 16)
 
 
-ARTIFACTS: dict[str, tuple[str, Callable[[Path, Manifest], Facts], tuple[str, ...]]] = {
+ARTIFACTS: dict[str, Artifact] = {
     "corpus": ("a corpus of clean documents", _corpus_facts, ("{build}",)),
     "tokenizer": (
         "a tokenizer",
@@ -640,7 +640,7 @@ FOLDERS: Kinds = (
     (_is_run, "a finished run", _describe_run),
     (is_made, "an artifact of groundup", _describe_artifact),
     (lambda path: bool(_steps(path)), "the checkpoints of a run", _describe_checkpoints),
-    (_is_folder_of_runs, "a folder of runs", _describe_runs),
+    (lambda path: bool(_runs_in(path)), "a folder of runs", _describe_runs),
     (lambda path: (path / "config.json").is_file(), "a model directory as of Hugging Face", _describe_hugging_face),
     (_has_tokenizer, "a tokenizer", _describe_tokenizer),
 )

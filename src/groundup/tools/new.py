@@ -6,6 +6,7 @@ Rules, not search. Each stands here once with its source, and again as a comment
 import dataclasses
 import math
 import textwrap
+import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -563,51 +564,22 @@ def _commented(line: str, comment: str | None) -> list[str]:
 
 
 def _comments(proposal: Proposal) -> dict[str, str]:
-    """Why each line is as it is, by its dotted name."""
+    """Why each line is as it is, by its dotted name: the texts of `comments.toml`, filled in."""
     recipe, chosen = proposal.recipe, proposal.chosen
-    start = recipe.pretrain.start
     often = f"{proposal.passes:.1f} times" if proposal.passes >= 1.05 else f"{proposal.passes:.0%} of it, once"
-    enough = "; more often it would overfit them" if chosen.ends_early else ""
-    going_on = {
-        "tokenizer": "the one of the model that training begins with: its weights know tokens by these ids",
-        "model": f"{chosen.model.parameters:,} parameters, as {start} has them",
-        "pretrain.start": "its weights are what the first step begins with",
-        "pretrain.optimizer": "less than a new model would get: a higher rate takes on more of these texts and forgets "
-        "more of what was learned before (Ibrahim et al. 2024, arXiv:2403.08763)",
-        "pretrain.schedule": "a short rise, since the optimizer begins anew, and down again (the same, who found that "
-        "the length of the rise hardly matters)",
+    values = {
+        "name": recipe.name,
+        "start": recipe.pretrain.start,
+        "filters": _about_filters(recipe.corpus.filters),
+        "parameters": chosen.model.parameters,
+        "bytes_per_token": chosen.bytes_per_token,
+        "unique_tokens": chosen.unique_tokens,
+        "tokens": proposal.tokens,
+        "often": often + ("; more often it would overfit them" if chosen.ends_early else ""),
     }
-    return {
-        "name": f"the run is written to runs/{recipe.name}",
-        "corpus.sources": "files and folders, looked for beside this file first",
-        "corpus.max_document_bytes": "longer ones are cut, so that there are enough to hold some out",
-        "corpus.text_field": "the field of a .jsonl line that holds the text",
-        "corpus.separator": "stands between texts in your files; it is no part of them",
-        "corpus.filters": _about_filters(recipe.corpus.filters),
-        "tokenizer": "learned on your texts: pairs of tokens that often stand together become one",
-        "tokenizer.vocab_size": f"a token is then about {chosen.bytes_per_token:.1f} bytes long; "
-        "larger models are suited by more ids",
-        "tokenizer.split": "for scripts without spaces between words",
-        "model": f"{chosen.model.parameters:,} parameters",
-        "model.context_length": "tokens that it sees at once",
-        "model.d_model": "width: the numbers that stand for each token inside the model",
-        "model.n_layers": "depth: blocks of attention and feed-forward layers",
-        "model.n_heads": "ways of looking back in each block",
-        "model.n_kv_heads": "keys and values that the heads share in groups: less memory in generation",
-        "model.d_ff": "width inside the feed-forward",
-        "pretrain.steps": f"× batch_tokens: {proposal.tokens:,} tokens; the training documents, about "
-        f"{chosen.unique_tokens:,.0f}, are read {often}{enough}",
-        "pretrain.batch_tokens": "tokens a step; more suit longer trainings (DeepSeek LLM 2024, arXiv:2401.02954)",
-        "pretrain.micro_batch_rows": "rows in memory at once; fewer, if memory runs out: the result is the same",
-        "pretrain.optimizer": "the first thing to halve, if the loss jumps",
-        "pretrain.schedule": "rises over the first steps, then falls to zero in half a cosine",
-        "pretrain.validate_every": "steps; the curve in the report",
-        "pretrain.validation_tokens": "read each time: about a thirtieth of the training time in all",
-        "pretrain.sample_prompt": "how many of your texts begin; its continuations are logged during training",
-        "pretrain.checkpoint_every": "steps; stopped or killed, the same command goes on from the last",
-        "evals.prompts": "continued at the end; an empty one lets it begin by itself",
-        **(going_on if start is not None else {}),
-    }
+    texts = tomllib.loads(Path(__file__).with_name("comments.toml").read_text("utf-8"))
+    comments = texts["any"] | (texts["start"] if recipe.pretrain.start is not None else {})
+    return {name: text.format(**values) for name, text in comments.items()}
 
 
 def _about_filters(filters: tuple[Filter, ...]) -> str:

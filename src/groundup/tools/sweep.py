@@ -47,11 +47,6 @@ class Axis:
     values: tuple[Value, ...]
 
     @property
-    def short(self) -> str:
-        """The last word of the dotted name."""
-        return self.key.rpartition(".")[2]
-
-    @property
     def is_numeric(self) -> bool:
         return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
 
@@ -99,7 +94,7 @@ def plan(recipe: str | Path | Recipe, words: Sequence[str], *, halving: bool = F
     Raises:
         SettingsError: nothing swept, a malformed range, an unknown setting, or a point that no recipe can have.
     """
-    words = [*words, *([] if steps is None else [f"pretrain.steps={steps}"])]
+    words = list(words) if steps is None else [*words, f"pretrain.steps={steps}"]
     axes = parse(words)
     points = {}
     for values in itertools.product(*(axis.values for axis in axes)):  # the last setting changes fastest
@@ -203,8 +198,8 @@ def _range(key: str, text: str) -> list[Value]:
 
 def _directory(axes: Sequence[Axis], values: Iterable[Value]) -> str:
     """A name that every file system takes; what was left out of it stands in a digest at its end."""
-    shorts = [axis.short for axis in axes]
-    names = [axis.short if shorts.count(axis.short) == 1 else axis.key for axis in axes]
+    last_words = [axis.key.rpartition(".")[2] for axis in axes]
+    names = [word if last_words.count(word) == 1 else axis.key for axis, word in zip(axes, last_words, strict=True)]
     name = ",".join(f"{name}={short_value(value)}" for name, value in zip(names, values, strict=True))
     safe = re.sub(r"[^A-Za-z0-9._,=+-]", "_", name)[:100]
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -311,15 +306,15 @@ def _read_state(directory: Path, planned: Plan) -> Table:
     Raises:
         SettingsError: the directory holds a sweep of other settings.
     """
-    chosen: Table = {}
-    points: Table = {}
-    if (directory / SWEEP).is_file():
+    file = directory / SWEEP
+    chosen, points = {}, {}
+    if file.is_file():
         try:
-            state = json.loads((directory / SWEEP).read_bytes())
+            state = json.loads(file.read_bytes())
             before, chosen, points = state["definition"], dict(state["chosen"]), dict(state["points"])
         except (ValueError, KeyError, TypeError):
             raise DamagedError(
-                f"{directory / SWEEP} is damaged: remove it; points that were finished are then only read again"
+                f"{file} is damaged: remove it; points that were finished are then only read again"
             ) from None
         _refuse_changed(directory, before, points, planned)
     points = {name: points.get(name, {}) for name in planned.points}
@@ -409,12 +404,9 @@ def _chosen_by_first(recipe: Recipe, run: Path) -> Table:
     """The first point's choices where the recipe leaves them open: all points get the same, or the comparison would
     measure these too."""
     made = read_toml(run / "recipe.toml")["pretrain"]
-    chosen = {
-        f"pretrain.{name}": made[name]
-        for name in MACHINE_CHOICES
-        if getattr(recipe.pretrain, name) is None and name in made
-    }
-    return {name: value["kind"] if isinstance(value, dict) else value for name, value in chosen.items()}
+    left_open = [name for name in MACHINE_CHOICES if getattr(recipe.pretrain, name) is None and name in made]
+    values = {f"pretrain.{name}": made[name] for name in left_open}
+    return {name: value["kind"] if isinstance(value, dict) else value for name, value in values.items()}
 
 
 def _bits_at(known: Table, step: int) -> float | None:
