@@ -17,19 +17,26 @@ SETTING = re.compile(r"[A-Za-z_.]+=")
 
 
 def prompt_and_settings(words: Iterable[str]) -> tuple[str | None, list[str]]:
-    """A prompt, if one was typed, and the settings of sampling among the words.
+    """A prompt, if one was typed, and the settings of sampling among the words; `--top-k 40` is read as `top_k=40`.
 
-    >>> prompt_and_settings(["Once upon a time", "temperature=0.5"])
-    ('Once upon a time', ['temperature=0.5'])
+    >>> prompt_and_settings(["Once upon a time", "temperature=0.5", "--top-k", "40"])
+    ('Once upon a time', ['temperature=0.5', 'top_k=40'])
 
     Raises:
         SettingsError: two prompts, or an option that does not exist.
     """
     prompts: list[str] = []
     settings: list[str] = []
-    for word in words:
-        _refuse_option(word)
-        (settings if SETTING.match(word) else prompts).append(word)
+    remaining = iter(words)
+    for word in remaining:
+        if word.startswith("--"):
+            option, _, value = word.removeprefix("--").partition("=")
+            name = option.replace("-", "_")
+            if name not in Sampling.model_fields:
+                raise SettingsError(f"no option --{option}; how to sample is set by {', '.join(Sampling.model_fields)}")
+            settings.append(f"{name}={value or next(remaining, '')}")
+        else:
+            (settings if SETTING.match(word) else prompts).append(word)
     if len(prompts) > 1:
         raise SettingsError(f"two prompts are given, {prompts[0]!r} and {prompts[1]!r}: put one in quotes")
     return next(iter(prompts), None), settings
@@ -44,16 +51,6 @@ def settings_only(words: Iterable[str]) -> list[str]:
     if prompt is not None:
         raise SettingsError(f"{prompt!r} is not of the form key=value, such as temperature=0.5")
     return settings
-
-
-def _refuse_option(word: str) -> None:
-    option, _, value = word.removeprefix("--").partition("=")
-    if word.startswith("--"):
-        name = option.replace("-", "_")
-        known = name in Sampling.model_fields
-        raise SettingsError(
-            f"no option --{option}" + (f": write {name}={value or 'VALUE'}, such as temperature=0.5" if known else "")
-        )
 
 
 def load_writer(
