@@ -9,6 +9,7 @@ from typing import Any
 from groundup.errors import SettingsError
 from groundup.generation.settings import Sampling
 from groundup.model.transformer import Transformer
+from groundup.settings import toml_value
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import model_directory
 from groundup.weights.load import load_with_tokenizer
@@ -28,7 +29,11 @@ def prompt_and_settings(words: Iterable[str]) -> tuple[str | None, list[str]]:
     prompts: list[str] = []
     settings: list[str] = []
     for word in words:
-        _refuse_option(word)
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            setting = name.replace("-", "_")
+            instead = f": write {setting}={value or 'VALUE'}, such as temperature=0.5"
+            raise SettingsError(f"no option --{name}{instead if setting in Sampling.model_fields else ''}")
         (settings if SETTING.match(word) else prompts).append(word)
     if len(prompts) > 1:
         raise SettingsError(f"two prompts are given, {prompts[0]!r} and {prompts[1]!r}: put one in quotes")
@@ -44,16 +49,6 @@ def settings_only(words: Iterable[str]) -> list[str]:
     if prompt is not None:
         raise SettingsError(f"{prompt!r} is not of the form key=value, such as temperature=0.5")
     return settings
-
-
-def _refuse_option(word: str) -> None:
-    option, _, value = word.removeprefix("--").partition("=")
-    if word.startswith("--"):
-        name = option.replace("-", "_")
-        known = name in Sampling.model_fields
-        raise SettingsError(
-            f"no option --{option}" + (f": write {name}={value or 'VALUE'}, such as temperature=0.5" if known else "")
-        )
 
 
 def load_writer(
@@ -72,14 +67,8 @@ def load_writer(
 
 def probability_rows(chosen: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
     """A row for each token that was chosen, with what `generation.text.Probabilities` collected."""
-    return [
-        (
-            f"{token['probability']:6.1%}",
-            json.dumps(token["text"], ensure_ascii=False),
-            "  ".join(
-                f"{json.dumps(other['text'], ensure_ascii=False)} {other['probability']:.1%}"
-                for other in token["instead"]
-            ),
-        )
-        for token in chosen
-    ]
+    rows: list[tuple[str, ...]] = []
+    for token in chosen:
+        others = [f"{toml_value(other['text'])} {other['probability']:.1%}" for other in token["instead"]]
+        rows.append((f"{token['probability']:6.1%}", toml_value(token["text"]), "  ".join(others)))
+    return rows
