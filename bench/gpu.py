@@ -31,7 +31,7 @@ from groundup.batch import Batch
 from groundup.model.presets import PRESETS
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Bfloat16, Float8, Precision
-from groundup.plan.memory import Training
+from groundup.plan.memory import MemoryNeeds
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import training_flops_per_token
 from groundup.pretrain.speed import matmul_peak, measure_speed
@@ -95,7 +95,7 @@ def gpt2(preset: str, context_length: int = 1024) -> ModelConfig:
 def rows_that_fit(config: ModelConfig, memory_bytes: int, most: int = 32) -> int:
     """A power of two of rows whose counted memory is under half: Hugging Face, with as many, needs more."""
     rows = most
-    while rows > 1 and Training(config, Bfloat16(), PretrainSettings().optimizer, rows).bytes() > memory_bytes / 2:
+    while rows > 1 and MemoryNeeds(config, Bfloat16(), PretrainSettings().optimizer, rows).bytes() > memory_bytes / 2:
         rows //= 2
     return rows
 
@@ -120,7 +120,7 @@ def train_ours(config: ModelConfig, rows: int, precision: Precision, device: tor
     settings = settings_of(config, rows, precision)
     batches = itertools.repeat(batch(config, rows, device))
     speed = measure_speed(config, settings, batches, device, seconds=seconds)
-    counted = Training(config, precision, settings.optimizer, rows).bytes()
+    counted = MemoryNeeds(config, precision, settings.optimizer, rows).bytes()
     return speeds(rows, speed.tokens_per_second, speed.flops_per_token, speed.peak_flops) | {
         "memory, GB": f"{speed.peak_bytes / 1e9:.1f}",
         "counted, GB": f"{counted / 1e9:.1f}",
@@ -198,7 +198,7 @@ def hold(config: ModelConfig, rows: int, recompute: str, device: torch.device) -
     """The most memory of three steps that are not compiled, which is what `count` counts."""
     settings = settings_of(config, rows, Bfloat16(), False).model_copy(update={"recompute": recompute})
     speed = measure_speed(config, settings, itertools.repeat(batch(config, rows, device)), device, steps=3)
-    counted = Training(config, Bfloat16(), settings.optimizer, rows, recompute).bytes()
+    counted = MemoryNeeds(config, Bfloat16(), settings.optimizer, rows, recompute).bytes()
     return {
         "rows": str(rows),
         "memory, GB": f"{speed.peak_bytes / 1e9:.2f}",

@@ -387,6 +387,6 @@ TRIED = {
     ("building.py", "build"),
     ("report/compare.py", "compare"),
     ("report/facts.py", "build"),
-    ("settings.py", "inspect"),
+    ("files.py", "inspect"),
     ("shards.py", "pack"),
 }

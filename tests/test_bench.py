@@ -52,7 +52,7 @@ def test_every_measurement_of_a_gpu_makes_a_row_of_one_table(
 
 
 def test_rows_are_halved_until_a_model_fits(gpu: ModuleType, tiny: ModelConfig) -> None:
-    counted = gpu.Training(tiny, Bfloat16(), gpu.PretrainSettings().optimizer, 8).bytes()
+    counted = gpu.MemoryNeeds(tiny, Bfloat16(), gpu.PretrainSettings().optimizer, 8).bytes()
     assert gpu.rows_that_fit(tiny, 2 * counted) == 8
     assert gpu.rows_that_fit(tiny, 0) == 1
 

@@ -85,22 +85,31 @@ def test_a_point_has_the_least_the_greatest_and_the_mean_of_its_lines(
     assert drawn.get("high", drawn["mean"]) == pytest.approx([max(group) for group in groups.values()], rel=1e-5)
 
 
-def test_a_very_long_run_is_thinned_and_keeps_its_extremes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("groundup.report.curves.MAX_LINES", 64)
-    loss = [math.sin(step) + step / 100 for step in range(1000)]
+def test_a_very_long_run_is_thinned_evenly_and_keeps_extremes_and_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("groundup.report.curves.MAX_LINES", 256)
+    loss = [math.sin(step) + step / 100 for step in range(4000)]
+    spikes = [100.0 if step % 50 == 7 else 1.0 for step in range(4000)]
     curves = Curves(tmp_path / "m")
-    for at in range(0, 1000, 20):
-        write(tmp_path / "m", [line(step, loss=loss[step]) for step in range(at, at + 20)], "a")
+    for at in range(0, 4000, 20):
+        steps = range(at, at + 20)
+        write(tmp_path / "m", [line(step, loss=loss[step], grad_norm=spikes[step]) for step in steps], "a")
         write(tmp_path / "m", [{"step": at + 19, "validation_bits_per_byte": 1.0 + at}], "a")
         while curves.read():
             pass
-        assert curves.lines <= 64
+        assert curves.lines <= 256
     drawn = between(curves)
-    assert (drawn["loss"]["x"][0], drawn["loss"]["x"][-1]) == (0, 999)
-    assert (min(drawn["loss"]["mean"]), max(drawn["loss"]["mean"])) == pytest.approx((min(loss), max(loss)), rel=1e-5)
-    validations = drawn["validation_bits_per_byte"]["mean"]
-    assert (min(validations), max(validations)) == (1.0, 981.0)
-    assert curves.last_x["step"] == 999
+    assert (drawn["loss"]["x"][0], drawn["loss"]["x"][-1]) == (0, 3999)
+    assert (min(drawn["loss"]["mean"]), max(drawn["loss"]["mean"])) == pytest.approx((loss[1], max(loss)), abs=2)
+    assert max(np.diff(drawn["loss"]["x"])) <= 128
+    whole = between(curves, width=10)
+    assert (min(whole["loss"]["low"]), max(whole["loss"]["high"])) == pytest.approx((min(loss), max(loss)), rel=1e-5)
+    assert max(whole["grad_norm"]["high"]) == 100
+    assert np.mean(whole["grad_norm"]["mean"]) == pytest.approx(np.mean(spikes), rel=0.1)
+    validations = whole["validation_bits_per_byte"]
+    assert (min(validations["low"]), max(validations["high"])) == (1.0, 3981.0)
+    assert curves.last_x["step"] == 3999
 
 
 def test_what_is_looked_at_closely_is_drawn_line_by_line(tmp_path: Path) -> None:
@@ -174,7 +183,7 @@ def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path, how: str) -> None
         write(path, cut + new)
     while curves.read():
         pass
-    assert curves.generation == 1
+    assert curves.tail.generation == 1
     assert between(curves)["loss"]["x"][-1] == (40 if how == "emptied" else 199)
     assert curves.lines == len(cut + new)
 

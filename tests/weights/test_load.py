@@ -236,7 +236,7 @@ def test_scores_that_are_no_numbers_are_named_where_the_weights_are_finite(
     with pytest.raises(DivergedError, match="scores for the next token are not finite numbers"):
         groundup.generate(model, tokenizer, "the king", max_tokens=3)
     (tmp_path / "a.txt").write_text("the king and the fox")
-    with pytest.raises(DivergedError, match=r"not finite numbers \(NaN or Inf\) to 1 of 1 documents"):
+    with pytest.raises(DivergedError, match=r"not finite numbers \(NaN or Inf\) to 1 of 1 document"):
         score_files(model, tokenizer, (str(tmp_path / "a.txt"),), CorpusSettings(sources=("x",)))
 
 

@@ -21,7 +21,7 @@ def _sampling_words(begun: str) -> list[str]:
 
 
 WORDS = {"ignore_unknown_options": True}
-"""So that `--temperature 0.5` comes among the words, where it is answered with `temperature=0.5`."""
+"""So that `--temperature 0.5`, as scripts write it, comes among the words, where it is read as `temperature=0.5`."""
 SAMPLING = "how to sample: max_tokens, temperature, top_k, top_p, seed, stop."
 
 

@@ -1,5 +1,6 @@
 """A document, and the Arrow tables that hold many of them."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -71,17 +72,23 @@ class DocumentWriter:
             self._rows, self._waiting_characters = [], 0
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:  # or all of it is kept
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+
+
 def read_batches(path: Path, columns: Iterable[str] = DOCUMENTS.names) -> Iterator[pa.RecordBatch]:
     """The documents of a parquet file in Arrow batches of bounded size, page checksums verified.
 
     Raises:
         DataError: when the file is damaged.
     """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:  # or all of it is kept
-            yield from file.iter_batches(batch_size=1_000, columns=list(columns))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
+    with _opened(path) as file:
+        yield from file.iter_batches(batch_size=1_000, columns=list(columns))
 
 
 def sources_of(path: Path, numbers: Iterable[int]) -> dict[int, str]:
@@ -91,19 +98,16 @@ def sources_of(path: Path, numbers: Iterable[int]) -> dict[int, str]:
         DataError: when the file is missing or damaged.
     """
     wanted, first = sorted(set(numbers)), 0
-    found: dict[int, str] = {}
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                last = first + file.metadata.row_group(group).num_rows
-                here = [number for number in wanted if first <= number < last]
-                if here:
-                    column = file.read_row_group(group, columns=["source"]).column("source")
-                    found |= {number: column[number - first].as_py() for number in here}
-                first = last
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
-    return found
+    sources: dict[int, str] = {}
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            last = first + file.metadata.row_group(group).num_rows
+            here = [number for number in wanted if first <= number < last]
+            if here:
+                column = file.read_row_group(group, columns=["source"]).column("source")
+                sources |= {number: column[number - first].as_py() for number in here}
+            first = last
+    return sources
 
 
 def read_texts(path: Path) -> Iterator[str]:

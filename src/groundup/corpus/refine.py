@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,12 +14,13 @@ from groundup.corpus.clean import clean
 from groundup.corpus.document import DROPPED, SPLITS, Document, DocumentWriter, read_batches
 from groundup.corpus.filters import refuse
 from groundup.corpus.settings import CorpusSettings
-from groundup.corpus.sources import Found, count_marks, find, read
+from groundup.corpus.sources import MARKS, Found, find, read
 from groundup.errors import DataError, MissingError, ResourceError
 from groundup.files import Progress, no_progress, sha256_of_file
 
 HISTOGRAM_EDGES = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000]
 """Document lengths in bytes at which the report's histogram is cut."""
+BUCKETS = [*(f"< {edge:,}" for edge in HISTOGRAM_EDGES), f"≥ {HISTOGRAM_EDGES[-1]:,}"]
 
 
 def split_of(document_id: str, validation_share: float, test_share: float) -> str:
@@ -119,7 +121,7 @@ def refine(
     """
     seen: set[bytes] = set()
     dropped_ones, marks = Tally(), Marks()
-    histogram: Counter[str] = Counter()
+    histogram: Counter[int] = Counter()
     odd_fields: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     read_documents = read_bytes = 0
@@ -142,7 +144,7 @@ def refine(
                 split = split_of(document.id, settings.validation_share, settings.test_share)
                 writers[split].write(document)
                 _count(counts[split], document)
-                histogram[_bucket(len(document.text.encode()))] += 1
+                histogram[bisect(HISTOGRAM_EDGES, len(document.text.encode()))] += 1
                 marks.count(document.text, name)
     except MemoryError:
         raise _out_of_memory(name, dict(found.files)[name]) from None
@@ -157,7 +159,7 @@ def refine(
         "left_out_names": dict(sorted(found.left_out_names.items())),
         "marks": marks.table(),
         "metadata_left_out": dict(odd_fields.most_common(20)),
-        "documents_by_bytes": {name: histogram[name] for name in _buckets()},
+        "documents_by_bytes": {name: histogram[number] for number, name in enumerate(BUCKETS)},
         **{split: dict(counts[split]) for split in SPLITS},
     }
 
@@ -212,9 +214,10 @@ class Marks:
     """Mark → names of the files that hold it."""
 
     def count(self, text: str, name: str) -> None:
-        for mark, number in count_marks(text).items():
-            self.times[mark] += number
-            self.files.setdefault(mark, set()).add(name)
+        for mark in MARKS:
+            if number := text.count(mark):
+                self.times[mark] += number
+                self.files.setdefault(mark, set()).add(name)
 
     def table(self) -> dict[str, Any]:
         """For each mark that occurs more than once or twice: how often, in how many files, and the name of one."""
@@ -279,14 +282,6 @@ def _count(count: Counter[str], document: Document) -> None:
     count["bytes"] += len(document.text.encode())
     count["characters"] += len(document.text)
     count["words"] += len(document.text.split())
-
-
-def _buckets() -> list[str]:
-    return [*(f"< {edge:,}" for edge in HISTOGRAM_EDGES), f"≥ {HISTOGRAM_EDGES[-1]:,}"]
-
-
-def _bucket(size: int) -> str:
-    return _buckets()[sum(size >= edge for edge in HISTOGRAM_EDGES)]
 
 
 def _fill_empty_splits(directory: Path, counts: dict[str, Counter[str]]) -> None:

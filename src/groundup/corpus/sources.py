@@ -222,11 +222,6 @@ def count_separators(text: str) -> Counter[str]:
     return +found
 
 
-def count_marks(text: str) -> Counter[str]:
-    """How often each of `MARKS` stands in a text."""
-    return Counter({mark: number for mark in MARKS if (number := text.count(mark))})
-
-
 def read(
     name: str,
     path: Path,
@@ -471,24 +466,18 @@ def _can_be_written(key: str, value: Any, broken: dict[str, str]) -> bool:
     return key not in broken
 
 
-def _sound_fields(line: bytes, broken: dict[str, str]) -> dict[str, Any] | None:
-    """The fields of an object that can be read; the others go into `broken` with their errors. None: it is no object.
+def _sound_fields(line: bytes, broken: dict[str, str]) -> dict[str, Any]:
+    """The fields of an object that can be read; the others go into `broken` with their errors.
 
     >>> broken = {}
     >>> _sound_fields(b'{"text": "a", "score": NaN, "tags": [1, 2]}', broken), list(broken)
     ({'text': 'a', 'tags': [1, 2]}, ['score'])
     """
-    fields = _fields(line)
-    if fields is None:
-        return None
     sound = {}
-    for key, value in fields:
+    for key, value in _fields(line):
+        name = _shown(key.strip(), "utf-8")
         try:
             name = orjson.loads(key)
-        except orjson.JSONDecodeError as error:
-            broken[_shown(key.strip(), "utf-8")] = str(error)
-            continue
-        try:
             sound[name] = orjson.loads(value)
         except orjson.JSONDecodeError as error:
             broken[name] = str(error)
@@ -499,15 +488,15 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]|[^\s"{}\[\],:]+', 
 _CLOSING = {b"{": b"}", b"[": b"]"}
 
 
-def _fields(line: bytes) -> list[tuple[bytes, bytes]] | None:
-    """Key and value as they are written, of each field of an object whose brackets match; None where it is none."""
+def _fields(line: bytes) -> list[tuple[bytes, bytes]]:
+    """Key and value as they are written, of each field of an object whose brackets match; nothing of anything else."""
     fields: list[tuple[bytes, bytes]] = []
     open_brackets: list[bytes] = []
     begin, colon = 0, None
     for token in _TOKEN.finditer(line):
         mark = token[0]
         if not open_brackets and (mark != b"{" or fields):
-            return None
+            return []
         if mark in _CLOSING:
             open_brackets.append(mark)
             begin = begin if len(open_brackets) > 1 else token.end()
@@ -515,13 +504,13 @@ def _fields(line: bytes) -> list[tuple[bytes, bytes]] | None:
             colon = token.start()
         elif mark in (b",", b"}", b"]"):
             if mark != b"," and _CLOSING[open_brackets.pop()] != mark:
-                return None
+                return []
             if len(open_brackets) == (mark == b","):
                 if colon is None:
-                    return None
+                    return []
                 fields.append((line[begin:colon], line[colon + 1 : token.start()]))
                 begin, colon = token.end(), None
-    return fields if fields and not open_brackets else None
+    return [] if open_brackets else fields
 
 
 def _cut(pieces: Iterable[bytes], source: str, limit: int, like: Document | None = None) -> Iterator[Document]:

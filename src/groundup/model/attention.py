@@ -74,7 +74,7 @@ class Causal:
 
     @classmethod
     def of(cls, length: int, device: torch.device) -> "Causal":
-        """With the mask for so many positions, made once for all layers; without one on a GPU, whose kernel has it."""
+        """For `length` positions on `device`: the mask is made once for all layers; a GPU's kernel needs none."""
         return cls() if device.type == "cuda" else cls(causal_mask(length, device))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int = 0, **options: Any) -> Tensor:

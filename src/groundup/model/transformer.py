@@ -133,6 +133,9 @@ class Transformer(nn.Module):
     >>> tokens = torch.tensor([[72, 101, 108, 108, 111]])
     >>> model(tokens).shape, torch.equal(model(tokens), model.logits(model.hidden(tokens)))
     (torch.Size([1, 5, 320]), True)
+    >>> hidden, auxiliary = model.hidden_and_auxiliary(tokens)
+    >>> torch.equal(hidden, model.hidden(tokens)), auxiliary  # only mixtures of experts have auxiliary losses
+    (True, None)
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -254,6 +257,7 @@ class Transformer(nn.Module):
         """`hidden`, and the sum of what blocks ask the loss to add for each token; None if they ask for nothing.
 
         Args:
+            tokens, position, attend, tap: those of `hidden`.
             auxiliary: what the stage before returned, in a pipeline.
         """
         self._refuse_unfit(tokens, position)
@@ -283,6 +287,7 @@ class Transformer(nn.Module):
 
         Args:
             hidden: the last hidden states, made with the same `position` and `attend`.
+            tap: as in `hidden`; sees what the added blocks compute.
         """
         terms = terms_at(self.config, hidden, position)
         return [head(hidden, terms, attend, tap) for head in self.multi_token]

@@ -7,19 +7,19 @@ have the metric, and an infinity that it has it without a usable number (null, N
 import itertools
 import json
 import math
+import operator
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import orjson
 
-MAX_LINES = 1 << 20
+MAX_LINES = 1 << 19
 """Lines that are kept as they are; of a longer run, older ones are thinned."""
 MAX_METRICS = 64
-CHUNK_BYTES = 1 << 22
+CHUNK_BYTES = 1 << 20  # of 4 MB, the parsed rows leave the processor's cache: half as fast
 MAX_SAMPLES = 200
 MAX_EVENTS = 1000
 MAX_MEASUREMENTS = 512
@@ -40,8 +40,19 @@ class Tail:
         self.at = 0
         """Bytes read so far; always the beginning of a line."""
         self.size = 0
+        self.generation = 0
+        """How often the file was replaced or cut back, and read again from the start."""
         self._file_id: tuple[int, int] | None = None
         self._last = b""
+
+    @property
+    def version(self) -> str:
+        """Changes whenever more was read."""
+        return f"{self.generation}.{self.at}"
+
+    @property
+    def share_read(self) -> float:
+        return self.at / self.size if self.size else 1.0
 
     def read(self, limit: int = CHUNK_BYTES) -> tuple[bool, bytes]:
         """Whether the file was replaced or cut back, so that all read before is void; and the next whole lines.
@@ -49,26 +60,23 @@ class Tail:
         A last line without its end is left for later. A line longer than `limit` is skipped.
         """
         try:
-            with open(self.path, "rb") as stream:
+            with open(self.path, "rb", buffering=0) as stream:
                 status = os.fstat(stream.fileno())
-                void = self._is_void(status, stream.fileno())
+                file_id = (status.st_dev, status.st_ino)
+                stream.seek(self.at - len(self._last))
+                void = self._file_id not in (None, file_id) or stream.read(len(self._last)) != self._last
                 if void:
-                    self.at, self._last = 0, b""
-                self._file_id, self.size = (status.st_dev, status.st_ino), status.st_size
-                read = os.pread(stream.fileno(), limit, self.at)
+                    self.generation += 1
+                    self.at, self._last = stream.seek(0), b""
+                self._file_id, self.size = file_id, status.st_size
+                text = stream.read(limit)
         except OSError:  # not there yet, or no longer: what was read still stands
             return False, b""
-        lines = read[: read.rfind(b"\n") + 1]
-        self.at += len(lines) or (len(read) if len(read) == limit else 0)
-        self._last = (self._last + lines)[-64:]
+        lines = text[: text.rfind(b"\n") + 1]
+        passed = lines or (text if len(text) == limit else b"")
+        self.at += len(passed)
+        self._last = (self._last + passed)[-64:]
         return void, lines
-
-    def _is_void(self, status: os.stat_result, file: int) -> bool:
-        if self._file_id is None:
-            return False
-        if self._file_id != (status.st_dev, status.st_ino) or status.st_size < self.at:
-            return True
-        return bool(self._last) and os.pread(file, len(self._last), self.at - len(self._last)) != self._last
 
     def read_objects(self) -> tuple[bool, list[dict[str, Any]]]:
         """As `read`, all that is left of the file: its JSON objects."""
@@ -93,12 +101,9 @@ def parse_lines(text: bytes) -> list[dict[str, Any]]:
 
 def _parse_line(line: bytes) -> object:
     try:
-        return orjson.loads(line)
-    except ValueError:
-        try:
-            return json.loads(line, parse_constant=lambda name: None)
-        except (ValueError, RecursionError):
-            return None
+        return json.loads(line, parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
+        return None
 
 
 def clip_text(text: str) -> str:
@@ -108,7 +113,10 @@ def clip_text(text: str) -> str:
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> Floats:
-    values = [row.get(name, math.nan) for row in rows]
+    try:
+        values = list(map(operator.itemgetter(name), rows))  # quicker than `get`
+    except KeyError:
+        values = [row.get(name, math.nan) for row in rows]
     if set(map(type, values)) <= {int, float}:
         return np.array(values, np.float64)
     return np.array([_number(value) for value in values])
@@ -126,78 +134,64 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-@dataclass
 class Curves:
     """The metrics of one run."""
 
-    path: Path
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    lines: int = 0
-    generation: int = 0
-    """How often the file was replaced or cut back, and read again from the start."""
-
-    def __post_init__(self) -> None:
-        self._tail = Tail(self.path)
+    def __init__(self, path: Path) -> None:
+        self.tail = Tail(path)
         self._forget()
 
     def _forget(self) -> None:
-        self.samples, self.lines = [], 0
+        self.samples: list[dict[str, Any]] = []
+        self.lines = 0
+        self._thinned, self._group = 0, 4
+        """Lines at the beginning that were thinned, and how many lines each two of them stand for."""
         self._columns: dict[str, Floats] = {axis: np.full(1024, math.nan) for axis in X}
+        """Axis → its values; metric → its values and, below them, what counts as them in a mean."""
 
     @property
     def metrics(self) -> list[str]:
-        return list(itertools.islice(self._columns, len(X), None))
-
-    @property
-    def version(self) -> str:
-        """Changes whenever there is something new to draw."""
-        return f"{self.generation}.{self._tail.at}"
-
-    @property
-    def share_read(self) -> float:
-        return self._tail.at / self._tail.size if self._tail.size else 1.0
+        return list(self._columns)[len(X) :]
 
     @property
     def last_x(self) -> dict[str, float | None]:
-        return {axis: _or_none(self._before(axis)) for axis in X}
+        return {axis: _or_none(self._last(axis)) for axis in X}
 
-    def _before(self, axis: Axis) -> float:
-        """The axis at the last line that was read."""
+    def _last(self, axis: Axis) -> float:
         return float(self._columns[axis][self.lines - 1]) if self.lines else math.nan
 
     def read(self) -> bool:
-        """Take in the next few megabytes; whether there were any."""
-        at = self._tail.at
-        void, text = self._tail.read()
+        """Take in the next megabyte; whether there was anything new."""
+        version = self.tail.version
+        void, text = self.tail.read()
         if void:
-            self.generation += 1
             self._forget()
-            at = 0
         if text:
             self._append(parse_lines(text))
-        return bool(text) or self._tail.at > at
+        return self.tail.version != version
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
         names = dict.fromkeys(itertools.chain.from_iterable(rows))
         columns = {clip_text(name): _column(rows, name) for name in names}
         for axis in X:  # a line without an axis (a validation has no seconds) has that of the line before it
-            columns[axis] = _filled_forward(columns.get(axis, np.full(len(rows), math.nan)), self._before(axis))
+            values = columns.get(axis, np.full(len(rows), math.nan))
+            values = np.append(self._last(axis), np.where(np.isfinite(values), values, math.nan))
+            columns[axis] = np.fmax.accumulate(values)[1:]
         if "loss" in columns and SPEED not in columns:
-            tokens, seconds = (np.append(self._before(axis), columns[axis]) for axis in ("tokens", "seconds"))
-            columns[SPEED] = _speed(tokens, seconds, ~np.isnan(columns["loss"]))
-        start, end = self.lines, self.lines + len(rows)
+            columns[SPEED] = self._speed(columns)
+        start, self.lines = self.lines, self.lines + len(rows)
         room = len(self._columns["step"])
         for name, column in columns.items():
             is_new = name not in self._columns and len(name) <= 200 and not np.isnan(column).all()
             if is_new and len(self._columns) < len(X) + MAX_METRICS:
-                self._columns[name] = np.full(room, math.nan, np.float32)
-        if end > room:
-            more = max(end, 2 * room) - room
+                self._columns[name] = np.full((2, room), math.nan, np.float32)
+        if self.lines > room:
             for name, column in self._columns.items():
-                self._columns[name] = np.append(column, np.full(more, math.nan, column.dtype))
+                more = np.full((*column.shape[:-1], self.lines), math.nan, column.dtype)
+                self._columns[name] = np.append(column, more, axis=-1)
         with np.errstate(over="ignore"):  # beyond float32 is not a usable number
             for name in self._columns.keys() & columns.keys():
-                self._columns[name][start:end] = columns[name]
+                self._columns[name][..., start : self.lines] = columns[name]
         self.samples += [
             {"step": _or_none(columns["step"][i]), "text": clip_text(row["sample"])}
             for i, row in enumerate(rows if "sample" in names else ())
@@ -205,22 +199,43 @@ class Curves:
         ]
         if len(self.samples) > MAX_SAMPLES:  # the first and the latest say the most
             self.samples = self.samples[:20] + self.samples[-(MAX_SAMPLES - 20) :]
-        self.lines = end
         if self.lines > MAX_LINES:
             self._thin()
 
+    def _speed(self, columns: dict[str, Floats]) -> Floats:
+        """Tokens a second since the step before; NaN where the clock did not go forward, or nothing was trained."""
+        steps = np.flatnonzero(~np.isnan(columns["loss"]))
+        tokens, seconds = (np.diff(columns[axis][steps], prepend=self._last(axis)) for axis in ("tokens", "seconds"))
+        forward = (tokens > 0) & (seconds > 0)
+        speed = np.full(len(columns["loss"]), math.nan)
+        speed[steps[forward]] = tokens[forward] / seconds[forward]
+        return speed
+
     def _thin(self) -> None:
-        """Keep two of each four lines, with the least and the greatest value of each metric."""
-        whole = self.lines // 4 * 4
+        """Keep two of each group of lines, all groups of one size, so that no part of a run is drawn coarser."""
+        if self._thinned >= MAX_LINES // 2:
+            self._thinned = self._keep_two(0, self._thinned, 4)
+            self._group *= 2
+        self._thinned = self._keep_two(self._thinned, self.lines, self._group)
+
+    def _keep_two(self, start: int, end: int, group: int) -> int:
+        """Keep the least and the greatest value of each `group` lines, and the mean; return where those kept end."""
+        stop = end - (end - start) % group
         for name, column in self._columns.items():
-            four = column[:whole].reshape(-1, 4)
-            if name in X:
-                two = four[:, [0, 3]]
-            else:
-                low, high = np.fmin.reduce(four, axis=1), np.fmax.reduce(four, axis=1)
-                two = np.stack([np.where(low == high, math.nan, low), high], axis=1)
-            column[: self.lines - whole // 2] = np.append(two, column[whole : self.lines])
-        self.lines -= whole // 2
+            groups = column[..., start:stop].reshape(*column.shape[:-1], -1, group)
+            two = groups[..., [0, -1]]
+            if name not in X:
+                low, high = np.fmin.reduce(groups[0], axis=1), np.fmax.reduce(groups[0], axis=1)
+                usable = np.isfinite(groups[1])
+                with np.errstate(invalid="ignore"):
+                    mean = np.where(usable, groups[1], 0).sum(axis=1) / usable.sum(axis=1)
+                two = np.array([[low, high], [mean, mean]]).transpose(0, 2, 1)
+                two[:, usable.sum(axis=1) == 1, 0] = math.nan
+            kept = np.concatenate([two.reshape(*column.shape[:-1], -1), column[..., stop : self.lines]], axis=-1)
+            column[..., start : start + kept.shape[-1]] = kept
+        n_kept = (stop - start) // group * 2
+        self.lines -= stop - start - n_kept
+        return start + n_kept
 
     def between(
         self, axis: Axis, low: float | None, high: float | None, width: int, logarithmic: bool
@@ -232,57 +247,31 @@ class Curves:
             None is a gap, where there are only unusable numbers.
         """
         x = self._columns[axis][: self.lines]
-        drawable = (x > 0) if logarithmic else ~np.isnan(x)
-        inside = np.flatnonzero(
-            drawable & (x >= (-math.inf if low is None else low)) & (x <= (math.inf if high is None else high))
-        )
-        if not len(inside):
+        drawable = np.count_nonzero(~(x > (0 if logarithmic else -math.inf)))  # from here on: no axis ever falls
+        start = drawable + np.searchsorted(x[drawable:], -math.inf if low is None else low)
+        end = drawable + np.searchsorted(x[drawable:], math.inf if high is None else high, "right")
+        if start == end:
             return {}
-        start, end = max(0, int(inside[0]) - 1), int(inside[-1]) + 2  # one more on each side, to reach the edges
-        kept = start + np.flatnonzero(drawable[start:end])
-        x = x[kept]
-        group = np.arange(len(x))
+        inside = slice(max(drawable, start - 1), end + 1)  # one more on each side, to reach the edges
+        x = x[inside]
+        first = np.arange(len(x))
         if len(x) > width:
-            position = np.log(x) if logarithmic else x
-            span = (position.max() - position.min()) or 1.0
-            group = np.minimum(((position - position.min()) / span * width).astype(np.int64), width - 1)
-        if (np.diff(group) < 0).any():  # steps that were taken twice
-            order = np.argsort(group, kind="stable")
-            kept, x, group = kept[order], x[order], group[order]
-        first = np.flatnonzero(np.diff(group, prepend=-1))
+            left, right = np.log(x[[0, -1]]) if logarithmic else x[[0, -1]]
+            edges = left + (right - left) * np.arange(1, width) / width
+            first = np.searchsorted(x, np.exp(edges) if logarithmic else edges)
+            first = np.unique(np.append(0, np.minimum(first, len(x) - 1)))
         x = x[np.append(first[1:], len(x)) - 1]
-        curves = {name: _decimated(x, self._columns[name][kept], first) for name in self.metrics}
+        curves = {name: _decimated(x, self._columns[name][:, : self.lines][:, inside], first) for name in self.metrics}
         return {name: curve for name, curve in curves.items() if curve["x"]}
 
     def interpolated(self, axis: Axis, steps: Sequence[float]) -> list[float | None]:
         """`axis` at some steps; None for those that were not taken."""
         step, value = self._columns["step"][: self.lines], self._columns[axis][: self.lines]
-        known = ~np.isnan(step) & ~np.isnan(value)
-        if not known.any():
+        known = np.count_nonzero(np.isnan(step) | np.isnan(value))
+        if known == self.lines:
             return [None for _ in steps]
-        at = np.interp(np.asarray(steps, np.float64), step[known], value[known], left=math.nan, right=math.nan)
+        at = np.interp(np.asarray(steps, np.float64), step[known:], value[known:], left=math.nan, right=math.nan)
         return [_or_none(value) for value in at]
-
-
-def _filled_forward(values: Floats, before: float) -> Floats:
-    whole = np.append(before, values)
-    last = np.maximum.accumulate(np.where(np.isfinite(whole), np.arange(len(whole)), 0))
-    filled: Floats = whole[last][1:]
-    return filled
-
-
-def _speed(tokens: Floats, seconds: Floats, is_step: Any) -> Floats:
-    """Tokens a second since the step before; NaN where the clock did not go forward, or nothing was trained.
-
-    Args:
-        tokens: and seconds: those before the first line, then those of each line.
-    """
-    steps = np.flatnonzero(is_step)
-    more, took = (np.diff(values[np.append(0, steps + 1)]) for values in (tokens, seconds))
-    speed = np.full(len(is_step), math.nan)
-    valid = (took > 0) & (more > 0)
-    speed[steps[valid]] = more[valid] / took[valid]
-    return speed
 
 
 def _decimated(x: Floats, values: Floats, first: Any) -> dict[str, list[Any]]:
@@ -290,20 +279,25 @@ def _decimated(x: Floats, values: Floats, first: Any) -> dict[str, list[Any]]:
 
     Args:
         x: of each group.
+        values: of each line, below them what counts in the mean.
         first: where each group begins in `values`.
     """
-    usable, absent = np.isfinite(values), np.isnan(values)
-    n_usable = np.add.reduceat(usable, first, dtype=np.int32)
-    there = np.flatnonzero(~np.logical_and.reduceat(absent, first))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.add.reduceat(np.where(usable, values, 0), first, dtype=np.float64) / n_usable
-    curve = {"x": x[there].tolist(), "mean": _rounded(mean[there])}
+    there = ~np.logical_and.reduceat(np.isnan(values[0]), first)
+    usable = np.isfinite(values[0])
+    n_usable = np.add.reduceat(usable, first, dtype=np.int64)
+    some = n_usable > 0
+    begin = (np.cumsum(n_usable) - n_usable)[some]
+    extremes, means = values[0][usable], values[1][usable]
+
+    def points(of_groups: Floats) -> list[float | None]:
+        whole = np.full(len(first), math.nan)
+        whole[some] = of_groups
+        return _rounded(whole[there])
+
+    curve = {"x": x[there].tolist(), "mean": points(np.add.reduceat(means, begin, dtype=float) / n_usable[some])}
     if (n_usable > 1).any():
-        values = np.where(usable, values, math.nan)
-        curve |= {
-            name: _rounded(extreme.reduceat(values, first)[there])
-            for name, extreme in (("low", np.fmin), ("high", np.fmax))
-        }
+        for name, extreme in (("low", np.minimum), ("high", np.maximum)):
+            curve[name] = points(extreme.reduceat(extremes, begin))
     return curve
 
 
@@ -316,18 +310,15 @@ def _or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-@dataclass
 class EventLog:
     """The latest lines of a run's events.jsonl."""
 
-    path: Path
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._tail = Tail(self.path)
+    def __init__(self, path: Path) -> None:
+        self.tail = Tail(path)
+        self.events: list[dict[str, Any]] = []
 
     def read(self) -> None:
-        void, objects = self._tail.read_objects()
+        void, objects = self.tail.read_objects()
         new = [
             {clip_text(name)[:200]: _plain(value) for name, value in itertools.islice(event.items(), 40)}
             for event in objects[-MAX_EVENTS:]
@@ -341,44 +332,37 @@ def _plain(value: Any) -> str | int | float | bool | None:
         case bool() | None:
             return value
         case int() | float():
-            return value if abs(value) < 2**53 else str(value)  # NaN is not less
+            return value if abs(value) < 2**53 else str(value)
         case str():
             return clip_text(value)
         case _:
             return clip_text(json.dumps(value, ensure_ascii=False))
 
 
-@dataclass
 class HealthMaps:
     """Numbers of each layer at intervals: lines `{"step": 100, "layers": [{"gradient_norm": 0.1, …}, …]}`.
 
     Every number that a layer has becomes a map of its own, whatever its name.
     """
 
-    path: Path
-    maps: dict[str, list[list[float | None]]] = field(default_factory=dict)
-    """Metric → for each measurement → for each layer."""
-    steps: list[float] = field(default_factory=list)
-    generation: int = 0
+    def __init__(self, path: Path) -> None:
+        self.tail = Tail(path)
+        self._forget()
 
-    def __post_init__(self) -> None:
-        self._tail = Tail(self.path)
+    def _forget(self) -> None:
+        self.maps: dict[str, list[list[float | None]]] = {}
+        """Metric → for each measurement → for each layer."""
+        self.steps: list[float] = []
         self._every, self._measurements = 1, 0
 
-    @property
-    def version(self) -> str:
-        return f"{self.generation}.{self._tail.at}"
-
     def read(self) -> None:
-        void, objects = self._tail.read_objects()
+        void, objects = self.tail.read_objects()
         if void:
-            self.maps, self.steps, self._every, self._measurements = {}, [], 1, 0
-            self.generation += 1
+            self._forget()
         for line in objects:
-            self._take(line)
+            self._append(line.get("step"), line.get("layers"))
 
-    def _take(self, line: dict[str, Any]) -> None:
-        step, layers = line.get("step"), line.get("layers")
+    def _append(self, step: object, layers: object) -> None:
         if not isinstance(step, int) or not isinstance(layers, list) or abs(step) > 2**53:
             return
         self._measurements += 1
@@ -391,8 +375,7 @@ class HealthMaps:
             self.maps.setdefault(clip_text(name)[:200], [[] for _ in self.steps])
         self.steps.append(step)
         for name, columns in self.maps.items():
-            values = _column(layers, name)
-            columns.append(_rounded(values) if name in numbers else [])
+            columns.append(_rounded(_column(layers, name)) if name in numbers else [])
         if len(self.steps) > MAX_MEASUREMENTS:
             self.steps = self.steps[::2]
             self.maps = {name: columns[::2] for name, columns in self.maps.items()}

@@ -73,7 +73,7 @@ class WatchedRun:
     def status(self) -> dict[str, Any]:
         state = self._state()
         try:
-            quiet = max(0.0, time.time() - self.curves.path.stat().st_mtime)
+            quiet = max(0.0, time.time() - self.curves.tail.path.stat().st_mtime)
         except OSError:
             quiet = None
         if state == "running" and quiet is not None and quiet > QUIET_SECONDS:
@@ -131,8 +131,8 @@ class WatchedRun:
         positions = self.curves.interpolated(axis, steps)
         return {
             "id": self.id,
-            "version": self.curves.version,
-            "share_read": self.curves.share_read,
+            "version": self.curves.tail.version,
+            "share_read": self.curves.tail.share_read,
             "last": self.curves.last_x,
             "metrics": metrics,
             "training_bits_per_byte": self._training_bits_per_byte(metrics),
@@ -290,7 +290,7 @@ def make_app(runs: Runs) -> "FastAPI":
             return answer({"detail": "no such run"}, 404)
         with run.lock:
             run.read()
-            if since and since == run.curves.version:
+            if since and since == run.curves.tail.version:
                 return answer({"id": id, "version": since})
             return answer(run.curves_between(axis, low, high, width, logarithmic))
 
@@ -301,7 +301,7 @@ def make_app(runs: Runs) -> "FastAPI":
         if run is None:
             return answer({"detail": "no such run"}, 404)
         with run.lock:
-            version = f"{run.curves.generation}.{len(run.curves.samples)}.{run.health.version}"
+            version = f"{run.curves.tail.generation}.{len(run.curves.samples)}.{run.health.tail.version}"
             if since and since == version:
                 return answer({"id": id, "version": version})
             return answer({"id": id, "version": version, **run.samples_and_health()})

@@ -22,6 +22,7 @@ from groundup.files import canonical_json, write_json
 from groundup.tokenizer import split
 from groundup.tokenizer.bpe import Pair, apply_merges
 from groundup.tokenizer.columns import as_list
+from groundup.tokenizer.declared import added_entry
 from groundup.tokenizer.explain import EXPLAINED_BYTES, PreToken, merges_of
 from groundup.tokenizer.settings import MULTIPLE, N_BYTES
 from groundup.tokenizer.vocabulary import to_bytes, to_characters, to_utf8
@@ -43,7 +44,7 @@ NOT_LOADED = (ImportError, OSError, RuntimeError, MemoryError)
 
 
 class ByteLevel:
-    """A vocabulary, its merges, and how text is cut before merging."""
+    """A vocabulary, its merges, and how text is cut before merging; its methods are those of `Rules`."""
 
     begins_with_space = False
     suffix = ".json"
@@ -116,7 +117,6 @@ class ByteLevel:
         self._cache: dict[str, list[int]] = {}
 
     def cut(self, text: str | bytes, allowed: Collection[str]) -> Iterator[tuple[str | bytes, int | None]]:
-        """The text, normalised, cut around the tokens that are recognised; each part with its id, if it is one."""
         as_text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
         refused = {i for special, i in self.special.items() if special not in allowed}
         for part, i in self._cut(as_text, refused):
@@ -133,11 +133,6 @@ class ByteLevel:
     # Encoding what stands between recognised tokens
 
     def encode(self, part: str | bytes, encoder: "Encoder | None" = None) -> list[int]:
-        """The ids of a text that holds no recognised token.
-
-        Args:
-            encoder: the compiled loops, for texts that are long enough to call them.
-        """
         if isinstance(part, bytes):
             ids, rest = self._up_to_wrong_byte(part, encoder)
             return ids + self._encode_pre_token(rest, encoder)
@@ -188,11 +183,6 @@ class ByteLevel:
             return None
         return self._encoder
 
-    def load_encoder(self) -> bool:
-        """Load the compiled loops, and use them from now on; whether they are there."""
-        self.compiled = True
-        return self._encoder is not None
-
     @functools.cached_property
     def _encoder(self) -> "Encoder | None":
         try:
@@ -209,7 +199,6 @@ class ByteLevel:
     # Explaining
 
     def explain(self, text: str | bytes, allowed: Collection[str]) -> Iterator[PreToken]:
-        """The pre-tokens of a text, each with its ids and merges."""
         explain_pre_token = functools.cache(self._explain_pre_token)  # words come again
         for part, i in self.cut(text, allowed):
             if i is not None:
@@ -234,7 +223,6 @@ class ByteLevel:
     # More tokens
 
     def extended(self, added: Sequence[str], special: Sequence[str]) -> "ByteLevel":
-        """These rules with more tokens, their ids after the last; see `Tokenizer.extended`."""
         new = [*added, *special]
         for text in new:
             self._refuse_as_token(text)
@@ -280,11 +268,9 @@ class ByteLevel:
     # The file
 
     def spelled(self, i: int) -> str:
-        """The token of id `i` as its file spells it."""
         return self.tokens[i].decode() if i in self.unmerged else to_characters(self.tokens[i])
 
     def content(self) -> bytes:
-        """Everything that decides the ids of a text."""
         return canonical_json(self.to_hugging_face())
 
     def to_hugging_face(self) -> dict[str, Any]:
@@ -303,19 +289,12 @@ class ByteLevel:
         pattern = {"Regex": split.PATTERNS.get(self.pattern, self.pattern)}
         cut = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        flags = {"single_word": False, "lstrip": False, "rstrip": False}
         return {
             "version": "1.0",
             "truncation": None,
             "padding": None,
             "added_tokens": [
-                {
-                    "id": i,
-                    "content": text,
-                    **flags,
-                    "normalized": text in self.normalized,
-                    "special": text in self.special,
-                }
+                added_entry(text, i, normalized=text in self.normalized, special=text in self.special)
                 for text, i in sorted({**self.special, **self.added}.items(), key=lambda token: token[1])
             ],
             "normalizer": {"type": self.normalizer} if self.normalizer else None,
@@ -337,7 +316,6 @@ class ByteLevel:
         }
 
     def write(self, path: Path) -> None:
-        """Write it as a tokenizer.json."""
         write_json(path, self.to_hugging_face())
 
 

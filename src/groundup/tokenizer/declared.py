@@ -54,26 +54,20 @@ def _first_of(names: Iterable[str], special: Mapping[str, int]) -> int | None:
     return next((special[name] for name in names if name in special), None)
 
 
-@dataclass(frozen=True)
-class AddedToken:
-    """A token that was added to a vocabulary after it was learned."""
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-    text: str
-    id: int
-    flags: Mapping[str, bool]
-    """`special`, `normalized`, `single_word`, `lstrip` and `rstrip`, as tokenizer.json has them."""
 
-    @property
-    def entry(self) -> dict[str, Any]:
-        """The token as `added_tokens` of a tokenizer.json lists it."""
-        return {"id": self.id, "content": self.text, **self.flags}
+def added_entry(text: str, i: int, **flags: bool) -> dict[str, Any]:
+    """A token as `added_tokens` of a tokenizer.json lists it."""
+    return {"id": i, "content": text, **dict.fromkeys(FLAGS, False), **flags}
 
 
 @dataclass(frozen=True)
 class Declared:
     """What stands in the files beside a tokenizer."""
 
-    added: tuple[AddedToken, ...] = ()
+    added: tuple[dict[str, Any], ...] = ()
+    """Tokens that were added to the vocabulary after it was learned, each an `added_entry`."""
     special: frozenset[str] = frozenset()
     """Texts of tokens that are named in a role, and so are special."""
     opener: tuple[str | int, ...] = ()
@@ -155,23 +149,23 @@ def _candidates(role: str, said: list[dict[str, Any]], numbered: Iterable[dict[s
 
 def _added(
     directory: Path, config: dict[str, Any], added: dict[str, Any], special: frozenset[str]
-) -> Iterable[AddedToken]:
+) -> Iterable[dict[str, Any]]:
     """The tokens of tokenizer_config.json, which says how each is recognised, then those of added_tokens.json alone."""
-    plain = {"single_word": False, "lstrip": False, "rstrip": False}
-    seen: set[str] = set()
+    entries: dict[str, dict[str, Any]] = {}
     for number, token in (config.get("added_tokens_decoder") or {}).items():
         text = _text(token)
         if text and str(number).isdigit():
-            seen.add(text)
-            flags = {name: bool(token.get(name)) for name in (*plain, "normalized", "special")}
-            yield AddedToken(text, int(number), flags | {"special": flags["special"] or text in special})
+            flags = {name: bool(flag) for name, flag in token.items() if name in FLAGS}
+            entries[text] = added_entry(text, int(number), **flags)
     for text, i in added.items():
         if isinstance(i, bool) or not isinstance(i, int) or i < 0:
             raise DataError(
                 f"{directory / 'added_tokens.json'} gives {text!r} the id {i!r}; it should be a whole number from 0"
             )
-        if text not in seen:
-            yield AddedToken(text, i, {**plain, "normalized": text not in special, "special": text in special})
+        entries.setdefault(text, added_entry(text, i, normalized=text not in special))
+    for text in special & entries.keys():
+        entries[text]["special"] = True
+    return entries.values()
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def _read_gpt2(vocabulary: Path, merges: Path, declared: Declared) -> tuple[Byte
     pattern, normalizer = SPLIT_BY_CLASS.get(declared.kind, ("gpt2", None))
     ids: dict[str, int] = read_json(vocabulary)
     for token in declared.added:
-        ids.setdefault(token.text, token.id)
+        ids.setdefault(token["content"], token["id"])
     with reading(merges) as stream:
         lines = stream.read().decode().split("\n")
     pairs = {
@@ -188,7 +188,8 @@ def _read_gpt2(vocabulary: Path, merges: Path, declared: Declared) -> tuple[Byte
         for number, line in enumerate(lines, 1)
         if line and not line.startswith("#version")
     }
-    added = {token.text: ids[token.text] for token in declared.added if token.text not in declared.special}
+    texts = (token["content"] for token in declared.added)
+    added = {text: ids[text] for text in texts if text not in declared.special}
     special = _special_in(ids, pairs.values(), declared.special, added)
     rules = from_strings(ids, pairs, special, pattern, added=added, normalizer=normalizer)
     return rules, declared.roles(special)

@@ -1,6 +1,5 @@
 """Hugging Face's tokenizer.json, and what vocabularies written as strings have in common."""
 
-import itertools
 import json
 import re
 from collections import Counter
@@ -13,19 +12,18 @@ from groundup.files import reading
 from groundup.tokenizer import split
 from groundup.tokenizer.bpe import apply_merges
 from groundup.tokenizer.byte_level import ByteLevel
-from groundup.tokenizer.declared import Declared, Roles
+from groundup.tokenizer.declared import Declared, Roles, added_entry
 from groundup.tokenizer.vocabulary import BYTE_CHARACTERS, CHARACTER_BYTES, to_bytes
 
 
 def with_added(file: dict[str, Any], declared: Declared) -> dict[str, Any]:
     """A tokenizer.json with the tokens that only the files beside it name, as Hugging Face's library reads them."""
     there = {token["content"]: token for token in file.get("added_tokens") or []}
-    entries = {token.text: token.entry for token in declared.added} | there
+    entries = {token["content"]: token for token in declared.added} | there
     vocabulary = file["model"]["vocab"]
     ids = vocabulary if isinstance(vocabulary, dict) else {text: i for i, (text, _) in enumerate(vocabulary)}
     for text in declared.special & ids.keys() - entries.keys():  # in the vocabulary, and made special by its role
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-        entries[text] = {"id": ids[text], "content": text, **flags, "special": True}
+        entries[text] = added_entry(text, ids[text], special=True)
     added = [{**token, "special": token.get("special", True) or text in declared.special}
              for text, token in entries.items()]  # fmt: skip
     return {**file, "added_tokens": sorted(added, key=lambda token: token["id"])}
@@ -33,9 +31,7 @@ def with_added(file: dict[str, Any], declared: Declared) -> dict[str, Any]:
 
 def framing(file: Mapping[str, Any], special: Mapping[str, int]) -> tuple[int | None, int | None]:
     """The ids that the post-processor of a tokenizer.json puts before and behind a text."""
-    processor = file.get("post_processor") or {}
-    steps = processor.get("processors") or [processor]
-    for step in steps:
+    for step in steps_of(file.get("post_processor"), "processors"):
         match step:
             case {"type": "TemplateProcessing", "single": [*parts]}:
                 names = [part.get("SpecialToken", {}).get("id") for part in parts]
@@ -87,10 +83,7 @@ def read_byte_level(file: dict[str, Any], declared: Declared) -> tuple[ByteLevel
 
 def _normalizer_in(normalizer: dict[str, Any] | None) -> str | None:
     """One Unicode form. Of several in a row, the last composes or not, and any with a K has replaced for good."""
-    if normalizer is None:
-        return None
-    steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-    forms = [step["type"] for step in steps]
+    forms = [step["type"] for step in steps_of(normalizer, "normalizers")]
     foreign = [form for form in forms if form not in ("NFC", "NFD", "NFKC", "NFKD")]
     if foreign:
         raise UnsupportedError(f"it has a normalizer ({foreign[0]}), which is not read; Unicode's four forms are")
@@ -105,7 +98,7 @@ def _pattern_in(pre_tokenizer: dict[str, Any] | None) -> str:
     Raises:
         UnsupportedError: for one that is not represented here.
     """
-    steps = list(_steps(pre_tokenizer)) if pre_tokenizer else []
+    steps = steps_of(pre_tokenizer, "pretokenizers")
     kinds = [step["type"] for step in steps]
     refused = UnsupportedError(
         f"its pre-tokenizer is {json.dumps(pre_tokenizer)[:200]}; only splitting once and byte level are read"
@@ -135,10 +128,11 @@ def _pattern_in(pre_tokenizer: dict[str, Any] | None) -> str:
     return name or source
 
 
-def _steps(pre_tokenizer: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    if pre_tokenizer["type"] != "Sequence":
-        return [pre_tokenizer]
-    return itertools.chain.from_iterable(_steps(step) for step in pre_tokenizer["pretokenizers"])
+def steps_of(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
+    """A step of a tokenizer.json, or, of a sequence, the steps in its field `inner`."""
+    if not step:
+        return []
+    return [each for part in step[inner] for each in steps_of(part, inner)] if inner in step else [step]
 
 
 # What is common

@@ -16,7 +16,7 @@ from groundup.tokenizer.bpe import Pair
 from groundup.tokenizer.byte_level import cut_at
 from groundup.tokenizer.declared import Declared, Roles
 from groundup.tokenizer.explain import PreToken
-from groundup.tokenizer.hugging_face import framing, with_added
+from groundup.tokenizer.hugging_face import framing, steps_of, with_added
 from groundup.tokenizer.vocabulary import CHARACTER_BYTES, to_bytes
 
 SPACE = "▁"
@@ -69,11 +69,7 @@ class Library:
         return self._encode(str(part))
 
     def encoder(self, size: int) -> None:
-        """None: the library is compiled already."""
-
-    def load_encoder(self) -> bool:
-        """False: there is nothing to load."""
-        return False
+        """None, always: the library is compiled already."""
 
     def explain(self, text: str | bytes, allowed: Collection[str]) -> Iterator[PreToken]:
         """Each token as a pre-token of its own."""
@@ -93,11 +89,9 @@ class Library:
         )
 
     def spelled(self, i: int) -> str:
-        """The token of id `i` as its file spells it."""
         return self._pieces[i]
 
     def content(self) -> bytes:
-        """Everything that decides the ids of a text."""
         return self._content
 
     def write(self, path: Path) -> None:
@@ -137,16 +131,17 @@ def read_sentencepiece(path: Path, declared: Declared) -> tuple[Library, Roles]:
     pieces = [library.IdToPiece(i) for i in range(library.GetPieceSize())]
     special = {piece: i for i, piece in enumerate(pieces) if library.IsControl(i) or library.IsUnknown(i)}
     recognised: dict[str, int] = {}
-    for token in sorted(declared.added, key=lambda token: token.id):
-        if token.text in pieces:
+    for token in sorted(declared.added, key=lambda token: token["id"]):
+        text, i = token["content"], token["id"]
+        if text in pieces:
             continue
-        if token.id != len(pieces):
+        if i != len(pieces):
             raise UnsupportedError(
-                f"{path.parent} adds {token.text!r} with id {token.id:,} to the {len(pieces):,} pieces of {path.name}; "
+                f"{path.parent} adds {text!r} with id {i:,} to the {len(pieces):,} pieces of {path.name}; "
                 f"it should have id {len(pieces):,}"
             )
-        pieces.append(token.text)
-        (special if token.flags["special"] else recognised)[token.text] = token.id
+        pieces.append(text)
+        (special if token["special"] else recognised)[text] = i
 
     def bytes_of(i: int) -> bytes:
         if i >= library.GetPieceSize():
@@ -187,7 +182,7 @@ def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> 
     with reading(path) as stream:
         file = with_added(json.loads(stream.read()), declared)
     text = json.dumps(file, ensure_ascii=False)
-    kinds = {step.get("type") for step in _steps(file.get("decoder"))}
+    kinds = {step.get("type") for step in steps_of(file.get("decoder"), "decoders")}
     if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"} or file["model"].get("type") not in ("BPE", "Unigram"):
         raise why
     try:
@@ -226,8 +221,3 @@ def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> 
     tokens = [bytes_of(i) for i in range(len(pieces))]
     rules = Library(text.encode(), ".json", pieces, tokens, encode, special, added)
     return rules, declared.roles(special, *framing(file, special))
-
-
-def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    steps = (decoder or {}).get("decoders")
-    return [decoder or {}] if steps is None else steps

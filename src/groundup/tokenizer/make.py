@@ -86,7 +86,7 @@ def _learn(settings: Learned | WholeCharacters | WholeWords, corpus: Corpus, pro
     )
     if least > 1:
         say(
-            f"pieces of text that occur fewer than {least} times were left out of learning, as "
+            f"pre-tokens that occur fewer than {least} times were left out of learning, as "
             f"tokenizer.memory_bytes = {settings.memory_bytes} does not suffice for all of them"
         )
     return tokenizer

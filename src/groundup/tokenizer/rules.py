@@ -46,9 +46,6 @@ class Rules(Protocol):
     def encoder(self, size: int) -> "Encoder | None":
         """The compiled loops, if a call that encodes `size` characters should use them."""
 
-    def load_encoder(self) -> bool:
-        """Load the compiled loops, and use them from now on; whether they are there."""
-
     def explain(self, text: str | bytes, allowed: Collection[str]) -> Iterator[PreToken]:
         """The pre-tokens of a text, each with its ids and merges."""
 

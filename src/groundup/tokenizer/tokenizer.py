@@ -432,7 +432,8 @@ class Tokenizer:
         >>> Tokenizer.learn("low lower", vocab_size=320).warm_up()
         True
         """
-        return self.rules.load_encoder()
+        self.rules.compiled = True
+        return self.rules.encoder(WORTH_LOADING) is not None
 
     def prepare(self, size: int) -> None:
         """Load the compiled loops if `size` characters, in however many calls, are worth it and they are not declined.

@@ -18,23 +18,26 @@ SETTING = re.compile(r"[A-Za-z_.]+=")
 
 
 def prompt_and_settings(words: Iterable[str]) -> tuple[str | None, list[str]]:
-    """A prompt, if one was typed, and the settings of sampling among the words.
+    """A prompt, if one was typed, and the settings of sampling among the words; `--top-k 40` is read as `top_k=40`.
 
-    >>> prompt_and_settings(["Once upon a time", "temperature=0.5"])
-    ('Once upon a time', ['temperature=0.5'])
+    >>> prompt_and_settings(["Once upon a time", "temperature=0.5", "--top-k", "40"])
+    ('Once upon a time', ['temperature=0.5', 'top_k=40'])
 
     Raises:
         SettingsError: two prompts, or an option that does not exist.
     """
     prompts: list[str] = []
     settings: list[str] = []
-    for word in words:
+    remaining = iter(words)
+    for word in remaining:
         if word.startswith("--"):
-            name, _, value = word.removeprefix("--").partition("=")
-            setting = name.replace("-", "_")
-            instead = f": write {setting}={value or 'VALUE'}, such as temperature=0.5"
-            raise SettingsError(f"no option --{name}{instead if setting in Sampling.model_fields else ''}")
-        (settings if SETTING.match(word) else prompts).append(word)
+            option, _, value = word.removeprefix("--").partition("=")
+            name = option.replace("-", "_")
+            if name not in Sampling.model_fields:
+                raise SettingsError(f"no option --{option}; how to sample is set by {', '.join(Sampling.model_fields)}")
+            settings.append(f"{name}={value or next(remaining, '')}")
+        else:
+            (settings if SETTING.match(word) else prompts).append(word)
     if len(prompts) > 1:
         raise SettingsError(f"two prompts are given, {prompts[0]!r} and {prompts[1]!r}: put one in quotes")
     return next(iter(prompts), None), settings

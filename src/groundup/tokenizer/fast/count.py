@@ -20,7 +20,7 @@ import numpy.typing as npt
 from groundup.files import write_json
 from groundup.machine import available_cores
 from groundup.tokenizer.fast.compiled import byte_at, compiled, mix, mix_bytes, same_bytes, two_words
-from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, IN_TWO_WORDS, Words, slices
+from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, IN_TWO_WORDS, Words, joined, slices
 from groundup.tokenizer.fast.scan import Bytes, Offsets, pre_token_ends
 
 N_PARTS = 64
@@ -52,15 +52,9 @@ class PreTokens:
         return PreTokens(text, offsets, self.counts[order])
 
 
-def joined(parts: list[PreTokens]) -> PreTokens:
-    """The pre-tokens of several, one after another."""
-    begins = np.cumsum([0, *(len(part.text) for part in parts)])
-    offsets = [part.offsets[:-1] + begin for part, begin in zip(parts, begins[:-1], strict=True)]
-    return PreTokens(
-        np.concatenate([part.text for part in parts]),
-        np.concatenate([*offsets, begins[-1:]]).astype(np.int64),
-        np.concatenate([part.counts for part in parts]),
-    )
+def _together(parts: list[PreTokens]) -> PreTokens:
+    text, offsets = joined([(part.text, part.offsets) for part in parts])
+    return PreTokens(text, offsets, np.concatenate([part.counts for part in parts]))
 
 
 class PreTokenCounter:
@@ -122,7 +116,7 @@ class PreTokenCounter:
         self._wait()
         self._directory.mkdir(parents=True, exist_ok=True)
         for number, parts in enumerate(zip(*(table.parts() for table in self._tables), strict=True)):
-            np.savez(self._directory / f"{self._saved:05d}-{number:02d}.npz", **vars(joined([*parts])))
+            np.savez(self._directory / f"{self._saved:05d}-{number:02d}.npz", **vars(_together([*parts])))
         self._tables[:] = [Table() for _ in self._tables]
         self._free[:] = self._tables
         self._saved += 1
@@ -153,7 +147,7 @@ class PreTokenCounter:
         floor = max(1, int(np.searchsorted(-at_least, -most_bytes)))
         if floor > 1:
             parts = [part.chosen(np.flatnonzero(part.counts >= floor)) for part in parts]
-        return joined(parts), floor
+        return _together(parts), floor
 
     def close(self) -> None:
         """End the threads, and remove what was written where no directory was given."""

@@ -8,6 +8,7 @@ remembered is merged: a short one by looking for the best pair again and again, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from groundup.tokenizer.fast.scan import Bytes, Offsets, pre_token_ends
 
 Words = npt.NDArray[np.uint64]
 Ids = npt.NDArray[np.int32]
+Item = TypeVar("Item", bound=np.generic)
 
 REMEMBERED = 1 << 18
 """Rows of the table of pre-tokens: 8 MiB, which a core's share of the last cache still holds."""
@@ -110,11 +112,7 @@ class Encoder:
         else:
             self._threads = self._threads or ThreadPoolExecutor(self._n_threads, "encoding")
             parts = list(self._threads.map(lambda part: self._slice(text, part, opener), runs))
-        if len(parts) == 1:
-            return parts[0]
-        begins = np.cumsum([0, *(len(ids) for ids, _ in parts)], dtype=np.int64)
-        starts = [starts[:-1] + begin for (_, starts), begin in zip(parts, begins[:-1], strict=True)]
-        return np.concatenate([ids for ids, _ in parts]), np.concatenate([*starts, begins[-1:]])
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def _slice(self, text: Bytes, offsets: Offsets, opener: int) -> tuple[Ids, Offsets]:
         return self.encode_pre_tokens(text, pre_token_ends(text, offsets, self._pattern), offsets, opener)
@@ -133,6 +131,13 @@ class Encoder:
         finally:
             self._memories.append(memory)
         return ids[:count], starts
+
+
+def joined(parts: Sequence[tuple[npt.NDArray[Item], Offsets]]) -> tuple[npt.NDArray[Item], Offsets]:
+    """Arrays, each with the offsets of what is in it, as one."""
+    begins = np.cumsum([0, *(len(array) for array, _ in parts)], dtype=np.int64)
+    offsets = [offsets[:-1] + begin for (_, offsets), begin in zip(parts, begins[:-1], strict=True)]
+    return np.concatenate([array for array, _ in parts]), np.concatenate([*offsets, begins[-1:]])
 
 
 def slices(offsets: Offsets, at_least: int) -> Iterator[Offsets]:
