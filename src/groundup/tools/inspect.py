@@ -56,7 +56,7 @@ class Findings:
     """Commands."""
 
     def add(self, read: Callable[[], Facts]) -> None:
-        """Add facts; why they cannot be read is damage, and the rest is still told."""
+        """Add facts; an error of reading them is noted as damage."""
         try:
             self.facts |= read()
         except GroundupError as error:

@@ -496,7 +496,7 @@ def rows(proposal: Proposal) -> list[tuple[str, str]]:
     if separator := sample.corpus.separator:
         texts = round(sample.separated * sample.scale)
         facts.append(("separator", f"{separator}, found in your files: it cuts them into {about}{texts:,} texts"))
-    facts += [("marks", ": ".join(told)) for told in describe_marks(sample.marks.table())]
+    facts += [("marks", ": ".join(parts)) for parts in describe_marks(sample.marks.table())]
     if sample.left_out:
         facts.append(
             ("left out", f"{describe_left_out(sample.left_out, sample.left_out_names)}: read are {readable()}")
