@@ -23,7 +23,7 @@ def test_a_recorded_score_is_read_and_told(finished_home: Path) -> None:
 def test_what_has_no_score_or_names_no_file_is_answered(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no run or model at"):
         read_score(tmp_path / "gone")
-    with pytest.raises(SettingsError, match="name files to score"):
+    with pytest.raises(SettingsError, match="name the files to score"):
         read_score(tmp_path)
     for words in (["corpus.text_field=body"], ["a.txt", "pretrain.steps=3"]):
         with pytest.raises(SettingsError, match=f"{words[-1]} is given, but no recipe"):
