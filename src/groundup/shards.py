@@ -235,6 +235,15 @@ def check_ids(path: Path, ids: npt.NDArray[Any], vocab_size: int) -> None:
             )
 
 
+def count_ids(splits: Iterable[npt.NDArray[Any]], vocab_size: int) -> npt.NDArray[np.int64]:
+    """How often each id occurs in all splits together."""
+    counts = np.zeros(vocab_size, np.int64)
+    for ids in splits:
+        for first in range(0, len(ids), IDS_AT_ONCE):
+            counts += np.bincount(ids[first : first + IDS_AT_ONCE], minlength=vocab_size)
+    return counts
+
+
 def refuse_another_tokenizer(shards: Path, wanted: str | None, whose: str) -> None:
     """Compare the tokenizer that shards were packed with, where both digests are recorded.
 

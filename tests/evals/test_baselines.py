@@ -32,7 +32,7 @@ def test_xz_is_xz_over_all_documents_together() -> None:
 def test_unigram_is_counting_plus_one(
     tokenizer: Tokenizer, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines, "TOKENS_AT_ONCE", tokens_at_once)
+    monkeypatch.setattr("groundup.shards.IDS_AT_ONCE", tokens_at_once)
     targets = [[*tokenizer.encode(text), tokenizer.opener] for text in TRAIN]
     seen = Counter(i for ids in targets for i in ids)
     total = sum(seen.values()) + tokenizer.vocab_size

@@ -10,10 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from groundup.shards import Tokens
+from groundup.shards import Tokens, count_ids
 from groundup.tokenizer.tokenizer import Tokenizer
-
-TOKENS_AT_ONCE = 1 << 24
 
 
 def texts(split: Tokens, tokenizer: Tokenizer) -> Iterator[bytes]:
@@ -41,9 +39,7 @@ def unigram(train: Tokens, test: Tokens, vocab_size: int) -> float:
 
 def _counts(split: Tokens, vocab_size: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     """How often each id is a target: all but the first token of the stream are, and what follows a closer."""
-    counts = np.zeros(vocab_size, np.int64)
-    for first in range(1, len(split.ids), TOKENS_AT_ONCE):
-        counts += np.bincount(split.ids[first : first + TOKENS_AT_ONCE], minlength=vocab_size)
+    counts = count_ids([split.ids[1:]], vocab_size)
     if split.closer is not None:
         counts[split.ids[0]] -= split.n_documents
     return counts

@@ -7,7 +7,7 @@ import dataclasses
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ SQUARE = {"cpu": 2048}
 """Edge of a square matmul that is timed beside the model's own shapes; on accelerators it is 8192."""
 WORTH_MEASURING_FLOPS, WORTH_COMPILING_SECONDS = 2e13, 60.0
 """FLOPs of a whole training from which on its speed is measured; seconds from which on compilation is tried."""
+PARTS = ("data", "forward", "backward", "clip", "optimizer", "rest")
 MOST_ROWS = 16_384
 """Rows of the matmuls of the model's shapes."""
 
@@ -76,11 +77,8 @@ class Speed:
 
     def table(self) -> dict[str, Any]:
         """All of it as plain values."""
-        return {
-            **dataclasses.asdict(self),
-            "flops_per_second": self.flops_per_second,
-            "share_of_peak": self.share_of_peak,
-        }
+        derived = {"flops_per_second": self.flops_per_second, "share_of_peak": self.share_of_peak}
+        return dataclasses.asdict(self) | derived
 
 
 def measure_speed(
@@ -144,7 +142,7 @@ def time_steps(
     taken: list[float] = []
     tokens = 0
     began = last = 0.0
-    for step in _fit(assembled, settings, drawn, most):
+    for step in _fit(assembled, settings, drawn, assembled.gradients(settings), most):
         done = step.number - WARMUP_STEPS
         if done > 0 and done % group:
             continue
@@ -212,11 +210,8 @@ def tokens_per_second(
     model: ModelConfig, settings: PretrainSettings, shards: Path, device: torch.device, seconds: float
 ) -> float:
     """Median over the steps of a throw-away model that is trained for `seconds`, a micro-batch a step."""
-    assembled, drawn = (
-        set_up(model, settings, device),
-        single_micro_batches(open_split(shards, "train"), model, settings),
-    )
-    taken, tokens = time_steps(assembled, settings, drawn, device, seconds=seconds)
+    drawn = single_micro_batches(open_split(shards, "train"), model, settings)
+    taken, tokens = time_steps(set_up(model, settings, device), settings, drawn, device, seconds=seconds)
     return tokens / statistics.median(taken)
 
 
@@ -294,40 +289,26 @@ def _wait(device: torch.device) -> None:
 
 
 def _fit(
-    assembled: Assembled,
-    settings: PretrainSettings,
-    drawn: Iterator[Batch],
-    steps: int,
-    around: Callable[[Gradients[Batch]], Gradients[Batch]] = lambda gradients: gradients,
+    assembled: Assembled, settings: PretrainSettings, drawn: Iterator[Batch], gradients: Gradients[Batch], steps: int
 ) -> Iterator[Any]:
     """Steps as the stage takes them, at the top of the schedule, whatever the size of the batches."""
-    gradients = around(assembled.gradients(settings))
-    return fit(
-        assembled.optimizer,
-        lambda _: 1.0,
-        drawn,
-        gradients,
-        steps=steps,
-        clip=settings.clip,
-        clip_value=settings.clip_value,
-        scaler=assembled.scaler,
-    )
+    return fit(assembled.optimizer, lambda _: 1.0, drawn, gradients, steps=steps, clip=settings.clip,
+               clip_value=settings.clip_value, scaler=assembled.scaler)  # fmt: skip
 
 
 class _Clock:
-    """Adds up the time between marks, each of them after the device has finished."""
+    """Adds up the seconds of parts, each of them until the device has finished and the next part begins."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._device = device
-        self._last = time.perf_counter()
+        self._part, self._began = "rest", time.perf_counter()
 
-    def mark(self, part: str) -> None:
-        """What was done since the last mark was `part`."""
+    def begin(self, part: str) -> None:
         _wait(self._device)
         now = time.perf_counter()
-        self.seconds[part] += now - self._last
-        self._last = now
+        self.seconds[self._part] += now - self._began
+        self._part, self._began = part, now
 
 
 def _time_parts(
@@ -335,45 +316,37 @@ def _time_parts(
 ) -> dict[str, float]:
     """Seconds of a step by part. Wrapped around what `fit` is given: it has no switch for this."""
     clock = _Clock(device)
-    before = ["data"]
 
-    def reading() -> Iterator[Batch]:
+    def timed_batches() -> Iterator[Batch]:
         while True:
-            clock.mark("rest")
+            clock.begin("data")
             batch = next(drawn)
-            clock.mark("data")
+            clock.begin("rest")
             yield batch
 
-    def loss(*given: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        clock.mark(before[0])
-        before[0] = "backward"  # of the piece before
-        found = assembled.loss(*given)
-        clock.mark("forward")
-        return found
+    def timed_loss(*given: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        clock.begin("forward")
+        result = assembled.loss(*given)
+        clock.begin("backward")
+        return result
 
-    def around(gradients: Gradients[Batch]) -> Gradients[Batch]:
-        def timed(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            clock.mark("rest")
-            before[0] = "data"  # brought to the device
-            found = gradients(batch)
-            clock.mark("backward")
-            return found
+    gradients = dataclasses.replace(assembled, loss=timed_loss).gradients(settings)
 
-        return timed
+    def timed_gradients(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        clock.begin("data")  # brought to the device
+        result = gradients(batch)
+        clock.begin("clip")
+        return result
 
-    hooks = [
-        assembled.optimizer.register_step_pre_hook(lambda *_: clock.mark("clip")),
-        assembled.optimizer.register_step_post_hook(lambda *_: clock.mark("optimizer")),
-    ]
-    timed = dataclasses.replace(assembled, loss=loss)
-    for step in _fit(timed, settings, reading(), WARMUP_STEPS + steps, around):
-        clock.mark("rest")
+    before = assembled.optimizer.register_step_pre_hook(lambda *_: clock.begin("optimizer"))
+    after = assembled.optimizer.register_step_post_hook(lambda *_: clock.begin("rest"))
+    for step in _fit(assembled, settings, timed_batches(), timed_gradients, WARMUP_STEPS + steps):
+        clock.begin("rest")
         if step.number == WARMUP_STEPS:
             clock.seconds.clear()
-    for hook in hooks:
-        hook.remove()
-    names = ("data", "forward", "backward", "clip", "optimizer", "rest")
-    return {name: clock.seconds[name] / steps for name in names}
+    before.remove()
+    after.remove()
+    return {name: clock.seconds[name] / steps for name in PARTS}
 
 
 def _trace(
@@ -382,7 +355,7 @@ def _trace(
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    stepping = _fit(assembled, settings, drawn, 1 + TRACED_STEPS)
+    stepping = _fit(assembled, settings, drawn, assembled.gradients(settings), 1 + TRACED_STEPS)
     next(stepping)
     _wait(device)
     with profile(activities=activities) as profiler:
@@ -420,7 +393,7 @@ def conditions(settings: PretrainSettings, device: torch.device) -> dict[str, st
 def describe_conditions(settings: PretrainSettings, device: torch.device) -> str:
     """The conditions in a line, for the beginning of a training."""
     machine = conditions(settings, device)
-    blocks = {"on": "compiled", "off": "not compiled"}[machine["compile"]]
+    blocks = "compiled" if settings.compile else "not compiled"
     return (
         f"training on {machine.get('accelerator', machine['processor'])}: {machine['threads']} threads, "
         f"{machine['precision']}, blocks {blocks}, memory by {machine['allocator']}"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from groundup.artifacts import is_made, read_manifest
 from groundup.corpus.document import SPLITS
 from groundup.pages.render import write_page as write_template
-from groundup.shards import IDS_AT_ONCE, open_split
+from groundup.shards import count_ids, open_split
 from groundup.tokenizer.explain import EXPLAINED_BYTES, PreToken
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.vocabulary import readable
@@ -201,12 +201,8 @@ def uses_in(run: Path, vocab_size: int) -> Uses | None:
         return None
     if read_manifest(shards).inputs.get("tokenizer") != read_manifest(tokenizer).digest:
         return None
-    uses = np.zeros(vocab_size, np.int64)
-    for split in SPLITS:
-        ids = open_split(shards, split, vocab_size).ids[:-1]  # the last only closes the stream
-        for first in range(0, len(ids), IDS_AT_ONCE):
-            uses += np.bincount(ids[first : first + IDS_AT_ONCE], minlength=vocab_size)
-    return uses
+    splits = (open_split(shards, split, vocab_size).ids[:-1] for split in SPLITS)  # the last only closes the stream
+    return count_ids(splits, vocab_size)
 
 
 def write_page(explained: Explained, target: Path, uses: Uses | None = None) -> None:

@@ -34,7 +34,7 @@ from groundup.pretrain.doctor.run import Subject
 from groundup.pretrain.doctor.verdict import Verdict, error, ok, refuse_errors
 from groundup.pretrain.paths import RunPaths
 from groundup.recipe import Recipe
-from groundup.shards import Tokens
+from groundup.shards import Tokens, count_ids
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import loader, losses
 
@@ -85,8 +85,8 @@ def subject(home: Path) -> Subject:
 def subject_of(home: Path, *overrides: str) -> Subject:
     chosen = Recipe.load(home / "tales.toml", overrides)
     run = home / "run"
-    places = RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
-    return doctor.prepare(chosen.model, chosen.pretrain, places)
+    paths = RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
+    return doctor.prepare(chosen.model, chosen.pretrain, paths)
 
 
 def named(lines: list[Verdict]) -> set[str]:
@@ -121,19 +121,19 @@ def across_documents(subject: Subject) -> Subject:
     return with_loss(subject, partial(losses.next_token, attending=lambda batch: Causal()))
 
 
-def shifted(subject: Subject, places: int) -> Subject:
-    """Rows whose targets are the tokens so many places ahead."""
+def shifted(subject: Subject, shift: int) -> Subject:
+    """Rows whose targets are the tokens so many positions ahead."""
 
     def rows(first: int, count: int) -> Batch:
         batch = subject.rows(first, count)
-        return dataclasses.replace(batch, targets=batch.tokens.roll(-places, dims=1))
+        return dataclasses.replace(batch, targets=batch.tokens.roll(-shift, dims=1))
 
     return dataclasses.replace(subject, rows=rows)
 
 
-def shifted_in_the_loss(subject: Subject, places: int) -> Subject:
+def shifted_in_the_loss(subject: Subject, shift: int) -> Subject:
     def loss(model: Any, batch: Batch) -> Any:
-        return losses.next_token(model, dataclasses.replace(batch, targets=batch.targets.roll(1 - places, dims=1)))
+        return losses.next_token(model, dataclasses.replace(batch, targets=batch.targets.roll(1 - shift, dims=1)))
 
     return with_loss(subject, loss)
 
@@ -486,10 +486,10 @@ def test_a_weight_that_its_precision_cannot_hold_is_named(subject: Subject) -> N
 
 
 def test_ids_that_never_occur_are_told_apart(tokenizer: Tokenizer) -> None:
-    """The bytes that a text lacks are nobody's fault; pieces that it lacks are, where others could be learned."""
+    """The bytes that a text lacks are nobody's fault; merged tokens are, where others could be learned."""
     ids = [tokenizer.opener, *tokenizer.encode(WORDS)]
     tokens = Tokens(np.array(ids, np.uint16), np.array([0, len(ids) - 1]), np.array([len(WORDS)]))
-    counts = texts.count_ids([tokens, tokens], tokenizer.vocab_size)
+    counts = count_ids([tokens.ids, tokens.ids], tokenizer.vocab_size)
     assert counts.tolist() == [2 * ids.count(i) for i in range(320)]
     unused = set(range(320)) - set(ids) - set(tokenizer.special.values())
     n_bytes = sum(i < 256 for i in unused)
@@ -497,7 +497,7 @@ def test_ids_that_never_occur_are_told_apart(tokenizer: Tokenizer) -> None:
     assert line.level == "ok"
     assert line.finding.startswith(f"of 320 ids {len(unused)} never occur: ")
     assert f"{n_bytes} are bytes that these texts do not have" in line.finding
-    assert n_bytes < len(unused) < n_bytes + 24, "most of the 48 pieces are used"
+    assert n_bytes < len(unused) < n_bytes + 24, "most of the 48 merged tokens are used"
     counts[256:304] = 1
     assert texts.check_vocabulary(counts, tokenizer, may_learn=True).finding == (
         f"of 320 ids {n_bytes} never occur: bytes that these texts do not have"
@@ -558,7 +558,7 @@ def test_training_begins_only_after_the_doctor_has_looked(
 ) -> None:
     """An error ends it, in its exit code, before anything of the training is written."""
     run = recipe.parent / "run"
-    bad = error("held-out text", "all of it is in training", DataError, "hold other texts out")
+    bad = error("held-out text", "all of it is in training", "hold other texts out", DataError)
     with monkeypatch.context() as patched:
         patched.setattr(doctor, "quick_checks", lambda subject: iter([bad]))
         with pytest.raises(DataError, match="held-out text: all of it is in training → hold other texts out"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.batch import Batch, to
-from groundup.errors import DataError, DivergedError
+from groundup.errors import DataError
 from groundup.model.feedforward import GatedFeedForward, PlainFeedForward
 from groundup.model.presets import PRESETS
 from groundup.model.settings import Experts, LanguageModel, ModelConfig
@@ -128,12 +128,16 @@ def check_targets(model: Transformer, batch: Batch, loss: Loss) -> Verdict:
     counts = batch.weight[:, :-1] > 0
     wrong = int(((batch.targets[:, :-1] != batch.tokens[:, 1:]) & counts).sum())
     if wrong:
-        shares = {shift: _agreement(batch, shift) for shift in range(-3, 5)}
+        inside = slice(4, -4)  # where no shift goes around the ends
+        shares = {
+            shift: (batch.targets == batch.tokens.roll(-shift, dims=1))[:, inside].float().mean().item()
+            for shift in range(-3, 5)
+        }
         best = max(shares, key=lambda shift: shares[shift])
         finding = f"{wrong:,} of {int(counts.sum()):,} targets are not the next token"
         if shares[best] > 0.9:
             finding = f"targets are {_ahead(best)}"
-        return error("targets", finding, DivergedError, advice)
+        return error("targets", finding, advice)
     reach = 3
     weight = batch.weight.clone()
     weight[:, -reach:] = 0
@@ -148,16 +152,8 @@ def check_targets(model: Transformer, batch: Batch, loss: Loss) -> Verdict:
     if best != 1 or abs(plain[1] - summed) > 0.01 * abs(plain[1]):
         kind = f"the loss is that of targets that are {_ahead(best)}" if best != 1 else "the loss is another one"
         finding = f"{kind}: {summed:.4f} in sum, plain cross-entropy of the next token {plain[1]:.4f}"
-        return error("targets", finding, DivergedError, advice)
+        return error("targets", finding, advice)
     return ok("targets", "each is the token after it, and the loss is their plain cross-entropy")
-
-
-def _agreement(batch: Batch, shift: int) -> float:
-    """Share of targets that equal the token `shift` positions later."""
-    length = batch.tokens.shape[1]
-    here = slice(max(0, -shift), length - max(0, shift))
-    there = slice(max(0, shift), length - max(0, -shift))
-    return (batch.targets[:, here] == batch.tokens[:, there]).float().mean().item()
 
 
 def _ahead(shift: int) -> str:
@@ -197,18 +193,16 @@ def check_mask(model: Transformer, batch: Batch, loss: Loss, seed: int = 0) -> V
             if document[row, position] == document[row][allowed[row]][0]
             else f"a prediction depends on another document (token {position})"
         )
-        return error("mask", f"{finding}: the mask leaks", DivergedError, advice)
+        return error("mask", f"{finding}: the mask leaks", advice)
     if int((is_read & allowed).sum(dim=1).max()) <= 1:
-        return error(
-            "mask", "no prediction depends on any other token: the mask hides everything", DivergedError, advice
-        )
+        return error("mask", "no prediction depends on any other token: the mask hides everything", advice)
     if not isinstance(model.config.feedforward, Experts):  # their kernels change shapes with the choice of experts
         other = torch.where(allowed, batch.tokens, (batch.tokens + 1) % (model.config.vocab_size or 2))
         before = _next_token_sum(model, queried, loss, seed)
         after = _next_token_sum(model, replace(queried, tokens=other), loss, seed)
         if abs(after - before) > 1e-5 * abs(before):
             finding = f"later tokens or other documents change the loss from {before:.5f} to {after:.5f}"
-            return error("mask", f"{finding}: the mask leaks", DivergedError, advice)
+            return error("mask", f"{finding}: the mask leaks", advice)
     borders = int(((document[:, 1:] != document[:, :-1]) & (document[:, 1:] >= 0)).sum())
     rows = len(document)
     return ok("mask", f"nothing is read from later tokens, nor across {borders} borders of documents, in {rows} rows")
@@ -264,10 +258,10 @@ def check_ties(model: Transformer) -> Verdict:
     one = model.head.weight is model.embed.weight or model.head.weight.data_ptr() == model.embed.weight.data_ptr()
     if head.tied and not one:
         finding = "model.head.tied = true, but head and embedding are two matrices"
-        return error(check, finding, DivergedError, "tie them after the last change of either: model.tie()")
+        return error(check, finding, "tie them after the last change of either: model.tie()")
     if one and not head.tied:
         finding = "model.head.tied = false, but head and embedding are one matrix"
-        return error(check, finding, DivergedError, "give the head a matrix of its own")
+        return error(check, finding, "give the head a matrix of its own")
     return ok(check, "head and embedding are one matrix" if one else "not tied, as set")
 
 
@@ -304,7 +298,7 @@ def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = Fa
     if n:
         others = f", and more than a tenth in {n - 1} other layers" if n > 1 else ""
         finding = f"{dead[worst]:.0%} of the units of {worst} are zero for every token{others}"
-        return error(check, finding, DivergedError, "they never learn: look at that layer's weights and biases")
+        return error(check, finding, "they never learn: look at that layer's weights and biases")
     return ok(check, f"{dead[worst]:.1%} at most, in {len(largest)} layers")
 
 
@@ -314,9 +308,9 @@ def check_start(mean_loss: float, vocab_size: int, d_model: int) -> Verdict:
     spread = 0.02**2 * d_model / 2  # of logits of unit-length states and weights of deviation 0.02
     finding = f"{mean_loss:.3f}; ln {vocab_size:,} = {expected:.3f}"
     if not math.isfinite(mean_loss):
-        return error(check, finding, DivergedError, "a weight or a logit is not a finite number")
+        return error(check, finding, "a weight or a logit is not a finite number")
     if mean_loss < expected - 0.1 * expected:
-        return error(check, finding, DivergedError, "it knows already what it should predict: something leaks")
+        return error(check, finding, "it knows already what it should predict: something leaks")
     if mean_loss > expected + 0.1 * expected + 2 * spread:
         return warning(check, finding, "the first steps will only unlearn this")
     return ok(check, finding)
@@ -331,7 +325,7 @@ def check_trained_weights(model: Transformer, start: Path) -> Verdict:
                 f"of {weight.numel():,} numbers in {name} of {start}, {broken:,} are not finite in "
                 f"{str(weight.dtype).removeprefix('torch.')}"
             )
-            return error("start", finding, DataError, "begin with another model")
+            return error("start", finding, "begin with another model", DataError)
     return ok("start", f"the weights of {start}: {len(weights)} tensors, all finite")
 
 
@@ -351,10 +345,10 @@ def check_trained_start(loss: float, known: float, rows: str, vocab_size: int, f
     if not math.isfinite(loss):
         advice = "try pretrain.precision=float32, or begin with another model"
         finding += "; a hidden state or logit is not a finite number, though all weights are"
-        return error(check, finding, DivergedError, advice)
+        return error(check, finding, advice)
     if known > NEAR_CHANCE * chance:
         advice = "begin with a model that knows such texts by these ids, or leave pretrain.start out"
-        return error(check, finding, DivergedError, advice)
+        return error(check, finding, advice)
     if known > frequencies:
         finding += f", one that knows only how often each token occurs {frequencies:.3f}"
         return warning(check, finding, "the texts differ so much from what it knows that it will relearn most of it")
@@ -371,7 +365,7 @@ def check_gradients(weights: Mapping[str, Tensor], trained: bool = False) -> Ver
     norms = {name: weight.grad.norm().item() for name, weight in weights.items() if weight.grad is not None}
     broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
     if broken:
-        return error("gradients", f"{broken[0]}: not finite", DivergedError, "look at the loss and the precision")
+        return error("gradients", f"{broken[0]}: not finite", "look at the loss and the precision")
     unreached = [
         name
         for name, weight in weights.items()
@@ -381,7 +375,7 @@ def check_gradients(weights: Mapping[str, Tensor], trained: bool = False) -> Ver
         return ok("gradients", f"finite; zero for {_first_of(unreached)}")
     if unreached:
         advice = "something cuts it off, or it is not used"
-        return error("gradients", f"none for {_first_of(unreached)}", DivergedError, advice)
+        return error("gradients", f"none for {_first_of(unreached)}", advice)
     layers: dict[str, float] = {}
     for name, norm in norms.items():
         if name.startswith("blocks."):
@@ -407,12 +401,12 @@ def check_numbers(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimize
     ]
     if coarse:
         advice = "bfloat16 loses small updates: step float32 master weights (optim.precision.Masters)"
-        return error(check, _first_of(coarse).replace("torch.", ""), DivergedError, advice)
+        return error(check, _first_of(coarse).replace("torch.", ""), advice)
     stepped = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
     left_out = [name for name, weight in weights.items() if id(weight) not in set(stepped)]
     if left_out or len(stepped) != len(set(stepped)):
         finding = f"not stepped: {_first_of(left_out)}" if left_out else "some weights are stepped twice"
-        return error(check, finding, DivergedError, "put every weight into exactly one group")
+        return error(check, finding, "put every weight into exactly one group")
     return ok(check, f"weights, gradient sums and moments of {len(weights)} tensors in float32")
 
 
@@ -444,7 +438,7 @@ def check_range(rates: Sequence[float], losses: Sequence[float], rate: float, st
     finding += f"; the recipe has {rate:.3g}"
     advice = f"set pretrain.optimizer.learning_rate={rates[best] / 3:.1g}"
     if rate >= min(lost, 8 * rates[best]):
-        return error(check, f"{finding}, {3 * rate / rates[best]:,.0f} times too high", DivergedError, advice)
+        return error(check, f"{finding}, {3 * rate / rates[best]:,.0f} times too high", advice)
     if rate > 4 * rates[best] or rate < rates[best] / 300:
         return warning(check, finding, advice)
     return ok(check, finding)
@@ -469,7 +463,7 @@ def check_trained_range(
     finding += f"; the recipe has {rate:.3g}"
     advice = f"set pretrain.optimizer.learning_rate={lost / 10:.1g}"
     if rate >= lost:
-        return error(check, finding, DivergedError, advice)
+        return error(check, finding, advice)
     if rate > lost / 3:
         return warning(check, finding, advice)
     return ok(check, finding)
@@ -495,7 +489,7 @@ def check_overfit(losses: Sequence[float], trained: bool = False) -> Verdict:
         return ok(check, finding)
     if not math.isfinite(losses[-1]) or losses[-1] > 0.95 * losses[0]:
         advice = "look at the learning rate, the optimizer and the gradients: a few rows must be learnable"
-        return error(check, finding, DivergedError, advice)
+        return error(check, finding, advice)
     if losses[-1] > 0.85 * losses[0]:
         return warning(check, finding, "slow: is pretrain.optimizer.learning_rate too low?")
     return ok(check, finding)

@@ -20,7 +20,7 @@ from torch import Tensor
 from groundup.artifacts import is_made, read_manifest
 from groundup.batch import Batch
 from groundup.corpus.document import SPLITS, read_texts
-from groundup.errors import DivergedError, ResourceError
+from groundup.errors import ResourceError
 from groundup.machine import available_cores, peak_memory, power_limit, reset_peak_memory, total_memory
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Float32
@@ -33,16 +33,15 @@ from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches, set_up, training_flops_per_token
 from groundup.pretrain.speed import settle, time_steps
 from groundup.pretrain.start import with_vocabulary
-from groundup.shards import Tokens, open_split
+from groundup.shards import Tokens, count_ids, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train.assemble import Assembled
 from groundup.train.fit import fit
 from groundup.weights.load import find_device
 from groundup.words import byte_size, duration
 
-QUICK_FLOPS = {"cpu": 2e10}
-"""FLOPs of one forward and backward pass of a check; on other devices `QUICK_FLOPS_ELSEWHERE`."""
-QUICK_FLOPS_ELSEWHERE = 1e13
+QUICK_FLOPS, QUICK_FLOPS_ON_ACCELERATOR = 2e10, 1e13
+"""FLOPs of one forward and backward pass of a check."""
 QUICK_TOKENS, ALL_TOKENS = 20_000_000, 1_000_000_000
 """How much of the training text is compared with the held-out text."""
 SWEEP = (1e-5, 1.0, 36)
@@ -58,7 +57,7 @@ class Subject:
     """With its vocabulary."""
     settings: PretrainSettings
     """With device and precision chosen."""
-    places: RunPaths
+    paths: RunPaths
     tokenizer: Tokenizer
     train: Tokens
     held_out: Mapping[str, Tokens]
@@ -72,12 +71,12 @@ class Subject:
     @property
     def has_start(self) -> bool:
         """Whether it begins with the weights of a trained model."""
-        return self.places.start is not None
+        return self.paths.start is not None
 
     @property
     def quick_tokens(self) -> int:
         """Tokens whose forward and backward pass is quick."""
-        most = QUICK_FLOPS.get(self.device.type, QUICK_FLOPS_ELSEWHERE)
+        most = QUICK_FLOPS if self.device.type == "cpu" else QUICK_FLOPS_ON_ACCELERATOR
         return max(64, int(most / training_flops_per_token(self.config, self.settings.loss)))
 
     @property
@@ -88,7 +87,7 @@ class Subject:
 
     def fresh_copy(self) -> "Subject":
         """A throw-away copy, before its first step, for a check that trains."""
-        return replace(self, assembled=set_up(self.config, self.settings, self.device, self.places.start))
+        return replace(self, assembled=set_up(self.config, self.settings, self.device, self.paths.start))
 
     @property
     def first_rows(self) -> Batch:
@@ -113,25 +112,25 @@ class Subject:
         return parts["next_token"].item(), gradients
 
 
-def prepare(config: ModelConfig, settings: PretrainSettings, places: RunPaths) -> Subject:
+def prepare(config: ModelConfig, settings: PretrainSettings, paths: RunPaths) -> Subject:
     """Open and assemble what is to be examined.
 
     Raises:
         GroundupError: when shards or tokenizer are damaged or not there.
     """
-    tokenizer = Tokenizer.load(places.tokenizer)
-    train, *others = (open_split(places.shards, name, tokenizer.vocab_size) for name in SPLITS)
-    config = with_vocabulary(config, tokenizer, places.start)
+    tokenizer = Tokenizer.load(paths.tokenizer)
+    train, *others = (open_split(paths.shards, name, tokenizer.vocab_size) for name in SPLITS)
+    config = with_vocabulary(config, tokenizer, paths.start)
     device = find_device(settings.device)
     # Uncompiled: compiling takes longer than all checks.
-    settings, _ = settle(config, settings.model_copy(update={"compile": False}), places.shards, device)
+    settings, _ = settle(config, settings.model_copy(update={"compile": False}), paths.shards, device)
 
     def rows(first: int, count: int) -> Batch:
         return next(batches(train, config.context_length, settings.seed, count, first))
 
-    assembled = set_up(config, settings, device, places.start)
+    assembled = set_up(config, settings, device, paths.start)
     held_out = dict(zip(SPLITS[1:], others, strict=True))
-    return Subject(config, settings, places, tokenizer, train, held_out, rows, assembled)
+    return Subject(config, settings, paths, tokenizer, train, held_out, rows, assembled)
 
 
 def quick_checks(subject: Subject, tokens: int = QUICK_TOKENS) -> Iterator[Verdict]:
@@ -140,8 +139,16 @@ def quick_checks(subject: Subject, tokens: int = QUICK_TOKENS) -> Iterator[Verdi
     Args:
         tokens: how much of the training text is compared with the held-out text.
     """
-    yield from _in_group("settings", _check_settings(subject))
-    counts = texts.count_ids([subject.train, *subject.held_out.values()], subject.tokenizer.vocab_size)
+    config, settings = subject.config, subject.settings
+    about_settings = (
+        checks.check_learning_rate(config, settings),
+        checks.check_optimizer_settings(settings),
+        checks.check_warmup(settings),
+        checks.check_length(config, settings, len(subject.train.ids)),
+    )
+    yield from _in_group("settings", about_settings)
+    splits = (subject.train, *subject.held_out.values())
+    counts = count_ids((split.ids for split in splits), subject.tokenizer.vocab_size)
     yield from _in_group("text", _check_texts(subject, counts, tokens))
     yield from _in_group("model", _check_model(subject, texts.token_frequencies_loss(counts)))
     yield from _in_group("machine", (check_device(subject), check_disk(subject)))
@@ -165,25 +172,17 @@ def _in_group(group: str, verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
         yield replace(verdict, group=group)
 
 
-def _check_settings(subject: Subject) -> Iterator[Verdict]:
-    config, settings = subject.config, subject.settings
-    yield checks.check_learning_rate(config, settings)
-    yield checks.check_optimizer_settings(settings)
-    yield checks.check_warmup(settings)
-    yield checks.check_length(config, settings, len(subject.train.ids))
-
-
 def _check_texts(subject: Subject, counts: texts.Counts, tokens: int) -> Iterator[Verdict]:
-    places, tokenizer, train = subject.places, subject.tokenizer, subject.train
-    if is_made(places.corpus):
-        yield texts.check_separators(read_manifest(places.corpus).statistics.get("marks", {}))
-    documents = places.corpus / "train.parquet"
+    paths, tokenizer, train = subject.paths, subject.tokenizer, subject.train
+    if is_made(paths.corpus):
+        yield texts.check_separators(read_manifest(paths.corpus).statistics.get("marks", {}))
+    documents = paths.corpus / "train.parquet"
     first_texts = list(islice(read_texts(documents), 8)) if documents.is_file() else []
     yield texts.check_round_trip(tokenizer, first_texts)
-    recorded = read_manifest(places.tokenizer) if is_made(places.tokenizer) else None
+    recorded = read_manifest(paths.tokenizer) if is_made(paths.tokenizer) else None
     may_learn = recorded is not None and recorded.settings.get("kind") == "existing" and not subject.has_start
     yield texts.check_vocabulary(counts, tokenizer, may_learn)
-    yield texts.check_shards(places.shards, train, tokenizer, recorded.digest if recorded else None, first_texts)
+    yield texts.check_shards(paths.shards, train, tokenizer, recorded.digest if recorded else None, first_texts)
     yield texts.check_held_out(train, subject.held_out, tokens)
     yield texts.check_order(subject.rows, train, subject.config.context_length)
 
@@ -195,8 +194,8 @@ def _check_model(subject: Subject, frequencies: float) -> Iterator[Verdict]:
     """
     settings, assembled = subject.settings, subject.assembled
     model, loss = assembled.model, assembled.loss
-    if subject.places.start is not None:
-        start = checks.check_trained_weights(model, subject.places.start)
+    if subject.paths.start is not None:
+        start = checks.check_trained_weights(model, subject.paths.start)
         yield start
         if start.error:
             return
@@ -289,19 +288,19 @@ def check_resume(subject: Subject) -> Verdict:
             "batch_tokens": rows * subject.config.context_length, "micro_batch_rows": max(1, rows // 2), "loggers": (),
         }
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=subject.places.work.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=subject.paths.work.parent) as folder:
         weights = []
         for name in ("first", "second"):
             work = Path(folder) / "pretrain"
-            places = replace(subject.places, work=work, model=Path(folder) / name)
-            pretrain(subject.config, short, places, {}, say=lambda text: None)
-            weights.append((places.model / "model.safetensors").read_bytes())
+            paths = replace(subject.paths, work=work, model=Path(folder) / name)
+            pretrain(subject.config, short, paths, {}, say=lambda text: None)
+            weights.append((paths.model / "model.safetensors").read_bytes())
             newest = max((work / "checkpoints").glob("step-*"))
             size = sum(file.stat().st_size for file in newest.iterdir())
             shutil.rmtree(newest)
     if weights[0] != weights[1]:
         finding = "a resumed training gives other weights than an unbroken one"
-        return error(check, finding, DivergedError, "look for random or shared state: two computations differ")
+        return error(check, finding, "look for random or shared state: two computations differ")
     return ok(check, f"bit for bit the unbroken training; a checkpoint has {byte_size(size)}")
 
 
@@ -328,12 +327,12 @@ def check_disk(subject: Subject) -> Verdict:
     """Whether there is room for the checkpoints that are kept, one more while it is written, and the model."""
     keep, weights = subject.settings.keep_checkpoints, 4 * subject.config.parameters
     needed = (keep + 1) * 3 * weights + weights
-    existing = next(path for path in (subject.places.work, *subject.places.work.parents) if path.exists())
+    existing = next(path for path in (subject.paths.work, *subject.paths.work.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     finding = f"{byte_size(free)} free, {byte_size(needed)} needed for checkpoints and model"
     if free < needed:
         fewer = ", or lower pretrain.keep_checkpoints" if keep > 1 else ""
-        return error("disk", finding, ResourceError, f"free some, or choose another path with --run{fewer}")
+        return error("disk", finding, f"free some, or choose another path with --run{fewer}", ResourceError)
     return ok("disk", finding)
 
 
@@ -343,7 +342,7 @@ def estimate_cost(subject: Subject, watts: float | None, price_per_hour: float |
     needs, available = memory_needs(config, settings), total_memory(device)
     if needs.bytes() > available:
         finding = f"{breakdown(needs)}; the {device} has {byte_size(available)}"
-        yield error("memory", finding, ResourceError, smallest_change(needs, available))
+        yield error("memory", finding, smallest_change(needs, available), ResourceError)
         return
     before = reset_peak_memory(device)
     assembled = subject.fresh_copy().assembled

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from groundup.batch import Batch
 from groundup.corpus.refine import describe_marks
-from groundup.errors import DataError, DivergedError, GroundupError, SettingsError
+from groundup.errors import DataError, GroundupError, SettingsError
 from groundup.pretrain.doctor.verdict import Verdict, error, ok, warning
 from groundup.shards import Tokens, refuse_another_tokenizer
 from groundup.tokenizer.settings import N_BYTES
@@ -37,7 +37,7 @@ def check_round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> Verdict:
     finding = f"{len(texts) - len(lost)} of {len(texts)} texts come back, {n_bytes / max(1, n_ids):.2f} bytes per token"
     if lost:
         finding += f"; not {lost[0][:40]!r}"
-        return error("tokenizer", finding, SettingsError, "the model cannot write what it reads: use another tokenizer")
+        return error("tokenizer", finding, "the model cannot write what it reads: use another tokenizer", SettingsError)
     return ok("tokenizer", finding)
 
 
@@ -47,15 +47,6 @@ def check_separators(marks: Mapping[str, Any]) -> Verdict:
     if not findings:
         return ok("separators", "no text holds a mark such as <|endoftext|>")
     return warning("separators", "; ".join(finding for finding, _ in findings), findings[0][1])
-
-
-def count_ids(splits: Iterable[Tokens], vocab_size: int) -> Counts:
-    """How often each id occurs."""
-    counts = np.zeros(vocab_size, np.int64)
-    for tokens in splits:
-        for first in range(0, len(tokens.ids), BLOCK):
-            counts += np.bincount(tokens.ids[first : first + BLOCK], minlength=vocab_size)
-    return counts
 
 
 def token_frequencies_loss(counts: Counts) -> float:
@@ -101,13 +92,13 @@ def check_shards(
     try:
         refuse_another_tokenizer(shards, recorded, "the run's tokenizer")
     except GroundupError as refused:
-        return error("shards", str(refused), type(refused))
+        return error("shards", str(refused), "", type(refused))
     number = 0
     for number, text in enumerate(texts, start=1):
         ids = np.asarray(train.ids[train.offsets[number - 1] : train.offsets[number]]).tolist()
         if ids != tokenizer.framed(tokenizer.encode(text)):
             finding = f"document {number} was packed with other ids than this tokenizer gives"
-            return error("shards", finding, SettingsError, f"remove {shards}: the next build packs again")
+            return error("shards", finding, f"remove {shards}: the next build packs again", SettingsError)
     return ok("shards", f"{number} documents are packed with the ids of this tokenizer")
 
 
@@ -132,7 +123,7 @@ def check_held_out(train: Tokens, held_out: Mapping[str, Tokens], most_tokens: i
     advice = "remove one of the two copies from the sources: scores would be too good"
     if any(each.any() for each in exact.values()):
         finding = f"{_count_by_split(exact)} documents are in training word for word{part}"
-        return error("held-out text", finding, DataError, advice)
+        return error("held-out text", finding, advice, DataError)
     shared = float(np.mean(np.concatenate([*shares.values(), np.zeros(1)])))
     finding = f"{_count_by_split(copies)} documents are in training{part}; {shared:.2%} of their passages are"
     if not n_copies:
@@ -142,7 +133,7 @@ def check_held_out(train: Tokens, held_out: Mapping[str, Tokens], most_tokens: i
         finding += f"; but {repetitive:.0%} of training documents repeat each other too"
         return warning("held-out text", finding, "the texts are repetitive: scores will say little")
     if n_copies / n_documents > 0.05:
-        return error("held-out text", f"{finding}, with small changes", DataError, advice)
+        return error("held-out text", f"{finding}, with small changes", advice, DataError)
     return warning("held-out text", finding, advice)
 
 
@@ -230,7 +221,7 @@ def check_order(rows: DrawRows, train: Tokens, context_length: int, most: int = 
     fault = _order_fault(find(rows(0, m)), find(rows(n, m)), np.concatenate(spread), n)
     if fault:
         advice = "draw rows in the order of a seeded permutation, a new one each epoch (loader.rows)"
-        return error("order of rows", f"{m} rows of {n:,}: {fault}", DivergedError, advice)
+        return error("order of rows", f"{m} rows of {n:,}: {fault}", advice)
     return ok("order of rows", f"{m} rows of {n:,}: shuffled, and in another order in the second epoch")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from groundup.errors import GroundupError
+from groundup.errors import DivergedError, GroundupError
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def warning(check: str, finding: str, advice: str) -> Verdict:
     return Verdict(check, finding, "warning", advice)
 
 
-def error(check: str, finding: str, kind: type[GroundupError], advice: str = "") -> Verdict:
+def error(check: str, finding: str, advice: str, kind: type[GroundupError] = DivergedError) -> Verdict:
     """A verdict that something is wrong."""
     return Verdict(check, finding, "error", advice, kind)
 
