@@ -606,7 +606,7 @@ def test_a_file_refuses_what_it_cannot_hold(tokenizer: Tokenizer, tmp_path: Path
         (smollm, "mine.tiktoken", r"rank 900 is given to a token, but is the id of <\|endoftext\|>"),
         (smollm, "vocab.bpe", "pattern is smollm, and of it gpt2 would be read"),
         (llama, "mine.tiktoken", "no merge makes 'Ġ(the|l)', but ranks would"),
-        (words, "vocab.bpe", "no merge makes 'of' .*, though two other tokens could"),
+        (words, "vocab.bpe", "no merge makes '.*', which is taken whole"),
         (tokenizer, "cl100k_base.tiktoken", "would be read as the published cl100k_base"),
     ):
         with pytest.raises(UnsupportedError, match=answer):

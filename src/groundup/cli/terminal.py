@@ -94,7 +94,7 @@ class _Output(io.FileIO):
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
             self.has_reader = False
-            if error.errno != errno.EPIPE:  # such as a disk that is full: told once
+            if error.errno != errno.EPIPE:  # such as a full disk: reported once
                 raise
             return len(data)
 
@@ -157,8 +157,8 @@ def _answer(error: BaseException, debug: bool) -> int:
         case OSError() if error.errno in REFUSED or (error.errno and error.filename is not None):
             return _tell(f"{_name(error.filename or 'writing')}: {error.strerror}", ResourceError.exit_code)
         case UnicodeEncodeError() if any("\ud800" <= c <= "\udfff" for c in error.object[error.start : error.end]):
-            shown = error.object.encode("utf-8", "groundup.escape").decode()
-            return _tell(f"{shown} is not UTF-8 and cannot be used here: rename it", SettingsError.exit_code)
+            name = error.object.encode("utf-8", "groundup.escape").decode()
+            return _tell(f"{name} is not UTF-8 and cannot be used here: rename it", SettingsError.exit_code)
         case Exception() if "out of memory" in str(error) or "can't allocate memory" in str(error):
             return _tell(f"{OUT_OF_MEMORY} ({error})", ResourceError.exit_code)
         case Exception():
@@ -290,23 +290,23 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         lines = [value]
         if isinstance(value, dict) and any(isinstance(inner, str) for inner in value.values()):
-            lines = [f"{key}: {_told(inner)}" for key, inner in value.items()]
+            lines = [f"{key}: {_in_words(inner)}" for key, inner in value.items()]
         label = _visible(name.replace("_", " "))
-        rows += [(label if number == 0 else "", _visible(_told(line))) for number, line in enumerate(lines)]
+        rows += [(label if number == 0 else "", _visible(_in_words(line))) for number, line in enumerate(lines)]
     if rows:
         print_table(rows)
 
 
-def _told(value: object) -> str:
+def _in_words(value: object) -> str:
     """
-    >>> _told({"a": 1200, "b": [0.5, "x"]}), _told(None)
+    >>> _in_words({"a": 1200, "b": [0.5, "x"]}), _in_words(None)
     ('a 1,200, b 0.5, x', 'none')
     """
     match value:
         case dict():
-            return ", ".join(f"{key} {_told(inner)}" for key, inner in value.items())
+            return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items())
         case list():
-            return ", ".join(map(_told, value))
+            return ", ".join(map(_in_words, value))
         case int() if not isinstance(value, bool):
             return f"{value:,}"
         case float():

@@ -238,7 +238,7 @@ def read(
         name: what the documents' `source` begins with.
         path: one of those that `find` gives.
         settings: of these `encoding`, `separator`, `text_field` and `max_document_bytes` count.
-        learn: is told the sha256 of the file's bytes as they were read; the last time that it is called counts.
+        learn: is called with the sha256 of the file's bytes as they were read; its last call counts.
         ahead: how many decoded bytes are looked at first: fewer, where only a sample will be taken.
 
     Raises:
@@ -261,7 +261,7 @@ def read(
             head = stream.peek(4096)  # type: ignore[attr-defined]  # buffered, whichever opener it is
             encoding, why = _look(head, path, settings.encoding)
             if why is not None:
-                yield Document(_shown(head, encoding), name, reason=why)
+                yield Document(_escaped(head, encoding), name, reason=why)
                 return
             if reader is read_jsonl and encoding == "utf-8":  # broken lines are dropped alone
                 yield from reader(stream, name, encoding, settings)
@@ -277,7 +277,7 @@ def read(
         with reading(path, learn) as stream:
             for skipped in range(0, start, CHUNK_BYTES):
                 stream.read(min(CHUNK_BYTES, start - skipped))
-            shown = _shown(stream.read(SHOWN_BYTES), encoding)
+            shown = _escaped(stream.read(SHOWN_BYTES), encoding)
         yield Document(shown, name, reason=f"not {encoding}: {error.reason} at byte {error.position:,}")
 
 
@@ -308,7 +308,7 @@ def _look(head: bytes, path: Path, encoding: str) -> tuple[str, str | None]:
     return encoding, None
 
 
-def _shown(raw: bytes, encoding: str) -> str:
+def _escaped(raw: bytes, encoding: str) -> str:
     """Bytes that are not the text they should be, in a form that can be written and looked at."""
     if encoding.startswith(("utf-16", "utf-32")):
         return raw.decode("latin-1")
@@ -432,14 +432,14 @@ def _from_json(line: bytes, source: str, text_field: str) -> Document:
     except orjson.JSONDecodeError as error:
         row = _sound_fields(line, broken)
         if not row or text_field in broken:
-            return Document(_shown(line, "utf-8"), source, reason=_why_broken(line, text_field, broken, str(error)))
+            return Document(_escaped(line, "utf-8"), source, reason=_why_broken(line, text_field, broken, str(error)))
     if not isinstance(row, dict):
         return Document(line.decode().strip(), source, reason=f"a JSON {type(row).__name__}, not an object")
     text = row.pop(text_field, None)
     if not isinstance(text, str):
         was = f"no field {text_field!r}" if text is None else f"field {text_field!r} is not a string"
         fields = _printable(", ".join([*row, *broken]))
-        shown = _shown(line, "utf-8").strip()
+        shown = _escaped(line, "utf-8").strip()
         return Document(shown, source, reason=f"{was}; fields: {fields or 'none'} (set corpus.text_field)")
     try:
         metadata = orjson.dumps(row)
@@ -475,7 +475,7 @@ def _sound_fields(line: bytes, broken: dict[str, str]) -> dict[str, Any]:
     """
     sound = {}
     for key, value in _fields(line):
-        name = _shown(key.strip(), "utf-8")
+        name = _escaped(key.strip(), "utf-8")
         try:
             name = orjson.loads(key)
             sound[name] = orjson.loads(value)

@@ -1,6 +1,6 @@
 """Tokenizers side by side: how short each makes the same texts, by file and by script. Without torch.
 
-All is counted document by document on the same documents, so that a difference can be told from chance.
+All is counted document by document on the same documents, so that a difference can be tested against chance.
 """
 
 import time
@@ -110,14 +110,14 @@ def compare(
             for key in (("all", "all texts"), ("source", source), ("script", script)):
                 _take(groups.setdefault(key, _Group(key[1], key[0])), text, script, ids, each)
     whole = groups["all", "all texts"]
-    shown = [whole, *_several(groups, "source"), *_several(groups, "script")]
+    chosen = [whole, *_several(groups, "source"), *_several(groups, "script")]
     megabytes = sum(size for size, _, _ in whole.sizes) / 1e6
     return {
         "tokenizers": [
             {"name": name, "vocab_size": tokenizer.vocab_size, "split": tokenizer.pattern}
             for name, tokenizer in tokenizers.items()
         ],
-        "groups": [_facts(group, each) for group in shown],
+        "groups": [_facts(group, each) for group in chosen],
         "megabytes_per_second": [megabytes / spent for spent in seconds],
         "same_vocabulary": [tokenizer.tokens == each[0].tokens for tokenizer in each],
         "same_ids": [number / len(whole.sizes) for number in same],
@@ -251,24 +251,24 @@ def _entropy_bits(counts: Counts) -> float:
 # In words
 
 
-def verdicts(found: Comparison) -> list[str]:
+def verdicts(comparison: Comparison) -> list[str]:
     """The result of the comparison, in sentences."""
-    names = [tokenizer["name"] for tokenizer in found["tokenizers"]]
+    names = [tokenizer["name"] for tokenizer in comparison["tokenizers"]]
     return [
-        *(_against_the_first(found, number) for number in range(1, len(names))),
-        *_strangers(found, names),
-        *(f"{source}: only the first {MOST_BYTES / 1e6:,.0f} MB were read." for source in found["cut"]),
-        *(f"left out: {number:,} × {reason}" for reason, number in found["left_out"].items()),
+        *(_against_the_first(comparison, number) for number in range(1, len(names))),
+        *_strangers(comparison, names),
+        *(f"{source}: only the first {MOST_BYTES / 1e6:,.0f} MB were read." for source in comparison["cut"]),
+        *(f"left out: {number:,} × {reason}" for reason, number in comparison["left_out"].items()),
     ]
 
 
-def _against_the_first(found: Comparison, number: int) -> str:
-    first, second = (found["tokenizers"][place]["name"] for place in (0, number))
-    if found["same_vocabulary"][number]:
-        share = found["same_ids"][number]
+def _against_the_first(comparison: Comparison, number: int) -> str:
+    first, second = (comparison["tokenizers"][place]["name"] for place in (0, number))
+    if comparison["same_vocabulary"][number]:
+        share = comparison["same_ids"][number]
         where = "every document" if share == 1 else f"{share:.1%} of the documents"
         return f"{second} and {first} have the same vocabulary, and give the same ids on {where}."
-    whole, *groups = found["groups"]
+    whole, *groups = comparison["groups"]
     parts = [f"{second} {_needs(whole, number)} than {first} on {whole['name']}"]
     for kind in ("source", "script"):
         ranked = sorted((group for group in groups if group["kind"] == kind), key=lambda g: g["by"][number]["ratio"])
@@ -297,13 +297,13 @@ def _less_or_more(ratio: float) -> str:
     return f"{change:{'.1%' if change < 0.0995 else '.0%'}} {'fewer' if ratio < 1 else 'more'}"
 
 
-def _strangers(found: Comparison, names: Sequence[str]) -> list[str]:
+def _strangers(comparison: Comparison, names: Sequence[str]) -> list[str]:
     """Scripts that a vocabulary spells in parts of characters."""
     said = []
     for number, name in enumerate(names):
         parts = {
             group["name"]: group["by"][number]["parts_of_characters"]
-            for group in found["groups"]
+            for group in comparison["groups"]
             if group["kind"] == "script" and group["by"][number]["parts_of_characters"] >= STRANGE
         }
         if parts:
@@ -319,12 +319,12 @@ SHOWN_SCRIPTS = 12
 """Scripts in the table of the terminal; the page and --json have all."""
 
 
-def group_rows(found: Comparison, most: int | None = None) -> list[list[str]]:
+def group_rows(comparison: Comparison, most: int | None = None) -> list[list[str]]:
     """Bytes per token by group, and the ratio of tokens to those of the first tokenizer."""
-    names = [tokenizer["name"] for tokenizer in found["tokenizers"]]
+    names = [tokenizer["name"] for tokenizer in comparison["tokenizers"]]
     head = ["", "documents", "MB", *(f"{name}: bytes a token" for name in names)]
     head += [f"tokens of {name} for 1 of {names[0]}" for name in names[1:]]
-    scripts = [group for group in found["groups"] if group["kind"] == "script"]
+    scripts = [group for group in comparison["groups"] if group["kind"] == "script"]
     left_out = [] if most is None else scripts[most:]
     return [head] + [
         [
@@ -334,7 +334,7 @@ def group_rows(found: Comparison, most: int | None = None) -> list[list[str]]:
             *(f"{fact['bytes_per_token']:.2f}" for fact in group["by"]),
             *(_ratio(fact) for fact in group["by"][1:]),
         ]
-        for group in found["groups"]
+        for group in comparison["groups"]
         if group not in left_out
     ]
 
@@ -344,20 +344,20 @@ def _ratio(fact: Comparison) -> str:
     return f"{fact['ratio']:.3f}" + ("" if ends is None else f" ({ends[0]:.3f} to {ends[1]:.3f})")
 
 
-def fact_rows(found: Comparison, group: int = 0) -> list[list[str]]:
+def fact_rows(comparison: Comparison, group: int = 0) -> list[list[str]]:
     """Everything that was counted of one group, a line a number."""
 
-    facts = found["groups"][group]["by"]
+    facts = comparison["groups"][group]["by"]
     rows = [
-        ["", *(tokenizer["name"] for tokenizer in found["tokenizers"])],
-        ["ids", *(f"{tokenizer['vocab_size']:,}" for tokenizer in found["tokenizers"])],
+        ["", *(tokenizer["name"] for tokenizer in comparison["tokenizers"])],
+        ["ids", *(f"{tokenizer['vocab_size']:,}" for tokenizer in comparison["tokenizers"])],
         *(
             [label, *("–" if fact[key] is None else format(fact[key], form) for fact in facts)]
             for key, (label, form) in LABELS.items()
         ),
     ]
     if group == 0:
-        speeds = found["megabytes_per_second"]
+        speeds = comparison["megabytes_per_second"]
         rows.append(
             ["speed here, MB/s (of the first's)", *(f"{speed:,.1f} ({speed / speeds[0]:.2f})" for speed in speeds)]
         )

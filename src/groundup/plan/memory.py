@@ -65,10 +65,10 @@ class MemoryNeeds:
 def breakdown(needs: MemoryNeeds) -> str:
     """The parts in words, the smallest ones together."""
     parts = list(needs.parts().items())
-    listed = [f"{name} {byte_size(size)}" for name, size in parts[:7]]
+    words = [f"{name} {byte_size(size)}" for name, size in parts[:7]]
     if len(parts) > 7:
-        listed.append(f"the rest {byte_size(sum(size for _, size in parts[7:]))}")
-    return f"{byte_size(needs.bytes())}: " + ", ".join(listed)
+        words.append(f"the rest {byte_size(sum(size for _, size in parts[7:]))}")
+    return f"{byte_size(needs.bytes())}: " + ", ".join(words)
 
 
 def smallest_change(needs: MemoryNeeds, available: int) -> str:

@@ -11,15 +11,15 @@ MOST_FIGURES = 24
 """Groups that get bars; the tables have all."""
 
 
-def write_page(found: Comparison, target: Path) -> None:
+def write_page(comparison: Comparison, target: Path) -> None:
     """Write the comparison as one HTML file.
 
     Raises:
         SettingsError: when `target` is a folder.
     """
-    names = [tokenizer["name"] for tokenizer in found["tokenizers"]]
+    names = [tokenizer["name"] for tokenizer in comparison["tokenizers"]]
     figures = []
-    for group in found["groups"][:MOST_FIGURES]:
+    for group in comparison["groups"][:MOST_FIGURES]:
         values = [fact["bytes_per_token"] for fact in group["by"]]
         bars = [
             Bar(name, value, f"{value:.2f}", main=value == max(values))
@@ -32,8 +32,8 @@ def write_page(found: Comparison, target: Path) -> None:
         target,
         "tokenizers.html",
         title=" and ".join(names),
-        verdicts=verdicts(found),
-        group_rows=group_rows(found),
+        verdicts=verdicts(comparison),
+        group_rows=group_rows(comparison),
         figures=figures,
-        tables=[(group["name"], fact_rows(found, number)) for number, group in enumerate(found["groups"])],
+        tables=[(group["name"], fact_rows(comparison, number)) for number, group in enumerate(comparison["groups"])],
     )

@@ -87,12 +87,12 @@ class Declared:
         """
         ids = set(special.values())
 
-        def meant(candidates: Iterable[str | int], own: int | None) -> int | None:
+        def first_known(candidates: Iterable[str | int], own: int | None) -> int | None:
             named = [special.get(each) for each in candidates if isinstance(each, str)]
             numbered = [each for each in candidates if isinstance(each, int) and each in ids]
             return next((i for i in (*named, own, *numbered) if i is not None), None)
 
-        return Roles.of(special, meant(self.opener, opener), meant(self.closer, closer), self.stops)
+        return Roles.of(special, first_known(self.opener, opener), first_known(self.closer, closer), self.stops)
 
 
 NOTHING = Declared()
@@ -118,29 +118,29 @@ def _read(directory: Path) -> Declared:
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
                      "generation_config.json")
     )  # fmt: skip
-    said = [config, named]
+    tables = [config, named]
     extra = [
         _text(token)
-        for table in said
+        for table in tables
         for name in ("additional_special_tokens", "extra_special_tokens")
         for token in (table.get(name) or ())
     ]
-    roles = [_text(table[name]) for table in said for name in table if name.endswith("_token")]
+    roles = [_text(table[name]) for table in tables for name in table if name.endswith("_token")]
     special = frozenset(text for text in (*extra, *roles) if text)
     stops = next((_ids(table.get("eos_token_id")) for table in (generation, model) if table.get("eos_token_id")), ())
     return Declared(
         added=tuple(_added(directory, config, added, special)),
         special=special,
-        opener=tuple(_candidates("bos", said, (model, generation))),
-        closer=tuple(_candidates("eos", said, (model, generation))),
+        opener=tuple(_candidates("bos", tables, (model, generation))),
+        closer=tuple(_candidates("eos", tables, (model, generation))),
         stops=frozenset(stops),
         kind=str(config.get("tokenizer_class") or "").removesuffix("Fast"),
         begins_with_space=bool(config.get("add_prefix_space")),
     )
 
 
-def _candidates(role: str, said: list[dict[str, Any]], numbered: Iterable[dict[str, Any]]) -> Iterable[str | int]:
-    for table in said:
+def _candidates(role: str, tables: list[dict[str, Any]], numbered: Iterable[dict[str, Any]]) -> Iterable[str | int]:
+    for table in tables:
         if text := _text(table.get(f"{role}_token")):
             yield text
     for table in numbered:

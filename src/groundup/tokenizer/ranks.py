@@ -49,15 +49,13 @@ def read_ranks(path: Path, stem: str, pattern: str | None, special: Sequence[str
     with reading(path) as stream:
         raw = stream.read()
     ids = _ids_of_ranks(raw)
-    if pattern is not None:
-        split.compiled(pattern)
-        return _rules_of(ids, _following(ids, pattern, special), stem)
-    if stem not in RANK_FILES:
+    known = RANK_FILES.get(stem) if pattern is None else _following(ids, pattern, special)
+    if known is None:
         raise SettingsError(
             f"{path} holds ranks, but not how text is split nor which tokens are special, and its name is none of "
             f'{", ".join(RANK_FILES)}: say so with split = "cl100k" (or another) and special = ["{END_OF_TEXT}"]'
         )
-    known = RANK_FILES[stem]
+    split.compiled(known.pattern)
     rules = _rules_of(ids, known, stem)
     if known.sha256 is not None and hashlib.sha256(raw).hexdigest() != known.sha256:
         raise ValueError(f"its sha256 is not that of {stem} as it was published: fetch it again")

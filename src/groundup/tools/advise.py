@@ -5,12 +5,11 @@ from pathlib import Path
 
 from groundup.errors import SettingsError
 from groundup.files import Progress
-from groundup.model.settings import ModelConfig
 from groundup.plan.hardware import this_machine
 from groundup.plan.vocabulary import Advice, Curve, advise, chart, measure, reasons
 from groundup.recipe import Recipe
 from groundup.tools.new import model_of, parameters_in, propose, split_for
-from groundup.tools.survey import Survey, survey
+from groundup.tools.survey import survey
 
 
 def advise_on(
@@ -33,14 +32,13 @@ def advise_on(
     sample = survey(tuple(texts), Path())
     learned = chosen.tokenizer.split if chosen and chosen.tokenizer.kind == "learned" else None
     curve = measure(sample.texts, largest=largest, pattern=learned or split_for(sample), progress=progress)
-    model = chosen.model if chosen else _proposed_model(sample, parameters)
+    if chosen is not None:
+        model = chosen.model
+    elif parameters is None:
+        model = propose("advice", sample, this_machine()).chosen.model
+    else:
+        model = model_of(sample, this_machine(), parameters)
     return advise(curve, model, sample.train_bytes), curve
-
-
-def _proposed_model(sample: Survey, parameters: float | None) -> ModelConfig:
-    if parameters is None:
-        return propose("advice", sample, this_machine()).chosen.model
-    return model_of(sample, this_machine(), parameters)
 
 
 def advice_lines(advice: Advice, curve: Curve) -> Iterator[str]:

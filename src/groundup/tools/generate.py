@@ -9,6 +9,7 @@ from typing import Any
 from groundup.errors import SettingsError
 from groundup.generation.settings import Sampling
 from groundup.model.transformer import Transformer
+from groundup.settings import toml_value
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import model_directory
 from groundup.weights.load import load_with_tokenizer
@@ -69,14 +70,8 @@ def load_writer(
 
 def probability_rows(chosen: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
     """A row for each token that was chosen, with what `generation.text.Probabilities` collected."""
-    return [
-        (
-            f"{token['probability']:6.1%}",
-            json.dumps(token["text"], ensure_ascii=False),
-            "  ".join(
-                f"{json.dumps(other['text'], ensure_ascii=False)} {other['probability']:.1%}"
-                for other in token["instead"]
-            ),
-        )
-        for token in chosen
-    ]
+    rows: list[tuple[str, ...]] = []
+    for token in chosen:
+        others = [f"{toml_value(other['text'])} {other['probability']:.1%}" for other in token["instead"]]
+        rows.append((f"{token['probability']:6.1%}", toml_value(token["text"]), "  ".join(others)))
+    return rows

@@ -56,7 +56,7 @@ class Findings:
     """Commands."""
 
     def add(self, read: Callable[[], Facts]) -> None:
-        """Add facts; why they cannot be read is damage, and the rest is still told."""
+        """Add facts; an error of reading them is noted as damage."""
         try:
             self.facts |= read()
         except GroundupError as error:
@@ -466,16 +466,17 @@ def _describe_parquet(findings: Findings, progress: Progress) -> None:
 
 
 def _document_facts(path: Path, rows: int, columns: list[str], progress: Progress) -> Facts:
-    first: dict[str, Any] = {}
+    first: list[dict[str, Any]] = []
     done = 0
     for batch in read_batches(path, [name for name in ("source", "reason", "text") if name in columns]):
-        if not first and batch.num_rows:
-            (first,) = batch.slice(0, 1).to_pylist()
+        first = first or batch.slice(0, 1).to_pylist()
         done += batch.num_rows
         progress(done, rows, path.name)
-    facts = {name: value for name, value in first.items() if value and name != "text"}
-    begin = {"first_document": facts | {"text": " ".join(first["text"][:200].split())}} if first else {}
-    return {"pages": "every checksum holds"} | begin
+    facts: dict[str, Any] = {"pages": "every checksum holds"}
+    for document in first:
+        text = " ".join(document.pop("text")[:200].split())
+        facts["first_document"] = {name: value for name, value in document.items() if value} | {"text": text}
+    return facts
 
 
 def _describe_metrics(findings: Findings, progress: Progress) -> None:
@@ -536,14 +537,12 @@ def _tensor_facts(files: Iterable[Path], numbers: str = "numbers", first: int = 
                     types[part.get_dtype()] += 1
         except (SafetensorError, OSError, ValueError) as error:
             raise DamagedError(f"{file.name} is not a whole safetensors file: {error}") from None
-    facts: dict[str, Any] = {
+    return {
         "tensors": len(shapes),
         numbers: sum(math.prod(shape) for shape in shapes.values()),
         "types": ", ".join(f"{count} × {name}" for name, count in types.items()),
+        **({"first": {name: str(shape) for name, shape in list(shapes.items())[:first]}} if first else {}),
     }
-    if first:
-        facts["first"] = {name: str(shape) for name, shape in list(shapes.items())[:first]}
-    return facts
 
 
 def _tokenizer_facts(path: Path) -> Facts:

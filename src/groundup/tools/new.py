@@ -496,7 +496,7 @@ def rows(proposal: Proposal) -> list[tuple[str, str]]:
     if separator := sample.corpus.separator:
         texts = round(sample.separated * sample.scale)
         facts.append(("separator", f"{separator}, found in your files: it cuts them into {about}{texts:,} texts"))
-    facts += [("marks", ": ".join(told)) for told in describe_marks(sample.marks.table())]
+    facts += [("marks", ": ".join(parts)) for parts in describe_marks(sample.marks.table())]
     if sample.left_out:
         facts.append(
             ("left out", f"{describe_left_out(sample.left_out, sample.left_out_names)}: read are {readable()}")
@@ -525,25 +525,12 @@ def _estimate(seconds: float) -> str:
 
 
 def to_toml(proposal: Proposal, command: str) -> str:
-    """The recipe with comments that teach; `command` is what was typed."""
-    recipe, sampled, machine, model = proposal.recipe, proposal.sampled, proposal.machine, proposal.chosen.model
-    about = "" if sampled.is_whole else "about "
-    lines = [
-        f"# {recipe.name}: a model of {model.parameters / 1e6:.1f} million parameters on your own texts.",
-        "#",
-        f"#   proposed by  {' '.join(command.split())}",
-        f"#   texts        {about}{sampled.documents:,} documents, {about}{sampled.bytes / 1e6:,.1f} MB",
-        f"#   machine      {machine.name}" + ("" if machine.is_measured else "; its speed is looked up, not measured"),
-        f"#   time         {_estimate(proposal.seconds)}",
-        "#",
-        f"#   groundup build {recipe.name}.toml",
-        f"#   groundup chat runs/{recipe.name}",
-        "#",
-        "# Change what you like. A setting that is not here has its default: `groundup pretrain --help` and its like",
-        "# list them, and the run keeps a copy of this file with all of them.",
-        "",
-    ]
-    comments = _comments(proposal)
+    """The recipe with comments that teach, from `comments.toml`; `command` is what was typed."""
+    texts = tomllib.loads(Path(__file__).with_name("comments.toml").read_text("utf-8"))
+    values = _values(proposal) | {"command": " ".join(command.split())}
+    comments = texts["any"] | (texts["start"] if proposal.recipe.pretrain.start is not None else {})
+    comments = {name: text.format(**values) for name, text in comments.items()}
+    lines = [texts["header"].format(**values)]
     for name, value in proposal.tables.items():
         if isinstance(value, dict):
             lines += ["", *_commented(f"[{name}]", comments.get(name))]
@@ -563,23 +550,26 @@ def _commented(line: str, comment: str | None) -> list[str]:
     return [*textwrap.wrap(comment, 100, initial_indent="# ", subsequent_indent="# "), line]
 
 
-def _comments(proposal: Proposal) -> dict[str, str]:
-    """Why each line is as it is, by its dotted name: the texts of `comments.toml`, filled in."""
-    recipe, chosen = proposal.recipe, proposal.chosen
+def _values(proposal: Proposal) -> dict[str, Any]:
+    """What the comments have in braces."""
+    recipe, chosen, machine = proposal.recipe, proposal.chosen, proposal.machine
     often = f"{proposal.passes:.1f} times" if proposal.passes >= 1.05 else f"{proposal.passes:.0%} of it, once"
-    values = {
+    return {
         "name": recipe.name,
+        "about": "" if proposal.sampled.is_whole else "about ",
+        "documents": proposal.sampled.documents,
+        "megabytes": proposal.sampled.bytes / 1e6,
+        "machine": machine.name + ("" if machine.is_measured else "; its speed is looked up, not measured"),
+        "time": _estimate(proposal.seconds),
         "start": recipe.pretrain.start,
         "filters": _about_filters(recipe.corpus.filters),
         "parameters": chosen.model.parameters,
+        "millions": chosen.model.parameters / 1e6,
         "bytes_per_token": chosen.bytes_per_token,
         "unique_tokens": chosen.unique_tokens,
         "tokens": proposal.tokens,
         "often": often + ("; more often it would overfit them" if chosen.ends_early else ""),
     }
-    texts = tomllib.loads(Path(__file__).with_name("comments.toml").read_text("utf-8"))
-    comments = texts["any"] | (texts["start"] if recipe.pretrain.start is not None else {})
-    return {name: text.format(**values) for name, text in comments.items()}
 
 
 def _about_filters(filters: tuple[Filter, ...]) -> str:

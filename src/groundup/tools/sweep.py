@@ -219,7 +219,7 @@ def rungs_of(n_points: int, settings: PretrainSettings) -> tuple[int, ...]:
 
     After the first of s + 1 rungs, at steps / 3^s, the best third goes on to three times as many steps, and so on
     (Jamieson and Talwalkar 2016, arXiv:1502.07943; Li et al. 2018, algorithm 1, with one bracket). There are as many
-    rungs as leave one point for the last and as lie beyond the warm-up, within which rates cannot be told apart.
+    rungs as leave one point for the last and as lie beyond the warm-up, within which rates cannot be compared.
 
     Raises:
         SettingsError: too few points, or a warm-up too long for a rung after it.

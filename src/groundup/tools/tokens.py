@@ -1,12 +1,12 @@
 """Helpers of `groundup tokens`: the tokenizer that a path stands for, and the table of an extension."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundup.errors import DataError, SettingsError
 from groundup.files import refuse_nothing
+from groundup.settings import toml_value
 from groundup.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # it imports torch
@@ -41,9 +41,5 @@ def extension_table(done: "Extended") -> dict[str, Any]:
 def extension_rows(done: "Extended") -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("token", "id", "begins as the mean of")]
     for text, pieces in done.pieces.items():
-        rows.append((_quoted(text), f"{done.ids[text]:,}", " ".join(map(_quoted, pieces))))
+        rows.append((toml_value(text), f"{done.ids[text]:,}", " ".join(map(toml_value, pieces))))
     return rows
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,24 @@
+"""Advice on a vocabulary: for the model of a recipe, or for one of a size."""
+
+from pathlib import Path
+
+import pytest
+
+from groundup.errors import SettingsError
+from groundup.files import no_progress
+from groundup.recipe import Recipe
+from groundup.tools.advise import advice_lines, advise_on
+
+
+def test_the_advice_is_for_the_recipes_model_and_ends_with_lines_for_a_recipe(finished_home: Path) -> None:
+    recipe = finished_home / "tiny.toml"
+    advice, curve = advise_on(
+        [str(finished_home / "tales")], recipe=recipe, size=None, largest=512, progress=no_progress
+    )
+    assert advice.model == Recipe.load(recipe).model.with_vocabulary(advice.vocab_size)
+    assert list(advice_lines(advice, curve))[-2:] == ["[tokenizer]", f"vocab_size = {advice.vocab_size}"]
+
+
+def test_a_recipe_and_a_size_are_refused_together() -> None:
+    with pytest.raises(SettingsError, match="both set the size: give one of them"):
+        advise_on(["tales"], recipe=Path("tiny.toml"), size="3M", largest=512, progress=no_progress)
