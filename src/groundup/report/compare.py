@@ -19,6 +19,7 @@ from groundup.pages.render import number, scientific
 from groundup.pages.render import write_page as write_template
 from groundup.report import facts
 from groundup.report.facts import Run, smooth
+from groundup.report.trust import FEW_DOCUMENTS
 from groundup.report.watch import freeze
 from groundup.settings import differences, flatten
 from groundup.words import byte_size, duration
@@ -26,7 +27,6 @@ from groundup.words import byte_size, duration
 SCRIPTS = ("chart.js", "heat.js", "board.js", "frozen.js")
 BEYOND_NOISE = 2.0
 """Standard errors from which on a difference is called more than noise: by chance, one in twenty is as large."""
-FEW_DOCUMENTS = 30
 
 
 def read_all(directories: Sequence[Path]) -> list[Run]:
@@ -120,14 +120,18 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    labels = _labels(runs)
+    names = [run.name for run in runs]
+    labels = names if len(set(names)) == len(names) else [str(run.directory) for run in runs]
     pairs = zip(runs[1:], labels[1:], strict=True)
+    digests = {name: [run.manifests[name].digest for run in runs] for name in COMMANDS}
+    changed = sorted({name for run in runs[1:] for name in differences(runs[0].recipe, run.recipe)})
+    recipes = [flatten(run.recipe) for run in runs]
     return Comparison(
         runs=labels,
         scores={key: [fact.read(run) for run in runs] for key, fact in SCORES.items()},
         costs={key: [fact.read(run) for run in runs] for key, fact in COSTS.items()},
-        settings=_different_settings(runs),
-        stages={name: _stage_digests([run.manifests[name].digest for run in runs]) for name in COMMANDS},
+        settings={name: [recipe.get(name) for recipe in recipes] for name in changed},
+        stages={name: StageDigests(len(set(each)) == 1, each) for name, each in digests.items()},
         differences=[paired_difference(runs[0], run, labels[0], label) for run, label in pairs],
         notes=_notes(runs),
     )
@@ -165,22 +169,6 @@ COSTS = {
 }
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """The runs' names; where two are called the same, their paths."""
-    names = [run.name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run.directory) for run in runs]
-
-
-def _different_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    tables = [run.recipe for run in runs]
-    names = sorted({name for other in tables[1:] for name in differences(tables[0], other)})
-    return {name: [flatten(recipe).get(name) for recipe in tables] for name in names}
-
-
-def _stage_digests(digests: list[str]) -> StageDigests:
-    return StageDigests(len(set(digests)) == 1, digests)
-
-
 def paired_difference(first: Run, second: Run, first_label: str, second_label: str) -> PairedDifference:
     before, after = ({line["id"]: line for line in run.documents} for run in (first, second))
     common = [name for name in before if name in after]
@@ -192,7 +180,8 @@ def paired_difference(first: Run, second: Run, first_label: str, second_label: s
         return PairedDifference(first_label, second_label, 0, False, None, None, says)
     bits = np.array([after[name]["bits"] - before[name]["bits"] for name in common])
     difference, error = ratio(bits, np.array([before[name]["bytes"] for name in common]))
-    if len(common) == len(before) == len(after):
+    same_documents = len(common) == len(before) == len(after)
+    if same_documents:
         on = f"on the same {len(common):,} test documents" if len(common) > 1 else "on the same test document"
     else:
         on = (
@@ -205,15 +194,8 @@ def paired_difference(first: Run, second: Run, first_label: str, second_label: s
         says += _beyond_noise(difference, error, len(common))
     else:
         says = f"{second_label} and {first_label} need exactly as many bits {on}."
-    return PairedDifference(
-        first=first_label,
-        second=second_label,
-        documents=len(common),
-        same_documents=len(common) == len(before) == len(after),
-        difference=difference,
-        standard_error=None if math.isnan(error) else error,
-        says=says,
-    )
+    standard_error = None if math.isnan(error) else error
+    return PairedDifference(first_label, second_label, len(common), same_documents, difference, standard_error, says)
 
 
 def _beyond_noise(difference: float, error: float, documents: int) -> str:
@@ -255,14 +237,10 @@ def write_page(runs: Sequence[Run], comparison: Comparison, target: Path) -> Non
     """
     labels, bits = comparison.runs, comparison.scores["bits_per_byte"]
     comparable = all(difference.same_documents for difference in comparison.differences)
+    errors = ["" if error is None else f" ± {error:.3f}" for error in comparison.scores["standard_error"]]
     bars = [
-        Bar(
-            label,
-            value,
-            f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}"),
-            comparable and value == min(bits),
-        )
-        for label, value, error in zip(labels, bits, comparison.scores["standard_error"], strict=True)
+        Bar(label, value, f"{value:.3f}{error}", comparable and value == min(bits))
+        for label, value, error in zip(labels, bits, errors, strict=True)
     ]
     write_template(
         target,

@@ -3,7 +3,6 @@
 import hashlib
 import statistics
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from groundup.corpus.document import SPLITS
 from groundup.evals.heldout import measurement_of
 from groundup.files import canonical_json, write_text
 from groundup.pages.charts import Bar, Chart, Curve
-from groundup.pages.render import render, scientific
+from groundup.pages.render import render
 from groundup.report import facts
 from groundup.report.facts import Run, smooth
 from groundup.report.trust import overfitting, verdicts
@@ -30,7 +29,8 @@ def write_report(directory: Path) -> Path:
         DataError: when the run is not finished, or damaged.
     """
     run, tokenizer = facts.read(directory), Tokenizer.load(directory / "tokenizer")
-    measurements = list(_measurement_figures(run))
+    measurements = list(_measurement_charts(run))
+    elsewhere = {curve.name for chart in measurements for curve in chart.curves}
     page = render(
         "run.html",
         scripts=SCRIPTS,
@@ -38,11 +38,9 @@ def write_report(directory: Path) -> Path:
         run=run,
         verdicts=verdicts(run),
         recipe_text=(directory / "recipe.toml").read_text(encoding="utf-8"),
-        training_figures=_training_figures(run) if run.steps else [],
-        measurement_figures=measurements,
-        training={
-            "runs": [freeze(directory, leave_out={curve.name for each in measurements for curve in each.chart.curves})]
-        },
+        training=_training(run) if run.steps else None,
+        measurements=measurements,
+        frozen={"runs": [freeze(directory, leave_out=elsewhere)]},
         event_rows=[(event.get("at", ""), event.get("event", ""), _details(event)) for event in run.events],
         **_scores(run),
         **_times(run),
@@ -166,91 +164,37 @@ def _shards(run: Run) -> dict[str, Any]:
 # Training
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A chart, and what to see in it."""
-
-    chart: Chart
-    caption: str
-    metric: str = ""
-    """The metric of the board's chart that replaces it where scripts run."""
-
-
-def _training_figures(run: Run) -> list[Figure]:
-    figures = [_loss_figure(run), _learning_rate_figure(run), _gradient_figure(run)]
-    if run.validations:
-        figures.insert(1, _validation_figure(run))
-    return figures
-
-
-def _over_steps(run: Run, title: str, unit: str, values: list[float]) -> Chart:
-    return Chart(title, "step", unit, [Curve("", [line["step"] for line in run.steps], values)])
-
-
-def _loss_figure(run: Run) -> Figure:
+def _training(run: Run) -> dict[str, Any]:
+    steps, bits = [line["step"] for line in run.steps], smooth(run.training_bits_per_byte)
     loss = smooth([line["loss"] for line in run.steps])
-    chart = _over_steps(run, "Training loss", "loss, nats per token, mean of 20", loss)
-    first = run.steps[0]["loss"]
-    if loss[-1] < first:
-        caption = (
-            f"Training loss **fell from {first:.2f} to {loss[-1]:.2f}**. Fast at first, then ever more slowly, is as "
-            "it should be."
-        )
-    else:
-        caption = f"Training loss **did not fall**: {first:.2f} at first, {loss[-1]:.2f} at the end."
-    return Figure(chart, caption, "loss")
-
-
-def _validation_figure(run: Run) -> Figure:
-    steps, training = [line["step"] for line in run.steps], smooth(run.training_bits_per_byte)
-    measured = [line["validation_bits_per_byte"] for line in run.validations]
-    curves = [
-        Curve("validation", [line["step"] for line in run.validations], measured),
-        Curve("training, mean of 20", steps, training),
-    ]
-    gap = measured[-1] - training[-1]
-    epoch = run.packed["train"]["tokens"] / run.model_settings["pretrain"]["batch_tokens"]
-    again = ""
-    if epoch < len(steps):
-        again = (
-            f" Each {epoch:,.0f} steps the training text begins anew: where training drops there, the model remembers."
-        )
-    caption = (
-        f"{overfitting(run).text} At the end it is {abs(gap):.2f} {'above' if gap > 0 else 'below'} training.{again} "
-        "If validation rises while training still falls, the model is overfitting."
-    )
-    return Figure(Chart("Validation", "step", "bits per byte", curves), caption, "validation_bits_per_byte")
-
-
-def _learning_rate_figure(run: Run) -> Figure:
-    rate = [line["learning_rate"] for line in run.steps]
-    peak = max(range(len(rate)), key=lambda i: rate[i])
-    after = "and no lower"
-    if rate[-1] < rate[peak]:
-        after = f"then down to {scientific(rate[-1])}, so that the model can settle"
-    caption = (
-        f"How far a step goes: up to {scientific(rate[peak])} at step {run.steps[peak]['step']:,}, so that the "
-        f"beginning does no damage, {after}."
-    )
-    return Figure(_over_steps(run, "Learning rate", "learning rate", rate), caption, "learning_rate")
-
-
-def _gradient_figure(run: Run) -> Figure:
     norm, clip = [line["grad_norm"] for line in run.steps], run.model_settings["pretrain"]["clip"]
-    highest = max(range(len(norm)), key=lambda i: norm[i])
-    clipped = ""
-    if clip:
-        clipped = f" {sum(value > clip for value in norm):,} of {len(norm):,} steps were clipped at {clip:g}."
-    caption = (
-        f"How strongly the data pull at the parameters: mostly about {statistics.median(norm):.2g}, at most "
-        f"{norm[highest]:.2g} at step {run.steps[highest]['step']:,}.{clipped} Spikes that do not come back down mean "
-        "trouble."
-    )
-    return Figure(_over_steps(run, "Gradient norm", "gradient norm", norm), caption, "grad_norm")
+    validation = [
+        Curve(
+            "validation",
+            [line["step"] for line in run.validations],
+            [line["validation_bits_per_byte"] for line in run.validations],
+        ),
+        Curve("training, mean of 20", steps, bits),
+    ]
+
+    def over_steps(title: str, unit: str, values: list[float]) -> Chart:
+        return Chart(title, "step", unit, [Curve("", steps, values)])
+
+    return {
+        "loss": over_steps("Training loss", "loss, nats per token, mean of 20", loss),
+        "validation": Chart("Validation", "step", "bits per byte", validation),
+        "overfitting": overfitting(run).text,
+        "epoch": run.packed["train"]["tokens"] / run.model_settings["pretrain"]["batch_tokens"],
+        "learning_rate": over_steps("Learning rate", "learning rate", [line["learning_rate"] for line in run.steps]),
+        "gradient_norm": over_steps("Gradient norm", "gradient norm", norm),
+        "usual_norm": statistics.median(norm),
+        "clip": clip,
+        "n_clipped": sum(value > clip for value in norm) if clip else 0,
+    }
 
 
-def _measurement_figures(run: Run) -> Iterator[Figure]:
-    """A figure for each kind of measurement made during training; several numbers of one kind share it."""
+def _measurement_charts(run: Run) -> Iterator[Chart]:
+    """A chart for each kind of measurement made during training; several numbers of one kind share it."""
     points: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in run.metrics:
         for name, value in line.items():
@@ -261,9 +205,7 @@ def _measurement_figures(run: Run) -> Iterator[Figure]:
         curves = [
             Curve(name, [step for step, _ in pairs], [value for _, value in pairs]) for name, pairs in named.items()
         ]
-        ends = ", ".join(f"{curve.name.replace('_', ' ')} {curve.y[-1]:.3f}" for curve in curves)
-        caption = f"On the validation documents, {title}: at the end {ends}."
-        yield Figure(Chart(title.capitalize(), "step", title, curves), caption)
+        yield Chart(title.capitalize(), "step", title, curves)
 
 
 def _details(event: dict[str, Any]) -> str:

@@ -26,9 +26,7 @@ def write_page(target: Path, result: Table) -> None:
         scripts=("chart.js", "figures.js"),
         result=result,
         best=best,
-        best_settings=", ".join(f"{key} = {short_value(value)}" for key, value in best["settings"].items())
-        if best
-        else "",
+        best_settings=_in_words(best["settings"]) if best else "",
         recipe=toml(best["settings"]) if best else "",
         overrides=" ".join(word if " " not in word else f"'{word}'" for word in result["overrides"]),
         charts=[_chart(axis, result) for axis in drawn],
@@ -36,7 +34,7 @@ def write_page(target: Path, result: Table) -> None:
         heat=_heat(result) if len(result["axes"]) == 2 else None,
         header=header,
         rows=point_rows,
-        chosen=", ".join(f"{key} = {short_value(value)}" for key, value in result["chosen"].items()),
+        chosen=_in_words(result["chosen"]),
     )
 
 
@@ -45,17 +43,15 @@ def rows(result: Table) -> tuple[list[str], list[list[str]]]:
     keys = [axis["key"] for axis in result["axes"]]
     point_rows = []
     for point in result["points"]:
-        last = point["measured"][-1] if point["measured"] else None
-        point_rows.append(
-            [
-                *(short_value(point["settings"][key]) for key in keys),
-                f"{last['step']:,}" if last else "–",
-                number(last["validation_bits_per_byte"] if last else None, ".4f"),
-                duration(point["seconds"]) if "seconds" in point else "–",
-                _remark(point, result),
-            ]
-        )
+        last = point["measured"][-1] if point["measured"] else {"step": None, "validation_bits_per_byte": None}
+        values = [short_value(point["settings"][key]) for key in keys]
+        measured = [number(last["step"]), number(last["validation_bits_per_byte"], ".4f"), duration(point["seconds"])]
+        point_rows.append([*values, *measured, _remark(point, result)])
     return [*keys, "steps", "bits per byte", "time", ""], point_rows
+
+
+def _in_words(settings: Table) -> str:
+    return ", ".join(f"{key} = {short_value(value)}" for key, value in settings.items())
 
 
 def _remark(point: Table, result: Table) -> str:
@@ -89,15 +85,11 @@ def _chart(axis: Table, result: Table) -> Chart:
     more settings the best over all others."""
     others = [other for other in result["axes"] if other is not axis]
     if len(others) == 1 and len(others[0]["values"]) <= MOST_CURVES:
-        (other,) = others
-        curves = [
-            _curve(f"{other['key']} = {short_value(value)}", axis, result, _first_rung(result), {other["key"]: value})
-            for value in other["values"]
-        ]
-    elif result["rungs"]:
-        curves = [_curve(f"after {step:,} steps", axis, result, step) for step in result["rungs"]]
+        settings = [{others[0]["key"]: value} for value in others[0]["values"]]
+        curves = [_curve(_in_words(each), axis, result, _first_rung(result), each) for each in settings]
     else:
-        curves = [_curve("", axis, result, None)]
+        rungs = {f"after {step:,} steps": step for step in result["rungs"]} or {"": None}
+        curves = [_curve(name, axis, result, step) for name, step in rungs.items()]
     title = axis["key"].rpartition(".")[2].replace("_", " ").capitalize()
     return Chart(title, axis["key"], "bits per byte", curves, logarithmic_x=axis["log"])
 
@@ -130,9 +122,7 @@ def _heat(result: Table) -> dict[str, Any]:
     much colour they get."""
     down, across = result["axes"]
     bits = {
-        (short_value(point["settings"][down["key"]]), short_value(point["settings"][across["key"]])): _bits(
-            point, _first_rung(result)
-        )
+        tuple(short_value(point["settings"][axis["key"]]) for axis in (down, across)): _bits(point, _first_rung(result))
         for point in result["points"]
     }
     known = [value for value in bits.values() if value is not None]
