@@ -24,7 +24,7 @@ class Batch:
     weight: Float[Tensor, "B T"]
     """How much each target counts; 0 for padding."""
     position: Int[Tensor, "B T"]
-    """Of each token within (row, document)."""
+    """Number of each token within its row and document, from 0."""
     document: Int[Tensor, "B T"]
     """Number of the document in its split; −1 for padding."""
 
@@ -41,19 +41,19 @@ Rows = TypeVar("Rows", bound=Weighted)
 
 
 def split(batch: Rows, n: int) -> list[Rows]:
-    """At most `n` pieces of nearly equal numbers of rows; every row of `batch` in one piece, in order.
+    """Split a batch into at most `n` micro-batches of nearly equal numbers of rows, in order.
 
     >>> ids = torch.zeros(5, 3, dtype=torch.long)
-    >>> [len(piece.tokens) for piece in split(Batch(ids, ids, torch.ones(5, 3), ids, ids), 2)]
+    >>> [len(micro_batch.tokens) for micro_batch in split(Batch(ids, ids, torch.ones(5, 3), ids, ids), 2)]
     [3, 2]
     """
     names = [field.name for field in fields(batch)]  # type: ignore[arg-type]
-    pieces = [getattr(batch, name).tensor_split(min(n, len(batch.weight))) for name in names]
-    return [replace(batch, **dict(zip(names, piece, strict=True))) for piece in zip(*pieces, strict=True)]  # type: ignore[type-var]
+    columns = [getattr(batch, name).tensor_split(min(n, len(batch.weight))) for name in names]
+    return [replace(batch, **dict(zip(names, parts, strict=True))) for parts in zip(*columns, strict=True)]  # type: ignore[type-var]
 
 
 def to(batch: Rows, device: torch.device) -> Rows:
-    """The same batch on another device.
+    """Copy a batch to a device.
 
     >>> ids = torch.zeros(5, 3, dtype=torch.long)
     >>> to(Batch(ids, ids, torch.ones(5, 3), ids, ids), torch.device("meta")).tokens.device
@@ -64,7 +64,7 @@ def to(batch: Rows, device: torch.device) -> Rows:
 
 
 def total_weight(batch: Weighted) -> Float[Tensor, ""]:
-    """What the summed loss of this batch is divided by.
+    """The weight of all targets together: what the summed loss of this batch is divided by.
 
     >>> ids = torch.zeros(5, 3, dtype=torch.long)
     >>> total_weight(Batch(ids, ids, torch.ones(5, 3), ids, ids))

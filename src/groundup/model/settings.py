@@ -131,7 +131,7 @@ class LayerNorm(Settings):
 
     kind: Literal["layernorm"] = "layernorm"
     epsilon: float = Field(default=1e-5, gt=0)
-    """Added to the variance, so that nothing is divided by nought."""
+    """Added to the variance, so that nothing is divided by zero."""
     bias: bool = True
     """A learned shift besides the gain."""
 
@@ -144,7 +144,7 @@ class RMSNorm(Settings):
 
     kind: Literal["rmsnorm"] = "rmsnorm"
     epsilon: float = Field(default=1e-5, gt=0)
-    """Added to the mean square, so that nothing is divided by nought."""
+    """Added to the mean square, so that nothing is divided by zero."""
 
     def parameters(self, width: int) -> int:
         return width

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from groundup.model.count import DTYPES, Count, count
+from groundup.model.count import DTYPES, count
 from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.optim.memory import state_bytes
 from groundup.optim.precision import weight_dtype
@@ -32,12 +32,7 @@ class MemoryNeeds:
 
     def parts(self) -> Mapping[str, int]:
         """Bytes of each part at the height of a step, the largest first."""
-        return self._parts(count(self.model))
-
-    def bytes(self) -> int:
-        return sum(self.parts().values())
-
-    def _parts(self, counted: Count) -> Mapping[str, int]:
+        counted = count(self.model)
         kept = state_bytes(self.model, self.precision, self.optimizer, self.average)
         parts = {PLURALS.get(what, what): size for what, size in kept.items()}
         precision = self._counted_as
@@ -48,6 +43,9 @@ class MemoryNeeds:
                 parts[f"activations of {part.replace('_', ' ')}"] = size * self.rows
         parts["scores in the loss"] = self._loss_bytes(precision)
         return dict(sorted(parts.items(), key=lambda part: -part[1]))
+
+    def bytes(self) -> int:
+        return sum(self.parts().values())
 
     @property
     def _counted_as(self) -> str:

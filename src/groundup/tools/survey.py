@@ -180,17 +180,13 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
             if size >= share:
                 break
         taken += size
-        ratio = _compression(texts) if is_compressed(path) else 1.0
-        there += size if size < share else max(size, text_bytes * ratio)
+        if is_compressed(path):
+            sample = "".join(texts).encode()
+            text_bytes *= len(sample) / len(zlib.compress(sample))
+        there += size if size < share else max(size, text_bytes)
     result.seconds_per_byte = (time.perf_counter() - began) / max(taken, 1)
     result.scale = there / max(taken, 1)
     return result
-
-
-def _compression(texts: list[str]) -> float:
-    """How many times smaller compression makes these texts."""
-    sample = "".join(texts).encode()
-    return len(sample) / len(zlib.compress(sample))
 
 
 def _judge(result: Survey, raw: Document, name: str, digests: set[bytes]) -> None:

@@ -35,8 +35,6 @@ MOST_POINTS = 1000
 EXAMPLE = "pretrain.optimizer.learning_rate=1e-4..1e-2:log:8"
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?:(\d+)")
-Value = Any
-"""A setting's value, as TOML gives it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Axis:
     """A setting and the values that it takes."""
 
     key: str
-    values: tuple[Value, ...]
+    values: tuple[Any, ...]
 
     @property
     def is_numeric(self) -> bool:
@@ -60,7 +58,7 @@ class Axis:
 class Point:
     """One choice of a value for each swept setting."""
 
-    settings: Mapping[str, Value]
+    settings: Mapping[str, Any]
     words: list[str]
     """All settings as overrides, in the order in which they were typed."""
     recipe: Recipe
@@ -155,11 +153,11 @@ def _key(word: str) -> str:
     return word.partition("=")[0].strip()
 
 
-def _values(key: str, text: str) -> list[Value]:
+def _values(key: str, text: str) -> list[Any]:
     if re.match(rf"{NUMBER}\.\.", text):
         return _range(key, text)
     try:
-        values: list[Value] = tomllib.loads(f"values = [{text}]")["values"]
+        values: list[Any] = tomllib.loads(f"values = [{text}]")["values"]
     except (ValueError, RecursionError):
         values = [_value(part.strip()) for part in text.split(",")]
     twice = [value for number, value in enumerate(values) if value in values[:number]]
@@ -168,7 +166,7 @@ def _values(key: str, text: str) -> list[Value]:
     return values
 
 
-def _value(text: str) -> Value:
+def _value(text: str) -> Any:
     """A bare word is a string, as on every command line of groundup."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -176,7 +174,7 @@ def _value(text: str) -> Value:
         return text
 
 
-def _range(key: str, text: str) -> list[Value]:
+def _range(key: str, text: str) -> list[Any]:
     match = RANGE.fullmatch(text)
     if not match:
         raise SettingsError(
@@ -196,7 +194,7 @@ def _range(key: str, text: str) -> list[Value]:
     return [int(value) for value in values] if is_whole else values
 
 
-def _directory(axes: Sequence[Axis], values: Iterable[Value]) -> str:
+def _directory(axes: Sequence[Axis], values: Iterable[Any]) -> str:
     """A name that every file system takes; what was left out of it stands in a digest at its end."""
     last_words = [axis.key.rpartition(".")[2] for axis in axes]
     names = [word if last_words.count(word) == 1 else axis.key for axis, word in zip(axes, last_words, strict=True)]
@@ -205,7 +203,7 @@ def _directory(axes: Sequence[Axis], values: Iterable[Value]) -> str:
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def override(key: str, value: Value) -> str:
+def override(key: str, value: Any) -> str:
     """As it is given on a command line.
 
     >>> override("pretrain.optimizer.kind", "muon"), override("model.attention.windows", [16, 32])

@@ -56,8 +56,8 @@ class Health:
         self._measured |= measured
         weights = {name: weight.detach() for name, weight in self._masters.copies.items()}
         gradients = {name: weight.grad for name, weight in self._masters.copies.items() if weight.grad is not None}
-        self._measured |= {(place, "grad_norm"): norm for place, norm in _norms(gradients).items()}
-        self._measured |= {(place, "weight_norm"): norm for place, norm in _norms(weights).items()}
+        self._measured |= {(layer, "grad_norm"): norm for layer, norm in _norms(gradients).items()}
+        self._measured |= {(layer, "weight_norm"): norm for layer, norm in _norms(weights).items()}
         self._before = {name: _some_of(weight).clone() for name, weight in weights.items()}
         self._seconds = time.monotonic() - started
 
@@ -73,16 +73,16 @@ class Health:
             moved[name], were[name] = (_some_of(weight) - before) * share, before * share
         lengths = _norms(were)
         self._measured |= {
-            (place, "update_ratio"): norm / lengths[place].clamp(min=1e-12) for place, norm in _norms(moved).items()
+            (layer, "update_ratio"): norm / lengths[layer].clamp(min=1e-12) for layer, norm in _norms(moved).items()
         }
         values = torch.stack([value.float() for value in self._measured.values()]).tolist()  # waits once
         layers: dict[int, dict[str, Any]] = {}
         parts: dict[str, dict[str, Any]] = {}
-        for (place, name), value in zip(self._measured, values, strict=True):
-            if place.isdigit():
-                layers.setdefault(int(place), {"layer": int(place)})[name] = value
+        for (layer, name), value in zip(self._measured, values, strict=True):
+            if layer.isdigit():
+                layers.setdefault(int(layer), {"layer": int(layer)})[name] = value
             else:
-                parts.setdefault(place, {})[name] = value
+                parts.setdefault(layer, {})[name] = value
         seconds = round(self._seconds + time.monotonic() - started, 4)
         return {
             "step": step.number,
@@ -93,7 +93,7 @@ class Health:
         }
 
 
-def _place(name: str) -> str:
+def _layer_of(name: str) -> str:
     """`3` of `blocks.3.attention.query.weight`, `embed` of `embed.weight`."""
     first, *rest = name.split(".")
     return rest[0] if first == "blocks" else first
@@ -103,8 +103,8 @@ def _norms(tensors: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
     """The norm of all tensors of a layer together."""
     squares: dict[str, list[Tensor]] = defaultdict(list)
     for name, norm in zip(tensors, torch._foreach_norm(list(tensors.values())), strict=True):
-        squares[_place(name)].append(norm.float().square())
-    return {place: torch.stack(found).sum().sqrt() for place, found in squares.items()}
+        squares[_layer_of(name)].append(norm.float().square())
+    return {layer: torch.stack(found).sum().sqrt() for layer, found in squares.items()}
 
 
 def _some_of(weight: Tensor) -> Tensor:
@@ -120,22 +120,22 @@ def activations(model: Transformer, batch: Batch) -> Activations:
     real = batch.document >= 0
 
     def tap(name: str, tensor: Tensor) -> None:
-        place, _, part = name.removeprefix("blocks.").partition(".")
+        layer, _, part = name.removeprefix("blocks.").partition(".")
         if part == "feedforward.active":
-            awake[place].append((tensor > 0).flatten(0, -2).any(dim=0))
+            awake[layer].append((tensor > 0).flatten(0, -2).any(dim=0))
         elif part in ("", "attention", "feedforward"):
-            found[place, f"{part or 'stream'}_rms"] = tensor[real].float().square().mean().sqrt()
+            found[layer, f"{part or 'stream'}_rms"] = tensor[real].float().square().mean().sqrt()
 
-    looking = _Looking(by_document(batch), batch)
+    measuring = _Measuring(by_document(batch), batch)
     with evaluating(model):
-        model.hidden(batch.tokens, batch.position, looking, tap)
-    for place, units in awake.items():
-        found[place, "dead_units"] = 1 - torch.cat(units).float().mean()
-    return len(batch.tokens), found | looking.found
+        model.hidden(batch.tokens, batch.position, measuring, tap)
+    for layer, units in awake.items():
+        found[layer, "dead_units"] = 1 - torch.cat(units).float().mean()
+    return len(batch.tokens), found | measuring.found
 
 
 @dataclass
-class _Looking:
+class _Measuring:
     """Attends as `attend` does, and measures the scores."""
 
     attend: Attend
@@ -144,10 +144,10 @@ class _Looking:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
         entropy, logit = attention_statistics(q, k, self.batch, **options)
-        place = str(layer)
-        self.found[place, "attention_entropy"] = entropy.mean()
-        self.found[place, "attention_entropy_lowest"] = entropy.min()
-        self.found[place, "attention_logit_highest"] = logit
+        name = str(layer)
+        self.found[name, "attention_entropy"] = entropy.mean()
+        self.found[name, "attention_entropy_lowest"] = entropy.min()
+        self.found[name, "attention_logit_highest"] = logit
         return self.attend(q, k, v, layer=layer, **options)
 
 
@@ -165,7 +165,7 @@ def attention_statistics(
     """Mean entropy of each head's attention in nats, padding left out; and the largest score of a query and a key that
     it may read, scaled, before soft cap and slopes."""
     n_rows, n_heads, length, width = q.shape
-    place = torch.arange(length, device=q.device)
+    position = torch.arange(length, device=q.device)
     scale = width**-0.5 if scale is None else scale
     entropy, queries = torch.zeros(n_heads, device=q.device), torch.zeros((), device=q.device)
     highest = torch.full((), float("-inf"), device=q.device)
@@ -175,7 +175,7 @@ def attention_statistics(
         document = batch.document[row]
         for first in range(0, length, block):
             part = slice(first, first + block)
-            distance = place[part, None] - place
+            distance = position[part, None] - position
             visible = (distance >= 0) & (document[part, None] == document)
             if window is not None:
                 visible = visible & (distance < window)

@@ -1,6 +1,6 @@
 """Loader: rows of packed tokens as a pure function of their number.
 
-Row i of a split holds the `context_length + 1` ids from place `i × context_length` on, so every id but the first is a
+Row i of a split holds the `context_length + 1` ids from index `i × context_length` on, so every id but the first is a
 target exactly once. An epoch is a seeded permutation of the rows; row numbers run on through epochs.
 """
 
@@ -41,15 +41,15 @@ def rows(shards: Tokens, context_length: int, seed: int, first: int, count: int)
 
 
 def cut(shards: Tokens, starts: npt.NDArray[np.int64], context_length: int) -> Batch:
-    """The rows that begin at these places of the stream; past its end they are padded."""
+    """Cut the rows that begin at these indices of the stream; past its end they are padded."""
     last = len(shards.ids) - 1
-    place = starts[:, None] + np.arange(context_length + 1)  # (B, T + 1)
-    ids = shards.read(np.minimum(place, last))
-    inside = place[:, :-1] < last  # a token whose target exists
+    index = starts[:, None] + np.arange(context_length + 1)  # (B, T + 1)
+    ids = shards.read(np.minimum(index, last))
+    inside = index[:, :-1] < last  # a token whose target exists
     counts = inside if shards.closer is None else inside & (ids[:, :-1] != shards.closer)
-    document = np.searchsorted(shards.offsets, place[:, :-1], side="right") - 1
+    document = np.searchsorted(shards.offsets, index[:, :-1], side="right") - 1
     opened = shards.offsets[np.clip(document, 0, None)]
-    position = place[:, :-1] - np.maximum(opened, starts[:, None])
+    position = index[:, :-1] - np.maximum(opened, starts[:, None])
     return Batch(
         tokens=_tensor(ids[:, :-1]),
         targets=_tensor(ids[:, 1:]),
