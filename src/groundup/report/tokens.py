@@ -78,9 +78,9 @@ def _distinct(pre_tokens: Sequence[PreToken]) -> list[PreToken]:
 
 def to_json(explained: Explained) -> dict[str, Any]:
     """All of it as JSON values; bytes are hexadecimal, and the text of what is not UTF-8 is None."""
-    pieces, begin = [], 0
+    pre_tokens, begin = [], 0
     for pre_token in explained.pre_tokens:
-        pieces.append(
+        pre_tokens.append(
             {
                 "begin": begin,
                 "kind": pre_token.kind,
@@ -101,7 +101,7 @@ def to_json(explained: Explained) -> dict[str, Any]:
         "tokens": len(explained.ids),
         "bytes_per_token": explained.n_bytes / len(explained.ids) if explained.ids else None,
         "ids": explained.ids,
-        "pieces": pieces,
+        "pieces": pre_tokens,
     }
 
 
@@ -310,18 +310,11 @@ class Tree:
             joined = Node(visible(tokens[merge.joined]), f"{merge.rank:,}", (nodes[merge.position], right))
             nodes[merge.position] = joined
         self.tokens = list(nodes.values())
-        self.name = visible(pre_token.raw)
-        ids = ", ".join(f"{i:,}" for i in pre_token.ids)
-        steps = ", ".join(f"{visible(tokens[m.left])} + {visible(tokens[m.right])} ({m.rank:,})" for m in merges)
-        if pre_token.kind == "whole":
-            self.caption = (
-                f"is a token as a whole, {ids}, taken without a merge. Its bytes would be merged so: {steps}."
-            )
-        else:
-            n_tokens = plural(len(pre_token.ids), "token")
-            self.caption = f"is {n_tokens}: {ids}. Merges in their order, with their ranks: {steps}."
+        self.name, self.is_whole = visible(pre_token.raw), pre_token.kind == "whole"
+        self.ids = [f"{i:,}" for i in pre_token.ids]
+        self.steps = [f"{visible(tokens[m.left])} + {visible(tokens[m.right])} ({m.rank:,})" for m in merges]
 
 
 def _letter(byte: int) -> str:
-    """A byte as its letter; ␣ for a space, two hexadecimal digits for what is not a letter."""
+    """A byte as its character; ␣ for a space, two hexadecimal digits for what cannot be printed."""
     return "␣" if byte == 0x20 else chr(byte) if chr(byte).isascii() and chr(byte).isprintable() else f"{byte:02x}"

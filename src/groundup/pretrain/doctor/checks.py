@@ -144,11 +144,12 @@ def check_targets(model: Transformer, batch: Batch, loss: Loss) -> Verdict:
     hidden, summed = _hidden_and_loss(model, replace(batch, weight=weight), loss)
     with torch.no_grad():
         scores = model.logits(hidden).float().log_softmax(dim=-1)  # (B, T, V)
-    plain = {}
-    for shift in range(reach + 1):
-        moved = batch.tokens.roll(-shift, dims=1).to(scores.device)
-        plain[shift] = (-scores.gather(-1, moved[..., None])[..., 0] * weight.to(scores.device)).sum().item()
-    best = min(plain, key=lambda shift: abs(plain[shift] - summed))
+    tokens, weight = batch.tokens.to(scores.device), weight.to(scores.device)
+    plain = [
+        -(scores.gather(-1, tokens.roll(-shift, dims=1)[..., None])[..., 0] * weight).sum().item()
+        for shift in range(reach + 1)
+    ]
+    best = min(range(reach + 1), key=lambda shift: abs(plain[shift] - summed))
     if best != 1 or abs(plain[1] - summed) > 0.01 * abs(plain[1]):
         kind = f"the loss is that of targets that are {_ahead(best)}" if best != 1 else "the loss is another one"
         finding = f"{kind}: {summed:.4f} in sum, plain cross-entropy of the next token {plain[1]:.4f}"
@@ -309,9 +310,9 @@ def check_start(mean_loss: float, vocab_size: int, d_model: int) -> Verdict:
     finding = f"{mean_loss:.3f}; ln {vocab_size:,} = {expected:.3f}"
     if not math.isfinite(mean_loss):
         return error(check, finding, "a weight or a logit is not a finite number")
-    if mean_loss < expected - 0.1 * expected:
+    if mean_loss < 0.9 * expected:
         return error(check, finding, "it knows already what it should predict: something leaks")
-    if mean_loss > expected + 0.1 * expected + 2 * spread:
+    if mean_loss > 1.1 * expected + 2 * spread:
         return warning(check, finding, "the first steps will only unlearn this")
     return ok(check, finding)
 
@@ -392,13 +393,13 @@ def check_gradients(weights: Mapping[str, Tensor], trained: bool = False) -> Ver
 def check_numbers(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Verdict:
     """Whether, after a step, the optimizer steps every weight once, and weights and moments are in float32."""
     check = "optimizer state"
-    coarse = [f"{name} ({weight.dtype})" for name, weight in weights.items() if weight.dtype.itemsize < 4]
-    coarse += [
-        f"{key} of {name} ({value.dtype})"
+    numbers = dict(weights) | {
+        f"{key} of {name}": value
         for name, weight in weights.items()
         for key, value in optimizer.state.get(weight, {}).items()
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype.itemsize < 4
-    ]
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    coarse = [f"{name} ({tensor.dtype})" for name, tensor in numbers.items() if tensor.dtype.itemsize < 4]
     if coarse:
         advice = "bfloat16 loses small updates: step float32 master weights (optim.precision.Masters)"
         return error(check, _first_of(coarse).replace("torch.", ""), advice)

@@ -54,7 +54,7 @@ def refuse_errors(verdicts: Sequence[Verdict]) -> None:
     Raises:
         GroundupError: of the kind of the first error, naming all of them.
     """
-    errors = [verdict for verdict in verdicts if verdict.error]
-    if errors and errors[0].error:
-        listed = "".join(f"\n  {verdict}" for verdict in errors)
-        raise errors[0].error(f"the doctor refuses this training before its first step:{listed}")
+    lines = "".join(f"\n  {verdict}" for verdict in verdicts if verdict.error)
+    for verdict in verdicts:
+        if verdict.error:
+            raise verdict.error(f"the doctor refuses this training before its first step:{lines}")
