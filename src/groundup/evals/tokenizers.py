@@ -346,7 +346,6 @@ def _ratio(fact: Comparison) -> str:
 
 def fact_rows(comparison: Comparison, group: int = 0) -> list[list[str]]:
     """Everything that was counted of one group, a line a number."""
-
     facts = comparison["groups"][group]["by"]
     rows = [
         ["", *(tokenizer["name"] for tokenizer in comparison["tokenizers"])],
