@@ -22,13 +22,13 @@ def byte_size(n_bytes: float) -> str:
 
 def duration(seconds: float) -> str:
     """
-    >>> duration(8.25), duration(500), duration(50_000), duration(5e6)
-    ('8.2 seconds', '8.3 minutes', '13.9 hours', '57.9 days')
+    >>> duration(8.25), duration(113.7), duration(500), duration(50_000), duration(5e6)
+    ('8.2 seconds', '114 seconds', '8.3 minutes', '13.9 hours', '57.9 days')
     """
     for unit, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:,.1f} {name}"
-    return f"{seconds:.1f} seconds"
+    return f"{seconds:.{0 if seconds >= 10 else 1}f} seconds"
 
 
 def short_value(value: object) -> str:

@@ -352,7 +352,7 @@ def test_new_writes_a_recipe_that_goes_on_from_the_model(made: Path) -> None:
     assert "arXiv:2403.08763" in text
     assert recipe.model.with_vocabulary(320) == start.model
     packed = read_manifest(made / "runs" / "tiny" / "shards").statistics["train"]
-    assert plan.bytes_per_token == pytest.approx(packed["bytes"] / packed["tokens"], rel=0.05)
+    assert plan.chosen.bytes_per_token == pytest.approx(packed["bytes"] / packed["tokens"], rel=0.05)
     new = propose("new", sampled, LAPTOP, minutes=10, size=1e4).recipe.pretrain
     assert recipe.pretrain.optimizer.learning_rate < new.optimizer.learning_rate
     assert 1 <= (recipe.pretrain.schedule.warmup_steps or 0) <= recipe.pretrain.steps / 50

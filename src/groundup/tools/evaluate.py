@@ -11,6 +11,7 @@ from groundup.errors import SettingsError
 from groundup.evals.settings import FilesRead
 from groundup.files import Progress, refuse_nothing
 from groundup.recipe import Recipe
+from groundup.words import plural
 
 HOW_FILES_ARE_READ = tuple(
     f"corpus.{name}" for name in ("text_field", "encoding", "separator", "unicode", "whitespace")
@@ -64,4 +65,4 @@ def lines(score: dict[str, Any]) -> Iterator[str]:
     error = "" if score["standard_error"] is None else f" ± {score['standard_error']:.4f}"
     perplexity = "infinite perplexity" if score["perplexity"] is None else f"perplexity {score['perplexity']:.2f}"
     yield f"{score['bits_per_byte']:.4f}{error} bits per byte, {perplexity} a token"
-    yield f"{score['documents']:,} documents, {score['tokens']:,} tokens, {score['bytes']:,} bytes"
+    yield ", ".join(plural(score[noun + "s"], noun) for noun in ("document", "token", "byte"))
