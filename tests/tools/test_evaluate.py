@@ -17,7 +17,7 @@ def test_a_recorded_score_is_read_and_told(finished_home: Path) -> None:
     first, second = lines(recorded)
     assert first.startswith(f"{recorded['bits_per_byte']:.4f} bits per byte, perplexity ")
     assert next(lines(recorded | {"standard_error": 0.25})).startswith(f"{recorded['bits_per_byte']:.4f} ± 0.2500 bits")
-    assert second.startswith(f"{recorded['documents']:,} documents")
+    assert second.startswith("1 document, ") and second.endswith(f"{recorded['bytes']:,} bytes")
 
 
 def test_what_has_no_score_or_names_no_file_is_answered(tmp_path: Path) -> None:
