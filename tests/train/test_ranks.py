@@ -1,16 +1,17 @@
 """Two processes that each have half of every batch train as one process does."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.testing import assert_close
@@ -114,7 +115,8 @@ def check_own_shard_is_saved(rank: int, folder: Path) -> None:
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs torch's gloo")
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Same loss, norm, weight and parameters, dropout and the refused step included."""
-    multiprocessing.spawn(partial(run), (tmp_path,), nprocs=2)
+    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in range(2)]
+    assert [rank.wait() for rank in ranks] == [0, 0]
     one = train(None)
     for rank in range(2):
         own = torch.load(tmp_path / f"{rank}.pt")
@@ -125,3 +127,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             assert_close(own["weights"][name], weight, atol=2e-5, rtol=0)
         assert own["bad"] == 1, "what is bad on one rank is bad on both"
         assert own["trouble"] == ("another rank found it bad" if rank == 0 else "the loss is nan")
+
+
+if __name__ == "__main__":
+    run(int(sys.argv[1]), Path(sys.argv[2]))
