@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 CACHED = 1 << 18
 """Pre-tokens whose ids the plain loops remember."""
 WORTH_LOADING = 5_000_000
-"""Characters of one call from which on the compiled loops pay, although loading them takes a second, and compiling
-them the first time many."""
+"""Characters, in one call or in all so far, from which on the compiled loops pay, although loading them takes a second,
+and compiling them the first time many."""
 LONG = 1 << 16
 """Bytes of a single pre-token from which on they do."""
 WORTH_CALLING = 256
@@ -115,6 +115,8 @@ class ByteLevel:
             elif text:
                 self._recognised[1].setdefault(_normalize(self.normalizer, text), i)
         self._cache: dict[str, list[int]] = {}
+        self._characters = 0
+        """Encoded so far."""
 
     def cut(self, text: str | bytes, allowed: Collection[str]) -> Iterator[tuple[str | bytes, int | None]]:
         as_text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
@@ -177,9 +179,13 @@ class ByteLevel:
         return not self.tokens[i].strip(b" \n\t")
 
     def encoder(self, size: int, least: int = WORTH_LOADING) -> "Encoder | None":
-        """The compiled loops, if a call that encodes `size` characters should use them: from `least` on, unless it is
-        decided that they always are. None where they are declined or cannot be loaded."""
-        if self.compiled is False or size <= (WORTH_CALLING if self.compiled else least):
+        """The compiled loops, if a call that encodes `size` characters should use them. They are loaded where one call
+        has more than `least`, or all so far had enough. None where they are declined or cannot be loaded."""
+        if self.compiled is False:
+            return None
+        self._characters += size
+        unloaded = "_encoder" not in vars(self) and not self.compiled
+        if size <= WORTH_CALLING or (unloaded and size <= least and self._characters <= WORTH_LOADING):
             return None
         return self._encoder
 

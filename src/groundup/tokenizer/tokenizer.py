@@ -447,7 +447,7 @@ class Tokenizer:
 
     @property
     def compiled(self) -> bool | None:
-        """Whether the compiled loops encode: always, never, or, if None, where one call has enough text."""
+        """Whether the compiled loops encode: always, never, or, if None, once there was enough text."""
         return self.rules.compiled
 
     @compiled.setter

@@ -147,11 +147,18 @@ def test_a_prompt_does_not_wait_for_the_compiled_loops() -> None:
     assert told.stdout == "False\n"
 
 
-def test_a_call_is_encoded_the_same_way_whatever_came_before(learned: Tokenizer) -> None:
-    """A long call takes the compiled loops, a short one after it does not: only `prepare` and `warm_up` decide more."""
+def test_the_compiled_loops_are_loaded_once_there_was_enough_text(learned: Tokenizer) -> None:
     fresh = Tokenizer(learned.rules.extended([], []))
-    fresh.encode("abc de " * 800_000)
+    fresh.encode("abc de " * 400_000)
+    assert fresh.rules.encoder(1000) is None
+    fresh.encode("abc de " * 400_000)
+    assert fresh.rules.encoder(1000) is not None
     assert fresh.compiled is None
+
+
+def test_a_program_can_say_beforehand_that_there_will_be_much(learned: Tokenizer) -> None:
+    fresh = Tokenizer(learned.rules.extended([], []))
+    fresh.prepare(1000)
     assert fresh.rules.encoder(1000) is None
     fresh.prepare(100_000_000)
     assert fresh.rules.encoder(1000) is not None
