@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from groundup.batch import Batch, to
 from groundup.model.attention import Causal, Packed
 from groundup.model.execution import compile_blocks, recompute_blocks, why_not_compiled
-from groundup.model.kernels.float8 import Product, has_float8, rounded, use_float8
+from groundup.model.kernels.float8 import Float8Matmul, has_float8, rounded, use_float8
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.settings import Float32
@@ -142,7 +142,7 @@ def test_float8_products_and_gradients_are_those_of_the_rounded_matrices(device:
     torch.manual_seed(0)
     x, weight, gradient = (torch.randn(shape).bfloat16() for shape in ((256, 128), (384, 128), (256, 384)))
     there = [tensor.to(device).requires_grad_() for tensor in (x, weight)]
-    product = Product.apply(*there)
+    product = Float8Matmul.apply(*there)
     product.backward(gradient.to(device))
     types = (torch.float8_e4m3fn, torch.float8_e4m3fn, torch.float8_e5m2)
     x8, weight8, gradient8 = (

@@ -64,11 +64,11 @@ class CacheAttend:
     keys: Float[Tensor, "B L G S K"]
     values: Float[Tensor, "B L G S W"]
     row: Int[Tensor, "N"]
-    """Of each new token, …; none are listed where all rows have as many, old and new: there they are the last."""
+    """Row of each new token. Empty where all rows have equally many old and new tokens: they come last there."""
     number: Int[Tensor, "N"]
-    """… its number among the row's new ones, …"""
+    """Number of each new token among the new ones of its row."""
     position: Int[Tensor, "N"]
-    """… and in the row."""
+    """Position of each new token in its row."""
     distance: Int[Tensor, "B 1 T S"]
     mask: Float[Tensor, "B 1 T S"]
     wants_latents: ClassVar[bool] = True

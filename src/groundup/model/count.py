@@ -45,12 +45,12 @@ class Count:
 
     @property
     def total_parameters(self) -> int:
-        """Of all parts."""
+        """Parameters of all parts together."""
         return sum(self.parameters.values())
 
     @property
     def backward_flops_per_token(self) -> Mapping[str, int]:
-        """A product in the forward pass has two in the backward pass, one for each of its factors."""
+        """A matmul of the forward pass has two in the backward pass, one for each of its factors."""
         return {part: 2 * flops for part, flops in self.forward_flops_per_token.items()}
 
     @property
@@ -170,7 +170,7 @@ class Meter:
             hook.remove()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: object) -> Tensor:
-        """Attention as it is, under a part of its own; but its operations are those of the full square."""
+        """Attend as usual, and count the FLOPs of the whole square of scores as a part of their own."""
         self._begin(f"blocks.{layer}.{SCORES}")
         read = Causal()(q, k, v, layer=layer, **options)
         self._booked = self._counter.get_total_flops()

@@ -17,12 +17,12 @@ from groundup.model.transformer import Transformer
 
 Recomputation = Literal["none", "selective", "full"]
 Forward = Callable[..., Tensor]
-PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._grouped_mm.default}
-"""What selective recomputation keeps: products with weights, which cost the most to compute again."""
+MATMULS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._grouped_mm.default}
+"""What selective recomputation keeps: matmuls with weights, which cost the most to compute again."""
 
 
 def compile_blocks(model: Transformer) -> None:
-    """Let torch.compile fuse what stands between a block's matrix products. A block is compiled once and serves for
+    """Let torch.compile fuse what stands between a block's matmuls. A block is compiled once and serves for
     all layers of its shape.
 
     Only training runs what is compiled: in evaluation and generation lengths differ from call to call, and whoever
@@ -31,9 +31,9 @@ def compile_blocks(model: Transformer) -> None:
     options: dict[str, Any] = {}
     if next(model.parameters()).device.type == "cpu":
         # Here, since it imports torch's compiler, which takes more than a second.
-        from groundup.model.kernels.graph_passes import BiasesApart, JoinedProducts
+        from groundup.model.kernels.graph_passes import BiasesApart, JoinedMatmuls
 
-        options = {"pre_grad_custom_pass": JoinedProducts(), "post_grad_custom_post_pass": BiasesApart()}
+        options = {"pre_grad_custom_pass": JoinedMatmuls(), "post_grad_custom_post_pass": BiasesApart()}
     for block in model.blocks.values():
         plain = block.forward
         compiled = torch.compile(plain, dynamic=False, fullgraph=True, options=options)
@@ -55,7 +55,7 @@ def _run_either(
 
 def recompute_blocks(model: Transformer, how: Recomputation) -> None:
     """Keep less of the forward pass for the backward pass, and compute the rest again (Chen et al. 2016,
-    arXiv:1604.06174): with `full` nothing but a block's input is kept; with `selective` also its products with weights
+    arXiv:1604.06174): with `full` nothing but a block's input is kept; with `selective` also its matmuls with weights
     (Korthikanti et al. 2022, arXiv:2205.05198, section 5)."""
     if how == "none":
         return
@@ -67,7 +67,7 @@ def recompute_blocks(model: Transformer, how: Recomputation) -> None:
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operation in MATMULS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def why_not_compiled(config: ModelConfig, device: torch.device) -> str | None:

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from groundup.errors import SettingsError
-from groundup.model.kernels.float8 import Product, has_float8, rounded, use_float8
+from groundup.model.kernels.float8 import Float8Matmul, has_float8, rounded, use_float8
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.settings import Float8
@@ -17,7 +17,7 @@ def test_products_and_gradients_are_those_of_the_rounded_matrices() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(32, 64).bfloat16().requires_grad_(), torch.randn(48, 64).bfloat16().requires_grad_()
     gradient = torch.randn(32, 48).bfloat16()
-    product = Product.apply(x, weight)
+    product = Float8Matmul.apply(x, weight)
     product.backward(gradient)
     (x8, a), (w8, b), (g8, c) = (
         rounded(tensor.detach(), dtype)

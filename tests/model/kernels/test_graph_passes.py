@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from groundup.model.kernels.graph_passes import BiasesApart, JoinedProducts, aten, linear
+from groundup.model.kernels.graph_passes import BiasesApart, JoinedMatmuls, aten, linear
 
 
 def count(module: GraphModule, operation: object) -> int:
@@ -28,7 +28,7 @@ def test_products_of_one_input_become_one() -> None:
 
     def passed(module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., object]:
         assert count(module, linear) == 5
-        JoinedProducts()(module.graph)
+        JoinedMatmuls()(module.graph)
         module.recompile()
         joined.append(module)
         return module

@@ -1,4 +1,4 @@
-"""Matrix products in float8, done to a model from outside.
+"""Matmuls in float8, done to a model from outside.
 
 M rows, K input width, N output width. Numbers that are multiplied are rounded to eight bits after scaling their tensor
 to the type's range (dynamic scaling by the largest of it; Micikevicius et al. 2022, arXiv:2209.05433): activations and
@@ -32,13 +32,13 @@ def _linear(linear: nn.Linear, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*r
     rows = x.flatten(0, -2)
     if rows.shape[0] % ALIGNED:
         return nn.functional.linear(x, linear.weight, linear.bias)
-    product: Tensor = Product.apply(rows, linear.weight)  # type: ignore[no-untyped-call]
+    product: Tensor = Float8Matmul.apply(rows, linear.weight)  # type: ignore[no-untyped-call]
     product = product.unflatten(0, x.shape[:-1])
     return product if linear.bias is None else product + linear.bias
 
 
-class Product(torch.autograd.Function):
-    """x wᵀ, and its two gradients, each a product of float8 matrices."""
+class Float8Matmul(torch.autograd.Function):
+    """x wᵀ, and its two gradients, each a matmul of float8 matrices."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -70,5 +70,5 @@ def _multiplied(left: Tensor, right: Tensor, left_scale: Tensor, right_scale: Te
 
 
 def _by_columns(x: Tensor) -> Tensor:
-    """The same matrix with its columns contiguous, as the right factor is wanted."""
+    """Lay out a matrix with contiguous columns, as the matmul wants its right factor."""
     return x.t().contiguous().t()

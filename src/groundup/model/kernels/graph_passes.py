@@ -24,19 +24,19 @@ class _Pass(CustomGraphPass):
         return get_hash_for_files((__file__,))
 
 
-class JoinedProducts(_Pass):
-    """Products of one (N, D) input with several (F, D) matrices become one, with the matrices below one another: query,
-    key and value, gate and up. A wide product takes less time than narrow ones, and so do its two gradients."""
+class JoinedMatmuls(_Pass):
+    """Matmuls of one (N, D) input with several (F, D) matrices become one, with the matrices below one another: query,
+    key and value, gate and up. A wide matmul takes less time than narrow ones, and so do its two gradients."""
 
     def __call__(self, graph: Graph) -> None:
         alike = defaultdict(list)
         for node in graph.find_nodes(op="call_function", target=linear):
             x, weight, bias = (*node.args, None)[:3]
-            if weight.op == "placeholder":  # and not made of one of the products
+            if weight.op == "placeholder":  # and not the result of one of these matmuls
                 alike[x, bias is None].append((node, weight, bias))
-        for (x, without_bias), products in alike.items():
-            if len(products) > 1:
-                nodes, weights, biases = zip(*products, strict=True)
+        for (x, without_bias), matmuls in alike.items():
+            if len(matmuls) > 1:
+                nodes, weights, biases = zip(*matmuls, strict=True)
                 widths = [weight.meta["example_value"].shape[0] for weight in weights]
                 with graph.inserting_before(nodes[0]):
                     weight = graph.call_function(torch.cat, (weights,))
