@@ -214,6 +214,18 @@ def flatten(table: Table, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def nested(flat: Table) -> Table:
+    """{"a.b": 1} → {"a": {"b": 1}}."""
+    table: Table = {}
+    for path, value in flat.items():
+        *outer, last = path.split(".")
+        inner = table
+        for name in outer:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return table
+
+
 def differences(old: Table, new: Table) -> dict[str, tuple[Any, Any]]:
     """Dotted names whose values differ, with both values, `old` and `new`; `None` where a name is not set.
 
