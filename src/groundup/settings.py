@@ -199,6 +199,18 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def nested(flat: Table) -> Table:
+    """{"a.b": 1} → {"a": {"b": 1}}."""
+    table: Table = {}
+    for path, value in flat.items():
+        *outer, last = path.split(".")
+        inner = table
+        for name in outer:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return table
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted names whose values differ, with both values, `old` and `new`; `None` where a name is not set.
 
