@@ -27,8 +27,8 @@ from groundup.errors import DamagedError, DataError, ResourceError, SettingsErro
 from groundup.files import (
     Progress,
     canonical_json,
+    explaining_write_errors,
     json_text,
-    naming_the_place,
     no_progress,
     sha256_of_file,
     sync_directory,
@@ -100,7 +100,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
     """
     started = time.monotonic()
     partial = directory.with_name(f".{directory.name}.partial")
-    with naming_the_place(directory):
+    with explaining_write_errors(directory):
         refuse_in_the_way(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -303,7 +303,7 @@ def share(source: Path, target: Path) -> None:
     refuse_in_the_way(target)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with naming_the_place(target):
+    with explaining_write_errors(target):
         shutil.copytree(source, partial, copy_function=_link_or_copy)
         _rename_over(partial, target)
 
@@ -316,7 +316,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[Path]:
+def hold(directory: Path) -> Iterator[Path]:
     """Keep an artifact from being removed by `remove_unless_held` of another process while it is read here.
 
     Raises:
@@ -361,7 +361,7 @@ def lock(directory: Path) -> Iterator[None]:
     """
     refuse_not_utf8(directory)
     path = directory / "lock"
-    with naming_the_place(path):
+    with explaining_write_errors(path):
         directory.mkdir(parents=True, exist_ok=True)
         stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
     with stream:
