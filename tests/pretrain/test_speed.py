@@ -88,7 +88,7 @@ def test_each_part_of_a_step_is_where_its_time_goes(clock: Clock, monkeypatch: p
     assert forward == pytest.approx(nothing | {"forward": 0.1}, abs=1e-4)
 
 
-def test_the_share_of_the_peak_follows_from_the_counted_products() -> None:
+def test_the_share_of_the_peak_follows_from_the_counted_matmuls() -> None:
     speed = measure_speed(CONFIG, SETTINGS, rows(), CPU, steps=4)
     assert speed.slowest <= speed.tokens_per_second <= speed.fastest
     assert speed.flops_per_token == training_flops_per_token(CONFIG, SETTINGS.loss)
