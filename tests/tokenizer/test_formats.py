@@ -19,7 +19,8 @@ from tiktoken_ext import openai_public
 
 from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.tokenizer import formats
-from groundup.tokenizer.formats import RANK_FILES, convert
+from groundup.tokenizer.formats import convert
+from groundup.tokenizer.ranks import published_ranks
 from groundup.tokenizer.split import PATTERNS
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tokenizer.vocabulary import BYTE_CHARACTERS
@@ -499,13 +500,13 @@ def test_ranks_become_a_tokenizer_json_and_gpt2s_files_of_the_same_ids(
         assert json_of.encode(text) == hugging.encode(text).ids == bpe.encode(text) == expected
 
 
-@pytest.mark.parametrize("name", sorted(set(RANK_FILES) - {"qwen", "tokenizer", "gpt2"}))
+@pytest.mark.parametrize("name", sorted(set(published_ranks()) - {"qwen", "tokenizer", "gpt2"}))
 def test_what_goes_with_published_ranks_is_what_tiktoken_says(name: str) -> None:
     called: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openai_public, "load_tiktoken_bpe", lambda _, expected_hash: called.append(expected_hash))
         theirs = getattr(openai_public, name)()
-    known = RANK_FILES[name]
+    known = published_ranks()[name]
     assert called == [known.sha256]
     reserved = {f"<|reserved_{i}|>": i for i in range(max(known.special.values()))}
     assert known.special.items() <= theirs["special_tokens"].items() <= {**reserved, **known.special}.items()

@@ -23,7 +23,7 @@ from groundup.tokenizer.hugging_face import (
     with_added,
 )
 from groundup.tokenizer.library import read_hugging_face, read_sentencepiece
-from groundup.tokenizer.ranks import RANK_FILES, read_ranks, write_ranks
+from groundup.tokenizer.ranks import published_ranks, read_ranks, write_ranks
 from groundup.tokenizer.rules import Rules
 from groundup.tokenizer.vocabulary import BYTE_CHARACTERS, to_characters
 
@@ -147,7 +147,7 @@ def write(rules: Rules, roles: Roles, path: Path) -> None:
 def convert(rules: Rules, roles: Roles, target: Path) -> None:
     """`write` a tokenizer, read it again and compare."""
     write(rules, roles, target)
-    is_own = target.suffix == ".tiktoken" and target.stem not in RANK_FILES
+    is_own = target.suffix == ".tiktoken" and target.stem not in published_ranks()
     pattern, special = (rules.pattern, sorted(rules.special, key=rules.special.__getitem__)) if is_own else (None, [])
     again, _ = load(target, pattern, special)
     assert (again.tokens, again.special) == (rules.tokens, rules.special), "what was written reads otherwise"
