@@ -29,6 +29,14 @@ def with_added(file: dict[str, Any], declared: Declared) -> dict[str, Any]:
     return {**file, "added_tokens": sorted(added, key=lambda token: token["id"])}
 
 
+def special_and_added(file: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """The ids of the special tokens of a tokenizer.json `with_added`, by their texts; and of its other added tokens."""
+    ids: dict[bool, dict[str, int]] = {True: {}, False: {}}
+    for token in file["added_tokens"]:
+        ids[bool(token["special"])][token["content"]] = token["id"]
+    return ids[True], ids[False]
+
+
 def framing(file: Mapping[str, Any], special: Mapping[str, int]) -> tuple[int | None, int | None]:
     """The ids that the post-processor of a tokenizer.json puts before and behind a text."""
     for step in steps_of(file.get("post_processor"), "processors"):
@@ -56,26 +64,22 @@ def read_byte_level(file: dict[str, Any], declared: Declared) -> tuple[ByteLevel
     for option in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout"):
         if model.get(option):
             raise UnsupportedError(f"its model has {option} = {model[option]!r}, which is not read")
-    outside = file.get("added_tokens") or []
-    for token in outside:
+    for token in file["added_tokens"]:
         for flag in ("single_word", "lstrip", "rstrip"):
             if token.get(flag):
                 raise UnsupportedError(f"its added token {token['content']!r} has {flag} = true, which is not read")
-    pattern, normalizer = _pattern_in(file["pre_tokenizer"]), _normalizer_in(file.get("normalizer"))
-    pairs = {
-        f"merge {number}": pair.split(" ") if isinstance(pair, str) else pair
-        for number, pair in enumerate(model["merges"], 1)
-    }
-    special = {token["content"]: token["id"] for token in outside if token.get("special", True)}
-    added = {token["content"]: token["id"] for token in outside if not token.get("special", True)}
+    special, added = special_and_added(file)
     rules = from_strings(
         model["vocab"],
-        pairs,
+        {
+            f"merge {number}": pair.split(" ") if isinstance(pair, str) else pair
+            for number, pair in enumerate(model["merges"], 1)
+        },
         special,
-        pattern,
+        _pattern_in(file["pre_tokenizer"]),
         added=added,
-        normalizer=normalizer,
-        normalized=[token["content"] for token in outside if token.get("normalized", False)],
+        normalizer=_normalizer_in(file.get("normalizer")),
+        normalized=[token["content"] for token in file["added_tokens"] if token.get("normalized", False)],
         whole_pre_tokens=bool(model.get("ignore_merges")),
     )
     return rules, declared.roles(special, *framing(file, special))

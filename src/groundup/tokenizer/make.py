@@ -44,7 +44,7 @@ def make_tokenizer(
     corpus: Corpus,
     draft: Draft,
     progress: Progress,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     """Write the tokenizer of these settings, and leave its sizes in `draft.statistics`."""
     if isinstance(settings, Existing):
@@ -54,10 +54,9 @@ def make_tokenizer(
         reached = tokenizer.vocab_size - len(tokenizer.special) - N_BYTES
         wanted = settings.vocab_size - N_BYTES - N_SPECIAL
         if reached < wanted:
-            units = {"learned": "pairs", "characters": "characters", "words": "words"}[settings.kind]
-            what = "merges" if settings.kind == "learned" else units
+            unit = "pairs" if isinstance(settings, Learned) else settings.kind
             say(
-                f"the corpus ran out of {units} after {reached:,} {what} of {wanted:,}: the vocabulary has "
+                f"the corpus ran out of {unit} after {reached:,} of {wanted:,}: the vocabulary has "
                 f"{tokenizer.vocab_size:,} ids"
             )
     tokenizer.save(draft.path)
