@@ -132,7 +132,12 @@ def write(rules: Rules, roles: Roles, path: Path) -> None:
                 f"{path} cannot be written: a tokenizer of {rules.pattern} stays one, in a file *{rules.suffix}"
             )
         elif path.suffix in WRITERS:
-            WRITERS[path.suffix](rules, path)
+            try:
+                WRITERS[path.suffix](rules, path)
+            except SettingsError:
+                raise
+            except (UnsupportedError, ValueError) as error:
+                raise UnsupportedError(f"{path} cannot be written: {error}. A tokenizer.json holds it") from None
         else:
             raise SettingsError(
                 f"{path}: the name should say what to write: *.json for tokenizer.json, *.tiktoken for ranks, "
@@ -205,17 +210,13 @@ def _write_gpt2(rules: ByteLevel, path: Path) -> None:
     for token, made in made_by_merges(rules):
         if len(made) != 1 and rules.whole_pre_tokens:
             raise UnsupportedError(
-                f"{path} cannot be written: no merge makes {shorten(to_characters(token))}, which is taken whole where "
-                "it is a pre-token; GPT-2's two files hold no such rule"
+                f"no merge makes {shorten(to_characters(token))}, which is taken whole where it is a pre-token: GPT-2's"
+                " two files hold no such rule"
             )
     vocabulary = {rules.spelled(i): i for i in range(len(rules.tokens))}
     pairs = {f"merge {number}": [rules.spelled(i) for i in pair] for number, pair in enumerate(rules.pairs, 1)}
-    try:
-        special = _special_in(vocabulary, pairs.values())
-        again = from_strings(vocabulary, pairs, special, "gpt2", added={}, normalizer=None)
-    except ValueError as error:
-        raise UnsupportedError(f"{path} cannot be written: {error}. A tokenizer.json holds it") from None
-    refuse_unlike(path, rules, again)
+    special = _special_in(vocabulary, pairs.values())
+    refuse_unlike(rules, from_strings(vocabulary, pairs, special, "gpt2", added={}, normalizer=None))
     write_json(_beside(path, _VOCABULARIES), vocabulary)
     write_text(path, "".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in pairs.values())]))
 

@@ -280,7 +280,7 @@ def shorten(token: str) -> str:
     return repr(token if len(token) <= 40 else f"{token[:40]}…")
 
 
-def refuse_unlike(path: Path, rules: ByteLevel, again: ByteLevel) -> None:
+def refuse_unlike(rules: ByteLevel, again: ByteLevel) -> None:
     """Refuse to write a file of which `again` would be read.
 
     Raises:
@@ -288,16 +288,15 @@ def refuse_unlike(path: Path, rules: ByteLevel, again: ByteLevel) -> None:
     """
     if rules.added:
         raise UnsupportedError(
-            f"{path} cannot be written: it would not hold the added tokens that are not special, such as "
-            f"{shorten(next(iter(rules.added)))}. A tokenizer.json does"
+            f"it would not hold the added tokens that are not special, such as {shorten(next(iter(rules.added)))}"
         )
     if differing := rules.special.items() ^ again.special.items():
         texts = ", ".join(sorted({shorten(text) for text, _ in differing})[:3])
-        raise UnsupportedError(f"{path} cannot be written: it would be read with other special tokens: {texts}")
+        raise UnsupportedError(f"it would be read with other special tokens: {texts}")
     for what in ("normalizer", "pattern"):
         ours, theirs = getattr(rules, what), getattr(again, what)
         if ours != theirs:
-            raise UnsupportedError(f"{path} cannot be written: {what} is {ours}, and of it {theirs} would be read")
+            raise UnsupportedError(f"{what} is {ours}, and of it {theirs} would be read")
 
 
 def made_by_merges(rules: ByteLevel) -> Iterable[tuple[bytes, list[int]]]:

@@ -158,28 +158,22 @@ def _all_pairs(ids: Mapping[bytes, int]) -> tuple[list[Pair], list[int]]:
 def write_ranks(rules: ByteLevel, path: Path) -> None:
     """
     Raises:
-        UnsupportedError: a vocabulary that would be read as another one.
+        UnsupportedError, ValueError: a vocabulary that would be read as another one.
     """
     ids = {token: i for i, token in enumerate(rules.tokens) if i not in rules.unmerged}
     known = published_ranks().get(path.stem)
-    try:
-        as_read = known or _following(ids, rules.pattern, sorted(rules.special, key=rules.special.__getitem__))
-        again = _rules_of(ids, as_read, path.stem)
-    except ValueError as error:
-        reason = f"it would be read as the published {path.stem}, which this is not: rename it" if known else error
-        raise UnsupportedError(f"{path} cannot be written: {reason}") from None
-    refuse_unlike(path, rules, again)
+    if known and known.ranks != len(ids):
+        raise UnsupportedError(f"it would be read as the published {path.stem}, which this is not: rename it")
+    following = _following(ids, rules.pattern, sorted(rules.special, key=rules.special.__getitem__))
+    refuse_unlike(rules, _rules_of(ids, known or following, path.stem))
     for before, after in itertools.pairwise(rules.merges[pair][1] for pair in rules.pairs):
         if after < before:
             raise UnsupportedError(
-                f"{path} cannot be written: the merges make id {before} before id {after}, and in a rank file the "
-                "lower id goes first"
+                f"the merges make id {before} before id {after}, and in a rank file the lower id goes first"
             )
     # With all of this a rank file gives the same ids: before it first joins a pair that is no merge, the token made
     # would by our merges have come to that very pair, and stayed there.
     for token, made in made_by_merges(rules):
         if len(made) == 2 or (len(made) > 2 and not rules.whole_pre_tokens):
-            raise UnsupportedError(
-                f"{path} cannot be written: no merge makes {shorten(to_characters(token))}, but ranks would"
-            )
+            raise UnsupportedError(f"no merge makes {shorten(to_characters(token))}, but ranks would")
     write_text(path, "".join(f"{base64.b64encode(token).decode()} {i}\n" for token, i in ids.items()))

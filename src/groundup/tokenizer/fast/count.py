@@ -28,11 +28,9 @@ from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, IN_TWO_WORDS, Words, s
 from groundup.tokenizer.fast.scan import Bytes, Offsets, pre_token_ends
 
 N_PARTS = 64
-"""Parts of the tables on disk, by hash; a power of two."""
+"""Parts of the tables on disk, by hash."""
 SECONDS_BETWEEN_SAVES = 120
 JOURNAL = "counted.json"
-
-
 COUNTED = pa.schema([("text", pa.large_binary()), ("count", pa.int64())])
 
 

@@ -88,19 +88,20 @@ def learn_merges(
         pre_tokens: with how often each occurs, as `count.PreTokenCounter` gives them.
         byte_ids: (256,) the id of each byte.
     """
-    state = _State(pre_tokens, np.array(byte_ids, np.int32), n_merges)
-    while (before := state.n_merges) < n_merges:
-        lacking = int(_join(min(n_merges, before + MERGES_AT_ONCE), state.arrays))
+    arrays = _begin(pre_tokens, np.array(byte_ids, np.int32), n_merges)
+    numbers = arrays.numbers
+    while (before := numbers[N_MERGES]) < n_merges:
+        lacking = int(_join(min(n_merges, before + MERGES_AT_ONCE), arrays))
         if lacking > 0:
-            state.make_room(lacking)
+            arrays = _with_room(arrays, lacking)
         elif lacking < 0:
-            state.lower_waterline()
-        elif state.n_merges > before:
-            progress(state.n_merges, n_merges, "merges")
+            arrays = _with_lower_waterline(arrays)
+        elif numbers[N_MERGES] > before:
+            progress(int(numbers[N_MERGES]), n_merges, "merges")
         else:
             break
     progress(n_merges, n_merges, "")
-    return [(int(left), int(right)) for left, right in state.arrays.merges[: state.n_merges]]
+    return [(int(left), int(right)) for left, right in arrays.merges[: numbers[N_MERGES]]]
 
 
 class _Arrays(NamedTuple):
@@ -136,72 +137,68 @@ class _Arrays(NamedTuple):
     """(5,) how many merges, pairs, positions and entries of the heap there are; the waterline."""
 
 
-class _State:
-    """The arrays; those that grow do so between two calls of the compiled loop."""
+def _begin(pre_tokens: pa.RecordBatch, byte_ids: npt.NDArray[np.int32], n_merges: int) -> _Arrays:
+    """The arrays before the first merge; those that grow do so between two calls of the compiled loop."""
+    text, offsets = text_of(pre_tokens["text"])
+    n_cells = len(text) + len(offsets)
+    if n_cells >= 1 << 31:
+        raise MemoryError(f"{len(text):,} bytes of distinct pre-tokens are more than can be learned from")
+    arrays = _Arrays(
+        cells=np.empty(n_cells, np.int32),
+        pre_token_of=np.empty(n_cells, np.int32),
+        weights=pre_tokens["count"].to_numpy(),
+        merges=np.empty((n_merges, 2), np.int32),
+        token_cells=np.ones(256 + n_merges, np.int32),
+        touched=np.zeros((4, 256 + n_merges), np.int64),
+        touched_tokens=np.empty((2, 256 + n_merges), np.int32),
+        pairs=np.empty((1 << 17, 2), np.int32),
+        counts=np.empty(1 << 17, np.int64),
+        lists=np.empty((1 << 17, 2), np.int64),
+        table=np.full(1 << 18, -1, np.int32),
+        positions=np.empty(n_cells + 1024, np.int32),
+        heap=np.empty((1 << 12, 2), np.int64),
+        numbers=np.zeros(5, np.int64),
+    )
+    _lay_out(text, offsets, byte_ids, arrays.cells, arrays.pre_token_of)
+    _list_byte_pairs(arrays)
+    arrays.numbers[WATERLINE] = 1 + arrays.counts[: arrays.numbers[N_PAIRS]].max(initial=0)
+    return arrays
 
-    def __init__(self, pre_tokens: pa.RecordBatch, byte_ids: npt.NDArray[np.int32], n_merges: int) -> None:
-        text, offsets = text_of(pre_tokens["text"])
-        n_cells = len(text) + len(offsets)
-        if n_cells >= 1 << 31:
-            raise MemoryError(f"{len(text):,} bytes of distinct pre-tokens are more than can be learned from")
-        self.arrays = _Arrays(
-            cells=np.empty(n_cells, np.int32),
-            pre_token_of=np.empty(n_cells, np.int32),
-            weights=pre_tokens["count"].to_numpy(),
-            merges=np.empty((n_merges, 2), np.int32),
-            token_cells=np.ones(256 + n_merges, np.int32),
-            touched=np.zeros((4, 256 + n_merges), np.int64),
-            touched_tokens=np.empty((2, 256 + n_merges), np.int32),
-            pairs=np.empty((1 << 17, 2), np.int32),
-            counts=np.empty(1 << 17, np.int64),
-            lists=np.empty((1 << 17, 2), np.int64),
-            table=np.full(1 << 18, -1, np.int32),
-            positions=np.empty(n_cells + 1024, np.int32),
-            heap=np.empty((1 << 12, 2), np.int64),
-            numbers=np.zeros(5, np.int64),
-        )
-        _lay_out(text, offsets, byte_ids, self.arrays.cells, self.arrays.pre_token_of)
-        _list_byte_pairs(self.arrays)
-        numbers = self.arrays.numbers
-        numbers[WATERLINE] = 1 + self.arrays.counts[: numbers[N_PAIRS]].max(initial=0)
 
-    @property
-    def n_merges(self) -> int:
-        return int(self.arrays.numbers[N_MERGES])
+def _with_room(arrays: _Arrays, need: int) -> _Arrays:
+    """The arrays with room for the next merge, whose list has `need` positions."""
+    n_pairs, n_positions, n_heap = (int(n) for n in arrays.numbers[N_PAIRS : N_HEAP + 1])
+    new_pairs = 2 * min(need, len(arrays.token_cells))
+    if n_pairs + new_pairs > len(arrays.pairs):
+        room = len(arrays.pairs) * 3 // 2 + new_pairs
+        grown = {name: _longer(getattr(arrays, name), room, n_pairs) for name in ("pairs", "counts", "lists")}
+        arrays = arrays._replace(**grown)
+    if 2 * (n_pairs + new_pairs) > len(arrays.table):
+        arrays = arrays._replace(table=np.full(1 << (2 * (n_pairs + new_pairs)).bit_length(), -1, np.int32))
+        _fill_table(arrays.pairs, n_pairs, arrays.table)
+    if n_positions + 2 * need > len(arrays.positions):
+        n_positions = _compact(arrays.counts, arrays.lists, n_pairs, arrays.positions)
+        arrays.numbers[N_POSITIONS] = n_positions
+        if n_positions + 2 * need > 0.75 * len(arrays.positions):
+            room = len(arrays.positions) * 3 // 2 + 2 * need
+            arrays = arrays._replace(positions=_longer(arrays.positions, room, n_positions))
+    if n_heap + new_pairs > len(arrays.heap):
+        arrays = arrays._replace(heap=_longer(arrays.heap, 2 * len(arrays.heap) + new_pairs, n_heap))
+    return arrays
 
-    def make_room(self, need: int) -> None:
-        """Room for the next merge, whose list has `need` positions."""
-        arrays = self.arrays
-        n_pairs, n_positions, n_heap = (int(n) for n in arrays.numbers[N_PAIRS : N_HEAP + 1])
-        new_pairs = 2 * min(need, len(arrays.token_cells))
-        if n_pairs + new_pairs > len(arrays.pairs):
-            room = len(arrays.pairs) * 3 // 2 + new_pairs
-            grown = {name: _longer(getattr(arrays, name), room, n_pairs) for name in ("pairs", "counts", "lists")}
-            arrays = arrays._replace(**grown)
-        if 2 * (n_pairs + new_pairs) > len(arrays.table):
-            arrays = arrays._replace(table=np.full(1 << (2 * (n_pairs + new_pairs)).bit_length(), -1, np.int32))
-            _fill_table(arrays.pairs, n_pairs, arrays.table)
-        if n_positions + 2 * need > len(arrays.positions):
-            n_positions = _compact(arrays.counts, arrays.lists, n_pairs, arrays.positions)
-            arrays.numbers[N_POSITIONS] = n_positions
-            if n_positions + 2 * need > 0.75 * len(arrays.positions):
-                room = len(arrays.positions) * 3 // 2 + 2 * need
-                arrays = arrays._replace(positions=_longer(arrays.positions, room, n_positions))
-        if n_heap + new_pairs > len(arrays.heap):
-            arrays = arrays._replace(heap=_longer(arrays.heap, 2 * len(arrays.heap) + new_pairs, n_heap))
-        self.arrays = arrays
 
-    def lower_waterline(self) -> None:
-        """The heap ran dry: half as frequent pairs come into it."""
-        numbers = self.arrays.numbers
-        counts, high = self.arrays.counts[: numbers[N_PAIRS]], int(numbers[WATERLINE])
-        low = max(1, int(counts[counts < high].max(initial=0)) // 2)
-        rising = np.flatnonzero((counts < high) & (counts >= low))
-        if len(rising) > len(self.arrays.heap):
-            self.arrays = self.arrays._replace(heap=np.empty((2 * len(rising), 2), np.int64))
-        for number in rising:
-            _push(self.arrays.heap, numbers, self.arrays.pairs, counts[number], number)
-        numbers[WATERLINE] = low
+def _with_lower_waterline(arrays: _Arrays) -> _Arrays:
+    """The heap ran dry: half as frequent pairs come into it."""
+    numbers = arrays.numbers
+    counts, high = arrays.counts[: numbers[N_PAIRS]], int(numbers[WATERLINE])
+    low = max(1, int(counts[counts < high].max(initial=0)) // 2)
+    rising = np.flatnonzero((counts < high) & (counts >= low))
+    if len(rising) > len(arrays.heap):
+        arrays = arrays._replace(heap=np.empty((2 * len(rising), 2), np.int64))
+    for number in rising:
+        _push(arrays.heap, numbers, arrays.pairs, counts[number], number)
+    numbers[WATERLINE] = low
+    return arrays
 
 
 def _longer(array: npt.NDArray[Any], length: int, used: int) -> npt.NDArray[Any]:
