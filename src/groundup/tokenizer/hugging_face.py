@@ -102,29 +102,30 @@ def _pattern_in(pre_tokenizer: dict[str, Any] | None) -> str:
     Raises:
         UnsupportedError: for one that is not represented here.
     """
-    steps = steps_of(pre_tokenizer, "pretokenizers")
-    kinds = [step["type"] for step in steps]
+    *before, level = steps_of(pre_tokenizer, "pretokenizers") or [{}]
     refused = UnsupportedError(
         f"its pre-tokenizer is {json.dumps(pre_tokenizer)[:200]}; only splitting once and byte level are read"
     )
-    if kinds[-1:] != ["ByteLevel"] or steps[-1].get("add_prefix_space", True):
+    if level.get("type") != "ByteLevel" or level.get("add_prefix_space", True):
         raise refused
-    use_regex = steps[-1].get("use_regex", True)
-    if kinds == ["ByteLevel"]:
-        return "gpt2" if use_regex else r"[\s\S]+"
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and use_regex:
-        return "smollm"
-    if kinds != ["Split", "ByteLevel"]:
-        raise refused
-    source = steps[0]["pattern"].get("Regex")
-    if source is None:
-        source = re.escape(steps[0]["pattern"]["String"])
+    use_regex = level.get("use_regex", True)
+    match before:
+        case []:
+            return "gpt2" if use_regex else r"[\s\S]+"
+        case [{"type": "Digits", "individual_digits": True}] if use_regex:
+            return "smollm"
+        case [{"type": "Split", "pattern": {"Regex": str(source)}, "behavior": behavior}]:
+            pass
+        case [{"type": "Split", "pattern": {"String": str(text)}, "behavior": behavior}]:
+            source = re.escape(text)
+        case _:
+            raise refused
     name = split.named(source)
     if use_regex and name != "gpt2":  # two steps, which are one only where they are the same
         raise refused
-    behavior = steps[0]["behavior"], steps[0].get("invert", False)
-    if behavior[0] != "Isolated" and not (behavior == ("Removed", True) and name):
-        raise UnsupportedError(f"it splits with behavior {behavior[0]}, inverted: {behavior[1]}, which is not read")
+    inverted = before[0].get("invert", False)
+    if behavior != "Isolated" and not (name and (behavior, inverted) == ("Removed", True)):
+        raise UnsupportedError(f"it splits with behavior {behavior}, inverted: {inverted}, which is not read")
     try:
         split.compiled(name or source)
     except SettingsError as error:
