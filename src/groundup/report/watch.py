@@ -96,8 +96,10 @@ class WatchedRun:
         match self.events.events[-1:]:
             case []:
                 return "waiting"
-            case [{"event": ("diverged" | "stopped") as last}]:
-                return last
+            case [{"event": "diverged"}]:
+                return "diverged"
+            case [{"event": "stopped"}]:
+                return "stopped"
         return "killed" if note else "stopped"
 
     def _holder(self) -> tuple[str, bool]:
