@@ -11,7 +11,7 @@ from typing import Any
 
 from groundup.artifacts import COMMANDS, Manifest, is_made, verify
 from groundup.errors import DataError, SettingsError
-from groundup.files import read_lines, refuse_nothing
+from groundup.files import read_lines, require_path
 from groundup.settings import Table, flatten, read_toml
 
 
@@ -128,7 +128,7 @@ def read(directory: Path) -> Run:
     Raises:
         DataError: no run, one that is not finished, or a damaged one.
     """
-    refuse_nothing(directory, "run")
+    require_path(directory, "run")
     missing = [command for name, command in COMMANDS.items() if not is_made(directory / name)]
     if missing:
         raise DataError(

@@ -20,7 +20,7 @@ from typing import Any
 from groundup.artifacts import lock
 from groundup.building import MACHINE_CHOICES, SWEEP, Say, Watch, build, next_to
 from groundup.errors import DamagedError, DataError, DivergedError, Paused, SettingsError
-from groundup.files import naming_the_place, no_progress, read_lines, write_json
+from groundup.files import explaining_write_errors, no_progress, read_lines, write_json
 from groundup.optim.schedule import make_schedule
 from groundup.pretrain.settings import PretrainSettings
 from groundup.recipe import Recipe, load_recipe
@@ -255,7 +255,7 @@ def sweep(
     planned = plan(recipe, words, halving=halving, steps=steps)
     name = next(iter(planned.points.values())).recipe.name
     directory = Path(run) if run is not None else Path("runs") / f"{name}-sweep"
-    with naming_the_place(directory):
+    with explaining_write_errors(directory):
         _refuse_foreign(directory)
     with lock(directory):
         state = _read_state(directory, planned)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from groundup.artifacts import is_made, verify
 from groundup.errors import DamagedError, DataError, SettingsError
-from groundup.files import PICKLES, canonical_json, refuse_nothing, sha256_of_file
+from groundup.files import PICKLES, canonical_json, require_path, sha256_of_file
 from groundup.model.settings import ModelConfig
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import llama2c
@@ -38,7 +38,7 @@ def model_directory(path: Path) -> Path:
                 f"{path} is a pickle{cut}: a pickle can run any program when it is loaded; ask for safetensors"
             )
         raise DataError(f"{path} is a file; a model is a directory with config.json and model.safetensors")
-    refuse_nothing(path, "model")
+    require_path(path, "model")
     if (path / "model" / "config.json").is_file():
         return path / "model"
     if (path / "recipe.toml").is_file() and not (path / "config.json").is_file():
