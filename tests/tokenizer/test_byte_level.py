@@ -14,7 +14,7 @@ from .layouts import HARD, both
 
 
 @pytest.mark.parametrize("pattern", ["characters", "gpt2", "unspaced", r"\w+"])
-def test_whole_pieces_are_hugging_faces_ids(pattern: str, tmp_path: Path) -> None:
+def test_whole_pre_tokens_are_hugging_faces_ids(pattern: str, tmp_path: Path) -> None:
     ours = Tokenizer.of_pieces(HARD, vocab_size=384, pattern=pattern)
     again, theirs = both(ours.to_hugging_face(), tmp_path)
     for text in (*HARD, "unknown wörds and 字 fall back to bytes"):

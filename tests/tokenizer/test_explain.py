@@ -14,7 +14,9 @@ PAIRS = st.dictionaries(
 
 
 @given(st.lists(st.integers(0, 3), max_size=30), PAIRS)
-def test_the_merges_of_a_piece_lead_to_the_ids_that_the_heap_finds(ids: list[int], merges: dict[Pair, Pair]) -> None:
+def test_the_merges_of_a_pre_token_lead_to_the_ids_that_the_heap_finds(
+    ids: list[int], merges: dict[Pair, Pair]
+) -> None:
     """Also where ranks are equal and a token can be made in several ways; each merge is applied at its place."""
     tokens = {place: (token, 1) for place, token in enumerate(ids)}  # where it begins → its id and length
     for made in merges_of(ids, merges):
@@ -37,16 +39,16 @@ def test_at_each_turn_the_lowest_rank_there_is_goes_first_of_equals_the_leftmost
 @given(st.one_of(st.text(), st.binary(), st.text(alphabet="ab é漢 \n<|endoftx>", max_size=80)), st.booleans())
 def test_what_is_explained_is_what_is_encoded(tokenizer: Tokenizer, text: str | bytes, special: bool) -> None:
     allowed = frozenset({"<|endoftext|>"}) if special else frozenset()
-    pieces = list(tokenizer.explain(text, allowed))
-    assert [i for piece in pieces for i in piece.ids] == tokenizer.encode(text, allowed)
-    for piece in pieces:
-        assert tokenizer.decode_bytes(piece.ids) == piece.raw
-        if piece.kind == "merged":
-            assert piece.merges is not None
-            assert len(piece.ids) == len(piece.raw) - len(piece.merges)
+    pre_tokens = list(tokenizer.explain(text, allowed))
+    assert [i for pre_token in pre_tokens for i in pre_token.ids] == tokenizer.encode(text, allowed)
+    for pre_token in pre_tokens:
+        assert tokenizer.decode_bytes(pre_token.ids) == pre_token.raw
+        if pre_token.kind == "merged":
+            assert pre_token.merges is not None
+            assert len(pre_token.ids) == len(pre_token.raw) - len(pre_token.merges)
 
 
-def test_explanations_tell_special_tokens_whole_pieces_and_what_is_too_long() -> None:
+def test_explanations_tell_special_tokens_whole_pre_tokens_and_what_is_too_long() -> None:
     learned = Tokenizer.learn(["low lower lowest"], vocab_size=320)
     special, blank = learned.explain("<|im_end|> ", frozenset({"<|im_end|>"}))
     assert (special.kind, special.ids, special.merges) == ("special", (learned.special["<|im_end|>"],), ())
@@ -57,6 +59,8 @@ def test_explanations_tell_special_tokens_whole_pieces_and_what_is_too_long() ->
     tokens = [*learned.tokens[:-1], b"lowe"]
     pairs = [(tokens.index(left), tokens.index(right)) for left, right in learned.merges]
     whole = Tokenizer(ByteLevel(tokens, pairs, {}, "gpt2", whole_pre_tokens=True))
-    (piece,) = whole.explain("lowe")
-    assert (piece.kind, piece.ids) == ("whole", (len(tokens) - 1,))
-    assert [whole.tokens[made.joined] for made in piece.merges or ()] == [b"lo", b"low"], "its bytes would stop there"
+    (pre_token,) = whole.explain("lowe")
+    assert (pre_token.kind, pre_token.ids) == ("whole", (len(tokens) - 1,))
+    assert [whole.tokens[made.joined] for made in pre_token.merges or ()] == [b"lo", b"low"], (
+        "its bytes would stop there"
+    )

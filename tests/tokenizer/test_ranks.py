@@ -160,7 +160,7 @@ def test_published_ranks_that_are_cut_or_changed_are_refused(
 
 
 def test_words_as_ranks_keep_their_ids(tmp_path: Path) -> None:
-    """No two of these are joined to a third, so that ranks, too, take only whole pieces."""
+    """No two of these are joined to a third, so that ranks, too, take only whole pre-tokens."""
     words = Tokenizer.of_pieces(["one or three, one or three"], vocab_size=320, pattern="gpt2")
     words.save(tmp_path / "words.json")
     convert(words.rules, words.roles, tmp_path / "words.tiktoken")

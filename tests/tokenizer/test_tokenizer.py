@@ -346,7 +346,7 @@ def test_a_special_token_that_a_file_would_write_as_another_is_refused(tmp_path:
     assert Tokenizer.load(tmp_path).special == learned.special
 
 
-def test_whole_pieces_are_the_most_frequent_and_of_equals_the_first_by_bytes() -> None:
+def test_whole_pre_tokens_are_the_most_frequent_and_of_equals_the_first_by_bytes() -> None:
     ours = Tokenizer.of_pieces(["zz yy zz xx", "xx ab yy é"], vocab_size=320, pattern=r"\p{L}+")
     assert ours.tokens[256:261] == [b"xx", b"yy", b"zz", b"ab", "é".encode()]
     assert (ours.vocab_size, len(ours.special), ours.merges) == (320, 59, [])

@@ -20,13 +20,13 @@ from groundup.tokenizer.fast.learn import learn_from, learn_merges
 from groundup.tokenizer.vocabulary import byte_ids
 
 
-def pieces_of(counts: Counter[bytes]) -> pa.RecordBatch:
+def pre_tokens_of(counts: Counter[bytes]) -> pa.RecordBatch:
     return pa.record_batch([[*counts], [*counts.values()]], schema=count.COUNTED)
 
 
-def counted(pieces: pa.RecordBatch) -> dict[bytes, int]:
-    assert len({*pieces["text"].to_pylist()}) == len(pieces), "each stands there once"
-    return dict(zip(pieces["text"].to_pylist(), pieces["count"].to_pylist(), strict=True))
+def counted(pre_tokens: pa.RecordBatch) -> dict[bytes, int]:
+    assert len({*pre_tokens["text"].to_pylist()}) == len(pre_tokens), "each stands there once"
+    return dict(zip(pre_tokens["text"].to_pylist(), pre_tokens["count"].to_pylist(), strict=True))
 
 
 def documents(n: int, seed: int = 0) -> list[str]:
@@ -40,7 +40,7 @@ def documents(n: int, seed: int = 0) -> list[str]:
 @settings(max_examples=300)
 def test_merges_are_those_of_the_plain_version(counts: dict[bytes, int]) -> None:
     plain = bpe.learn_merges(Counter(counts), byte_ids(), 60)
-    assert learn_merges(pieces_of(Counter(counts)), byte_ids(), 60) == plain
+    assert learn_merges(pre_tokens_of(Counter(counts)), byte_ids(), 60) == plain
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "o200k", "unspaced"])
@@ -51,10 +51,10 @@ def test_merges_are_those_of_the_plain_version_on_real_text(pattern: str, story_
 
 
 @given(st.lists(st.one_of(st.text("ab", min_size=1, max_size=40).map(str.encode), st.binary(min_size=1)), max_size=60))
-def test_a_table_counts_as_a_counter_does(pieces: list[bytes]) -> None:
+def test_a_table_counts_as_a_counter_does(pre_tokens: list[bytes]) -> None:
     table = Table()
-    table.count(np.frombuffer(b"".join(pieces), np.uint8), np.cumsum([*map(len, pieces)], dtype=np.int64), 0)
-    assert counted(table.pre_tokens()) == Counter(pieces)
+    table.count(np.frombuffer(b"".join(pre_tokens), np.uint8), np.cumsum([*map(len, pre_tokens)], dtype=np.int64), 0)
+    assert counted(table.pre_tokens()) == Counter(pre_tokens)
 
 
 def add(counter: PreTokenCounter, texts: list[str]) -> None:
@@ -65,12 +65,12 @@ def add(counter: PreTokenCounter, texts: list[str]) -> None:
 def test_counts_are_the_same_for_any_threads_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(count, "BYTES_AT_ONCE", 500)
     texts = documents(200)
-    plain = Counter(piece.encode() for text in texts for piece in split.pre_tokens(text, "gpt2"))
+    plain = Counter(pre_token.encode() for text in texts for pre_token in split.pre_tokens(text, "gpt2"))
     for threads, memory in ((1, 1 << 30), (4, 1 << 30), (1, 1), (3, 1)):
         with closing(PreTokenCounter("gpt2", memory, n_threads=threads)) as counter:
             add(counter, texts)
-            pieces, least = counter.pre_tokens(1 << 30)
-        assert counted(pieces) == plain
+            pre_tokens, least = counter.pre_tokens(1 << 30)
+        assert counted(pre_tokens) == plain
         assert least == 1
 
 
@@ -81,8 +81,10 @@ def test_an_interrupted_count_goes_on(tmp_path: Path) -> None:
     with closing(PreTokenCounter("gpt2", 1 << 30, tmp_path / "counts", "these")) as again:
         assert again.documents == 120
         add(again, texts[120:])
-        pieces, _ = again.pre_tokens(1 << 30)
-    assert counted(pieces) == Counter(piece.encode() for text in texts for piece in split.pre_tokens(text, "gpt2"))
+        pre_tokens, _ = again.pre_tokens(1 << 30)
+    assert counted(pre_tokens) == Counter(
+        pre_token.encode() for text in texts for pre_token in split.pre_tokens(text, "gpt2")
+    )
 
 
 @pytest.mark.parametrize(("pattern", "of"), [("cl100k", "these"), ("gpt2", "others")])
@@ -110,11 +112,11 @@ def test_what_does_not_fit_the_memory_is_the_rarest(tmp_path: Path) -> None:
     with closing(PreTokenCounter("gpt2", 1 << 30)) as counter:
         add(counter, texts)
         everything = counted(counter.pre_tokens(1 << 30)[0])
-        pieces, least = counter.pre_tokens(2000)
+        pre_tokens, least = counter.pre_tokens(2000)
     assert least > 1
-    assert sum(map(len, pieces["text"].to_pylist())) <= 2000
-    assert counted(pieces) == {piece: number for piece, number in everything.items() if number >= least}
-    more = sum(len(piece) for piece, number in everything.items() if number >= least - 1)
+    assert sum(map(len, pre_tokens["text"].to_pylist())) <= 2000
+    assert counted(pre_tokens) == {pre_token: number for pre_token, number in everything.items() if number >= least}
+    more = sum(len(pre_token) for pre_token, number in everything.items() if number >= least - 1)
     assert more > 2000, "no more was left out than had to be"
 
 
