@@ -14,9 +14,7 @@ PAIRS = st.dictionaries(
 
 
 @given(st.lists(st.integers(0, 3), max_size=30), PAIRS)
-def test_the_merges_of_a_pre_token_lead_to_the_ids_that_the_heap_finds(
-    ids: list[int], merges: dict[Pair, Pair]
-) -> None:
+def test_merges_of_a_pre_token_lead_to_the_ids_that_the_heap_finds(ids: list[int], merges: dict[Pair, Pair]) -> None:
     """Also where ranks are equal and a token can be made in several ways; each merge is applied at its place."""
     tokens = {place: (token, 1) for place, token in enumerate(ids)}  # where it begins → its id and length
     for made in merges_of(ids, merges):
@@ -61,6 +59,4 @@ def test_explanations_tell_special_tokens_whole_pre_tokens_and_what_is_too_long(
     whole = Tokenizer(ByteLevel(tokens, pairs, {}, "gpt2", whole_pre_tokens=True))
     (pre_token,) = whole.explain("lowe")
     assert (pre_token.kind, pre_token.ids) == ("whole", (len(tokens) - 1,))
-    assert [whole.tokens[made.joined] for made in pre_token.merges or ()] == [b"lo", b"low"], (
-        "its bytes would stop there"
-    )
+    assert [whole.tokens[made.joined] for made in pre_token.merges or ()] == [b"lo", b"low"], "its bytes stop there"
