@@ -197,6 +197,11 @@ class GroupedQuery(Settings):
             )
         return self
 
+    @property
+    def windows(self) -> set[int | None]:
+        """All that layers have."""
+        return {self.window if is_windowed else None for is_windowed in self.windowed_layers}
+
     def window_of(self, layer: int) -> int | None:
         """The window of one layer, counted from 0."""
         return self.window if self.windowed_layers[layer % len(self.windowed_layers)] else None
@@ -231,6 +236,11 @@ class Latent(Settings):
     """Width of a head's values; `d_head` if not set."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of attention weights set to zero in training."""
+
+    @property
+    def windows(self) -> set[int | None]:
+        """No layer has one."""
+        return {None}
 
     def cached(self, n_kv_heads: int, d_head: int) -> tuple[int, int, int]:
         """Heads, key width and value width that generation keeps; 0: the values are the keys' first channels."""

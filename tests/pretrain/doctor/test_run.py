@@ -24,8 +24,8 @@ from groundup.building import build, examine
 from groundup.errors import DataError, DivergedError, ResourceError
 from groundup.model.attention import Causal, dot_product_attention
 from groundup.model.settings import ModelConfig
+from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW, Bfloat16
 from groundup.plan.memory import MemoryNeeds, smallest_change
 from groundup.pretrain.doctor import checks, texts
