@@ -30,7 +30,7 @@ def list_checkpoints(path: RunOrCheckpoint, as_json: AsJson = False) -> None:
     if as_json:
         terminal.print_json([asdict(each) for each in found])
     else:
-        terminal.print_table(looking.list_rows(found))
+        terminal.show(looking.list_rows(found))
 
 
 @app.command("verify", epilog=example("groundup checkpoint verify runs/storybook"))
@@ -41,7 +41,7 @@ def verify_checkpoints(paths: Annotated[list[Path], typer.Argument(help="Runs or
     with terminal.watch("checkpoint") as progress:
         found = [each for path in paths for each in looking.list_checkpoints(path, progress)]
     looking.refuse_damaged(found)
-    terminal.print_table([(each.path, f"{each.bytes:,} bytes", "whole") for each in found])
+    terminal.show([(each.path, f"{each.bytes:,} bytes", "whole") for each in found])
 
 
 @app.command(
@@ -58,12 +58,8 @@ def diff_checkpoints(first: RunOrCheckpoint, second: RunOrCheckpoint, as_json: A
     found = looking.diff(first, second)
     if as_json:
         terminal.print_json(asdict(found))
-        return
-    changed = {"step": found.steps, **found.settings, **found.inputs}
-    rows = [(name, str(old), str(new)) for name, (old, new) in changed.items() if old != new]
-    terminal.print_table([("setting or input", "first", "second"), *rows] if rows else [("the same settings",)])
-    print()
-    terminal.print_table(looking.diff_rows(found))
+    else:
+        terminal.show(looking.setting_rows(found), looking.weight_rows(found))
 
 
 @app.command(
@@ -83,6 +79,5 @@ def average_checkpoints(
 
     with terminal.watch("checkpoint") as progress:
         used = looking.average(paths, out, last, progress)
-    print(f"{out}: the mean of {', '.join(directory.name for directory in used)}\n\nTry next:")
-    print(f"  {terminal.command('eval', out, 'FILE')}")
-    print(f"  {terminal.command('generate', out, 'Once upon a time')}")
+    then = [terminal.command("eval", out, "FILE"), terminal.command("generate", out, "Once upon a time")]
+    terminal.show(f"{out}: the mean of {', '.join(directory.name for directory in used)}", then=then)

@@ -78,11 +78,9 @@ def new(
     write_text(target, to_toml(proposal, f"groundup {shlex.join(sys.argv[1:])}"))
     if as_json:
         terminal.print_json({"recipe": str(target), **proposal.table()})
-        return
-    terminal.print_table(rows(proposal))
-    print(f"\nWrote {target}. Next:")
-    print(f"  {terminal.command('build', target)}")
-    print(f"  {terminal.command('chat', Path('runs') / proposal.recipe.name)}")
+    else:
+        then = [terminal.command("build", target), terminal.command("chat", Path("runs") / proposal.recipe.name)]
+        terminal.show(rows(proposal), f"Wrote {target}.", then=then)
 
 
 @app.command(
@@ -129,9 +127,9 @@ def doctor(
     else:
         warnings = sum(verdict.level == "warning" for verdict in verdicts)
         counts = ", ".join((plural(len(verdicts), "check"), plural(len(errors), "error"), plural(warnings, "warning")))
-        print(f"\n{'No go' if errors else 'Go'}: {counts}")
-        if not errors:
-            print(f"\nTry next:\n  {terminal.command('build', recipe, *(overrides or ()))}")
+        then = [] if errors else [terminal.command("build", recipe, *(overrides or ()))]
+        print()
+        terminal.show(f"{'No go' if errors else 'Go'}: {counts}", then=then)
     raise typer.Exit(code)
 
 
@@ -150,15 +148,16 @@ def build(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, repl
 
     directory = _build(recipe, overrides, run, replace).run
     samples = read_samples(directory)
-    print(f"\n{score_line(directory)}\n")
-    for sample in samples:
-        print(f"“{sample['prompt']}{sample['text']}”\n")
     prompt = next((sample["prompt"] for sample in samples if sample["prompt"]), "")
-    print("Try next:")
-    print(f"  {terminal.command('chat', directory)}")
-    print(f"  {terminal.command('generate', directory, prompt, 'seed=7')}")
-    print(f"  open {directory / 'report.html'} in a browser")
-    print(f"  {terminal.command('new', 'my-model', '--from', 'FOLDER')}        (a recipe for texts of your own)")
+    then = [
+        terminal.command("chat", directory),
+        terminal.command("generate", directory, prompt, "seed=7"),
+        f"open {directory / 'report.html'} in a browser",
+        f"{terminal.command('new', 'my-model', '--from', 'FOLDER')}        (a recipe for texts of your own)",
+    ]
+    texts = (f"“{sample['prompt']}{sample['text']}”" for sample in samples)
+    print()
+    terminal.show(score_line(directory), *texts, then=then)
 
 
 def _build(
@@ -179,7 +178,7 @@ def _build(
         )
     if not quiet:
         print()
-        terminal.print_table(stage_rows(built))
+        terminal.show(stage_rows(built))
     return built
 
 
@@ -339,15 +338,11 @@ def sweep(
         terminal.print_json(result)
         return
     header, points = rows(result)
-    print()
-    terminal.print_table([header, *points])
-    print()
-    for note in result["notes"]:
-        print(note)
-    directory = Path(result["directory"])
-    print(f"Drawn: {directory / sweeping.PAGE}\n\nTry next:")
-    usual = Path("runs") / Recipe.load(recipe).name
+    directory, usual = Path(result["directory"]), Path("runs") / Recipe.load(recipe).name
     beside = ("--run", next_to(usual)) if usual.exists() else ()
-    print(f"  {terminal.command('build', recipe, *result['overrides'], *beside)}")
-    finish = terminal.command("build", recipe, *result["overrides"], "--run", directory / result["best"])
-    print(f"  {finish}        (evaluate and report the best point itself)")
+    best = terminal.command("build", recipe, *result["overrides"], *beside)
+    itself = terminal.command("build", recipe, *result["overrides"], "--run", directory / result["best"])
+    drawn = f"Drawn: {directory / sweeping.PAGE}"
+    then = [best, f"{itself}        (evaluate and report the best point itself)"]
+    print()
+    terminal.show([header, *points], "\n".join([*result["notes"], drawn]), then=then)

@@ -55,15 +55,14 @@ def show(
     terminal.print_pieces(showing.token_lines(explained))
     if len(explained.ids) > showing.TOKENS_SHOWN:
         print(f"… the first {showing.TOKENS_SHOWN:,} of {len(explained.ids):,} tokens; --json has all")
-    print()
-    terminal.print_table(showing.token_rows(explained))
+    merges: tuple[terminal.Block, ...] = (
+        "The merges that made each pre-token, in the order they happened:", showing.merge_rows(explained)
+    )  # fmt: skip
     if explained.is_of_a_library:
-        print("\nHow it was cut is decided by the tokenizer's own library: its merges are not known here.")
-    else:
-        print("\nThe merges that made each pre-token, in the order they happened:\n")
-        terminal.print_table(showing.merge_rows(explained))
-    if html:
-        print(f"\nWith the tree of each pre-token: {html}")
+        merges = ("How it was cut is decided by the tokenizer's own library: its merges are not known here.",)
+    page = f"With the tree of each pre-token: {html}" if html else ""
+    print()
+    terminal.show(showing.token_rows(explained), *merges, page)
 
 
 def _typed_or_read(text: str | None, file: Path | None) -> bytes:
@@ -133,14 +132,9 @@ def compare_tokenizers(
     if as_json:
         terminal.print_json(found)
         return
-    terminal.print_table(comparing.group_rows(found, most=comparing.SHOWN_SCRIPTS))
-    print("\nAll texts:\n")
-    terminal.print_table(comparing.fact_rows(found))
-    print()
-    for line in comparing.verdicts(found):
-        print(line)
-    if html:
-        print(f"\nBy script and file: {html}")
+    groups, facts = comparing.group_rows(found, most=comparing.SHOWN_SCRIPTS), comparing.fact_rows(found)
+    page = f"By script and file: {html}" if html else ""
+    terminal.show(groups, "All texts:", facts, "\n".join(comparing.verdicts(found)), page)
 
 
 @app.command(
@@ -174,9 +168,8 @@ def advise(
         advice, curve = advise_on(texts, recipe=model, size=size, largest=max_vocab, progress=progress)
     if as_json:
         terminal.print_json(vocabulary.table(advice, curve))
-        return
-    terminal.print_table(vocabulary.rows(advice))
-    print(*advice_lines(advice, curve), sep="\n")
+    else:
+        terminal.show(vocabulary.rows(advice), "\n".join(advice_lines(advice, curve)))
 
 
 @app.command(
@@ -239,9 +232,7 @@ def extend(
     if as_json:
         terminal.print_json({"model": str(out), **extension_table(done)})
         return
-    terminal.print_table(extension_rows(done))
     before, after = done.rows
-    grown = f"{before:,}, now {after:,}" if after > before else f"{before:,}, as before"
-    print(f"\nRows of the model's vocabulary: {grown}\n\nTry next:")
-    print(f"  {terminal.command('inspect', out)}")
-    print(f"  {terminal.command('generate', out, next(iter(done.ids)))}")
+    grown = f"Rows of the model's vocabulary: {before:,}, {f'now {after:,}' if after > before else 'as before'}"
+    then = [terminal.command("inspect", out), terminal.command("generate", out, next(iter(done.ids)))]
+    terminal.show(extension_rows(done), grown, then=then)

@@ -76,7 +76,7 @@ def generate(
         print()
         if look is not None:
             print()
-            terminal.print_table(probability_rows(look.chosen))
+            terminal.show(probability_rows(look.chosen))
 
 
 def _typed_or_piped(text: str | None) -> str:
@@ -142,10 +142,8 @@ def inspect(
     if as_json:
         terminal.print_json({**vars(findings), "path": str(findings.path)}, indent=1)
     else:
-        print(f"{findings.path}: {findings.what}\n")
-        terminal.print_facts(findings.facts)
-        if findings.next and not findings.damage:
-            print("\nTry next:", *findings.next, sep="\n  ")
+        then = [] if findings.damage else findings.next
+        terminal.show(f"{findings.path}: {findings.what}", terminal.fact_rows(findings.facts), then=then)
     findings.refuse_damage()
 
 
@@ -174,12 +172,8 @@ def compare(
         comparing.write_page(finished, comparison, page)
     if as_json:
         terminal.print_json(comparison.table())
-        return
-    terminal.print_table(comparison.rows)
-    print()
-    for line in comparison.verdicts:
-        print(line)
-    print(f"\nWith curves and samples: {page}")
+    else:
+        terminal.show(comparison.rows, "\n".join(comparison.verdicts), f"With curves and samples: {page}")
 
 
 @app.command("watch", epilog=example("groundup watch runs/", "groundup watch runs/a runs/b --port 9000 --open"))
@@ -229,9 +223,7 @@ def bench(
     if as_json:
         terminal.print_json(measured.table())
         return
-    terminal.print_table(benching.rows(measured))
-    if measured.speed.operations:
-        print("\nOperations that took most time themselves, of a step:\n")
-        terminal.print_table(benching.operation_rows(measured))
-    if trace is not None:
-        print(f"\nWrote {trace}: open it in a browser at chrome://tracing, or in Perfetto.")
+    operations = benching.operation_rows(measured)
+    longest = "Operations that took most time themselves, of a step:" if operations else ""
+    wrote = f"Wrote {trace}: open it in a browser at chrome://tracing, or in Perfetto." if trace else ""
+    terminal.show(benching.rows(measured), longest, operations, wrote)
