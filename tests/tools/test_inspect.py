@@ -78,7 +78,7 @@ def test_counts_are_those_of_what_is_there(run: Path) -> None:
     assert facts["parameters"] == sum(weight.numel() for weight in weights.values())
     assert facts["tensors"] == len(weights)
     facts = inspect(run / "shards").facts
-    assert facts["tokens"]["train"] == len(np.load(run / "shards" / "train.npy"))
+    assert facts["train"]["tokens"] == len(np.load(run / "shards" / "train.npy"))
     facts = inspect(run / "pretrain" / "checkpoints" / "step-00000040").facts
     assert (facts["step"], facts["tokens"]) == ("40 of 40", 40 * 64)
     assert torch.float32 == weights["embed.weight"].dtype

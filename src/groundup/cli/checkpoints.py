@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from groundup.cli import terminal
 from groundup.cli.options import AsJson, example
@@ -14,13 +15,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Look at the checkpoints of a run: which there are, whether they are whole, how two differ, their mean.\n\n"
     "Where a checkpoint is asked for, a run stands for its newest one.",
-    epilog=example("groundup checkpoint list runs/storybook"),
+    epilog=example("checkpoint list"),
 )
 
-RunOrCheckpoint = Annotated[Path, typer.Argument(help="A run, or a step-… in it.", show_default=False)]
+RunOrCheckpoint = Annotated[Path, Argument(help="A run, or a step-… in it.")]
 
 
-@app.command("list", epilog=example("groundup checkpoint list runs/storybook"))
+@app.command("list", epilog=example("checkpoint list"))
 def list_checkpoints(path: RunOrCheckpoint, as_json: AsJson = False) -> None:
     """List the checkpoints of a run: step, time, size, loss, why it is kept, whether it is whole."""
     from groundup.tools import checkpoints as looking
@@ -33,8 +34,8 @@ def list_checkpoints(path: RunOrCheckpoint, as_json: AsJson = False) -> None:
         terminal.show(looking.list_rows(found))
 
 
-@app.command("verify", epilog=example("groundup checkpoint verify runs/storybook"))
-def verify_checkpoints(paths: Annotated[list[Path], typer.Argument(help="Runs or checkpoints.")]) -> None:
+@app.command("verify", epilog=example("checkpoint verify"))
+def verify_checkpoints(paths: Annotated[list[Path], Argument(help="Runs or checkpoints.")]) -> None:
     """Compare every byte with the digests that were written down. Ends in 3 when one is another."""
     from groundup.tools import checkpoints as looking
 
@@ -44,13 +45,7 @@ def verify_checkpoints(paths: Annotated[list[Path], typer.Argument(help="Runs or
     terminal.show([(each.path, f"{each.bytes:,} bytes", "whole") for each in found])
 
 
-@app.command(
-    "diff",
-    epilog=example(
-        "groundup checkpoint diff runs/a runs/b",
-        "groundup checkpoint diff runs/a/pretrain/checkpoints/step-00000200 runs/a",
-    ),
-)
+@app.command("diff", epilog=example("checkpoint diff"))
 def diff_checkpoints(first: RunOrCheckpoint, second: RunOrCheckpoint, as_json: AsJson = False) -> None:
     """Say how two checkpoints differ: settings, inputs, and how far each weight has moved."""
     from groundup.tools import checkpoints as looking
@@ -62,17 +57,11 @@ def diff_checkpoints(first: RunOrCheckpoint, second: RunOrCheckpoint, as_json: A
         terminal.show(looking.setting_rows(found), looking.weight_rows(found))
 
 
-@app.command(
-    "average",
-    epilog=example(
-        "groundup checkpoint average runs/storybook --out models/mean",
-        "groundup checkpoint average runs/storybook --last 3 --out models/mean",
-    ),
-)
+@app.command("average", epilog=example("checkpoint average"))
 def average_checkpoints(
-    paths: Annotated[list[Path], typer.Argument(help="Checkpoints, or a run, all of whose are meant.")],
-    out: Annotated[Path, typer.Option(help="Where the model goes.", show_default=False)],
-    last: Annotated[int | None, typer.Option(min=2, help="Of a run only so many, the newest.")] = None,
+    paths: Annotated[list[Path], Argument(help="Checkpoints, or a run, all of whose are meant.")],
+    out: Annotated[Path, Option(help="Where the model goes.")],
+    last: Annotated[int | None, Option(min=2, help="Of a run only so many, the newest.")] = None,
 ) -> None:
     """Write a model whose weights are the mean of several checkpoints'."""
     from groundup.tools import checkpoints as looking

@@ -53,7 +53,7 @@ def run(app: typer.Typer) -> int:
     end = words.index("--") if "--" in words else len(words)
     debug = DEBUG in words[:end]
     try:
-        _refuse_lost_working_directory()
+        os.getcwd()  # fails where it was removed
         _refuse_paths_not_utf8(words)
         try:
             app([word for word in words[:end] if word != DEBUG] + words[end:])
@@ -65,13 +65,6 @@ def run(app: typer.Typer) -> int:
         if debug:
             traceback.print_exc()
         return _answer(error, debug)
-
-
-def _refuse_lost_working_directory() -> None:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise ResourceError("the working directory does not exist any more: change to one that does") from None
 
 
 def _refuse_paths_not_utf8(words: Sequence[str]) -> None:
@@ -153,6 +146,9 @@ def _answer(error: BaseException, debug: bool) -> int:
             return _tell("stopped", 128 + error.args[0])
         case MemoryError():
             return _tell(OUT_OF_MEMORY, ResourceError.exit_code)
+        case FileNotFoundError() if error.filename is None:
+            why = "the working directory does not exist any more: change to one that does"
+            return _tell(why, ResourceError.exit_code)
         case OSError() if error.errno in MISSING and error.filename is not None:
             return _tell(f"{_name(error.filename)}: {error.strerror}", DataError.exit_code)
         case OSError() if error.errno in REFUSED or (error.errno and error.filename is not None):
@@ -313,9 +309,9 @@ def _in_words(value: object) -> str:
     """
     match value:
         case dict():
-            return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items())
+            return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items()) or "none"
         case list():
-            return ", ".join(map(_in_words, value))
+            return ", ".join(map(_in_words, value)) or "none"
         case int() if not isinstance(value, bool):
             return f"{value:,}"
         case float():

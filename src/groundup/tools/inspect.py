@@ -211,13 +211,13 @@ def _describe_artifact(findings: Findings, progress: Progress) -> None:
         findings.damage.append(str(error))
         findings.facts["files"] = sorted(file.name for file in path.iterdir())
         return
-    findings.what, read = ARTIFACTS.get(manifest.kind, (f"an artifact of kind {manifest.kind!r}", lambda *_: {}))
+    findings.what = ARTIFACTS.get(manifest.kind, f"an artifact of kind {manifest.kind!r}")
     findings.facts |= _origin(path, manifest)
     findings.damage += damage(path, manifest, progress=progress)
     count = f"{plural(len(manifest.files), 'file')}, {sum(size for size, _ in manifest.files.values()):,} bytes"
     state = "damaged, see below" if findings.damage else "every byte is as it was written"
     findings.facts["files"] = f"{count}; {state}"
-    findings.add(lambda: read(path, manifest))
+    findings.add(lambda: _artifact_facts(path, manifest))
     is_checkpoint = manifest.kind == "checkpoint"
     run = path.parents[2] if is_checkpoint and len(path.parents) > 2 else path.parent
     match manifest.kind:
@@ -262,63 +262,39 @@ def _input_state(path: Path, name: str, digest: str) -> str:
     return f"{digest[:12]}, which stands there" if now == digest else f"{digest[:12]}, {ANOTHER} ({now[:12]})"
 
 
-def _corpus_facts(path: Path, manifest: Manifest) -> Facts:
-    statistics = manifest.statistics
-    return {
-        "documents": {split: statistics[split]["documents"] for split in SPLITS},
-        "bytes": {split: statistics[split]["bytes"] for split in SPLITS},
-        "read": statistics["read"],
-        "dropped": statistics["dropped"] or "nothing",
-        "left_out": statistics["left_out"] or "nothing",
-    }
+def _artifact_facts(path: Path, manifest: Manifest) -> Facts:
+    """What was counted as it was made, and what its files hold."""
+    facts = {name: value for name, value in manifest.statistics.items() if not isinstance(value, list)}
+    match manifest.kind:
+        case "tokenizer":
+            facts |= _tokenizer_facts(Tokenizer.load(path))
+        case "shards":
+            for split in SPLITS:
+                open_split(path, split, facts["vocab_size"])  # every id is below it
+        case "model":
+            config = config_of(path)
+            facts |= {**_config_facts(config), **_tensor_facts([path / "model.safetensors"], "parameters")}
+            facts |= _made_of_others(manifest)
+        case "checkpoint":
+            steps = manifest.settings.get("pretrain", {}).get("steps", 0)
+            facts |= {"step": f"{facts['step']:,} of {steps:,}", **_tensor_facts(sorted(path.glob("*.safetensors")))}
+        case "evals":
+            facts |= facts.pop("test")
+    return facts
 
 
-def _shards_facts(path: Path, manifest: Manifest) -> Facts:
-    statistics = manifest.statistics
-    for split in SPLITS:
-        open_split(path, split, statistics["vocab_size"])
-    tokens, documents, n_bytes = (
-        {split: statistics[split][key] for split in SPLITS} for key in ("tokens", "documents", "bytes")
-    )
-    return {
-        "tokens": tokens,
-        "documents": documents,
-        "bytes_per_token": round(sum(n_bytes.values()) / sum(tokens.values()), 3),
-        "vocab_size": f"{statistics['vocab_size']:,}, and every id is below it",
-    }
-
-
-def _model_facts(path: Path, manifest: Manifest) -> Facts:
-    file, statistics = path / "config.json", manifest.statistics
-    facts = {
-        **_config_facts(ModelConfig.from_table(json.loads(file.read_bytes())["model"], str(file))),
-        **_tensor_facts([path / "model.safetensors"], "parameters"),
-        "trained": {name: statistics[name] for name in ("steps", "tokens") if name in statistics},
-    }
+def _made_of_others(manifest: Manifest) -> Facts:
+    """The models that a model was made of without training."""
     match manifest.settings:
         case {"extend": {"added": added, "special": special}}:
             new = [*added, *special]
             first = ", ".join(json.dumps(text, ensure_ascii=False) for text in new[:5])
             more = f" and {len(new) - 5:,} more" if len(new) > 5 else ""
-            facts["extended"] = f"from the model {manifest.inputs['base'][:12]}, by {first}{more}; not trained since"
+            return {"extended": f"from the model {manifest.inputs['base'][:12]}, by {first}{more}; not trained since"}
         case {"average": _}:
             names = [Path(name).name for name in manifest.inputs if name != "tokenizer"]
-            facts["averaged"] = f"the mean of the weights of {', '.join(names)}"
-        case _:
-            facts["validation_bits_per_byte"] = statistics.get("validation_bits_per_byte")
-    return facts
-
-
-def _checkpoint_facts(path: Path, manifest: Manifest) -> Facts:
-    state = json.loads((path / "state.json").read_bytes())
-    steps = manifest.settings.get("pretrain", {}).get("steps")
-    return {
-        "step": f"{state['step']:,} of {steps:,}" if steps else state["step"],
-        "tokens": state["tokens"],
-        "training_seconds": state["seconds"],
-        **_tensor_facts(sorted(path.glob("*.safetensors"))),
-        "holds": "weights in float32, the optimizer's state, and where the data was",
-    }
+            return {"averaged": f"the mean of the weights of {', '.join(names)}"}
+    return {}
 
 
 def _describe_checkpoints(findings: Findings, progress: Progress) -> None:
@@ -519,15 +495,15 @@ def _is_pickle(path: Path) -> bool:
     return path.suffix.lower() in PICKLES or (begins[:1] == b"\x80" and begins[1:] in b"\x02\x03\x04\x05")
 
 
-ARTIFACTS: dict[str, tuple[str, Callable[[Path, Manifest], Facts]]] = {
-    "corpus": ("a corpus of clean documents", _corpus_facts),
-    "tokenizer": ("a tokenizer", lambda path, manifest: _tokenizer_facts(Tokenizer.load(path))),
-    "shards": ("documents as one stream of token ids (shards)", _shards_facts),
-    "model": ("a model", _model_facts),
-    "evals": ("an evaluation on the test documents", lambda path, manifest: manifest.statistics["test"]),
-    "checkpoint": ("a checkpoint, from which training goes on", _checkpoint_facts),
+ARTIFACTS = {
+    "corpus": "a corpus of clean documents",
+    "tokenizer": "a tokenizer",
+    "shards": "documents as one stream of token ids (shards)",
+    "model": "a model",
+    "evals": "an evaluation on the test documents",
+    "checkpoint": "a checkpoint, from which training goes on",
 }
-"""Kind of artifact → what it is, and its facts."""
+"""What each kind of artifact is."""
 GPT2_FILES = ("encoder.json", "vocab.bpe", "vocab.json", "merges.txt", "encoder.json.gz", "vocab.bpe.gz")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", *GPT2_FILES)
 

@@ -64,83 +64,26 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A recipe and what it will take; times are estimates."""
-
-    recipe: Recipe
-    tables: dict[str, Any]
-    """The recipe's tables, without settings that have their default anyway."""
-    sampled: Survey
-    machine: Machine
-    chosen: "ModelChoice"
-    seconds: float
-    """From the corpus to the score on the test documents."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens to be read in training, repetitions included."""
-        return self.recipe.pretrain.steps * self.recipe.pretrain.batch_tokens
-
-    @property
-    def passes(self) -> float:
-        """How often the training documents are read."""
-        return self.tokens / self.chosen.unique_tokens
-
-    @property
-    def about(self) -> str:
-        """What stands before numbers of the texts that are estimates."""
-        return "" if self.sampled.is_whole else "about "
-
-    @property
-    def often(self) -> str:
-        often = f"{self.passes:.1f} times" if self.passes >= 1.05 else f"to {self.passes:.0%}"
-        return often + ("; more would only overfit them: more text is what it needs" if self.chosen.ends_early else "")
-
-    @property
-    def time(self) -> str:
-        return "under a minute" if self.seconds < 60 else f"about {duration(self.seconds)}"
-
-    @property
-    def on(self) -> str:
-        """The machine."""
-        return self.machine.name + ("" if self.machine.is_measured else "; its speed is looked up, not measured")
-
-    def table(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        sampled = self.sampled
-        return {
-            "files": dict(sampled.files),
-            "left_out": dict(sampled.left_out),
-            "dropped": dict(sampled.dropped),
-            "marks": sampled.marks.table(),
-            "sampled_documents": sampled.read,
-            "documents": sampled.documents,
-            "bytes": sampled.bytes,
-            "scripts": sampled.scripts,
-            "machine": dataclasses.asdict(self.machine),
-            "unique_tokens": round(self.chosen.unique_tokens),
-            "bytes_per_token": self.chosen.bytes_per_token,
-            "parameters": self.chosen.model.parameters,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "ends_early": self.chosen.ends_early,
-            "settings": self.tables,
-        }
-
-
-@dataclass(frozen=True)
 class ModelChoice:
     """A model with its vocabulary, and how long it would be trained."""
 
     model: ModelConfig
-    bytes_per_token: float
-    common: float
-    """Tokens of `COMMON_VOCABULARY` in the text of one of its own."""
-    unique_tokens: float
-    """In the training documents."""
-    tokens_per_second: float
+    texts: Survey
+    machine: Machine
     seconds: float | None
     """For training; None for 20 tokens a parameter, whatever they take."""
+    bytes_per_token: float
+    common: float = 1.0
+    """Tokens of `COMMON_VOCABULARY` in the text of one of its own."""
+
+    @property
+    def unique_tokens(self) -> float:
+        """In the training documents."""
+        return self.texts.train_bytes / self.bytes_per_token
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.machine.training_flops(self.model.d_model) / self.model.training_flops_per_token
 
     @property
     def tokens(self) -> float:
@@ -167,6 +110,74 @@ class ModelChoice:
     def expected_loss(self) -> float:
         """For each token of `COMMON_VOCABULARY`."""
         return laws.loss(self.model.parameters, self.tokens * self.common, self.unique_tokens * self.common)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe and what it will take; times are estimates."""
+
+    recipe: Recipe
+    tables: dict[str, Any]
+    """The recipe's tables, without settings that have their default anyway."""
+    chosen: ModelChoice
+    seconds: float
+    """From the corpus to the score on the test documents."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to be read in training, repetitions included."""
+        return self.recipe.pretrain.steps * self.recipe.pretrain.batch_tokens
+
+    @property
+    def passes(self) -> float:
+        """How often the training documents are read."""
+        return self.tokens / self.chosen.unique_tokens
+
+    @property
+    def sampled(self) -> Survey:
+        return self.chosen.texts
+
+    @property
+    def about(self) -> str:
+        """What stands before numbers of the texts that are estimates."""
+        return "" if self.sampled.is_whole else "about "
+
+    @property
+    def often(self) -> str:
+        often = f"{self.passes:.1f} times" if self.passes >= 1.05 else f"to {self.passes:.0%}"
+        return often + ("; more would only overfit them: more text is what it needs" if self.chosen.ends_early else "")
+
+    @property
+    def time(self) -> str:
+        return "under a minute" if self.seconds < 60 else f"about {duration(self.seconds)}"
+
+    @property
+    def on(self) -> str:
+        """The machine."""
+        machine = self.chosen.machine
+        return machine.name + ("" if machine.is_measured else "; its speed is looked up, not measured")
+
+    def table(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        sampled = self.sampled
+        return {
+            "files": dict(sampled.files),
+            "left_out": dict(sampled.left_out),
+            "dropped": dict(sampled.dropped),
+            "marks": sampled.marks.table(),
+            "sampled_documents": sampled.read,
+            "documents": sampled.documents,
+            "bytes": sampled.bytes,
+            "scripts": sampled.scripts,
+            "machine": dataclasses.asdict(self.chosen.machine),
+            "unique_tokens": round(self.chosen.unique_tokens),
+            "bytes_per_token": self.chosen.bytes_per_token,
+            "parameters": self.chosen.model.parameters,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "ends_early": self.chosen.ends_early,
+            "settings": self.tables,
+        }
 
 
 def parameters_in(size: str) -> float:
@@ -236,13 +247,13 @@ def propose(
         raise ResourceError(_too_large(choices[0].model, machine, most_parameters))
     suited = [each for each in held if each.model.parameters <= PARAMETERS_PER_TOKEN * each.unique_tokens]
     chosen = min(suited or held[:1], key=lambda each: each.expected_loss)
-    tables = _tables(name, chosen, sampled, machine, published, start)
+    tables = _tables(name, chosen, published, start)
     recipe = Recipe.from_table(tables, "new")
     training = recipe.pretrain.steps * recipe.pretrain.batch_tokens
     validating = VALIDATIONS * recipe.pretrain.validation_tokens / 3  # forward alone is a third of a training step
     scoring = chosen.unique_tokens * sampled.corpus.test_share
     took = prepared + (training + validating + scoring) / chosen.tokens_per_second
-    return Proposal(recipe, tables, sampled, machine, chosen, took)
+    return Proposal(recipe, tables, chosen, took)
 
 
 def read_start(path: Path) -> Start:
@@ -329,19 +340,14 @@ def _going_on(start: Start, texts: Survey, machine: Machine, seconds: float | No
         context = min(context, START_CONTEXT, 2 ** int(math.log2(max(16.0, unique_tokens / 16))))
     _refuse_little(texts, unique_tokens, context)
     model = start.model.model_copy(update={"context_length": context})
-    return ModelChoice(model, bytes_per_token, 1.0, unique_tokens, _tokens_per_second(model, machine), seconds)
+    return ModelChoice(model, texts, machine, seconds, bytes_per_token)
 
 
 def _choice(model: ModelConfig, texts: Survey, machine: Machine, seconds: float | None) -> ModelChoice:
     assert model.vocab_size is not None, "_fitted has set it"
     bytes_per_token = texts.curve.of(model.vocab_size).bytes_per_token
     common = bytes_per_token / texts.curve.of(COMMON_VOCABULARY).bytes_per_token
-    unique_tokens = texts.train_bytes / bytes_per_token
-    return ModelChoice(model, bytes_per_token, common, unique_tokens, _tokens_per_second(model, machine), seconds)
-
-
-def _tokens_per_second(model: ModelConfig, machine: Machine) -> float:
-    return machine.training_flops(model.d_model) / model.training_flops_per_token
+    return ModelChoice(model, texts, machine, seconds, bytes_per_token, common)
 
 
 def _too_large(model: ModelConfig, machine: Machine, most_parameters: float) -> str:
@@ -353,11 +359,9 @@ def _too_large(model: ModelConfig, machine: Machine, most_parameters: float) -> 
     )
 
 
-def _tables(
-    name: str, chosen: ModelChoice, texts: Survey, machine: Machine, published: Preset | None, start: Start | None
-) -> dict[str, Any]:
+def _tables(name: str, chosen: ModelChoice, published: Preset | None, start: Start | None) -> dict[str, Any]:
     """The recipe's tables, without settings that have their default anyway."""
-    model, context = chosen.model, chosen.model.context_length
+    model, texts, context = chosen.model, chosen.texts, chosen.model.context_length
     batch = laws.batch_tokens(chosen.flops)
     rows = max(FEWEST_ROWS, min(round(batch / context), int(chosen.tokens / FEWEST_STEPS / context)))
     steps = max(FEWEST_ROWS, round(chosen.tokens / (rows * context)))
@@ -369,7 +373,7 @@ def _tables(
     if start is not None:
         rate, warmup_steps = _rounded(rate * START_SHARE_OF_RATE), max(1, min(100, steps // 100))
         tokenizer = {"kind": "existing", "path": start.tokenizer_path}
-    micro_batch = MICRO_BATCH_TOKENS_ON_CPU if machine.is_cpu else MICRO_BATCH_TOKENS_ON_GPU
+    micro_batch = MICRO_BATCH_TOKENS_ON_CPU if chosen.machine.is_cpu else MICRO_BATCH_TOKENS_ON_GPU
     opening = _within(_opening_of(texts.texts), context - 2)
     corpus = texts.corpus
     sizes = {key: getattr(model, key) for key in ("context_length", "d_model", "n_layers", "n_heads")}
