@@ -3,7 +3,6 @@
 import importlib
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,7 +89,7 @@ def doctor(
     verdicts: list[Verdict] = []
     for verdict in examine(
         recipe, overrides or (), run=run, only_quick=quick, watts=watts, price_per_hour=price_per_hour,
-        watch=terminal.watch, say=partial(print, file=sys.stderr),
+        watch=terminal.watch, say=terminal.say(True),
     ):  # fmt: skip
         if not as_json:
             terminal.print_verdict(verdict, first_of_group=not verdicts or verdicts[-1].group != verdict.group)
