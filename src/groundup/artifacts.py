@@ -27,8 +27,8 @@ from groundup.errors import DamagedError, DataError, ResourceError, SettingsErro
 from groundup.files import (
     Progress,
     canonical_json,
+    explaining_write_errors,
     json_text,
-    naming_the_place,
     no_progress,
     sha256_of_file,
     sync_directory,
@@ -36,6 +36,8 @@ from groundup.files import (
 )
 
 FORMAT = 1
+SMALL = 1 << 26
+"""Bytes of a file that is quickly digested: what is opened often is verified up to this."""
 COMMANDS = {"corpus": "corpus", "tokenizer": "tokenizer", "shards": "pack", "model": "pretrain", "evals": "eval"}
 """The stages of a run in their order, each by the name of its directory, which is also its kind → its command."""
 
@@ -100,7 +102,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
     """
     started = time.monotonic()
     partial = directory.with_name(f".{directory.name}.partial")
-    with naming_the_place(directory):
+    with explaining_write_errors(directory):
         refuse_in_the_way(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -241,8 +243,9 @@ def _sealed(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "made": {**made, "seal": seal}}
 
 
-def verify(directory: Path, kind: str | None = None) -> Manifest:
-    """Read the manifest of `directory`, of this `kind` if one is given, and check every byte against it.
+def verify(directory: Path, kind: str | None = None, digest_up_to: int | None = None) -> Manifest:
+    """Read the manifest of `directory`, of this `kind` if one is given, and check every byte against it; where a number
+    of bytes is given, `digest_up_to`, of larger files only the size.
 
     Raises:
         DataError: naming the first file that is missing, of another size, or changed.
@@ -257,15 +260,6 @@ def verify(directory: Path, kind: str | None = None) -> Manifest:
     ...     except DamagedError as error:
     ...         print(str(error).partition("damaged: ")[2])
     the sha256 of text is not the one that was written
-    """
-    return check(directory, kind, digest_up_to=None)
-
-
-def check(directory: Path, kind: str | None = None, digest_up_to: int | None = 1 << 26) -> Manifest:
-    """Read the manifest and check sizes against it, and the digests of files of at most `digest_up_to` bytes.
-
-    Raises:
-        DataError: naming the first file that is missing, of another size, or changed.
     """
     manifest = read_manifest(directory, kind)
     for why in damage(directory, manifest, digest_up_to):
@@ -303,7 +297,7 @@ def share(source: Path, target: Path) -> None:
     refuse_in_the_way(target)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with naming_the_place(target):
+    with explaining_write_errors(target):
         shutil.copytree(source, partial, copy_function=_link_or_copy)
         _rename_over(partial, target)
 
@@ -316,7 +310,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[Path]:
+def hold(directory: Path) -> Iterator[Path]:
     """Keep an artifact from being removed by `remove_unless_held` of another process while it is read here.
 
     Raises:
@@ -361,7 +355,7 @@ def lock(directory: Path) -> Iterator[None]:
     """
     refuse_not_utf8(directory)
     path = directory / "lock"
-    with naming_the_place(path):
+    with explaining_write_errors(path):
         directory.mkdir(parents=True, exist_ok=True)
         stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
     with stream:

@@ -278,7 +278,6 @@ def sweep(
     """
     from groundup.building import next_to
     from groundup.recipe import Recipe
-    from groundup.report.sweep import rows
     from groundup.tools import sweep as sweeping
 
     with terminal.keeping("the points"):
@@ -287,14 +286,13 @@ def sweep(
             say=terminal.say(as_json),
         )  # fmt: skip
     if as_json:
-        terminal.print_json(result)
+        terminal.print_json(result.table())
         return
-    header, points = rows(result)
-    directory, usual = Path(result["directory"]), Path("runs") / Recipe.load(recipe).name
+    directory, usual = Path(result.directory), Path("runs") / Recipe.load(recipe).name
     beside = ("--run", next_to(usual)) if usual.exists() else ()
-    best = terminal.command("build", recipe, *result["overrides"], *beside)
-    itself = terminal.command("build", recipe, *result["overrides"], "--run", directory / result["best"])
+    best = terminal.command("build", recipe, *result.overrides, *beside)
+    itself = terminal.command("build", recipe, *result.overrides, "--run", directory / str(result.best))
     drawn = f"Drawn: {directory / sweeping.PAGE}"
     then = [best, f"{itself}        (evaluate and report the best point itself)"]
     print()
-    terminal.show([header, *points], "\n".join([*result["notes"], drawn]), then=then)
+    terminal.show(result.rows, "\n".join([*result.notes, drawn]), then=then)

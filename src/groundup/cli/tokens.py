@@ -39,7 +39,7 @@ def show(
     if html:
         showing.write_page(explained, html, showing.uses_in(tokenizer, loaded.vocab_size))
     if as_json:
-        terminal.print_json(showing.to_json(explained))
+        terminal.print_json(showing.table(explained))
         return
     print(f"{explained.summary}\n")
     terminal.print_pieces(showing.token_lines(explained))
@@ -107,11 +107,11 @@ def compare_tokenizers(
 
         write_page(found, html)
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(found.table())
         return
-    groups, facts = comparing.group_rows(found, most=comparing.SHOWN_SCRIPTS), comparing.fact_rows(found)
     page = f"By script and file: {html}" if html else ""
-    terminal.show(groups, "All texts:", facts, "\n".join(comparing.verdicts(found)), page)
+    groups, facts = found.group_rows(most=comparing.SHOWN_SCRIPTS), found.fact_rows(found.groups[0])
+    terminal.show(groups, "All texts:", facts, "\n".join(found.verdicts), page)
 
 
 @app.command(epilog=example("tokens advise"))
@@ -131,11 +131,11 @@ def advise(
 
     print("reading the texts", file=sys.stderr)
     with terminal.watch("measure") as progress:
-        advice, curve = advise_on(texts, recipe=model, size=size, largest=max_vocab, progress=progress)
+        advice = advise_on(texts, recipe=model, size=size, largest=max_vocab, progress=progress)
     if as_json:
-        terminal.print_json(vocabulary.table(advice, curve))
+        terminal.print_json(vocabulary.table(advice))
     else:
-        terminal.show(vocabulary.rows(advice), "\n".join(advice_lines(advice, curve)))
+        terminal.show(vocabulary.rows(advice), "\n".join(advice_lines(advice)))
 
 
 @app.command(epilog=example("tokens convert"))

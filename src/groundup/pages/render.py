@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from groundup.errors import SettingsError
-from groundup.files import naming_the_place, write_text
+from groundup.files import explaining_write_errors, write_text
 from groundup.pages.assets import asset, bundle
 from groundup.words import byte_size, duration, plural
 
@@ -39,7 +39,7 @@ def write_page(target: Path, template: str, **values: Any) -> None:
     """
     if target.is_dir():
         raise SettingsError(f"{target} is a folder; the page needs a file, such as {target / 'page.html'}")
-    with naming_the_place(target):
+    with explaining_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, render(template, **values))
 
@@ -55,7 +55,6 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "anchor": anchor,
-        "bold": bold,
         "byte_size": byte_size,
         "data": data,
         "duration": duration,
@@ -72,15 +71,6 @@ def anchor(title: str) -> str:
     'what-did-it-cost'
     """
     return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
-
-
-def bold(words: str) -> Markup:
-    """Text in which what stands between two pairs of asterisks is bold.
-
-    >>> print(bold("**3 < 4** holds"))
-    <b>3 &lt; 4</b> holds
-    """
-    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(words))))
 
 
 def data(value: object) -> Markup:

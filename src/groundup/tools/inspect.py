@@ -19,7 +19,7 @@ from groundup.artifacts import COMMANDS, Manifest, damage, is_made, lock_note, r
 from groundup.corpus.document import SPLITS
 from groundup.corpus.sources import find, reader_of
 from groundup.errors import DamagedError, DataError, GroundupError, UnsupportedError
-from groundup.files import PICKLES, Progress, no_progress, refuse_nothing
+from groundup.files import PICKLES, Progress, no_progress, require_path
 from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
 from groundup.shards import open_split
@@ -92,7 +92,7 @@ def inspect(path: Path, progress: Progress = no_progress) -> Findings:
     Raises:
         DataError: nothing is there, or nothing that is known here.
     """
-    refuse_nothing(path, "file or folder")
+    require_path(path, "file or folder")
     if path.is_file() and not path.stat().st_size:
         raise DataError(f"{path} is empty")
     try:
