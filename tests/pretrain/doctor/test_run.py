@@ -37,6 +37,7 @@ from groundup.recipe import Recipe
 from groundup.shards import Tokens, count_ids
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import loader, losses
+from groundup.train.fit import Loss
 
 WORDS = "the king and the little fox went over the hill to find a golden apple for the old queen who sat by the well"
 TALES = """
@@ -109,7 +110,7 @@ class Leaky:
         return dot_product_attention(q, k, v, same & (distance >= -ahead), distance, **options)
 
 
-def with_loss(subject: Subject, loss: losses.Loss) -> Subject:
+def with_loss(subject: Subject, loss: Loss) -> Subject:
     return dataclasses.replace(subject, assembled=dataclasses.replace(subject.assembled, loss=loss))
 
 
