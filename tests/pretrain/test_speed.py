@@ -102,7 +102,7 @@ def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
     """Where the large square one runs at 2 GFLOP/s and those of the model's shapes at half of it."""
     clock = Clock()
     monkeypatch.setattr(speeds, "time", clock)
-    square = speeds.SQUARE["cpu"]
+    square = speeds.SQUARE_ON_CPU
 
     def product(x: torch.Tensor, weight: torch.Tensor) -> None:
         flops = 2 * x.shape[0] * x.shape[1] * weight.shape[0]

@@ -265,7 +265,7 @@ def test_killed_while_a_step_was_written_anew_the_old_one_is_found(tmp_path: Pat
 class Told(list[tuple[str, dict[str, Any]]]):
     """Collects what a Saver tells."""
 
-    def __call__(self, event: str, **details: Any) -> None:
+    def __call__(self, event: str, sentence: str, **details: Any) -> None:
         self.append((event, details))
 
     def events(self) -> list[tuple[str, int]]:
@@ -273,7 +273,7 @@ class Told(list[tuple[str, dict[str, Any]]]):
 
 
 def saver(folder: Path, told: Told, *, newest: int = 2, failures: int = 3, **kept: Any) -> Saver:
-    return Saver(folder, Kept(newest, **kept), {}, {}, failures=failures, tell=told)
+    return Saver(folder, Kept(newest, **kept), {}, {}, most_failures=failures, tell=told)
 
 
 def test_a_save_holds_what_was_there_when_it_was_asked_for(

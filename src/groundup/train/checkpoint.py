@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,7 +36,7 @@ THREAD = "checkpoint"
 Refusal = Callable[[Path, str], None]
 """Called with a checkpoint that was passed over, and why."""
 Tell = Callable[..., None]
-"""`tell(event, **details)`, called with what became of a save."""
+"""`tell(event, sentence, **details)`, called with what became of a save; the sentence is for the screen, if any."""
 
 
 def tensors_of(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -154,13 +154,10 @@ class Snapshot:
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
                 for name, tensor in tensors.items()
             }
-        self._copied = None
         for name, tensor in tensors.items():
             self._copies[name].copy_(tensor, non_blocking=tensor.is_cuda)
-            if tensor.is_cuda and self._copied is None:
-                self._copied = torch.cuda.Event()
-        if self._copied is not None:
-            self._copied.record()
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        self._copied = torch.cuda.current_stream().record_event() if on_gpu else None
 
     def wait(self) -> Mapping[str, Tensor]:
         """The copies, once they are whole."""
@@ -205,31 +202,26 @@ class Kept:
         return {step: ", ".join(reasons) for step, reasons in why.items() if reasons}
 
 
+@dataclass
 class Saver:
     """Saves while the training goes on: a save takes a copy and returns; a thread writes it, one at a time.
 
     A save that fails is reported and the training goes on; the next one tries again. Leaving the context waits.
     """
 
-    def __init__(
-        self,
-        checkpoints: Path,
-        kept: Kept,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        *,
-        failures: int,
-        tell: Tell,
-    ) -> None:
-        """
-        Args:
-            settings: of the run, as for `save`.
-            inputs: of the run, as for `save`.
-            failures: how many in a row raise `ResourceError`.
-            tell: called with `saved`, `save failed` and `checkpoint refused`, in the thread of whoever calls.
-        """
-        self._checkpoints, self._kept, self._settings, self._inputs = checkpoints, kept, settings, inputs
-        self._most_failures, self._tell = failures, tell
+    checkpoints: Path
+    kept: Kept
+    settings: Mapping[str, Any]
+    """Of the run, as for `save`."""
+    inputs: Mapping[str, str]
+    """Of the run, as for `save`."""
+    _: KW_ONLY
+    most_failures: int
+    """How many in a row raise `ResourceError`."""
+    tell: Tell
+    """Called with `saved`, `save failed` and `checkpoint refused`, in the thread of whoever calls."""
+
+    def __post_init__(self) -> None:
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, THREAD)
         self._writing: Future[float] | None = None
@@ -238,7 +230,7 @@ class Saver:
 
     def __enter__(self) -> Self:
         with contextlib.suppress(OSError):  # the next save meets it again, and tells
-            remove_old(self._checkpoints, self._kept)  # of which a process that was killed just after a save left some
+            remove_old(self.checkpoints, self.kept)  # of which a process that was killed just after a save left some
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -253,9 +245,9 @@ class Saver:
         """`load_newest` of this run's checkpoints; those that are passed over are told."""
 
         def refused(directory: Path, why: str) -> None:
-            self._tell("checkpoint refused", checkpoint=directory.name, why=why)
+            self.tell("checkpoint refused", f"passed over {directory.name}: {why}", checkpoint=directory.name, why=why)
 
-        return load_newest(self._checkpoints, tensors, self._settings, self._inputs, refused, may_change)
+        return load_newest(self.checkpoints, tensors, self.settings, self.inputs, refused, may_change)
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], statistics: Mapping[str, Any]) -> None:
         """Begin to write `step-N`; see `checkpoint.save`. A save that is still being written is waited for.
@@ -295,7 +287,7 @@ class Saver:
             else:
                 self._report["write_seconds"] = round(written.result(), 3)
                 self._failures = []
-                self._tell("saved", **self._report)
+                self.tell("saved", "", **self._report)
         if last and self._failures:
             raise self._given_up()
 
@@ -306,12 +298,13 @@ class Saver:
             ResourceError: when too many in a row could not be.
         """
         self._failures.append(error)
-        self._tell("save failed", step=step, why=str(error), in_a_row=len(self._failures))
-        if len(self._failures) >= self._most_failures:
+        sentence = f"step {step:,} could not be saved, training goes on: {error}"
+        self.tell("save failed", sentence, step=step, why=str(error), in_a_row=len(self._failures))
+        if len(self._failures) >= self.most_failures:
             raise self._given_up()
 
     def _given_up(self) -> ResourceError:
-        count, newest = len(self._failures), list_checkpoints(self._checkpoints)[-1:]
+        count, newest = len(self._failures), list_checkpoints(self.checkpoints)[-1:]
         what = "the last checkpoint" if count == 1 else f"{count} checkpoints in a row"
         where = f"the newest whole one is {newest[0].name}" if newest else "there is none"
         return ResourceError(f"{what} could not be written, {where}: {self._failures[-1]}")
@@ -320,8 +313,8 @@ class Saver:
         """Write and remove older ones; returns the seconds that it took."""
         began = time.monotonic()
         tensors = self._snapshot.wait()
-        save(self._checkpoints, tensors, state, self._settings, self._inputs, statistics)
-        remove_old(self._checkpoints, self._kept)
+        save(self.checkpoints, tensors, state, self.settings, self.inputs, statistics)
+        remove_old(self.checkpoints, self.kept)
         return time.monotonic() - began
 
 

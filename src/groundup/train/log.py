@@ -34,9 +34,9 @@ class RunLog:
         self._health = directory / "health.jsonl"
         self._events = directory / "events.jsonl"
         self._waiting: list[Callable[[], dict[str, Any]]] = []
-        self._unwritten: list[tuple[Path, dict[str, Any]]] = []
-        self._last: dict[str, Any] = {}
-        self._steps: dict[str, int] = {}
+        self._unwritten: dict[Path, list[dict[str, Any]]] = {}
+        self._last: dict[str, tuple[int, Any]] = {}
+        """Name → the newest value written under it, and its step before it."""
         self._peak_flops, self._loggers = peak_flops, loggers
         self._flushed: dict[str, Any] = {}
 
@@ -48,11 +48,10 @@ class RunLog:
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and a line that a killed process left half-written."""
-        self._waiting, self._last, self._steps, self._flushed = [], {}, {}, {}
-        self._unwritten = [(path, line) for path, line in self._unwritten if path == self._events]
+        self._waiting, self._last, self._flushed = [], {}, {}
         for path in (self._metrics, self._health):
-            lines = [line for line in read_lines(path) if isinstance(line.get("step"), int)]
-            kept = [line for line in lines if line["step"] <= step]
+            self._unwritten.pop(path, None)
+            kept = [line for line in read_lines(path) if isinstance(line.get("step"), int) and line["step"] <= step]
             if kept or path.exists():
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             if path == self._metrics:
@@ -61,7 +60,8 @@ class RunLog:
 
     def at(self, step: int, name: str) -> Any:
         """What was written under that name at just this step; None if nothing was."""
-        return self._last[name] if self._steps.get(name) == step else None
+        written, value = self._last.get(name, (None, None))
+        return value if written == step else None
 
     def step(self, step: Step, tokens: int, seconds: float, flops: int) -> None:
         self._waiting.append(
@@ -112,8 +112,7 @@ class RunLog:
 
     def _remember(self, line: dict[str, Any]) -> None:
         if line.get("accepted", True):
-            self._last |= line
-            self._steps |= dict.fromkeys(line, line["step"])
+            self._last |= {name: (line["step"], value) for name, value in line.items()}
 
     def event(self, kind: str, **details: Any) -> None:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -124,18 +123,13 @@ class RunLog:
         Raises:
             ResourceError: when there are lines that the disk does not take.
         """
-        unwritten, self._unwritten = self._unwritten, []
-        while unwritten:
-            path = unwritten[0][0]
-            try:
-                _append(path, [line for other, line in unwritten if other == path])
-            except ResourceError:
-                self._unwritten = unwritten
-                raise
-            unwritten = [(other, line) for other, line in unwritten if other != path]
+        for path in list(self._unwritten):
+            _append(path, self._unwritten[path])
+            del self._unwritten[path]
 
     def _write(self, path: Path, lines: list[dict[str, Any]]) -> None:
-        self._unwritten += [(path, line) for line in lines]
+        for line in lines:
+            self._unwritten.setdefault(path, []).append(line)
         with contextlib.suppress(ResourceError):
             self.check()
 
@@ -143,14 +137,12 @@ class RunLog:
         self._write(self._health, [line])
 
     def last(self, name: str) -> Any:
-        return self._last.get(name)
+        return self._last.get(name, (None, None))[1]
 
     def summary(self) -> str:
         """A few words for the progress bar."""
-        labels = {"loss": ("loss", ".3f"), "validation_bits_per_byte": ("validation bits/byte", ".3f")}
-        return ", ".join(
-            f"{label} {self._last[name]:{form}}" for name, (label, form) in labels.items() if name in self._last
-        )
+        labels = {"loss": "loss", "validation_bits_per_byte": "validation bits/byte"}
+        return ", ".join(f"{label} {self.last(name):.3f}" for name, label in labels.items() if name in self._last)
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
