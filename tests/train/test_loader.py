@@ -67,7 +67,7 @@ def test_position_counts_within_row_and_document(shards: Tokens) -> None:
     assert batch.targets.tolist() == [[4, END, END, 7, 8, 9, 10, 11]]  # the opening token is the last one's target
 
 
-def test_the_tail_is_padded_with_weight_nought(shards: Tokens) -> None:
+def test_the_tail_is_padded_with_weight_zero(shards: Tokens) -> None:
     batch = cut(shards, np.array([48]), 8)
     assert batch.weight.tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
     assert batch.targets[0, 3] == END

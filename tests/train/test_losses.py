@@ -1,4 +1,4 @@
-"""Losses: chunks and pieces change nothing."""
+"""Losses: chunks and micro-batches change nothing."""
 
 import math
 from functools import partial
@@ -175,11 +175,11 @@ def test_pieces_of_a_batch_add_up_to_the_batch(llama: ModelConfig, batch: Batch,
         model.add_multi_token(2)
         loss = partial(multi_token, weight=0.3)
     whole, weight, parts = loss(model, batch)
-    pieces = [loss(model, cut(batch, rows)) for rows in (slice(0, 1), slice(1, 4), slice(4, 5))]
-    assert_close(sum(piece[0] for piece in pieces), whole, atol=1e-3, rtol=1e-5)
-    assert_close(sum(piece[1] for piece in pieces), weight)
+    micro_batches = [loss(model, cut(batch, rows)) for rows in (slice(0, 1), slice(1, 4), slice(4, 5))]
+    assert_close(sum(each[0] for each in micro_batches), whole, atol=1e-3, rtol=1e-5)
+    assert_close(sum(each[1] for each in micro_batches), weight)
     for name, part in parts.items():
-        assert_close(sum(piece[2][name] for piece in pieces), part, atol=1e-3, rtol=1e-5)
+        assert_close(sum(each[2][name] for each in micro_batches), part, atol=1e-3, rtol=1e-5)
 
 
 def test_tokens_further_ahead_are_predicted_within_the_document(llama: ModelConfig, batch: Batch) -> None:

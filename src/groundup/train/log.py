@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,32 +20,34 @@ from groundup.train.fit import Step
 from groundup.train.loggers import Loggers
 
 
+@dataclass
 class RunLog:
     """The log of one run; leaving its context closes the loggers of other programs."""
 
-    def __init__(self, directory: Path, loggers: Loggers | None = None, peak_flops: float | None = None) -> None:
-        """
-        Args:
-            loggers: get the lines of metrics once they are written.
-            peak_flops: FLOPs a second of this machine at best, where they were measured.
-        """
-        with naming_the_place(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-        self._metrics = directory / "metrics.jsonl"
-        self._health = directory / "health.jsonl"
-        self._events = directory / "events.jsonl"
+    directory: Path
+    loggers: Loggers | None = None
+    """Get the lines of metrics once they are written."""
+    flops_per_token: int = 0
+    peak_flops: float | None = None
+    """FLOPs a second of this machine at best, where they were measured."""
+
+    def __post_init__(self) -> None:
+        with naming_the_place(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = self.directory / "metrics.jsonl"
+        self._health = self.directory / "health.jsonl"
+        self._events = self.directory / "events.jsonl"
         self._waiting: list[Callable[[], dict[str, Any]]] = []
         self._unwritten: dict[Path, list[dict[str, Any]]] = {}
         self._last: dict[str, tuple[int, Any]] = {}
-        """Name → the newest value written under it, and its step before it."""
-        self._peak_flops, self._loggers = peak_flops, loggers
+        """Name → the step at which a value was last written under it, and the value."""
         self._flushed: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._note(self._loggers.close() if self._loggers else [])
+        self._note(self.loggers.close() if self.loggers else [])
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and a line that a killed process left half-written."""
@@ -63,7 +66,7 @@ class RunLog:
         written, value = self._last.get(name, (None, None))
         return value if written == step else None
 
-    def step(self, step: Step, tokens: int, seconds: float, flops: int) -> None:
+    def step(self, step: Step, tokens: int, seconds: float) -> None:
         self._waiting.append(
             lambda: {
                 "step": step.number,
@@ -73,7 +76,7 @@ class RunLog:
                 "learning_rate": step.learning_rate,
                 "tokens": tokens,
                 "seconds": round(seconds, 3),
-                "flops": flops,
+                "flops": self.flops_per_token * tokens,
                 **({} if step.accepted else {"accepted": False}),
             }
         )
@@ -90,10 +93,10 @@ class RunLog:
         lines = [make() for make in self._waiting]
         for line in [line for line in lines if "loss" in line][-1:]:
             line["memory_bytes"] = peak_memory(torch.device("cuda") if torch.cuda.is_initialized() else None)
-            if self._peak_flops and self._flushed and line["seconds"] > self._flushed["seconds"]:
+            if self.peak_flops and self._flushed and line["seconds"] > self._flushed["seconds"]:
                 done = line["flops"] - self._flushed["flops"]
                 taken = line["seconds"] - self._flushed["seconds"]
-                line["share_of_peak"] = round(done / taken / self._peak_flops, 4)
+                line["share_of_peak"] = round(done / taken / self.peak_flops, 4)
             self._flushed = line
         self._waiting = []
         for number, line in enumerate(lines):
@@ -103,7 +106,7 @@ class RunLog:
                 return {"step": line["step"], "loss": str(line["loss"]), "grad_norm": str(line["grad_norm"])}
             self._remember(line)
         self._write(self._metrics, lines)
-        self._note(self._loggers.send(lines) if self._loggers else [])
+        self._note(self.loggers.send(lines) if self.loggers else [])
         return None
 
     def _note(self, events: list[dict[str, Any]]) -> None:

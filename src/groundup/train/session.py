@@ -80,16 +80,15 @@ class Session(Generic[Rows]):
 
     def __post_init__(self) -> None:
         settings, loggers = self.settings, Loggers(self.settings.loggers, self.directory, self.recorded)
-        self.log = RunLog(self.directory, loggers, self.peak_flops)
+        self.log = RunLog(self.directory, loggers, self.flops_per_token, self.peak_flops)
         self.tokens = 0
         """Positions of all batches so far."""
         self._guard = Guard(settings.guard) if isinstance(settings.guard, SkipAndRollBack) else None
         self._health = Health(self.assembled.masters, settings.health_every, self.activations)
         self._incidents = Incidents(settings, self._guard, self.directory, self.log, self.say, self.advice_at_start)
-        self._checkpoints = self.directory / "checkpoints"
+        checkpoints, most, tell = self.directory / "checkpoints", settings.failed_checkpoints, self._incidents.tell
         kept = Kept(settings.keep_checkpoints, settings.keep_every_steps, settings.keep_best)
-        most, tell = settings.failed_checkpoints, self._incidents.tell
-        self._saver = Saver(self._checkpoints, kept, self.recorded, self.inputs, most_failures=most, tell=tell)
+        self._saver = Saver(checkpoints, kept, self.recorded, self.inputs, most_failures=most, tell=tell)
         self._batch: Rows
         """The one that the current step learns from."""
         self._next_row = 0
@@ -171,7 +170,7 @@ class Session(Generic[Rows]):
                 ranks=self.ranks,
             ):
                 if self._guard is not None and self._guard.out_of_patience:
-                    self._log_step(step)
+                    self.log.step(step, self.tokens, self.seconds)
                     self._go_back(self._guard, step.number)
                     break
                 yield step
@@ -226,13 +225,10 @@ class Session(Generic[Rows]):
         if self.assembled.average is not None:
             self.assembled.average.update(step.number)
         self.tokens += self._batch.weight.numel()
-        self._log_step(step)
+        self.log.step(step, self.tokens, self.seconds)
         self._incidents.count_overflow(step.number, not step.accepted and not self._refused)
         if (line := self._health.after(step)) is not None:
             self.log.health(line)
-
-    def _log_step(self, step: Step) -> None:
-        self.log.step(step, self.tokens, self.seconds, self.flops_per_token * self.tokens)
 
     def _flush(self) -> None:
         broken = self.log.flush()
@@ -294,9 +290,9 @@ class Session(Generic[Rows]):
         kind, sentence = ("resumed", f"going on from step {done:,}") if done else ("started", "")
         self._incidents.tell(kind, sentence, step=done, process=os.getpid(), threads=torch.get_num_threads())
         if loaded.changed:
-            changes = (f"{name}: {json.dumps(old)} → {json.dumps(new)}" for name, (old, new) in loaded.changed.items())
-            sentence = "\n".join(f"from there on {change}" for change in changes)
-            self._incidents.tell("settings changed", sentence, step=done, changed=loaded.changed)
+            self._incidents.tell("settings changed", step=done, changed=loaded.changed)
+        for name, (old, new) in loaded.changed.items():
+            self.say(f"from there on {name}: {json.dumps(old)} → {json.dumps(new)}")
         self._began = time.monotonic() - self._state["seconds"]
 
     def _load(self) -> Loaded:
@@ -315,7 +311,7 @@ class Session(Generic[Rows]):
         """Bring everything to where it was some steps before the trouble, but for the rows: those are jumped over."""
         self._flush()
         self._saver.wait()
-        saved = {step_of(path): path for path in list_checkpoints(self._checkpoints)}
+        saved = {step_of(path): path for path in list_checkpoints(self._saver.checkpoints)}
         goal, next_row, rollbacks = guard.goal(saved, number), self._next_row, guard.rollbacks + 1
         if not guard.may_go_back:
             what = f"{guard.bad_in_a_row} bad steps in a row up to step {number:,}, after {guard.rollbacks} times back"
