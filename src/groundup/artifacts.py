@@ -27,8 +27,8 @@ from groundup.errors import DamagedError, DataError, ResourceError, SettingsErro
 from groundup.files import (
     Progress,
     canonical_json,
+    explaining_write_errors,
     json_text,
-    naming_the_place,
     no_progress,
     sha256_of_file,
     sync_directory,
@@ -69,6 +69,8 @@ class Draft:
     statistics: dict[str, Any] = field(default_factory=dict)
     seconds_before: float = 0.0
     """Time spent before the directory was opened; recorded with the rest."""
+    meant: dict[str, str] = field(default_factory=dict)
+    """Path → sha256 of the bytes that were written; a file that reads back as others is not accepted."""
 
 
 @contextlib.contextmanager
@@ -84,6 +86,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
 
     Raises:
         ResourceError: disk full, or a directory that may not be written, naming it.
+        DamagedError: a file that does not read back as it was meant.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +100,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
     """
     started = time.monotonic()
     partial = directory.with_name(f".{directory.name}.partial")
-    with naming_the_place(directory):
+    with explaining_write_errors(directory):
         refuse_in_the_way(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -106,11 +109,17 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
             draft = Draft(partial)
             yield draft
             _let_others_read(partial)
+            files = _digest_files(partial)
+            for name, sha256 in draft.meant.items():
+                if files[name][1] != sha256:
+                    raise DamagedError(
+                        f"{directory / name} was written, but reads back as something else: check that disk"
+                    )
             manifest = Manifest(
                 kind=kind,
                 settings=dict(settings),
                 inputs=dict(inputs),
-                files=_digest_files(partial),
+                files=files,
                 statistics=draft.statistics,
                 made=_provenance(draft.seconds_before + time.monotonic() - started),
             )
@@ -294,7 +303,7 @@ def share(source: Path, target: Path) -> None:
     refuse_in_the_way(target)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with naming_the_place(target):
+    with explaining_write_errors(target):
         shutil.copytree(source, partial, copy_function=_link_or_copy)
         _rename_over(partial, target)
 
@@ -307,7 +316,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[Path]:
+def hold(directory: Path) -> Iterator[Path]:
     """Keep an artifact from being removed by `remove_unless_held` of another process while it is read here.
 
     Raises:
@@ -352,7 +361,7 @@ def lock(directory: Path) -> Iterator[None]:
     """
     refuse_not_utf8(directory)
     path = directory / "lock"
-    with naming_the_place(path):
+    with explaining_write_errors(path):
         directory.mkdir(parents=True, exist_ok=True)
         stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
     with stream:
