@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundup.artifacts import COMMANDS, is_made, lock, making, read_manifest, refuse_in_the_way, share, verify
 from groundup.errors import DamagedError, DataError, MissingError, SettingsError
-from groundup.files import Progress, locate, naming_the_place, no_progress, write_json, write_text
+from groundup.files import Progress, explaining_write_errors, locate, no_progress, write_json, write_text
 from groundup.pretrain.settings import PretrainSettings
 from groundup.recipe import Recipe, load_recipe
 from groundup.settings import Table, differences, nearest, read_toml, toml_value
@@ -136,8 +136,7 @@ def build(
     >>> [(row.stage, row.what) for row in made.rows]
     [('corpus', 'made'), ('tokenizer', 'made'), ('pack', 'made')]
     """
-    job = _open_job(recipe, [overrides] if isinstance(overrides, str) else overrides, run, say, watch)
-    job = dataclasses.replace(job, only=only, until=until)
+    job = _open_job(recipe, overrides, run, say=say, watch=watch, only=only, until=until)
     stages = _stages_up_to(only or last or "report")
     refuse_missing(job.recipe.pretrain.loggers, job.recipe.pretrain.TABLE)
     with lock(job.run):
@@ -180,7 +179,7 @@ def examine(
     Raises:
         SettingsError: when corpus, tokenizer or shards in the run are those of another recipe.
     """
-    job = _open_job(recipe, overrides, run, say, watch)
+    job = _open_job(recipe, overrides, run, say=say, watch=watch)
     before = _stages_up_to("pack")
     with lock(job.run):
         stale = _find_stale(before, job)
@@ -196,24 +195,22 @@ def examine(
     prepare_process()
     _check_fits(job)
     with _explaining_memory(job):
-        subject = doctor.prepare(job.recipe.model, job.recipe.pretrain, _places(job))
+        subject = doctor.prepare(job.recipe.model, job.recipe.pretrain, _paths(job))
         yield from (doctor.quick_checks(subject) if only_quick else doctor.all_checks(subject, watts, price_per_hour))
 
 
-def _open_job(
-    recipe: str | Path | Recipe, overrides: Iterable[str], run: str | Path | None, say: Say, watch: Watch
-) -> Job:
-    loaded, beside = load_recipe(recipe, overrides)
+def _open_job(recipe: str | Path | Recipe, overrides: Iterable[str], run: str | Path | None, **options: Any) -> Job:
+    loaded, beside = load_recipe(recipe, [overrides] if isinstance(overrides, str) else overrides)
     directory = Path(run) if run is not None else Path("runs") / loaded.name
     if not directory.name:
         directory = directory.resolve()
-    with naming_the_place(directory):
+    with explaining_write_errors(directory):
         begun = (directory / "lock").exists() or (directory / "corpus" / "manifest.json").exists()
         if directory.is_dir() and any(directory.iterdir()) and not begun:
             raise SettingsError(
                 f"{directory} holds other files and is not a run of groundup; choose another with --run"
             )
-    return Job(loaded, beside, directory, say, watch)
+    return Job(loaded, beside, directory, **options)
 
 
 def _stages_up_to(command: str) -> tuple[Stage, ...]:
@@ -261,13 +258,13 @@ def _without_stale_stages(job: Job, stages: Iterable[Stage], replace: bool) -> J
     for stage in reversed(tuple(stages)):  # a kill in between leaves no stage whose input is gone
         if stage.name in stale:
             for path in (job.run / stage.name, job.run / (stage.work or stage.name)):
-                with naming_the_place(path):
+                with explaining_write_errors(path):
                     if path.exists():
                         shutil.rmtree(path)
     return job
 
 
-def _with_recorded_choices(job: Job, recorded: Table) -> Job:
+def _with_recorded_choices(job: Job, recorded: Mapping[str, Any]) -> Job:
     """What the recipe leaves open and this run has already chosen stays chosen."""
     before = recorded.get("pretrain", {})
     open_choices = [name for name in MACHINE_CHOICES if getattr(job.recipe.pretrain, name) is None]
@@ -279,12 +276,13 @@ def _with_recorded_choices(job: Job, recorded: Table) -> Job:
     return dataclasses.replace(job, recipe=recipe)
 
 
-def _settings_of_training(run: Path) -> Table:
+def _settings_of_training(run: Path) -> Mapping[str, Any]:
     """Settings of a begun or finished training, for a run whose recorded recipe is lost."""
     model = next(stage for stage in STAGES if stage.name == "model")
+    made = None
     with contextlib.suppress(DataError):
-        return dict((_made_from(model, run) or {"settings": {}})["settings"])
-    return {}
+        made = _made_from(model, run)
+    return made[0] if made else {}
 
 
 def _find_stale(stages: Iterable[Stage], job: Job, replace: bool = False) -> dict[str, str]:
@@ -296,22 +294,7 @@ def _find_stale(stages: Iterable[Stage], job: Job, replace: bool = False) -> dic
     stale: dict[str, str] = {}
     for stage in stages:
         try:
-            made = _made_from(stage, job.run)
-            if made is None:
-                continue
-            missing = [name for name in stage.inputs if not is_made(job.run / name)]
-            upstream = [name for name in stage.inputs if name in stale]
-            if missing or upstream:
-                why = f"{', '.join(missing or upstream)} {'is gone' if missing else 'will be another'}"
-            else:
-                settings = stage.settings(job.recipe)
-                changed = differences(made["settings"], settings)
-                if not is_made(job.run / stage.name) and all(map(stage.may_change, changed)):
-                    settings = made["settings"]
-                recorded = {} if changed else made["inputs"]
-                why = _why_stale(made, settings, _inputs(stage, job, recorded))
-            if not why and is_made(job.run / stage.name):
-                verify(job.run / stage.name, stage.name)
+            why = _why_stale(stage, job, stale)
         except DamagedError:
             if not replace:
                 raise
@@ -321,17 +304,53 @@ def _find_stale(stages: Iterable[Stage], job: Job, replace: bool = False) -> dic
     return stale
 
 
-def _made_from(stage: Stage, run: Path) -> dict[str, Any] | None:
+def _why_stale(stage: Stage, job: Job, stale: Mapping[str, str]) -> str:
+    """Why a finished or begun stage no longer fits, where the `stale` ones before it do not; else nothing.
+
+    Raises:
+        DamagedError: a stage that is damaged.
+    """
+    made = _made_from(stage, job.run)
+    if made is None:
+        return ""
+    if missing := [name for name in stage.inputs if not is_made(job.run / name)]:
+        return f"{', '.join(missing)} is gone"
+    if changing := [name for name in stage.inputs if name in stale]:
+        return f"{', '.join(changing)} will be another"
+    before, inputs = made
+    settings = stage.settings(job.recipe)
+    finished = is_made(job.run / stage.name)
+    if before != settings and (finished or not all(map(stage.may_change, differences(before, settings)))):
+        return "its settings changed"
+    now = _inputs(stage, job, inputs)
+    changed = [
+        f"{name} was {_short(inputs.get(name))}, is {_short(now.get(name))}"
+        for name in {**inputs, **now}
+        if inputs.get(name) != now.get(name)
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        return f"made from other inputs: {'; '.join(changed[:3])}{more}"
+    if finished:
+        verify(job.run / stage.name, stage.name)
+    return ""
+
+
+def _short(digest: str | None) -> str:
+    return f"{digest[:8]}…" if digest else "not there"
+
+
+def _made_from(stage: Stage, run: Path) -> tuple[Mapping[str, Any], Mapping[str, str]] | None:
     """Settings and inputs of a finished or begun stage; None if it was not begun."""
     if is_made(run / stage.name):
         manifest = read_manifest(run / stage.name, stage.name)
-        return {"settings": manifest.settings, "inputs": manifest.inputs}
-    origin = run / stage.work / "origin.json" if stage.work else None
-    if origin is None or not origin.is_file():
+        return manifest.settings, manifest.inputs
+    origin = run / (stage.work or stage.name) / "origin.json"
+    if not origin.is_file():
         return None
     try:
         begun = json.loads(origin.read_bytes())
-        return {"settings": dict(begun["settings"]), "inputs": dict(begun["inputs"])}
+        return dict(begun["settings"]), dict(begun["inputs"])
     except (ValueError, KeyError, TypeError):
         raise DamagedError(f"{origin} is damaged. Make it again with --replace") from None
 
@@ -343,22 +362,6 @@ def _inputs(stage: Stage, job: Job, recorded: Mapping[str, str]) -> dict[str, st
     """
     before = {name: read_manifest(job.run / name).digest for name in stage.inputs}
     return {**before, **stage.sources(job, recorded)}
-
-
-def _why_stale(made: Mapping[str, Any], settings: Table, inputs: Mapping[str, str]) -> str:
-    if made["settings"] != settings:
-        return "its settings changed"
-    before = made["inputs"]
-    changed = [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
-    if not changed:
-        return ""
-    first = [f"{name} was {_short(before.get(name))}, is {_short(inputs.get(name))}" for name in changed[:3]]
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return f"made from other inputs: {'; '.join(first)}{more}"
-
-
-def _short(digest: str | None) -> str:
-    return f"{digest[:8]}…" if digest else "not there"
 
 
 def _conflict(stale: Mapping[str, str], recorded: Table, job: Job) -> str:
@@ -392,18 +395,15 @@ def _run_stage(stage: Stage, job: Job) -> Row:
     if job.only not in (None, stage.command):
         raise SettingsError(_not_made(stage, job))
     settings = stage.settings(job.recipe)
-    other: Path | None = None
-    inputs: dict[str, str] = {}
     try:
         inputs = _inputs(stage, job, {})
+        other = _made_elsewhere(stage, settings, inputs, job.run) if stage.shared else None
     except MissingError:
         other = _made_elsewhere(stage, settings, None, job.run) if stage.shared else None
         if other is None:
             raise
         job.say(f"what {other} was made from is not here: it is taken as it was made")
     shutil.rmtree(_left_by_an_error(target), ignore_errors=True)
-    if stage.shared and other is None:
-        other = _made_elsewhere(stage, settings, inputs, job.run)
     if other is not None:
         share(other, target)
         return Row(stage.command, time.monotonic() - started, f"from {other.parent}", verify(target, stage.name).digest)
@@ -479,7 +479,7 @@ def _run_quick_checks(job: Job) -> None:
     from groundup.train.log import RunLog
 
     began = time.monotonic()
-    subject = doctor.prepare(job.recipe.model, job.recipe.pretrain, _places(job))
+    subject = doctor.prepare(job.recipe.model, job.recipe.pretrain, _paths(job))
     verdicts = list(doctor.quick_checks(subject))
     refuse_errors(verdicts)
     warnings = [verdict for verdict in verdicts if verdict.level == "warning"]
@@ -512,15 +512,15 @@ def _check_fits(job: Job, begun: bool = False) -> None:
     from groundup.pretrain.start import check_start
     from groundup.tokenizer.tokenizer import Tokenizer
 
-    places = _places(job)
+    paths = _paths(job)
     prompts = [job.recipe.pretrain.sample_prompt, *job.recipe.evals.prompts]
-    check_fits(job.recipe.model, places, prompts)
-    if places.start is not None and not begun:
-        tokenizer = Tokenizer.load(places.tokenizer)
-        check_start(places.start, job.recipe.model, tokenizer, places.shards, prompts, job.say)
+    check_fits(job.recipe.model, paths, prompts)
+    if paths.start is not None and not begun:
+        tokenizer = Tokenizer.load(paths.tokenizer)
+        check_start(paths.start, job.recipe.model, tokenizer, paths.shards, prompts, job.say)
 
 
-def _places(job: Job) -> "RunPaths":
+def _paths(job: Job) -> "RunPaths":
     from groundup.pretrain.paths import RunPaths
 
     start = job.recipe.pretrain.start
@@ -614,10 +614,10 @@ def _make_model(job: Job, settings: Table, inputs: Mapping[str, str], progress: 
     from groundup.pretrain.run import pretrain
 
     work = job.run / "pretrain"
-    with naming_the_place(work):
+    with explaining_write_errors(work):
         work.mkdir(exist_ok=True)
     write_json(work / "origin.json", {"settings": settings, "inputs": dict(inputs)})
-    pretrain(job.recipe.model, job.recipe.pretrain, _places(job), dict(inputs), progress, job.say, job.until)
+    pretrain(job.recipe.model, job.recipe.pretrain, _paths(job), dict(inputs), progress, job.say, job.until)
 
 
 def _make_evals(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:

@@ -66,7 +66,7 @@ def json_text(value: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write `text` under a temporary name, then rename: a reader never sees half of it."""
     partial = path.with_name(f".{path.name}.partial")
-    with naming_the_place(path):
+    with explaining_write_errors(path):
         with open(partial, "w", encoding="utf-8", errors="backslashreplace") as stream:  # names that are not UTF-8
             stream.write(text)
             stream.flush()
@@ -102,7 +102,7 @@ def locate(name: str, beside: Path, what: str) -> Path:
     raise MissingError(f"{what} {name} is missing: there is no user of that name")
 
 
-def refuse_nothing(path: Path, wanted: str) -> None:
+def require_path(path: Path, wanted: str) -> None:
     """
     Raises:
         DataError: when nothing is there, with what may have been meant.
@@ -118,7 +118,7 @@ def refuse_nothing(path: Path, wanted: str) -> None:
 
 
 @contextlib.contextmanager
-def naming_the_place(path: Path) -> Iterator[None]:
+def explaining_write_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write into a `ResourceError` that names `path`."""
     try:
         yield
@@ -213,11 +213,25 @@ OPENERS: dict[str, Callable[[BinaryIO], contextlib.AbstractContextManager[Any]]]
 
 MAX_FILE_BYTES = 1 << 18
 """A recipe is a few kilobytes; a larger file is something else, and is not parsed."""
-MAX_DEPTH = 32
-"""Tables and arrays inside each other; the deepest recipe has five."""
 NAME = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
 DOTTED = rf"{NAME}(?:\s*\.\s*{NAME})*"
 HEADER_OR_KEY = re.compile(rf"\s*(?:(?P<bracket>\[\[?)\s*(?P<header>{DOTTED})\s*\]|(?P<key>{DOTTED})\s*=)")
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        DataError: no such file.
+        SettingsError: not TOML, naming the line; or far too large.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.toml").write_text("[pretrain]\\nsteps = 500")
+    ...     read_toml(Path(folder, "a.toml"))
+    {'pretrain': {'steps': 500}}
+    """
+    return parse_toml(read_toml_text(file), file)
 
 
 def read_toml_text(file: Path) -> str:
@@ -266,7 +280,7 @@ def parse_toml(text: str, file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
-        why = f"tables or arrays are nested deeper than {MAX_DEPTH}"
+        why = "tables or arrays are nested too deeply"
     except tomllib.TOMLDecodeError as error:
         why = _with_the_line(str(error), text)
     except ValueError:

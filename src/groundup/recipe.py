@@ -103,7 +103,7 @@ class Recipe(Settings):
         origin = Origin(origin) if isinstance(origin, str) else origin
         if isinstance(table.get("model"), dict) and "vocab_size" in table["model"]:
             raise SettingsError(
-                f"{origin}: {origin.place(('model', 'vocab_size'))}model.vocab_size follows from the tokenizer; "
+                f"{origin.name}: {origin.place(('model', 'vocab_size'))}model.vocab_size follows from the tokenizer; "
                 "set tokenizer.vocab_size instead"
             )
         return super().from_table(table, origin)

@@ -4,11 +4,10 @@ A setting is a field of a `Settings` class in the room that uses it and is decla
 settings of their own are unions told apart by `kind`.
 """
 
-import datetime
 import difflib
 import json
-import math
 import re
+import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,16 +16,19 @@ from types import UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from groundup.errors import SettingsError, escaped
-from groundup.files import MAX_DEPTH, line_of, parse_toml, read_toml_text, shortened
+from groundup.files import line_of, parse_toml, read_toml_text, shortened
+from groundup.files import read_toml as read_toml
 
 Table = dict[str, Any]
 MAX_COMPLAINTS = 20
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 """Stand-ins for bytes that are not UTF-8, which no file, JSON or terminal can hold."""
+BRIEFLY = reprlib.Repr()
+BRIEFLY.maxstring = BRIEFLY.maxother = 80
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,19 @@ class Origin:
     """The TOML file, or nothing."""
     overrides: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        return self.name
+    def place(self, path: tuple[str | int, ...], names: Iterable[str] = ()) -> str:
+        """`line 12: `, or the override that set what stands at `path`; nothing if it is written nowhere.
 
-    def place(self, path: tuple[str | int, ...]) -> str:
-        """`line 12: `, or the override that set it; nothing if it stands nowhere."""
-        if not path:
-            return ""
+        Args:
+            names: settings in the table at `path`: the place of the first one that is written is given then.
+        """
+        paths = [(*path, *name.split(".")) for name in names] or [path]
         for override in reversed(self.overrides):
             given = tuple(override.partition("=")[0].strip().split("."))
-            if given[: len(path)] == path or path[: len(given)] == given:
+            if any(each and given[: len(each)] == each[: len(given)] for each in paths):
                 return f"override {shortened(override)}: "
-        line = line_of(self.text, path)
+        around = line_of(self.text, path)
+        line = next((line for line in (line_of(self.text, each) for each in paths) if line != around), around)
         return f"line {line}: " if line else ""
 
 
@@ -75,14 +78,20 @@ class Settings(BaseModel):
         Raises:
             SettingsError: naming the field, the value and the nearest known name.
         """
-        origin = Origin(type(self).__name__)
-        _refuse_what_is_no_setting(values, origin)
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise explained(type(self), error, origin) from None
+            raise explained(type(self), error, Origin(type(self).__name__)) from None
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # else pydantic calls it for tables in tables
+
+    @model_validator(mode="after")
+    def _is_utf8(self) -> Self:
+        for name, value in self:
+            for word in value if isinstance(value, tuple) else (value,):
+                if isinstance(word, str) and SURROGATE.search(word):
+                    raise contradiction(f"{name} is not UTF-8: {escaped(word)} (a file: rename it)", name)
+        return self
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """With the values of `update`, as pydantic's; a name that is no field is refused, values are not checked.
@@ -120,10 +129,8 @@ class Settings(BaseModel):
         <BLANKLINE>
         """
         origin = Origin(origin) if isinstance(origin, str) else origin
-        _refuse_what_is_no_setting(table, origin)
         try:
-            # Through JSON, because strict validation then still takes a TOML array for a tuple and a string for a Path.
-            return cls.model_validate_json(json.dumps(_with_default_kinds(cls, table), default=str))
+            return cls.model_validate(_complete([cls], table))
         except ValidationError as error:
             raise explained(cls, error, origin) from None
 
@@ -161,7 +168,7 @@ class Settings(BaseModel):
     def _from_overridden(cls, table: Table, overrides: Iterable[str], origin: Origin) -> Self:
         overrides = tuple(overrides)
         for override in overrides:
-            table = _with_default_kinds(cls, table)  # so that naming the kind a table has anyway drops nothing
+            table = _complete([cls], table)  # so that naming the kind a table has anyway drops nothing
             _apply(table, override)
         return cls.from_table(table, Origin(origin.name, origin.text, overrides))
 
@@ -178,32 +185,10 @@ def toml_value(value: Any) -> str:
     """A value as one would write it in TOML; `not set` for None."""
     if value is None:
         return "not set"
-    if isinstance(value, tuple):
-        value = [item.table() if isinstance(item, Settings) else item for item in value]
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=lambda settings: settings.table())
 
 
-def read_toml(file: Path) -> Table:
-    """The tables of a TOML file.
-
-    Raises:
-        DataError: no such file.
-        SettingsError: not TOML, naming the line; or far too large.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "a.toml").write_text("[pretrain]\\nsteps = 500")
-    ...     read_toml(Path(folder, "a.toml"))
-    {'pretrain': {'steps': 500}}
-    """
-    return parse_toml(read_toml_text(file), file)
-
-
-def _dotted(path: Iterable[str | int]) -> str:
-    return ".".join(map(str, path))
-
-
-def flatten(table: Table, prefix: str = "") -> dict[str, Any]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} → {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for name, value in table.items():
@@ -214,7 +199,19 @@ def flatten(table: Table, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: Table, new: Table) -> dict[str, tuple[Any, Any]]:
+def nested(flat: Table) -> Table:
+    """{"a.b": 1} → {"a": {"b": 1}}."""
+    table: Table = {}
+    for path, value in flat.items():
+        *outer, last = path.split(".")
+        inner = table
+        for name in outer:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return table
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted names whose values differ, with both values, `old` and `new`; `None` where a name is not set.
 
     >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
@@ -239,7 +236,7 @@ def _apply(table: Table, override: str) -> None:
     except ValueError:
         value = text.strip()  # a bare word is a string: no shell needs a second pair of quotes
     except RecursionError:
-        raise SettingsError(f"override {shortened(override)!r} is nested deeper than {MAX_DEPTH}") from None
+        raise SettingsError(f"override {shortened(override)!r} is nested too deeply") from None
     for name in names[:-1]:
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
@@ -250,74 +247,64 @@ def _apply(table: Table, override: str) -> None:
     table[names[-1]] = value
 
 
-def _refuse_what_is_no_setting(table: Table, origin: Origin) -> None:
-    """Numbers that are not finite, dates, bytes that are no text, and nesting that no setting has."""
-    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), table)]  # a list, since recursion would be the harm
-    while waiting:
-        path, value = waiting.pop()
-        if len(path) > MAX_DEPTH:
-            at = path[:3]
-            raise SettingsError(
-                f"{origin}: {origin.place(at)}{_dotted(at)} holds tables or arrays nested deeper than {MAX_DEPTH}"
-            )
-        words = [path[-1]] if path and isinstance(path[-1], str) else []
-        for word in [*words, str(value)] if isinstance(value, (str, Path)) else words:
-            if SURROGATE.search(word):
-                message = f"{origin}: {origin.place(path)}{_dotted(path)} is not UTF-8: {word} (a file: rename it)"
-                raise SettingsError(escaped(message))
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SettingsError(f"{origin}: {origin.place(path)}{_dotted(path)} is {value}; it must be a finite number")
-        if isinstance(value, (datetime.date, datetime.time)):
-            raise SettingsError(
-                f"{origin}: {origin.place(path)}{_dotted(path)} is a date or time, which no setting is; if it is meant "
-                "as a word, put it in quotes"
-            )
-        if isinstance(value, (dict, list, tuple)):
-            inner = value.items() if isinstance(value, dict) else enumerate(value)
-            waiting += [((*path, name), item) for name, item in inner]
+def _complete(classes: list[type[BaseModel]], value: Any, default_kind: str | None = None) -> Any:
+    """The value of a field that holds tables of these `classes`, as validation wants it: arrays are tuples.
 
-
-def _with_default_kinds(cls: type[BaseModel], table: Table) -> Table:
-    """A table without `kind` means the default one, or the first: `position.base=500.0` needs no `kind`. A bare word
-    is the kind with its defaults: `position = "rotary"`."""
-    filled = dict(table)
-    for name, field in cls.model_fields.items():
-        value = table.get(name)
-        arms = settings_in(field.annotation)
-        if isinstance(value, str) and len(arms) > 1 and get_origin(field.annotation) is not tuple:
-            value = {"kind": value}
-        if not isinstance(value, dict):
-            continue
-        if len(arms) > 1:
-            value = {"kind": getattr(field.default, "kind", arms[0].model_fields["kind"].default), **value}
-        chosen = [arm for arm in arms if len(arms) == 1 or arm.model_fields["kind"].default == value["kind"]]
-        filled[name] = _with_default_kinds(chosen[0], value) if chosen else value
-    return filled
+    A table without `kind` is of the default kind: `position.base=500.0` needs none. Where there is a default kind, a
+    bare word is a kind with its defaults: `position = "rotary"`.
+    """
+    if isinstance(value, (list, tuple)):
+        return tuple(_complete(classes, item) if isinstance(item, dict) else item for item in value)
+    if default_kind and isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, dict):
+        return value
+    completed = {"kind": default_kind, **value} if default_kind else dict(value)
+    for cls in classes:
+        if len(classes) == 1 or kind_of(cls) == completed.get("kind"):
+            for name in completed.keys() & cls.model_fields.keys():
+                field = cls.model_fields[name]
+                inner = settings_in(field.annotation)
+                choice = len(inner) > 1 and get_origin(field.annotation) is not tuple
+                default = getattr(field.default, "kind", kind_of(inner[0])) if choice else None
+                completed[name] = _complete(inner, completed[name], default)
+    return completed
 
 
 def explained(cls: type[BaseModel], error: ValidationError, origin: Origin) -> SettingsError:
     """Turn pydantic's errors about a `cls` into sentences, each after its line in `origin`; at most 20."""
-    details = error.errors()
+    details = error.errors(include_url=False)
     more = [f"and {len(details) - MAX_COMPLAINTS:,} more"] if len(details) > MAX_COMPLAINTS else []
     sentences = [_explain(cls, detail, origin) for detail in details[:MAX_COMPLAINTS]]
-    return SettingsError("\n  ".join([f"{origin}:", *sentences, *more]))
+    message = "\n  ".join([f"{origin.name}:", *sentences, *more])
+    return SettingsError(SURROGATE.sub(lambda match: escaped(match[0]), message))
 
 
 def _explain(cls: type[BaseModel], detail: ErrorDetails, origin: Origin) -> str:
+    """One complaint of pydantic's: where it is written, the dotted path, the value and what it should be."""
     path, known, classes = _locate(cls, detail["loc"])
-    kinds = [arm.model_fields["kind"].default for arm in classes if "kind" in arm.model_fields]
-    sentence = _sentence(path, known, kinds, detail)
-    if sentence.endswith(f"table, such as [{_dotted(path)}]") and not (origin.text or origin.overrides):
-        sentence += f" (in Python {' or '.join(f'{arm.__name__}()' for arm in classes)})"
-    if detail["type"] == "extra_forbidden" and not difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5):
-        elsewhere = [name for name in _names_in(cls) if name.rpartition(".")[2] == path[-1]]
-        sentence = f"unknown setting {_dotted(path)}; did you mean {elsewhere[0]}?" if elsewhere else sentence
-    if detail["type"] == "union_tag_invalid":
-        path = (*path, "kind")
-    places = [origin.place((*path, *name.split("."))) for name in detail.get("ctx", {}).get("names", ())]
-    written = [place for place in places if place not in ("", origin.place(path))]
-    overridden = [place for place in written if place.startswith("override")]
-    return next(iter([*overridden, *written]), origin.place(path)) + sentence
+    kinds = [kind for kind in map(kind_of, classes) if kind]
+    given = BRIEFLY.repr(detail["input"])
+    context = detail.get("ctx", {})
+    dotted = ".".join(map(str, path))
+    match detail["type"]:
+        case "extra_forbidden":
+            sentence = f"unknown setting {dotted}; {_nearest_in(cls, str(path[-1]), known)}"
+        case "missing":
+            sentence = f"{dotted} is not set and has no default"
+        case "union_tag_invalid":
+            sentence = f"{dotted}.kind is {context['tag']!r}; {nearest(context['tag'], kinds)}"
+        case "union_tag_not_found" if isinstance(detail["input"], dict):
+            sentence = f"{dotted}.kind is not set; known here: {', '.join(kinds)}"
+        case "model_type" | "model_attributes_type" | "dict_type" | "union_tag_not_found":
+            in_python = " or ".join(f"{each.__name__}()" for each in classes)
+            sentence = f"{dotted} is {given}; it should be a table, such as [{dotted}] (in Python {in_python})"
+        case "value_error" | "contradiction":
+            sentence = f"{dotted}: ".removeprefix(": ") + detail["msg"].removeprefix("Value error, ")
+        case _:
+            sentence = f"{dotted or 'a name'} is {given}; {detail['msg'].replace('Input', 'it', 1)}"
+    names = ["kind"] if detail["type"].startswith("union_tag") else context.get("names", ())
+    return origin.place(path, names) + sentence
 
 
 def contradiction(message: str, *names: str) -> PydanticCustomError:
@@ -330,34 +317,20 @@ def contradiction(message: str, *names: str) -> PydanticCustomError:
     return PydanticCustomError("contradiction", "{message}", {"message": message, "names": names})
 
 
+def _nearest_in(cls: type[BaseModel], name: str, known: list[str]) -> str:
+    """What may have been meant: a name known here, else one of another table."""
+    if not difflib.get_close_matches(name, known, n=1, cutoff=0.5):
+        for other in _names_in(cls):
+            if other.rpartition(".")[2] == name:
+                return f"did you mean {other}?"
+    return nearest(name, known)
+
+
 def _names_in(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in cls.model_fields.items():
         yield prefix + name
         for inner in settings_in(field.annotation):
             yield from _names_in(inner, f"{prefix}{name}.")
-
-
-def _sentence(path: tuple[str | int, ...], known: list[str], kinds: list[str], detail: ErrorDetails) -> str:
-    """One pydantic complaint with the dotted path, the value and what it should be."""
-    dotted = _dotted(path)
-    context = detail.get("ctx", {})
-    match detail["type"]:
-        case "extra_forbidden":
-            return f"unknown setting {dotted}; {nearest(str(path[-1]), known)}"
-        case "missing":
-            return f"{dotted} is not set and has no default"
-        case "union_tag_invalid":
-            return f"{dotted}.kind is {context['tag']!r}; {nearest(context['tag'], kinds)}"
-        case "union_tag_not_found" if isinstance(detail["input"], dict):
-            return f"{dotted}.kind is not set; known here: {', '.join(kinds)}"
-        case "model_type" | "model_attributes_type" | "dict_type" | "union_tag_not_found":
-            return f"{dotted} is {shortened(repr(detail['input']))}; it should be a table, such as [{dotted}]"
-        case "value_error" | "contradiction":
-            message = detail["msg"].removeprefix("Value error, ")
-            return f"{dotted}: {message}" if dotted else message
-        case _:
-            message = detail["msg"].replace("Input should", "it should")
-            return f"{dotted or 'the file'} is {shortened(repr(detail['input']))}; {message}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -378,9 +351,7 @@ def _locate(
     classes: list[type[BaseModel]] = [cls]
     known: list[str] = []
     for part in location:
-        arm = [
-            found for found in classes if "kind" in found.model_fields and found.model_fields["kind"].default == part
-        ]
+        arm = [found for found in classes if kind_of(found) == part]
         if len(classes) > 1 and arm:
             classes = arm
             continue
@@ -390,6 +361,11 @@ def _locate(
             fields = [found.model_fields[part] for found in classes if part in found.model_fields]
             classes = [inner for field in fields for inner in settings_in(field.annotation)]
     return tuple(path), known, classes
+
+
+def kind_of(cls: type[BaseModel]) -> str | None:
+    """The `kind` that chooses this class among others."""
+    return cls.model_fields["kind"].default if "kind" in cls.model_fields else None
 
 
 def settings_in(annotation: Any) -> list[type[BaseModel]]:

@@ -14,7 +14,7 @@ from tiktoken.load import load_tiktoken_bpe
 from groundup.errors import DataError, SettingsError
 from groundup.evals import tokenizers as comparing
 from groundup.evals.statistics import interval, ratio
-from groundup.evals.tokenizers import compare, fact_rows, group_rows, labels, verdicts
+from groundup.evals.tokenizers import compare, labels
 from groundup.tokenizer.byte_level import ByteLevel
 from groundup.tokenizer.split import PATTERNS
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -31,32 +31,31 @@ def letters(low: Tokenizer) -> Tokenizer:
     return Tokenizer.of_merges([], "gpt2")
 
 
-def group(found: comparing.Comparison, name: str) -> comparing.Comparison:
-    return next(each for each in found["groups"] if each["name"] == name)
+def group(found: comparing.Comparison, name: str) -> comparing.Group:
+    return next(each for each in found.groups if each.name == name)
 
 
 def test_counts_are_those_worked_by_hand(low: Tokenizer, letters: Tokenizer, tmp_path: Path) -> None:
     """`low low é low` is low, ␣low, ␣, two bytes of é, ␣low: six tokens of thirteen letters in fourteen bytes."""
     (tmp_path / "a.txt").write_text("low low é low")
     found = compare({"low": low, "letters": letters}, [str(tmp_path / "a.txt")])
-    (whole,) = found["groups"]
-    assert (whole["documents"], whole["bytes"], whole["characters"], whole["words"]) == (1, 14, 13, 4)
-    ours, plain = whole["by"]
-    assert (ours["tokens"], plain["tokens"]) == (6, 14)
-    assert (
-        ours["bytes_per_token"] == 14 / 6 and ours["characters_per_token"] == 13 / 6 and ours["tokens_per_word"] == 1.5
-    )
-    assert ours["whole_words"] == 0.75 and plain["whole_words"] == 0
-    assert ours["parts_of_characters"] == 2 / 6 and plain["parts_of_characters"] == 2 / 14
+    (whole,) = found.groups
+    assert (whole.documents, whole.bytes, whole.characters, whole.words) == (1, 14, 13, 4)
+    ours, plain = whole.by
+    assert (ours.tokens, plain.tokens) == (6, 14)
+    assert ours.bytes_per_token == 14 / 6 and ours.characters_per_token == 13 / 6 and ours.tokens_per_word == 1.5
+    assert ours.whole_words == 0.75 and plain.whole_words == 0
+    assert ours.parts_of_characters == 2 / 6 and plain.parts_of_characters == 2 / 14
     # ␣low twice, four others once: 2 × log2(6/2) + 4 × log2(6/1) bits
-    assert ours["entropy_bits_per_byte"] == pytest.approx((2 * math.log2(3) + 4 * math.log2(6)) / 14)
-    assert ours["ids_used"] == 5 / (low.vocab_size - len(low.special))
-    assert len(found["never_used"][0]) == low.vocab_size - 5
-    assert plain["ratio"] == 14 / 6 and plain["ratio_interval"] is None and ours["ratio"] == 1
-    assert found["same_vocabulary"] == [True, False]
-    json.dumps(found)
-    assert "letters needs 133% more tokens (1 document: too few to rule out chance) than low on all texts." in verdicts(
-        found
+    assert ours.entropy_bits_per_byte == pytest.approx((2 * math.log2(3) + 4 * math.log2(6)) / 14)
+    assert ours.ids_used == 5 / (low.vocab_size - len(low.special))
+    assert len(found.never_used[0]) == low.vocab_size - 5
+    assert plain.ratio == 14 / 6 and plain.ratio_interval is None and ours.ratio == 1
+    assert found.same_vocabulary == [True, False]
+    json.dumps(found.table())
+    assert (
+        "letters needs 133% more tokens (1 document: too few to rule out chance) than low on all texts."
+        in found.verdicts
     )
 
 
@@ -77,14 +76,14 @@ def test_tokens_are_as_many_as_tiktoken_makes(shared: Path, low: Tokenizer, tmp_
         (tmp_path / f"{number}.txt").write_text(text)
     found = compare({"low": low, "gpt2": Tokenizer.load(folder / "gpt2")}, [str(tmp_path)])
     used = Counter(i for text in texts for i in theirs.encode_ordinary(text))
-    fact = found["groups"][0]["by"][1]
-    assert fact["tokens"] == used.total()
-    assert fact["ids_used"] == len(used) / 50256
-    assert set(found["never_used"][1]) == set(range(50257)) - used.keys()
-    cyrillic = group(found, "Cyrillic")["by"][1]
-    assert cyrillic["tokens"] == len(theirs.encode_ordinary(texts[1]))
+    fact = found.groups[0].by[1]
+    assert fact.tokens == used.total()
+    assert fact.ids_used == len(used) / 50256
+    assert set(found.never_used[1]) == set(range(50257)) - used.keys()
+    cyrillic = group(found, "Cyrillic").by[1]
+    assert cyrillic.tokens == len(theirs.encode_ordinary(texts[1]))
     parts = sum(b"\xef\xbf\xbd" in theirs.decode([i]).encode() for i in theirs.encode_ordinary(texts[1]))
-    assert cyrillic["parts_of_characters"] == parts / cyrillic["tokens"]
+    assert cyrillic.parts_of_characters == parts / cyrillic.tokens
 
 
 def test_files_and_scripts_are_groups_and_add_up(low: Tokenizer, letters: Tokenizer, tmp_path: Path) -> None:
@@ -97,27 +96,27 @@ def test_files_and_scripts_are_groups_and_add_up(low: Tokenizer, letters: Tokeni
     (tmp_path / "rest" / "broken.txt").write_bytes(b"low \xff")
     sources = [str(tmp_path / "latin.txt"), str(tmp_path / "rest")]
     found = compare({"low": low, "letters": letters}, sources)
-    names = [each["name"] for each in found["groups"]]
+    names = [each.name for each in found.groups]
     assert names[0] == "all texts" and set(names[1:3]) == set(sources)
     assert set(names[3:]) == {"Latin", "Cyrillic", "Japanese", "Han"}
     for kind in ("source", "script"):
-        parts = [each for each in found["groups"] if each["kind"] == kind]
+        parts = [each for each in found.groups if each.kind == kind]
         for key in ("documents", "bytes", "characters", "words"):
-            assert sum(each[key] for each in parts) == found["groups"][0][key]
-        assert sum(each["by"][0]["tokens"] for each in parts) == found["groups"][0]["by"][0]["tokens"]
-    assert group(found, "Han")["by"][0]["tokens_per_word"] is None  # no spaces between words: nothing is said
-    assert group(found, "Han")["by"][0]["parts_of_characters"] == 1
-    assert group(found, "Cyrillic")["by"][0]["tokens_per_word"] is not None
-    assert list(found["left_out"].values()) == [1]
-    said = " ".join(verdicts(found))
+            assert sum(getattr(each, key) for each in parts) == getattr(found.groups[0], key)
+        assert sum(each.by[0].tokens for each in parts) == found.groups[0].by[0].tokens
+    assert group(found, "Han").by[0].tokens_per_word is None  # no spaces between words: nothing is said
+    assert group(found, "Han").by[0].parts_of_characters == 1
+    assert group(found, "Cyrillic").by[0].tokens_per_word is not None
+    assert list(found.left_out.values()) == [1]
+    said = " ".join(found.verdicts)
     assert "low hardly knows" in said and "Han" in said and "Latin" not in said.split("hardly knows")[1]
     assert f"left out: 1 × {tmp_path / 'rest'}: not utf-8" in said
-    head, *rows = group_rows(found)
+    head, *rows = found.group_rows()
     assert [row[0] for row in rows] == names and len(head) == len(rows[0]) == 6
-    assert len(group_rows(found, most=2)) == 1 + 3 + 2
-    facts = {label: shown for label, *shown in fact_rows(found)}
+    assert len(found.group_rows(most=2)) == 1 + 3 + 2
+    facts = {label: shown for label, *shown in found.fact_rows(found.groups[0])}
     assert facts["ids"] == [f"{low.vocab_size}", f"{letters.vocab_size}"]
-    assert facts["bytes a token"] == [f"{fact['bytes_per_token']:.3f}" for fact in found["groups"][0]["by"]]
+    assert facts["bytes a token"] == [f"{counted.bytes_per_token:.3f}" for counted in found.groups[0].by]
 
 
 def test_the_interval_is_that_of_the_linearised_error_where_documents_are_many() -> None:
@@ -138,9 +137,11 @@ def test_a_difference_that_may_be_chance_is_not_claimed(tmp_path: Path) -> None:
     one = Tokenizer.learn(["ab ab"], vocab_size=320)
     other = Tokenizer.learn(["cd cd"], vocab_size=320)
     found = compare({"one": one, "other": other}, [str(tmp_path / "texts.jsonl")])
-    (said,) = verdicts(found)
+    (said,) = found.verdicts
     assert said.startswith("other needs as many tokens, as far as these texts can tell (95% interval of the ratio")
-    low, high = found["groups"][0]["by"][1]["ratio_interval"]
+    ends = found.groups[0].by[1].ratio_interval
+    assert ends is not None
+    low, high = ends
     assert low < 1 < high
 
 
@@ -150,8 +151,8 @@ def test_the_same_vocabulary_is_told_with_how_often_ids_agree(low: Tokenizer, tm
         ByteLevel(low.tokens, low.rules.pairs, low.special, r"\S")
     )  # cuts each character off, so no merge is used
     found = compare({"low": low, "same": low, "twin": twin}, [str(tmp_path / "texts.jsonl")])
-    assert found["same_ids"] == [1, 1, 0] and found["same_vocabulary"] == [True, True, True]
-    assert verdicts(found)[:2] == [
+    assert found.same_ids == [1, 1, 0] and found.same_vocabulary == [True, True, True]
+    assert found.verdicts[:2] == [
         "same and low have the same vocabulary, and give the same ids on every document.",
         "twin and low have the same vocabulary, and give the same ids on 0.0% of the documents.",
     ]
@@ -169,8 +170,8 @@ def test_long_sources_are_cut_and_told(
     monkeypatch.setattr(comparing, "BATCH_BYTES", 15)
     (tmp_path / "t.jsonl").write_text("\n".join('{"text": "low lower low"}' for _ in range(9)))
     found = compare({"low": low, "letters": letters}, [str(tmp_path / "t.jsonl")])
-    assert found["groups"][0]["documents"] == 2
-    assert f"{tmp_path / 't.jsonl'}: only the first 0 MB were read." in verdicts(found)
+    assert found.groups[0].documents == 2
+    assert f"{tmp_path / 't.jsonl'}: only the first 0 MB were read." in found.verdicts
 
 
 def test_what_cannot_be_compared_is_refused(low: Tokenizer, letters: Tokenizer, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from groundup.pages.assets import bundle
 from groundup.report import facts
 from groundup.report.facts import smooth
 from groundup.report.run import SCRIPTS, is_up_to_date, write_report
-from groundup.report.trust import overfitting
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 Look = Callable[[Path, int, str], None]
@@ -146,14 +145,18 @@ def test_each_test_document_is_recorded_under_the_id_that_it_has_in_the_corpus(p
         ([3.0], "open", "less than twice"),
     ],
 )
-def test_the_course_of_validation_is_in_words(page: Path, validation: list[float], kind: str, said: str) -> None:
-    run = facts.read(page.parent)
-    lines: list[dict[str, Any]] = [
-        {"step": 10 * n, "validation_bits_per_byte": bits} for n, bits in enumerate(validation, start=1)
-    ]
-    verdict = overfitting(facts.Run(**{**vars_of(run), "metrics": [*run.steps, *lines]}))
-    assert verdict.kind == kind
-    assert said in verdict.text
+def test_the_course_of_validation_is_in_words(run: Path, validation: list[float], kind: str, said: str) -> None:
+    steps = [line for line in facts.read(run).steps if "validation_bits_per_byte" not in line]
+    measured = [{"step": 10 * n, "validation_bits_per_byte": bits} for n, bits in enumerate(validation, start=1)]
+    lines = [json.dumps(line) + "\n" for line in (*steps, *measured)]
+    (run / "pretrain" / "metrics.jsonl").write_text("".join(lines))
+    (verdict,) = re.findall(
+        r'<li class="(\w+)"><i>.</i><span><b>(?:No o|O)verfitting</b>(.*?)</span>',
+        write_report(run).read_text(),
+        re.DOTALL,
+    )
+    assert verdict[0] == kind
+    assert said in verdict[1]
 
 
 def vars_of(run: facts.Run) -> Mapping[str, Any]:

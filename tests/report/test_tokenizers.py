@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from groundup.errors import SettingsError
-from groundup.evals.tokenizers import compare, group_rows, verdicts
+from groundup.evals.tokenizers import compare
 from groundup.report.tokenizers import write_page
 from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -21,13 +21,13 @@ def test_the_page_has_all_numbers_and_escapes_what_came_in(tmp_path: Path) -> No
     page = tmp_path / "deep" / "page.html"
     write_page(comparison, page)
     written = page.read_text()
-    for row in group_rows(comparison):
+    for row in comparison.group_rows():
         for cell in row:
             assert html.escape(cell) in written
-    for verdict in verdicts(comparison):
+    for verdict in comparison.verdicts:
         assert html.escape(verdict) in written
     assert "<b>letters" not in written
-    assert written.count('<dl class="bars">') == len(comparison["groups"]) == 5
+    assert written.count('<dl class="bars">') == len(comparison.groups) == 5
     assert not re.search(r'(src|href)="(?!#)', written)
     with pytest.raises(SettingsError, match="is a folder; the page needs a file"):
         write_page(comparison, tmp_path)

@@ -17,7 +17,7 @@ from groundup.report.tokens import (
     TOKENS_ON_PAGE,
     TREES_OPEN,
     explain,
-    to_json,
+    table,
     token_lines,
     uses_in,
     visible,
@@ -175,7 +175,7 @@ def test_a_long_text_is_cut_and_the_page_says_so(tokenizer: Tokenizer, tmp_path:
     assert text.split("<details>")[0].count("<figure") == TREES_OPEN
     assert "more pre-tokens</summary>" in text
     assert sum(map(len, token_lines(explained))) <= 410
-    assert len(to_json(explained)["ids"]) == len(tokenizer.encode(raw))
+    assert len(table(explained)["ids"]) == len(tokenizer.encode(raw))
     write_page(explain("mine", tokenizer, b"ab" * 9000), tmp_path / "one.html")
     text = (tmp_path / "one.html").read_text()
     assert text.count('<a class="token') == TOKENS_ON_PAGE

@@ -12,6 +12,7 @@ from groundup.artifacts import read_manifest
 from groundup.building import build
 from groundup.errors import DivergedError, SavedAndStopped, SettingsError
 from groundup.pretrain import run as pretrain_run
+from groundup.report.sweep import Swept, Trained
 from groundup.tools import sweep as sweeping
 from groundup.tools.sweep import sweep
 from groundup.train import log
@@ -33,13 +34,13 @@ NINE = [*SHORT, f"{RATE}=1e-5..1e-1:log:9"]
 
 
 @pytest.fixture(scope="module")
-def grid(home: Path) -> dict[str, Any]:
+def grid(home: Path) -> Swept:
     """Nine rates, all trained to the end."""
     return sweep(home / "tiny.toml", NINE, run=home / "runs" / "grid", say=QUIET)
 
 
-def bits(point: dict[str, Any]) -> float:
-    return float(point["measured"][-1]["validation_bits_per_byte"])
+def bits(point: Trained) -> float:
+    return point.measured[-1].validation_bits_per_byte
 
 
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None]]:
@@ -58,33 +59,33 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None]]:
 def test_a_point_is_the_run_that_its_settings_make(home: Path) -> None:
     run = home / "runs" / "three"
     found = sweep(home / "tiny.toml", [*SHORT, f"{RATE}=1e-4..1.0:log:3"], run=run, say=QUIET)
-    assert [bits(point) for point in found["points"]] == sorted(bits(point) for point in found["points"])
-    best = found["points"][0]
-    assert found["best"] == best["name"]
-    alone = build(home / "tiny.toml", found["overrides"], run=home / "runs" / "alone", last="pretrain", say=QUIET).run
-    assert read_manifest(alone / "model").digest == read_manifest(run / best["name"] / "model").digest
+    assert [bits(point) for point in found.points] == sorted(bits(point) for point in found.points)
+    best = found.points[0]
+    assert found.best == best.name
+    alone = build(home / "tiny.toml", found.overrides, run=home / "runs" / "alone", last="pretrain", say=QUIET).run
+    assert read_manifest(alone / "model").digest == read_manifest(run / best.name / "model").digest
     assert read_manifest(alone / "model").statistics["validation_bits_per_byte"] == bits(best)
-    shards = [other / "shards" / "train.npy" for other in (alone, *(run / point["name"] for point in found["points"]))]
+    shards = [other / "shards" / "train.npy" for other in (alone, *(run / point.name for point in found.points))]
     assert len({file.stat().st_ino for file in shards[1:]}) == 1, "text and tokens are made once"
 
 
 @pytest.mark.slow
 def test_halving_finds_the_best_of_the_grid_in_fewer_steps(
-    home: Path, grid: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    home: Path, grid: Swept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = trained(monkeypatch)
     run = home / "runs" / "halving"
     found = sweep(home / "tiny.toml", NINE, halving=True, run=run, say=QUIET)
-    assert found["rungs"] == [2, 6, 18]
+    assert found.rungs == (2, 6, 18)
     assert [until for _, until in seen] == [2] * 9 + [6] * 3 + [None]
-    assert found["best"] == grid["best"]
-    assert bits(found["points"][0]) == bits(grid["points"][0]), "paused twice, the training is the same"
-    assert [len(point["measured"]) for point in found["points"]] == [3, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert found.best == grid.best
+    assert bits(found.points[0]) == bits(grid.points[0]), "paused twice, the training is the same"
+    assert [len(point.measured) for point in found.points] == [3, 2, 2, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.slow
 def test_stopped_in_a_training_and_killed_after_one_it_does_only_what_is_left(
-    home: Path, grid: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    home: Path, grid: Swept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = home / "runs" / "stopped"
     real = log.RunLog.event
@@ -104,8 +105,8 @@ def test_stopped_in_a_training_and_killed_after_one_it_does_only_what_is_left(
     seen = trained(monkeypatch)
     found = sweep(home / "tiny.toml", NINE, halving=True, run=run, say=QUIET)
     assert 0 < len(seen) < 13
-    assert found["best"] == grid["best"]
-    assert bits(found["points"][0]) == bits(grid["points"][0])
+    assert found.best == grid.best
+    assert bits(found.points[0]) == bits(grid.points[0])
     seen.clear()
     assert sweep(home / "tiny.toml", NINE, halving=True, run=run, say=QUIET) == found
     assert seen == []
@@ -114,7 +115,7 @@ def test_stopped_in_a_training_and_killed_after_one_it_does_only_what_is_left(
 def test_two_settings_are_drawn_together_and_points_can_be_added(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = home / "runs" / "two"
     words = [*SHORT, f"{RATE}=0.001,0.01", "model.d_ff=16,32"]
-    assert len(sweep(home / "tiny.toml", words, run=run, say=QUIET)["points"]) == 4
+    assert len(sweep(home / "tiny.toml", words, run=run, say=QUIET).points) == 4
     seen = trained(monkeypatch)
     words[-2] = f"{RATE}=0.001,0.003,0.01"
     found = sweep(home / "tiny.toml", words, run=run, say=QUIET)
@@ -122,7 +123,7 @@ def test_two_settings_are_drawn_together_and_points_can_be_added(home: Path, mon
     page = (run / "sweep.html").read_text()
     charts = re.findall(r'<figure data-chart><script type="application/json">(.+?)</script>', page, re.S)
     assert [sum(len(curve["y"]) for curve in json.loads(chart)["curves"]) for chart in charts] == [6]
-    assert all(f"{bits(point):.4f}" in page for point in found["points"])
+    assert all(f"{bits(point):.4f}" in page for point in found.points)
     for change, told in (
         ([*SHORT[1:], "pretrain.steps=12", *words[-2:]], "settings: .*steps=18.* → .*steps=12"),
         ([*SHORT, f"{RATE}=0.003,0.01", words[-1]], "without learning_rate=0.001,d_ff=16, learning_rate=0.001,d_ff=32"),
@@ -134,8 +135,8 @@ def test_two_settings_are_drawn_together_and_points_can_be_added(home: Path, mon
 def test_a_point_that_diverges_is_a_result(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words, run = [*SHORT, f"{RATE}=1e-3,1e38"], home / "runs" / "diverges"
     found = sweep(home / "tiny.toml", words, run=run, say=QUIET)
-    assert [bool(point["diverged"]) for point in found["points"]] == [False, True]
-    assert found["best"] == "learning_rate=0.001"
+    assert [bool(point.diverged) for point in found.points] == [False, True]
+    assert found.best == "learning_rate=0.001"
     seen = trained(monkeypatch)
     sweep(home / "tiny.toml", words, run=run, say=QUIET)
     assert seen == []
@@ -148,8 +149,8 @@ def test_what_the_first_point_finds_fastest_all_have(home: Path, monkeypatch: py
     text = (home / "tiny.toml").read_text().replace('precision = "float32"\n', "")
     (home / "open.toml").write_text(text)
     found = sweep(home / "open.toml", [*SHORT, "pretrain.seed=1,2"], run=home / "runs" / "open", say=QUIET)
-    made = [read_manifest(home / "runs" / "open" / point["name"] / "model").settings for point in found["points"]]
-    assert made[0]["pretrain"]["precision"]["kind"] == found["chosen"]["pretrain.precision"]
+    made = [read_manifest(home / "runs" / "open" / point.name / "model").settings for point in found.points]
+    assert made[0]["pretrain"]["precision"]["kind"] == found.chosen["pretrain.precision"]
     assert made[0]["pretrain"]["precision"] == made[1]["pretrain"]["precision"]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from groundup.artifacts import held
+from groundup.artifacts import hold
 from groundup.errors import DataError, ResourceError
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
@@ -361,13 +361,13 @@ def test_a_checkpoint_that_is_being_read_is_not_removed(tmp_path: Path) -> None:
     with saver(tmp_path, Told(), newest=1) as writing:
         writing.save({"model.w": torch.ones(3)}, {"step": 1}, {})
         writing.wait()
-        with held(tmp_path / "step-00000001"):
+        with hold(tmp_path / "step-00000001"):
             writing.save({"model.w": torch.ones(3)}, {"step": 2}, {})
             writing.wait()
             assert len(checkpoint.list_checkpoints(tmp_path)) == 2
         writing.save({"model.w": torch.ones(3)}, {"step": 3}, {})
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000003"]
-    with pytest.raises(DataError, match="no manifest"), held(tmp_path / "step-00000001"):
+    with pytest.raises(DataError, match="no manifest"), hold(tmp_path / "step-00000001"):
         pass
 
 

@@ -327,7 +327,6 @@ def sweep(
     """
     from groundup.building import next_to
     from groundup.recipe import Recipe
-    from groundup.report.sweep import rows
     from groundup.tools import sweep as sweeping
 
     with terminal.keeping("the points"):
@@ -336,18 +335,17 @@ def sweep(
             say=terminal.say(as_json),
         )  # fmt: skip
     if as_json:
-        terminal.print_json(result)
+        terminal.print_json(result.table())
         return
-    header, points = rows(result)
     print()
-    terminal.print_table([header, *points])
+    terminal.print_table(result.rows)
     print()
-    for note in result["notes"]:
+    for note in result.notes:
         print(note)
-    directory = Path(result["directory"])
+    directory = Path(result.directory)
     print(f"Drawn: {directory / sweeping.PAGE}\n\nTry next:")
     usual = Path("runs") / Recipe.load(recipe).name
     beside = ("--run", next_to(usual)) if usual.exists() else ()
-    print(f"  {terminal.command('build', recipe, *result['overrides'], *beside)}")
-    finish = terminal.command("build", recipe, *result["overrides"], "--run", directory / result["best"])
+    print(f"  {terminal.command('build', recipe, *result.overrides, *beside)}")
+    finish = terminal.command("build", recipe, *result.overrides, "--run", directory / str(result.best))
     print(f"  {finish}        (evaluate and report the best point itself)")

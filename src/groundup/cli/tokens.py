@@ -49,7 +49,7 @@ def show(
     if html:
         showing.write_page(explained, html, showing.uses_in(tokenizer, loaded.vocab_size))
     if as_json:
-        terminal.print_json(showing.to_json(explained))
+        terminal.print_json(showing.table(explained))
         return
     print(f"{explained.summary}\n")
     terminal.print_pieces(showing.token_lines(explained))
@@ -131,13 +131,13 @@ def compare_tokenizers(
 
         write_page(found, html)
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(found.table())
         return
-    terminal.print_table(comparing.group_rows(found, most=comparing.SHOWN_SCRIPTS))
+    terminal.print_table(found.group_rows(most=comparing.SHOWN_SCRIPTS))
     print("\nAll texts:\n")
-    terminal.print_table(comparing.fact_rows(found))
+    terminal.print_table(found.fact_rows(found.groups[0]))
     print()
-    for line in comparing.verdicts(found):
+    for line in found.verdicts:
         print(line)
     if html:
         print(f"\nBy script and file: {html}")

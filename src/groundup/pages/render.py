@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from groundup.errors import SettingsError
-from groundup.files import naming_the_place, write_text
+from groundup.files import explaining_write_errors, write_text
 from groundup.pages.assets import asset, bundle
 from groundup.words import byte_size, duration, plural
 
@@ -39,7 +39,7 @@ def write_page(target: Path, template: str, **values: Any) -> None:
     """
     if target.is_dir():
         raise SettingsError(f"{target} is a folder; the page needs a file, such as {target / 'page.html'}")
-    with naming_the_place(target):
+    with explaining_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, render(template, **values))
 

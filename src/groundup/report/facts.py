@@ -1,5 +1,6 @@
 """What a finished run recorded of itself: read and checked once, for its page and for comparisons."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from groundup.artifacts import COMMANDS, Manifest, is_made, verify
-from groundup.corpus.document import SPLITS
 from groundup.errors import DataError, SettingsError
-from groundup.files import read_lines, refuse_nothing
+from groundup.files import read_lines, require_path
 from groundup.settings import Table, read_toml
 
 
@@ -27,6 +27,10 @@ class Run:
     samples: list[dict[str, Any]]
     documents: list[dict[str, Any]]
     """`id`, `bytes` and `bits` of each test document."""
+
+    def happened(self, kind: str) -> list[dict[str, Any]]:
+        """The events of a kind."""
+        return [event for event in self.events if event.get("event") == kind]
 
     @property
     def name(self) -> str:
@@ -48,22 +52,12 @@ class Run:
     @property
     def test(self) -> Table:
         """The score on the test documents."""
-        table: Table = self.manifests["evals"].statistics["test"]
-        return table
+        return dict(self.manifests["evals"].statistics["test"])
 
     @property
     def model_settings(self) -> Mapping[str, Any]:
         """`model` and `pretrain`, as they were used."""
         return self.manifests["model"].settings
-
-    @property
-    def sources(self) -> list[str]:
-        named: list[str] = self.manifests["corpus"].settings["sources"]
-        return named
-
-    def kept(self, unit: str) -> int:
-        """Documents, bytes, characters or words in all splits."""
-        return sum(self.corpus[split][unit] for split in SPLITS)
 
     @property
     def bytes_per_token(self) -> float:
@@ -107,11 +101,6 @@ class Run:
             if "validation_bits_per_byte" in line and line["step"] in seconds
         ]
 
-    @property
-    def training_samples(self) -> list[dict[str, Any]]:
-        """What was written during training."""
-        return [line for line in self.metrics if "sample" in line]
-
     @cached_property
     def training_bits_per_byte(self) -> list[float]:
         """Each step's loss in bits per byte of the training documents: the next token's part of it alone."""
@@ -122,9 +111,7 @@ class Run:
 
 def smooth(values: Sequence[float], window: int = 20) -> list[float]:
     """Mean of the last `window` values, or as many as there are."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
+    sums = list(itertools.accumulate(values, initial=0.0))
     return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(values))]
 
 
@@ -134,23 +121,20 @@ def read(directory: Path) -> Run:
     Raises:
         DataError: no run, one that is not finished, or a damaged one.
     """
-    refuse_nothing(directory, "run")
+    require_path(directory, "run")
     missing = [command for name, command in COMMANDS.items() if not is_made(directory / name)]
     if missing:
         raise DataError(
             f"{directory} has no result of {', '.join(missing)} yet: run `groundup build {directory / 'recipe.toml'} "
             f"--run {directory}` first"
         )
-    if not (directory / "recipe.toml").is_file():
-        raise DataError(f"{directory} has lost its recipe.toml: build it again with its recipe, which writes it anew")
     try:
         recipe = read_toml(directory / "recipe.toml")
-    except SettingsError as error:
+    except (DataError, SettingsError) as error:
         raise DataError(f"{error}. Build the run again with its recipe, which writes this one anew") from None
-    manifests = {name: verify(directory / name, name) for name in COMMANDS}
     return Run(
         directory=directory,
-        manifests=manifests,
+        manifests={name: verify(directory / name, name) for name in COMMANDS},
         recipe=recipe,
         metrics=read_lines(directory / "pretrain" / "metrics.jsonl"),
         events=read_lines(directory / "pretrain" / "events.jsonl"),

@@ -2,7 +2,9 @@
 
 import hashlib
 import statistics
+import time
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from groundup.pages.charts import Bar, Chart, Curve
 from groundup.pages.render import render
 from groundup.report import facts
 from groundup.report.facts import Run, smooth
-from groundup.report.trust import overfitting, verdicts
+from groundup.report.trust import FEW_DOCUMENTS, broken_links, changed_settings, validation_course
 from groundup.report.watch import freeze
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.words import duration
@@ -36,17 +38,24 @@ def write_report(directory: Path) -> Path:
         scripts=SCRIPTS,
         mark=_mark(directory),
         run=run,
-        verdicts=verdicts(run),
+        tokenizer=tokenizer,
+        splits=SPLITS,
+        commands=COMMANDS,
+        checked_at=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        broken_links=broken_links(run),
+        few_documents=FEW_DOCUMENTS,
+        course=validation_course(run),
+        changes=changed_settings(run.events),
         recipe_text=(directory / "recipe.toml").read_text(encoding="utf-8"),
-        training=_training(run) if run.steps else None,
+        by_difficulty=sorted((line["bits"] / line["bytes"], line["id"]) for line in run.documents),
+        charts=_training_charts(run) if run.steps else None,
+        usual_norm=statistics.median(line["grad_norm"] for line in run.steps) if run.steps else None,
         measurements=measurements,
         frozen={"runs": [freeze(directory, leave_out=elsewhere)]},
-        event_rows=[(event.get("at", ""), event.get("event", ""), _details(event)) for event in run.events],
-        **_scores(run),
-        **_times(run),
-        **_corpus(run),
+        details=_details,
+        token_uses=_token_uses(run),
+        **_bars(run),
         **_tokens(run, tokenizer),
-        **_shards(run),
     )
     write_text(directory / "report.html", page)
     return directory / "report.html"
@@ -68,58 +77,24 @@ def _mark(directory: Path) -> str:
     return f"shows {stages_digest(directory)}"
 
 
-def _scores(run: Run) -> dict[str, Any]:
+def _bars(run: Run) -> dict[str, list[Bar]]:
     own, baselines = run.test["bits_per_byte"], run.test["baselines"]
     others = {"frequencies of tokens": baselines["unigram"], "xz -9": baselines["xz"], "the bytes as they are": 8.0}
-    rows = [Bar("this model", own, f"{own:.2f}", main=True)]
-    rows += [Bar(name, value, f"{value:.2f}") for name, value in sorted(others.items(), key=lambda pair: pair[1])]
-    return {
-        "score_bars": rows,
-        "against_xz": _compared(own, baselines["xz"]),
-        "against_frequencies": _compared(own, baselines["unigram"]),
-        "by_difficulty": sorted((line["bits"] / line["bytes"], line["id"]) for line in run.documents),
-    }
-
-
-def _compared(value: float, other: float) -> str:
-    return f"{abs(1 - value / other):.0%} {'less' if value < other else 'more'} than"
-
-
-def _times(run: Run) -> dict[str, Any]:
+    scores = [("this model", own), *sorted(others.items(), key=itemgetter(1))]
     spent = {COMMANDS[name]: manifest.made["seconds"] for name, manifest in run.manifests.items()}
-    longest = max(spent, key=lambda stage: spent[stage])
-    stage_rows = [
-        (
-            COMMANDS[name],
-            duration(manifest.made["seconds"]),
-            ", ".join(f"{key} {digest[:8]}" for key, digest in manifest.inputs.items()) or "–",
-            manifest.digest[:12],
-            manifest.made["at"].replace("T", " ")[:16],
-            f"groundup {manifest.made['code']}"
-            + (f", torch {manifest.made['torch']}" if manifest.made["torch"] else ""),
-        )
-        for name, manifest in run.manifests.items()
-    ]
-    bars = [Bar(stage, seconds, duration(seconds), main=stage == longest) for stage, seconds in spent.items()]
-    return {"stage_bars": bars, "stage_rows": stage_rows}
-
-
-def _corpus(run: Run) -> dict[str, Any]:
-    units = ("documents", "bytes", "characters", "words")
-    bars = [Bar(name, count, f"{count:,}") for name, count in run.corpus["documents_by_bytes"].items()]
+    longest = max(spent, key=spent.__getitem__)
     return {
-        "split_rows": [(split, *(f"{run.corpus[split][unit]:,}" for unit in units)) for split in SPLITS],
-        "length_bars": bars,
-        "commonest": max(bars, key=lambda bar: bar.value),
+        "score_bars": [Bar(name, bits, f"{bits:.2f}", main=number == 0) for number, (name, bits) in enumerate(scores)],
+        "stage_bars": [Bar(stage, seconds, duration(seconds), stage == longest) for stage, seconds in spent.items()],
+        "length_bars": [Bar(name, n, f"{n:,}") for name, n in run.corpus["documents_by_bytes"].items()],
     }
 
 
 def _tokens(run: Run, tokenizer: Tokenizer) -> dict[str, Any]:
-    tokens, special = tokenizer.tokens, set(tokenizer.special.values())
-    ordinary = [token for i, token in enumerate(tokens) if i not in special]
-    most_used = [tokens[i] for i in run.packed["most_used"]]
+    special = set(tokenizer.special.values())
+    ordinary = [token for i, token in enumerate(tokenizer.tokens) if i not in special]
+    most_used = [tokenizer.tokens[i] for i in run.packed["most_used"]]
     return {
-        "tokenizer": tokenizer,
         "n_ordinary": len(ordinary),
         "first_merges": _readable(left + right for left, right in tokenizer.merges[:16]),
         "most_used": _readable(most_used),
@@ -132,64 +107,32 @@ def _readable(tokens: Iterable[bytes]) -> str:
     return "  ".join(token.decode("utf-8", "replace").replace(" ", "␣").replace("\n", "⏎") for token in tokens)
 
 
-def _shards(run: Run) -> dict[str, Any]:
-    packed, context = run.packed, run.model_settings["model"]["context_length"]
-    rows = [
-        (
-            split,
-            f"{packed[split]['documents']:,}",
-            f"{packed[split]['tokens']:,}",
-            f"{packed[split]['bytes'] / packed[split]['tokens']:.2f}",
-            f"{packed[split]['tokens'] / packed[split]['documents']:,.0f}",
-            f"{-(-(packed[split]['tokens'] - 1) // context):,}",
-        )
-        for split in SPLITS
-    ]
-    ranks, uses = zip(*((rank, count) for rank, count in packed["uses_by_rank"] if count), strict=True)
-    parameters, flops = run.trained["parameters"], run.trained["forward_flops_per_token"]
-    parts = [(part, parameters.get(part, 0), flops.get(part, 0)) for part in dict.fromkeys([*parameters, *flops])]
-    parts.append(("together", sum(parameters.values()), sum(flops.values())))
-    return {
-        "shard_rows": rows,
-        "packed_tokens": sum(packed[split]["tokens"] for split in SPLITS),
-        "rows_per_document": packed["train"]["tokens"] / packed["train"]["documents"] / context,
-        "token_uses": Chart(
-            "Uses of tokens", "rank of the token", "occurrences", [Curve("", ranks, uses)],
-            logarithmic_x=True, logarithmic_y=True,
-        ),
-        "part_rows": [(part, f"{n:,}", f"{n_flops:,}") for part, n, n_flops in parts],
-    }  # fmt: skip
+def _token_uses(run: Run) -> Chart:
+    ranks, uses = zip(*((rank, count) for rank, count in run.packed["uses_by_rank"] if count), strict=True)
+    return Chart(
+        "Uses of tokens", "rank of the token", "occurrences", [Curve("", ranks, uses)],
+        logarithmic_x=True, logarithmic_y=True,
+    )  # fmt: skip
 
 
-# Training
-
-
-def _training(run: Run) -> dict[str, Any]:
-    steps, bits = [line["step"] for line in run.steps], smooth(run.training_bits_per_byte)
-    loss = smooth([line["loss"] for line in run.steps])
-    norm, clip = [line["grad_norm"] for line in run.steps], run.model_settings["pretrain"]["clip"]
-    validation = [
-        Curve(
-            "validation",
-            [line["step"] for line in run.validations],
-            [line["validation_bits_per_byte"] for line in run.validations],
-        ),
-        Curve("training, mean of 20", steps, bits),
-    ]
+def _training_charts(run: Run) -> dict[str, Chart]:
+    """By the metric that each is of."""
+    steps = [line["step"] for line in run.steps]
 
     def over_steps(title: str, unit: str, values: list[float]) -> Chart:
         return Chart(title, "step", unit, [Curve("", steps, values)])
 
+    measured = [line["validation_bits_per_byte"] for line in run.validations]
+    curves = [
+        Curve("validation", [line["step"] for line in run.validations], measured),
+        Curve("training, mean of 20", steps, smooth(run.training_bits_per_byte)),
+    ]
+    loss = smooth([line["loss"] for line in run.steps])
     return {
         "loss": over_steps("Training loss", "loss, nats per token, mean of 20", loss),
-        "validation": Chart("Validation", "step", "bits per byte", validation),
-        "overfitting": overfitting(run).text,
-        "epoch": run.packed["train"]["tokens"] / run.model_settings["pretrain"]["batch_tokens"],
+        "validation_bits_per_byte": Chart("Validation", "step", "bits per byte", curves),
         "learning_rate": over_steps("Learning rate", "learning rate", [line["learning_rate"] for line in run.steps]),
-        "gradient_norm": over_steps("Gradient norm", "gradient norm", norm),
-        "usual_norm": statistics.median(norm),
-        "clip": clip,
-        "n_clipped": sum(value > clip for value in norm) if clip else 0,
+        "grad_norm": over_steps("Gradient norm", "gradient norm", [line["grad_norm"] for line in run.steps]),
     }
 
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from groundup.evals.tokenizers import Comparison, fact_rows, group_rows, verdicts
+from groundup.evals.tokenizers import Comparison, Group
 from groundup.pages.charts import Bar
 from groundup.pages.render import write_page as write_template
-from groundup.words import plural
 
 MOST_FIGURES = 24
 """Groups that get bars; the tables have all."""
@@ -17,23 +16,17 @@ def write_page(comparison: Comparison, target: Path) -> None:
     Raises:
         SettingsError: when `target` is a folder.
     """
-    names = [tokenizer["name"] for tokenizer in comparison["tokenizers"]]
-    figures = []
-    for group in comparison["groups"][:MOST_FIGURES]:
-        values = [fact["bytes_per_token"] for fact in group["by"]]
-        bars = [
-            Bar(name, value, f"{value:.2f}", main=value == max(values))
-            for name, value in zip(names, values, strict=True)
-        ]
-        figures.append(
-            (bars, f"{group['name']}: {plural(group['documents'], 'document')}, {group['bytes'] / 1e6:,.2f} MB")
-        )
     write_template(
         target,
         "tokenizers.html",
-        title=" and ".join(names),
-        verdicts=verdicts(comparison),
-        group_rows=group_rows(comparison),
-        figures=figures,
-        tables=[(group["name"], fact_rows(comparison, number)) for number, group in enumerate(comparison["groups"])],
+        comparison=comparison,
+        figures=[(group, _bars(comparison, group)) for group in comparison.groups[:MOST_FIGURES]],
     )
+
+
+def _bars(comparison: Comparison, group: Group) -> list[Bar]:
+    values = [counted.bytes_per_token for counted in group.by]
+    return [
+        Bar(name, value, f"{value:.2f}", main=value == max(values))
+        for name, value in zip(comparison.names, values, strict=True)
+    ]

@@ -4,7 +4,7 @@ As values for programs, as rows for the terminal, and as a page with the tree of
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,12 +71,7 @@ def explain(name: str, tokenizer: Tokenizer, text: bytes, *, special: bool = Fal
     return Explained(name, tokenizer, list(tokenizer.explain(text, allowed)))
 
 
-def _distinct(pre_tokens: Sequence[PreToken]) -> list[PreToken]:
-    """Each pre-token once, in the order of the text."""
-    return list({(pre_token.raw, pre_token.kind): pre_token for pre_token in pre_tokens}.values())
-
-
-def to_json(explained: Explained) -> dict[str, Any]:
+def table(explained: Explained) -> dict[str, Any]:
     """All of it as JSON values; bytes are hexadecimal, and the text of what is not UTF-8 is None."""
     pre_tokens, begin = [], 0
     for pre_token in explained.pre_tokens:
@@ -110,6 +105,16 @@ def _text_and_bytes(raw: bytes) -> dict[str, str | None]:
         return {"text": raw.decode(), "bytes": raw.hex()}
     except UnicodeDecodeError:
         return {"text": None, "bytes": raw.hex()}
+
+
+def _distinct(pre_tokens: Sequence[PreToken]) -> list[PreToken]:
+    """Each pre-token once, in the order of the text."""
+    return list({(pre_token.raw, pre_token.kind): pre_token for pre_token in pre_tokens}.values())
+
+
+def visible(token: bytes) -> str:
+    """`readable`, with a sign for each space."""
+    return readable(token).replace(" ", "␣")
 
 
 # In the terminal
@@ -151,30 +156,26 @@ def merge_rows(explained: Explained) -> list[list[str]]:
     return [["pre-token", "   rank", "merge"], *rows]
 
 
-def _rows_of_merges(explained: Explained, pre_token: PreToken) -> Iterator[list[str]]:
-    name, tokens = visible(pre_token.raw), explained.tokens
-    match pre_token:
-        case PreToken(kind="special" | "added" as kind):
-            yield [name, "", "a special token" if kind == "special" else "an added token"]
-            return
-        case PreToken(kind="library"):
-            return
-        case PreToken(merges=None):
-            length = f"{len(pre_token.raw):,} bytes; up to {EXPLAINED_BYTES} are explained"
-            yield [visible(pre_token.raw[:24]) + "…", "", length]
-            return
-        case PreToken(kind="whole"):
-            yield [name, "", "a token as a whole, without a merge; its bytes would be merged so:"]
-            name = ""
+def _rows_of_merges(explained: Explained, pre_token: PreToken) -> list[list[str]]:
+    tokens, note = explained.tokens, NOTES.get(pre_token.kind)
+    if pre_token.merges is None and note is None:
+        length = f"{len(pre_token.raw):,} bytes; up to {EXPLAINED_BYTES} are explained"
+        return [[visible(pre_token.raw[:24]) + "…", "", length]]
+    rows = [] if note is None else [["", "", note]]
     for merge in pre_token.merges or ():
         left, right, joined = (visible(tokens[i]) for i in (merge.left, merge.right, merge.joined))
-        yield [name, f"{merge.rank:>7,}", f"{left} + {right} = {joined}"]
-        name = ""
+        rows.append(["", f"{merge.rank:>7,}", f"{left} + {right} = {joined}"])
+    if rows:
+        rows[0][0] = visible(pre_token.raw)
+    return rows
 
 
-def visible(token: bytes) -> str:
-    """`readable`, with a sign for each space."""
-    return readable(token).replace(" ", "␣")
+NOTES = {
+    "special": "a special token",
+    "added": "an added token",
+    "whole": "a token as a whole, without a merge; its bytes would be merged so:",
+}
+"""What is said of pre-tokens that are not made by merges."""
 
 
 # The page
@@ -184,8 +185,6 @@ TREES_OPEN, TREES_ON_PAGE = 24, 200
 """Pre-tokens whose trees are drawn, and how many of them are not folded away."""
 DRAWN_BYTES = 64
 """The longest pre-token that is drawn."""
-COLOURS = 4
-"""Colours that tokens take in turn; style.css has as many."""
 Uses = npt.NDArray[np.int64]
 """How often each id is in the shards."""
 
@@ -214,107 +213,70 @@ def write_page(explained: Explained, target: Path, uses: Uses | None = None) -> 
     Raises:
         SettingsError: when `target` is a folder.
     """
-    fitting = _fitting(explained.pre_tokens)
+    n_tokens = np.cumsum([len(pre_token.ids) for pre_token in explained.pre_tokens])
+    fitting = explained.pre_tokens[: max(1, int((n_tokens <= TOKENS_ON_PAGE).sum()))]
+    pieces = [(pre_token.ids[:TOKENS_ON_PAGE], pre_token.raw.count(b"\n")) for pre_token in fitting]
     distinct = _distinct(fitting)
     merged = [pre_token for pre_token in distinct if pre_token.merges and len(pre_token.raw) <= DRAWN_BYTES]
-    trees = [Tree(explained, pre_token) for pre_token in merged[:TREES_ON_PAGE]]
+    trees = [(pre_token, _tree(explained, pre_token)) for pre_token in merged[:TREES_ON_PAGE]]
     begin = readable(b" ".join(b"".join(pre_token.raw for pre_token in fitting).split()))
+    counts = {"in this text": Counter(explained.ids)} | ({} if uses is None else {"in the shards": uses})
     write_template(
         target,
         "tokens.html",
         title=f"“{begin[:60]}{'…' if len(begin) > 60 else ''}”",
         explained=explained,
-        boxes=_boxes(explained, fitting, uses),
-        n_fitting=sum(len(pre_token.ids[:TOKENS_ON_PAGE]) for pre_token in fitting),
+        visible=visible,
+        pieces=pieces,
+        tokens={i: _token(explained.tokens[i], i, counts) for ids, _ in pieces for i in ids},
         trees=trees[:TREES_OPEN],
         folded_trees=trees[TREES_OPEN:],
-        not_drawn=_not_drawn(distinct, len(merged) - len(trees)),
-        header=["token", "id", "bytes", "in this text", *([] if uses is None else ["in the shards"])],
-        rows=_rows(explained, fitting, uses),
+        not_drawn={
+            "more": len(merged) - len(trees),
+            f"of more than {DRAWN_BYTES} bytes, too wide to be drawn": sum(
+                len(pre_token.raw) > DRAWN_BYTES and pre_token.kind != "special" for pre_token in distinct
+            ),
+            "of several bytes that no merge joins": sum(
+                pre_token.merges == () and pre_token.kind == "merged" and len(pre_token.raw) > 1
+                for pre_token in distinct
+            ),
+        },
     )
 
 
-def _fitting(pre_tokens: Sequence[PreToken]) -> list[PreToken]:
-    """The first pre-tokens, of at most `TOKENS_ON_PAGE` tokens together, but at least one."""
-    n_tokens = np.cumsum([len(pre_token.ids) for pre_token in pre_tokens])
-    return list(pre_tokens[: max(1, int((n_tokens <= TOKENS_ON_PAGE).sum()))])
-
-
 @dataclass(frozen=True)
-class Box:
-    """A token of the text."""
+class Token:
+    """A token of the text, as the page shows it."""
 
-    id: int
-    colour: int
     text: str
     name: str
-    facts: str
+    """Its text with a sign for each space."""
+    bytes: str
+    uses: dict[str, int]
+    """Where → how often."""
 
 
-def _boxes(explained: Explained, pre_tokens: Sequence[PreToken], uses: Uses | None) -> list[tuple[list[Box], int]]:
-    """The tokens of each pre-token, and how many lines end in it."""
-    here, boxes, number = Counter(explained.ids), [], 0
-    for pre_token in pre_tokens:
-        inside = []
-        for i in pre_token.ids[:TOKENS_ON_PAGE]:
-            token = explained.tokens[i]
-            facts = [f"id {i:,}", f"bytes {token.hex(' ')}", f"{plural(here[i], 'time')} in this text"]
-            if uses is not None:
-                facts.append(f"{plural(int(uses[i]), 'time')} in the shards")
-            text = readable(token) if token.strip() else visible(token)
-            inside.append(Box(i, number % COLOURS, text, visible(token), ", ".join(facts)))
-            number += 1
-        boxes.append((inside, pre_token.raw.count(b"\n")))
-    return boxes
-
-
-def _rows(explained: Explained, pre_tokens: Sequence[PreToken], uses: Uses | None) -> list[tuple[int, list[str]]]:
-    """Each different token: its id, and its row of the table."""
-    here, tokens = Counter(explained.ids), explained.tokens
-    ids = dict.fromkeys(i for pre_token in pre_tokens for i in pre_token.ids[:TOKENS_ON_PAGE])
-    counts: list[Counter[int] | Uses] = [here] if uses is None else [here, uses]
-    return [(i, [visible(tokens[i]), f"{i:,}", tokens[i].hex(" "), *(f"{int(n[i]):,}" for n in counts)]) for i in ids]
-
-
-def _not_drawn(distinct: Sequence[PreToken], more: int) -> str:
-    """The pre-tokens without a tree, and why; empty if there is none."""
-    reasons = {
-        "more": more,
-        f"of more than {DRAWN_BYTES} bytes, too wide to be drawn": sum(
-            len(pre_token.raw) > DRAWN_BYTES for pre_token in distinct if pre_token.kind != "special"
-        ),
-        "of several bytes that no merge joins": sum(
-            pre_token.merges == () and len(pre_token.raw) > 1 for pre_token in distinct if pre_token.kind == "merged"
-        ),
-    }
-    return ", ".join(f"{plural(number, 'pre-token')} {reason}" for reason, number in reasons.items() if number)
+def _token(raw: bytes, i: int, counts: Mapping[str, Counter[int] | Uses]) -> Token:
+    uses = {where: int(number[i]) for where, number in counts.items()}
+    return Token(readable(raw) if raw.strip() else visible(raw), visible(raw), raw.hex(" "), uses)
 
 
 @dataclass(frozen=True)
 class Node:
-    """A byte, or a token joined from two others."""
+    """A byte, or a token joined from two others by the merge of a rank."""
 
     label: str
-    rank: str = ""
+    rank: int | None = None
     parts: tuple["Node", ...] = ()
 
 
-class Tree:
-    """The merges of a pre-token, from its bytes to its tokens."""
-
-    def __init__(self, explained: Explained, pre_token: PreToken) -> None:
-        tokens, merges = explained.tokens, pre_token.merges or ()
-        nodes = {i: Node(_letter(byte)) for i, byte in enumerate(pre_token.raw)}  # by where they begin
-        for merge in merges:
-            right = nodes.pop(merge.position + len(tokens[merge.left]))
-            joined = Node(visible(tokens[merge.joined]), f"{merge.rank:,}", (nodes[merge.position], right))
-            nodes[merge.position] = joined
-        self.tokens = list(nodes.values())
-        self.name, self.is_whole = visible(pre_token.raw), pre_token.kind == "whole"
-        self.ids = [f"{i:,}" for i in pre_token.ids]
-        self.steps = [f"{visible(tokens[m.left])} + {visible(tokens[m.right])} ({m.rank:,})" for m in merges]
-
-
-def _letter(byte: int) -> str:
-    """A byte as its character; ␣ for a space, two hexadecimal digits for what cannot be printed."""
-    return "␣" if byte == 0x20 else chr(byte) if chr(byte).isascii() and chr(byte).isprintable() else f"{byte:02x}"
+def _tree(explained: Explained, pre_token: PreToken) -> list[Node]:
+    """The tokens that the merges of a pre-token make of its bytes: each byte is its character, ␣ for a space, or two
+    hexadecimal digits where it cannot be printed."""
+    letters = ("␣" if byte == 0x20 else chr(byte) if 0x20 < byte < 0x7F else f"{byte:02x}" for byte in pre_token.raw)
+    nodes = {i: Node(letter) for i, letter in enumerate(letters)}  # by where they begin
+    for merge in pre_token.merges or ():
+        right = nodes.pop(merge.position + len(explained.tokens[merge.left]))
+        joined = visible(explained.tokens[merge.joined])
+        nodes[merge.position] = Node(joined, merge.rank, (nodes[merge.position], right))
+    return list(nodes.values())

@@ -20,7 +20,7 @@ import orjson
 
 from groundup.artifacts import is_made, lock_note, read_manifest
 from groundup.errors import DataError, GroundupError
-from groundup.files import refuse_nothing
+from groundup.files import require_path
 from groundup.pages.render import render
 from groundup.report.curves import Axis, Curves, EventLog, HealthMaps, X, clip_text, is_number
 from groundup.settings import Table, flatten, read_toml
@@ -166,7 +166,7 @@ class Runs:
             DataError: a folder that is not there, or is a file.
         """
         for folder in folders:
-            refuse_nothing(folder, "run or folder of runs")
+            require_path(folder, "run or folder of runs")
             if not folder.is_dir():
                 raise DataError(f"{folder} is a file; name a run, or a folder of runs, such as runs/")
         self._folders = [folder.absolute() for folder in folders]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from groundup.artifacts import check, is_made
 from groundup.errors import DataError, SettingsError, UnsupportedError
-from groundup.files import OPENERS, naming_the_place, reading, write_json, write_text
+from groundup.files import OPENERS, explaining_write_errors, reading, write_json, write_text
 from groundup.tokenizer.byte_level import ByteLevel
 from groundup.tokenizer.declared import NOTHING, Declared, Roles, read_declared, write_declared
 from groundup.tokenizer.hugging_face import (
@@ -127,7 +127,7 @@ def write(rules: Rules, roles: Roles, path: Path) -> None:
         UnsupportedError: what such a file cannot hold, by name.
     """
     path = path / f"tokenizer{rules.suffix}" if path.is_dir() else path
-    with naming_the_place(path):
+    with explaining_write_errors(path):
         if path.suffix == rules.suffix:
             rules.write(path)
         elif not isinstance(rules, ByteLevel):

@@ -9,7 +9,7 @@ from typing import Any
 from groundup.artifacts import read_manifest, verify
 from groundup.building import Say, Watch, build
 from groundup.errors import SettingsError
-from groundup.files import no_progress, refuse_nothing
+from groundup.files import no_progress, require_path
 from groundup.pretrain.setup import batches
 from groundup.pretrain.speed import Speed, affordable_rows, measure_speed, settle
 from groundup.recipe import Recipe, load_recipe
@@ -87,7 +87,7 @@ def _of_recipe(target: Path, overrides: Iterable[str], watch: Watch, say: Say) -
 
 
 def _of_run(target: Path, overrides: Iterable[str]) -> tuple[Recipe, Path]:
-    refuse_nothing(target, "recipe or run")
+    require_path(target, "recipe or run")
     if not (target / "recipe.toml").is_file() or not (target / "shards" / "manifest.json").is_file():
         raise SettingsError(
             f"{target} is neither a recipe nor a run with shards: the speed of training is measured on rows of its own"

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from groundup.artifacts import Manifest, damage, held, is_made, making, read_manifest, verify
+from groundup.artifacts import Manifest, damage, hold, is_made, making, read_manifest, verify
 from groundup.errors import DamagedError, DataError, SettingsError
-from groundup.files import Progress, no_progress, refuse_nothing
+from groundup.files import Progress, no_progress, require_path
 from groundup.generation.settings import Sampling
 from groundup.model.settings import ModelConfig
 from groundup.settings import differences
@@ -32,7 +32,7 @@ def checkpoints_in(path: Path) -> list[Path]:
     Raises:
         DataError: when there are none.
     """
-    refuse_nothing(path, "run or checkpoint")
+    require_path(path, "run or checkpoint")
     if STEP_NAME.match(path.name):
         return [path]
     found = checkpoint.list_checkpoints(path / "pretrain" / "checkpoints") or checkpoint.list_checkpoints(path)
@@ -101,7 +101,7 @@ def _manifest(directory: Path) -> Manifest | None:
 def find_damage(directory: Path, progress: Progress = no_progress) -> list[str]:
     """A sentence for each file of a checkpoint that is not as it was written."""
     try:
-        with held(directory):
+        with hold(directory):
             return list(damage(directory, read_manifest(directory, "checkpoint"), progress=progress))
     except DataError as error:
         return [str(error)]
@@ -176,7 +176,7 @@ def diff(first: Path, second: Path) -> Difference:
 
 def _open(path: Path, opened: ExitStack) -> tuple[Manifest, Weights]:
     is_model = (path / "config.json").is_file()
-    directory = opened.enter_context(held(path if is_model else checkpoints_in(path)[-1]))
+    directory = opened.enter_context(hold(path if is_model else checkpoints_in(path)[-1]))
     manifest = verify(directory, "model" if is_model else "checkpoint")
     name, prefix = ("model.safetensors", "") if is_model else (WEIGHTS, "model.")
     file = opened.enter_context(safe_open(directory / name, framework="pt"))

@@ -9,7 +9,7 @@ from groundup.artifacts import verify
 from groundup.corpus.settings import CorpusSettings
 from groundup.errors import SettingsError
 from groundup.evals.settings import FilesRead
-from groundup.files import Progress, refuse_nothing
+from groundup.files import Progress, require_path
 from groundup.recipe import Recipe
 from groundup.words import plural
 
@@ -25,7 +25,7 @@ def read_score(run: Path) -> dict[str, Any]:
         DataError: nothing there, or damaged.
         SettingsError: no score is recorded.
     """
-    refuse_nothing(run, "run or model")
+    require_path(run, "run or model")
     if not (run / "evals" / "test.json").is_file():
         raise SettingsError(f"name the files to score: `groundup eval {run} FILE`, or a recipe for its test documents")
     verify(run / "evals", "evals")

@@ -22,7 +22,7 @@ from groundup.artifacts import COMMANDS, Manifest, damage, is_made, lock_note, r
 from groundup.corpus.document import SPLITS, read_batches
 from groundup.corpus.sources import find, reader_of
 from groundup.errors import DamagedError, DataError, GroundupError, UnsupportedError
-from groundup.files import PICKLES, Progress, no_progress, read_lines, refuse_nothing, sha256_of_file
+from groundup.files import PICKLES, Progress, no_progress, read_lines, require_path, sha256_of_file
 from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
 from groundup.shards import open_split
@@ -97,7 +97,7 @@ def inspect(path: Path, progress: Progress = no_progress) -> Findings:
     Raises:
         DataError: nothing is there, or nothing that is known here.
     """
-    refuse_nothing(path, "file or folder")
+    require_path(path, "file or folder")
     if path.is_file() and not path.stat().st_size:
         raise DataError(f"{path} is empty")
     try:

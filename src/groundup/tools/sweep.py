@@ -20,11 +20,11 @@ from typing import Any
 from groundup.artifacts import lock
 from groundup.building import MACHINE_CHOICES, SWEEP, Say, Watch, build, next_to
 from groundup.errors import DamagedError, DataError, DivergedError, Paused, SettingsError
-from groundup.files import naming_the_place, no_progress, read_lines, write_json
+from groundup.files import explaining_write_errors, no_progress, read_lines, write_json
 from groundup.optim.schedule import make_schedule
 from groundup.pretrain.settings import PretrainSettings
 from groundup.recipe import Recipe, load_recipe
-from groundup.report.sweep import write_page
+from groundup.report.sweep import Axis, Measured, Swept, Trained, write_page
 from groundup.settings import Table, differences, read_toml, toml_value
 from groundup.words import short_value
 
@@ -35,23 +35,6 @@ MOST_POINTS = 1000
 EXAMPLE = "pretrain.optimizer.learning_rate=1e-4..1e-2:log:8"
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?:(\d+)")
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A setting and the values that it takes."""
-
-    key: str
-    values: tuple[Any, ...]
-
-    @property
-    def is_numeric(self) -> bool:
-        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
-
-    @property
-    def is_logarithmic(self) -> bool:
-        """Whether its values are better drawn by their logarithms: they span more than a factor of eight."""
-        return self.is_numeric and min(self.values) > 0 and max(self.values) > 8 * min(self.values)
 
 
 @dataclass(frozen=True)
@@ -251,7 +234,7 @@ def sweep(
     run: str | Path | None = None,
     watch: Watch = lambda stage: nullcontext(no_progress),
     say: Say = print,
-) -> Table:
+) -> Swept:
     """Train every point, or what is left of it, and write `sweep.json` and `sweep.html`.
 
     Args:
@@ -262,7 +245,7 @@ def sweep(
         run: the directory of the sweep; `runs/NAME-sweep` if not given.
 
     Returns:
-        All that is known of the sweep, as JSON values, the best point first.
+        All that is known of the sweep.
 
     Raises:
         SettingsError: a sweep that cannot be, or that is not the one in the directory.
@@ -272,7 +255,7 @@ def sweep(
     planned = plan(recipe, words, halving=halving, steps=steps)
     name = next(iter(planned.points.values())).recipe.name
     directory = Path(run) if run is not None else Path("runs") / f"{name}-sweep"
-    with naming_the_place(directory):
+    with explaining_write_errors(directory):
         _refuse_foreign(directory)
     with lock(directory):
         state = _read_state(directory, planned)
@@ -425,25 +408,25 @@ def _ranked(state: Table) -> list[str]:
     return sorted(state["points"], key=rank)
 
 
-def _result(planned: Plan, directory: Path, state: Table, name: str) -> Table:
-    best = planned.points.get(state["best"])
-    return {
-        "name": name,
-        "directory": str(directory),
-        "axes": [
-            {"key": axis.key, "values": list(axis.values), "numeric": axis.is_numeric, "log": axis.is_logarithmic}
-            for axis in planned.axes
-        ],
-        "rungs": list(planned.rungs),
-        "chosen": state["chosen"],
-        "points": [
-            {"name": each, "settings": dict(planned.points[each].settings), "diverged": None, **state["points"][each]}
-            for each in _ranked(state)
-        ],
-        "best": state["best"],
-        "overrides": best.words if best else [],
-        "notes": _edges(planned.axes, best) if best else [],
-    }
+def _result(planned: Plan, directory: Path, state: Table, name: str) -> Swept:
+    best, points = planned.points.get(state["best"]), []
+    for each in _ranked(state):
+        known = state["points"][each]
+        measured = [Measured(**line) for line in known["measured"]]
+        points.append(
+            Trained(each, dict(planned.points[each].settings), known.get("diverged"), known["seconds"], measured)
+        )
+    return Swept(
+        name=name,
+        directory=str(directory),
+        axes=planned.axes,
+        rungs=planned.rungs,
+        chosen=state["chosen"],
+        points=points,
+        best=state["best"],
+        overrides=best.words if best else [],
+        notes=_edges(planned.axes, best) if best else [],
+    )
 
 
 def _edges(axes: Sequence[Axis], best: Point) -> list[str]:

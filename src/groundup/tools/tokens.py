@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundup.errors import DataError, SettingsError
-from groundup.files import refuse_nothing
+from groundup.files import require_path
 from groundup.settings import toml_value
 from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ def load_tokenizer(path: Path, split: str | None = None, special: Sequence[str] 
         raise SettingsError(
             f"{path} is a recipe; name what `groundup tokenizer {path}` makes, such as runs/{path.stem}"
         )
-    refuse_nothing(path, "tokenizer")
+    require_path(path, "tokenizer")
     if not (path / "recipe.toml").is_file() or (path / "tokenizer.json").is_file():
         return Tokenizer.load(path, pattern=split, special=special)
     if not (path / "tokenizer").is_dir():

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 
 from groundup.errors import ResourceError
-from groundup.files import naming_the_place, read_lines, write_text
+from groundup.files import explaining_write_errors, read_lines, write_text
 from groundup.machine import peak_memory
 from groundup.train.fit import Step
 from groundup.train.loggers import Loggers
@@ -32,7 +32,7 @@ class RunLog:
     """FLOPs a second of this machine at best, where they were measured."""
 
     def __post_init__(self) -> None:
-        with naming_the_place(self.directory):
+        with explaining_write_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
         self._metrics = self.directory / "metrics.jsonl"
         self._health = self.directory / "health.jsonl"
@@ -150,7 +150,7 @@ class RunLog:
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
     """All of the lines or none."""
-    with naming_the_place(path), open(path, "a+b", buffering=0) as stream:
+    with explaining_write_errors(path), open(path, "a+b", buffering=0) as stream:
         end = stream.seek(0, os.SEEK_END)
         text = "".join(json.dumps(as_json(line), allow_nan=False) + "\n" for line in lines).encode()
         if end and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":

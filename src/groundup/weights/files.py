@@ -3,7 +3,6 @@
 No torch: recipes name models, and are read without it.
 """
 
-import fnmatch
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -15,11 +14,11 @@ import numpy.typing as npt
 
 from groundup.artifacts import is_made, verify
 from groundup.errors import DamagedError, DataError, SettingsError
-from groundup.files import PICKLES, canonical_json, refuse_nothing, sha256_of_file
+from groundup.files import PICKLES, canonical_json, require_path, sha256_of_file
 from groundup.model.settings import ModelConfig
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import llama2c
-from groundup.weights.names import ARCHITECTURES, read_config, refusing_contradictions
+from groundup.weights.names import architectures, read_config, refusing_contradictions
 
 FORMAT = "groundup"
 MODEL_FILES = (".json", ".safetensors", ".txt", ".bpe", ".gz", ".model")
@@ -39,7 +38,7 @@ def model_directory(path: Path) -> Path:
                 f"{path} is a pickle{cut}: a pickle can run any program when it is loaded; ask for safetensors"
             )
         raise DataError(f"{path} is a file; a model is a directory with config.json and model.safetensors")
-    refuse_nothing(path, "model")
+    require_path(path, "model")
     if (path / "model" / "config.json").is_file():
         return path / "model"
     if (path / "recipe.toml").is_file() and not (path / "config.json").is_file():
@@ -77,8 +76,8 @@ def config_table(directory: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise DamagedError(f"{directory / 'config.json'} is damaged: it is not a JSON object")
     kind = table.get("model_type")
-    if table.get("format") != FORMAT and (not isinstance(kind, str) or kind not in ARCHITECTURES):
-        raise DataError(f"{directory} has model_type {kind!r}; known are {FORMAT}, {', '.join(ARCHITECTURES)}")
+    if table.get("format") != FORMAT and (not isinstance(kind, str) or kind not in architectures()):
+        raise DataError(f"{directory} has model_type {kind!r}; known are {FORMAT}, {', '.join(architectures())}")
     return table
 
 
@@ -153,15 +152,9 @@ NUMBERS_AT_ONCE = 1 << 22
 
 def not_finite_weights(directory: Path) -> list[str]:
     """The weights with NaN or Inf, by their names in the model's files. Buffers that nothing reads do not count."""
-    architecture = ARCHITECTURES.get(str(config_table(directory).get("model_type")))
-    buffers = architecture.buffers if architecture else ()
-    prefix = architecture.prefix if architecture else ""
-    return [
-        name
-        for file in weight_files(directory)
-        for name in not_finite(file)
-        if not any(fnmatch.fnmatchcase(name.removeprefix(prefix), pattern) for pattern in buffers)
-    ]
+    architecture = architectures().get(str(config_table(directory).get("model_type")))
+    names = (name for file in weight_files(directory) for name in not_finite(file))
+    return [name for name in names if not (architecture and architecture.is_buffer(name))]
 
 
 def not_finite(file: Path) -> Iterator[str]:

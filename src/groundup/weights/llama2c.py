@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from groundup.model.settings import LanguageModel, ModelConfig, RMSNorm
-from groundup.weights.names import pairs_to_halves
+from groundup.weights.layouts import pairs_to_halves
 
 if TYPE_CHECKING:
     from torch import Tensor
