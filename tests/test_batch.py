@@ -13,15 +13,15 @@ def batch(rows: int) -> Batch:
 
 
 @given(st.integers(1, 20), st.integers(1, 25))
-def test_pieces_are_nearly_equal_and_put_together_the_batch(rows: int, n: int) -> None:
+def test_micro_batches_are_nearly_equal_and_together_the_batch(rows: int, n: int) -> None:
     whole = batch(rows)
-    pieces = split(whole, n)
-    assert len(pieces) == min(n, rows)
-    assert torch.equal(torch.cat([piece.tokens for piece in pieces]), whole.tokens)
-    assert torch.equal(torch.cat([piece.document for piece in pieces]), whole.document)
-    sizes = [len(piece.tokens) for piece in pieces]
+    micro_batches = split(whole, n)
+    assert len(micro_batches) == min(n, rows)
+    assert torch.equal(torch.cat([micro_batch.tokens for micro_batch in micro_batches]), whole.tokens)
+    assert torch.equal(torch.cat([micro_batch.document for micro_batch in micro_batches]), whole.document)
+    sizes = [len(micro_batch.tokens) for micro_batch in micro_batches]
     assert max(sizes) - min(sizes) <= 1
-    torch.testing.assert_close(sum(total_weight(piece) for piece in pieces), total_weight(whole))
+    torch.testing.assert_close(sum(total_weight(micro_batch) for micro_batch in micro_batches), total_weight(whole))
 
 
 def test_moving_keeps_everything() -> None:

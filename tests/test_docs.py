@@ -219,6 +219,10 @@ def test_every_test_that_a_page_names_is_there() -> None:
     }
     for page in PAGES:
         assert set(re.findall(r"`(test_\w+_\w+)`", page.read_text())) <= there, name_of(page)
+        missing = [
+            file for file in re.findall(r"\btests/[\w/]+\.py\b", page.read_text()) if not (ROOT / file).is_file()
+        ]
+        assert not missing, name_of(page)
 
 
 # Python and TOML in the pages
@@ -467,6 +471,16 @@ def test_the_rooms_and_exit_codes_of_the_page_are_those_of_the_code() -> None:
     assert sorted(rooms) == sorted(there)
     codes = {name: int(code) for code, name in re.findall(r"^[|] (\d+) [|].*[|] `(\w+)` [|]$", page, re.M)}
     assert codes == {error.__name__: error.exit_code for error in errors.GroundupError.__subclasses__()}
+
+
+def test_where_to_look_names_modules_that_are_there() -> None:
+    page = (DOCS / "architecture.md").read_text()
+    section = page.partition("## Where to look\n")[2].partition("\n## ")[0]
+    questions = re.findall(r"^[|] (.*\?) [|] (.*) [|]$", section, re.M)
+    assert len(questions) == 5
+    for question, answer in questions:
+        modules = re.findall(r"`([^`]+)`", answer)
+        assert modules and all((ROOT / "src" / "groundup" / module).is_file() for module in modules), question
 
 
 FILE = re.compile(r"[\w-]+(?:\.[\w-]+)*\.(?:json|jsonl|toml|parquet|html|safetensors)\b")

@@ -124,7 +124,7 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(_existing(path)).free
+            free = shutil.disk_usage(next(each for each in (path, *path.parents) if each.exists())).free
             raise ResourceError(
                 f"no room to write {path}: {error.strerror}, {free:,} bytes free there. "
                 "Free some space and run the same command again; nothing half-written was kept"
@@ -136,12 +136,6 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
                 f"cannot write {path}: {error.strerror}. Make it writable, or choose another place (a run's with --run)"
             ) from error
         raise
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 class _Digested(io.RawIOBase):

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def scores(position: Rotary, q: Tensor, k: Tensor, at_q: int, at_k: int) -> Tensor:
-    """Scaled product of a query and a key at their places; both (N, K)."""
+    """Scaled dot product of a query and a key at their positions; both (N, K)."""
     config = ModelConfig(n_heads=len(q), d_head=q.shape[1], position=position)
     module = make_position(config)
     turned = []

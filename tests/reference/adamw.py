@@ -46,7 +46,7 @@ def adamw(
         m̂ = m / (1 − β₁ᵗ)     v̂ = v / (1 − β₂ᵗ)          (9, 10)
         θ ← θ − η (m̂ / (√v̂ + ε) + λ θ)                   (12)
 
-    Why the division in (9) and (10) (Kingma and Ba 2015, arXiv:1412.6980, section 3): m starts from nought, so after t
+    Why the division in (9) and (10) (Kingma and Ba 2015, arXiv:1412.6980, section 3): m starts from zero, so after t
     steps it is the sum of (1 − β₁) β₁^(t−i) g_i over i = 1..t, in which the factors add up to 1 − β₁ᵗ instead of 1.
 
     Here η, the learning rate, multiplies the decay λ θ too, as in torch.optim.AdamW; the paper's line 12 has a learning

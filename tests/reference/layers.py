@@ -91,7 +91,7 @@ def linear_backward(gradient: Array, kept: Kept) -> tuple[Array, Array, Array | 
 
 def layer_norm(x: Array, weight: Array, bias: Array | None, epsilon: float) -> tuple[Array, Kept]:
     """y = w ⊙ (x − mean(x)) / √(mean((x − mean(x))²) + ε) + b: (..., D), (D,) and (D,) -> (..., D) (Ba et al. 2016,
-    arXiv:1607.06450, eq. 3 and 4; the ε, which is not there, keeps a constant x from being divided by nought)."""
+    arXiv:1607.06450, eq. 3 and 4; the ε, which is not there, keeps a constant x from being divided by zero)."""
     centred = x - x.mean(axis=-1, keepdims=True)
     deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon)  # (..., 1)
     normalised = centred / deviation
@@ -134,7 +134,7 @@ def layer_norm_backward(gradient: Array, kept: Kept) -> tuple[Array, Array, Arra
 
 def rms_norm(x: Array, weight: Array, epsilon: float) -> tuple[Array, Kept]:
     """y = w ⊙ x / √(mean(x²) + ε): (..., D) and (D,) -> (..., D) (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4; the
-    ε, which is not there, keeps a zero x from being divided by nought)."""
+    ε, which is not there, keeps a zero x from being divided by zero)."""
     root_mean_square = np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon)  # (..., 1)
     normalised = x / root_mean_square
     return weight * normalised, (normalised, root_mean_square, weight)

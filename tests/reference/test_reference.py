@@ -314,7 +314,7 @@ def _tolerance(shape: Shape) -> float:
 
 
 def _model(shape: Shape) -> Transformer:
-    """In float64; gains are not one and biases not nought, so that each of them matters."""
+    """In float64; gains are not one and biases not zero, so that each of them matters."""
     torch.manual_seed(0)
     model = Transformer(_config(shape)).double()
     with torch.no_grad():
@@ -337,7 +337,7 @@ class Rows:
 
 
 def _rows(shape: Shape) -> Rows:
-    """Three rows: a plain one, one whose positions start again from nought, and one whose end is padding."""
+    """Three rows: a plain one, one whose positions start again from zero, and one whose end is padding."""
     generator = np.random.default_rng(0)
     ids = generator.integers(shape.vocab_size, size=(3, shape.time + 1))
     position = np.tile(np.arange(shape.time), (3, 1))
@@ -376,7 +376,7 @@ def test_every_gradient_of_the_model_is_the_references(name: str) -> None:
     largest = max(np.abs(gradient).max() for gradient in expected.values())
     for parameter, gradient in gradients.items():
         # A bias on the keys adds the same to all scores of a query, which the softmax does not see: without rotation
-        # its gradient is nought but for rounding, so a difference is also measured against the model's largest.
+        # its gradient is zero but for rounding, so a difference is also measured against the model's largest.
         allowed = _tolerance(shape) * np.abs(expected[parameter]).max() + 1e-14 * largest
         assert gradient.shape == expected[parameter].shape, parameter
         assert np.abs(gradient - expected[parameter]).max() <= allowed, parameter

@@ -17,7 +17,7 @@ BYTES = st.text(alphabet="abcé ", max_size=40)
 
 
 def encode_plainly(ids: list[int], merges: dict[Pair, tuple[int, int]]) -> list[int]:
-    """Look over the whole piece for the pair that was learned first, join it, begin again."""
+    """Look over the whole pre-token for the pair that was learned first, join it, begin again."""
     while pairs := [(merges[pair][0], i) for i, pair in enumerate(zip(ids, ids[1:], strict=False)) if pair in merges]:
         _, i = min(pairs)
         ids = [*ids[:i], merges[(ids[i], ids[i + 1])][1], *ids[i + 2 :]]
@@ -25,9 +25,11 @@ def encode_plainly(ids: list[int], merges: dict[Pair, tuple[int, int]]) -> list[
 
 
 def learn_plainly(texts: list[str], pattern: str, byte_ids: list[int], n_merges: int) -> list[Pair]:
-    """Count every pair of every piece anew for every merge."""
+    """Count every pair of every pre-token anew for every merge."""
     words = [
-        [byte_ids[byte] for byte in piece.encode()] for text in texts for piece in split.compiled(pattern).findall(text)
+        [byte_ids[byte] for byte in pre_token.encode()]
+        for text in texts
+        for pre_token in split.compiled(pattern).findall(text)
     ]
     merges: list[Pair] = []
     while len(merges) < n_merges:

@@ -1,4 +1,4 @@
-"""Losses: chunks and micro-batches change nothing."""
+"""Losses: neither chunks nor micro-batches change them."""
 
 import math
 from functools import partial
@@ -168,7 +168,7 @@ def test_a_mixtures_auxiliary_loss_is_in_the_loss_and_shown_apart(llama: ModelCo
 
 
 @pytest.mark.parametrize("kind", ["experts", "multi_token"])
-def test_pieces_of_a_batch_add_up_to_the_batch(llama: ModelConfig, batch: Batch, kind: str) -> None:
+def test_micro_batches_add_up_to_the_batch(llama: ModelConfig, batch: Batch, kind: str) -> None:
     model = experts(llama)
     loss = next_token
     if kind == "multi_token":
@@ -176,10 +176,10 @@ def test_pieces_of_a_batch_add_up_to_the_batch(llama: ModelConfig, batch: Batch,
         loss = partial(multi_token, weight=0.3)
     whole, weight, parts = loss(model, batch)
     micro_batches = [loss(model, cut(batch, rows)) for rows in (slice(0, 1), slice(1, 4), slice(4, 5))]
-    assert_close(sum(each[0] for each in micro_batches), whole, atol=1e-3, rtol=1e-5)
-    assert_close(sum(each[1] for each in micro_batches), weight)
+    assert_close(sum(micro_batch[0] for micro_batch in micro_batches), whole, atol=1e-3, rtol=1e-5)
+    assert_close(sum(micro_batch[1] for micro_batch in micro_batches), weight)
     for name, part in parts.items():
-        assert_close(sum(each[2][name] for each in micro_batches), part, atol=1e-3, rtol=1e-5)
+        assert_close(sum(micro_batch[2][name] for micro_batch in micro_batches), part, atol=1e-3, rtol=1e-5)
 
 
 def test_tokens_further_ahead_are_predicted_within_the_document(llama: ModelConfig, batch: Batch) -> None:

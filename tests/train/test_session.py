@@ -268,7 +268,7 @@ def test_a_learning_rate_a_hundred_times_too_high_is_undone(
 
 
 def test_a_poisoned_document_is_named(text: Path, tmp_path: Path) -> None:
-    """Random ids among words that the model nearly overfits; one row of four is seen at four deviations."""
+    """Random ids among words to which the model nearly overfits; one row of four is seen at four deviations."""
     guard = {"window": 32, "warmup_steps": 32, "loss_deviations": 4, "patience": 9}
     train(text, tmp_path, settings(steps=150, checkpoint_every=150, guard=guard))
     skipped = events(tmp_path, "step skipped")

@@ -11,7 +11,7 @@ import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
 import orjson
@@ -27,7 +27,7 @@ MAX_MEASUREMENTS = 512
 MAX_TEXT = 4000
 SPEED = "tokens_per_second"
 Axis = Literal["step", "tokens", "seconds", "flops"]
-X: tuple[Axis, ...] = ("step", "tokens", "seconds", "flops")
+X: tuple[Axis, ...] = get_args(Axis)
 """What curves can be drawn over. None of them falls within a run, its resumed parts included."""
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from groundup.artifacts import check, is_made
+from groundup.artifacts import SMALL, is_made, verify
 from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.files import OPENERS, explaining_write_errors, reading, write_json, write_text
 from groundup.tokenizer.byte_level import ByteLevel
@@ -56,7 +56,7 @@ def find(path: Path) -> Path:
         (vocabulary,) = (name for name, merges in GPT2_FILES.items() if merges == _plain_name(path))
         path = path.with_name(vocabulary + path.name.removeprefix(_plain_name(path)))
     if is_made(path.parent):
-        check(path.parent)
+        verify(path.parent, digest_up_to=SMALL)
     return path
 
 

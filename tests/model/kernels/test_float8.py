@@ -1,4 +1,4 @@
-"""Products in float8 against the same rounded numbers multiplied in float32."""
+"""Matmuls in float8 against the same rounded numbers multiplied in float32."""
 
 import pytest
 import torch

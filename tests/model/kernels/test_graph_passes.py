@@ -15,12 +15,12 @@ def count(module: GraphModule, operation: object) -> int:
     return len(module.graph.find_nodes(op="call_function", target=operation))
 
 
-def test_products_of_one_input_become_one() -> None:
+def test_matmuls_of_one_input_become_one() -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(6, 5), torch.randn(6, 5), torch.randn(7)]
     weights = [torch.randn(width, 5) for width in (3, 4, 2, 7, 8)]
 
-    def products(x: Tensor, other: Tensor, bias: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    def matmuls(x: Tensor, other: Tensor, bias: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         a, b, c, with_bias, alone = weights
         return linear(x, a), linear(x, b).exp(), linear(x, c), linear(x, with_bias, bias), linear(other, alone)
 
@@ -33,8 +33,8 @@ def test_products_of_one_input_become_one() -> None:
         joined.append(module)
         return module
 
-    expected = products(*inputs, *weights)
-    for got, plain in zip(torch.compile(products, backend=passed)(*inputs, *weights), expected, strict=True):
+    expected = matmuls(*inputs, *weights)
+    for got, plain in zip(torch.compile(matmuls, backend=passed)(*inputs, *weights), expected, strict=True):
         assert_close(got, plain)
     assert count(joined[0], linear) == 3, "of one input without biases, with them, of another input"
 

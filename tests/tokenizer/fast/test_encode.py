@@ -29,22 +29,22 @@ def learned() -> Tokenizer:
     return Tokenizer.learn([" ".join(draw.choices(words, k=4000)), "a" * 3000, "ab" * 2000], vocab_size=1024)
 
 
-def ids_of(encoder: Encoder, pieces: list[bytes]) -> list[list[int]]:
-    """One document a piece."""
-    text = np.frombuffer(b"".join(pieces), np.uint8)
-    offsets = np.cumsum([0, *map(len, pieces)])
+def ids_of(encoder: Encoder, pre_tokens: list[bytes]) -> list[list[int]]:
+    """One document a pre-token."""
+    text = np.frombuffer(b"".join(pre_tokens), np.uint8)
+    offsets = np.cumsum([0, *map(len, pre_tokens)])
     ends = offsets[1:][np.diff(offsets) > 0]
     ids, starts = encoder.encode_pre_tokens(text, ends, offsets)
     return [ids[first:last].tolist() for first, last in zip(starts[:-1], starts[1:], strict=True)]
 
 
-@given(pieces=st.lists(st.one_of(st.text("abcde ", max_size=80).map(str.encode), st.binary(max_size=40))))
+@given(pre_tokens=st.lists(st.one_of(st.text("abcde ", max_size=80).map(str.encode), st.binary(max_size=40))))
 @settings(max_examples=300)
-def test_pieces_become_the_ids_of_the_plain_version(rules: ByteLevel, pieces: list[bytes]) -> None:
+def test_pre_tokens_become_the_ids_of_the_plain_version(rules: ByteLevel, pre_tokens: list[bytes]) -> None:
     encoder = Encoder(rules.byte_ids, rules.merges, "gpt2")
-    plain = [bpe.apply_merges([rules.byte_ids[byte] for byte in piece], rules.merges) for piece in pieces]
-    assert ids_of(encoder, pieces) == plain
-    assert ids_of(encoder, pieces) == plain, "the second time from memory"
+    plain = [bpe.apply_merges([rules.byte_ids[byte] for byte in pre_token], rules.merges) for pre_token in pre_tokens]
+    assert ids_of(encoder, pre_tokens) == plain
+    assert ids_of(encoder, pre_tokens) == plain, "the second time from memory"
 
 
 def test_merges_of_one_rank_are_joined_from_the_left() -> None:
@@ -56,20 +56,20 @@ def test_merges_of_one_rank_are_joined_from_the_left() -> None:
         assert ids_of(encoder, [b"a" * length]) == [bpe.apply_merges([97] * length, merges)]
 
 
-def test_a_piece_that_is_a_token_is_that_token(rules: ByteLevel) -> None:
+def test_a_pre_token_that_is_a_token_is_that_token(rules: ByteLevel) -> None:
     odd = {b"zq": 5000, b"zq" * 12: 5001, b"": 5002}
     encoder = Encoder(rules.byte_ids, rules.merges, "gpt2", whole_pre_tokens=odd)
     assert ids_of(encoder, [b"zq", b"zq" * 12]) == [[5000], [5001]]
     assert ids_of(encoder, [b"zqz"]) != [[5000]]
 
 
-def test_more_pieces_than_can_be_remembered(rules: ByteLevel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_pre_tokens_than_can_be_remembered(rules: ByteLevel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("groundup.tokenizer.fast.encode.REMEMBERED", 64)
     encoder = Encoder(rules.byte_ids, rules.merges, "gpt2")
     draw = random.Random(1)
-    pieces = ["".join(draw.choices("abcde", k=draw.randrange(1, 20))).encode() for _ in range(5000)]
-    plain = [bpe.apply_merges([rules.byte_ids[byte] for byte in piece], rules.merges) for piece in pieces]
-    assert ids_of(encoder, pieces) == plain
+    pre_tokens = ["".join(draw.choices("abcde", k=draw.randrange(1, 20))).encode() for _ in range(5000)]
+    plain = [bpe.apply_merges([rules.byte_ids[byte] for byte in pre_token], rules.merges) for pre_token in pre_tokens]
+    assert ids_of(encoder, pre_tokens) == plain
 
 
 def test_documents_are_kept_apart_and_opened(learned: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from groundup.tokenizer.fast.learn import learn_from, learn_merges
 from groundup.tokenizer.vocabulary import byte_ids
 
 
-def pieces_of(counts: Counter[bytes]) -> PreTokens:
+def pre_tokens_of(counts: Counter[bytes]) -> PreTokens:
     return PreTokens(
         np.frombuffer(b"".join(counts), np.uint8),
         np.cumsum([0, *map(len, counts)]),
@@ -29,10 +29,12 @@ def pieces_of(counts: Counter[bytes]) -> PreTokens:
     )
 
 
-def counted(pieces: PreTokens) -> dict[bytes, int]:
+def counted(pre_tokens: PreTokens) -> dict[bytes, int]:
     return {
-        bytes(pieces.text[first:last]): number
-        for (first, last), number in zip(itertools.pairwise(pieces.offsets), pieces.counts.tolist(), strict=True)
+        bytes(pre_tokens.text[first:last]): number
+        for (first, last), number in zip(
+            itertools.pairwise(pre_tokens.offsets), pre_tokens.counts.tolist(), strict=True
+        )
     }
 
 
@@ -47,7 +49,7 @@ def documents(n: int, seed: int = 0) -> list[str]:
 @settings(max_examples=300)
 def test_merges_are_those_of_the_plain_version(counts: dict[bytes, int]) -> None:
     plain = bpe.learn_merges(Counter(counts), byte_ids(), 60)
-    assert learn_merges(pieces_of(Counter(counts)), byte_ids(), 60) == plain
+    assert learn_merges(pre_tokens_of(Counter(counts)), byte_ids(), 60) == plain
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "o200k", "unspaced"])
@@ -58,10 +60,10 @@ def test_merges_are_those_of_the_plain_version_on_real_text(pattern: str, story_
 
 
 @given(st.lists(st.one_of(st.text("ab", min_size=1, max_size=40).map(str.encode), st.binary(min_size=1)), max_size=60))
-def test_a_table_counts_as_a_counter_does(pieces: list[bytes]) -> None:
+def test_a_table_counts_as_a_counter_does(pre_tokens: list[bytes]) -> None:
     table = Table()
-    table.count(np.frombuffer(b"".join(pieces), np.uint8), np.cumsum([*map(len, pieces)], dtype=np.int64), 0)
-    assert counted(table.pre_tokens()) == Counter(pieces)
+    table.count(np.frombuffer(b"".join(pre_tokens), np.uint8), np.cumsum([*map(len, pre_tokens)], dtype=np.int64), 0)
+    assert counted(table.pre_tokens()) == Counter(pre_tokens)
 
 
 def add(counter: PreTokenCounter, texts: list[str]) -> None:
@@ -72,12 +74,12 @@ def add(counter: PreTokenCounter, texts: list[str]) -> None:
 def test_counts_are_the_same_for_any_threads_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(count, "BYTES_AT_ONCE", 500)
     texts = documents(200)
-    plain = Counter(piece.encode() for text in texts for piece in split.pre_tokens(text, "gpt2"))
+    plain = Counter(pre_token.encode() for text in texts for pre_token in split.pre_tokens(text, "gpt2"))
     for threads, memory in ((1, 1 << 30), (4, 1 << 30), (1, 1), (3, 1)):
         with closing(PreTokenCounter("gpt2", memory, n_threads=threads)) as counter:
             add(counter, texts)
-            pieces, least = counter.pre_tokens(1 << 30)
-        assert counted(pieces) == plain
+            pre_tokens, least = counter.pre_tokens(1 << 30)
+        assert counted(pre_tokens) == plain
         assert least == 1
 
 
@@ -88,8 +90,10 @@ def test_an_interrupted_count_goes_on(tmp_path: Path) -> None:
     with closing(PreTokenCounter("gpt2", 1 << 30, tmp_path / "counts", "these")) as again:
         assert again.documents == 120
         add(again, texts[120:])
-        pieces, _ = again.pre_tokens(1 << 30)
-    assert counted(pieces) == Counter(piece.encode() for text in texts for piece in split.pre_tokens(text, "gpt2"))
+        pre_tokens, _ = again.pre_tokens(1 << 30)
+    assert counted(pre_tokens) == Counter(
+        pre_token.encode() for text in texts for pre_token in split.pre_tokens(text, "gpt2")
+    )
 
 
 @pytest.mark.parametrize(("pattern", "of"), [("cl100k", "these"), ("gpt2", "others")])
@@ -106,11 +110,11 @@ def test_what_does_not_fit_the_memory_is_the_rarest(tmp_path: Path) -> None:
     with closing(PreTokenCounter("gpt2", 1 << 30)) as counter:
         add(counter, texts)
         everything = counted(counter.pre_tokens(1 << 30)[0])
-        pieces, least = counter.pre_tokens(2000)
+        pre_tokens, least = counter.pre_tokens(2000)
     assert least > 1
-    assert len(pieces.text) <= 2000
-    assert counted(pieces) == {piece: number for piece, number in everything.items() if number >= least}
-    more = sum(len(piece) for piece, number in everything.items() if number >= least - 1)
+    assert len(pre_tokens.text) <= 2000
+    assert counted(pre_tokens) == {pre_token: number for pre_token, number in everything.items() if number >= least}
+    more = sum(len(pre_token) for pre_token, number in everything.items() if number >= least - 1)
     assert more > 2000, "no more was left out than had to be"
 
 

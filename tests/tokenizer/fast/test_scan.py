@@ -1,4 +1,4 @@
-"""The compiled splitting ends its pieces where the regular expressions do."""
+"""The compiled splitting ends its pre-tokens where the regular expressions do."""
 
 import random
 
@@ -30,30 +30,30 @@ TELLING = [
 """Characters of every class, and those that the patterns name."""
 
 
-def assert_the_same_pieces(texts: list[str], pattern: str) -> None:
+def assert_the_same_pre_tokens(texts: list[str], pattern: str) -> None:
     text, offsets = text_of(column_of(texts))
     ends = pre_token_ends(text, offsets, pattern)
     begins = np.concatenate([[0], ends])[: len(ends)]
     found = [bytes(text[begin:end]).decode() for begin, end in zip(begins, ends, strict=True)]
-    assert found == [piece for one in texts for piece in split.pre_tokens(one, pattern)]
+    assert found == [pre_token for one in texts for pre_token in split.pre_tokens(one, pattern)]
 
 
 @pytest.mark.parametrize("pattern", SCANNERS)
 @given(texts=st.lists(st.one_of(st.lists(st.sampled_from(TELLING)).map("".join), st.text(max_size=20)), min_size=1))
 @settings(max_examples=300)
 def test_pieces_are_those_of_the_expression(pattern: str, texts: list[str]) -> None:
-    assert_the_same_pieces(texts, pattern)
+    assert_the_same_pre_tokens(texts, pattern)
 
 
 @pytest.mark.parametrize("pattern", SCANNERS)
 def test_pieces_are_those_of_the_expression_on_many_random_texts(pattern: str) -> None:
     draw = random.Random(0)
-    assert_the_same_pieces(["".join(draw.choices(TELLING, k=draw.randrange(14))) for _ in range(30_000)], pattern)
+    assert_the_same_pre_tokens(["".join(draw.choices(TELLING, k=draw.randrange(14))) for _ in range(30_000)], pattern)
 
 
 @pytest.mark.parametrize("pattern", SCANNERS)
 def test_pieces_are_those_of_the_expression_in_many_languages(pattern: str, universal: list[str]) -> None:
-    assert_the_same_pieces(universal, pattern)
+    assert_the_same_pre_tokens(universal, pattern)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_every_character_is_of_the_class_that_tiktoken_has_it_in(kind: str) -> N
 def test_characters_younger_than_unicode_16_are_not_letters() -> None:
     young = "\u0c5c\u0cdc"  # Telugu and Kannada letters of Unicode 17
     assert split.pre_tokens(f"a{young}b", "gpt2") == ["a", young, "b"]
-    assert_the_same_pieces([f"a{young}b", f" {young} {young}1", "ʕA Aʕ"], "gpt2")
-    assert_the_same_pieces([f"a{young}b", f" {young} {young}1", "ʕA Aʕ"], "o200k")
+    assert_the_same_pre_tokens([f"a{young}b", f" {young} {young}1", "ʕA Aʕ"], "gpt2")
+    assert_the_same_pre_tokens([f"a{young}b", f" {young} {young}1", "ʕA Aʕ"], "o200k")
 
 
 @pytest.mark.parametrize("pattern", ["unspaced", "characters", r"\w+|\s", "(a)(b)?"])
 def test_other_patterns_are_cut_by_the_expression_itself(pattern: str) -> None:
-    assert_the_same_pieces(["", "one two, 日本語のテスト", "", "abaab ab", "เป็นภาษาไทย"], pattern)
+    assert_the_same_pre_tokens(["", "one two, 日本語のテスト", "", "abaab ab", "เป็นภาษาไทย"], pattern)
 
 
 @given(st.binary(max_size=60), st.sampled_from(sorted(SCANNERS)))
