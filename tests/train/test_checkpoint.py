@@ -17,8 +17,8 @@ from groundup.artifacts import hold
 from groundup.errors import DataError, ResourceError
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
 from groundup.train import checkpoint
 from groundup.train.checkpoint import Kept, Saver

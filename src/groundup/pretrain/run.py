@@ -22,6 +22,7 @@ from groundup.files import Progress, no_progress
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
 from groundup.model.settings import ModelConfig
+from groundup.model.transformer import evaluating
 from groundup.pretrain.paths import RunPaths
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches, draw_model, set_up, training_flops_per_token
@@ -128,9 +129,11 @@ def _evaluation(
 
 def _sample(session: Session[Batch], settings: PretrainSettings, tokenizer: Tokenizer) -> Periodic:
     def measure(check: Progress) -> dict[str, Any]:
-        sampling, prompt = Sampling(max_tokens=settings.sample_tokens), settings.sample_prompt
-        parts = stream(session.assembled.model, tokenizer, prompt, sampling, look=lambda *_: check(0, 0, ""))
-        return {"sample": prompt + "".join(parts)}
+        model, prompt = session.assembled.model, settings.sample_prompt
+        sampling = Sampling(max_tokens=settings.sample_tokens)
+        with evaluating(model):
+            parts = stream(model, tokenizer, prompt, sampling, look=lambda *_: check(0, 0, ""))
+            return {"sample": prompt + "".join(parts)}
 
     return Periodic(settings.sample_every, "sample", measure)
 

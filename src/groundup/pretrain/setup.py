@@ -11,7 +11,7 @@ import torch
 from groundup.batch import Batch
 from groundup.model.count import count
 from groundup.model.kernels.flex import Flex
-from groundup.model.settings import GroupedQuery, Latent, ModelConfig
+from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.width import narrow_start
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
@@ -64,12 +64,7 @@ def attending(config: ModelConfig, settings: PretrainSettings, device: torch.dev
     drops = config.attention.dropout > 0
     if device.type != "cuda" or not settings.compile or drops:
         return losses.by_document
-    match config.attention:
-        case GroupedQuery() as attention:
-            windows = {attention.window_of(layer) for layer in range(config.n_layers)}
-        case Latent():
-            windows = {None}
-    return lambda batch: Flex.of(batch.document, windows)
+    return lambda batch: Flex(batch.document)
 
 
 def make_loss(settings: PretrainSettings, attending: losses.Attending = losses.by_document) -> Loss:

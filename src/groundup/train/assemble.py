@@ -15,8 +15,9 @@ from groundup.model.execution import compile_blocks, recompute_blocks
 from groundup.model.kernels.float8 import has_float8, use_float8
 from groundup.model.transformer import Transformer
 from groundup.optim.averaging import RunningAverage
+from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters, make_scaler, optimizer_matmul_dtype, weight_dtype
+from groundup.optim.precision import make_scaler, optimizer_matmul_dtype, weight_dtype
 from groundup.optim.settings import Autocast, ExponentialAverage, Float8
 from groundup.train.checkpoint import tensors_of
 from groundup.train.fit import ONE_RANK, Gradients, Loss, Ranks, accumulate

@@ -17,7 +17,7 @@ from torch import Tensor
 from groundup.batch import Batch, split, to
 from groundup.model.attention import Attend
 from groundup.model.transformer import Transformer, evaluating
-from groundup.optim.precision import Masters
+from groundup.optim.masters import Masters
 from groundup.train.fit import Step
 from groundup.train.losses import by_document
 

@@ -21,8 +21,8 @@ from groundup.batch import Batch
 from groundup.building import build, examine
 from groundup.errors import DataError, DivergedError, ResourceError
 from groundup.model.attention import Causal, dot_product_attention
+from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters
 from groundup.pretrain.doctor import run as doctor
 from groundup.pretrain.doctor.run import Subject
 from groundup.pretrain.doctor.verdict import Verdict, error, refuse_errors
