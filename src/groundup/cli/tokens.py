@@ -171,12 +171,12 @@ def advise(
 
     print("reading the texts", file=sys.stderr)
     with terminal.watch("measure") as progress:
-        advice, curve = advise_on(texts, recipe=model, size=size, largest=max_vocab, progress=progress)
+        advice = advise_on(texts, recipe=model, size=size, largest=max_vocab, progress=progress)
     if as_json:
-        terminal.print_json(vocabulary.table(advice, curve))
+        terminal.print_json(vocabulary.table(advice))
         return
     terminal.print_table(vocabulary.rows(advice))
-    print(*advice_lines(advice, curve), sep="\n")
+    print(*advice_lines(advice), sep="\n")
 
 
 @app.command(
