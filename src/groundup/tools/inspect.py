@@ -399,7 +399,7 @@ def _describe_pickle(findings: Findings, progress: Progress) -> None:
 def _recipe_facts(recipe: Recipe) -> Facts:
     tokenizer, pretrain = recipe.tokenizer, recipe.pretrain
     context = recipe.model.context_length
-    tokens = pretrain.rows_before(pretrain.steps, context) * context
+    tokens = pretrain.tokens(context)
     up_to = "" if pretrain.batch_ramp is None else "up to "
     if isinstance(tokenizer, Existing):
         ids = f"taken from {tokenizer.path}"
