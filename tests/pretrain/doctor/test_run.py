@@ -21,8 +21,8 @@ from groundup.batch import Batch
 from groundup.building import build, examine
 from groundup.errors import DataError, DivergedError, ResourceError
 from groundup.model.attention import Causal, dot_product_attention
+from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters
 from groundup.pretrain.doctor import run as doctor
 from groundup.pretrain.doctor.run import Subject
 from groundup.pretrain.doctor.verdict import Verdict, error, refuse_errors
@@ -30,6 +30,7 @@ from groundup.recipe import Recipe
 from groundup.shards import Tokens
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import loader, losses
+from groundup.train.fit import Loss
 
 SubjectOf = Callable[..., Subject]
 
@@ -54,7 +55,7 @@ class Leaky:
         return dot_product_attention(q, k, v, same & (distance >= -ahead), distance, **options)
 
 
-def with_loss(subject: Subject, loss: losses.Loss) -> Subject:
+def with_loss(subject: Subject, loss: Loss) -> Subject:
     return dataclasses.replace(subject, assembled=dataclasses.replace(subject.assembled, loss=loss))
 
 

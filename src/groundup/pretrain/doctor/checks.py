@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from groundup.batch import Batch, to
 from groundup.errors import DataError
-from groundup.model.feedforward import GatedFeedForward, PlainFeedForward
+from groundup.model.feedforward import FeedForward
 from groundup.model.presets import PRESETS
 from groundup.model.settings import Experts, LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer, evaluating
@@ -23,7 +23,7 @@ from groundup.optim.settings import AdamW
 from groundup.plan.laws import MOST_PASSES
 from groundup.pretrain.doctor.verdict import Verdict, error, judge, ok, warning
 from groundup.pretrain.settings import PretrainSettings
-from groundup.train.losses import Loss
+from groundup.train.fit import Loss
 
 NEAR_CHANCE = 0.95
 """A trained model with a loss above this share of ln V knows nothing of these ids."""
@@ -253,7 +253,7 @@ def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = Fa
 
     with ExitStack() as hooks, evaluating(model):
         for name, module in model.named_modules():
-            if isinstance(module, PlainFeedForward | GatedFeedForward):
+            if isinstance(module, FeedForward):
                 hook = module.down.register_forward_pre_hook(lambda _, given, name=name: keep(name, *given))
                 hooks.enter_context(hook)
         loss(model, to(batch, _device(model)))
@@ -370,7 +370,7 @@ def check_numbers(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimize
     }
     coarse = [f"{name} ({tensor.dtype})" for name, tensor in numbers.items() if tensor.dtype.itemsize < 4]
     if coarse:
-        advice = "bfloat16 loses small updates: step float32 master weights (optim.precision.Masters)"
+        advice = "bfloat16 loses small updates: step float32 master weights (optim.masters.Masters)"
         return error(check, _first_of(coarse).replace("torch.", ""), advice)
     stepped = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
     left_out = [name for name, weight in weights.items() if id(weight) not in set(stepped)]
