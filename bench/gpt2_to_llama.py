@@ -77,8 +77,8 @@ def train(run: Path, table: dict[str, Any], seconds: float, seed: int) -> dict[s
     from groundup.evals.score import score
     from groundup.model.settings import ModelConfig
     from groundup.model.transformer import Transformer
+    from groundup.optim.masters import Masters
     from groundup.optim.optimizer import make_optimizer
-    from groundup.optim.precision import Masters
     from groundup.optim.schedule import make_schedule
     from groundup.optim.settings import AdamW, Cosine
     from groundup.pretrain.setup import batches

@@ -29,7 +29,7 @@ def measure(run: Path, without: str) -> float:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    from groundup.model import attention
+    from groundup.model.kernels import blocks
     from groundup.pretrain.setup import batches, set_up
     from groundup.recipe import Recipe
     from groundup.shards import open_split
@@ -44,7 +44,7 @@ def measure(run: Path, without: str) -> float:
             allowed = mask.to(q.dtype)
             return scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=q.shape[1] != k.shape[1])
 
-        attention.weighted_values = fused
+        blocks.weighted_values = fused
     chosen = [f"pretrain.precision={'float32' if 'float32' in without else 'bfloat16'}"]
     chosen += [f"pretrain.compile={str('plain' not in without).lower()}"]
     recipe = Recipe.load(run / "recipe.toml", chosen)

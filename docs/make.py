@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from groundup.corpus import sources
 from groundup.model.attention import Causal
-from groundup.model.position import alibi_slopes, make_position, rotary_frequencies
+from groundup.model.position import Position, alibi_slopes, rotary_frequencies
 from groundup.model.settings import (
     ALiBi,
     LearnedPosition,
@@ -73,7 +73,7 @@ def positions() -> None:
 
 
 def waves(axis: Axes) -> None:
-    table, _ = make_position(ModelConfig(d_model=64, position=Sinusoidal()))(
+    table, _ = Position(ModelConfig(d_model=64, position=Sinusoidal()))(
         torch.zeros(1, 100, 64), torch.arange(100)[None]
     )
     axis.imshow(table[0].T, aspect="auto", cmap="RdBu", vmin=-1, vmax=1)
@@ -81,9 +81,9 @@ def waves(axis: Axes) -> None:
 
 
 def similarity(axis: Axes) -> None:
-    table = make_position(ModelConfig(d_model=64, position=Sinusoidal()))(
-        torch.zeros(1, 400, 64), torch.arange(400)[None]
-    )[0][0]
+    table = Position(ModelConfig(d_model=64, position=Sinusoidal()))(torch.zeros(1, 400, 64), torch.arange(400)[None])[
+        0
+    ][0]
     for place, style in ((100, "-"), (200, "--"), (300, ":")):
         axis.plot(range(-90, 91), table[place - 90 : place + 91] @ table[place], style, label=f"around {place}")
     axis.set(
@@ -93,7 +93,7 @@ def similarity(axis: Axes) -> None:
 
 
 def rotary_scores(axis: Axes) -> None:
-    rotary = make_position(ModelConfig(n_heads=1, d_head=64, d_model=64))
+    rotary = Position(ModelConfig(n_heads=1, d_head=64, d_model=64))
     query, key = torch.randn(64), torch.randn(64)
     query = query + key  # alike, so that nearness shows
 

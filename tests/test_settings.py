@@ -45,12 +45,6 @@ def test_toml_round_trip_is_the_identity(file: Path, tmp_path: Path) -> None:
     assert Drawing.load(tmp_path / "again.toml") == drawing
 
 
-def test_shipped_recipe_survives_the_round_trip(tmp_path: Path) -> None:
-    recipe = Recipe.load(Path("recipes/storybook.toml"))
-    (tmp_path / "again.toml").write_text(recipe.to_toml())
-    assert Recipe.load(tmp_path / "again.toml") == recipe
-
-
 def test_overrides_win_and_bare_words_are_strings(file: Path) -> None:
     drawing = Drawing.load(file, ["name=moon", "shape.width=7"])
     assert (drawing.name, drawing.shape) == ("moon", Box(width=7, height=5))
@@ -101,50 +95,6 @@ def test_broken_toml_and_missing_files_are_answered(file: Path, tmp_path: Path) 
         Drawing.load(file)
     with pytest.raises(DataError, match=r"no recipe file .*drawing\.toml"):
         Drawing.load(tmp_path / "missing.toml")
-
-
-@pytest.mark.parametrize(
-    ("override", "answer"),
-    [
-        (
-            "pretrain.optimizer.learning_rat=1",
-            "unknown setting pretrain.optimizer.learning_rat; did you mean learning_",
-        ),
-        ("tokenizer.vocab_size=200", "nearest: 320"),
-        ("tokenizer.vocab_size=5000", "nearest: 4992"),
-        ("model.n_heads=5", "n_heads = 5 does not divide d_model = 192"),
-        ("model.n_kv_heads=2", "n_kv_heads = 2 does not divide n_heads = 3"),
-        ("model.vocab_size=512", "set tokenizer.vocab_size instead"),
-        ("corpus.sources=[]", "names no file or folder"),
-        ("corpus.encoding=klingon", "'klingon' is not an encoding"),
-        ("name=../up", "'../up' cannot be the name of a folder"),
-        (
-            "pretrain.batch_ramp={start_tokens=100, steps=5}",
-            "pretrain.batch_ramp.start_tokens = 100 is not a multiple of model.context_length = 256; nearest: 256",
-        ),
-        (
-            "pretrain.batch_ramp={start_tokens=999936, steps=5}",
-            "batch_ramp.start_tokens = 999,936 is not less than batch_tokens = ",
-        ),
-        ("pretrain={steps=9, compile=true, batch_ramp={start_tokens=256, steps=5}}", "each would be compiled anew"),
-        ("pretrain={steps=9, base_width=64}\nmodel.block.norm=after", "no norm stands before the head"),
-        (
-            "pretrain.schedule={kind='warmup_stable_decay', decay_steps=999999}",
-            "schedule.decay_steps = 999,999, but after the warm-up only",
-        ),
-        ("pretrain.batch_tokens=1000", "is not a multiple of model.context_length = 256; nearest: 768, 1,024"),
-        ("evals.sampling.seed=99999999999999999999", "evals.sampling.seed is 99999999999999999999"),
-        ("corpus.unicode=3", "corpus.unicode is 3; it should be a table"),
-        ("corpus.unicode=nfx", "corpus.unicode.kind is 'nfx'"),
-        ("shards.width=2", "unknown setting shards.width; nothing can be set here"),
-        ("pretrain.steps=1e309", "pretrain.steps is inf"),
-        ("pretrain.precision=fp8", "pretrain.precision.kind is 'fp8'"),
-    ],
-)
-def test_recipe_mistakes_are_answered(override: str, answer: str) -> None:
-    with pytest.raises(SettingsError) as caught:
-        Recipe.load(Path("recipes/storybook.toml"), override.split("\n"))
-    assert answer in str(caught.value)
 
 
 BASE = 'name = "x"\n\n[corpus]\nsources = ["a"]\n\n[tokenizer]\nvocab_size = 320\n'  # seven lines

@@ -36,6 +36,8 @@ from groundup.files import (
 )
 
 FORMAT = 1
+SMALL = 1 << 26
+"""Bytes of a file that is quickly digested: what is opened often is verified up to this."""
 COMMANDS = {"corpus": "corpus", "tokenizer": "tokenizer", "shards": "pack", "model": "pretrain", "evals": "eval"}
 """The stages of a run in their order, each by the name of its directory, which is also its kind → its command."""
 
@@ -241,8 +243,9 @@ def _sealed(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "made": {**made, "seal": seal}}
 
 
-def verify(directory: Path, kind: str | None = None) -> Manifest:
-    """Read the manifest of `directory`, of this `kind` if one is given, and check every byte against it.
+def verify(directory: Path, kind: str | None = None, digest_up_to: int | None = None) -> Manifest:
+    """Read the manifest of `directory`, of this `kind` if one is given, and check every byte against it; where a number
+    of bytes is given, `digest_up_to`, of larger files only the size.
 
     Raises:
         DataError: naming the first file that is missing, of another size, or changed.
@@ -257,15 +260,6 @@ def verify(directory: Path, kind: str | None = None) -> Manifest:
     ...     except DamagedError as error:
     ...         print(str(error).partition("damaged: ")[2])
     the sha256 of text is not the one that was written
-    """
-    return check(directory, kind, digest_up_to=None)
-
-
-def check(directory: Path, kind: str | None = None, digest_up_to: int | None = 1 << 26) -> Manifest:
-    """Read the manifest and check sizes against it, and the digests of files of at most `digest_up_to` bytes.
-
-    Raises:
-        DataError: naming the first file that is missing, of another size, or changed.
     """
     manifest = read_manifest(directory, kind)
     for why in damage(directory, manifest, digest_up_to):

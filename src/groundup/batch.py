@@ -1,7 +1,7 @@
 """Batch: the rows of one step as tensors, rows first, and the three functions that work on any such dataclass."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from dataclasses import Field, dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +33,8 @@ class Batch:
 class Weighted(Protocol):
     """Any frozen dataclass of tensors, rows first, that says how much each of its targets counts."""
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
     @property
     def weight(self) -> Tensor: ...
 
@@ -47,9 +49,8 @@ def split(batch: Rows, n: int) -> list[Rows]:
     >>> [len(micro_batch.tokens) for micro_batch in split(Batch(ids, ids, torch.ones(5, 3), ids, ids), 2)]
     [3, 2]
     """
-    names = [field.name for field in fields(batch)]  # type: ignore[arg-type]
-    columns = [getattr(batch, name).tensor_split(min(n, len(batch.weight))) for name in names]
-    return [replace(batch, **dict(zip(names, parts, strict=True))) for parts in zip(*columns, strict=True)]  # type: ignore[type-var]
+    columns = [column.tensor_split(min(n, len(batch.weight))) for column in vars(batch).values()]
+    return [replace(batch, **dict(zip(vars(batch), parts, strict=True))) for parts in zip(*columns, strict=True)]
 
 
 def to(batch: Rows, device: torch.device) -> Rows:
@@ -59,8 +60,7 @@ def to(batch: Rows, device: torch.device) -> Rows:
     >>> to(Batch(ids, ids, torch.ones(5, 3), ids, ids), torch.device("meta")).tokens.device
     device(type='meta')
     """
-    moved = {field.name: getattr(batch, field.name).to(device, non_blocking=True) for field in fields(batch)}  # type: ignore[arg-type]
-    return replace(batch, **moved)  # type: ignore[type-var]
+    return replace(batch, **{name: column.to(device, non_blocking=True) for name, column in vars(batch).items()})
 
 
 def total_weight(batch: Weighted) -> Float[Tensor, ""]:

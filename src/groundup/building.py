@@ -184,7 +184,7 @@ def examine(
     with lock(job.run):
         stale = _find_stale(before, job)
         if stale:
-            raise SettingsError(_conflict(stale, _recorded_recipe(job), job))
+            raise SettingsError(_conflict(stale, job))
         for stage in before:
             if not is_made(job.run / stage.name):
                 say(f"making {job.run / stage.name}, which a build will take over")
@@ -227,7 +227,7 @@ def _recorded_recipe(job: Job) -> Table:
     try:
         return read_toml(path) if path.is_file() else {}
     except SettingsError as error:
-        job.say(f"the recipe recorded in the run cannot be read and is written anew: {error}")
+        job.say(f"the recipe recorded in the run cannot be read: {error}")
         return {}
 
 
@@ -240,20 +240,17 @@ def _without_stale_stages(job: Job, stages: Iterable[Stage], replace: bool) -> J
     Raises:
         SettingsError: there are some, and they are not to be replaced; or one cannot be made again.
     """
-    asked = job
-    recorded = _recorded_recipe(job)
-    job = _with_recorded_choices(job, recorded or _settings_of_training(job.run))
+    asked, job = job, _with_recorded_choices(job)
     stale = _find_stale(STAGES, job, replace)
     if stale and not replace:
-        raise SettingsError(_conflict(stale, recorded, job))
+        raise SettingsError(_conflict(stale, job))
     if "model" in stale:
         job = asked  # what was chosen for another model is open again
         if not {"tokenizer", "shards"} & stale.keys():
             _check_fits(job)  # before anything is thrown away
     for stage in stages if stale else ():
         if stage.name in stale or not is_made(job.run / stage.name):
-            if job.only not in (None, stage.command):
-                raise SettingsError(_not_made(stage, job))
+            _refuse_another_than_asked(stage, job)
             stage.sources(job, {})  # raises if they are gone
     for stage in reversed(tuple(stages)):  # a kill in between leaves no stage whose input is gone
         if stage.name in stale:
@@ -264,25 +261,18 @@ def _without_stale_stages(job: Job, stages: Iterable[Stage], replace: bool) -> J
     return job
 
 
-def _with_recorded_choices(job: Job, recorded: Mapping[str, Any]) -> Job:
-    """What the recipe leaves open and this run has already chosen stays chosen."""
-    before = recorded.get("pretrain", {})
-    open_choices = [name for name in MACHINE_CHOICES if getattr(job.recipe.pretrain, name) is None]
-    chosen = {name: before[name] for name in open_choices if before.get(name) is not None}
-    if not chosen:
-        return job
-    table = job.recipe.table()
-    recipe = Recipe.from_table({**table, "pretrain": {**table["pretrain"], **chosen}})
-    return dataclasses.replace(job, recipe=recipe)
-
-
-def _settings_of_training(run: Path) -> Mapping[str, Any]:
-    """Settings of a begun or finished training, for a run whose recorded recipe is lost."""
+def _with_recorded_choices(job: Job) -> Job:
+    """What the recipe leaves open and this run's training has already chosen stays chosen."""
     model = next(stage for stage in STAGES if stage.name == "model")
     made = None
     with contextlib.suppress(DataError):
-        made = _made_from(model, run)
-    return made[0] if made else {}
+        made = _made_from(model, job.run)
+    before = made[0].get("pretrain", {}) if made else {}
+    open_choices = [name for name in MACHINE_CHOICES if getattr(job.recipe.pretrain, name) is None]
+    chosen = {name: before[name] for name in open_choices if before.get(name) is not None}
+    table = job.recipe.table()
+    recipe = Recipe.from_table({**table, "pretrain": {**table["pretrain"], **chosen}}) if chosen else job.recipe
+    return dataclasses.replace(job, recipe=recipe)
 
 
 def _find_stale(stages: Iterable[Stage], job: Job, replace: bool = False) -> dict[str, str]:
@@ -364,8 +354,8 @@ def _inputs(stage: Stage, job: Job, recorded: Mapping[str, str]) -> dict[str, st
     return {**before, **stage.sources(job, recorded)}
 
 
-def _conflict(stale: Mapping[str, str], recorded: Table, job: Job) -> str:
-    changed = differences(recorded, job.recipe.table())
+def _conflict(stale: Mapping[str, str], job: Job) -> str:
+    changed = differences(_recorded_recipe(job), job.recipe.table())
     lines = [f"{job.run} was built from another recipe or other inputs."]
     lines += [f"  {name}: {toml_value(old)} → {toml_value(new)}" for name, (old, new) in changed.items()]
     lines += [f"  stale: {COMMANDS[name]} ({why})" for name, why in stale.items()]
@@ -392,8 +382,7 @@ def _run_stage(stage: Stage, job: Job) -> Row:
     target = job.run / stage.name
     if is_made(target):
         return Row(stage.command, 0.0, "up to date", read_manifest(target).digest)
-    if job.only not in (None, stage.command):
-        raise SettingsError(_not_made(stage, job))
+    _refuse_another_than_asked(stage, job)
     settings = stage.settings(job.recipe)
     try:
         inputs = _inputs(stage, job, {})
@@ -412,11 +401,16 @@ def _run_stage(stage: Stage, job: Job) -> Row:
     return Row(stage.command, time.monotonic() - started, "made", read_manifest(target).digest)
 
 
-def _not_made(stage: Stage, job: Job) -> str:
-    return (
-        f"{job.run} does not have the result of {stage.command} yet, which {job.only} needs: run "
-        f"`groundup {stage.command} RECIPE --run {job.run}` first, or `groundup build RECIPE --run {job.run}` for all"
-    )
+def _refuse_another_than_asked(stage: Stage, job: Job) -> None:
+    """
+    Raises:
+        SettingsError: when one stage was asked for, and this one, which it needs, is not made yet.
+    """
+    if job.only not in (None, stage.command):
+        raise SettingsError(
+            f"{job.run} does not have the result of {stage.command} yet, which {job.only} needs: run `groundup "
+            f"{stage.command} RECIPE --run {job.run}` first, or `groundup build RECIPE --run {job.run}` for all"
+        )
 
 
 def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str] | None, run: Path) -> Path | None:

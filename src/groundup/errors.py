@@ -1,5 +1,10 @@
 """The errors a person can cause or must act on, each with the exit code the command line ends in."""
 
+import re
+
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Stand-ins for bytes that are not UTF-8, which no file, JSON or terminal can hold."""
+
 
 class GroundupError(Exception):
     """An error whose message is an answer: the thing, what it was, what it should be, the next step. The command line
@@ -79,5 +84,5 @@ def refuse_not_utf8(path: object) -> None:
     Raises:
         SettingsError: a path with bytes that are not UTF-8, which neither JSON nor the libraries of weights can hold.
     """
-    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+    if SURROGATE.search(str(path)):
         raise SettingsError(f"{escaped(str(path))} is not UTF-8, and cannot be used as a path here: rename it")

@@ -90,16 +90,18 @@ def locate(name: str, beside: Path, what: str) -> Path:
     Raises:
         MissingError: naming the paths where it is not.
     """
-    with contextlib.suppress(RuntimeError):  # `~nobody` has no home
-        tried = [beside / Path(name).expanduser(), Path(name).expanduser()]
-        for path in tried:
-            with contextlib.suppress(OSError):  # such as a name that is too long
-                if path.exists():
-                    return path
-        paths = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
-        hint = f". Nothing in {name} is filled in from the environment: write the path out" if "$" in name else ""
-        raise MissingError(f"{what} {name} is missing: looked at {paths}{hint}")
-    raise MissingError(f"{what} {name} is missing: there is no user of that name")
+    try:
+        expanded = Path(name).expanduser()
+    except RuntimeError:
+        raise MissingError(f"{what} {name} is missing: there is no user of that name") from None
+    tried = [beside / expanded, expanded]
+    for path in tried:
+        with contextlib.suppress(OSError):  # such as a name that is too long
+            if path.exists():
+                return path
+    paths = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
+    hint = f". Nothing in {name} is filled in from the environment: write the path out" if "$" in name else ""
+    raise MissingError(f"{what} {name} is missing: looked at {paths}{hint}")
 
 
 def require_path(path: Path, wanted: str) -> None:
@@ -124,7 +126,7 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(_existing(path)).free
+            free = shutil.disk_usage(next(each for each in (path, *path.parents) if each.exists())).free
             raise ResourceError(
                 f"no room to write {path}: {error.strerror}, {free:,} bytes free there. "
                 "Free some space and run the same command again; nothing half-written was kept"
@@ -136,12 +138,6 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
                 f"cannot write {path}: {error.strerror}. Make it writable, or choose another place (a run's with --run)"
             ) from error
         raise
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 class _Digested(io.RawIOBase):

@@ -6,7 +6,6 @@ settings of their own are unions told apart by `kind`.
 
 import difflib
 import json
-import re
 import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,14 +18,12 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from groundup.errors import SettingsError, escaped
+from groundup.errors import SURROGATE, SettingsError, escaped
 from groundup.files import line_of, parse_toml, read_toml_text, shortened
 from groundup.files import read_toml as read_toml
 
 Table = dict[str, Any]
 MAX_COMPLAINTS = 20
-SURROGATE = re.compile(r"[\ud800-\udfff]")
-"""Stand-ins for bytes that are not UTF-8, which no file, JSON or terminal can hold."""
 BRIEFLY = reprlib.Repr()
 BRIEFLY.maxstring = BRIEFLY.maxother = 80
 
@@ -297,8 +294,9 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails, origin: Origin) -> str:
         case "union_tag_not_found" if isinstance(detail["input"], dict):
             sentence = f"{dotted}.kind is not set; known here: {', '.join(kinds)}"
         case "model_type" | "model_attributes_type" | "dict_type" | "union_tag_not_found":
-            in_python = " or ".join(f"{each.__name__}()" for each in classes)
-            sentence = f"{dotted} is {given}; it should be a table, such as [{dotted}] (in Python {in_python})"
+            as_object = f" (in Python {' or '.join(f'{each.__name__}()' for each in classes)})"
+            sentence = f"{dotted} is {given}; it should be a table, such as [{dotted}]"
+            sentence += "" if origin.text or origin.overrides else as_object
         case "value_error" | "contradiction":
             sentence = f"{dotted}: ".removeprefix(": ") + detail["msg"].removeprefix("Value error, ")
         case _:

@@ -12,11 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from groundup.generation.cache import ContiguousCache
-from groundup.model import attention
 from groundup.model.attention import Causal, Packed
-from groundup.model.dot_product import additive
 from groundup.model.position import PositionTerms
-from groundup.model.settings import GroupedQuery, ModelConfig
+from groundup.model.settings import ALiBi, GroupedQuery, ModelConfig
 from groundup.model.transformer import Transformer
 
 OPTIONS: list[dict[str, object]] = [
@@ -144,24 +142,28 @@ def test_dropout_leaves_out_that_share_of_the_weights() -> None:
 
 def test_attend_objects_are_pytrees_of_tensors() -> None:
     document = torch.tensor([[0, 0, 1]])
-    for attend in (Packed(document), Causal.of(3, document.device)):
+    for attend in (Packed(document), Causal.of(3, document.device, {None, 2})):
         leaves, spec = torch.utils._pytree.tree_flatten(attend)
         rebuilt = torch.utils._pytree.tree_unflatten(leaves, spec)
         assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
         assert vars(rebuilt).keys() == vars(attend).keys()
-        assert all(value is vars(attend)[name] for name, value in vars(rebuilt).items()), "nothing is computed"
+        again, _ = torch.utils._pytree.tree_flatten(rebuilt)
+        assert all(one is other for one, other in zip(leaves, again, strict=True)), "nothing is computed"
     assert torch.utils._pytree.tree_flatten(Causal())[0] == []
 
 
-def test_a_mask_is_made_once_for_all_layers(llama: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    monkeypatch.setattr(attention, "additive", lambda readable: made.append(1) or additive(readable))
-    model = Transformer(llama)
-    tokens = torch.zeros(1, 8, dtype=torch.long)
-    model(tokens)
-    assert len(made) == 1
-    model(tokens, attend=Packed(tokens))
-    assert len(made) == 2
+@pytest.mark.parametrize("window", [None, 3])
+def test_masks_are_made_once_for_all_layers(
+    llama: ModelConfig, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, plain = [], Tensor.masked_fill
+    monkeypatch.setattr(Tensor, "masked_fill", lambda *given: made.append(1) or plain(*given))
+    config = llama.model_copy(update={"n_layers": 3, "position": ALiBi(), "attention": GroupedQuery(window=window)})
+    model, tokens = Transformer(config), torch.zeros(1, 8, dtype=torch.long)
+    for attending in (lambda: None, lambda: Packed(tokens)):
+        model(tokens, attend=attending())
+        assert len(made) == (1 if window is None else 2)
+        made.clear()
 
 
 LATENT = {

@@ -9,7 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from groundup.model.attention import Causal
-from groundup.model.dot_product import by_kernel, dot_product_attention
+from groundup.model.dot_product import dot_product_attention
+from groundup.model.equation import by_kernel
 
 
 @pytest.mark.parametrize("groups", [2, 4])

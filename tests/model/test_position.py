@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from groundup.model.attention import Causal, Packed
-from groundup.model.position import alibi_slopes, make_position, rotary_frequencies
+from groundup.model.position import Position, alibi_slopes, rotary_frequencies
 from groundup.model.settings import (
     ALiBi,
     LearnedPosition,
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def scores(position: Rotary, q: Tensor, k: Tensor, at_q: int, at_k: int) -> Tensor:
     """Scaled dot product of a query and a key at their positions; both (N, K)."""
     config = ModelConfig(n_heads=len(q), d_head=q.shape[1], position=position)
-    module = make_position(config)
+    module = Position(config)
     turned = []
     for x, at in ((q, at_q), (k, at_k)):
         _, terms = module(torch.zeros(1, 1, 1), torch.tensor([[at]]))
@@ -62,7 +62,7 @@ def test_rotary_scores_depend_on_the_distance_alone(position: Rotary) -> None:
 def test_rotary_turns_a_pair_by_its_angle_and_keeps_lengths() -> None:
     """Equation 13 of the paper: in two dimensions, position m turns by m radians."""
     config = ModelConfig(n_heads=1, d_head=2)
-    _, terms = make_position(config)(torch.zeros(1, 5, 1), torch.arange(5)[None])
+    _, terms = Position(config)(torch.zeros(1, 5, 1), torch.arange(5)[None])
     turned = terms.rotate(torch.tensor([1.0, 0.0]).expand(1, 1, 5, 2))[0, 0]
     expected = torch.tensor([[math.cos(m), math.sin(m)] for m in range(5)])
     assert_close(turned, expected)
@@ -70,7 +70,7 @@ def test_rotary_turns_a_pair_by_its_angle_and_keeps_lengths() -> None:
 
 def test_what_is_not_turned_is_left() -> None:
     config = ModelConfig(n_heads=1, d_head=8, position=Rotary(fraction=0.25))
-    _, terms = make_position(config)(torch.zeros(1, 5, 1), torch.arange(5)[None])
+    _, terms = Position(config)(torch.zeros(1, 5, 1), torch.arange(5)[None])
     x = torch.randn(1, 1, 5, 8)
     assert torch.equal(terms.rotate(x)[..., 2:], x[..., 2:])
     assert not torch.equal(terms.rotate(x)[..., :2], x[..., :2])
@@ -123,7 +123,7 @@ def test_scaled_angles_equal_hugging_faces(scaling: object, theirs: dict[str, ob
 def test_sinusoidal_positions_are_the_papers() -> None:
     """PE(p, 2i) = sin(p / 10000^(2i/d)), PE(p, 2i + 1) = cos of the same (Vaswani et al. 2017, section 3.5)."""
     config = ModelConfig(d_model=16, position=Sinusoidal())
-    x, _ = make_position(config)(torch.zeros(1, 50, 16), torch.arange(50)[None])
+    x, _ = Position(config)(torch.zeros(1, 50, 16), torch.arange(50)[None])
     for p in (0, 1, 7, 49):
         for i in range(8):
             angle = p / 10_000 ** (2 * i / 16)
@@ -134,7 +134,7 @@ def test_sinusoidal_positions_are_the_papers() -> None:
 def test_a_shift_of_sinusoidal_positions_is_linear() -> None:
     """For every shift there is one matrix, which turns each pair by shift × frequency, that takes any position's vector
     to that of the position so much later."""
-    waves = make_position(ModelConfig(d_model=16, position=Sinusoidal()))
+    waves = Position(ModelConfig(d_model=16, position=Sinusoidal()))
     table = waves(torch.zeros(1, 300, 16), torch.arange(300)[None])[0][0]
     for shift in (1, 10, 100):
         angles = [shift / 10_000 ** (2 * i / 16) for i in range(8)]
@@ -153,7 +153,7 @@ def test_alibi_slopes_equal_hugging_faces(n_heads: int) -> None:
 def test_alibi_takes_off_scores_in_proportion_to_distance() -> None:
     """With equal contents the logarithm of the attention weights is a straight line, of a slope for each head."""
     n_heads, length = 8, 30
-    _, terms = make_position(ModelConfig(n_heads=n_heads, d_model=64, position=ALiBi()))(
+    _, terms = Position(ModelConfig(n_heads=n_heads, d_model=64, position=ALiBi()))(
         torch.zeros(1, length, 64), torch.arange(length)[None]
     )
     q = k = torch.zeros(1, n_heads, length, 4)
@@ -209,7 +209,7 @@ def test_without_position_the_first_layer_is_blind_to_order() -> None:
 
 
 def test_opts_offset_leaves_rows_unused() -> None:
-    place = make_position(ModelConfig(context_length=8, d_model=4, n_heads=1, position=LearnedPosition(offset=2)))
+    place = Position(ModelConfig(context_length=8, d_model=4, n_heads=1, position=LearnedPosition(offset=2)))
     assert place.table.weight.shape == (10, 4)
     x, _ = place(torch.zeros(1, 8, 4), torch.arange(8)[None])
     assert torch.equal(x[0], place.table.weight[2:])

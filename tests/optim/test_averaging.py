@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from groundup.optim.averaging import RunningAverage, mean_of
+from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
 
 

@@ -6,9 +6,10 @@ import torch
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.averaging import RunningAverage
+from groundup.optim.masters import Masters
 from groundup.optim.memory import state_bytes
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters, weight_dtype
+from groundup.optim.precision import weight_dtype
 from groundup.optim.settings import (
     Adafactor,
     AdamW,

@@ -143,7 +143,7 @@ def test_two_hundred_stories_rank_sizes_as_training_did(shared: Path) -> None:
 
 def test_advice_in_words_says_what_the_table_says(tales_curve: Curve) -> None:
     advice = advise(tales_curve, shape(192, 6), 4_400_000)
-    told = table(advice, tales_curve)
+    told = table(advice)
     assert told["vocab_size"] == 4096 and [size["vocab_size"] for size in told["sizes"]] == [
         512,
         1024,
@@ -153,7 +153,7 @@ def test_advice_in_words_says_what_the_table_says(tales_curve: Curve) -> None:
     ]
     assert [row[0] for row in rows(advice)[1:]] == ["512", "1,024", "2,048", "4,096", "8,192"]
     assert [line[0] for line in chart(advice)] == [" ", " ", " ", "→", " "]
-    said = " ".join(reasons(advice, tales_curve))
+    said = " ".join(reasons(advice))
     assert ("4,096 ids: with them a model 192 wide with 6 layers needs") in said
     assert "2,048 would do as well" in said
 
@@ -162,9 +162,7 @@ def test_few_texts_run_out_of_pairs_and_it_says_so() -> None:
     curve = measure(["the king and the queen " * 20, "the fox and the hill " * 20], largest=1024)
     assert [size.vocab_size for size in curve.sizes] == [320]
     assert curve.runs_out_at is not None and curve.runs_out_at < 320
-    assert f"With {curve.runs_out_at} ids the texts run out" in " ".join(
-        reasons(advise(curve, shape(64, 4), 800), curve)
-    )
+    assert f"With {curve.runs_out_at} ids the texts run out" in " ".join(reasons(advise(curve, shape(64, 4), 800)))
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -19,7 +19,8 @@ from groundup.errors import DataError
 from groundup.files import write_text
 from groundup.pages import app as pages
 from groundup.report import watch
-from groundup.report.watch import Runs, WatchedRun, differences
+from groundup.report.facts import differing_settings
+from groundup.report.watch import Runs, WatchedRun
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 NAMES = [HOSTILE, "‮gnorw si siht‬ שלום", "👩‍👩‍👧 run", "a" * 250, "'\";--&amp;", "..%2f..%2fetc"]
@@ -308,11 +309,13 @@ def test_runs_are_found_in_folders_and_known_by_the_same_id(tmp_path: Path) -> N
 
 
 def test_settings_that_differ_are_listed_and_a_broken_recipe_is_none(tmp_path: Path) -> None:
-    first = WatchedRun(make(tmp_path / "a", 1, 'name = "a"\n[pretrain]\nsteps = 1\nseed = 0\n'), "a")
-    second = WatchedRun(make(tmp_path / "b", 1, 'name = "b"\n[pretrain]\nsteps = 2\nseed = 0\nclip = 1.0\n'), "b")
-    assert differences([first, second]) == {"pretrain.clip": [None, "1.0"], "pretrain.steps": ["1", "2"]}
-    assert differences([first, WatchedRun(make(tmp_path / "c", 1, "no toml"), "c")])["pretrain.steps"] == ["1", None]
-    assert differences([]) == {}
+    first = make(tmp_path / "a", 1, "[pretrain]\nseed = 0\nsteps = 1\n")
+    second = make(tmp_path / "b", 1, "[pretrain]\nseed = 0\nsteps = 2\nclip = 1.0\n")
+    broken = make(tmp_path / "c", 1, "no toml")
+    one, two, none = (WatchedRun(run, run.name).recipe() for run in (first, second, broken))
+    assert differing_settings([one, two]) == {"pretrain.clip": [None, 1.0], "pretrain.steps": [1, 2]}
+    assert differing_settings([one, none])["pretrain.steps"] == [1, None]
+    assert differing_settings([]) == {}
 
 
 def test_answers_are_json_without_nan_and_unchanged_ones_are_short(serving: Serving, tmp_path: Path) -> None:

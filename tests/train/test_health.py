@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from groundup.batch import Batch
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
 from groundup.train.fit import Step, accumulate, fit
 from groundup.train.health import Health, activations, attention_statistics

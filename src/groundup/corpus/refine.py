@@ -319,14 +319,14 @@ def digest_sources(
     Returns:
         Name of each file → sha256 of its bytes, and the sources that are gone.
     """
-    if not recorded:
-        return source_digests(find(settings, beside)), []
     digests: dict[str, str] = {}
     gone = []
     for source in settings.sources:
         try:
             digests |= source_digests(find(settings.model_copy(update={"sources": (source,)}), beside))
         except MissingError:
+            if not recorded:
+                raise
             gone.append(source)
             within = source.rstrip("/") + "/"
             digests |= {name: old for name, old in recorded.items() if name == source or name.startswith(within)}

@@ -2,6 +2,8 @@
 
 import codecs
 import errno
+import json
+import math
 import os
 import re
 import stat
@@ -9,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
@@ -95,10 +98,6 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
         left_out: Counter[str] = Counter()
         for parts, path, why in sorted(_walk(root), key=lambda entry: entry[0]):
             name = _printable("/".join([source.rstrip("/"), *parts]))
-            if why is None and reader_of(path) is None:
-                why = kind_of(path)
-            elif why is None and not os.access(path, os.R_OK):
-                why = "not readable (Permission denied)"
             if why is None:
                 found.files.append((name, path))
                 continue
@@ -152,8 +151,12 @@ def _walk(root: Path) -> Iterator[tuple[tuple[str, ...], Path, str | None]]:
                 yield below, path, HIDDEN
             elif stat.S_ISDIR(mode):
                 (links if entry.is_symlink() else folders).append((below, path))
+            elif not stat.S_ISREG(mode):
+                yield below, path, "pipe, socket or device"
+            elif reader_of(path) is None:
+                yield below, path, kind_of(path)
             else:
-                yield below, path, None if stat.S_ISREG(mode) else "pipe, socket or device"
+                yield below, path, None if os.access(path, os.R_OK) else "not readable (Permission denied)"
 
 
 def describe_left_out(left_out: Mapping[str, int], names: Mapping[str, list[str]]) -> str:
@@ -430,7 +433,7 @@ def _from_json(line: bytes, source: str, text_field: str) -> Document:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        row = _sound_fields(line, broken)
+        row = _writable(_read_leniently(line), broken)
         if not row or text_field in broken:
             return Document(_escaped(line, "utf-8"), source, reason=_why_broken(line, text_field, broken, str(error)))
     if not isinstance(row, dict):
@@ -444,8 +447,40 @@ def _from_json(line: bytes, source: str, text_field: str) -> Document:
     try:
         metadata = orjson.dumps(row)
     except orjson.JSONEncodeError:  # nested deeper than is written
-        metadata = orjson.dumps({key: value for key, value in row.items() if _can_be_written(key, value, broken)})
+        metadata = orjson.dumps(_writable(row, broken))
     return Document(text, source, metadata.decode(), left_out=tuple(map(_printable, broken)))
+
+
+def _read_leniently(line: bytes) -> dict[str, Any]:
+    """The fields of an object in which some values are no JSON: NaN, halves of characters, bytes that are not UTF-8."""
+    try:
+        row = json.loads(
+            line.decode("utf-8", "surrogateescape"), parse_constant=Decimal, parse_float=_finite_or_decimal
+        )
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _finite_or_decimal(number: str) -> float | Decimal:
+    return float(number) if math.isfinite(float(number)) else Decimal(number)
+
+
+def _writable(row: Mapping[str, Any], broken: dict[str, str]) -> dict[str, Any]:
+    """The fields that can be written as JSON; the others go into `broken` with their errors.
+
+    >>> broken = {}
+    >>> _writable({"text": "a", "score": Decimal("NaN"), "tags": [1, 2]}, broken), list(broken)
+    ({'text': 'a', 'tags': [1, 2]}, ['score'])
+    """
+    writable = {}
+    for name, value in row.items():
+        try:
+            orjson.dumps({name: value})
+            writable[name] = value
+        except orjson.JSONEncodeError as error:
+            broken[name] = str(error)
+    return writable
 
 
 def _why_broken(line: bytes, text_field: str, broken: Mapping[str, str], error: str) -> str:
@@ -456,61 +491,6 @@ def _why_broken(line: bytes, text_field: str, broken: Mapping[str, str], error: 
     if text_field in broken:
         return f"not JSON in field {text_field!r}: {broken[text_field]}"
     return f"not JSON: {error}; the line begins {line.decode().strip()[:20]!r}"
-
-
-def _can_be_written(key: str, value: Any, broken: dict[str, str]) -> bool:
-    try:
-        orjson.dumps(value)
-    except orjson.JSONEncodeError as error:
-        broken[key] = str(error)
-    return key not in broken
-
-
-def _sound_fields(line: bytes, broken: dict[str, str]) -> dict[str, Any]:
-    """The fields of an object that can be read; the others go into `broken` with their errors.
-
-    >>> broken = {}
-    >>> _sound_fields(b'{"text": "a", "score": NaN, "tags": [1, 2]}', broken), list(broken)
-    ({'text': 'a', 'tags': [1, 2]}, ['score'])
-    """
-    sound = {}
-    for key, value in _fields(line):
-        name = _escaped(key.strip(), "utf-8")
-        try:
-            name = orjson.loads(key)
-            sound[name] = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            broken[name] = str(error)
-    return sound
-
-
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
-_CLOSING = {b"{": b"}", b"[": b"]"}
-
-
-def _fields(line: bytes) -> list[tuple[bytes, bytes]]:
-    """Key and value as they are written, of each field of an object whose brackets match; nothing of anything else."""
-    fields: list[tuple[bytes, bytes]] = []
-    open_brackets: list[bytes] = []
-    begin, colon = 0, None
-    for token in _TOKEN.finditer(line):
-        mark = token[0]
-        if not open_brackets and (mark != b"{" or fields):
-            return []
-        if mark in _CLOSING:
-            open_brackets.append(mark)
-            begin = begin if len(open_brackets) > 1 else token.end()
-        elif mark == b":" and len(open_brackets) == 1 and colon is None:
-            colon = token.start()
-        elif mark in (b",", b"}", b"]"):
-            if mark != b"," and _CLOSING[open_brackets.pop()] != mark:
-                return []
-            if len(open_brackets) == (mark == b","):
-                if colon is None:
-                    return []
-                fields.append((line[begin:colon], line[colon + 1 : token.start()]))
-                begin, colon = token.end(), None
-    return [] if open_brackets else fields
 
 
 def _cut(pieces: Iterable[bytes], source: str, limit: int, like: Document | None = None) -> Iterator[Document]:

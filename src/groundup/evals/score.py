@@ -161,7 +161,17 @@ def score(
             np.add.at(nats, window.owner, -(logprobs * window.own).sum(dim=1).numpy())
             done += int(window.own.sum())
     progress(total, total, "")
-    return _summary(nats / math.log(2), shards.n_bytes[:n_documents], total)
+    bits, n_bytes = nats / math.log(2), shards.n_bytes[:n_documents]
+    bits_per_byte, standard_error = ratio(bits, n_bytes)
+    return Score(
+        bits_per_byte=bits_per_byte,
+        standard_error=standard_error,
+        perplexity=2**mean if (mean := float(bits.sum()) / total) < 1024 else math.inf,
+        documents=n_documents,
+        tokens=total,
+        bytes=int(n_bytes.sum()),
+        document_bits=bits,
+    )
 
 
 def refuse_not_finite(result: Score, whose: str) -> None:
@@ -176,19 +186,6 @@ def refuse_not_finite(result: Score, whose: str) -> None:
             f"{whose} gives scores that are not finite numbers (NaN or Inf) to {len(wrong):,} of "
             f"{plural(result.documents, 'document')}, document {int(wrong[0]) + 1:,} first: it cannot be measured"
         )
-
-
-def _summary(bits: npt.NDArray[np.float64], n_bytes: npt.NDArray[np.int64], tokens: int) -> Score:
-    bits_per_byte, standard_error = ratio(bits, n_bytes)
-    return Score(
-        bits_per_byte=bits_per_byte,
-        standard_error=standard_error,
-        perplexity=2**mean if (mean := float(bits.sum()) / tokens) < 1024 else math.inf,
-        documents=len(bits),
-        tokens=tokens,
-        bytes=int(n_bytes.sum()),
-        document_bits=bits,
-    )
 
 
 def table_of(result: Score) -> dict[str, float | int | None]:

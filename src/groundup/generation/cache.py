@@ -3,8 +3,8 @@
 B rows, L layers, G key/value heads, S room in tokens, K key width, W value width, T new tokens at most, N in all.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from groundup.model.dot_product import additive, weighted_values
+from groundup.model.attention import Pairs
+from groundup.model.equation import weighted_values
 from groundup.model.settings import ModelConfig
 
 
@@ -52,8 +53,7 @@ class ContiguousCache:
             row,
             number,
             query[row, number],
-            distance,
-            additive(distance >= 0),
+            Pairs.of(distance),
         )
 
 
@@ -69,14 +69,18 @@ class CacheAttend:
     """Number of each new token among the new ones of its row."""
     position: Int[Tensor, "N"]
     """Position of each new token in its row."""
-    distance: Int[Tensor, "B 1 T S"]
-    mask: Float[Tensor, "B 1 T S"]
+    pairs: Pairs
     wants_latents: ClassVar[bool] = True
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
+    def prepared(self, length: int, device: torch.device, windows: Collection[int | None]) -> "CacheAttend":
+        return replace(self, pairs=self.pairs.over(windows))
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, window: int | None = None, **options: Any
+    ) -> Tensor:
         keys = self._write(self.keys[:, layer], k)
         values = self._write(self.values[:, layer], v) if self.values.shape[-1] else keys[..., : v.shape[-1]]
-        return weighted_values(q, keys, values, self.mask, self.distance, **options)
+        return weighted_values(q, keys, values, self.pairs.mask(window), self.pairs.distance, **options)
 
     def _write(self, held: Float[Tensor, "B G S K"], new: Float[Tensor, "B G T K"]) -> Float[Tensor, "B G S K"]:
         if len(self.row):
@@ -87,4 +91,4 @@ class CacheAttend:
 
 
 pytree.register_dataclass(ContiguousCache, field_names=["keys", "values"])
-pytree.register_dataclass(CacheAttend, field_names=["keys", "values", "row", "number", "position", "distance", "mask"])
+pytree.register_dataclass(CacheAttend, field_names=["keys", "values", "row", "number", "position", "pairs"])

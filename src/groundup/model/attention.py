@@ -6,6 +6,8 @@ B batch, T queries, S keys, H query heads, G key/value heads, K head width, W va
 below, or a cache. Every such object has the signature of `Attend`.
 """
 
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,12 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from groundup.model.dot_product import additive, by_kernel, has_kernel
 from groundup.model.dot_product import dot_product_attention as dot_product_attention
+from groundup.model.equation import additive, by_kernel, has_kernel
 from groundup.model.kernels.blocks import block_count, by_blocks
 from groundup.model.norm import make_norm
 from groundup.model.position import PositionTerms, terms_at
-from groundup.model.settings import GroupedQuery, Latent, ModelConfig
+from groundup.model.settings import GroupedQuery, ModelConfig
 
 
 @runtime_checkable
@@ -34,7 +36,8 @@ class Attend(Protocol):
         dropout: share of attention weights set to zero.
 
     One that has `wants_latents = True` gets latent vectors where they can stand for keys and values, which takes less
-    room.
+    room. One that has a method `prepared(length, device, windows)` is asked by the model, before its first layer, for
+    an object that has made for that many positions what all layers need.
 
     >>> from groundup import ModelConfig, Transformer
     >>> def itself(q, k, v, **options):
@@ -60,28 +63,71 @@ class Attend(Protocol):
     ) -> Float[Tensor, "B H T W"]: ...
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """What is known of each query and key before they meet, made once for all layers."""
+
+    distance: Int[Tensor, "#B 1 T S"]
+    """Position of the query minus position of the key."""
+    masks: dict[int | None, Tensor]
+    """By window, None for none: (B, 1, T, S) numbers that are added to the scores."""
+
+    @classmethod
+    def of(cls, distance: Int[Tensor, "#B 1 T S"], document: Int[Tensor, "B T"] | None = None) -> "Pairs":
+        """Each query reads what is not after it, and of its own document if there are documents."""
+        readable = distance >= 0
+        if document is not None:
+            readable = (document[:, None, :, None] == document[:, None, None, :]) & readable
+        return cls(distance, {None: additive(readable)})
+
+    @classmethod
+    def within(cls, length: int, device: torch.device, document: Int[Tensor, "B T"] | None = None) -> "Pairs":
+        """Of `length` positions with each other."""
+        index = torch.arange(length, dtype=torch.int32, device=device)
+        return cls.of((index[:, None] - index)[None, None], document)
+
+    def mask(self, window: int | None) -> Float[Tensor, "#B 1 T S"]:
+        if window is None or window in self.masks:
+            return self.masks[window]
+        return self.masks[None].masked_fill(self.distance >= window, float("-inf"))
+
+    def over(self, windows: Collection[int | None]) -> "Pairs":
+        """With a mask for each of these windows."""
+        return replace(self, masks=self.masks | {window: self.mask(window) for window in windows})
+
+
+@dataclass(frozen=True)
 class Causal:
     """Each position reads itself and all before it; called as an `Attend`, whatever the `layer`.
 
     >>> q = k = v = torch.randn(1, 2, 5, 8)
     >>> plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    >>> torch.allclose(Causal.of(5, q.device)(q, k, v), plain, atol=1e-6)
+    >>> torch.allclose(Causal()(q, k, v), plain, atol=1e-6)
     True
     """
 
-    def __init__(self, mask: Float[Tensor, "1 1 T T"] | None = None) -> None:
-        self._mask = mask
+    pairs: Pairs | None = None
+    """Made for each layer if not given."""
 
     @classmethod
-    def of(cls, length: int, device: torch.device) -> "Causal":
-        """For `length` positions on `device`: the mask is made once for all layers; a GPU's kernel needs none."""
-        return cls() if device.type == "cuda" else cls(causal_mask(length, device))
+    def of(cls, length: int, device: torch.device, windows: Collection[int | None] = (None,)) -> "Causal":
+        """For `length` positions on `device` and layers with these `windows`: the masks are made once for all layers; a
+        GPU's kernel needs none without a window."""
+        if device.type == "cuda" and {*windows} <= {None}:
+            return cls()
+        return cls(Pairs.within(length, device).over(windows))
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int = 0, **options: Any) -> Tensor:
-        if has_kernel(q, **options):
+    def prepared(self, length: int, device: torch.device, windows: Collection[int | None]) -> "Causal":
+        """The same as `of` makes, for these `length`, `device` and `windows`."""
+        return self.of(length, device, windows)
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, layer: int = 0, window: int | None = None, **options: Any
+    ) -> Tensor:
+        if has_kernel(q, window=window, **options):
             return by_kernel(q, k, v, causal=True, **options)
-        mask = causal_mask(q.shape[2], q.device) if self._mask is None else self._mask
-        return by_blocks(q, k, v, mask, distance_if_asked(q, **options), block_count(q), **options)
+        pairs = Pairs.within(q.shape[2], q.device) if self.pairs is None else self.pairs
+        return by_blocks(q, k, v, pairs.mask(window), pairs.distance, block_count(q), window=window, **options)
 
 
 class Packed:
@@ -89,7 +135,7 @@ class Packed:
 
     Args:
         document: any number that differs between the documents of a row.
-        mask: made of `document` once for all layers, and not while a layer is compiled, if not given.
+        pairs: made of `document` once for all layers, and not while a layer is compiled, if not given.
 
     >>> q = k = v = torch.randn(1, 2, 5, 8)
     >>> together = Packed(torch.tensor([[0, 0, 1, 1, 1]]))(q, k, v)
@@ -98,47 +144,30 @@ class Packed:
     True
     """
 
-    def __init__(self, document: Int[Tensor, "B T"], mask: Float[Tensor, "B 1 T T"] | None = None) -> None:
-        self.document, self.mask = document, mask if mask is not None else packed_mask(document)
+    def __init__(self, document: Int[Tensor, "B T"], pairs: Pairs | None = None) -> None:
+        if document.ndim != 2:
+            raise ValueError(f"document has shape {tuple(document.shape)}; it should be (rows, length)")
+        self.document = document
+        self.pairs = Pairs.within(document.shape[1], document.device, document) if pairs is None else pairs
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int = 0, **options: Any) -> Tensor:
-        return by_blocks(q, k, v, self.mask, distance_if_asked(q, **options), block_count(q), **options)
+    def prepared(self, length: int, device: torch.device, windows: Collection[int | None]) -> "Packed":
+        """With a mask for each of the `windows`; `length` and `device` are those of the documents."""
+        self.pairs = self.pairs.over(windows)
+        return self
 
-
-def causal_mask(length: int, device: torch.device) -> Float[Tensor, "1 1 T T"]:
-    return additive(_distance(length, device) >= 0)
-
-
-def packed_mask(document: Int[Tensor, "B T"]) -> Float[Tensor, "B 1 T T"]:
-    if document.ndim != 2:
-        raise ValueError(f"document has shape {tuple(document.shape)}; it should be (rows, length)")
-    same = document[:, None, :, None] == document[:, None, None, :]
-    return additive(same & (_distance(document.shape[1], document.device) >= 0))
-
-
-def distance_if_asked(
-    q: Float[Tensor, "B H T K"], *, window: int | None = None, slopes: Tensor | None = None, **_: Any
-) -> Int[Tensor, "1 1 T T"] | None:
-    """How far each position is from each; None where neither a window nor slopes want to know."""
-    return None if window is None and slopes is None else _distance(q.shape[2], q.device)
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, layer: int = 0, window: int | None = None, **options: Any
+    ) -> Tensor:
+        pairs = self.pairs
+        return by_blocks(q, k, v, pairs.mask(window), pairs.distance, block_count(q), window=window, **options)
 
 
-def _distance(length: int, device: torch.device) -> Int[Tensor, "1 1 T T"]:
-    index = torch.arange(length, device=device)
-    return (index[:, None] - index)[None, None]
-
-
-def _register(attend: type, *names: str) -> None:
-    """As a pytree of these tensors, as far as there are such; computing nothing when it is rebuilt of them."""
-    pytree.register_pytree_node(
-        attend,
-        lambda it: ([tensor for name in names if (tensor := getattr(it, name)) is not None], None),
-        lambda tensors, _: attend(*tensors),
-    )
-
-
-_register(Causal, "_mask")
-_register(Packed, "document", "mask")
+# As pytrees of tensors, for which nothing is computed when they are rebuilt.
+pytree.register_dataclass(Pairs, field_names=["distance", "masks"])
+pytree.register_dataclass(Packed, field_names=["document", "pairs"])
+pytree.register_pytree_node(
+    Causal, lambda it: ([] if it.pairs is None else [it.pairs], None), lambda pairs, _: Causal(*pairs)
+)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -179,7 +208,7 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.settings.qk_norm == "full":
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k, v = (_heads(each, self.d_head) for each in (q, k, v))  # (B, H, T, K), (B, G, T, K)
+        q, k, v = (heads_of(each, self.d_head) for each in (q, k, v))  # (B, H, T, K), (B, G, T, K)
         if self.settings.qk_norm == "head":
             q, k = self.query_norm(q), self.key_norm(k)
         read = attend(
@@ -197,82 +226,6 @@ class GroupedQueryAttention(nn.Module):
         return output
 
 
-class LatentAttention(nn.Module):
-    """Multi-head latent attention (DeepSeek-V2 2024, arXiv:2405.04434, section 2.1, eq. 9–19).
-
-    A token's keys and values are linear in one latent vector c: k = Uc, v = Wc. Each head's keys and values are written
-    out, unless `attend.wants_latents`, as a cache does. Then use is made of q·Uc = (Uᵀq)·c and Σ p Wc = W Σ p c: the
-    queries are brought to the latent vectors, which serve all heads as their one key and value. Fewer channels are
-    cached, more are multiplied. `key` and `value` are then read as matrices: whoever wraps them has to offer a whole
-    `weight`.
-    L latent width, R rotary width, K + R channels of a key.
-    """
-
-    TP = {"query": "column", "key": "column", "value": "column", "out": "row"}
-
-    def __init__(self, config: ModelConfig, settings: Latent, layer: int) -> None:
-        super().__init__()
-        self.config, self.layer, self.dropout, n_heads = config, layer, settings.dropout, config.n_heads
-        self.d_head, self.d_rotary = config.head_width, settings.d_rotary
-        self.d_value = settings.d_value or self.d_head
-        self.scale = (self.d_head + self.d_rotary) ** -0.5
-        self.query_latent: nn.Module = nn.Identity()
-        self.query_latent_norm: nn.Module = nn.Identity()
-        if settings.d_query_latent is not None:
-            self.query_latent = nn.Linear(config.d_model, settings.d_query_latent, bias=False)
-            self.query_latent_norm = make_norm(config.norm, settings.d_query_latent)
-        width = settings.d_query_latent or config.d_model
-        self.query = nn.Linear(width, n_heads * (self.d_head + self.d_rotary), bias=False)
-        self.latent = nn.Linear(config.d_model, settings.d_latent, bias=False)
-        self.latent_norm = make_norm(config.norm, settings.d_latent)
-        self.rotary_key = nn.Linear(config.d_model, self.d_rotary, bias=False)
-        self.key = nn.Linear(settings.d_latent, n_heads * self.d_head, bias=False)
-        self.value = nn.Linear(settings.d_latent, n_heads * self.d_value, bias=False)
-        self.out = nn.Linear(n_heads * self.d_value, config.d_model, bias=False)
-
-    def forward(
-        self, x: Float[Tensor, "B T D"], terms: PositionTerms | None = None, attend: Attend | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Arguments are those of `GroupedQueryAttention`."""
-        terms = terms_at(self.config, x) if terms is None else terms
-        attend = Causal() if attend is None else attend
-        q = self.query(self.query_latent_norm(self.query_latent(x)))
-        q = _heads(q, self.d_head + self.d_rotary)  # (B, H, T, K + R)
-        q, q_rotary = q.split((self.d_head, self.d_rotary), dim=-1)
-        latent = self.latent_norm(self.latent(x))  # (B, T, L)
-        k_rotary = terms.rotate(self.rotary_key(x)[:, None])  # (B, 1, T, R)
-        by_latents = getattr(attend, "wants_latents", False)
-        if by_latents:
-            q = q @ self.key.weight.unflatten(0, (-1, self.d_head))  # (B, H, T, L)
-            k, v = torch.cat((latent[:, None], k_rotary), dim=-1), latent[:, None]
-        else:
-            k = torch.cat((_heads(self.key(latent), self.d_head), k_rotary.expand_as(q_rotary)), dim=-1)
-            v = _heads(self.value(latent), self.d_value)
-        read = attend(
-            torch.cat((q, terms.rotate(q_rotary)), dim=-1),
-            k,
-            v,
-            layer=self.layer,
-            window=None,
-            slopes=None,
-            scale=self.scale,
-            soft_cap=None,
-            dropout=self.dropout if self.training else 0.0,
-        )
-        if by_latents:
-            read = read @ self.value.weight.unflatten(0, (-1, self.d_value)).transpose(-1, -2)  # (B, H, T, W)
-        output: Tensor = self.out(read.transpose(1, 2).flatten(2))
-        return output
-
-
-def _heads(x: Float[Tensor, "B T HK"], width: int) -> Float[Tensor, "B H T K"]:
+def heads_of(x: Float[Tensor, "B T HK"], width: int) -> Float[Tensor, "B H T K"]:
     heads: Tensor = x.unflatten(-1, (-1, width)).transpose(1, 2)
     return heads
-
-
-def make_attention(config: ModelConfig, layer: int) -> nn.Module:
-    match config.attention:
-        case GroupedQuery() as settings:
-            return GroupedQueryAttention(config, settings, layer)
-        case Latent() as settings:
-            return LatentAttention(config, settings, layer)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +170,7 @@ class Meter:
         for hook in hooks:
             hook.remove()
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: object) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, **options: Any) -> Tensor:
         """Attend as usual, and count the FLOPs of the whole square of scores as a part of their own."""
         self._begin(f"blocks.{layer}.{SCORES}")
         read = Causal()(q, k, v, layer=layer, **options)

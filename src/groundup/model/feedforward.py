@@ -62,47 +62,27 @@ def under(prefix: str, tap: Tap) -> Tap:
     return lambda name, tensor: tap(f"{prefix}.{name}", tensor)
 
 
-class PlainFeedForward(nn.Module):
-    """down(activation(up(x)))."""
-
-    TP = {"up": "column", "down": "row"}
-
-    def __init__(self, d_model: int, d_ff: int, activation: Activation, bias: bool) -> None:
-        super().__init__()
-        self.activation = activation
-        self.up = nn.Linear(d_model, d_ff, bias=bias)
-        self.down = nn.Linear(d_ff, d_model, bias=bias)
-
-    def forward(self, x: Float[Tensor, "*rows D"], tap: Tap = no_tap) -> Float[Tensor, "*rows D"]:
-        return self.compute(x, tap, self.up, self.down)
-
-    def compute(self, x: Tensor, tap: Tap, up: Activation, down: Activation) -> Tensor:
-        """With any linear maps, such as one expert's of a stack."""
-        active = self.activation(up(x))  # (*rows, F)
-        tap("active", active)
-        return down(active)
-
-
-class GatedFeedForward(nn.Module):
-    """down(activation(gate(x)) × up(x))."""
+class FeedForward(nn.Module):
+    """down(activation(up(x))), or gated: down(activation(gate(x)) × up(x))."""
 
     TP = {"gate": "column", "up": "column", "down": "row"}
 
-    def __init__(self, d_model: int, d_ff: int, activation: Activation, bias: bool) -> None:
+    def __init__(self, d_model: int, d_ff: int, activation: Activation, bias: bool, is_gated: bool = False) -> None:
         super().__init__()
         self.activation = activation
-        self.gate = nn.Linear(d_model, d_ff, bias=bias)
+        if is_gated:
+            self.gate = nn.Linear(d_model, d_ff, bias=bias)
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*rows D"], tap: Tap = no_tap) -> Float[Tensor, "*rows D"]:
-        return self.compute(x, tap, self.gate, self.up, self.down)
+        return self.compute(x, tap, **dict(self.named_children()))
 
-    def compute(self, x: Tensor, tap: Tap, gate: Activation, up: Activation, down: Activation) -> Tensor:
+    def compute(self, x: Tensor, tap: Tap, up: Activation, down: Activation, gate: Activation | None = None) -> Tensor:
         """With any linear maps, such as one expert's of a stack."""
-        active = self.activation(gate(x))  # (*rows, F)
+        active = self.activation(up(x) if gate is None else gate(x))  # (*rows, F)
         tap("active", active)
-        return down(active * up(x))
+        return down(active if gate is None else active * up(x))
 
 
 class StackedLinear(nn.Module):
@@ -166,14 +146,18 @@ class MixtureOfExperts(nn.Module):
 
     def _answer(self, rows: Float[Tensor, "N D"], expert: Int[Tensor, "N"], tap: Tap) -> Float[Tensor, "N D"]:
         """What its `expert` makes of each row; they are in the experts' order."""
-        stacks: list[StackedLinear] = list(self.experts.children())  # type: ignore[arg-type]
+        stacks: dict[str, StackedLinear] = dict(self.experts.named_children())  # type: ignore[arg-type]
         if self._fit_the_kernel(rows) and not looks_inside(tap):
             last = torch.arange(self.settings.n_experts, device=rows.device)
             ends = torch.searchsorted(expert, last, right=True).int()
-            return self.experts.compute(rows, tap, *(stack.together(ends) for stack in stacks))
-        maps = zip(*(stack.each() for stack in stacks), strict=True)
+            return self.experts.compute(rows, tap, **{name: stack.together(ends) for name, stack in stacks.items()})
+        maps = zip(*(stack.each() for stack in stacks.values()), strict=True)
         shares = rows.split(_sizes(expert, self.settings.n_experts))
-        return torch.cat([self.experts.compute(share, tap, *each) for share, each in zip(shares, maps, strict=True)])
+        answers = (
+            self.experts.compute(share, tap, **dict(zip(stacks, each, strict=True)))
+            for share, each in zip(shares, maps, strict=True)
+        )
+        return torch.cat([*answers])
 
     def _fit_the_kernel(self, rows: Tensor) -> bool:
         """It is a GPU's, and wants rows of whole 16 bytes."""
@@ -181,7 +165,7 @@ class MixtureOfExperts(nn.Module):
         return rows.is_cuda and rows.dtype != torch.float64 and all(n * rows.itemsize % 16 == 0 for n in widths)
 
 
-def _stack(experts: "Sequence[PlainFeedForward | GatedFeedForward]") -> "PlainFeedForward | GatedFeedForward":
+def _stack(experts: Sequence[FeedForward]) -> FeedForward:
     """One feed-forward with the linear maps of all `experts`, stacked."""
     stacked = experts[0]
     for name, _ in list(stacked.named_children()):
@@ -227,21 +211,19 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
 
 
-GELU_BY: dict[str, Activation] = {"tanh": gelu_tanh, "none": F.gelu}
-
-
-def make_dense(settings: Dense, d_model: int, d_ff: int) -> PlainFeedForward | GatedFeedForward:
+def make_dense(settings: Dense, d_model: int, d_ff: int) -> FeedForward:
     match settings:
-        case GELU(approximate=approximate, bias=bias):
-            return PlainFeedForward(d_model, d_ff, GELU_BY[approximate], bias)
-        case ReLU(bias=bias):
-            return PlainFeedForward(d_model, d_ff, F.relu, bias)
-        case ReLUSquared(bias=bias):
-            return PlainFeedForward(d_model, d_ff, _relu_squared, bias)
-        case SwiGLU(bias=bias):
-            return GatedFeedForward(d_model, d_ff, F.silu, bias)
-        case GeGLU(approximate=approximate, bias=bias):
-            return GatedFeedForward(d_model, d_ff, GELU_BY[approximate], bias)
+        case GELU(approximate="tanh") | GeGLU(approximate="tanh"):
+            activation: Activation = gelu_tanh
+        case GELU() | GeGLU():
+            activation = F.gelu
+        case ReLU():
+            activation = F.relu
+        case ReLUSquared():
+            activation = _relu_squared
+        case SwiGLU():
+            activation = F.silu
+    return FeedForward(d_model, d_ff, activation, settings.bias, is_gated=isinstance(settings, SwiGLU | GeGLU))
 
 
 def make_feedforward(config: ModelConfig) -> nn.Module:

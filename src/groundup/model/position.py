@@ -1,7 +1,7 @@
 """Position: how the position of a token enters the model.
 
-Each kind is a module `(x, position) -> (x, terms)`: it may add to the embedded tokens, and may leave for attention
-angles by which queries and keys are rotated, or slopes by which scores fall with distance.
+Each kind may add to the embedded tokens, and may leave for attention angles by which queries and keys are rotated, or
+slopes by which scores fall with distance.
 B batch, T time, D width, H heads, K head width, R rotated channels of a head.
 """
 
@@ -25,6 +25,7 @@ from groundup.model.settings import (
     Sinusoidal,
     YaRNScaling,
 )
+from groundup.model.unfit import row_of
 
 
 @dataclass(frozen=True)
@@ -52,76 +53,34 @@ def rotate(
     return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
 
 
-class LearnedVectors(nn.Module):
-    """Adds a learned vector for each position."""
-
-    def __init__(self, config: ModelConfig, settings: LearnedPosition) -> None:
-        super().__init__()
-        self.offset = settings.offset
-        self.table = nn.Embedding(config.context_length + settings.offset, config.d_model)
-
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
-        return x + row_of(self.table, position + self.offset, "rows of the table of positions"), PositionTerms()
-
-
-class SinusoidalWaves(nn.Module):
-    """Adds sin(position × frequency) to even channels and the cosine to odd ones; each pair is slower than the last."""
-
-    def __init__(self, settings: Sinusoidal) -> None:
-        super().__init__()
-        self.base = settings.base
-
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
-        angle = position[..., None] * frequencies(self.base, x.shape[-1], x.device)  # (B, T, D/2)
-        return x + torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2).to(x.dtype), PositionTerms()
-
-
-class RotaryAngles(nn.Module):
-    """Leaves x alone and computes the angles."""
-
-    def __init__(self, config: ModelConfig, settings: Rotary) -> None:
-        super().__init__()
-        self.settings, self.width = settings, config.rotary_width
-
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
-        # In float32 whatever the model's precision: bfloat16 cannot tell position 256 from 257.
-        frequency, magnitude = rotary_frequencies(self.settings, self.width, x.device)
-        angle = position[:, None, :, None].float() * frequency  # (B, 1, T, R/2)
-        angle = torch.cat((angle, angle), dim=-1)
-        return x, PositionTerms(angles=((angle.cos() * magnitude).to(x.dtype), (angle.sin() * magnitude).to(x.dtype)))
-
-
-class ALiBiSlopes(nn.Module):
-    """Leaves x alone and gives each head its slope."""
+class Position(nn.Module):
+    """What `config.position` says, as a module: what it adds to the embedded tokens, and leaves for attention."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_heads = config.n_heads
+        self.config = config
+        if isinstance(config.position, LearnedPosition):
+            self.table = nn.Embedding(config.context_length + config.position.offset, config.d_model)
 
     def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
-        return x, PositionTerms(slopes=alibi_slopes(self.n_heads, x.device))
-
-
-class NoTerms(nn.Module):
-    """Leaves x alone, and nothing else."""
-
-    def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
-        return x, PositionTerms()
-
-
-def row_of(table: nn.Embedding, number: Int[Tensor, "B T"], what: str) -> Float[Tensor, "B T D"]:
-    """The row of a table for each number.
-
-    Raises:
-        IndexError: a row that is not in the table; on a CPU. On a GPU torch ends the process's work there.
-    """
-    try:
-        row: Tensor = table(number)
-    except IndexError:
-        raise IndexError(
-            f"{what} go from {number.min()} to {number.max()}, but this model has 0 to {table.num_embeddings - 1}"
-        ) from None
-    return row
+        match self.config.position:
+            case LearnedPosition(offset=offset):
+                return x + row_of(self.table, position + offset, "rows of the table of positions"), PositionTerms()
+            case Sinusoidal(base=base):
+                # sin(position × frequency) in even channels, the cosine in odd ones; each pair slower than the last
+                angle = position[..., None] * frequencies(base, x.shape[-1], x.device)  # (B, T, D/2)
+                return x + torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2).to(x.dtype), PositionTerms()
+            case Rotary() as settings:
+                # In float32 whatever the model's precision: bfloat16 cannot tell position 256 from 257.
+                frequency, magnitude = rotary_frequencies(settings, self.config.rotary_width, x.device)
+                angle = position[:, None, :, None].float() * frequency  # (B, 1, T, R/2)
+                angle = torch.cat((angle, angle), dim=-1)
+                cosine, sine = ((wave * magnitude).to(x.dtype) for wave in (angle.cos(), angle.sin()))
+                return x, PositionTerms(angles=(cosine, sine))
+            case ALiBi():
+                return x, PositionTerms(slopes=alibi_slopes(self.config.n_heads, x.device))
+            case NoPosition():
+                return x, PositionTerms()
 
 
 def frequencies(base: float, width: int, device: torch.device) -> Float[Tensor, "pairs"]:
@@ -185,19 +144,5 @@ def terms_at(
         return PositionTerms()  # the other kinds add to the embedded tokens, and leave nothing
     if position is None:
         position = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-    terms: PositionTerms = make_position(config)(x, position)[1]
+    terms: PositionTerms = Position(config)(x, position)[1]
     return terms
-
-
-def make_position(config: ModelConfig) -> nn.Module:
-    match config.position:
-        case LearnedPosition() as settings:
-            return LearnedVectors(config, settings)
-        case Sinusoidal() as settings:
-            return SinusoidalWaves(settings)
-        case Rotary() as settings:
-            return RotaryAngles(config, settings)
-        case ALiBi():
-            return ALiBiSlopes(config)
-        case NoPosition():
-            return NoTerms()

@@ -48,6 +48,15 @@ class NTKScaling(Settings):
     """How many times slower the slowest pair of channels turns."""
 
 
+def _rising(scaling: "Llama3Scaling | YaRNScaling") -> "Llama3Scaling | YaRNScaling":
+    slow, fast = scaling.slow, scaling.fast
+    if fast <= slow:
+        raise contradiction(
+            f"fast = {fast} is not more than slow = {slow}; channels between them are scaled in part", "fast", "slow"
+        )
+    return scaling
+
+
 class Llama3Scaling(Settings):
     """Slow channels interpolated, fast ones left, a ramp between (Llama 3.1; Grattafiori et al. 2024)."""
 
@@ -61,10 +70,7 @@ class Llama3Scaling(Settings):
     trained_length: int = Field(default=8192, ge=1)
     """Context length before the scaling."""
 
-    @model_validator(mode="after")
-    def _ramp_rises(self) -> "Llama3Scaling":
-        _check_ramp(self.slow, self.fast)
-        return self
+    _ramp_rises = model_validator(mode="after")(_rising)
 
 
 class YaRNScaling(Settings):
@@ -82,17 +88,7 @@ class YaRNScaling(Settings):
     magnitude: float | None = Field(default=None, gt=0)
     """Factor on the rotated queries and keys; 0.1 ln(factor) + 1 if not set."""
 
-    @model_validator(mode="after")
-    def _ramp_rises(self) -> "YaRNScaling":
-        _check_ramp(self.slow, self.fast)
-        return self
-
-
-def _check_ramp(slow: float, fast: float) -> None:
-    if fast <= slow:
-        raise contradiction(
-            f"fast = {fast} is not more than slow = {slow}; channels between them are scaled in part", "fast", "slow"
-        )
+    _ramp_rises = model_validator(mode="after")(_rising)
 
 
 RotaryScaling = Annotated[
@@ -154,9 +150,9 @@ class RMSNorm(Settings):
 class Sizes:
     """What a sublayer is made of, in numbers."""
 
-    matrices: int
+    matrices: int = 0
     """Entries of its matrices."""
-    vectors: int
+    vectors: int = 0
     """Entries of its biases and gains."""
     scores: int = 0
     """Multiply-adds for one query and one key: their product, and the share of the value."""
@@ -197,6 +193,11 @@ class GroupedQuery(Settings):
             )
         return self
 
+    @property
+    def windows(self) -> set[int | None]:
+        """All that layers have."""
+        return {self.window if is_windowed else None for is_windowed in self.windowed_layers}
+
     def window_of(self, layer: int) -> int | None:
         """The window of one layer, counted from 0."""
         return self.window if self.windowed_layers[layer % len(self.windowed_layers)] else None
@@ -232,22 +233,28 @@ class Latent(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of attention weights set to zero in training."""
 
+    @property
+    def windows(self) -> set[int | None]:
+        """No layer has one."""
+        return {None}
+
     def cached(self, n_kv_heads: int, d_head: int) -> tuple[int, int, int]:
         """Heads, key width and value width that generation keeps; 0: the values are the keys' first channels."""
         return 1, self.d_latent + self.d_rotary, 0
 
     def sizes(self, model: "ModelConfig") -> Sizes:
-        key, value = model.head_width, self.d_value or model.head_width
-        read = self.d_query_latent or model.d_model
-        made_of_latent = self.d_latent * model.n_heads * (key + value)
+        key, value, read = model.head_width, self.d_value or model.head_width, self.d_query_latent or model.d_model
+        ways = [
+            (read, model.n_heads * (key + self.d_rotary)),
+            (model.d_model, self.d_latent + self.d_rotary),
+            (self.d_latent, model.n_heads * (key + value)),
+            (model.n_heads * value, model.d_model),
+            (model.d_model, self.d_query_latent or 0),
+        ]
+        normed = [self.d_latent, *([self.d_query_latent] if self.d_query_latent else [])]
         return Sizes(
-            matrices=model.d_model * (self.d_query_latent or 0)
-            + read * model.n_heads * (key + self.d_rotary)
-            + model.d_model * (self.d_latent + self.d_rotary)
-            + made_of_latent
-            + model.n_heads * value * model.d_model,
-            vectors=model.norm.parameters(self.d_latent)
-            + (model.norm.parameters(self.d_query_latent) if self.d_query_latent else 0),
+            matrices=sum(inward * outward for inward, outward in ways),
+            vectors=sum(model.norm.parameters(width) for width in normed),
             scores=model.n_heads * (key + self.d_rotary + value),
         )
 
@@ -264,9 +271,6 @@ class GELU(Settings):
     bias: bool = True
     """A bias on both matrices."""
 
-    def sizes(self, d_model: int, d_ff: int) -> Sizes:
-        return _dense(2, d_model, d_ff, self.bias)
-
 
 class ReLU(Settings):
     """Two matrices with max(0, x) between (Vaswani et al. 2017, arXiv:1706.03762, 3.3)."""
@@ -274,9 +278,6 @@ class ReLU(Settings):
     kind: Literal["relu"] = "relu"
     bias: bool = True
     """A bias on both matrices."""
-
-    def sizes(self, d_model: int, d_ff: int) -> Sizes:
-        return _dense(2, d_model, d_ff, self.bias)
 
 
 class ReLUSquared(Settings):
@@ -286,9 +287,6 @@ class ReLUSquared(Settings):
     bias: bool = False
     """A bias on both matrices."""
 
-    def sizes(self, d_model: int, d_ff: int) -> Sizes:
-        return _dense(2, d_model, d_ff, self.bias)
-
 
 class SwiGLU(Settings):
     """Two matrices, the first gated by the SiLU of a third (Shazeer 2020, arXiv:2002.05202)."""
@@ -296,9 +294,6 @@ class SwiGLU(Settings):
     kind: Literal["swiglu"] = "swiglu"
     bias: bool = False
     """A bias on all three matrices."""
-
-    def sizes(self, d_model: int, d_ff: int) -> Sizes:
-        return _dense(3, d_model, d_ff, self.bias)
 
 
 class GeGLU(Settings):
@@ -309,13 +304,6 @@ class GeGLU(Settings):
     """`none` is the exact function."""
     bias: bool = False
     """A bias on all three matrices."""
-
-    def sizes(self, d_model: int, d_ff: int) -> Sizes:
-        return _dense(3, d_model, d_ff, self.bias)
-
-
-def _dense(n_matrices: int, d_model: int, d_ff: int, bias: bool) -> Sizes:
-    return Sizes(n_matrices * d_model * d_ff, (n_matrices - 1) * d_ff + d_model if bias else 0)
 
 
 Dense = Annotated[GELU | ReLU | ReLUSquared | SwiGLU | GeGLU, Field(discriminator="kind")]
@@ -345,15 +333,6 @@ class Experts(Settings):
                 f"n_active = {self.n_active} is more than n_experts = {self.n_experts}", "n_active", "n_experts"
             )
         return self
-
-    def sizes(self, d_model: int, d_ff: int) -> Sizes:
-        one = self.expert.sizes(d_model, d_ff)
-        shared = self.expert.sizes(d_model, self.n_shared * d_ff) if self.n_shared else Sizes(0, 0)
-        return Sizes(
-            d_model * self.n_experts + self.n_experts * one.matrices + shared.matrices,
-            self.n_experts * one.vectors + shared.vectors,
-            idle=(self.n_experts - self.n_active) * one.matrices,
-        )
 
 
 # --- block: how the two are joined ---
@@ -557,9 +536,8 @@ class ModelConfig(Settings):
         norm = self.norm.parameters(self.d_model)
         attention, feedforward = self._sublayers
         block = attention.matrices + attention.vectors + feedforward.matrices + feedforward.vectors
-        total = self.n_layers * (block + self.block.n_norms * norm)
+        total = self.n_layers * (block + self.block.n_norms * norm) + self._embedding + self._projections
         total += norm * (self.embedding_norm + (not self.block.ends_normed))
-        total += self._embedding + self._projections
         if isinstance(self.position, LearnedPosition):
             total += (self.context_length + self.position.offset) * self.d_model
         if not isinstance(self.head, LanguageModel):
@@ -575,7 +553,7 @@ class ModelConfig(Settings):
 
     @property
     def _sublayers(self) -> tuple[Sizes, Sizes]:
-        return self.attention.sizes(self), self.feedforward.sizes(self.d_model, self.feedforward_width)
+        return self.attention.sizes(self), _feedforward_sizes(self.feedforward, self.d_model, self.feedforward_width)
 
     @property
     def _embedding(self) -> int:
@@ -607,3 +585,18 @@ class ModelConfig(Settings):
         (143680, 1253376, (2, 16, 16))
         """
         return self.model_copy(update={"vocab_size": vocab_size})
+
+
+def _feedforward_sizes(settings: FeedForward, d_model: int, d_ff: int) -> Sizes:
+    if isinstance(settings, Experts):
+        one = _feedforward_sizes(settings.expert, d_model, d_ff)
+        shared = (
+            _feedforward_sizes(settings.expert, d_model, settings.n_shared * d_ff) if settings.n_shared else Sizes()
+        )
+        return Sizes(
+            d_model * settings.n_experts + settings.n_experts * one.matrices + shared.matrices,
+            settings.n_experts * one.vectors + shared.vectors,
+            idle=(settings.n_experts - settings.n_active) * one.matrices,
+        )
+    n_matrices = 3 if isinstance(settings, SwiGLU | GeGLU) else 2
+    return Sizes(n_matrices * d_model * d_ff, (n_matrices - 1) * d_ff + d_model if settings.bias else 0)

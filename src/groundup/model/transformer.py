@@ -12,11 +12,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from groundup.model.attention import Attend, Causal, make_attention
+from groundup.model.attention import Attend, Causal, GroupedQueryAttention
 from groundup.model.feedforward import AuxiliaryLosses, Tap, make_feedforward, no_tap, under
+from groundup.model.latent import LatentAttention
 from groundup.model.norm import make_norm
-from groundup.model.position import PositionTerms, make_position, row_of, terms_at
-from groundup.model.settings import Classes, Experts, LanguageModel, ModelConfig, Parallel, Scalar, Sequential
+from groundup.model.position import Position, PositionTerms, terms_at
+from groundup.model.settings import (
+    Classes,
+    Experts,
+    GroupedQuery,
+    LanguageModel,
+    Latent,
+    ModelConfig,
+    Parallel,
+    Scalar,
+    Sequential,
+)
+from groundup.model.unfit import refuse_unfit, row_of
 
 
 class SequentialBlock(nn.Module):
@@ -84,6 +96,14 @@ class ParallelBlock(nn.Module):
         return output
 
 
+def make_attention(config: ModelConfig, layer: int) -> nn.Module:
+    match config.attention:
+        case GroupedQuery() as settings:
+            return GroupedQueryAttention(config, settings, layer)
+        case Latent() as settings:
+            return LatentAttention(config, settings, layer)
+
+
 def make_block(config: ModelConfig, layer: int) -> nn.Module:
     """The block that `config` describes, to be called as `block(x)`, or as in `Transformer.hidden`.
 
@@ -101,23 +121,9 @@ def make_block(config: ModelConfig, layer: int) -> nn.Module:
             return ParallelBlock(config, settings, layer)
 
 
-class MultiTokenHead(nn.Module):
+def make_multi_token_head(config: ModelConfig, layer: int) -> nn.ModuleDict:
     """One more block and norm: from each last hidden state to one from which the same head reads a later token."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.block = make_block(config, layer)
-        self.norm = make_norm(config.norm, config.d_model)
-
-    def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        terms: PositionTerms | None = None,
-        attend: Attend | None = None,
-        tap: Tap = no_tap,
-    ) -> Float[Tensor, "B T D"]:
-        hidden: Tensor = self.norm(self.block(x, terms, attend, tap))
-        return hidden
+    return nn.ModuleDict({"block": make_block(config, layer), "norm": make_norm(config.norm, config.d_model)})
 
 
 class Transformer(nn.Module):
@@ -147,7 +153,7 @@ class Transformer(nn.Module):
         self.embed: nn.Embedding | None = nn.Embedding(config.vocab_size, d_embedding)
         self.project_in = nn.Linear(d_embedding, config.d_model, bias=False) if config.d_embedding else nn.Identity()
         self.embedding_norm = make_norm(config.norm, config.d_model) if config.embedding_norm else nn.Identity()
-        self.position = make_position(config)
+        self.position = Position(config)
         # By number, so that the stage of a pipeline that holds blocks 6 to 11 has them under these names.
         self.blocks = nn.ModuleDict({str(layer): make_block(config, layer) for layer in range(config.n_layers)})
         self.dropout = nn.Dropout(config.dropout)
@@ -189,7 +195,8 @@ class Transformer(nn.Module):
         >>> [model.logits(state).shape for state in states]
         [torch.Size([1, 3, 8]), torch.Size([1, 3, 8])]
         """
-        self.multi_token.extend(MultiTokenHead(self.config, self.config.n_layers + number) for number in range(n))
+        layers = range(self.config.n_layers, self.config.n_layers + n)
+        self.multi_token.extend(make_multi_token_head(self.config, layer) for layer in layers)
         initialise(self.multi_token, self.config.n_layers)
 
     def tie(self) -> None:
@@ -260,10 +267,10 @@ class Transformer(nn.Module):
             tokens, position, attend, tap: those of `hidden`.
             auxiliary: what the stage before returned, in a pipeline.
         """
-        self._refuse_unfit(tokens, position)
+        refuse_unfit(self.config, self.embed is not None, tokens, position)
         if position is None:
             position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
-        attend = Causal.of(tokens.shape[1], tokens.device) if attend is None else attend
+        attend = self._prepared(Causal() if attend is None else attend, tokens)
         if self.embed is None:
             x, terms = tokens, terms_at(self.config, tokens, position)
         else:
@@ -289,39 +296,14 @@ class Transformer(nn.Module):
             hidden: the last hidden states, made with the same `position` and `attend`.
             tap: as in `hidden`; sees what the added blocks compute.
         """
-        terms = terms_at(self.config, hidden, position)
-        return [head(hidden, terms, attend, tap) for head in self.multi_token]
+        terms, attend = terms_at(self.config, hidden, position), self._prepared(attend, hidden)
+        heads = (head.children() for head in self.multi_token)
+        return [norm(block(hidden, terms, attend, tap)) for block, norm in heads]
 
-    def _refuse_unfit(self, tokens: Tensor, position: Tensor | None) -> None:
-        """By shapes and types alone: values would be waited for on a GPU."""
-        if not isinstance(tokens, Tensor):
-            raise TypeError(f"tokens are of type {type(tokens).__name__}; give a tensor, such as torch.tensor([ids])")
-        shape, most = tuple(tokens.shape), self.config.context_length
-        if self.embed is None:
-            if len(shape) != 3 or shape[2] != self.config.d_model:
-                raise ValueError(
-                    f"without an embedding the model reads hidden states, (rows, length, {self.config.d_model}); these "
-                    f"have shape {shape}"
-                )
-        elif tokens.dtype not in (torch.int64, torch.int32):
-            raise TypeError(
-                f"tokens are of type {tokens.dtype}; they should be ids, of type torch.int64: tokens.long()"
-            )
-        elif len(shape) != 2:
-            raise ValueError(f"tokens have shape {shape}; it should be (rows, length), for one text tokens[None]")
-        if 0 in shape[:2]:
-            raise ValueError(
-                f"tokens have shape {shape}: there is nothing to read; give a row or more, of a token or more"
-            )
-        if shape[1] > most:
-            raise ValueError(
-                f"tokens have shape {shape}, but the model reads at most context_length = {most:,} at once: cut them, "
-                "or make a Transformer of the same config with another context_length for these weights"
-            )
-        if position is not None and position.shape != shape[:2]:
-            raise ValueError(
-                f"position has shape {tuple(position.shape)}; it should be that of the tokens, {shape[:2]}"
-            )
+    def _prepared(self, attend: Attend, x: Tensor) -> Attend:
+        """With what it makes once for all layers, if it makes such things."""
+        prepare = getattr(attend, "prepared", None)
+        return attend if prepare is None else prepare(x.shape[1], x.device, self.config.attention.windows)
 
     def _embedded(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         assert self.embed is not None, "asked for only where there is one"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from groundup.optim.precision import Masters
+from groundup.optim.masters import Masters
 
 
 class RunningAverage:

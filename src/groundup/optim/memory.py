@@ -5,8 +5,9 @@ import torch
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.averaging import RunningAverage
+from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters, weight_dtype
+from groundup.optim.precision import weight_dtype
 from groundup.optim.settings import Average, ExponentialAverage, Optimizer, Precision
 
 

@@ -37,33 +37,24 @@ def make_schedule(settings: ScheduleSettings, steps: int) -> Schedule:
     def along(step: int, since: int = warmup) -> float:
         return (step - since) / (steps - since) if step < steps else 1.0
 
-    match settings:
-        case Constant():
-            return _warmed_up(warmup, steps, lambda step: 1.0)
-        case Cosine(final=final):
-            return _warmed_up(
-                warmup, steps, lambda step: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * along(step)))
-            )
-        case Linear(final=final):
-            return _warmed_up(warmup, steps, lambda step: final + (1 - final) * (1 - along(step)))
-        case WarmupStableDecay(decay_steps=decay_steps, final=final):
-            falls = steps - (steps // 5 if decay_steps is None else decay_steps)
-            return _warmed_up(
-                warmup,
-                steps,
-                lambda step: 1.0 if step < falls else final + (1 - final) * (1 - math.sqrt(along(step, falls))),
-            )
-        case InverseSquareRoot():
-            risen = max(1, warmup)
-            return _warmed_up(warmup, steps, lambda step: math.sqrt(risen / (step + 1)))
-
-
-def _warmed_up(warmup: int, steps: int, then: Schedule) -> Schedule:
     def schedule(step: int) -> float:
         if step < 0:
             raise ValueError(f"step = {step}; a schedule is asked by the number of finished steps, 0 or more")
         if warmup > steps:
             step = min(step, steps - 1)
-        return (step + 1) / warmup if step < warmup else then(step)
+        if step < warmup:
+            return (step + 1) / warmup
+        match settings:
+            case Constant():
+                return 1.0
+            case Cosine(final=final):
+                return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * along(step)))
+            case Linear(final=final):
+                return final + (1 - final) * (1 - along(step))
+            case WarmupStableDecay(decay_steps=decay_steps, final=final):
+                falls = steps - (steps // 5 if decay_steps is None else decay_steps)
+                return 1.0 if step < falls else final + (1 - final) * (1 - math.sqrt(along(step, falls)))
+            case InverseSquareRoot():
+                return math.sqrt(max(1, warmup) / (step + 1))
 
     return schedule

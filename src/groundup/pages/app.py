@@ -5,9 +5,10 @@ this machine (no DNS rebinding), ask from our own page (no cross-site requests),
 content security policy that lets nothing run or load but the files of this package.
 """
 
+import contextlib
 import errno
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -123,41 +124,29 @@ def listen(port: int) -> socket.socket:
         ResourceError: the port is taken, naming the next one that is free.
     """
     for host in LOOPBACK:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            listening = socket.socket(family, socket.SOCK_STREAM)
-        except OSError:
-            continue  # this machine has no such addresses
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((host, port))
-            listening.listen(128)
+            return _open(host, port)
         except OSError as error:
-            listening.close()
             match error.errno:
-                case errno.EADDRNOTAVAIL:
+                case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:  # this machine has no such addresses
                     continue
                 case errno.EADDRINUSE:
                     raise ResourceError(_taken(host, port)) from None
                 case errno.EACCES:
                     raise ResourceError(f"port {port} is for the system's own services: use --port 8470") from None
             raise
-        return listening
     raise ResourceError("this machine has no loopback address, neither 127.0.0.1 nor ::1: see `ip address show lo`")
 
 
+def _open(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
+
+
 def _taken(host: str, port: int) -> str:
-    free = next((other for other in range(port + 1, min(port + 100, 65_536)) if _is_free(host, other)), 0)
-    return f"port {port} is in use by another program: use --port {free}" + ("" if free else ", which takes any")
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as tried:
-        try:
-            tried.bind((host, port))
-        except OSError:
-            return False
-        return True
+    for free in range(port + 1, min(port + 100, 65_536)):
+        with contextlib.suppress(OSError), _open(host, free):
+            return f"port {port} is in use by another program: use --port {free}"
+    return f"port {port} is in use by another program: use --port 0, which takes any"
 
 
 def address(listening: socket.socket) -> str:
@@ -175,7 +164,7 @@ def serve(app: FastAPI, listening: socket.socket) -> None:
 
 def server(app: FastAPI) -> uvicorn.Server:
     """The server, with its limits."""
-    settings: Mapping[str, object] = {
+    settings: dict[str, object] = {
         "log_level": "warning", "access_log": False, "server_header": False, "lifespan": "off", "ws": "none",
         "loop": "asyncio", "http": "h11", "h11_max_incomplete_event_size": MAX_HEADER_BYTES,
         "limit_concurrency": MAX_REQUESTS, "timeout_keep_alive": 10, "timeout_graceful_shutdown": 2,

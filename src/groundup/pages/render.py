@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from groundup.errors import SettingsError
 from groundup.files import explaining_write_errors, write_text
@@ -55,7 +55,6 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "anchor": anchor,
-        "bold": bold,
         "byte_size": byte_size,
         "data": data,
         "duration": duration,
@@ -72,15 +71,6 @@ def anchor(title: str) -> str:
     'what-did-it-cost'
     """
     return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
-
-
-def bold(words: str) -> Markup:
-    """Text in which what stands between two pairs of asterisks is bold.
-
-    >>> print(bold("**3 < 4** holds"))
-    <b>3 &lt; 4</b> holds
-    """
-    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(words))))
 
 
 def data(value: object) -> Markup:

@@ -1,6 +1,6 @@
 """The memory that a training needs, part by part, before it begins; and the smallest change that makes it fit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from groundup.model.count import DTYPES, count
@@ -75,27 +75,28 @@ def smallest_change(needs: MemoryNeeds, available: int) -> str:
     Smaller micro-batches and recomputation change results only by rounding, so they come first; then a shorter context,
     then fewer layers.
     """
+    fitting = (words for words, smaller in _smaller(needs) if smaller.bytes() <= available)
+    if needs.has_start:
+        return next(fitting, "begin with a smaller model (pretrain.start)")
+    return next(fitting, "make the model smaller in width (model.d_model) or vocabulary (tokenizer.vocab_size)")
+
+
+def _smaller(needs: MemoryNeeds) -> Iterator[tuple[str, MemoryNeeds]]:
+    """What to change, and what is then needed."""
     rows = needs.rows
     while rows > 1:
         rows //= 2
-        if replace(needs, rows=rows).bytes() <= available:
-            return f"set pretrain.micro_batch_rows={rows}"
-    if replace(needs, rows=1, recompute="full").bytes() <= available:
-        return "set pretrain.micro_batch_rows=1 and pretrain.recompute=full"
+        yield f"set pretrain.micro_batch_rows={rows}", replace(needs, rows=rows)
+    one_row = "set pretrain.micro_batch_rows=1 and"
+    yield f"{one_row} pretrain.recompute=full", replace(needs, rows=1, recompute="full")
     model = needs.model
-    contexts, layers = [model.context_length], [model.n_layers]
-    while contexts[-1] % 2 == 0 and contexts[-1] >= 128:  # still a divisor of batch_tokens
-        contexts.append(contexts[-1] // 2)
-    while layers[-1] > 1:
-        layers.append(layers[-1] // 2)
-    if needs.has_start:
-        layers = layers[:1]
-        contexts = contexts[:1] if isinstance(model.position, LearnedPosition) else contexts
-    for name, values in (("context_length", contexts), ("n_layers", layers)):
-        for value in values[1:]:
-            smaller = replace(needs, rows=1, model=needs.model.model_copy(update={name: value}))
-            if smaller.bytes() <= available:
-                return f"set pretrain.micro_batch_rows=1 and model.{name}={value}"
-    if needs.has_start:
-        return "begin with a smaller model (pretrain.start)"
-    return "make the model smaller in width (model.d_model) or vocabulary (tokenizer.vocab_size)"
+    context, layers = model.context_length, model.n_layers
+    if not needs.has_start or not isinstance(model.position, LearnedPosition):
+        while context % 2 == 0 and context >= 128:  # still a divisor of batch_tokens
+            context //= 2
+            shorter = replace(needs, rows=1, model=model.model_copy(update={"context_length": context}))
+            yield f"{one_row} model.context_length={context}", shorter
+    while layers > 1 and not needs.has_start:
+        layers //= 2
+        fewer = replace(needs, rows=1, model=model.model_copy(update={"n_layers": layers}))
+        yield f"{one_row} model.n_layers={layers}", fewer

@@ -54,7 +54,7 @@ class Size:
     bytes_per_token_learned: float
     """Bytes per token of the documents that it was learned on."""
     newest_seen: float
-    """How often the middle one of the last tenth of the merges occurs in the documents learned on."""
+    """How often the middle one of the newest tokens occurs in the documents learned on; 0 without merges."""
     rare: int
     """Merged tokens that occur fewer than `RARE` times there."""
 
@@ -101,20 +101,22 @@ def measure(
     learned_bytes, measured_bytes = (sum(len(text.encode()) for text in part) for part in (learned_on, apart))
     n_ids = len(tokenizer.merges) + N_BYTES + N_SPECIAL
     reached = [size for size in sizes if size <= n_ids] or [SMALLEST]
-    inside, outside = (
-        dict(counts_by_size(tokenizer, _count(tokenizer, part), reached)) for part in (learned_on, apart)
-    )
-    measured = [
-        Size(
-            size,
-            measured_bytes / (int(outside[size].sum()) + len(apart)),
-            learned_bytes / (int(inside[size].sum()) + len(learned_on)),
-            _newest_seen(inside[size][N_BYTES:]),
-            int((inside[size][N_BYTES:] < RARE).sum()),
+    inside, outside = (counts_by_size(tokenizer, _count(tokenizer, part), reached) for part in (learned_on, apart))
+    measured = []
+    for (size, learned), (_, others) in zip(inside, outside, strict=True):
+        merged = learned[N_BYTES:]
+        newest = merged[-max(1, round(len(merged) * NEWEST_SHARE)) :].tolist()
+        measured.append(
+            Size(
+                size,
+                measured_bytes / (int(others.sum()) + len(apart)),
+                learned_bytes / (int(learned.sum()) + len(learned_on)),
+                statistics.median(newest) if newest else 0.0,
+                int((merged < RARE).sum()),
+            )
         )
-        for size in reached
-    ]
-    return Curve(tuple(measured), learned_bytes, measured_bytes, None if reached[-1] == sizes[-1] else n_ids)
+    runs_out_at = None if reached[-1] == sizes[-1] else n_ids
+    return Curve(tuple(reversed(measured)), learned_bytes, measured_bytes, runs_out_at)
 
 
 def _parts(texts: Sequence[str], learn_bytes: int | None) -> tuple[list[str], list[str]]:
@@ -171,12 +173,6 @@ def counts_by_size(tokenizer: Tokenizer, counts: Counts, sizes: Sequence[int]) -
         yield size, left_over[: N_BYTES + kept].copy()
 
 
-def _newest_seen(merged: Counts) -> float:
-    """How often the middle one of the newest tokens occurs, of the counts of all merged ones."""
-    newest = merged[-max(1, round(len(merged) * NEWEST_SHARE)) :]
-    return statistics.median(newest.tolist()) if len(newest) else 0.0
-
-
 # The rule
 
 
@@ -208,6 +204,8 @@ class Advice:
     """With the advised vocabulary."""
     rows: tuple[Candidate, ...]
     best: Candidate
+    curve: Curve
+    """What was measured."""
     text_bytes: float
     """Bytes of text to train on."""
 
@@ -239,7 +237,7 @@ def advise(curve: Curve, model: ModelConfig, text_bytes: float) -> Advice:
     """
     rows = tuple(_candidate(size, model, text_bytes / curve.learned_bytes) for size in curve.sizes)
     best = min((row for row in rows if row.is_seen), key=lambda row: row.flops_per_byte, default=rows[0])
-    return Advice(model.with_vocabulary(best.size.vocab_size), rows, best, text_bytes)
+    return Advice(model.with_vocabulary(best.size.vocab_size), rows, best, curve, text_bytes)
 
 
 def _candidate(size: Size, shape: ModelConfig, scale: float) -> Candidate:
@@ -255,21 +253,21 @@ def _candidate(size: Size, shape: ModelConfig, scale: float) -> Candidate:
     )
 
 
-def table(advice: Advice, curve: Curve) -> dict[str, Any]:
+def table(advice: Advice) -> dict[str, Any]:
     """The advice and its measurements as JSON values."""
     return {
         "vocab_size": advice.vocab_size,
         "alike": advice.alike,
         "text_bytes": round(advice.text_bytes),
-        "learned_bytes": curve.learned_bytes,
-        "measured_bytes": curve.measured_bytes,
-        "runs_out_at": curve.runs_out_at,
+        "learned_bytes": advice.curve.learned_bytes,
+        "measured_bytes": advice.curve.measured_bytes,
+        "runs_out_at": advice.curve.runs_out_at,
         "model": {name: getattr(advice.model, name) for name in ("d_model", "n_layers", "context_length")},
         "sizes": [
             asdict(row.size) | {name: value for name, value in vars(row).items() if name != "size"}
             for row in advice.rows
         ],
-        "reasons": reasons(advice, curve),
+        "reasons": reasons(advice),
     }
 
 
@@ -305,36 +303,32 @@ def chart(advice: Advice, width: int = 40) -> list[str]:
     ]
 
 
-def reasons(advice: Advice, curve: Curve) -> list[str]:
+def reasons(advice: Advice) -> list[str]:
     """The reasons for this size, in sentences."""
-    best, others = advice.best, [row for row in advice.rows if row is not advice.best]
-    model = advice.model
+    model, curve, best = advice.model, advice.curve, advice.best
+    others = [row for row in advice.rows if row is not best]
+    near = [
+        f"{row.size.vocab_size:,} ids take {abs(row.flops_per_byte / best.flops_per_byte - 1):.0%} "
+        f"{'more' if row.flops_per_byte >= best.flops_per_byte else 'less'}"
+        for row in others
+        if 0.25 <= row.size.vocab_size / advice.vocab_size <= 4
+    ]
     said = [
         f"Learned on {curve.learned_bytes / 1e6:,.2f} MB, measured on {curve.measured_bytes / 1e6:,.2f} MB of other "
         f"documents, of about {advice.text_bytes / 1e6:,.2f} MB to train on.",
         f"{advice.vocab_size:,} ids: with them a model {model.d_model} wide with {model.n_layers} layers needs "
         f"{best.flops_per_byte / 1e6:,.3g} million FLOPs of training for a byte of text that they were not "
-        "learned on. "
-        + ", ".join(
-            f"{row.size.vocab_size:,} ids take {abs(row.flops_per_byte / best.flops_per_byte - 1):.0%} "
-            f"{'more' if row.flops_per_byte >= best.flops_per_byte else 'less'}"
-            for row in others
-            if 0.25 <= row.size.vocab_size / advice.vocab_size <= 4
-        )
-        + ".",
+        f"learned on. {', '.join(near)}.",
         "A larger vocabulary makes texts shorter, but every token is then scored against more ids.",
     ]
-    refused = [row for row in advice.rows if not row.is_seen and row is not best]
-    if refused:
+    if refused := [row.size.vocab_size for row in others if not row.is_seen]:
         said.append(
-            f"From {refused[0].size.vocab_size:,} on the newest tokens occur fewer than {SEEN} times in a reading of "
-            "the texts: too rarely to be learned."
+            f"From {refused[0]:,} on the newest tokens occur fewer than {SEEN} times in a reading of the texts: too "
+            "rarely to be learned."
         )
     if advice.alike:
-        said.append(
-            f"{' and '.join(f'{size:,}' for size in advice.alike)} would do as well: differences below "
-            f"{ALIKE - 1:.0%} were none in training."
-        )
+        sizes = " and ".join(f"{size:,}" for size in advice.alike)
+        said.append(f"{sizes} would do as well: differences below {ALIKE - 1:.0%} were none in training.")
     if curve.runs_out_at:
         said.append(f"With {curve.runs_out_at:,} ids the texts run out of pairs to join.")
     return said

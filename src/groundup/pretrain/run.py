@@ -22,6 +22,7 @@ from groundup.files import Progress, no_progress
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
 from groundup.model.settings import ModelConfig
+from groundup.model.transformer import evaluating
 from groundup.pretrain.paths import RunPaths
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches, draw_model, set_up, training_flops_per_token
@@ -69,7 +70,7 @@ def pretrain(
     begun = bool(checkpoint.list_checkpoints(paths.work / "checkpoints"))
     assembled = set_up(config, settings, device, None if begun else paths.start)
     flops_per_token = training_flops_per_token(config, settings.loss)
-    long = flops_per_token * settings.rows_before(settings.steps, context) * context >= WORTH_MEASURING_FLOPS
+    long = flops_per_token * settings.tokens(context) >= WORTH_MEASURING_FLOPS
     whose = f"the weights of {paths.start}" if paths.start is not None else "the drawn weights"
 
     def batches_from(step: int, first_row: int) -> Iterator[Batch]:
@@ -128,9 +129,11 @@ def _evaluation(
 
 def _sample(session: Session[Batch], settings: PretrainSettings, tokenizer: Tokenizer) -> Periodic:
     def measure(check: Progress) -> dict[str, Any]:
-        sampling, prompt = Sampling(max_tokens=settings.sample_tokens), settings.sample_prompt
-        parts = stream(session.assembled.model, tokenizer, prompt, sampling, look=lambda *_: check(0, 0, ""))
-        return {"sample": prompt + "".join(parts)}
+        model, prompt = session.assembled.model, settings.sample_prompt
+        sampling = Sampling(max_tokens=settings.sample_tokens)
+        with evaluating(model):
+            parts = stream(model, tokenizer, prompt, sampling, look=lambda *_: check(0, 0, ""))
+            return {"sample": prompt + "".join(parts)}
 
     return Periodic(settings.sample_every, "sample", measure)
 

@@ -1,7 +1,6 @@
 """Runs side by side: which settings differ, what came of it, and whether the difference is more than noise."""
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +17,10 @@ from groundup.pages.charts import Bar, Chart, Curve
 from groundup.pages.render import number, scientific
 from groundup.pages.render import write_page as write_template
 from groundup.report import facts
-from groundup.report.facts import Run, smooth
+from groundup.report.facts import Run, differing_settings, smooth
 from groundup.report.trust import FEW_DOCUMENTS
 from groundup.report.watch import freeze
-from groundup.settings import differences, flatten
+from groundup.settings import toml_value
 from groundup.words import byte_size, duration
 
 SCRIPTS = ("chart.js", "heat.js", "board.js", "frozen.js")
@@ -90,50 +89,47 @@ class Comparison:
         return [*(difference.says for difference in self.differences), *self.notes]
 
     @property
-    def rows(self) -> list[list[str]]:
-        """One table for the terminal: a head, then groups with an empty row before each."""
-        empty = [""] * (1 + len(self.runs))
-        groups = [self.score_rows, self.cost_rows, self.setting_rows, self.stage_rows]
-        return [["", *self.runs], *(row for group in groups if group for row in (empty, *group))]
-
-    @property
-    def score_rows(self) -> list[list[str]]:
-        return [[SCORES[key].label, *map(SCORES[key].write, values)] for key, values in self.scores.items()]
-
-    @property
-    def cost_rows(self) -> list[list[str]]:
-        return [[COSTS[key].label, *map(COSTS[key].write, values)] for key, values in self.costs.items()]
-
-    @property
-    def setting_rows(self) -> list[list[str]]:
-        return [
-            [name, *("not set" if value is None else json.dumps(value, ensure_ascii=False) for value in values)]
-            for name, values in self.settings.items()
-        ]
-
-    @property
-    def stage_rows(self) -> list[list[str]]:
-        return [
+    def tables(self) -> dict[str, list[list[str]]]:
+        """Rows of scores, costs, settings and stages: a label, and a cell for each run."""
+        scores, costs = (
+            [[facts[key].label, *map(facts[key].write, values)] for key, values in read.items()]
+            for facts, read in ((SCORES, self.scores), (COSTS, self.costs))
+        )
+        settings = [[name, *map(toml_value, values)] for name, values in self.settings.items()]
+        stages = [
             [f"{name} ({'the very same' if stage.same else 'differs'})", *(digest[:12] for digest in stage.digests)]
             for name, stage in self.stages.items()
         ]
+        return {"scores": scores, "costs": costs, "settings": settings, "stages": stages}
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """One table for the terminal: a head, then groups with an empty row before each."""
+        empty = [""] * (1 + len(self.runs))
+        return [["", *self.runs], *(row for group in self.tables.values() if group for row in (empty, *group))]
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
     names = [run.name for run in runs]
     labels = names if len(set(names)) == len(names) else [str(run.directory) for run in runs]
-    pairs = zip(runs[1:], labels[1:], strict=True)
     digests = {name: [run.manifests[name].digest for run in runs] for name in COMMANDS}
-    changed = sorted({name for run in runs[1:] for name in differences(runs[0].recipe, run.recipe)})
-    recipes = [flatten(run.recipe) for run in runs]
+    stages = {name: StageDigests(len(set(each)) == 1, each) for name, each in digests.items()}
+    notes = ["Each run was trained once: how far another seed would move its number was not measured."]
+    if not stages["tokenizer"].same:
+        notes.append(
+            "The tokenizers differ. Bits per byte count the bytes of the text, so they can be compared all the same; "
+            "perplexities and losses of a token cannot."
+        )
     return Comparison(
         runs=labels,
         scores={key: [fact.read(run) for run in runs] for key, fact in SCORES.items()},
         costs={key: [fact.read(run) for run in runs] for key, fact in COSTS.items()},
-        settings={name: [recipe.get(name) for recipe in recipes] for name in changed},
-        stages={name: StageDigests(len(set(each)) == 1, each) for name, each in digests.items()},
-        differences=[paired_difference(runs[0], run, labels[0], label) for run, label in pairs],
-        notes=_notes(runs),
+        settings=differing_settings([run.recipe for run in runs]),
+        stages=stages,
+        differences=[
+            paired_difference(runs[0], run, labels[0], label) for run, label in zip(runs[1:], labels[1:], strict=True)
+        ],
+        notes=notes,
     )
 
 
@@ -181,19 +177,17 @@ def paired_difference(first: Run, second: Run, first_label: str, second_label: s
     bits = np.array([after[name]["bits"] - before[name]["bits"] for name in common])
     difference, error = ratio(bits, np.array([before[name]["bytes"] for name in common]))
     same_documents = len(common) == len(before) == len(after)
-    if same_documents:
-        on = f"on the same {len(common):,} test documents" if len(common) > 1 else "on the same test document"
-    else:
+    on = f"on the same {len(common):,} test documents" if len(common) > 1 else "on the same test document"
+    if not same_documents:
         on = (
             f"on the {len(common):,} test documents that both were tested on (of {len(before):,} and {len(after):,}; "
             "their overall scores are of different documents and cannot be compared)"
         )
+    says = f"{second_label} and {first_label} need exactly as many bits {on}."
     if difference:
         more = "less" if difference < 0 else "more"
         says = f"{second_label} needs {abs(difference):.4f} bits per byte {more} than {first_label} {on}"
         says += _beyond_noise(difference, error, len(common))
-    else:
-        says = f"{second_label} and {first_label} need exactly as many bits {on}."
     standard_error = None if math.isnan(error) else error
     return PairedDifference(first_label, second_label, len(common), same_documents, difference, standard_error, says)
 
@@ -207,16 +201,6 @@ def _beyond_noise(difference: float, error: float, documents: int) -> str:
         return f"{paired}: within the noise of which documents were chosen."
     few = "" if documents >= FEW_DOCUMENTS else ", though they are few"
     return f"{paired}: beyond the noise of which documents were chosen{few}."
-
-
-def _notes(runs: Sequence[Run]) -> list[str]:
-    notes = ["Each run was trained once: how far another seed would move its number was not measured."]
-    if len({run.manifests["tokenizer"].digest for run in runs}) > 1:
-        notes.append(
-            "The tokenizers differ. Bits per byte count the bytes of the text, so they can be compared all the same; "
-            "perplexities and losses of a token cannot."
-        )
-    return notes
 
 
 # The page
@@ -252,7 +236,7 @@ def write_page(runs: Sequence[Run], comparison: Comparison, target: Path) -> Non
         same_stages=[name for name, stage in comparison.stages.items() if stage.same],
         charts=[Chart(name, "step", "bits per byte", _curves(name, runs, labels, "step")) for name in CURVES],
         lowest=[
-            _lowest(name, unit, _curves(name, runs, labels, key, per))
+            (name, unit, *_lowest(_curves(name, runs, labels, key, per)))
             for name in CURVES
             for unit, (key, per) in _axes(runs).items()
         ],
@@ -293,16 +277,11 @@ def _axes(runs: Sequence[Run]) -> dict[str, tuple[str, float]]:
     return {"steps": ("step", 1), "tokens": ("tokens", 1), unit: ("seconds", seconds)}
 
 
-def _lowest(name: str, unit: str, curves: Sequence[Curve]) -> str:
-    """What to see in curves: which one is lowest where the shortest one ends."""
+def _lowest(curves: Sequence[Curve]) -> tuple[float, dict[str, float], list[str]]:
+    """Where the shortest of the curves ends, the value that each has reached there, and the names of those that have
+    none yet."""
     drawn = [curve for curve in curves if curve.x]
-    common = min((curve.x[-1] for curve in drawn), default=0.0)
-    reached = {curve.name: [y for x, y in zip(curve.x, curve.y, strict=True) if x <= common] for curve in drawn}
-    at = {label: values[-1] for label, values in reached.items() if values}
-    if len(at) < 2:
-        return f"{name} over {unit}: the runs have no stretch in common."
-    bits = ", ".join(f"{label} {value:.3f}" for label, value in at.items())
-    where = f"{common:,.1f}".removesuffix(".0")
-    late = "".join(f"; {curve.name} was not measured before" for curve in drawn if curve.name not in at)
-    best = min(at, key=lambda label: at[label])
-    return f"{name} after {where} {unit}, as far as all go: {bits}{late}. **{best}** is lowest."
+    end = min((curve.x[-1] for curve in drawn), default=0.0)
+    reached = {curve.name: [y for x, y in zip(curve.x, curve.y, strict=True) if x <= end] for curve in drawn}
+    values = {name: bits[-1] for name, bits in reached.items() if bits}
+    return end, values, [name for name in reached if name not in values]

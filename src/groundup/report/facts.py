@@ -12,7 +12,7 @@ from typing import Any
 from groundup.artifacts import COMMANDS, Manifest, is_made, verify
 from groundup.errors import DataError, SettingsError
 from groundup.files import read_lines, require_path
-from groundup.settings import Table, read_toml
+from groundup.settings import Table, flatten, read_toml
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,13 @@ class Run:
         train = self.packed["train"]
         factor = train["tokens"] / train["bytes"] / math.log(2)
         return [line.get("next_token", line["loss"]) * factor for line in self.steps]
+
+
+def differing_settings(recipes: Sequence[Table]) -> dict[str, list[Any]]:
+    """Dotted name of each setting that is not the same in all → its value in each, None where it is not set."""
+    tables = [flatten(recipe) for recipe in recipes]
+    values = {name: [table.get(name) for table in tables] for name in sorted(set().union(*tables))}
+    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
 
 
 def smooth(values: Sequence[float], window: int = 20) -> list[float]:

@@ -52,7 +52,6 @@ def write_report(directory: Path) -> Path:
         usual_norm=statistics.median(line["grad_norm"] for line in run.steps) if run.steps else None,
         measurements=measurements,
         frozen={"runs": [freeze(directory, leave_out=elsewhere)]},
-        details=_details,
         token_uses=_token_uses(run),
         **_bars(run),
         **_tokens(run, tokenizer),
@@ -149,18 +148,3 @@ def _measurement_charts(run: Run) -> Iterator[Chart]:
             Curve(name, [step for step, _ in pairs], [value for _, value in pairs]) for name, pairs in named.items()
         ]
         yield Chart(title.capitalize(), "step", title, curves)
-
-
-def _details(event: dict[str, Any]) -> str:
-    """What an event says besides its time and name."""
-    values = {key: value for key, value in event.items() if key not in ("at", "event", "documents", "changed")}
-    if "worst" in values:
-        values["worst"] = "; ".join(map(_skipped_row, values["worst"]))
-    changed = [f"{name} {old} → {new}" for name, (old, new) in event.get("changed", {}).items()]
-    return ", ".join([*(f"{key} {value}" for key, value in values.items()), *changed])
-
-
-def _skipped_row(row: dict[str, Any]) -> str:
-    """One of the worst rows of a step that was left out."""
-    sources = ", ".join(f"{document.get('number')} ({document.get('source')})" for document in row.get("documents", []))
-    return f"row {row.get('row')} with loss {row.get('loss') or row.get('loss_was')} of documents {sources}"

@@ -23,7 +23,8 @@ from groundup.errors import DataError, GroundupError
 from groundup.files import require_path
 from groundup.pages.render import render
 from groundup.report.curves import Axis, Curves, EventLog, HealthMaps, X, clip_text, is_number
-from groundup.settings import Table, flatten, read_toml
+from groundup.report.facts import differing_settings
+from groundup.settings import Table, read_toml
 from groundup.words import plural
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 ASSETS = ("style.css", "board.css", "chart.js", "heat.js", "board.js", "watch.js", "icon.svg")
 MAX_RUNS = 500
+ID_DIGITS = 12
 DEPTH = 3
 """Levels of folders below the one named in which runs are looked for."""
 SECONDS_A_READ = 0.25
@@ -51,6 +53,7 @@ class WatchedRun:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        self.name = os.fsencode(self.name).decode("utf-8", "replace")
         logs = self.directory / "pretrain"
         self.curves = Curves(logs / "metrics.jsonl")
         self.events = EventLog(logs / "events.jsonl")
@@ -60,7 +63,7 @@ class WatchedRun:
     @property
     def id(self) -> str:
         """An id that stays the same when this program is started again, so that bookmarks stay valid."""
-        return hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:12]
+        return hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:ID_DIGITS]
 
     def read(self, seconds: float = SECONDS_A_READ) -> None:
         """Take in what is new, for about that long at most."""
@@ -71,12 +74,12 @@ class WatchedRun:
         self.health.read()
 
     def status(self) -> dict[str, Any]:
-        state = self._state()
         try:
             quiet = max(0.0, time.time() - self.curves.tail.path.stat().st_mtime)
         except OSError:
             quiet = None
-        if state == "running" and quiet is not None and quiet > QUIET_SECONDS:
+        state = self._state()
+        if state == "running" and (quiet or 0) > QUIET_SECONDS:
             state = "quiet"
         return {"id": self.id, "name": self.name, "state": state, "seconds_since_a_line": quiet}
 
@@ -90,11 +93,13 @@ class WatchedRun:
             return "finished"
         with self.lock:
             self.events.read()
-        last = next((event.get("event") for event in reversed(self.events.events)), None)
-        if last is None:
-            return "waiting"
-        if last in ("diverged", "stopped"):
-            return "diverged" if last == "diverged" else "stopped"
+        match self.events.events[-1:]:
+            case []:
+                return "waiting"
+            case [{"event": "diverged"}]:
+                return "diverged"
+            case [{"event": "stopped"}]:
+                return "stopped"
         return "killed" if note else "stopped"
 
     def _holder(self) -> tuple[str, bool]:
@@ -182,7 +187,7 @@ class Runs:
 
     def find(self, id: str) -> WatchedRun | None:
         with self._lock:
-            if id not in self._runs:
+            if id not in self._runs and len(id) == ID_DIGITS:
                 self._find_new()
             return self._runs.get(id)
 
@@ -192,7 +197,7 @@ class Runs:
             for directory in _runs_in(folder, DEPTH):
                 if directory not in known and len(self._runs) < MAX_RUNS:
                     name = directory.name if directory == folder else str(directory.relative_to(folder))
-                    run = WatchedRun(directory, os.fsencode(name).decode("utf-8", "replace"))
+                    run = WatchedRun(directory, name)
                     known.add(directory)
                     self._runs[run.id] = run
         self._looked = time.monotonic()
@@ -228,15 +233,13 @@ def freeze(directory: Path, points: int = 600, leave_out: Container[str] = ()) -
         as `curves_between` over steps, with `knots`: the other axes at some steps, to be interpolated between.
     """
     run = WatchedRun(directory.absolute(), directory.resolve().name)
-    while run.curves.read():
-        pass
-    run.read()
+    run.read(seconds=math.inf)
     curves = run.curves_between("step", None, None, points, False)
     metrics = {name: curve for name, curve in curves["metrics"].items() if name not in leave_out}
     steps = sorted({step for curve in metrics.values() for step in curve["x"]})
     steps = [*steps[:: max(1, len(steps) // 200)], *steps[-1:]]
     return {
-        "name": os.fsencode(run.name).decode("utf-8", "replace"),
+        "name": run.name,
         "metrics": metrics,
         "training_bits_per_byte": curves["training_bits_per_byte"],
         "events": curves["events"],
@@ -245,31 +248,23 @@ def freeze(directory: Path, points: int = 600, leave_out: Container[str] = ()) -
     }
 
 
-def differences(runs: Sequence[WatchedRun]) -> dict[str, list[Any]]:
-    """Dotted name of each setting that is not the same in all → its value in each, as text; None where not set."""
-    tables = [flatten(run.recipe()) for run in runs]
-    names = sorted({name for table in tables for name in table} - {"name"})
-    differing = [name for name in names if any(table.get(name) != tables[0].get(name) for table in tables)]
-    return {
-        clip_text(name): [None if table.get(name) is None else clip_text(str(table[name])) for table in tables]
-        for name in differing
-    }
-
-
 def make_app(runs: Runs) -> "FastAPI":
     """The page and what it asks for."""
-    from fastapi import FastAPI, Query, Response
+    from fastapi import FastAPI, HTTPException, Query, Response
 
     from groundup.pages import app as pages
 
     app: FastAPI = pages.make_app(render("watch.html"), ASSETS)
     began = f"{time.time_ns():x}"
 
-    def answer(value: Any, status: int = 200) -> Response:
-        return Response(orjson.dumps(value), status, media_type="application/json")
+    def answer(value: Any) -> Response:
+        return Response(orjson.dumps(value), media_type="application/json")
 
-    def find(id: str) -> WatchedRun | None:
-        return runs.find(id) if len(id) == 12 else None
+    def known(id: str) -> WatchedRun:
+        run = runs.find(id)
+        if run is None:
+            raise HTTPException(404, "no such run")
+        return run
 
     @app.get("/api/runs")
     def list_runs() -> Response:
@@ -285,31 +280,33 @@ def make_app(runs: Runs) -> "FastAPI":
         logarithmic: bool = False,
         since: Annotated[str, Query(max_length=60)] = "",
     ) -> Response:
-        run = find(id)
-        if run is None:
-            return answer({"detail": "no such run"}, 404)
+        run = known(id)
         with run.lock:
             run.read()
-            if since and since == run.curves.tail.version:
+            if since == run.curves.tail.version:
                 return answer({"id": id, "version": since})
             return answer(run.curves_between(axis, low, high, width, logarithmic))
 
     @app.get("/api/more/{id}")
     def more(id: str, since: Annotated[str, Query(max_length=60)] = "") -> Response:
         """Samples and maps, which change seldom."""
-        run = find(id)
-        if run is None:
-            return answer({"detail": "no such run"}, 404)
+        run = known(id)
         with run.lock:
             version = f"{run.curves.tail.generation}.{len(run.curves.samples)}.{run.health.tail.version}"
-            if since and since == version:
+            if since == version:
                 return answer({"id": id, "version": version})
             return answer({"id": id, "version": version, **run.samples_and_health()})
 
     @app.get("/api/differences")
     def list_differences(ids: Annotated[str, Query(max_length=2000)] = "") -> Response:
-        differing = [run for id in ids.split(",")[:100] if (run := find(id)) is not None]
-        return answer({"ids": [run.id for run in differing], "settings": differences(differing)})
+        differing = [run for id in ids.split(",")[:100] if (run := runs.find(id)) is not None]
+        settings = differing_settings([run.recipe() for run in differing])
+        words = {
+            clip_text(name): [None if value is None else clip_text(str(value)) for value in values]
+            for name, values in settings.items()
+            if name != "name"
+        }
+        return answer({"ids": [run.id for run in differing], "settings": words})
 
     return app
 

@@ -6,16 +6,16 @@ from pathlib import Path
 from groundup.errors import SettingsError
 from groundup.files import Progress
 from groundup.plan.hardware import this_machine
-from groundup.plan.vocabulary import Advice, Curve, advise, chart, measure, reasons
+from groundup.plan.vocabulary import Advice, advise, chart, measure, reasons
 from groundup.recipe import Recipe
-from groundup.tools.new import model_of, parameters_in, propose, split_for
+from groundup.tools.new import model_of, parameters_in, propose
 from groundup.tools.survey import survey
 
 
 def advise_on(
     texts: Sequence[str], *, recipe: Path | None, size: str | None, largest: int, progress: Progress
-) -> tuple[Advice, Curve]:
-    """The vocabulary that suits these texts and a model, and the sizes that were measured.
+) -> Advice:
+    """The vocabulary that suits these texts and a model.
 
     Args:
         recipe: whose model is meant; else the one that `new` would propose,
@@ -31,16 +31,16 @@ def advise_on(
     chosen = None if recipe is None else Recipe.load(recipe)
     sample = survey(tuple(texts), Path())
     learned = chosen.tokenizer.split if chosen and chosen.tokenizer.kind == "learned" else None
-    curve = measure(sample.texts, largest=largest, pattern=learned or split_for(sample), progress=progress)
+    curve = measure(sample.texts, largest=largest, pattern=learned or sample.split, progress=progress)
     if chosen is not None:
         model = chosen.model
     elif parameters is None:
         model = propose("advice", sample, this_machine()).chosen.model
     else:
         model = model_of(sample, this_machine(), parameters)
-    return advise(curve, model, sample.train_bytes), curve
+    return advise(curve, model, sample.train_bytes)
 
 
-def advice_lines(advice: Advice, curve: Curve) -> Iterator[str]:
-    yield from ("", "Bytes of text per TFLOP of training:", "", *chart(advice), "", *reasons(advice, curve))
+def advice_lines(advice: Advice) -> Iterator[str]:
+    yield from ("Bytes of text per TFLOP of training:", "", *chart(advice), "", *reasons(advice))
     yield from ("", "In a recipe:", "", "[tokenizer]", f"vocab_size = {advice.vocab_size}")

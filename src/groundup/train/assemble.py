@@ -15,8 +15,9 @@ from groundup.model.execution import compile_blocks, recompute_blocks
 from groundup.model.kernels.float8 import has_float8, use_float8
 from groundup.model.transformer import Transformer
 from groundup.optim.averaging import RunningAverage
+from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters, make_scaler, optimizer_matmul_dtype, weight_dtype
+from groundup.optim.precision import make_scaler, optimizer_matmul_dtype, weight_dtype
 from groundup.optim.settings import Autocast, ExponentialAverage, Float8
 from groundup.train.checkpoint import tensors_of
 from groundup.train.fit import ONE_RANK, Gradients, Loss, Ranks, accumulate
@@ -53,6 +54,16 @@ class Assembled:
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by name: what is loaded into them is what training goes on from."""
         return tensors_of(self.masters.copies, self.optimizer)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors, as JSON values: the state of the scaler, if there is one."""
+        return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from tensors that were loaded into `tensors()`, and the `state()` that was saved with them."""
+        self.masters.publish()
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
 
     @torch.no_grad()
     def restart(self, weights: Mapping[str, Tensor]) -> None:

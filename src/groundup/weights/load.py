@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from groundup.artifacts import check, is_made
+from groundup.artifacts import SMALL, is_made, verify
 from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
@@ -110,7 +110,7 @@ def load_model(
     """
     source = Path(path) if llama2c.is_model(Path(path)) else model_directory(Path(path))
     if is_made(source):
-        check(source, "model")
+        verify(source, "model", digest_up_to=SMALL)
     config, weights = read_weights(source)
     return build(config, weights, str(source)).to(find_device(device), _dtype(dtype)).eval()
 

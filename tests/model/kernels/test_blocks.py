@@ -24,11 +24,10 @@ def test_queries_in_blocks_read_what_they_read_together(options: dict[str, Any],
     torch.manual_seed(0)
     q, k = torch.randn(2, 4, 9, 6, dtype=torch.float64), torch.randn(2, 2, 9, 6, dtype=torch.float64)
     packed = Packed(torch.tensor([[0] * 4 + [1] * 5, [7] * 9]))
-    place = torch.arange(9)
-    distance = (place[:, None] - place)[None, None]
+    mask = packed.pairs.mask(options.get("window"))
     results = []
     for blocks in (1, n_blocks):
         inputs = [each.clone().requires_grad_() for each in (q, k, k.flip(-1))]
-        read = by_blocks(*inputs, packed.mask, distance, blocks, **options)
+        read = by_blocks(*inputs, mask, packed.pairs.distance, blocks, **options)
         results.append((read, torch.autograd.grad(read.square().sum(), inputs)))
     assert_close(results[0], results[1], atol=1e-12, rtol=1e-9)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from groundup.model.dot_product import weighted_values
+from groundup.model.equation import weighted_values
 
 BLOCK, MOST_BLOCKS = 128, 2
 """Queries that a block has at least, and blocks that there are at most."""
@@ -32,8 +32,11 @@ def by_blocks(
     window: int | None = None,
     **options: Any,
 ) -> Float[Tensor, "B H T W"]:
-    """`dot_product_attention`, the queries in `n_blocks` blocks, each of which meets only the keys that its queries may
-    read: of the square of scores the upper triangle, and what lies behind the window, is mostly not computed.
+    """`weighted_values`, the queries in `n_blocks` blocks, each of which meets only the keys that its queries may read:
+    of the square of scores the upper triangle, and what lies behind the window, is mostly not computed.
+
+    Args:
+        mask: keeps to the `window` already.
     """
     queries, keys, values = (each.tensor_split(n_blocks, dim=2) for each in (q, k, v))
     edges = [0, *itertools.accumulate(block.shape[2] for block in queries)]
@@ -52,7 +55,6 @@ def by_blocks(
                 torch.cat(values[first : number + 1], dim=2),
                 mask[square],
                 None if distance is None else distance[square],
-                window=window,
                 **options,
             )
         )

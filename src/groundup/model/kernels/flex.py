@@ -3,44 +3,39 @@
 B batch, T time.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils import _pytree as pytree
+
+TENSORS = [
+    f"{full}{side}_{what}" for side in ("kv", "q") for full in ("", "full_") for what in ("num_blocks", "indices")
+]
+"""Of a `BlockMask`: which blocks of scores are computed, and which without asking for single scores."""
 
 
-@dataclass(frozen=True)
 class Flex:
     """Packed attention by torch's flex attention (Dong et al. 2024, arXiv:2412.05496), which, compiled for a GPU, skips
-    blocks of 128 by 128 scores that no query may read. It knows no dropout."""
+    blocks of 128 by 128 scores that no query may read. It knows no dropout.
 
-    masks: dict[int | None, BlockMask]
-    """By window: one for each that a layer has."""
+    Args:
+        document: any number that differs between the documents of a row.
+        masks: by window; made when a model asks for what all its layers need.
+    """
 
-    @classmethod
-    def of(cls, document: Int[Tensor, "B T"], windows: Collection[int | None]) -> "Flex":
-        """
-        Args:
-            document: any number that differs between the documents of a row.
-        """
-        (rows, length), device = document.shape, document.device
+    def __init__(self, document: Int[Tensor, "B T"], masks: dict[int | None, BlockMask] | None = None) -> None:
+        self.document, self.masks = document, masks or {}
 
-        def mask_of(window: int) -> BlockMask:
-            return create_block_mask(
-                lambda row, head, query, key: (
-                    (query >= key) & (query - key < window) & (document[row, query] == document[row, key])
-                ),
-                rows,
-                None,
-                length,
-                length,
-                device=device,
-            )
-
-        return cls({window: mask_of(length if window is None else window) for window in windows})
+    def prepared(self, length: int, device: torch.device, windows: Collection[int | None]) -> "Flex":
+        rows = len(self.document)
+        for window in {*windows} - self.masks.keys():
+            readable = _readable(self.document, window)
+            self.masks[window] = create_block_mask(readable, rows, None, length, length, device=device)
+        return self
 
     def __call__(
         self,
@@ -69,3 +64,29 @@ class Flex:
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return read
+
+
+def _readable(document: Int[Tensor, "B T"], window: int | None) -> Callable[..., Tensor]:
+    """Whether a query may read a key, as flex attention asks for single scores."""
+    reach = document.shape[1] if window is None else window
+    return lambda row, head, query, key: (
+        (query >= key) & (query - key < reach) & (document[row, query] == document[row, key])
+    )
+
+
+def _flatten(flex: Flex) -> tuple[list[Any], Any]:
+    masks = flex.masks.values()
+    shapes = [(window, mask.seq_lengths, mask.BLOCK_SIZE) for window, mask in flex.masks.items()]
+    return [flex.document, *({name: getattr(mask, name) for name in TENSORS} for mask in masks)], shapes
+
+
+def _unflatten(parts: Iterable[Any], shapes: Any) -> Flex:
+    document, *tensors = parts
+    masks = {
+        window: BlockMask(lengths, **each, BLOCK_SIZE=block_size, mask_mod=_readable(document, window))
+        for (window, lengths, block_size), each in zip(shapes, tensors, strict=True)
+    }
+    return Flex(document, masks)
+
+
+pytree.register_pytree_node(Flex, _flatten, _unflatten)

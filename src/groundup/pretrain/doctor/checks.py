@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from groundup.batch import Batch, to
 from groundup.errors import DataError
-from groundup.model.feedforward import GatedFeedForward, PlainFeedForward
+from groundup.model.feedforward import FeedForward
 from groundup.model.presets import PRESETS
 from groundup.model.settings import Experts, LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer, evaluating
 from groundup.optim.settings import AdamW
 from groundup.plan.laws import MOST_PASSES
-from groundup.pretrain.doctor.verdict import Verdict, error, ok, warning
+from groundup.pretrain.doctor.verdict import Verdict, error, judge, ok, warning
 from groundup.pretrain.settings import PretrainSettings
-from groundup.train.losses import Loss
+from groundup.train.fit import Loss
 
 NEAR_CHANCE = 0.95
 """A trained model with a loss above this share of ln V knows nothing of these ids."""
@@ -43,10 +43,9 @@ def check_learning_rate(config: ModelConfig, settings: PretrainSettings) -> Verd
     usual = math.exp(level + slope * math.log(config.parameters))
     finding = f"{rate:.3g}; for {config.parameters:,} parameters published models suggest about {usual:.1g}"
     lowest = usual / 30 if settings.start is None else 0.0  # a trained model may be changed as little as wanted
-    if lowest <= rate <= usual * 8:
-        return ok(check, finding)
     times = f"{rate / usual:,.0f} times too high" if rate > usual else f"{usual / rate:,.0f} times too low"
-    return warning(check, finding, f"{times}: set pretrain.optimizer.learning_rate={usual:.1g}")
+    advice = f"{times}: set pretrain.optimizer.learning_rate={usual:.1g}"
+    return judge(check, finding, (not lowest <= rate <= usual * 8, warning, advice))
 
 
 def check_optimizer_settings(settings: PretrainSettings) -> Verdict:
@@ -62,33 +61,32 @@ def check_optimizer_settings(settings: PretrainSettings) -> Verdict:
         for name, (low, high, best) in usual.items()
         if not low <= getattr(optimizer, name) <= high
     ]
-    if odd:
-        return warning("optimizer", finding, f"published trainings have about {', '.join(odd)}")
-    return ok("optimizer", finding)
+    return judge("optimizer", finding, (odd, warning, f"published trainings have about {', '.join(odd)}"))
 
 
 def check_length(config: ModelConfig, settings: PretrainSettings, train_tokens: int) -> Verdict:
     """Compute tokens per parameter, and how often the text is read."""
     tokens = settings.steps * settings.batch_tokens
     per_parameter, passes = tokens / config.parameters, tokens / max(1, train_tokens)
-    finding = f"{tokens:,} tokens: {per_parameter:.2g} per parameter, the text {passes:.2g} times"
-    if passes > 2 * MOST_PASSES:
-        fewer = _fewer_steps(settings, int(settings.steps * MOST_PASSES / passes))
-        return warning("length", finding, f"overfitting after {MOST_PASSES} times: use more text{fewer}")
-    if per_parameter < 0.1 and settings.start is None:
-        return warning("length", finding, "a smaller model would learn more from so little text")
-    return ok("length", finding)
+    fewer = _fewer_steps(settings, int(settings.steps * MOST_PASSES / passes))
+    too_short = per_parameter < 0.1 and settings.start is None
+    return judge(
+        "length",
+        f"{tokens:,} tokens: {per_parameter:.2g} per parameter, the text {passes:.2g} times",
+        (passes > 2 * MOST_PASSES, warning, f"overfitting after {MOST_PASSES} times: use more text{fewer}"),
+        (too_short, warning, "a smaller model would learn more from so little text"),
+    )
 
 
 def _fewer_steps(settings: PretrainSettings, steps: int) -> str:
     """The settings of a training with so many steps, and of a schedule that fits; empty if it cannot be shorter."""
-    if steps < 1:
-        return ""
-    shorter = [f"pretrain.steps={steps}"]
-    for name, share in (("warmup_steps", 10), ("decay_steps", 5)):
-        if (getattr(settings.schedule, name, None) or 0) > steps // share:
-            shorter.append(f"pretrain.schedule.{name}={steps // share}")
-    return f", or fewer steps ({' '.join(shorter)})"
+    limits = {"warmup_steps": steps // 10, "decay_steps": steps // 5}
+    shorter = [
+        f"pretrain.schedule.{name}={limit}"
+        for name, limit in limits.items()
+        if (getattr(settings.schedule, name, None) or 0) > limit
+    ]
+    return f", or fewer steps ({' '.join([f'pretrain.steps={steps}', *shorter])})" if steps else ""
 
 
 def check_warmup(settings: PretrainSettings) -> Verdict:
@@ -96,15 +94,15 @@ def check_warmup(settings: PretrainSettings) -> Verdict:
     steps = settings.schedule.warmup_steps
     if steps is None:
         return ok("warm-up", f"chosen automatically, of {settings.steps:,} steps")
-    finding = f"{steps:,} of {settings.steps:,} steps"
-    if steps > 0.3 * settings.steps:
-        better = settings.steps // 10
-        return warning("warm-up", finding, f"most of it is warm-up: pretrain.schedule.warmup_steps={better}")
+    change = "pretrain.schedule.warmup_steps"
     room = settings.steps - (getattr(settings.schedule, "decay_steps", None) or 0)
-    if steps == 0 and settings.steps > 100 and room:
-        better = min(50, room)
-        return warning("warm-up", finding, f"the first steps are unstable: pretrain.schedule.warmup_steps={better}")
-    return ok("warm-up", finding)
+    missing = steps == 0 and settings.steps > 100 and room > 0
+    return judge(
+        "warm-up",
+        f"{steps:,} of {settings.steps:,} steps",
+        (steps > 0.3 * settings.steps, warning, f"most of it is warm-up: {change}={settings.steps // 10}"),
+        (missing, warning, f"the first steps are unstable: {change}={min(50, room)}"),
+    )
 
 
 # --- the model and its loss ---
@@ -124,43 +122,27 @@ def most_documents_first(batch: Batch) -> Batch:
 
 def check_targets(model: Transformer, batch: Batch, loss: Loss) -> Verdict:
     """Whether targets are the tokens shifted by one, and the loss is the plain cross-entropy of exactly these."""
-    advice = "the target of each token is the one after it: see loader.cut and the loss"
-    counts = batch.weight[:, :-1] > 0
-    wrong = int(((batch.targets[:, :-1] != batch.tokens[:, 1:]) & counts).sum())
-    if wrong:
-        inside = slice(4, -4)  # where no shift goes around the ends
-        shares = {
-            shift: (batch.targets == batch.tokens.roll(-shift, dims=1))[:, inside].float().mean().item()
-            for shift in range(-3, 5)
-        }
-        best = max(shares, key=lambda shift: shares[shift])
-        finding = f"{wrong:,} of {int(counts.sum()):,} targets are not the next token"
-        if shares[best] > 0.9:
-            finding = f"targets are {_ahead(best)}"
-        return error("targets", finding, advice)
-    reach = 3
+    behind, ahead = 1, 3
     weight = batch.weight.clone()
-    weight[:, -reach:] = 0
+    weight[:, :behind], weight[:, -ahead:] = 0, 0  # where a shift goes around the ends
     hidden, summed = _hidden_and_loss(model, replace(batch, weight=weight), loss)
     with torch.no_grad():
         scores = model.logits(hidden).float().log_softmax(dim=-1)  # (B, T, V)
     tokens, weight = batch.tokens.to(scores.device), weight.to(scores.device)
-    plain = [
-        -(scores.gather(-1, tokens.roll(-shift, dims=1)[..., None])[..., 0] * weight).sum().item()
-        for shift in range(reach + 1)
-    ]
-    best = min(range(reach + 1), key=lambda shift: abs(plain[shift] - summed))
-    if best != 1 or abs(plain[1] - summed) > 0.01 * abs(plain[1]):
-        kind = f"the loss is that of targets that are {_ahead(best)}" if best != 1 else "the loss is another one"
-        finding = f"{kind}: {summed:.4f} in sum, plain cross-entropy of the next token {plain[1]:.4f}"
-        return error("targets", finding, advice)
-    return ok("targets", "each is the token after it, and the loss is their plain cross-entropy")
-
-
-def _ahead(shift: int) -> str:
-    if shift == 0:
-        return "the tokens themselves (not shifted)"
-    return f"{abs(shift)} positions {'ahead' if shift > 0 else 'behind'} instead of 1 ahead"
+    plain = {
+        shift: -(scores.gather(-1, tokens.roll(-shift, dims=1)[..., None])[..., 0] * weight).sum().item()
+        for shift in range(-behind, ahead + 1)
+    }
+    wrong = int(((batch.targets[:, :-1] != batch.tokens[:, 1:]) & (batch.weight[:, :-1] > 0)).sum())
+    best = min(plain, key=lambda shift: abs(plain[shift] - summed))
+    is_plain = abs(plain[best] - summed) <= 0.01 * abs(plain[best])
+    if not wrong and best == 1 and is_plain:
+        return ok("targets", "each is the token after it, and the loss is their plain cross-entropy")
+    finding = f"the loss is that of targets at {best:+} instead of +1" if is_plain else "the loss is another one"
+    finding += f": {summed:.4f} in sum, plain cross-entropy of the next token {plain[1]:.4f}"
+    if wrong:
+        finding = f"{wrong:,} of {batch.targets[:, :-1].numel():,} targets are not the next token; {finding}"
+    return error("targets", finding, "the target of each token is the one after it: see loader.cut and the loss")
 
 
 def _hidden_and_loss(model: Transformer, batch: Batch, loss: Loss) -> tuple[Tensor, float]:
@@ -172,61 +154,53 @@ def _hidden_and_loss(model: Transformer, batch: Batch, loss: Loss) -> tuple[Tens
     return states[0], parts["next_token"].item()
 
 
-def check_mask(model: Transformer, batch: Batch, loss: Loss, seed: int = 0) -> Verdict:
+def check_mask(model: Transformer, batch: Batch, loss: Loss) -> Verdict:
     """Whether predictions depend on no later token and no other document, and on earlier tokens.
 
     Twice: by the gradient of the loss of some queries, which must be exactly zero at all tokens that they may not
     read, whatever the precision; and by changing those tokens.
     """
-    advice = "attention must read a token's own document up to itself (model/attention.py, losses.by_document)"
     document = batch.document
-    allowed = _some_queries(document, np.random.default_rng(seed))
+    allowed = _some_queries(document)
     queried = replace(batch, weight=allowed * batch.weight)
     if not queried.weight.any():
         return ok("mask", "no document is long enough to tell")
-    is_read = _has_input_gradient(model, queried, loss, seed)
-    leak = is_read & ~allowed
+    before, is_read = _find_read_tokens(model, queried, loss)
+    leak, fault = is_read & ~allowed, ""
     if leak.any():
         row, position = (int(each) for each in leak.nonzero()[0])
-        last = int(allowed[row].nonzero()[-1])
-        finding = (
-            f"predictions up to token {last} depend on token {position}, which comes later"
-            if document[row, position] == document[row][allowed[row]][0]
-            else f"a prediction depends on another document (token {position})"
-        )
-        return error("mask", f"{finding}: the mask leaks", advice)
-    if int((is_read & allowed).sum(dim=1).max()) <= 1:
-        return error("mask", "no prediction depends on any other token: the mask hides everything", advice)
-    if not isinstance(model.config.feedforward, Experts):  # their kernels change shapes with the choice of experts
+        if document[row, position] == document[row][allowed[row]][0]:
+            last = int(allowed[row].nonzero()[-1])
+            fault = f"predictions up to token {last} depend on token {position}, which comes later: the mask leaks"
+        else:
+            fault = f"a prediction depends on another document (token {position}): the mask leaks"
+    elif int((is_read & allowed).sum(dim=1).max()) <= 1:
+        fault = "no prediction depends on any other token: the mask hides everything"
+    elif not isinstance(model.config.feedforward, Experts):  # their kernels change shapes with the choice of experts
         other = torch.where(allowed, batch.tokens, (batch.tokens + 1) % (model.config.vocab_size or 2))
-        before = _next_token_sum(model, queried, loss, seed)
-        after = _next_token_sum(model, replace(queried, tokens=other), loss, seed)
+        with torch.no_grad():
+            after = _with_same_dropout(model, replace(queried, tokens=other), loss)[1]["next_token"].item()
         if abs(after - before) > 1e-5 * abs(before):
-            finding = f"later tokens or other documents change the loss from {before:.5f} to {after:.5f}"
-            return error("mask", f"{finding}: the mask leaks", advice)
+            fault = f"later tokens or other documents change the loss from {before:.5f} to {after:.5f}: the mask leaks"
     borders = int(((document[:, 1:] != document[:, :-1]) & (document[:, 1:] >= 0)).sum())
-    rows = len(document)
-    return ok("mask", f"nothing is read from later tokens, nor across {borders} borders of documents, in {rows} rows")
+    well = f"nothing is read from later tokens, nor across {borders} borders of documents, in {len(document)} rows"
+    advice = "attention must read a token's own document up to itself (model/attention.py, losses.by_document)"
+    return judge("mask", fault or well, (fault, error, advice))
 
 
-def _some_queries(document: Tensor, random: np.random.Generator) -> Tensor:
-    """(B, T): in each row the beginning of one document, not the row's first if there are several."""
+def _some_queries(document: Tensor) -> Tensor:
+    """(B, T): in each row the first half of its last document that is long enough."""
     chosen = torch.zeros_like(document, dtype=torch.bool)
     for row, documents in enumerate(document):
-        kinds, sizes = documents[documents >= 0].unique(return_counts=True)
-        long_enough = kinds[sizes >= 4]
-        if not len(long_enough):
-            continue
-        later = long_enough[1:] if len(long_enough) > 1 else long_enough
-        own = documents == later[int(random.integers(len(later)))]
-        positions = own.nonzero()[:, 0]
-        last = min(int(positions[int(random.integers(2, len(positions)))]), len(documents) - 2)
-        chosen[row] = own & (torch.arange(len(documents)) <= last)
+        numbers, sizes = documents[documents >= 0].unique(return_counts=True)
+        if (sizes >= 4).any():
+            own = documents == numbers[sizes >= 4][-1]
+            chosen[row] = own & (own.cumsum(dim=0) <= own.sum() // 2)
     return chosen
 
 
-def _has_input_gradient(model: Transformer, batch: Batch, loss: Loss, seed: int) -> Tensor:
-    """(B, T): whether the loss depends on the vector of each token."""
+def _find_read_tokens(model: Transformer, batch: Batch, loss: Loss) -> tuple[float, Tensor]:
+    """The loss of the next tokens, and (B, T) whether the loss depends on the vector of each token."""
     assert model.embed is not None, "a whole model reads tokens"
     vectors: list[Tensor] = []
 
@@ -234,21 +208,18 @@ def _has_input_gradient(model: Transformer, batch: Batch, loss: Loss, seed: int)
         output.retain_grad()
         vectors.append(output)
 
-    try:
-        with model.embed.register_forward_hook(keep):
-            torch.manual_seed(seed)
-            loss(model, to(batch, _device(model)))[0].backward()
-    finally:
-        model.zero_grad()
+    with model.embed.register_forward_hook(keep):
+        total, parts = _with_same_dropout(model, batch, loss)
+    total.backward()
+    model.zero_grad()
     assert vectors[0].grad is not None, "every loss depends on its tokens"
-    return (vectors[0].grad != 0).any(dim=-1).cpu()
+    return parts["next_token"].item(), (vectors[0].grad != 0).any(dim=-1).cpu()
 
 
-def _next_token_sum(model: Transformer, batch: Batch, loss: Loss, seed: int) -> float:
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        _, _, parts = loss(model, to(batch, _device(model)))
-    return parts["next_token"].item()
+def _with_same_dropout(model: Transformer, batch: Batch, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    total, _, parts = loss(model, to(batch, _device(model)))
+    return total, parts
 
 
 def check_ties(model: Transformer) -> Verdict:
@@ -257,13 +228,11 @@ def check_ties(model: Transformer) -> Verdict:
     if not isinstance(head, LanguageModel) or model.embed is None or not isinstance(model.head, nn.Linear):
         return ok(check, "no head over the vocabulary")
     one = model.head.weight is model.embed.weight or model.head.weight.data_ptr() == model.embed.weight.data_ptr()
-    if head.tied and not one:
-        finding = "model.head.tied = true, but head and embedding are two matrices"
-        return error(check, finding, "tie them after the last change of either: model.tie()")
-    if one and not head.tied:
-        finding = "model.head.tied = false, but head and embedding are one matrix"
-        return error(check, finding, "give the head a matrix of its own")
-    return ok(check, "head and embedding are one matrix" if one else "not tied, as set")
+    if head.tied == one:
+        return ok(check, "head and embedding are one matrix" if one else "not tied, as set")
+    said, are = str(head.tied).lower(), "one matrix" if one else "two matrices"
+    advice = "give the head a matrix of its own" if one else "tie them after the last change of either: model.tie()"
+    return error(check, f"model.head.tied = {said}, but head and embedding are {are}", advice)
 
 
 def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = False) -> Verdict:
@@ -284,7 +253,7 @@ def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = Fa
 
     with ExitStack() as hooks, evaluating(model):
         for name, module in model.named_modules():
-            if isinstance(module, PlainFeedForward | GatedFeedForward):
+            if isinstance(module, FeedForward):
                 hook = module.down.register_forward_pre_hook(lambda _, given, name=name: keep(name, *given))
                 hooks.enter_context(hook)
         loss(model, to(batch, _device(model)))
@@ -292,29 +261,26 @@ def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = Fa
         return ok(check, "no layer got enough tokens to tell")
     usual = torch.stack([units.median() for units in largest.values()]).median()
     dead = {name: (units <= 1e-4 * usual).float().mean().item() for name, units in largest.items()}
-    worst = max(dead, key=lambda name: dead[name])
+    worst = max(dead, key=dead.__getitem__)
     n = sum(share > 0.1 for share in dead.values())
-    if trained:
+    if trained or not n:
         return ok(check, f"{dead[worst]:.1%} at most are zero for these rows, in {len(dead)} layers")
-    if n:
-        others = f", and more than a tenth in {n - 1} other layers" if n > 1 else ""
-        finding = f"{dead[worst]:.0%} of the units of {worst} are zero for every token{others}"
-        return error(check, finding, "they never learn: look at that layer's weights and biases")
-    return ok(check, f"{dead[worst]:.1%} at most, in {len(largest)} layers")
+    others = f", and more than a tenth in {n - 1} other layers" if n > 1 else ""
+    finding = f"{dead[worst]:.0%} of the units of {worst} are zero for every token{others}"
+    return error(check, finding, "they never learn: look at that layer's weights and biases")
 
 
 def check_start(mean_loss: float, vocab_size: int, d_model: int) -> Verdict:
     """Compare the first loss with that of uniform predictions: ln V, and a little for the spread of the logits."""
-    check, expected = "loss at start", math.log(vocab_size)
+    expected = math.log(vocab_size)
     spread = 0.02**2 * d_model / 2  # of logits of unit-length states and weights of deviation 0.02
-    finding = f"{mean_loss:.3f}; ln {vocab_size:,} = {expected:.3f}"
-    if not math.isfinite(mean_loss):
-        return error(check, finding, "a weight or a logit is not a finite number")
-    if mean_loss < 0.9 * expected:
-        return error(check, finding, "it knows already what it should predict: something leaks")
-    if mean_loss > 1.1 * expected + 2 * spread:
-        return warning(check, finding, "the first steps will only unlearn this")
-    return ok(check, finding)
+    return judge(
+        "loss at start",
+        f"{mean_loss:.3f}; ln {vocab_size:,} = {expected:.3f}",
+        (not math.isfinite(mean_loss), error, "a weight or a logit is not a finite number"),
+        (mean_loss < 0.9 * expected, error, "it knows already what it should predict: something leaks"),
+        (mean_loss > 1.1 * expected + 2 * spread, warning, "the first steps will only unlearn this"),
+    )
 
 
 def check_trained_weights(model: Transformer, start: Path) -> Verdict:
@@ -339,21 +305,23 @@ def check_trained_start(loss: float, known: float, rows: str, vocab_size: int, f
         rows: names these rows.
         frequencies: the loss of a model that knows only how often each token occurs in these texts.
     """
-    check, chance = "loss at start", math.log(vocab_size)
+    chance, finite = math.log(vocab_size), math.isfinite(loss)
     finding = f"{loss:.3f} on {rows}; a model that knows nothing has ln {vocab_size:,} = {chance:.3f}"
     if known != loss:
         finding += f"; {known:.3f} without the tokens that were added to the vocabulary"
-    if not math.isfinite(loss):
-        advice = "try pretrain.precision=float32, or begin with another model"
+    if not finite:
         finding += "; a hidden state or logit is not a finite number, though all weights are"
-        return error(check, finding, advice)
-    if known > NEAR_CHANCE * chance:
-        advice = "begin with a model that knows such texts by these ids, or leave pretrain.start out"
-        return error(check, finding, advice)
-    if known > frequencies:
+    elif frequencies < known <= NEAR_CHANCE * chance:
         finding += f", one that knows only how often each token occurs {frequencies:.3f}"
-        return warning(check, finding, "the texts differ so much from what it knows that it will relearn most of it")
-    return ok(check, finding)
+    differ = "the texts differ so much from what it knows that it will relearn most of it"
+    foreign = "begin with a model that knows such texts by these ids, or leave pretrain.start out"
+    return judge(
+        "loss at start",
+        finding,
+        (not finite, error, "try pretrain.precision=float32, or begin with another model"),
+        (known > NEAR_CHANCE * chance, error, foreign),
+        (known > frequencies, warning, differ),
+    )
 
 
 def check_gradients(weights: Mapping[str, Tensor], trained: bool = False) -> Verdict:
@@ -375,19 +343,20 @@ def check_gradients(weights: Mapping[str, Tensor], trained: bool = False) -> Ver
     if unreached and trained and all(weights[name].grad is not None for name in unreached):
         return ok("gradients", f"finite; zero for {_first_of(unreached)}")
     if unreached:
-        advice = "something cuts it off, or it is not used"
-        return error("gradients", f"none for {_first_of(unreached)}", advice)
+        return error("gradients", f"none for {_first_of(unreached)}", "something cuts it off, or it is not used")
     layers: dict[str, float] = {}
     for name, norm in norms.items():
         if name.startswith("blocks."):
             layer = name.split(".")[1]
             layers[layer] = math.hypot(layers.get(layer, 0.0), norm)
-    low, high = min(layers.values()), max(layers.values())
-    finding = f"finite; norms over layers {low:.2g} to {high:.2g}"
-    if high > 100 * max(low, 1e-30) and not trained:
-        smallest = min(layers, key=lambda layer: layers[layer])
-        return warning("gradients", finding, f"layer {smallest} gets almost none: look at norms and weights")
-    return ok("gradients", finding)
+    smallest, high = min(layers, key=layers.__getitem__), max(layers.values())
+    low = layers[smallest]
+    finding, advice = (
+        f"finite; norms over layers {low:.2g} to {high:.2g}",
+        "gets almost none: look at norms and weights",
+    )
+    vanishing = high > 100 * max(low, 1e-30) and not trained
+    return judge("gradients", finding, (vanishing, warning, f"layer {smallest} {advice}"))
 
 
 def check_numbers(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Verdict:
@@ -401,7 +370,7 @@ def check_numbers(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimize
     }
     coarse = [f"{name} ({tensor.dtype})" for name, tensor in numbers.items() if tensor.dtype.itemsize < 4]
     if coarse:
-        advice = "bfloat16 loses small updates: step float32 master weights (optim.precision.Masters)"
+        advice = "bfloat16 loses small updates: step float32 master weights (optim.masters.Masters)"
         return error(check, _first_of(coarse).replace("torch.", ""), advice)
     stepped = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
     left_out = [name for name, weight in weights.items() if id(weight) not in set(stepped)]
@@ -440,9 +409,7 @@ def check_range(rates: Sequence[float], losses: Sequence[float], rate: float, st
     advice = f"set pretrain.optimizer.learning_rate={rates[best] / 3:.1g}"
     if rate >= min(lost, 8 * rates[best]):
         return error(check, f"{finding}, {3 * rate / rates[best]:,.0f} times too high", advice)
-    if rate > 4 * rates[best] or rate < rates[best] / 300:
-        return warning(check, finding, advice)
-    return ok(check, finding)
+    return judge(check, finding, (not rates[best] / 300 <= rate <= 4 * rates[best], warning, advice))
 
 
 def check_trained_range(
@@ -463,11 +430,7 @@ def check_trained_range(
     finding += f", half of what it knows is lost at {lost:.1g}" if lost < math.inf else f", holds up to {rates[-1]:.1g}"
     finding += f"; the recipe has {rate:.3g}"
     advice = f"set pretrain.optimizer.learning_rate={lost / 10:.1g}"
-    if rate >= lost:
-        return error(check, finding, advice)
-    if rate > lost / 3:
-        return warning(check, finding, advice)
-    return ok(check, finding)
+    return judge(check, finding, (rate >= lost, error, advice), (rate > lost / 3, warning, advice))
 
 
 def _smooth(losses: Sequence[float]) -> list[float]:
@@ -484,13 +447,12 @@ def check_overfit(losses: Sequence[float], trained: bool = False) -> Verdict:
         trained: the weights are a trained model's, which may know these rows well and learn at a low rate: the loss
             only must not rise.
     """
-    check = "overfits one batch"
-    finding = f"{losses[0]:.2f} to {losses[-1]:.2f} in {len(losses) - 1} steps on the same rows"
-    if trained and losses[-1] < 1.05 * losses[0]:
-        return ok(check, finding)
-    if not math.isfinite(losses[-1]) or losses[-1] > 0.95 * losses[0]:
-        advice = "look at the learning rate, the optimizer and the gradients: a few rows must be learnable"
-        return error(check, finding, advice)
-    if losses[-1] > 0.85 * losses[0]:
-        return warning(check, finding, "slow: is pretrain.optimizer.learning_rate too low?")
-    return ok(check, finding)
+    first, last = losses[0], losses[-1]
+    known = trained and last < 1.05 * first
+    stuck = not math.isfinite(last) or last > 0.95 * first
+    return judge(
+        "overfits one batch",
+        f"{first:.2f} to {last:.2f} in {len(losses) - 1} steps on the same rows",
+        (not known and stuck, error, "look at learning rate, optimizer and gradients: a few rows must be learnable"),
+        (not known and last > 0.85 * first, warning, "slow: is pretrain.optimizer.learning_rate too low?"),
+    )

@@ -26,7 +26,7 @@ from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Float32
 from groundup.plan.memory import MemoryNeeds, breakdown, smallest_change
 from groundup.pretrain.doctor import checks, texts
-from groundup.pretrain.doctor.verdict import Verdict, error, ok, warning
+from groundup.pretrain.doctor.verdict import Verdict, error, judge, ok, warning
 from groundup.pretrain.paths import RunPaths
 from groundup.pretrain.run import pretrain
 from groundup.pretrain.settings import PretrainSettings
@@ -179,10 +179,9 @@ def _check_texts(subject: Subject, counts: texts.Counts, tokens: int) -> Iterato
     documents = paths.corpus / "train.parquet"
     first_texts = list(islice(read_texts(documents), 8)) if documents.is_file() else []
     yield texts.check_round_trip(tokenizer, first_texts)
-    recorded = read_manifest(paths.tokenizer) if is_made(paths.tokenizer) else None
-    may_learn = recorded is not None and recorded.settings.get("kind") == "existing" and not subject.has_start
-    yield texts.check_vocabulary(counts, tokenizer, may_learn)
-    yield texts.check_shards(paths.shards, train, tokenizer, recorded.digest if recorded else None, first_texts)
+    taken = is_made(paths.tokenizer) and read_manifest(paths.tokenizer).settings.get("kind") == "existing"
+    yield texts.check_vocabulary(counts, tokenizer, may_learn=taken and not subject.has_start)
+    yield texts.check_shards(paths.shards, train, tokenizer, first_texts)
     yield texts.check_held_out(train, subject.held_out, tokens)
     yield texts.check_order(subject.rows, train, subject.config.context_length)
 
@@ -208,7 +207,7 @@ def _check_model(subject: Subject, frequencies: float) -> Iterator[Verdict]:
     targets = checks.check_targets(model, batch, loss)
     yield targets
     bordered = checks.most_documents_first(subject.rows(0, max(32, settings.micro_batch_rows)))
-    mask = checks.check_mask(model, checks.first_tokens(bordered, subject.check_tokens), loss, settings.seed)
+    mask = checks.check_mask(model, checks.first_tokens(bordered, subject.check_tokens), loss)
     yield mask
     yield checks.check_ties(model)
     units = checks.check_units(model, batch, loss, subject.has_start)
@@ -281,7 +280,7 @@ def train_briefly(
 
 def check_resume(subject: Subject) -> Verdict:
     """Train four steps by the stage itself, and again from the checkpoint of step 2 in fresh state."""
-    check, rows = "resume", max(1, subject.check_tokens // subject.config.context_length)
+    rows = max(1, subject.check_tokens // subject.config.context_length)
     short = subject.settings.model_copy(
         update={
             "steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2, "sample_tokens": 0, "validation_tokens": 1,
@@ -298,10 +297,10 @@ def check_resume(subject: Subject) -> Verdict:
             newest = max((work / "checkpoints").glob("step-*"))
             size = sum(file.stat().st_size for file in newest.iterdir())
             shutil.rmtree(newest)
-    if weights[0] != weights[1]:
-        finding = "a resumed training gives other weights than an unbroken one"
-        return error(check, finding, "look for random or shared state: two computations differ")
-    return ok(check, f"bit for bit the unbroken training; a checkpoint has {byte_size(size)}")
+    if weights[0] == weights[1]:
+        return ok("resume", f"bit for bit the unbroken training; a checkpoint has {byte_size(size)}")
+    finding = "a resumed training gives other weights than an unbroken one"
+    return error("resume", finding, "look for random or shared state: two computations differ")
 
 
 # --- the machine, and what the training costs ---
@@ -309,18 +308,17 @@ def check_resume(subject: Subject) -> Verdict:
 
 def check_device(subject: Subject) -> Verdict:
     """Whether the best device is used, with as many threads as there are cores."""
-    device = subject.device
-    assert subject.settings.precision is not None, "prepare() has chosen it"
-    finding = f"{device}, {subject.settings.precision.kind}"
+    device, precision = subject.device, subject.settings.precision
+    assert precision is not None, "prepare() has chosen it"
     if device.type != "cpu":
-        return ok("device", finding)
+        return ok("device", f"{device}, {precision.kind}")
     cores, threads = available_cores(), torch.get_num_threads()
-    finding += f", {threads} threads on {cores} cores"
-    if threads > cores:
-        return warning("device", finding, f"threads wait for each other: OMP_NUM_THREADS={cores}")
-    if torch.cuda.is_available():
-        return warning("device", finding, "there is a GPU: pretrain.device=cuda")
-    return ok("device", finding)
+    return judge(
+        "device",
+        f"{device}, {precision.kind}, {threads} threads on {cores} cores",
+        (threads > cores, warning, f"threads wait for each other: OMP_NUM_THREADS={cores}"),
+        (torch.cuda.is_available(), warning, "there is a GPU: pretrain.device=cuda"),
+    )
 
 
 def check_disk(subject: Subject) -> Verdict:
@@ -330,10 +328,10 @@ def check_disk(subject: Subject) -> Verdict:
     existing = next(path for path in (subject.paths.work, *subject.paths.work.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     finding = f"{byte_size(free)} free, {byte_size(needed)} needed for checkpoints and model"
-    if free < needed:
-        fewer = ", or lower pretrain.keep_checkpoints" if keep > 1 else ""
-        return error("disk", finding, f"free some, or choose another path with --run{fewer}", ResourceError)
-    return ok("disk", finding)
+    if free >= needed:
+        return ok("disk", finding)
+    fewer = ", or lower pretrain.keep_checkpoints" if keep > 1 else ""
+    return error("disk", finding, f"free some, or choose another path with --run{fewer}", ResourceError)
 
 
 def estimate_cost(subject: Subject, watts: float | None, price_per_hour: float | None) -> Iterator[Verdict]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy.typing as npt
 
 from groundup.batch import Batch
 from groundup.corpus.refine import describe_marks
-from groundup.errors import DataError, GroundupError, SettingsError
-from groundup.pretrain.doctor.verdict import Verdict, error, ok, warning
-from groundup.shards import Tokens, refuse_another_tokenizer
+from groundup.errors import DataError, SettingsError
+from groundup.pretrain.doctor.verdict import Verdict, error, judge, ok, warning
+from groundup.shards import Tokens
 from groundup.tokenizer.settings import N_BYTES
 from groundup.tokenizer.tokenizer import Tokenizer
 
@@ -35,10 +36,10 @@ def check_round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> Verdict:
     lost = [text for text, ids in zip(texts, encoded, strict=True) if tokenizer.decode(ids) != text]
     n_bytes, n_ids = sum(len(text.encode()) for text in texts), sum(map(len, encoded))
     finding = f"{len(texts) - len(lost)} of {len(texts)} texts come back, {n_bytes / max(1, n_ids):.2f} bytes per token"
-    if lost:
-        finding += f"; not {lost[0][:40]!r}"
-        return error("tokenizer", finding, "the model cannot write what it reads: use another tokenizer", SettingsError)
-    return ok("tokenizer", finding)
+    if not lost:
+        return ok("tokenizer", finding)
+    advice = "the model cannot write what it reads: use another tokenizer"
+    return error("tokenizer", f"{finding}; not {lost[0][:40]!r}", advice, SettingsError)
 
 
 def check_separators(marks: Mapping[str, Any]) -> Verdict:
@@ -74,25 +75,12 @@ def check_vocabulary(counts: Counts, tokenizer: Tokenizer, may_learn: bool) -> V
     finding = f"of {len(tokens):,} ids {len(unused):,} never occur"
     if n_bytes:
         finding += f": {f'{n_bytes:,} are ' * (n_merged > 0)}bytes that these texts do not have"
-    if may_learn and n_merged > merged / 2:
-        advice = 'set tokenizer.kind = "learned" instead of "existing": the rows of unused ids cost memory'
-        return warning("vocabulary", finding, advice)
-    return ok("vocabulary", finding)
+    advice = 'set tokenizer.kind = "learned" instead of "existing": the rows of unused ids cost memory'
+    return judge("vocabulary", finding, (may_learn and n_merged > merged / 2, warning, advice))
 
 
-def check_shards(
-    shards: Path, train: Tokens, tokenizer: Tokenizer, recorded: str | None, texts: Iterable[str]
-) -> Verdict:
-    """Whether the ids are this tokenizer's ids of these texts.
-
-    Args:
-        recorded: digest of the tokenizer's directory, if it has one.
-        texts: the first training documents, in order.
-    """
-    try:
-        refuse_another_tokenizer(shards, recorded, "the run's tokenizer")
-    except GroundupError as refused:
-        return error("shards", str(refused), "", type(refused))
+def check_shards(shards: Path, train: Tokens, tokenizer: Tokenizer, texts: Iterable[str]) -> Verdict:
+    """Whether the ids are this tokenizer's ids of `texts`, the first training documents in order."""
     number = 0
     for number, text in enumerate(texts, start=1):
         ids = np.asarray(train.ids[train.offsets[number - 1] : train.offsets[number]]).tolist()
@@ -114,8 +102,8 @@ def check_held_out(train: Tokens, held_out: Mapping[str, Tokens], most_tokens: i
         most_tokens: how much of the training text is read.
     """
     read = _first_documents(train, most_tokens)
-    known = _document_hashes(read)
-    exact = {name: np.isin(_document_hashes(tokens), known) for name, tokens in held_out.items()}
+    known = set(_document_hashes(read))
+    exact = {name: np.array([h in known for h in _document_hashes(each)], bool) for name, each in held_out.items()}
     shares = _shares_in(read, held_out)
     copies = {name: (share >= COPIED) | exact[name] for name, share in shares.items()}
     n_copies, n_documents = sum(int(each.sum()) for each in copies.values()), sum(map(len, shares.values()))
@@ -164,29 +152,20 @@ def _shares_in(train: Tokens, held_out: Mapping[str, Tokens]) -> dict[str, npt.N
 
 
 def _passage_hashes(ids: npt.NDArray[Any]) -> Hashes:
-    """A hash for the passage of `WINDOW` ids that begins at each id, made of two hashes of half its length."""
+    """A hash for the passage of `WINDOW` ids that begins at each id of a row, made of two hashes of half its length."""
     hashes = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     hashes ^= hashes >> np.uint64(32)
     length, factor = 1, 0xD6E8FEB86659FD93
     while length < WINDOW:
-        n = max(0, len(hashes) - length)
-        hashes = hashes[:n] * np.uint64(factor) + hashes[length : length + n]
+        n = max(0, hashes.shape[-1] - length)
+        hashes = hashes[..., :n] * np.uint64(factor) + hashes[..., length : length + n]
         length, factor = 2 * length, factor * factor % (1 << 64)
     return hashes
 
 
-def _document_hashes(tokens: Tokens) -> Hashes:
-    """A hash for each document: the sum of hashes of its ids and their positions."""
-    if not tokens.n_documents or len(tokens.offsets) < 2:
-        return np.zeros(0, np.uint64)
-    ids = np.asarray(tokens.ids[: tokens.offsets[-1]]).astype(np.uint64)
-    position = np.arange(len(ids)) - np.repeat(tokens.offsets[:-1], np.diff(tokens.offsets))
-    hashes = ((position.astype(np.uint64) << np.uint64(32)) + ids) * np.uint64(0x9E3779B97F4A7C15)
-    hashes ^= hashes >> np.uint64(29)
-    hashes *= np.uint64(0xBF58476D1CE4E5B9)
-    hashes ^= hashes >> np.uint64(32)
-    summed: Hashes = np.add.reduceat(hashes, tokens.offsets[:-1])
-    return summed
+def _document_hashes(tokens: Tokens) -> list[int]:
+    ids = np.asarray(tokens.ids)
+    return [hash(ids[first:last].tobytes()) for first, last in pairwise(tokens.offsets.tolist())]
 
 
 def _share_by_document(is_in: npt.NDArray[np.bool_], tokens: Tokens) -> npt.NDArray[np.float64]:
@@ -213,16 +192,15 @@ def _repetition(train: Tokens) -> float:
 def check_order(rows: DrawRows, train: Tokens, context_length: int, most: int = 256) -> Verdict:
     """Whether rows come in shuffled order, each once per epoch, and in another order in the next epoch."""
     n = train.n_rows(context_length)
-    if n < 16:
-        return ok("order of rows", f"only {n} rows: too few to tell")
+    if n < 16 or context_length < WINDOW:
+        return ok("order of rows", f"only {n} rows of {context_length} tokens: too few to tell")
     find = _row_finder(train, context_length)
     m = min(most, n)
     spread = [find(rows(int(number), 1)) for number in np.linspace(0, n - 1, m).astype(int)]
     fault = _order_fault(find(rows(0, m)), find(rows(n, m)), np.concatenate(spread), n)
-    if fault:
-        advice = "draw rows in the order of a seeded permutation, a new one each epoch (loader.rows)"
-        return error("order of rows", f"{m} rows of {n:,}: {fault}", advice)
-    return ok("order of rows", f"{m} rows of {n:,}: shuffled, and in another order in the second epoch")
+    finding = f"{m} rows of {n:,}: {fault or 'shuffled, and in another order in the second epoch'}"
+    advice = "draw rows in the order of a seeded permutation, a new one each epoch (loader.rows)"
+    return judge("order of rows", finding, (fault, error, advice))
 
 
 def _order_fault(
@@ -255,22 +233,17 @@ def _order_fault(
 
 def _row_finder(train: Tokens, context_length: int) -> Callable[[Batch], npt.NDArray[np.int64]]:
     """A function from a batch to each row's number in the text; −1 for a row whose beginning occurs more than once."""
-    n, width = train.n_rows(context_length), min(16, context_length)
-    starts = np.arange(n) * context_length
-    positions = np.minimum(starts[:, None] + np.arange(width), len(train.ids) - 1)
-    document = np.searchsorted(train.offsets, starts, side="right") - 1
-    factors = np.random.default_rng(0).integers(1, 1 << 62, width + 1).astype(np.uint64) * np.uint64(2) + np.uint64(1)
+    starts = np.arange(train.n_rows(context_length)) * context_length
+    positions = np.minimum(starts[:, None] + np.arange(WINDOW), len(train.ids) - 1)
 
     def hash_rows(ids: npt.NDArray[Any], documents: npt.NDArray[Any]) -> Hashes:
-        numbers = np.concatenate([documents[:, None], ids], axis=1).astype(np.uint64) + np.uint64(1)
-        summed: Hashes = (numbers * factors).sum(axis=1)
-        return summed
+        return _passage_hashes(ids)[:, 0] + documents.astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9)
 
-    hashes = hash_rows(train.ids[positions], document)
+    hashes = hash_rows(train.ids[positions], np.searchsorted(train.offsets, starts, side="right") - 1)
     distinct, index, times = np.unique(hashes, return_index=True, return_counts=True)
 
     def find(batch: Batch) -> npt.NDArray[np.int64]:
-        wanted = hash_rows(batch.tokens[:, :width].numpy(), batch.document[:, 0].numpy())
+        wanted = hash_rows(batch.tokens[:, :WINDOW].numpy(), batch.document[:, 0].numpy())
         where = np.minimum(np.searchsorted(distinct, wanted), len(distinct) - 1)
         return np.where((distinct[where] == wanted) & (times[where] == 1), index[where], -1)
 

@@ -1,6 +1,6 @@
 """A verdict: what a check found, and what to do about it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,6 +46,20 @@ def warning(check: str, finding: str, advice: str) -> Verdict:
 def error(check: str, finding: str, advice: str, kind: type[GroundupError] = DivergedError) -> Verdict:
     """A verdict that something is wrong."""
     return Verdict(check, finding, "error", advice, kind)
+
+
+def judge(check: str, finding: str, *problems: tuple[object, Callable[[str, str, str], Verdict], str]) -> Verdict:
+    """The verdict of the first problem that is there, or that all is well.
+
+    Args:
+        problems: whether it is there, `warning` or `error`, and the advice.
+
+    >>> judge("loss", "9.1", (9.1 > 20, error, "begin again"), (9.1 > 5, warning, "train longer")).level
+    'warning'
+    """
+    return next(
+        (verdict(check, finding, advice) for is_there, verdict, advice in problems if is_there), ok(check, finding)
+    )
 
 
 def refuse_errors(verdicts: Sequence[Verdict]) -> None:

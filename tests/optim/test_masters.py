@@ -5,8 +5,8 @@ from torch.testing import assert_close
 
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
-from groundup.optim.precision import Masters
 from groundup.optim.settings import AdamW
 from groundup.train.checkpoint import tensors_of
 
