@@ -10,6 +10,7 @@ import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
@@ -24,7 +25,18 @@ from groundup.files import read_toml as read_toml
 
 Table = dict[str, Any]
 MAX_COMPLAINTS = 20
-BRIEFLY = reprlib.Repr()
+
+
+class _Brief(reprlib.Repr):
+    """Values in a message: not longer than a line, and dates and truth values as TOML writes them."""
+
+    def repr_date(self, value: Any, level: int) -> str:
+        return toml_value(value)
+
+    repr_datetime = repr_time = repr_bool = repr_date
+
+
+BRIEFLY = _Brief()
 BRIEFLY.maxstring = BRIEFLY.maxother = 80
 
 
@@ -179,10 +191,26 @@ class Settings(BaseModel):
 
 
 def toml_value(value: Any) -> str:
-    """A value as one would write it in TOML; `not set` for None."""
-    if value is None:
-        return "not set"
-    return json.dumps(value, ensure_ascii=False, default=lambda settings: settings.table())
+    """A value as one would write it in TOML, on one line; `not set` for None.
+
+    >>> toml_value({"kind": "cosine", "final": 0.0, "since": [date(2020, 1, 1), True]})
+    '{ kind = "cosine", final = 0.0, since = [2020-01-01, true] }'
+    """
+    match value:
+        case None:
+            return "not set"
+        case Settings():
+            return toml_value(value.table())
+        case dict():
+            return "{ " + ", ".join(f"{key} = {toml_value(inner)}" for key, inner in value.items()) + " }"
+        case list() | tuple():
+            return "[" + ", ".join(map(toml_value, value)) + "]"
+        case date() | time():
+            return value.isoformat()
+        case str() | bool():
+            return json.dumps(value, ensure_ascii=False)
+        case _:
+            return repr(value)
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -228,20 +256,25 @@ def _apply(table: Table, override: str) -> None:
     names = path.strip().split(".")
     if not equals or not all(names):
         raise SettingsError(f"override {override!r} is not of the form dotted.key=value, such as pretrain.steps=500")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
-        value = text.strip()  # a bare word is a string: no shell needs a second pair of quotes
-    except RecursionError:
-        raise SettingsError(f"override {shortened(override)!r} is nested too deeply") from None
+    value = read_value(text)
     for name in names[:-1]:
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise SettingsError(f"override {override!r}: {name} is the value {inner!r}, not a table")
+            raise SettingsError(f"override {override!r}: {name} is the value {BRIEFLY.repr(inner)}, not a table")
         table = inner
     if names[-1] == "kind" and table.get("kind") != value:
         table.clear()
     table[names[-1]] = value
+
+
+def read_value(text: str) -> Any:
+    """The value in an override: TOML, or a bare word, which is a string: no shell needs a second pair of quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text.strip()
+    except RecursionError:
+        raise SettingsError(f"override {shortened(text)!r} is nested too deeply") from None
 
 
 def _complete(classes: list[type[BaseModel]], value: Any, default_kind: str | None = None) -> Any:
