@@ -23,7 +23,6 @@ from groundup.evals.statistics import interval
 from groundup.files import Progress, no_progress
 from groundup.tokenizer.columns import column_of
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.words import plural
 
 MOST_BYTES = 32_000_000
 """Bytes read of each source: enough for every number here. The rest is left out, and the comparison says so."""
@@ -60,14 +59,6 @@ class Counted:
     """Tokens for one of the first tokenizer's."""
     ratio_interval: tuple[float, float] | None
     """Ends of its 95% interval; None for the first tokenizer, and for few documents."""
-
-    @property
-    def change(self) -> str:
-        """The ratio in words."""
-        change = abs(self.ratio - 1)
-        if change < 0.0005:
-            return "as many"
-        return f"{change:{'.1%' if change < 0.0995 else '.0%'}} {'fewer' if self.ratio < 1 else 'more'}"
 
     @property
     def ratio_cell(self) -> str:
@@ -138,45 +129,6 @@ class Comparison:
     def names(self) -> list[str]:
         return [tokenizer.name for tokenizer in self.tokenizers]
 
-    @property
-    def verdicts(self) -> list[str]:
-        """The result of the comparison, in sentences."""
-        return [
-            *(self._against_the_first(number) for number in range(1, len(self.tokenizers))),
-            *filter(None, map(self._unknown_scripts, range(len(self.tokenizers)))),
-            *(f"{source}: only the first {MOST_BYTES / 1e6:,.0f} MB were read." for source in self.cut),
-            *(f"left out: {number:,} × {reason}" for reason, number in self.left_out.items()),
-        ]
-
-    def _against_the_first(self, number: int) -> str:
-        first, second = self.names[0], self.names[number]
-        if self.same_vocabulary[number]:
-            share = self.same_ids[number]
-            where = "every document" if share == 1 else f"{share:.1%} of the documents"
-            return f"{second} and {first} have the same vocabulary, and give the same ids on {where}."
-        whole, *groups = self.groups
-        parts = [f"{second} {_needs(whole, number)} than {first} on {whole.name}"]
-        for kind in ("source", "script"):
-            ranked = sorted((group for group in groups if group.kind == kind), key=lambda group: group.by[number].ratio)
-            if ranked:
-                parts.append(
-                    ", ".join(f"{group.by[number].change} on {group.name}" for group in (ranked[0], ranked[-1]))
-                )
-        return "; ".join(parts) + "."
-
-    def _unknown_scripts(self, number: int) -> str:
-        """The scripts that a vocabulary spells in parts of characters; empty if there is none."""
-        scripts = [group for group in self.groups if group.kind == "script"]
-        parts = {group.name: group.by[number].parts_of_characters for group in scripts}
-        parts = {script: share for script, share in parts.items() if share >= STRANGE}
-        if not parts:
-            return ""
-        worst = max(parts, key=parts.__getitem__)
-        return (
-            f"{self.names[number]} hardly knows {', '.join(list(parts)[:6])}{' …' if len(parts) > 6 else ''}: of its "
-            f"tokens there {min(parts.values()):.0%} to {parts[worst]:.0%} ({worst}) are parts of characters."
-        )
-
     def group_rows(self, most: int | None = None) -> list[list[str]]:
         """Bytes per token by group, and the ratio of tokens to those of the first tokenizer.
 
@@ -209,18 +161,6 @@ class Comparison:
             shown = [f"{speed:,.1f} ({speed / speeds[0]:.2f})" for speed in speeds]
             rows.append(["speed here, MB/s (of the first's)", *shown])
         return rows
-
-
-def _needs(group: Group, number: int) -> str:
-    counted = group.by[number]
-    if counted.ratio_interval is None:
-        documents = plural(group.documents, "document")
-        return f"needs {counted.change} tokens ({documents}: too few to rule out chance)"
-    low, high = counted.ratio_interval
-    measured = f"95% interval of the ratio {low:.3f} to {high:.3f}"
-    if low <= 1 <= high:
-        return f"needs as many tokens, as far as these texts can tell ({measured}),"
-    return f"needs {counted.change} tokens ({measured})"
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
