@@ -4,6 +4,7 @@ import json
 import lzma
 import math
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_counts_are_those_worked_by_hand(low: Tokenizer, letters: Tokenizer, tmp
     assert len(found.never_used[0]) == low.vocab_size - 5
     assert plain.ratio == 14 / 6 and plain.ratio_interval is None and ours.ratio == 1
     assert found.same_vocabulary == [True, False]
-    json.dumps(found.table())
+    json.dumps(asdict(found))
     assert "letters needs 133% more tokens (1 document: too few to rule out chance) than low on all texts." in verdicts(
         found
     )
@@ -111,9 +112,8 @@ def test_files_and_scripts_are_groups_and_add_up(low: Tokenizer, letters: Tokeni
     said = " ".join(verdicts(found))
     assert "low hardly knows" in said and "Han" in said and "Latin" not in said.split("hardly knows")[1]
     assert f"left out: 1 × {tmp_path / 'rest'}: not utf-8" in said
-    head, *rows = found.group_rows()
+    head, *rows = found.group_rows
     assert [row[0] for row in rows] == names and len(head) == len(rows[0]) == 6
-    assert len(found.group_rows(most=2)) == 1 + 3 + 2
     facts = {label: shown for label, *shown in found.fact_rows(found.groups[0])}
     assert facts["ids"] == [f"{low.vocab_size}", f"{letters.vocab_size}"]
     assert facts["bytes a token"] == [f"{counted.bytes_per_token:.3f}" for counted in found.groups[0].by]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_other_tokenizers_and_single_seeds_are_noted(home: Path) -> None:
 
 def test_it_is_json_and_a_table_of_equal_rows(home: Path) -> None:
     comparison = compare(runs(home, "base", "short", "words"))
-    assert json.loads(json.dumps(comparison.table(), allow_nan=False)) == comparison.table()
+    assert json.loads(json.dumps(asdict(comparison), allow_nan=False)) == asdict(comparison)
     assert {len(row) for row in comparison.rows} == {4}
     assert len(comparison.verdicts) == 4
 

@@ -21,7 +21,7 @@ def test_the_page_has_all_numbers_and_escapes_what_came_in(tmp_path: Path) -> No
     page = tmp_path / "deep" / "page.html"
     write_page(comparison, page)
     written = page.read_text()
-    for row in comparison.group_rows():
+    for row in comparison.group_rows:
         for cell in row:
             assert html.escape(cell) in written
     for verdict in verdicts(comparison):

@@ -1,6 +1,7 @@
 """Commands that look at tokenizers: show, compare, advise, convert, extend."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,11 +107,10 @@ def compare_tokenizers(
     if html:
         showing.write_page(found, html)
     if as_json:
-        terminal.print_json(found.table())
+        terminal.print_json(asdict(found))
         return
-    page = f"By script and file: {html}" if html else ""
-    groups, facts = found.group_rows(most=comparing.SHOWN_SCRIPTS), found.fact_rows(found.groups[0])
-    terminal.show(groups, "All texts:", facts, "\n".join(showing.verdicts(found)), page)
+    page, said = f"By script and file: {html}" if html else "", "\n".join(showing.verdicts(found))
+    terminal.show(found.group_rows, "All texts:", found.fact_rows(found.groups[0]), said, page)
 
 
 @app.command(epilog=example("tokens advise"))

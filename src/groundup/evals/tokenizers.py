@@ -7,9 +7,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,6 @@ UNSPACED = frozenset({"Han", "Japanese", "Thai", "Lao", "Khmer", "Myanmar", "Tib
 """Scripts without spaces between words, where tokens per word say nothing."""
 STRANGE = 0.2
 """Share of tokens that are parts of characters, from which on a vocabulary is said not to know a script."""
-SHOWN_SCRIPTS = 12
-"""Scripts in the table of the terminal; the page and --json have all."""
 Kind = Literal["all", "source", "script"]
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
 
@@ -121,24 +119,15 @@ class Comparison:
     cut: list[str]
     """Sources that were read in part."""
 
-    def table(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return asdict(self)
-
     @property
     def names(self) -> list[str]:
         return [tokenizer.name for tokenizer in self.tokenizers]
 
-    def group_rows(self, most: int | None = None) -> list[list[str]]:
-        """Bytes per token by group, and the ratio of tokens to those of the first tokenizer.
-
-        Args:
-            most: scripts in the table; all if not given.
-        """
+    @property
+    def group_rows(self) -> list[list[str]]:
+        """Bytes per token by group, and the ratio of tokens to those of the first tokenizer, below a header."""
         head = ["", "documents", "MB", *(f"{name}: bytes a token" for name in self.names)]
         head += [f"tokens of {name} for 1 of {self.names[0]}" for name in self.names[1:]]
-        others = [group for group in self.groups if group.kind != "script"]
-        scripts = [group for group in self.groups if group.kind == "script"]
         return [head] + [
             [
                 group.name,
@@ -147,7 +136,7 @@ class Comparison:
                 *(f"{counted.bytes_per_token:.2f}" for counted in group.by),
                 *(counted.ratio_cell for counted in group.by[1:]),
             ]
-            for group in [*others, *scripts[:most]]
+            for group in self.groups
         ]
 
     def fact_rows(self, group: Group) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,6 @@ class Comparison:
     stages: dict[str, StageDigests]
     differences: list[PairedDifference]
     notes: list[str]
-
-    def table(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return asdict(self)
 
     @property
     def verdicts(self) -> list[str]:
