@@ -142,7 +142,12 @@ def measure_stalls(
         stalls, between = [], []
         kept = Kept(2)
         with Saver(
-            Path(folder) / "behind", kept, {}, {}, failures=1, tell=lambda event, **details: told.append(details)
+            Path(folder) / "behind",
+            kept,
+            {},
+            {},
+            failures=1,
+            tell=lambda event, sentence, **details: told.append(details),
         ) as saver:
             for number in range(saves):
                 began = time.perf_counter()

@@ -77,7 +77,7 @@ def dying(module, name, after):
 
 match place:
     case "while the thread writes":
-        dying(checkpoint._Digested, "write", True)
+        dying(checkpoint, "write_tensors", True)
     case "before the manifest":
         dying(artifacts, "_digest_files", True)
     case "between manifest and name":

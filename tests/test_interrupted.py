@@ -131,7 +131,7 @@ def test_killed_at_random_steps_the_run_is_the_unbroken_one(recipe: Path, precis
 def test_killed_while_it_writes_a_checkpoint(recipe: Path, unbroken: Path) -> None:
     home, run = recipe.parent, recipe.parent / "killed"
     checkpoints = run / "pretrain" / "checkpoints"
-    second = f"happens({signal.SIGKILL:d}, checkpoint._Safetensors, 'finish', times=2)"
+    second = f"happens({signal.SIGKILL:d}, checkpoint, 'write_tensors', times=2, after=True)"
     for _ in range(3):
         process = start(home, "build", "tiny.toml", *LONGER, "--run", "killed", happening=second)
         assert finish(process)[0] == -signal.SIGKILL

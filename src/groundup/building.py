@@ -250,8 +250,7 @@ def _without_stale_stages(job: Job, stages: Iterable[Stage], replace: bool) -> J
             _check_fits(job)  # before anything is thrown away
     for stage in stages if stale else ():
         if stage.name in stale or not is_made(job.run / stage.name):
-            if job.only not in (None, stage.command):
-                raise SettingsError(_not_made(stage, job))
+            _refuse_another_than_asked(stage, job)
             stage.sources(job, {})  # raises if they are gone
     for stage in reversed(tuple(stages)):  # a kill in between leaves no stage whose input is gone
         if stage.name in stale:
@@ -383,8 +382,7 @@ def _run_stage(stage: Stage, job: Job) -> Row:
     target = job.run / stage.name
     if is_made(target):
         return Row(stage.command, 0.0, "up to date", read_manifest(target).digest)
-    if job.only not in (None, stage.command):
-        raise SettingsError(_not_made(stage, job))
+    _refuse_another_than_asked(stage, job)
     settings = stage.settings(job.recipe)
     try:
         inputs = _inputs(stage, job, {})
@@ -403,11 +401,16 @@ def _run_stage(stage: Stage, job: Job) -> Row:
     return Row(stage.command, time.monotonic() - started, "made", read_manifest(target).digest)
 
 
-def _not_made(stage: Stage, job: Job) -> str:
-    return (
-        f"{job.run} does not have the result of {stage.command} yet, which {job.only} needs: run "
-        f"`groundup {stage.command} RECIPE --run {job.run}` first, or `groundup build RECIPE --run {job.run}` for all"
-    )
+def _refuse_another_than_asked(stage: Stage, job: Job) -> None:
+    """
+    Raises:
+        SettingsError: when one stage was asked for, and this one, which it needs, is not made yet.
+    """
+    if job.only not in (None, stage.command):
+        raise SettingsError(
+            f"{job.run} does not have the result of {stage.command} yet, which {job.only} needs: run `groundup "
+            f"{stage.command} RECIPE --run {job.run}` first, or `groundup build RECIPE --run {job.run}` for all"
+        )
 
 
 def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str] | None, run: Path) -> Path | None:

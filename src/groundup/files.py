@@ -90,16 +90,18 @@ def locate(name: str, beside: Path, what: str) -> Path:
     Raises:
         MissingError: naming the paths where it is not.
     """
-    with contextlib.suppress(RuntimeError):  # `~nobody` has no home
-        tried = [beside / Path(name).expanduser(), Path(name).expanduser()]
-        for path in tried:
-            with contextlib.suppress(OSError):  # such as a name that is too long
-                if path.exists():
-                    return path
-        paths = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
-        hint = f". Nothing in {name} is filled in from the environment: write the path out" if "$" in name else ""
-        raise MissingError(f"{what} {name} is missing: looked at {paths}{hint}")
-    raise MissingError(f"{what} {name} is missing: there is no user of that name")
+    try:
+        expanded = Path(name).expanduser()
+    except RuntimeError:
+        raise MissingError(f"{what} {name} is missing: there is no user of that name") from None
+    tried = [beside / expanded, expanded]
+    for path in tried:
+        with contextlib.suppress(OSError):  # such as a name that is too long
+            if path.exists():
+                return path
+    paths = " and ".join(dict.fromkeys(str(path.absolute()) for path in tried))
+    hint = f". Nothing in {name} is filled in from the environment: write the path out" if "$" in name else ""
+    raise MissingError(f"{what} {name} is missing: looked at {paths}{hint}")
 
 
 def require_path(path: Path, wanted: str) -> None:

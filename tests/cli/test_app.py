@@ -1,14 +1,8 @@
 """The command line: quick help, true examples, and for every mistake a paragraph and its exit code."""
 
-import importlib
-import io
-import itertools
-import json
 import os
-import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,12 +12,9 @@ from typing import Any
 import pytest
 import typer
 
-from groundup import __main__ as entrance
-from groundup.cli.app import app, main
-from groundup.cli.help import describe, describe_table
-from groundup.cli.stages import TABLES
-from groundup.recipe import Recipe
-from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.cli.app import app
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def names(group: Any, before: str = "") -> Iterator[str]:
@@ -35,52 +26,6 @@ def names(group: Any, before: str = "") -> Iterator[str]:
 
 
 COMMANDS = list(names(typer.main.get_command(app)))
-Done = subprocess.CompletedProcess[str]
-
-
-def run(*arguments: object, cwd: Path | None = None, stdin: str = "") -> Done:
-    """What the command prints and how it ends, without the seconds that a process of its own takes to begin."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)}
-    try:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-            patch.setattr(sys, "argv", [entrance.__file__, *map(str, arguments)])
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8"))
-            patch.setattr(sys, "stdout", out)
-            patch.setattr(sys, "stderr", err)
-            patch.setenv("COLUMNS", "200")
-            patch.setattr("groundup.cli.terminal.SECONDS_BETWEEN_LINES", float("inf"))  # how far it is
-            patch.chdir(cwd or Path())
-            main()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    told = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
-    return Done(arguments, int(ended.value.code or 0), *told)
-
-
-def run_apart(*arguments: object, cwd: Path | None = None, stdin: str | None = None) -> Done:
-    """The same, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "groundup", *map(str, arguments)],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1200,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
-    """A folder with a finished run."""
-    home = settle(tmp_path_factory.mktemp("home")).parent
-    done = run_apart("build", "tiny.toml", cwd=home)
-    assert done.returncode == 0, done.stderr
-    Tokenizer.learn(["the fox"], vocab_size=320).save(home / "other.json")
-    return home
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +52,7 @@ def test_help_has_an_example_and_loads_little_more_than_its_libraries(
     assert "groundup build recipes/storybook.toml" in done.stdout if command is None else "Example:" in done.stdout
 
 
-def test_help_lists_the_settings_of_the_recipes_own_tables() -> None:
-    for name, (room, kind) in TABLES.items():
-        annotation = getattr(importlib.import_module(room), kind)
-        expected = [row for row in describe(Recipe) if row[0].startswith(f"{name}.")]
-        assert list(describe_table(name, annotation)) == expected
-
-
-def test_examples_in_help_are_commands_that_parse() -> None:
+def test_examples_in_help_are_commands_that_parse(run: Run) -> None:
     for command in COMMANDS:
         text = run(*command.split(), "--help").stdout
         shown = text[text.index("Example:") :].split("Settings:")[0]
@@ -128,26 +66,6 @@ def test_examples_in_help_are_commands_that_parse() -> None:
             assert done.returncode == 0
 
 
-def test_a_build_tells_stages_quality_samples_and_what_to_try(built: Path) -> None:
-    done = run("build", "tiny.toml", cwd=built)
-    assert done.returncode == 0
-    for word in (
-        "corpus",
-        "tokenizer",
-        "pack",
-        "pretrain",
-        "eval",
-        "report",
-        "up to date",
-        "bits per byte",
-        "“Tale",
-        "Try next:",
-        "generate runs/tiny",
-    ):
-        assert word in done.stdout
-    assert done.stderr == ""
-
-
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -157,228 +75,12 @@ def test_a_build_tells_stages_quality_samples_and_what_to_try(built: Path) -> No
     ],
 )
 def test_a_process_of_its_own_prints_and_ends_as_the_tests_here_say(
-    built: Path, arguments: list[object], code: int
+    run: Run, run_apart: Run, built: Path, arguments: list[object], code: int
 ) -> None:
     apart = run_apart(*arguments, cwd=built, stdin="Tale 3 漢\n")
     here = run(*arguments, cwd=built, stdin="Tale 3 漢\n")
     assert (apart.returncode, apart.stdout, apart.stderr) == (here.returncode, here.stdout, here.stderr)
     assert here.returncode == code
-
-
-def test_eval_on_the_recipe_and_on_any_file(built: Path) -> None:
-    of_recipe = run("eval", "tiny.toml", "--json", cwd=built)
-    assert json.loads(of_recipe.stdout) == json.loads((built / "runs" / "tiny" / "evals" / "test.json").read_text())
-    on_file = run("eval", "runs/tiny", "tales/03.txt", "tales/04.txt", "--json", cwd=built)
-    result = json.loads(on_file.stdout)
-    assert result["documents"] == 2
-    assert result["bytes"] == sum(len((built / "tales" / f"0{n}.txt").read_text().strip()) for n in (3, 4))
-    assert "bits per byte" in run("eval", "runs/tiny", cwd=built).stdout
-    assert "name the files to score" in run("eval", "runs/tiny/model", cwd=built).stderr
-
-
-def test_generate_continues_prompts_from_argument_and_pipe(built: Path) -> None:
-    options = ["max_tokens=12", "seed=3"]
-    argument = run("generate", "runs/tiny", "Tale 3", *options, cwd=built)
-    piped = run("generate", "runs/tiny", "-", *options, cwd=built, stdin="Tale 3\n")
-    assert argument.stdout == piped.stdout
-    assert argument.stdout.startswith("Tale 3")
-    stopped = run("generate", "runs/tiny", "Tale 3", *options, 'stop=" "', cwd=built)
-    assert len(stopped.stdout) <= len(argument.stdout)
-
-
-def test_several_samples_have_seeds_of_their_own_and_json_says_the_same(built: Path) -> None:
-    options = ["Tale 3", "max_tokens=12", "seed=3"]
-    plain = run("generate", "runs/tiny", *options, "--samples", 2, cwd=built).stdout
-    lines = run("generate", "runs/tiny", *options, "--samples", 2, "--json", "--probabilities", cwd=built).stdout
-    told = [json.loads(line) for line in lines.splitlines()]
-    assert [sample["seed"] for sample in told] == [3, 4]
-    assert plain == "\n".join(f"[seed {sample['seed']}]\n{sample['prompt']}{sample['text']}\n" for sample in told)
-    for token in told[0]["tokens"]:
-        shares = [token["probability"], *(other["probability"] for other in token["instead"])]
-        assert min(shares) >= 0
-        assert sum(shares) <= 1 + 1e-6
-        assert token["id"] not in [other["id"] for other in token["instead"]]
-    table = run("generate", "runs/tiny", *options, "--probabilities", cwd=built).stdout
-    assert f"{told[0]['tokens'][0]['probability']:.1%}" in table
-
-
-def test_a_conversation_through_a_pipe_is_plain(built: Path) -> None:
-    done = run("chat", "runs/tiny", "max_tokens=5", cwd=built, stdin="Tale 3\n/text\n")
-    reply, text = done.stdout.split("\n")[:2]
-    assert text == f"Tale 3{reply}"
-    assert done.stderr == ""
-
-
-@pytest.mark.slow
-def test_from_texts_to_a_conversation_in_three_commands(built: Path) -> None:
-    """As a new user would; the recipe made here is the proposed one, in seconds."""
-    new = run("new", "own", "--from", "tales", "--minutes", "0.05", cwd=built)
-    assert new.returncode == 0, new.stderr
-    for word in ("40 .txt: 40 documents", "100.0% Latin", "Wrote own.toml", "build own.toml", "chat runs/own"):
-        assert word in new.stdout
-    assert run("build", "own.toml", cwd=built).returncode == 0
-    assert run("chat", "runs/own", cwd=built, stdin="Tale 3\n").stdout.strip()
-    assert run("new", "own", "--from", "tales", cwd=built).returncode == 2
-
-
-def test_new_says_what_it_leaves_out_and_as_json_the_same(built: Path) -> None:
-    folder = built / "mixed"
-    shutil.copytree(built / "tales", folder)
-    for name, content in {"a.png": b"\x89PNG", "b.zip": b"PK", "c.txt": b"", "d.md": b"\xc3\x28" * 60}.items():
-        (folder / name).write_bytes(content)
-    shutil.copy(folder / "00.txt", folder / "copy.txt")
-    plain = run("new", "mixed", "--from", "mixed", cwd=built).stdout
-    left_out = "1 × .png (mixed/a.png), 1 × .zip (mixed/b.zip): read are .txt, .md, .jsonl"
-    for word in (left_out, "1 × empty", "1 × exact duplicate", "1 × not utf-8 (mixed/d.md: invalid continuation byte"):
-        assert word in plain
-    told = json.loads(run("new", "mixed2", "--from", "mixed", "--json", cwd=built).stdout)
-    assert told["left_out"] == {".png": 1, ".zip": 1}
-    assert told["documents"] == 40
-    assert (built / told["recipe"]).is_file()
-
-
-def test_tokens_show_tells_ids_bytes_and_merges_of_any_text_plainly_in_a_pipe(built: Path) -> None:
-    text = "the king \x1b[31m \u202e漢\n"
-    (built / "hostile.txt").write_text(text)
-    named = [run("tokens", "show", path, text, cwd=built) for path in
-             ("runs/tiny", "runs/tiny/model", "runs/tiny/tokenizer", "runs/tiny/tokenizer/tokenizer.json")]  # fmt: skip
-    piped = run("tokens", "show", "runs/tiny", "-", cwd=built, stdin=text)
-    read = run("tokens", "show", "runs/tiny", "--file", "hostile.txt", cwd=built)
-    assert {done.stdout for done in (*named, piped, read)} == {named[0].stdout}
-    assert all(character.isprintable() or character == "\n" for character in named[0].stdout)
-    tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
-    ids = tokenizer.encode(text)
-    rows = re.findall(r"^ +(\d+) +([\d,]+)  ", named[0].stdout, re.M)
-    assert [int(i) for _, i in rows][: len(ids)] == ids
-    for word in (f"{len(ids)} tokens for {len(text.encode())} bytes", "│t¦he│", "h + e = he", r"\x1b¦[│3¦1│m", r"\xe6"):
-        assert word in named[0].stdout
-
-
-def test_tokens_show_as_json_tells_all_that_there_is(built: Path) -> None:
-    raw = "Tale 3 of the old king's 漢字. ".encode() * 100 + b"\xff\x00<|endoftext|>"
-    (built / "long.txt").write_bytes(raw)
-    tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
-    for options, allowed in (([], frozenset()), (["--special"], frozenset({"<|endoftext|>"}))):
-        told = json.loads(
-            run("tokens", "show", "runs/tiny", "--file", "long.txt", "--json", *options, cwd=built).stdout
-        )
-        assert told["ids"] == tokenizer.encode(raw, allowed)
-        assert told["tokens"] == len(told["ids"])
-        assert told["bytes"] == len(raw)
-        assert b"".join(bytes.fromhex(piece["bytes"]) for piece in told["pieces"]) == raw
-        assert [token["id"] for piece in told["pieces"] for token in piece["tokens"]] == told["ids"]
-        assert [piece["begin"] for piece in told["pieces"]][:3] == [0, 4, 6]
-        assert all((piece["text"] or "").encode() in (b"", bytes.fromhex(piece["bytes"])) for piece in told["pieces"])
-    assert told["pieces"][-1]["kind"] == "special"
-    plain = run("tokens", "show", "runs/tiny", "--file", "long.txt", cwd=built).stdout
-    assert f"the first 400 of {len(tokenizer.encode(raw)):,} tokens" in plain
-    assert plain.count("\n") < 200
-
-
-def test_tokens_show_writes_a_page_and_of_a_run_with_what_is_in_its_shards(built: Path) -> None:
-    done = run("tokens", "show", "runs/tiny", "the king", "--html", "pages/tokens.html", cwd=built)
-    assert done.stdout.endswith("With the tree of each pre-token: pages/tokens.html\n")
-    assert " times in the shards" in (built / "pages" / "tokens.html").read_text()
-    told = run("tokens", "show", "runs/tiny/tokenizer", "the king", "--html", "pages/2.html", "--json", cwd=built)
-    assert json.loads(told.stdout)["tokens"] == 4
-    assert "in the shards" not in (built / "pages" / "2.html").read_text()
-
-
-def test_tokens_show_on_a_terminal_has_colours_and_bars(built: Path) -> None:
-    controller, terminal = os.openpty()
-    subprocess.run(
-        [sys.executable, "-m", "groundup", "tokens", "show", "runs/tiny", "the king"], cwd=built, stdout=terminal,
-        check=True, env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
-    )  # fmt: skip
-    os.close(terminal)
-    shown = os.read(controller, 1 << 16).decode()
-    os.close(controller)
-    coloured = re.findall(r"\x1b\[[\d;]*48;2;([\d;]+)m([^\x1b]*)\x1b\[0m", shown)
-    tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
-    assert [text for _, text in coloured] == [tokenizer.decode([i]) for i in tokenizer.encode("the king")]
-    assert all(one != other for (one, _), (other, _) in itertools.pairwise(coloured))
-    assert re.sub(r"\x1b\[[\d;]*m", "", shown).count("│") == 3
-
-
-def test_tokens_compare_takes_several_texts_after_one_option(built: Path) -> None:
-    apart = run("tokens", "compare", "runs/tiny", "other.json", "--text", "tales", "--text", "tales/00.txt", cwd=built)
-    page = built / "tokenizers.html"
-    together = run(
-        "tokens", "compare", "runs/tiny", "other.json", "--text", "tales", "tales/00.txt", "--html", page, cwd=built
-    )
-    assert apart.returncode == together.returncode == 0, together.stderr
-    table = [re.split("  +", line) for line in together.stdout.splitlines()[1:4]]
-    assert [row[0] for row in table] == ["all texts", "tales", "tales/00.txt"]
-    assert [row[1] for row in table] == ["41", "40", "1"]
-    assert [line.split("  ")[0] for line in apart.stdout.splitlines()[:4]] == ["", "all texts", "tales", "tales/00.txt"]
-    assert "other.json needs" in together.stdout and "than tiny on all texts" in together.stdout
-    assert page.is_file()
-    told = json.loads(
-        run("tokens", "compare", "runs/tiny", "other.json", "--text", "tales", "--json", cwd=built).stdout
-    )
-    tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
-    texts = [path.read_text() for path in (built / "tales").glob("*.txt")]
-    assert told["groups"][0]["by"][0]["tokens"] == sum(len(tokenizer.encode(text)) for text in texts)
-
-
-def test_tokens_advise_gives_a_line_that_a_recipe_takes(built: Path) -> None:
-    done = run("tokens", "advise", "tales", "--model", "tiny.toml", cwd=built)
-    assert done.returncode == 0, done.stderr
-    line = done.stdout.splitlines()[-1]
-    told = json.loads(run("tokens", "advise", "tales", "--model", "tiny.toml", "--json", cwd=built).stdout)
-    assert line == f"vocab_size = {told['vocab_size']}"
-    assert (
-        Recipe.load(built / "tiny.toml", [f"tokenizer.{line.replace(' ', '')}"]).tokenizer.vocab_size
-        == told["vocab_size"]
-    )
-    assert told["model"]["d_model"] == 16
-    sized = run("tokens", "advise", "tales", "--size", "1M", "--max-vocab", "512", "--json", cwd=built)
-    assert max(size["vocab_size"] for size in json.loads(sized.stdout)["sizes"]) <= 512
-
-
-def test_tokens_convert_writes_by_the_name_of_the_target(built: Path) -> None:
-    done = run("tokens", "convert", "runs/tiny", "tiny.tiktoken", cwd=built)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "tiny.tiktoken: 320 ids, 16 of them special" in done.stdout
-    bare = run("tokens", "convert", "tiny.tiktoken", "again/tokenizer.json", cwd=built)
-    assert bare.returncode == 2
-    back = ["tokens", "convert", "tiny.tiktoken", "again.json", "--split", "gpt2"]
-    tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
-    done = run(*back, *(part for name in tokenizer.special for part in ("--special", name)), cwd=built)
-    assert done.returncode == 0, done.stderr
-    assert Tokenizer.load(built / "again.json").tokens == tokenizer.tokens
-
-
-def test_an_extended_model_generates_is_scored_and_tells_where_it_comes_from(built: Path) -> None:
-    (built / "words.txt").write_text(" golden apple\n\n fox went\n")
-    arguments = [
-        "tokens",
-        "extend",
-        "runs/tiny",
-        "--from",
-        "words.txt",
-        "--special",
-        "<|tool|>",
-        "--out",
-        "models/more",
-    ]
-    done = run(*arguments, cwd=built)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r'^" golden apple" +320 +" g', done.stdout, re.M), done.stdout
-    assert "320, now 384" in done.stdout
-    digest = json.loads(run("inspect", "runs/tiny/model", "--json", cwd=built).stdout)["facts"]["digest"]
-    told = run("inspect", "models/more", cwd=built).stdout
-    assert f'from the model {digest[:12]}, by " golden apple", " fox went", "<|tool|>"; not trained since' in told
-    assert run("generate", "models/more", "the golden apple", "max_tokens=5", cwd=built).returncode == 0
-    assert "bits per byte" in run("eval", "models/more", "tales/00.txt", cwd=built).stdout
-    again = run(*arguments, cwd=built)
-    assert again.returncode == 2
-    assert "models/more exists and is left as it is: choose another --out" in again.stderr
-    more = run("tokens", "extend", "models/more", "--add", "<|more|>", "--out", "models/still", "--json", cwd=built)
-    added = json.loads(more.stdout)
-    assert added["tokens"]["<|more|>"]["id"] == 384
-    assert "".join(added["tokens"]["<|more|>"]["before"]) == "<|more|>"
-    assert added["rows"] == [384, 448]
 
 
 @pytest.mark.parametrize(
@@ -404,21 +106,6 @@ def test_commands_that_need_no_torch_import_none(built: Path, command: str) -> N
     assert done.stdout.endswith("False\n"), done.stderr
 
 
-def test_debug_shows_the_traceback_in_any_place(built: Path) -> None:
-    for words in (["--debug", "build", "missing.toml"], ["build", "missing.toml", "--debug"]):
-        done = run(*words, cwd=built)
-        assert done.returncode == 3
-        assert "Traceback" in done.stderr
-        assert done.stderr.endswith("recipes there: " + ", ".join(sorted(p.name for p in built.glob("*.toml"))) + "\n")
-
-
-def test_on_windows_it_says_where_it_runs_instead() -> None:
-    code = "import sys\nfrom groundup.cli import app as cli\nsys.platform = 'win32'\ncli.main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 4
-    assert "run it under WSL 2" in done.stderr
-
-
 def test_the_shell_completes_commands_and_options(built: Path) -> None:
     def completed(line: str) -> list[str]:
         done = subprocess.run(
@@ -432,14 +119,6 @@ def test_the_shell_completes_commands_and_options(built: Path) -> None:
     assert completed("groundup chat runs/tiny te") == ["temperature="]
     assert "--device" in completed("groundup chat --de")
     assert "smollm2-135m" in completed("groundup new x --preset smol")
-
-
-def test_a_closed_pipe_is_no_error(built: Path) -> None:
-    done = subprocess.run(
-        f"{sys.executable} -m groundup generate runs/tiny max_tokens=400 | head -c 5", shell=True, cwd=built,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.stderr == ""
 
 
 MISTAKES: list[tuple[list[str], int, str]] = [
@@ -557,7 +236,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
 
 @pytest.mark.parametrize(("arguments", "code", "answer"), MISTAKES, ids=lambda value: None)
 def test_a_mistake_is_answered_with_a_paragraph_and_its_code(
-    built: Path, arguments: list[str], code: int, answer: str
+    run: Run, built: Path, arguments: list[str], code: int, answer: str
 ) -> None:
     (built / "empty").mkdir(exist_ok=True)
     (built / "latin").mkdir(exist_ok=True)
@@ -571,21 +250,3 @@ def test_a_mistake_is_answered_with_a_paragraph_and_its_code(
     assert answer in done.stderr + done.stdout
     assert done.returncode == code
     assert "Traceback" not in done.stderr
-
-
-def test_a_full_disk_ends_in_4_and_the_run_can_go_on(built: Path, small_disk: Path) -> None:
-    full = run("build", "tiny.toml", "model.d_model=64", "model.d_ff=512", "--run", small_disk / "run", cwd=built)
-    assert full.returncode == 4
-    assert "disk: " in full.stderr and "needed for checkpoints and model" in full.stderr  # said before the first step
-    assert not list((small_disk / "run").rglob("*.partial"))
-    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    again = run("build", "tiny.toml", "model.d_model=64", "model.d_ff=512", "--run", small_disk / "run", cwd=built)
-    assert again.returncode == 0, again.stderr
-
-
-def test_a_read_only_place_ends_in_4(built: Path, small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    done = run("build", "tiny.toml", "--run", small_disk / "run", cwd=built)
-    assert done.returncode == 4
-    assert "cannot write" in done.stderr
-    assert "Read-only" in done.stderr

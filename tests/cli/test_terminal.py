@@ -1,11 +1,15 @@
-"""How commands are named to a person, so that they can be typed again."""
+"""The terminal: how commands are named to a person, and how a program ends that cannot go on."""
 
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from groundup.cli.terminal import command, own_name
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -34,3 +38,18 @@ def test_a_program_is_named_as_one_would_type_it(
         monkeypatch.setattr(sys, "argv", [path])
         assert own_name() == named
     assert command("build", "a recipe.toml") == f"{named} build 'a recipe.toml'"
+
+
+def test_debug_shows_the_traceback_in_any_place(run: Run, built: Path) -> None:
+    for words in (["--debug", "build", "missing.toml"], ["build", "missing.toml", "--debug"]):
+        done = run(*words, cwd=built)
+        assert done.returncode == 3
+        assert "Traceback" in done.stderr
+        assert done.stderr.endswith("recipes there: " + ", ".join(sorted(p.name for p in built.glob("*.toml"))) + "\n")
+
+
+def test_on_windows_it_says_where_it_runs_instead() -> None:
+    code = "import sys\nfrom groundup.cli import app as cli\nsys.platform = 'win32'\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "run it under WSL 2" in done.stderr

@@ -88,7 +88,7 @@ def test_each_part_of_a_step_is_where_its_time_goes(clock: Clock, monkeypatch: p
     assert forward == pytest.approx(nothing | {"forward": 0.1}, abs=1e-4)
 
 
-def test_the_share_of_the_peak_follows_from_the_counted_products() -> None:
+def test_the_share_of_the_peak_follows_from_the_counted_matmuls() -> None:
     speed = measure_speed(CONFIG, SETTINGS, rows(), CPU, steps=4)
     assert speed.slowest <= speed.tokens_per_second <= speed.fastest
     assert speed.flops_per_token == training_flops_per_token(CONFIG, SETTINGS.loss)
@@ -98,17 +98,17 @@ def test_the_share_of_the_peak_follows_from_the_counted_products() -> None:
     assert json.loads(json.dumps(speed.table()))["steps"] == 4
 
 
-def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_that_of_the_fastest_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the large square one runs at 2 GFLOP/s and those of the model's shapes at half of it."""
     clock = Clock()
     monkeypatch.setattr(speeds, "time", clock)
-    square = speeds.SQUARE["cpu"]
+    square = speeds.SQUARE_ON_CPU
 
-    def product(x: torch.Tensor, weight: torch.Tensor) -> None:
+    def matmul(x: torch.Tensor, weight: torch.Tensor) -> None:
         flops = 2 * x.shape[0] * x.shape[1] * weight.shape[0]
         clock.now += flops / (2e9 if x.shape[0] == square else 1e9)
 
-    monkeypatch.setattr(speeds, "linear", product)
+    monkeypatch.setattr(speeds, "linear", matmul)
     assert matmul_peak(CONFIG, SETTINGS, CPU, seconds=0.05) == pytest.approx(2e9, rel=1e-3)
     assert [peak_dtype(kind) for kind in (Float32(), Bfloat16(), Autocast())] == [
         torch.float32,

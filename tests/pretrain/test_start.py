@@ -365,7 +365,7 @@ def test_new_writes_a_recipe_that_goes_on_from_the_model(made: Path) -> None:
 
 def test_new_does_not_go_on_from_what_it_cannot(made: Path, tmp_path: Path) -> None:
     start, sampled = read_start(made / "runs" / "tiny"), survey((str(made / "tales"),), Path())
-    with pytest.raises(SettingsError, match="has a size of its own: leave --size and --preset out"):
+    with pytest.raises(SettingsError, match="and --start both set the size: give one of them"):
         propose("on", sampled, LAPTOP, start=start, preset="gpt2")
     with pytest.raises(DataError, match="no model at"):
         read_start(tmp_path / "gone")

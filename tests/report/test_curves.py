@@ -157,6 +157,11 @@ def test_nan_and_null_are_gaps_and_what_is_no_line_says_nothing(tmp_path: Path) 
     json.dumps(drawn, allow_nan=False)
 
 
+def test_a_whole_number_beyond_all_floats_is_a_gap(tmp_path: Path) -> None:
+    write(tmp_path / "m", [line(1, loss=10**400), line(2)])
+    assert between(read_all(tmp_path / "m"))["loss"]["mean"] == [None, 1.0]
+
+
 def test_a_line_that_is_being_written_is_read_when_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')

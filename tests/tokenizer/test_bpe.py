@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from groundup.tokenizer import split
 from groundup.tokenizer.bpe import Pair, apply_merges, count_pre_tokens, join, learn_merges, merge
 from groundup.tokenizer.byte_level import ByteLevel
-from groundup.tokenizer.explain import merges_of
 from groundup.tokenizer.tokenizer import Tokenizer
 
 BYTES = st.text(alphabet="abcé ", max_size=40)
@@ -62,31 +61,6 @@ def test_the_heap_joins_what_the_plain_version_joins(text: str) -> None:
     assert isinstance(tokenizer, ByteLevel)
     ids = [tokenizer.byte_ids[byte] for byte in text.encode()]
     assert apply_merges(ids, tokenizer.merges) == encode_plainly(ids, tokenizer.merges)
-
-
-PAIRS = st.dictionaries(
-    st.tuples(st.integers(0, 7), st.integers(0, 7)), st.tuples(st.integers(0, 3), st.integers(4, 7))
-)
-
-
-@given(st.lists(st.integers(0, 3), max_size=30), PAIRS)
-def test_the_merges_of_a_piece_lead_to_the_ids_that_the_heap_finds(ids: list[int], merges: dict[Pair, Pair]) -> None:
-    """Also where ranks are equal and a token can be made in several ways; each merge is applied at its place."""
-    tokens = {place: (token, 1) for place, token in enumerate(ids)}  # where it begins → its id and length
-    for made in merges_of(ids, merges):
-        left, n_left = tokens[made.position]
-        right, n_right = tokens.pop(made.position + n_left)
-        assert (made.rank, made.joined) == merges[left, right]
-        assert (left, right) == (made.left, made.right)
-        tokens[made.position] = (made.joined, n_left + n_right)
-    assert [token for _, (token, _) in sorted(tokens.items())] == apply_merges(ids, merges)
-
-
-def test_at_each_turn_the_lowest_rank_there_is_goes_first_of_equals_the_leftmost() -> None:
-    merges = {(0, 1): (5, 4), (1, 1): (5, 5), (4, 1): (2, 6), (5, 1): (2, 7)}
-    made = merges_of([0, 1, 1, 1], merges)
-    assert [(step.rank, step.joined, step.position) for step in made] == [(5, 4, 0), (2, 6, 0)]
-    assert apply_merges([0, 1, 1, 1], merges) == [6, 1]
 
 
 @pytest.mark.parametrize("letter", ["a", " ", "^", "\n", "👩‍👩‍👧"])

@@ -191,13 +191,6 @@ def test_impossible_vocabulary_sizes_name_the_nearest(size: int, nearest: int) -
         Tokenizer.learn(["a"], vocab_size=size)
 
 
-def test_special_tokens_are_found_among_bytes_that_are_not_utf8(tokenizer: Tokenizer) -> None:
-    raw = b"the \xff<|endoftext|>king\xfe"
-    ids = tokenizer.encode(raw, frozenset({"<|endoftext|>"}))
-    assert ids.count(tokenizer.opener) == 1
-    assert tokenizer.decode_bytes(ids) == raw
-
-
 def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
     for wrong in (-1, 320):
         with pytest.raises(ValueError, match="0 to 319"):
@@ -206,7 +199,6 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
 
 def test_learning_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
     import subprocess
-    import sys
 
     code = (
         "from groundup.tokenizer.tokenizer import Tokenizer\n"
@@ -245,35 +237,6 @@ def test_streams_and_batches_decode_to_the_same_text(tokenizer: Tokenizer, texts
     batch = tokenizer.encode_batch(texts)
     assert tokenizer.decode_batch(batch) == texts
     assert ["".join(tokenizer.decode_stream(ids)) for ids in batch] == texts
-
-
-@settings(max_examples=150)
-@given(st.one_of(st.text(), st.binary(), st.text(alphabet="ab é漢 \n<|endoftx>", max_size=80)), st.booleans())
-def test_what_is_explained_is_what_is_encoded(tokenizer: Tokenizer, text: str | bytes, special: bool) -> None:
-    allowed = frozenset({"<|endoftext|>"}) if special else frozenset()
-    pieces = list(tokenizer.explain(text, allowed))
-    assert [i for piece in pieces for i in piece.ids] == tokenizer.encode(text, allowed)
-    for piece in pieces:
-        assert tokenizer.decode_bytes(piece.ids) == piece.raw
-        if piece.kind == "merged":
-            assert piece.merges is not None
-            assert len(piece.ids) == len(piece.raw) - len(piece.merges)
-
-
-def test_explanations_tell_special_tokens_whole_pieces_and_what_is_too_long() -> None:
-    learned = Tokenizer.learn(["low lower lowest"], vocab_size=320)
-    special, blank = learned.explain("<|im_end|> ", frozenset({"<|im_end|>"}))
-    assert (special.kind, special.ids, special.merges) == ("special", (learned.special["<|im_end|>"],), ())
-    assert blank.kind == "merged"
-    (long,) = learned.explain("low" * 100)
-    assert long.merges is None
-    assert list(long.ids) == learned.encode("low" * 100)
-    tokens = [*learned.tokens[:-1], b"lowe"]
-    pairs = [(tokens.index(left), tokens.index(right)) for left, right in learned.merges]
-    whole = Tokenizer(ByteLevel(tokens, pairs, {}, "gpt2", whole_pre_tokens=True))
-    (piece,) = whole.explain("lowe")
-    assert (piece.kind, piece.ids) == ("whole", (len(tokens) - 1,))
-    assert [whole.tokens[made.joined] for made in piece.merges or ()] == [b"lo", b"low"], "its bytes would stop there"
 
 
 # The calls of other programs
@@ -337,15 +300,6 @@ def test_a_string_is_one_text_to_learn_from_and_other_things_are_refused() -> No
         Tokenizer.learn([b"low"], vocab_size=320)  # type: ignore[list-item]
 
 
-def test_a_vocabulary_that_lacks_something_says_what(tokenizer: Tokenizer) -> None:
-    with pytest.raises(SettingsError, match=r"b'\\x00' is none of the 1 tokens, though every byte should be one"):
-        ByteLevel([b"a"], [], {}, "gpt2")
-    with pytest.raises(SettingsError, match=r"b'!\"' is none of the 256 tokens, though a merge makes it"):
-        ByteLevel(tokenizer.tokens[:256], [(0, 1)], {}, "gpt2")
-    with pytest.raises(SettingsError, match="a merge joins an id that is not below 256"):
-        ByteLevel(tokenizer.tokens[:256], [(0, 300)], {}, "gpt2")
-
-
 def test_special_tokens_are_allowed_by_name_or_all_at_once(tokenizer: Tokenizer) -> None:
     text = "the <|im_start|>king<|endoftext|>"
     every = tokenizer.encode(text, "all")
@@ -353,33 +307,6 @@ def test_special_tokens_are_allowed_by_name_or_all_at_once(tokenizer: Tokenizer)
     assert every == tokenizer.encode_batch([text], "all")[0] == list(tokenizer.encode_iterable([text], "all"))
     with pytest.raises(SettingsError, match="allowed is '<|endoftext|>'; it should be \"all\", or names"):
         tokenizer.encode(text, "<|endoftext|>")  # type: ignore[arg-type]
-
-
-def test_where_the_compiler_cannot_be_loaded_the_plain_loops_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, other = (Tokenizer.learn(["low lower lowest"], vocab_size=320) for _ in range(2))
-    text = "lower low " * 100
-    expected = plain.encode(text), plain.encode("e" * 70_000)
-    merges = Tokenizer.learn([text], vocab_size=320).merges
-    monkeypatch.setitem(sys.modules, "groundup.tokenizer.fast.encode", None)
-    monkeypatch.setitem(sys.modules, "groundup.tokenizer.fast.learn", None)
-    with pytest.warns(UserWarning, match="the tokenizer's compiled loops cannot be loaded") as warned:
-        assert not other.warm_up()
-    assert (other.encode(text), other.encode("e" * 70_000)) == expected
-    assert other.encode_batch([text, text]) == [expected[0]] * 2
-    assert len(warned) == 1, "said once"
-    monkeypatch.setattr(room, "WORTH_LOADING", 0)
-    with pytest.warns(UserWarning, match="compiled loops cannot be loaded"):
-        assert Tokenizer.learn([text], vocab_size=320).merges == merges
-
-
-def test_the_compiled_loops_are_loaded_when_asked_and_left_when_declined(tokenizer: Tokenizer) -> None:
-    learned = Tokenizer.learn(["low lower lowest"], vocab_size=320)
-    assert learned.warm_up()
-    assert "_encoder" in vars(learned.rules)
-    declined = Tokenizer.learn(["low lower lowest"], vocab_size=320)
-    declined.compiled = False
-    assert declined.encode("lower low " * 100_000) == learned.encode("lower low " * 100_000)
-    assert "_encoder" not in vars(declined.rules)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -417,3 +344,14 @@ def test_a_special_token_that_a_file_would_write_as_another_is_refused(tmp_path:
     learned = Tokenizer.learn("abc\nab\n", vocab_size=300, special=["\n"])
     learned.save(tmp_path)
     assert Tokenizer.load(tmp_path).special == learned.special
+
+
+def test_whole_pre_tokens_are_the_most_frequent_and_of_equals_the_first_by_bytes() -> None:
+    ours = Tokenizer.of_pieces(["zz yy zz xx", "xx ab yy é"], vocab_size=320, pattern=r"\p{L}+")
+    assert ours.tokens[256:261] == [b"xx", b"yy", b"zz", b"ab", "é".encode()]
+    assert (ours.vocab_size, len(ours.special), ours.merges) == (320, 59, [])
+    assert [ours.tokens[i] for i in ours.encode("zzz zz")] == [b"z", b"z", b"z", b" ", b"zz"]
+    small = Tokenizer.of_pieces([chr(0x4E00 + i) * (i + 1) for i in range(100)], vocab_size=320)
+    assert small.tokens[256:304] == [chr(0x4E00 + i).encode() for i in range(99, 51, -1)]
+    with pytest.raises(SettingsError, match="bytes . learned tokens .* nearest: 320"):
+        Tokenizer.of_pieces(["a"], vocab_size=321)

@@ -12,7 +12,8 @@ from groundup.batch import Batch
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.train import losses
-from groundup.train.losses import multi_token, next_token, token_logprobs
+from groundup.train.losses import next_token, token_logprobs
+from groundup.train.multi_token import multi_token
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from groundup.cli import checkpoints, stages, terminal, tokens, tools
 
@@ -26,9 +27,7 @@ app.add_typer(checkpoints.app, name="checkpoint")
 
 @app.callback()
 def groundup(
-    debug: Annotated[
-        bool, typer.Option(terminal.DEBUG, help="Show where in the code an error arose; in any place.")
-    ] = False,
+    debug: Annotated[bool, Option(terminal.DEBUG, help="Show where in the code an error arose; in any place.")] = False,
 ) -> None:
     # `debug` is taken out of the command line by terminal.run; here it is only listed.
     pass

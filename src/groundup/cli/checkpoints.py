@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from groundup.cli import terminal
 from groundup.cli.options import AsJson, example
@@ -14,13 +15,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Look at the checkpoints of a run: which there are, whether they are whole, how two differ, their mean.\n\n"
     "Where a checkpoint is asked for, a run stands for its newest one.",
-    epilog=example("groundup checkpoint list runs/storybook"),
+    epilog=example("checkpoint list"),
 )
 
-RunOrCheckpoint = Annotated[Path, typer.Argument(help="A run, or a step-… in it.", show_default=False)]
+RunOrCheckpoint = Annotated[Path, Argument(help="A run, or a step-… in it.")]
 
 
-@app.command("list", epilog=example("groundup checkpoint list runs/storybook"))
+@app.command("list", epilog=example("checkpoint list"))
 def list_checkpoints(path: RunOrCheckpoint, as_json: AsJson = False) -> None:
     """List the checkpoints of a run: step, time, size, loss, why it is kept, whether it is whole."""
     from groundup.tools import checkpoints as looking
@@ -30,27 +31,21 @@ def list_checkpoints(path: RunOrCheckpoint, as_json: AsJson = False) -> None:
     if as_json:
         terminal.print_json([asdict(each) for each in found])
     else:
-        terminal.print_table(looking.list_rows(found))
+        terminal.show(looking.list_rows(found))
 
 
-@app.command("verify", epilog=example("groundup checkpoint verify runs/storybook"))
-def verify_checkpoints(paths: Annotated[list[Path], typer.Argument(help="Runs or checkpoints.")]) -> None:
+@app.command("verify", epilog=example("checkpoint verify"))
+def verify_checkpoints(paths: Annotated[list[Path], Argument(help="Runs or checkpoints.")]) -> None:
     """Compare every byte with the digests that were written down. Ends in 3 when one is another."""
     from groundup.tools import checkpoints as looking
 
     with terminal.watch("checkpoint") as progress:
         found = [each for path in paths for each in looking.list_checkpoints(path, progress)]
     looking.refuse_damaged(found)
-    terminal.print_table([(each.path, f"{each.bytes:,} bytes", "whole") for each in found])
+    terminal.show([(each.path, f"{each.bytes:,} bytes", "whole") for each in found])
 
 
-@app.command(
-    "diff",
-    epilog=example(
-        "groundup checkpoint diff runs/a runs/b",
-        "groundup checkpoint diff runs/a/pretrain/checkpoints/step-00000200 runs/a",
-    ),
-)
+@app.command("diff", epilog=example("checkpoint diff"))
 def diff_checkpoints(first: RunOrCheckpoint, second: RunOrCheckpoint, as_json: AsJson = False) -> None:
     """Say how two checkpoints differ: settings, inputs, and how far each weight has moved."""
     from groundup.tools import checkpoints as looking
@@ -58,31 +53,20 @@ def diff_checkpoints(first: RunOrCheckpoint, second: RunOrCheckpoint, as_json: A
     found = looking.diff(first, second)
     if as_json:
         terminal.print_json(asdict(found))
-        return
-    changed = {"step": found.steps, **found.settings, **found.inputs}
-    rows = [(name, str(old), str(new)) for name, (old, new) in changed.items() if old != new]
-    terminal.print_table([("setting or input", "first", "second"), *rows] if rows else [("the same settings",)])
-    print()
-    terminal.print_table(looking.diff_rows(found))
+    else:
+        terminal.show(looking.setting_rows(found), looking.weight_rows(found))
 
 
-@app.command(
-    "average",
-    epilog=example(
-        "groundup checkpoint average runs/storybook --out models/mean",
-        "groundup checkpoint average runs/storybook --last 3 --out models/mean",
-    ),
-)
+@app.command("average", epilog=example("checkpoint average"))
 def average_checkpoints(
-    paths: Annotated[list[Path], typer.Argument(help="Checkpoints, or a run, all of whose are meant.")],
-    out: Annotated[Path, typer.Option(help="Where the model goes.", show_default=False)],
-    last: Annotated[int | None, typer.Option(min=2, help="Of a run only so many, the newest.")] = None,
+    paths: Annotated[list[Path], Argument(help="Checkpoints, or a run, all of whose are meant.")],
+    out: Annotated[Path, Option(help="Where the model goes.")],
+    last: Annotated[int | None, Option(min=2, help="Of a run only so many, the newest.")] = None,
 ) -> None:
     """Write a model whose weights are the mean of several checkpoints'."""
     from groundup.tools import checkpoints as looking
 
     with terminal.watch("checkpoint") as progress:
         used = looking.average(paths, out, last, progress)
-    print(f"{out}: the mean of {', '.join(directory.name for directory in used)}\n\nTry next:")
-    print(f"  {terminal.command('eval', out, 'FILE')}")
-    print(f"  {terminal.command('generate', out, 'Once upon a time')}")
+    then = [terminal.command("eval", out, "FILE"), terminal.command("generate", out, "Once upon a time")]
+    terminal.show(f"{out}: the mean of {', '.join(directory.name for directory in used)}", then=then)

@@ -3,23 +3,22 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
+
+EXAMPLES = Path(__file__).with_name("examples.txt").read_text("utf-8").splitlines()
+"""Command lines, those of one command below each other."""
 
 
-def example(*lines: str) -> str:
-    """An epilog that keeps its lines."""
-    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+def example(command: str) -> str:
+    """The examples of a command as the end of its help, which keeps their lines."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in EXAMPLES if f"groundup {command} " in line)
 
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe, such as recipes/storybook.toml.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as pretrain.steps=500.")
-]
-Run = Annotated[Path | None, typer.Option("--run", help="The run directory; runs/NAME if not given.")]
-Replace = Annotated[
-    bool, typer.Option("--replace", help="Make stages again that no longer fit the recipe, instead of stopping.")
-]
-Model = Annotated[Path, typer.Argument(help="A run or a model directory.", show_default=False)]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; the best present if not given.")]
-Page = Annotated[Path | None, typer.Option("--html", help="Write it as a page, too.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
+RecipeFile = Annotated[Path, Argument(help="A recipe, such as recipes/storybook.toml.")]
+Overrides = Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help="Settings, such as pretrain.steps=500.")]
+Run = Annotated[Path | None, Option("--run", help="The run directory; runs/NAME if not given.")]
+Replace = Annotated[bool, Option("--replace", help="Make again the stages that no longer fit the recipe.")]
+Model = Annotated[Path, Argument(help="A run or a model directory.")]
+Device = Annotated[str | None, Option(help="Such as cpu or cuda; the best present if not given.")]
+Page = Annotated[Path | None, Option("--html", help="Write it as a page, too.")]
+AsJson = Annotated[bool, Option("--json", help="Print the same as JSON.")]

@@ -3,11 +3,11 @@
 import importlib
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from groundup.cli import terminal
 from groundup.cli.options import AsJson, Device, Overrides, RecipeFile, Replace, Run, example
@@ -25,32 +25,17 @@ def _presets(begun: str) -> list[str]:
     return [name for name in PRESETS if name.startswith(begun)]
 
 
-@app.command(
-    epilog=example(
-        "groundup new my-model --from ./my-texts",
-        "groundup new my-model --from book.txt --from letters.jsonl --minutes 60",
-        "groundup new my-gpt2 --from ./my-texts --preset gpt2",
-        "groundup new my-storybook --from ./my-texts --start runs/storybook",
-    )
-)
+@app.command(epilog=example("new"))
 def new(
-    name: Annotated[str, typer.Argument(help="What the model is called; the recipe becomes NAME.toml.")],
+    name: Annotated[str, Argument(help="What the model is called; the recipe becomes NAME.toml.")],
     sources: Annotated[
         list[str] | None,
-        typer.Option("--from", help="A file or folder of .txt, .md or .jsonl (also .gz, .zst, .xz); may be repeated."),
+        Option("--from", help="A file or folder of .txt, .md or .jsonl (also .gz, .zst, .xz); may be repeated."),
     ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="What the build may take; 10, or with --size or --preset what those need.")
-    ] = None,
-    size: Annotated[str | None, typer.Option(help="About how many parameters, such as 30M.")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="A published model's blocks and sizes, such as gpt2.", autocompletion=_presets),
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(help="A trained model to go on from: a run, a model directory, or one as of Hugging Face."),
-    ] = None,
+    minutes: Annotated[float | None, Option(help="Time for the build; 10, or what --size or --preset need.")] = None,
+    size: Annotated[str | None, Option(help="About how many parameters, such as 30M.")] = None,
+    preset: Annotated[str | None, Option(help="A published model, such as gpt2.", autocompletion=_presets)] = None,
+    start: Annotated[Path | None, Option(help="A run or a model directory, also of others, to go on from.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Look at your texts and this machine, and write a recipe sized to both.
@@ -78,31 +63,19 @@ def new(
     write_text(target, to_toml(proposal, f"groundup {shlex.join(sys.argv[1:])}"))
     if as_json:
         terminal.print_json({"recipe": str(target), **proposal.table()})
-        return
-    terminal.print_table(rows(proposal))
-    print(f"\nWrote {target}. Next:")
-    print(f"  {terminal.command('build', target)}")
-    print(f"  {terminal.command('chat', Path('runs') / proposal.recipe.name)}")
+    else:
+        then = [terminal.command("build", target), terminal.command("chat", Path("runs") / proposal.recipe.name)]
+        terminal.show(rows(proposal), f"Wrote {target}.", then=then)
 
 
-@app.command(
-    epilog=example(
-        "groundup doctor recipes/storybook.toml",
-        "groundup doctor recipes/storybook.toml pretrain.optimizer.learning_rate=0.01 --quick",
-        "groundup doctor my-recipe.toml --watts 350 --price-per-hour 2.5",
-    )
-)
+@app.command(epilog=example("doctor"))
 def doctor(
     recipe: RecipeFile,
     overrides: Overrides = None,
     run: Run = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Only the checks that also come before every training, in seconds.")
-    ] = False,
-    watts: Annotated[
-        float | None, typer.Option(min=0, help="Power draw of the machine; looked up or assumed if not given.")
-    ] = None,
-    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of the machine, in your currency.")] = None,
+    quick: Annotated[bool, Option("--quick", help="Only the checks that come before every training.")] = False,
+    watts: Annotated[float | None, Option(min=0, help="Power draw of the machine; else looked up or assumed.")] = None,
+    price_per_hour: Annotated[float | None, Option(min=0, help="Price of the machine, in your currency.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a recipe, its texts and this machine before time is spent on them.
@@ -116,7 +89,7 @@ def doctor(
     verdicts: list[Verdict] = []
     for verdict in examine(
         recipe, overrides or (), run=run, only_quick=quick, watts=watts, price_per_hour=price_per_hour,
-        watch=terminal.watch, say=partial(print, file=sys.stderr),
+        watch=terminal.watch, say=terminal.say(True),
     ):  # fmt: skip
         if not as_json:
             terminal.print_verdict(verdict, first_of_group=not verdicts or verdicts[-1].group != verdict.group)
@@ -129,18 +102,13 @@ def doctor(
     else:
         warnings = sum(verdict.level == "warning" for verdict in verdicts)
         counts = ", ".join((plural(len(verdicts), "check"), plural(len(errors), "error"), plural(warnings, "warning")))
-        print(f"\n{'No go' if errors else 'Go'}: {counts}")
-        if not errors:
-            print(f"\nTry next:\n  {terminal.command('build', recipe, *(overrides or ()))}")
+        then = [] if errors else [terminal.command("build", recipe, *(overrides or ()))]
+        print()
+        terminal.show(f"{'No go' if errors else 'Go'}: {counts}", then=then)
     raise typer.Exit(code)
 
 
-@app.command(
-    epilog=example(
-        "groundup build recipes/storybook.toml",
-        "groundup build my-recipe.toml pretrain.steps=500 --run runs/short",
-    )
-)
+@app.command(epilog=example("build"))
 def build(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False) -> None:
     """Make all that a recipe describes, from corpus to report.
 
@@ -150,15 +118,16 @@ def build(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, repl
 
     directory = _build(recipe, overrides, run, replace).run
     samples = read_samples(directory)
-    print(f"\n{score_line(directory)}\n")
-    for sample in samples:
-        print(f"“{sample['prompt']}{sample['text']}”\n")
     prompt = next((sample["prompt"] for sample in samples if sample["prompt"]), "")
-    print("Try next:")
-    print(f"  {terminal.command('chat', directory)}")
-    print(f"  {terminal.command('generate', directory, prompt, 'seed=7')}")
-    print(f"  open {directory / 'report.html'} in a browser")
-    print(f"  {terminal.command('new', 'my-model', '--from', 'FOLDER')}        (a recipe for texts of your own)")
+    then = [
+        terminal.command("chat", directory),
+        terminal.command("generate", directory, prompt, "seed=7"),
+        f"open {directory / 'report.html'} in a browser",
+        f"{terminal.command('new', 'my-model', '--from', 'FOLDER')}        (a recipe for texts of your own)",
+    ]
+    texts = (f"“{sample['prompt']}{sample['text']}”" for sample in samples)
+    print()
+    terminal.show(score_line(directory), *texts, then=then)
 
 
 def _build(
@@ -179,7 +148,7 @@ def _build(
         )
     if not quiet:
         print()
-        terminal.print_table(stage_rows(built))
+        terminal.show(stage_rows(built))
     return built
 
 
@@ -224,27 +193,19 @@ def _add_stage(name: str) -> None:
     def command(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False) -> None:
         _build(recipe, overrides, run, replace, name)
 
-    epilog = example(f"groundup {name} recipes/storybook.toml")
-    app.command(name, cls=_WithSettings, help=ALONE[name], epilog=epilog)(command)
+    app.command(name, cls=_WithSettings, help=ALONE[name], epilog=example(name))(command)
 
 
 for stage in ALONE:
     _add_stage(stage)
 
 
-@app.command(
-    "eval",
-    epilog=example(
-        "groundup eval recipes/storybook.toml",
-        "groundup eval runs/storybook another-book.txt",
-        "groundup eval runs/storybook letters.jsonl corpus.text_field=body",
-    ),
-)
+@app.command("eval", epilog=example("eval"))
 def evaluate(
-    target: Annotated[Path, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
+    target: Annotated[Path, Argument(help="A recipe, a run, or a model directory.")],
     rest: Annotated[
         list[str] | None,
-        typer.Argument(
+        Argument(
             metavar="FILE|KEY=VALUE",
             help="Files or folders to score, and how they are read (corpus.…); with a recipe, any settings.",
         ),
@@ -275,9 +236,9 @@ def evaluate(
         print(*lines(result), sep="\n")
 
 
-@app.command(epilog=example("groundup report runs/storybook", "groundup report recipes/storybook.toml"))
+@app.command(epilog=example("report"))
 def report(
-    target: Annotated[Path, typer.Argument(help="A run, or a recipe.", show_default=False)],
+    target: Annotated[Path, Argument(help="A run, or a recipe.")],
     overrides: Overrides = None,
     run: Run = None,
 ) -> None:
@@ -293,32 +254,22 @@ def report(
         print(write_report(target))
 
 
-@app.command(
-    epilog=example(
-        "groundup sweep recipes/storybook.toml pretrain.optimizer.learning_rate=1e-4..1e-2:log:8 --steps 300",
-        "groundup sweep recipes/storybook.toml pretrain.optimizer.learning_rate=1e-3..8e-3:log:9 --halving",
-        "groundup sweep recipes/storybook.toml pretrain.optimizer.weight_decay=0.0,0.1 model.n_layers=4..8:3",
-    )
-)
+@app.command(epilog=example("sweep"))
 def sweep(
     recipe: RecipeFile,
     settings: Annotated[
         list[str] | None,
-        typer.Argument(
+        Argument(
             metavar="KEY=VALUES",
             help="Settings with several values: FIRST..LAST:log:N, FIRST..LAST:N or A,B,C; ordinary ones.",
         ),
     ] = None,
     halving: Annotated[
         bool,
-        typer.Option(
-            "--halving", help="All points begin, and at each rung only the best third goes on, three times as far."
-        ),
+        Option("--halving", help="All points begin, and at each rung only the best third goes on, three times as far."),
     ] = False,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="How long each training is, its schedule included; else as in the recipe.")
-    ] = None,
-    run: Annotated[Path | None, typer.Option("--run", help="Where it goes; runs/NAME-sweep if not given.")] = None,
+    steps: Annotated[int | None, Option(min=1, help="Of each training, with its schedule; else the recipe's.")] = None,
+    run: Annotated[Path | None, Option("--run", help="Where it goes; runs/NAME-sweep if not given.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe with several values of some settings, and say which serve best.
@@ -337,15 +288,11 @@ def sweep(
     if as_json:
         terminal.print_json(result.table())
         return
-    print()
-    terminal.print_table(result.rows)
-    print()
-    for note in result.notes:
-        print(note)
-    directory = Path(result.directory)
-    print(f"Drawn: {directory / sweeping.PAGE}\n\nTry next:")
-    usual = Path("runs") / Recipe.load(recipe).name
+    directory, usual = Path(result.directory), Path("runs") / Recipe.load(recipe).name
     beside = ("--run", next_to(usual)) if usual.exists() else ()
-    print(f"  {terminal.command('build', recipe, *result.overrides, *beside)}")
-    finish = terminal.command("build", recipe, *result.overrides, "--run", directory / str(result.best))
-    print(f"  {finish}        (evaluate and report the best point itself)")
+    best = terminal.command("build", recipe, *result.overrides, *beside)
+    itself = terminal.command("build", recipe, *result.overrides, "--run", directory / str(result.best))
+    drawn = f"Drawn: {directory / sweeping.PAGE}"
+    then = [best, f"{itself}        (evaluate and report the best point itself)"]
+    print()
+    terminal.show(result.rows, "\n".join([*result.notes, drawn]), then=then)

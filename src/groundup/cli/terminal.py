@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import shlex
@@ -52,7 +53,7 @@ def run(app: typer.Typer) -> int:
     end = words.index("--") if "--" in words else len(words)
     debug = DEBUG in words[:end]
     try:
-        _refuse_lost_working_directory()
+        os.getcwd()  # fails where it was removed
         _refuse_paths_not_utf8(words)
         try:
             app([word for word in words[:end] if word != DEBUG] + words[end:])
@@ -64,13 +65,6 @@ def run(app: typer.Typer) -> int:
         if debug:
             traceback.print_exc()
         return _answer(error, debug)
-
-
-def _refuse_lost_working_directory() -> None:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise ResourceError("the working directory does not exist any more: change to one that does") from None
 
 
 def _refuse_paths_not_utf8(words: Sequence[str]) -> None:
@@ -152,6 +146,9 @@ def _answer(error: BaseException, debug: bool) -> int:
             return _tell("stopped", 128 + error.args[0])
         case MemoryError():
             return _tell(OUT_OF_MEMORY, ResourceError.exit_code)
+        case FileNotFoundError() if error.filename is None:
+            why = "the working directory does not exist any more: change to one that does"
+            return _tell(why, ResourceError.exit_code)
         case OSError() if error.errno in MISSING and error.filename is not None:
             return _tell(f"{_name(error.filename)}: {error.strerror}", DataError.exit_code)
         case OSError() if error.errno in REFUSED or (error.errno and error.filename is not None):
@@ -238,13 +235,23 @@ def command(*words: object) -> str:
     return f"{own_name()} {shlex.join(map(str, words))}"
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
+Block = str | Sequence[Sequence[str]]
+"""A text, or the cells of a table row by row."""
+
+
+def show(*blocks: Block, then: Sequence[str] = ()) -> None:
+    """Print texts and tables with an empty line between two of them, then the commands to try next."""
+    parts = [block if isinstance(block, str) else _table(block) for block in blocks if block]
+    if then:
+        parts.append("\n  ".join(["Try next:", *then]))
+    print("\n\n".join(parts))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
     """Cells in columns, two spaces between them."""
-    if not rows:
-        return
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
 
 
 MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
@@ -255,12 +262,11 @@ def print_verdict(verdict: "Verdict", first_of_group: bool) -> None:
     if first_of_group:
         print(f"\n{verdict.group}")
     head = f"  {MARKS[verdict.level]} {verdict.level:<7}  {verdict.check:<20}  "
-    width = max(40, shutil.get_terminal_size((120, 24)).columns - len(head))
-    for number, text in enumerate(textwrap.wrap(_visible(verdict.finding), width) or [""]):
-        print(f"{head if number == 0 else ' ' * len(head)}{text}")
-    for number, text in enumerate(textwrap.wrap(_visible(verdict.advice), width - 2)):
-        print(f"{' ' * len(head)}{'→ ' if number == 0 else '  '}{text}", flush=True)
-    sys.stdout.flush()
+    space = " " * len(head)
+    width = max(len(space) + 40, shutil.get_terminal_size((120, 24)).columns)
+    for text, first, others in ((verdict.finding, head, space), (verdict.advice, f"{space}→ ", f"{space}  ")):
+        if text:
+            print(textwrap.fill(_visible(text), width, initial_indent=first, subsequent_indent=others), flush=True)
 
 
 TOKEN_COLOURS = ("#b8e6d3", "#ffd9a8", "#c3dcfa", "#f5cfe6")
@@ -284,17 +290,16 @@ def print_pieces(pieces: Sequence[Sequence[str]]) -> None:
     Console().print(line, soft_wrap=True)
 
 
-def print_facts(facts: Mapping[str, Any]) -> None:
-    """A fact a line, its name before it; of a table of sentences a line each."""
+def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A fact a row, its name before it; of a table of sentences a row each."""
     rows = []
     for name, value in facts.items():
         lines = [value]
         if isinstance(value, dict) and any(isinstance(inner, str) for inner in value.values()):
             lines = [f"{key}: {_in_words(inner)}" for key, inner in value.items()]
-        label = _visible(name.replace("_", " "))
-        rows += [(label if number == 0 else "", _visible(_in_words(line))) for number, line in enumerate(lines)]
-    if rows:
-        print_table(rows)
+        labels = itertools.chain([name.replace("_", " ")], itertools.repeat(""))
+        rows += [(_visible(label), _visible(_in_words(line))) for label, line in zip(labels, lines, strict=False)]
+    return rows
 
 
 def _in_words(value: object) -> str:
@@ -304,9 +309,9 @@ def _in_words(value: object) -> str:
     """
     match value:
         case dict():
-            return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items())
+            return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items()) or "none"
         case list():
-            return ", ".join(map(_in_words, value))
+            return ", ".join(map(_in_words, value)) or "none"
         case int() if not isinstance(value, bool):
             return f"{value:,}"
         case float():

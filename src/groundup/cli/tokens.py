@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from groundup.cli import terminal
 from groundup.cli.options import AsJson, Page, example
@@ -14,28 +15,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Look at tokenizers: how they cut a text, and why; which is better, and how large one should be.\n\n"
     "A tokenizer is named by its tokenizer.json, by a directory that holds one, or by a run.",
-    epilog=example('groundup tokens show runs/storybook "Once upon a time"'),
+    epilog=example("tokens show"),
 )
 
 
-@app.command(
-    epilog=example(
-        'groundup tokens show runs/storybook "Once upon a time"',
-        'groundup tokens show runs/storybook "Once upon a time" --html tokens.html',
-        "echo 'naïve 👩‍👩‍👧' | groundup tokens show tokenizer.json - --json",
-    )
-)
+@app.command(epilog=example("tokens show"))
 def show(
-    tokenizer: Annotated[
-        Path, typer.Argument(help="A tokenizer.json, a directory with one, or a run.", show_default=False)
-    ],
-    text: Annotated[
-        str | None,
-        typer.Argument(help="The text; without it, or with -, standard input to the last byte.", show_default=False),
-    ] = None,
-    file: Annotated[Path | None, typer.Option(help="Read the text from this file, to the last byte.")] = None,
+    tokenizer: Annotated[Path, Argument(help="A tokenizer.json, a directory with one, or a run.")],
+    text: Annotated[str | None, Argument(help="The text; without it or with -, all of standard input.")] = None,
+    file: Annotated[Path | None, Option(help="Read the text from this file, to the last byte.")] = None,
     special: Annotated[
-        bool, typer.Option("--special", help="Recognise the special tokens in the text, else they are ordinary text.")
+        bool, Option("--special", help="Recognise special tokens; else they are ordinary text.")
     ] = False,
     html: Page = None,
     as_json: AsJson = False,
@@ -55,15 +45,14 @@ def show(
     terminal.print_pieces(showing.token_lines(explained))
     if len(explained.ids) > showing.TOKENS_SHOWN:
         print(f"… the first {showing.TOKENS_SHOWN:,} of {len(explained.ids):,} tokens; --json has all")
-    print()
-    terminal.print_table(showing.token_rows(explained))
+    merges: tuple[terminal.Block, ...] = (
+        "The merges that made each pre-token, in the order they happened:", showing.merge_rows(explained)
+    )  # fmt: skip
     if explained.is_of_a_library:
-        print("\nHow it was cut is decided by the tokenizer's own library: its merges are not known here.")
-    else:
-        print("\nThe merges that made each pre-token, in the order they happened:\n")
-        terminal.print_table(showing.merge_rows(explained))
-    if html:
-        print(f"\nWith the tree of each pre-token: {html}")
+        merges = ("How it was cut is decided by the tokenizer's own library: its merges are not known here.",)
+    page = f"With the tree of each pre-token: {html}" if html else ""
+    print()
+    terminal.show(showing.token_rows(explained), *merges, page)
 
 
 def _typed_or_read(text: str | None, file: Path | None) -> bytes:
@@ -98,23 +87,10 @@ class _ManyTexts(typer.core.TyperCommand):
         return super().parse_args(ctx, parts)
 
 
-@app.command(
-    "compare",
-    cls=_ManyTexts,
-    epilog=example(
-        "groundup tokens compare runs/storybook gpt2/ --text groundup:storybook groundup:shakespeare",
-        "groundup tokens compare a/tokenizer.json b/tokenizer.json --text my-texts --html tokenizers.html",
-    ),
-)
+@app.command("compare", cls=_ManyTexts, epilog=example("tokens compare"))
 def compare_tokenizers(
-    tokenizers: Annotated[
-        list[Path],
-        typer.Argument(help="Two or more: a tokenizer.json, a directory with one, or a run.", show_default=False),
-    ],
-    text: Annotated[
-        list[str] | None,
-        typer.Option(help="Files, folders or packaged corpora, as in a recipe; each is a line of the table."),
-    ] = None,
+    tokenizers: Annotated[list[Path], Argument(help="Two or more: a tokenizer.json, a directory with one, or a run.")],
+    text: Annotated[list[str] | None, Option(help="Files, folders or packaged corpora, each a row.")] = None,
     html: Page = None,
     as_json: AsJson = False,
 ) -> None:
@@ -133,33 +109,17 @@ def compare_tokenizers(
     if as_json:
         terminal.print_json(found.table())
         return
-    terminal.print_table(found.group_rows(most=comparing.SHOWN_SCRIPTS))
-    print("\nAll texts:\n")
-    terminal.print_table(found.fact_rows(found.groups[0]))
-    print()
-    for line in found.verdicts:
-        print(line)
-    if html:
-        print(f"\nBy script and file: {html}")
+    page = f"By script and file: {html}" if html else ""
+    groups, facts = found.group_rows(most=comparing.SHOWN_SCRIPTS), found.fact_rows(found.groups[0])
+    terminal.show(groups, "All texts:", facts, "\n".join(found.verdicts), page)
 
 
-@app.command(
-    epilog=example(
-        "groundup tokens advise my-texts",
-        "groundup tokens advise groundup:storybook --size 3.4M",
-        "groundup tokens advise groundup:storybook --model recipes/storybook.toml",
-    )
-)
+@app.command(epilog=example("tokens advise"))
 def advise(
-    texts: Annotated[
-        list[str], typer.Argument(help="Files, folders or packaged corpora, as in a recipe.", show_default=False)
-    ],
-    model: Annotated[Path | None, typer.Option(help="A recipe, whose [model] is meant.", show_default=False)] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(help="About how many parameters, such as 30M; else what `new` would train here in ten minutes."),
-    ] = None,
-    max_vocab: Annotated[int, typer.Option(help="The largest vocabulary to measure.")] = 65_536,
+    texts: Annotated[list[str], Argument(help="Files, folders or packaged corpora, as in a recipe.")],
+    model: Annotated[Path | None, Option(help="A recipe, whose [model] is meant.")] = None,
+    size: Annotated[str | None, Option(help="About how many parameters, such as 30M; else as `new` chooses.")] = None,
+    max_vocab: Annotated[int, Option(help="The largest vocabulary to measure.")] = 65_536,
     as_json: AsJson = False,
 ) -> None:
     """Say what vocabulary size suits texts and a model, with the curve and the reasons.
@@ -174,26 +134,16 @@ def advise(
         advice = advise_on(texts, recipe=model, size=size, largest=max_vocab, progress=progress)
     if as_json:
         terminal.print_json(vocabulary.table(advice))
-        return
-    terminal.print_table(vocabulary.rows(advice))
-    print(*advice_lines(advice), sep="\n")
+    else:
+        terminal.show(vocabulary.rows(advice), "\n".join(advice_lines(advice)))
 
 
-@app.command(
-    epilog=example(
-        "groundup tokens convert runs/storybook storybook.tiktoken",
-        "groundup tokens convert cl100k_base.tiktoken cl100k/tokenizer.json",
-    )
-)
+@app.command(epilog=example("tokens convert"))
 def convert(
-    source: Annotated[Path, typer.Argument(help="Any file of a tokenizer that is read here, or a run.")],
-    target: Annotated[
-        Path, typer.Argument(help="By its name: .json as Hugging Face's, .tiktoken ranks, or vocab.bpe of GPT-2's two.")
-    ],
-    split: Annotated[
-        str | None, typer.Option(help="How ranks of an unknown name cut text: the name of a pattern, or an expression.")
-    ] = None,
-    special: Annotated[list[str] | None, typer.Option(help="A special token of such ranks; may be repeated.")] = None,
+    source: Annotated[Path, Argument(help="Any file of a tokenizer that is read here, or a run.")],
+    target: Annotated[Path, Argument(help="By its name: Hugging Face's .json, .tiktoken ranks, or GPT-2's vocab.bpe.")],
+    split: Annotated[str | None, Option(help="How unknown ranks cut text: a pattern's name, or an expression.")] = None,
+    special: Annotated[list[str] | None, Option(help="A special token of such ranks; may be repeated.")] = None,
 ) -> None:
     """Write a tokenizer as another kind of file, read it again, and compare."""
     from groundup.tokenizer import formats
@@ -204,27 +154,13 @@ def convert(
     print(f"{target}: {tokenizer.vocab_size:,} ids, {len(tokenizer.special):,} of them special")
 
 
-@app.command(
-    epilog=example(
-        'groundup tokens extend runs/storybook --add " oak" --out models/oak',
-        'groundup tokens extend runs/storybook --special "<|tool|>" --out models/tool',
-        "groundup tokens extend runs/storybook --from words.txt --out models/with-words",
-    )
-)
+@app.command(epilog=example("tokens extend"))
 def extend(
-    model: Annotated[
-        Path, typer.Argument(help="A run, a model directory, or one as of Hugging Face.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="Where the model with more tokens goes.", show_default=False)],
-    add: Annotated[
-        list[str] | None, typer.Option(help="A text that becomes one token wherever it stands; may be repeated.")
-    ] = None,
-    words: Annotated[
-        Path | None, typer.Option("--from", help="A file of such texts, one a line, spaces at its ends included.")
-    ] = None,
-    special: Annotated[
-        list[str] | None, typer.Option(help="A token that is recognised only where it is allowed; may be repeated.")
-    ] = None,
+    model: Annotated[Path, Argument(help="A run, a model directory, or one as of Hugging Face.")],
+    out: Annotated[Path, Option(help="Where the model with more tokens goes.")],
+    add: Annotated[list[str] | None, Option(help="A text that becomes one token everywhere; may be repeated.")] = None,
+    words: Annotated[Path | None, Option("--from", help="A file of such texts, one a line with its spaces.")] = None,
+    special: Annotated[list[str] | None, Option(help="Likewise, but recognised only where it is allowed.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add tokens to a trained model. Texts without them keep their ids and their scores.
@@ -239,9 +175,7 @@ def extend(
     if as_json:
         terminal.print_json({"model": str(out), **extension_table(done)})
         return
-    terminal.print_table(extension_rows(done))
     before, after = done.rows
-    grown = f"{before:,}, now {after:,}" if after > before else f"{before:,}, as before"
-    print(f"\nRows of the model's vocabulary: {grown}\n\nTry next:")
-    print(f"  {terminal.command('inspect', out)}")
-    print(f"  {terminal.command('generate', out, next(iter(done.ids)))}")
+    grown = f"Rows of the model's vocabulary: {before:,}, {f'now {after:,}' if after > before else 'as before'}"
+    then = [terminal.command("inspect", out), terminal.command("generate", out, next(iter(done.ids)))]
+    terminal.show(extension_rows(done), grown, then=then)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from groundup.cli import terminal
 from groundup.cli.options import AsJson, Device, Model, Overrides, example
@@ -25,31 +26,24 @@ WORDS = {"ignore_unknown_options": True}
 SAMPLING = "how to sample: max_tokens, temperature, top_k, top_p, seed, stop."
 
 
-@app.command(
-    context_settings=WORDS,
-    epilog=example(
-        'groundup generate runs/storybook "Once upon a time"',
-        'echo "The king said" | groundup generate runs/storybook temperature=0.5',
-        'groundup generate runs/storybook "The king" max_tokens=20 --samples 3 --probabilities',
-    ),
-)
+@app.command(context_settings=WORDS, epilog=example("generate"))
 def generate(
     model: Model,
     words: Annotated[
         list[str] | None,
-        typer.Argument(
+        Argument(
             metavar="PROMPT|KEY=VALUE",
             help="What to continue; - reads it from standard input, as does none where that is no terminal. And "
             + SAMPLING,
             autocompletion=_sampling_words,
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many texts, each with the next seed.")] = 1,
+    samples: Annotated[int, Option(min=1, help="How many texts, each with the next seed.")] = 1,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Each token with its probability and what else it might have been.")
+        bool, Option("--probabilities", help="Each token with its probability and what else it might have been.")
     ] = False,
     device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each text.")] = False,
+    as_json: Annotated[bool, Option("--json", help="A line of JSON for each text.")] = False,
 ) -> None:
     """Let a model continue a text."""
     from groundup.generation.text import Probabilities, stream
@@ -76,7 +70,7 @@ def generate(
         print()
         if look is not None:
             print()
-            terminal.print_table(probability_rows(look.chosen))
+            terminal.show(probability_rows(look.chosen))
 
 
 def _typed_or_piped(text: str | None) -> str:
@@ -97,15 +91,11 @@ def _typed_or_piped(text: str | None) -> str:
     return raw.decode(encoding, "replace")
 
 
-@app.command(
-    context_settings=WORDS,
-    epilog=example("groundup chat runs/storybook", "groundup chat runs/storybook temperature=0.5 seed=7"),
-)
+@app.command(context_settings=WORDS, epilog=example("chat"))
 def chat(
     model: Model,
     words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help=SAMPLING.capitalize(), autocompletion=_sampling_words),
+        list[str] | None, Argument(metavar="KEY=VALUE", help=SAMPLING.capitalize(), autocompletion=_sampling_words)
     ] = None,
     device: Device = None,
 ) -> None:
@@ -126,9 +116,9 @@ def chat(
     talk(Conversation(loaded, tokenizer, sampling), typed_lines())
 
 
-@app.command(epilog=example("groundup inspect runs/storybook", "groundup inspect runs/storybook/model --json"))
+@app.command(epilog=example("inspect"))
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A run, an artifact, a model, a recipe, or a file.", show_default=False)],
+    path: Annotated[Path, Argument(help="A run, an artifact, a model, a recipe, or a file.")],
     as_json: AsJson = False,
 ) -> None:
     """Say what something is, what made it, from what, whether it is whole, and what to do with it.
@@ -142,27 +132,16 @@ def inspect(
     if as_json:
         terminal.print_json({**vars(findings), "path": str(findings.path)}, indent=1)
     else:
-        print(f"{findings.path}: {findings.what}\n")
-        terminal.print_facts(findings.facts)
-        if findings.next and not findings.damage:
-            print("\nTry next:", *findings.next, sep="\n  ")
+        then = [] if findings.damage else findings.next
+        terminal.show(f"{findings.path}: {findings.what}", terminal.fact_rows(findings.facts), then=then)
     findings.refuse_damage()
 
 
-@app.command(
-    epilog=example(
-        "groundup compare runs/storybook runs/storybook-2",
-        "groundup compare runs/a runs/b runs/c --out comparison.html",
-    )
-)
+@app.command(epilog=example("compare"))
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more finished runs.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option(help="Where the page goes; beside the first run if not given.", show_default=False)
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the comparison as JSON; a page is written only with --out.")
-    ] = False,
+    runs: Annotated[list[Path], Argument(help="Two or more finished runs.")],
+    out: Annotated[Path | None, Option(help="Where the page goes; beside the first run if not given.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Print it as JSON; a page is written only with --out.")] = False,
 ) -> None:
     """Set runs side by side: settings that differ, scores, costs, curves, samples."""
     from groundup.report import compare as comparing
@@ -174,21 +153,15 @@ def compare(
         comparing.write_page(finished, comparison, page)
     if as_json:
         terminal.print_json(comparison.table())
-        return
-    terminal.print_table(comparison.rows)
-    print()
-    for line in comparison.verdicts:
-        print(line)
-    print(f"\nWith curves and samples: {page}")
+    else:
+        terminal.show(comparison.rows, "\n".join(comparison.verdicts), f"With curves and samples: {page}")
 
 
-@app.command("watch", epilog=example("groundup watch runs/", "groundup watch runs/a runs/b --port 9000 --open"))
+@app.command("watch", epilog=example("watch"))
 def watch_runs(
-    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders with runs.", show_default=False)],
-    port: Annotated[
-        int, typer.Option(help="Where to listen, on this machine only; 0 takes any.", min=0, max=65_535)
-    ] = 8470,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    runs: Annotated[list[Path], Argument(help="Runs, or folders with runs.")],
+    port: Annotated[int, Option(help="Where to listen, on this machine only; 0 takes any.", min=0, max=65_535)] = 8470,
+    open_page: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Show the training of runs as a live page: curves, health, samples, events, side by side.
 
@@ -200,21 +173,12 @@ def watch_runs(
         watch(runs, port, open_page)
 
 
-@app.command(
-    epilog=example(
-        "groundup bench recipes/storybook.toml",
-        "groundup bench runs/storybook pretrain.precision=float32",
-        "groundup bench recipes/storybook.toml --trace trace.json.gz",
-    )
-)
+@app.command(epilog=example("bench"))
 def bench(
-    target: Annotated[Path, typer.Argument(help="A recipe, or a run with shards.", show_default=False)],
+    target: Annotated[Path, Argument(help="A recipe, or a run with shards.")],
     overrides: Overrides = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps to measure; about ten seconds if not given.")] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="Write a profiler's trace of two steps, such as trace.json.gz.", show_default=False),
-    ] = None,
+    steps: Annotated[int | None, Option(min=1, help="Steps to measure; about ten seconds if not given.")] = None,
+    trace: Annotated[Path | None, Option(help="Write a profiler's trace of two steps, such as trace.json.gz.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how fast a recipe trains here, how near that is to the machine's limit, and where the rest goes.
@@ -229,9 +193,7 @@ def bench(
     if as_json:
         terminal.print_json(measured.table())
         return
-    terminal.print_table(benching.rows(measured))
-    if measured.speed.operations:
-        print("\nOperations that took most time themselves, of a step:\n")
-        terminal.print_table(benching.operation_rows(measured))
-    if trace is not None:
-        print(f"\nWrote {trace}: open it in a browser at chrome://tracing, or in Perfetto.")
+    operations = benching.operation_rows(measured)
+    longest = "Operations that took most time themselves, of a step:" if operations else ""
+    wrote = f"Wrote {trace}: open it in a browser at chrome://tracing, or in Perfetto." if trace else ""
+    terminal.show(benching.rows(measured), longest, operations, wrote)

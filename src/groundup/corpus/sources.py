@@ -98,10 +98,6 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
         left_out: Counter[str] = Counter()
         for parts, path, why in sorted(_walk(root), key=lambda entry: entry[0]):
             name = _printable("/".join([source.rstrip("/"), *parts]))
-            if why is None and reader_of(path) is None:
-                why = kind_of(path)
-            elif why is None and not os.access(path, os.R_OK):
-                why = "not readable (Permission denied)"
             if why is None:
                 found.files.append((name, path))
                 continue
@@ -155,8 +151,12 @@ def _walk(root: Path) -> Iterator[tuple[tuple[str, ...], Path, str | None]]:
                 yield below, path, HIDDEN
             elif stat.S_ISDIR(mode):
                 (links if entry.is_symlink() else folders).append((below, path))
+            elif not stat.S_ISREG(mode):
+                yield below, path, "pipe, socket or device"
+            elif reader_of(path) is None:
+                yield below, path, kind_of(path)
             else:
-                yield below, path, None if stat.S_ISREG(mode) else "pipe, socket or device"
+                yield below, path, None if os.access(path, os.R_OK) else "not readable (Permission denied)"
 
 
 def describe_left_out(left_out: Mapping[str, int], names: Mapping[str, list[str]]) -> str:

@@ -70,7 +70,7 @@ def pretrain(
     begun = bool(checkpoint.list_checkpoints(paths.work / "checkpoints"))
     assembled = set_up(config, settings, device, None if begun else paths.start)
     flops_per_token = training_flops_per_token(config, settings.loss)
-    long = flops_per_token * settings.rows_before(settings.steps, context) * context >= WORTH_MEASURING_FLOPS
+    long = flops_per_token * settings.tokens(context) >= WORTH_MEASURING_FLOPS
     whose = f"the weights of {paths.start}" if paths.start is not None else "the drawn weights"
 
     def batches_from(step: int, first_row: int) -> Iterator[Batch]:

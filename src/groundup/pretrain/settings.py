@@ -85,6 +85,10 @@ class PretrainSettings(TrainingSettings):
         grown = sum(self.batch_rows(earlier, context_length) for earlier in range(ramp))
         return grown + (step - ramp) * (self.batch_tokens // context_length)
 
+    def tokens(self, context_length: int) -> int:
+        """Tokens of the whole training."""
+        return self.rows_before(self.steps, context_length) * context_length
+
     @model_validator(mode="after")
     def _check_batches_grow(self) -> Self:
         if self.batch_ramp is not None and self.batch_ramp.start_tokens >= self.batch_tokens:

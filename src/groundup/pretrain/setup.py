@@ -19,6 +19,8 @@ from groundup.pretrain.start import take_weights
 from groundup.shards import Tokens
 from groundup.train import loader, losses
 from groundup.train.assemble import Assembled, assemble
+from groundup.train.fit import Loss
+from groundup.train.multi_token import multi_token
 
 
 def draw_model(config: ModelConfig, settings: PretrainSettings, start: Path | None = None) -> Transformer:
@@ -65,14 +67,14 @@ def attending(config: ModelConfig, settings: PretrainSettings, device: torch.dev
     return lambda batch: Flex(batch.document)
 
 
-def make_loss(settings: PretrainSettings, attending: losses.Attending = losses.by_document) -> losses.Loss:
+def make_loss(settings: PretrainSettings, attending: losses.Attending = losses.by_document) -> Loss:
     """The loss that the settings name, compiled if the blocks are."""
     compiled = bool(settings.compile)
     match settings.loss:
         case NextToken(z_loss=z_loss):
             return partial(losses.next_token, attending=attending, z_loss=z_loss, compiled=compiled)
         case MultiToken(weight=weight):
-            return partial(losses.multi_token, attending=attending, weight=weight, compiled=compiled)
+            return partial(multi_token, attending=attending, weight=weight, compiled=compiled)
 
 
 def batches(shards: Tokens, context_length: int, seed: int, rows: int | Iterable[int], first: int) -> Iterator[Batch]:

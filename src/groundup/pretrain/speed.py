@@ -4,23 +4,24 @@ Everything here trains a throw-away model that is assembled as the stage assembl
 """
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import linear
 
 from groundup.batch import Batch
 from groundup.machine import allocator, peak_memory, processor
 from groundup.model.execution import why_not_compiled
 from groundup.model.settings import ModelConfig
-from groundup.optim.settings import Autocast, Bfloat16, Float8, Float16, Float32, Precision
+from groundup.optim.precision import optimizer_matmul_dtype
+from groundup.optim.settings import Bfloat16, Float16, Float32, Precision
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches, set_up, training_flops_per_token
 from groundup.shards import Tokens, open_split
@@ -34,8 +35,8 @@ STEPS_PER_WAIT_ON_ACCELERATOR = 10
 """The training stage, too, waits for the device only now and then; a wait in each step would slow it."""
 TRACED_STEPS = 2
 SHOWN_OPERATIONS = 10
-SQUARE = {"cpu": 2048}
-"""Edge of a square matmul that is timed beside the model's own shapes; on accelerators it is 8192."""
+SQUARE_ON_CPU, SQUARE = 2048, 8192
+"""Edge of a square matmul that is timed beside the model's own shapes."""
 WORTH_MEASURING_FLOPS, WORTH_COMPILING_SECONDS = 2e13, 60.0
 """FLOPs of a whole training from which on its speed is measured; seconds from which on compilation is tried."""
 PARTS = ("data", "forward", "backward", "clip", "optimizer", "rest")
@@ -179,25 +180,26 @@ def settle(
     speed = 0.0
     if plain.precision is None:
         candidates: tuple[Precision, ...] = (Float32(), Bfloat16())
-        speeds = [speed_of(plain.model_copy(update={"precision": each, "compile": False})) for each in candidates]
+        trials = [plain.model_copy(update={"precision": each, "compile": False}) for each in candidates]
+        speeds = [speed_of(trial) for trial in trials]
         speed, chosen = max(zip(speeds, candidates, strict=True), key=lambda pair: pair[0])
         plain = plain.model_copy(update={"precision": chosen})
         both = ", ".join(f"{c.kind} {each:,.0f} tokens/s" for c, each in zip(candidates, speeds, strict=True))
         messages.append(f"timed both precisions on {device}: {both}; using {chosen.kind}")
-    if settings.compile is not None or not _may_be_worth_compiling(model, plain, device):
+    tokens = plain.tokens(model.context_length)
+    is_long = model.training_flops_per_token * tokens >= WORTH_MEASURING_FLOPS
+    is_open = settings.compile is None and settings.batch_ramp is None
+    if not is_long or not is_open or why_not_compiled(model, device) is not None:
         return plain, messages
     speed = speed or speed_of(plain)
-    plain_seconds = plain.rows_before(plain.steps, model.context_length) * model.context_length / speed
-    if plain_seconds < WORTH_COMPILING_SECONDS:
+    if tokens / speed < WORTH_COMPILING_SECONDS:
         return plain, messages
     compiled, began = plain.model_copy(update={"compile": True}), time.monotonic()
     try:
         compiled_speed = speed_of(compiled)
     except (RuntimeError, OSError) as error:  # such as a compiler without Python's header files
-        messages.append(
-            f"the blocks cannot be compiled here and are run as they are: {str(error).strip().splitlines()[0]}"
-        )
-        return plain, messages
+        why = str(error).strip().splitlines()[0]
+        return plain, [*messages, f"the blocks cannot be compiled here and are run as they are: {why}"]
     took, faster = time.monotonic() - began, compiled_speed > speed
     messages.append(
         f"compiled, in {took:.0f} s, blocks train {compiled_speed:,.0f} tokens/s instead of {speed:,.0f}: "
@@ -213,13 +215,6 @@ def tokens_per_second(
     drawn = single_micro_batches(open_split(shards, "train"), model, settings)
     taken, tokens = time_steps(set_up(model, settings, device), settings, drawn, device, seconds=seconds)
     return tokens / statistics.median(taken)
-
-
-def _may_be_worth_compiling(model: ModelConfig, settings: PretrainSettings, device: torch.device) -> bool:
-    """Whether blocks can be compiled, and the training is so long on any machine that it is worth a trial."""
-    tokens = settings.rows_before(settings.steps, model.context_length) * model.context_length
-    long = model.training_flops_per_token * tokens >= WORTH_MEASURING_FLOPS
-    return long and settings.batch_ramp is None and why_not_compiled(model, device) is None
 
 
 def single_micro_batches(train: Tokens, model: ModelConfig, settings: PretrainSettings) -> Iterator[Batch]:
@@ -245,7 +240,7 @@ def matmul_peak(config: ModelConfig, settings: PretrainSettings, device: torch.d
     assert settings.precision is not None, "chosen before anything is measured"
     dtype = peak_dtype(settings.precision)
     rows = min(MOST_ROWS, min(settings.micro_batch_rows * config.context_length, settings.batch_tokens))
-    square = SQUARE.get(device.type, 8192)
+    square = SQUARE_ON_CPU if device.type == "cpu" else SQUARE
     width, inner = config.d_model, config.feedforward_width
     shapes = [(rows, width, inner), (rows, inner, width), (rows, width, config.vocab_size or width), (square,) * 3]
     return max(_matmul_flops(*shape, dtype, device, seconds) for shape in shapes)
@@ -254,13 +249,7 @@ def matmul_peak(config: ModelConfig, settings: PretrainSettings, device: torch.d
 def peak_dtype(precision: Precision) -> torch.dtype:
     """The type whose matmul peak a run is compared with. For float8 it is that of the head, bfloat16, so that the share
     may exceed 1."""
-    match precision:
-        case Float32():
-            return torch.float32
-        case Bfloat16() | Autocast() | Float8():
-            return torch.bfloat16
-        case Float16():
-            return torch.float16
+    return torch.float16 if isinstance(precision, Float16) else optimizer_matmul_dtype(precision)
 
 
 def _matmul_flops(rows: int, within: int, out: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
@@ -317,30 +306,22 @@ def _time_parts(
     """Seconds of a step by part. Wrapped around what `fit` is given: it has no switch for this."""
     clock = _Clock(device)
 
-    def timed_batches() -> Iterator[Batch]:
-        while True:
-            clock.begin("data")
-            batch = next(drawn)
-            clock.begin("rest")
-            yield batch
+    def timed(function: Callable[..., Any], during: str, after: str) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            clock.begin(during)
+            result = function(*given)
+            clock.begin(after)
+            return result
 
-    def timed_loss(*given: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        clock.begin("forward")
-        result = assembled.loss(*given)
-        clock.begin("backward")
-        return result
+        return call
 
+    timed_loss = timed(assembled.loss, "forward", "backward")
     gradients = dataclasses.replace(assembled, loss=timed_loss).gradients(settings)
-
-    def timed_gradients(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        clock.begin("data")  # brought to the device
-        result = gradients(batch)
-        clock.begin("clip")
-        return result
-
+    timed_gradients = timed(gradients, "data", "clip")  # it begins by bringing the batch to the device
+    timed_batches = map(timed(next, "data", "rest"), itertools.repeat(drawn))
     before = assembled.optimizer.register_step_pre_hook(lambda *_: clock.begin("optimizer"))
     after = assembled.optimizer.register_step_post_hook(lambda *_: clock.begin("rest"))
-    for step in _fit(assembled, settings, timed_batches(), timed_gradients, WARMUP_STEPS + steps):
+    for step in _fit(assembled, settings, timed_batches, timed_gradients, WARMUP_STEPS + steps):
         clock.begin("rest")
         if step.number == WARMUP_STEPS:
             clock.seconds.clear()

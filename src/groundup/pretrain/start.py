@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from groundup.corpus.document import SPLITS
@@ -12,7 +11,7 @@ from groundup.errors import SettingsError
 from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.settings import differences, toml_value
-from groundup.shards import IDS_AT_ONCE, open_split
+from groundup.shards import count_ids, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import config_of
 from groundup.weights.load import load, load_model
@@ -47,10 +46,8 @@ def check_start(
             f"  model.{name}: {toml_value(here)} in the recipe, {toml_value(there)} there"
             for name, (here, there) in found.items()
         ]
-        lines += [
-            f"Set these as they are there, or let `groundup new NAME --from TEXTS --start {start}` write a recipe"
-        ]
-        raise SettingsError("\n".join(lines))
+        remedy = f"Set these as they are there, or let `groundup new NAME --from TEXTS --start {start}` write a recipe"
+        raise SettingsError("\n".join([*lines, remedy]))
     if own is None:
         say(f"the model in {start} came without its tokenizer: that the ids are its own is not checked")
     elif own.digest != tokenizer.digest:
@@ -62,11 +59,8 @@ def check_start(
     rows = loaded.config.vocab_size or 0
     if tokenizer.vocab_size > rows:  # such as special tokens, which no text has
         for split in SPLITS:
-            ids = open_split(shards, split).ids
-            for first in range(0, len(ids), IDS_AT_ONCE):
-                tokenizer.refuse_without_row(
-                    np.unique(ids[first : first + IDS_AT_ONCE]).tolist(), rows, f"a {split} document"
-                )
+            used = count_ids([open_split(shards, split).ids], tokenizer.vocab_size).nonzero()[0]
+            tokenizer.refuse_without_row(used.tolist(), rows, f"a {split} document")
         for prompt in prompts:
             tokenizer.refuse_without_row(tokenizer.encode(prompt), rows, f"the prompt {prompt!r}")
 

@@ -4,6 +4,7 @@ The lines of metrics.jsonl become columns of numbers, one entry a line. In a col
 have the metric, and an infinity that it has it without a usable number (null, NaN, infinite).
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -118,7 +119,8 @@ def _column(rows: list[dict[str, Any]], name: str) -> Floats:
     except KeyError:
         values = [row.get(name, math.nan) for row in rows]
     if set(map(type, values)) <= {int, float}:
-        return np.array(values, np.float64)
+        with contextlib.suppress(OverflowError):  # a whole number of more than 308 digits
+            return np.array(values, np.float64)
     return np.array([_number(value) for value in values])
 
 
@@ -126,7 +128,7 @@ def _number(value: object) -> float:
     """Infinity for None, NaN for what is not a number."""
     try:
         return math.inf if value is None else float(value) if is_number(value) else math.nan
-    except OverflowError:  # a whole number of more than 308 digits
+    except OverflowError:
         return math.inf
 
 

@@ -158,7 +158,7 @@ def merge_rows(explained: Explained) -> list[list[str]]:
 
 def _rows_of_merges(explained: Explained, pre_token: PreToken) -> list[list[str]]:
     tokens, note = explained.tokens, NOTES.get(pre_token.kind)
-    if pre_token.merges is None and note is None:
+    if pre_token.merges is None and pre_token.kind in ("merged", "whole"):
         length = f"{len(pre_token.raw):,} bytes; up to {EXPLAINED_BYTES} are explained"
         return [[visible(pre_token.raw[:24]) + "…", "", length]]
     rows = [] if note is None else [["", "", note]]

@@ -48,8 +48,9 @@ def validation_course(run: Run) -> Course | None:
     measured = [(line["validation_bits_per_byte"], line["step"]) for line in run.validations]
     if len(measured) < 2:
         return None
+    lowest, lowest_step = min(measured)
     bits = [value for value, _ in measured]
-    return Course(bits[0], *min(measured), bits[-1], bits[-2] > bits[-1] * (1 + FLAT))
+    return Course(bits[0], lowest, lowest_step, bits[-1], is_falling=bits[-2] > bits[-1] * (1 + FLAT))
 
 
 def changed_settings(events: Iterable[dict[str, Any]]) -> list[tuple[int, str, str, str]]:

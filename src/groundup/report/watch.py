@@ -283,7 +283,7 @@ def make_app(runs: Runs) -> "FastAPI":
         run = known(id)
         with run.lock:
             run.read()
-            if since and since == run.curves.tail.version:
+            if since == run.curves.tail.version:
                 return answer({"id": id, "version": since})
             return answer(run.curves_between(axis, low, high, width, logarithmic))
 
@@ -293,7 +293,7 @@ def make_app(runs: Runs) -> "FastAPI":
         run = known(id)
         with run.lock:
             version = f"{run.curves.tail.generation}.{len(run.curves.samples)}.{run.health.tail.version}"
-            if since and since == version:
+            if since == version:
                 return answer({"id": id, "version": version})
             return answer({"id": id, "version": version, **run.samples_and_health()})
 

@@ -109,8 +109,6 @@ def learn_merges(
         negative, pair = heapq.heappop(heap)
         if counts[pair] != -negative:
             continue  # an old count; the present one, if any, is elsewhere in the heap
-        if counts[pair] == 0:
-            continue
         changed: set[Pair] = set()
         for number in where.pop(pair):
             words[number], removed, added = join(words[number], pair, 256 + len(merges))

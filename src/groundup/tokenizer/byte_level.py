@@ -121,16 +121,11 @@ class ByteLevel:
     def cut(self, text: str | bytes, allowed: Collection[str]) -> Iterator[tuple[str | bytes, int | None]]:
         as_text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
         refused = {i for special, i in self.special.items() if special not in allowed}
-        for part, i in self._cut(as_text, refused):
-            yield (part.encode("utf-8", "surrogateescape") if isinstance(text, bytes) else part), i
-
-    def _cut(self, text: str, refused: set[int]) -> Iterator[tuple[str, int | None]]:
         raw, normal = self._recognised
-        for part, i in cut_at(text, raw, refused):
-            if i is not None:
-                yield part, i
-            else:
-                yield from cut_at(_normalize(self.normalizer, part), normal, refused)
+        for part, i in cut_at(as_text, raw, refused):
+            within = [(part, i)] if i is not None else cut_at(_normalize(self.normalizer, part), normal, refused)
+            for inner, j in within:
+                yield (inner.encode("utf-8", "surrogateescape") if isinstance(text, bytes) else inner), j
 
     # Encoding what stands between recognised tokens
 

@@ -118,33 +118,25 @@ def _read(directory: Path) -> Declared:
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
                      "generation_config.json")
     )  # fmt: skip
-    tables = [config, named]
-    extra = [
-        _text(token)
-        for table in tables
-        for name in ("additional_special_tokens", "extra_special_tokens")
-        for token in (table.get(name) or ())
-    ]
-    roles = [_text(table[name]) for table in tables for name in table if name.endswith("_token")]
-    special = frozenset(text for text in (*extra, *roles) if text)
-    stops = next((_ids(table.get("eos_token_id")) for table in (generation, model) if table.get("eos_token_id")), ())
+
+    def candidates(role: str) -> tuple[str | int, ...]:
+        texts = [text for table in (config, named) if (text := _text(table.get(f"{role}_token")))]
+        return *texts, *(i for table in (model, generation) for i in _ids(table.get(f"{role}_token_id")))
+
+    with_a_role = [table[name] for table in (config, named) for name in table if name.endswith("_token")]
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        with_a_role += [*(config.get(name) or ()), *(named.get(name) or ())]
+    special = frozenset(text for token in with_a_role if (text := _text(token)))
+    stops = next((ids for table in (generation, model) if (ids := _ids(table.get("eos_token_id")))), ())
     return Declared(
         added=tuple(_added(directory, config, added, special)),
         special=special,
-        opener=tuple(_candidates("bos", tables, (model, generation))),
-        closer=tuple(_candidates("eos", tables, (model, generation))),
+        opener=candidates("bos"),
+        closer=candidates("eos"),
         stops=frozenset(stops),
         kind=str(config.get("tokenizer_class") or "").removesuffix("Fast"),
         begins_with_space=bool(config.get("add_prefix_space")),
     )
-
-
-def _candidates(role: str, tables: list[dict[str, Any]], numbered: Iterable[dict[str, Any]]) -> Iterable[str | int]:
-    for table in tables:
-        if text := _text(table.get(f"{role}_token")):
-            yield text
-    for table in numbered:
-        yield from _ids(table.get(f"{role}_token_id"))
 
 
 def _added(
@@ -197,12 +189,9 @@ def write_declared(directory: Path, roles: Roles, special: Mapping[str, int]) ->
     """Write the roles that neither the names of the special tokens nor the files there tell, as Hugging Face's library
     reads them; whatever else those files hold stays."""
     names = {i: text for text, i in special.items()}
+    config, generation = directory / "tokenizer_config.json", directory / "generation_config.json"
     if read_declared(directory).roles(special) != roles:
         named = {"bos_token": names.get(roles.opener or 0), "eos_token": names.get(roles.closer or 0)}
-        _put(directory / "tokenizer_config.json", named)
+        write_json(config, {**_table(config), **named})
     if read_declared(directory).roles(special).stops != roles.stops:
-        _put(directory / "generation_config.json", {"eos_token_id": sorted(roles.stops)})
-
-
-def _put(path: Path, values: Mapping[str, Any]) -> None:
-    write_json(path, {**_table(path), **values})
+        write_json(generation, {**_table(generation), "eos_token_id": sorted(roles.stops)})

@@ -23,20 +23,21 @@ from groundup.tokenizer.hugging_face import (
     with_added,
 )
 from groundup.tokenizer.library import read_hugging_face, read_sentencepiece
-from groundup.tokenizer.ranks import RANK_FILES, read_ranks, write_ranks
+from groundup.tokenizer.ranks import published_ranks, read_ranks, write_ranks
 from groundup.tokenizer.rules import Rules
 from groundup.tokenizer.vocabulary import BYTE_CHARACTERS, to_characters
 
 GPT2_FILES = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
 """Names of GPT-2's vocabulary → of the merges beside it."""
+_VOCABULARIES = {merges: vocabulary for vocabulary, merges in GPT2_FILES.items()}
 SPLIT_BY_CLASS: dict[str, tuple[str, str | None]] = {
     **dict.fromkeys(
-        ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "PreTrainedTokenizer", "TokenizersBackend"),
+        ("", "GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "PreTrainedTokenizer", "TokenizersBackend"),
         ("gpt2", None),
     ),
     "Qwen2Tokenizer": ("qwen2", "NFC"),
 }
-"""Class in Hugging Face's library that reads GPT-2's two files → split pattern and normalizer."""
+"""Class in Hugging Face's library that reads GPT-2's two files, if one is named → split pattern and normalizer."""
 _SPECIAL = re.compile(r"<[^<>\s]+>")
 """How special tokens are written, such as <|endoftext|> or </s>; GPT-2's two files do not say which they are."""
 
@@ -50,11 +51,10 @@ def find(path: Path) -> Path:
     if path.is_dir():
         vocabularies = [path / (name + suffix) for name in GPT2_FILES for suffix in ("", ".gz")]
         found = (path / "tokenizer.json", *vocabularies, *sorted(path.glob("*.tiktoken")), path / "tokenizer.model")
-        there = [file for file in found if file.is_file() and (file not in vocabularies or _merges_of(file).is_file())]
-        path = next(iter(there), path / "tokenizer.json")
-    elif _plain_name(path) in GPT2_FILES.values():
-        (vocabulary,) = (name for name, merges in GPT2_FILES.items() if merges == _plain_name(path))
-        path = path.with_name(vocabulary + path.name.removeprefix(_plain_name(path)))
+        whole = (file for file in found if file not in vocabularies or _beside(file, GPT2_FILES).is_file())
+        path = next((file for file in whole if file.is_file()), path / "tokenizer.json")
+    elif _plain_name(path) in _VOCABULARIES:
+        path = _beside(path, _VOCABULARIES)
     if is_made(path.parent):
         verify(path.parent, digest_up_to=SMALL)
     return path
@@ -105,18 +105,15 @@ def read(
         if pattern is not None or special:
             raise SettingsError(f"{path} says itself how text is split, and which tokens are special: leave them out")
         if _plain_name(path) in GPT2_FILES:
-            return _read_gpt2(path, _merges_of(path), declared)
+            return _read_gpt2(path, _beside(path, GPT2_FILES), declared)
         return read_byte_level(with_added(read_json(path), declared), declared)
     except UnsupportedError as error:
         raise UnsupportedError(f"{path}: {error}") from None
     except SettingsError:
         raise
-    except KeyError as error:
-        raise DataError(f"{path} is not a tokenizer that can be read here: it has no {error}") from None
-    except (TypeError, IndexError, AttributeError) as error:
-        raise DataError(f"{path} is JSON, but not laid out as a tokenizer is: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not a tokenizer that can be read here: {error}") from None
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, RecursionError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{path} is not a tokenizer that can be read here: {reason}") from None
 
 
 def write(rules: Rules, roles: Roles, path: Path) -> None:
@@ -135,7 +132,12 @@ def write(rules: Rules, roles: Roles, path: Path) -> None:
                 f"{path} cannot be written: a tokenizer of {rules.pattern} stays one, in a file *{rules.suffix}"
             )
         elif path.suffix in WRITERS:
-            WRITERS[path.suffix](rules, path)
+            try:
+                WRITERS[path.suffix](rules, path)
+            except SettingsError:
+                raise
+            except (UnsupportedError, ValueError) as error:
+                raise UnsupportedError(f"{path} cannot be written: {error}. A tokenizer.json holds it") from None
         else:
             raise SettingsError(
                 f"{path}: the name should say what to write: *.json for tokenizer.json, *.tiktoken for ranks, "
@@ -147,7 +149,7 @@ def write(rules: Rules, roles: Roles, path: Path) -> None:
 def convert(rules: Rules, roles: Roles, target: Path) -> None:
     """`write` a tokenizer, read it again and compare."""
     write(rules, roles, target)
-    is_own = target.suffix == ".tiktoken" and target.stem not in RANK_FILES
+    is_own = target.suffix == ".tiktoken" and target.stem not in published_ranks()
     pattern, special = (rules.pattern, sorted(rules.special, key=rules.special.__getitem__)) if is_own else (None, [])
     again, _ = load(target, pattern, special)
     assert (again.tokens, again.special) == (rules.tokens, rules.special), "what was written reads otherwise"
@@ -158,26 +160,23 @@ def _plain_name(path: Path) -> str:
     return path.name.removesuffix(path.suffix) if path.suffix.lower() in OPENERS else path.name
 
 
-def _merges_of(vocabulary: Path) -> Path:
-    name = _plain_name(vocabulary)
-    return vocabulary.with_name(GPT2_FILES[name] + vocabulary.name.removeprefix(name))
+def _beside(path: Path, names: Mapping[str, str]) -> Path:
+    """The other one of GPT-2's two files, by what it is called; compressed as this one is."""
+    name = _plain_name(path)
+    return path.with_name(names[name] + path.name.removeprefix(name))
 
 
 # GPT-2's two files
 
 
 def _read_gpt2(vocabulary: Path, merges: Path, declared: Declared) -> tuple[ByteLevel, Roles]:
-    if declared.kind not in ("", *SPLIT_BY_CLASS):
+    if declared.begins_with_space or declared.kind not in SPLIT_BY_CLASS:
+        space, split = "it has add_prefix_space = true, which", f"its class is {declared.kind}, whose split"
         raise UnsupportedError(
-            f"tokenizer_config.json says that its class is {declared.kind}, whose split is not read beside these two "
-            "files; a tokenizer.json of it holds it"
+            f"tokenizer_config.json says that {space if declared.begins_with_space else split} is not read beside "
+            "these two files; a tokenizer.json of it holds it"
         )
-    if declared.begins_with_space:
-        raise UnsupportedError(
-            "tokenizer_config.json says add_prefix_space = true, which is not read beside these two files; a "
-            "tokenizer.json of it holds it"
-        )
-    pattern, normalizer = SPLIT_BY_CLASS.get(declared.kind, ("gpt2", None))
+    pattern, normalizer = SPLIT_BY_CLASS[declared.kind]
     ids: dict[str, int] = read_json(vocabulary)
     for token in declared.added:
         ids.setdefault(token["content"], token["id"])
@@ -206,24 +205,19 @@ def _special_in(
 
 def _write_gpt2(rules: ByteLevel, path: Path) -> None:
     """Write `path` and the vocabulary beside it."""
-    names = {merges: vocabulary for vocabulary, merges in GPT2_FILES.items()} | {".bpe": "encoder.json"}
-    if path.name not in names:
+    if path.name not in _VOCABULARIES:
         raise SettingsError(f"{path}: GPT-2's merges are called vocab.bpe, with encoder.json beside it")
     for token, made in made_by_merges(rules):
         if len(made) != 1 and rules.whole_pre_tokens:
             raise UnsupportedError(
-                f"{path} cannot be written: no merge makes {shorten(to_characters(token))}, which is taken whole where "
-                "it is a pre-token; GPT-2's two files hold no such rule"
+                f"no merge makes {shorten(to_characters(token))}, which is taken whole where it is a pre-token: GPT-2's"
+                " two files hold no such rule"
             )
     vocabulary = {rules.spelled(i): i for i in range(len(rules.tokens))}
     pairs = {f"merge {number}": [rules.spelled(i) for i in pair] for number, pair in enumerate(rules.pairs, 1)}
-    try:
-        special = _special_in(vocabulary, pairs.values())
-        again = from_strings(vocabulary, pairs, special, "gpt2", added={}, normalizer=None)
-    except ValueError as error:
-        raise UnsupportedError(f"{path} cannot be written: {error}. A tokenizer.json holds it") from None
-    refuse_unlike(path, rules, again)
-    write_json(path.with_name(names[path.name]), vocabulary)
+    special = _special_in(vocabulary, pairs.values())
+    refuse_unlike(rules, from_strings(vocabulary, pairs, special, "gpt2", added={}, normalizer=None))
+    write_json(_beside(path, _VOCABULARIES), vocabulary)
     write_text(path, "".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in pairs.values())]))
 
 

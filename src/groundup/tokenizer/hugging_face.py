@@ -29,6 +29,14 @@ def with_added(file: dict[str, Any], declared: Declared) -> dict[str, Any]:
     return {**file, "added_tokens": sorted(added, key=lambda token: token["id"])}
 
 
+def special_and_added(file: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """The ids of the special tokens of a tokenizer.json `with_added`, by their texts; and of its other added tokens."""
+    ids: dict[bool, dict[str, int]] = {True: {}, False: {}}
+    for token in file["added_tokens"]:
+        ids[bool(token["special"])][token["content"]] = token["id"]
+    return ids[True], ids[False]
+
+
 def framing(file: Mapping[str, Any], special: Mapping[str, int]) -> tuple[int | None, int | None]:
     """The ids that the post-processor of a tokenizer.json puts before and behind a text."""
     for step in steps_of(file.get("post_processor"), "processors"):
@@ -56,26 +64,22 @@ def read_byte_level(file: dict[str, Any], declared: Declared) -> tuple[ByteLevel
     for option in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout"):
         if model.get(option):
             raise UnsupportedError(f"its model has {option} = {model[option]!r}, which is not read")
-    outside = file.get("added_tokens") or []
-    for token in outside:
+    for token in file["added_tokens"]:
         for flag in ("single_word", "lstrip", "rstrip"):
             if token.get(flag):
                 raise UnsupportedError(f"its added token {token['content']!r} has {flag} = true, which is not read")
-    pattern, normalizer = _pattern_in(file["pre_tokenizer"]), _normalizer_in(file.get("normalizer"))
-    pairs = {
-        f"merge {number}": pair.split(" ") if isinstance(pair, str) else pair
-        for number, pair in enumerate(model["merges"], 1)
-    }
-    special = {token["content"]: token["id"] for token in outside if token.get("special", True)}
-    added = {token["content"]: token["id"] for token in outside if not token.get("special", True)}
+    special, added = special_and_added(file)
     rules = from_strings(
         model["vocab"],
-        pairs,
+        {
+            f"merge {number}": pair.split(" ") if isinstance(pair, str) else pair
+            for number, pair in enumerate(model["merges"], 1)
+        },
         special,
-        pattern,
+        _pattern_in(file["pre_tokenizer"]),
         added=added,
-        normalizer=normalizer,
-        normalized=[token["content"] for token in outside if token.get("normalized", False)],
+        normalizer=_normalizer_in(file.get("normalizer")),
+        normalized=[token["content"] for token in file["added_tokens"] if token.get("normalized", False)],
         whole_pre_tokens=bool(model.get("ignore_merges")),
     )
     return rules, declared.roles(special, *framing(file, special))
@@ -98,29 +102,30 @@ def _pattern_in(pre_tokenizer: dict[str, Any] | None) -> str:
     Raises:
         UnsupportedError: for one that is not represented here.
     """
-    steps = steps_of(pre_tokenizer, "pretokenizers")
-    kinds = [step["type"] for step in steps]
+    *before, level = steps_of(pre_tokenizer, "pretokenizers") or [{}]
     refused = UnsupportedError(
         f"its pre-tokenizer is {json.dumps(pre_tokenizer)[:200]}; only splitting once and byte level are read"
     )
-    if kinds[-1:] != ["ByteLevel"] or steps[-1].get("add_prefix_space", True):
+    if level.get("type") != "ByteLevel" or level.get("add_prefix_space", True):
         raise refused
-    use_regex = steps[-1].get("use_regex", True)
-    if kinds == ["ByteLevel"]:
-        return "gpt2" if use_regex else r"[\s\S]+"
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and use_regex:
-        return "smollm"
-    if kinds != ["Split", "ByteLevel"]:
-        raise refused
-    source = steps[0]["pattern"].get("Regex")
-    if source is None:
-        source = re.escape(steps[0]["pattern"]["String"])
+    use_regex = level.get("use_regex", True)
+    match before:
+        case []:
+            return "gpt2" if use_regex else r"[\s\S]+"
+        case [{"type": "Digits", "individual_digits": True}] if use_regex:
+            return "smollm"
+        case [{"type": "Split", "pattern": {"Regex": str(source)}, "behavior": behavior}]:
+            pass
+        case [{"type": "Split", "pattern": {"String": str(text)}, "behavior": behavior}]:
+            source = re.escape(text)
+        case _:
+            raise refused
     name = split.named(source)
     if use_regex and name != "gpt2":  # two steps, which are one only where they are the same
         raise refused
-    behavior = steps[0]["behavior"], steps[0].get("invert", False)
-    if behavior[0] != "Isolated" and not (behavior == ("Removed", True) and name):
-        raise UnsupportedError(f"it splits with behavior {behavior[0]}, inverted: {behavior[1]}, which is not read")
+    inverted = before[0].get("invert", False)
+    if behavior != "Isolated" and not (name and (behavior, inverted) == ("Removed", True)):
+        raise UnsupportedError(f"it splits with behavior {behavior}, inverted: {inverted}, which is not read")
     try:
         split.compiled(name or source)
     except SettingsError as error:
@@ -276,7 +281,7 @@ def shorten(token: str) -> str:
     return repr(token if len(token) <= 40 else f"{token[:40]}…")
 
 
-def refuse_unlike(path: Path, rules: ByteLevel, again: ByteLevel) -> None:
+def refuse_unlike(rules: ByteLevel, again: ByteLevel) -> None:
     """Refuse to write a file of which `again` would be read.
 
     Raises:
@@ -284,16 +289,15 @@ def refuse_unlike(path: Path, rules: ByteLevel, again: ByteLevel) -> None:
     """
     if rules.added:
         raise UnsupportedError(
-            f"{path} cannot be written: it would not hold the added tokens that are not special, such as "
-            f"{shorten(next(iter(rules.added)))}. A tokenizer.json does"
+            f"it would not hold the added tokens that are not special, such as {shorten(next(iter(rules.added)))}"
         )
     if differing := rules.special.items() ^ again.special.items():
         texts = ", ".join(sorted({shorten(text) for text, _ in differing})[:3])
-        raise UnsupportedError(f"{path} cannot be written: it would be read with other special tokens: {texts}")
+        raise UnsupportedError(f"it would be read with other special tokens: {texts}")
     for what in ("normalizer", "pattern"):
         ours, theirs = getattr(rules, what), getattr(again, what)
         if ours != theirs:
-            raise UnsupportedError(f"{path} cannot be written: {what} is {ours}, and of it {theirs} would be read")
+            raise UnsupportedError(f"{what} is {ours}, and of it {theirs} would be read")
 
 
 def made_by_merges(rules: ByteLevel) -> Iterable[tuple[bytes, list[int]]]:

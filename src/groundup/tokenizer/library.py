@@ -16,11 +16,11 @@ from groundup.tokenizer.bpe import Pair
 from groundup.tokenizer.byte_level import cut_at
 from groundup.tokenizer.declared import Declared, Roles
 from groundup.tokenizer.explain import PreToken
-from groundup.tokenizer.hugging_face import framing, steps_of, with_added
+from groundup.tokenizer.hugging_face import framing, special_and_added, steps_of, with_added
 from groundup.tokenizer.vocabulary import CHARACTER_BYTES, to_bytes
 
 SPACE = "▁"
-UNKNOWN = " ⁇ "
+UNKNOWN = " ⁇ ".encode()
 """How SentencePiece writes a token that stands for what the model does not know."""
 
 
@@ -109,6 +109,11 @@ class Library:
         return table
 
 
+def _bytes_of(piece: str, is_byte: bool) -> bytes:
+    """What a piece stands for; a single byte is written such as <0x0A>."""
+    return bytes.fromhex(piece[3:5]) if is_byte else piece.replace(SPACE, " ").encode()
+
+
 def read_sentencepiece(path: Path, declared: Declared) -> tuple[Library, Roles]:
     """
     Raises:
@@ -129,6 +134,8 @@ def read_sentencepiece(path: Path, declared: Declared) -> tuple[Library, Roles]:
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path} is damaged, or no SentencePiece model: {error}") from None
     pieces = [library.IdToPiece(i) for i in range(library.GetPieceSize())]
+    tokens = [_bytes_of(piece, library.IsByte(i)) for i, piece in enumerate(pieces)]
+    tokens[library.unk_id()] = UNKNOWN
     special = {piece: i for i, piece in enumerate(pieces) if library.IsControl(i) or library.IsUnknown(i)}
     recognised: dict[str, int] = {}
     for token in sorted(declared.added, key=lambda token: token["id"]):
@@ -141,29 +148,20 @@ def read_sentencepiece(path: Path, declared: Declared) -> tuple[Library, Roles]:
                 f"it should have id {len(pieces):,}"
             )
         pieces.append(text)
+        tokens.append(text.encode())
         (special if token["special"] else recognised)[text] = i
 
-    def bytes_of(i: int) -> bytes:
-        if i >= library.GetPieceSize():
-            return pieces[i].encode()
-        if library.IsByte(i):
-            return bytes([int(pieces[i][3:5], 16)])  # such as <0x0A>
-        return (UNKNOWN if library.IsUnknown(i) else pieces[i].replace(SPACE, " ")).encode()
-
     def encode(text: str) -> list[int]:
-        for token in recognised:
-            if token in text:
-                raise UnsupportedError(
-                    f"the text holds {token!r}, which the files beside {path} add to its pieces; how the text around "
-                    "it is cut is not represented here. A tokenizer.json instead of it says so"
-                )
+        if present := [token for token in recognised if token in text]:
+            raise UnsupportedError(
+                f"the text holds {present[0]!r}, which the files beside {path} add to its pieces; how the text around "
+                "it is cut is not represented here. A tokenizer.json instead of it says so"
+            )
         ids: list[int] = library.EncodeAsIds(text)
         return ids
 
     own = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
-    tokens = [bytes_of(i) for i in range(len(pieces))]
-    rules = Library(model, ".model", pieces, tokens, encode, special, recognised)
-    return rules, declared.roles(special, *own)
+    return Library(model, ".model", pieces, tokens, encode, special, recognised), declared.roles(special, *own)
 
 
 def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> tuple[Library, Roles]:
@@ -194,30 +192,24 @@ def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> 
     pieces = [""] * (max(vocabulary.values()) + 1)
     for piece, i in vocabulary.items():
         pieces[i] = piece
-    gaps = len(pieces) - len({*vocabulary.values()})
-    if gaps:
+    if gaps := len(pieces) - len({*vocabulary.values()}):
         raise UnsupportedError(f"{path}: its ids have gaps: {gaps:,} of {len(pieces):,} ids stand for nothing")
-    entries = file["added_tokens"]
-    special = {token["content"]: token["id"] for token in entries if token["special"]}
-    added = {token["content"]: token["id"] for token in entries if not token["special"]}
+    special, added = special_and_added(file)
     unknown = file["model"].get("unk_token")
-    special |= {unknown: vocabulary[unknown]} if unknown in vocabulary and unknown not in added else {}
-    outside = {*special.values(), *added.values()}
+    if unknown in vocabulary and unknown not in added:
+        special[unknown] = vocabulary[unknown]
+    has_bytes = bool(file["model"].get("byte_fallback"))
 
-    def bytes_of(i: int) -> bytes:
-        piece = pieces[i]
-        if i in outside:
+    def bytes_of(piece: str) -> bytes:
+        if piece in special or piece in added:
             return piece.encode()
         if "ByteLevel" in kinds and set(piece) <= CHARACTER_BYTES.keys():
             return to_bytes(piece)
-        if len(piece) == 6 and piece.startswith("<0x") and file["model"].get("byte_fallback"):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace(SPACE, " ").encode()
+        return _bytes_of(piece, has_bytes and len(piece) == 6 and piece.startswith("<0x"))
 
     def encode(text: str) -> list[int]:
         ids: list[int] = library.encode(text, add_special_tokens=False).ids
         return ids
 
-    tokens = [bytes_of(i) for i in range(len(pieces))]
-    rules = Library(text.encode(), ".json", pieces, tokens, encode, special, added)
+    rules = Library(text.encode(), ".json", pieces, [*map(bytes_of, pieces)], encode, special, added)
     return rules, declared.roles(special, *framing(file, special))

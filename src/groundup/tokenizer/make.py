@@ -18,8 +18,6 @@ from groundup.tokenizer.settings import (
 )
 from groundup.tokenizer.tokenizer import Tokenizer
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Corpus:
@@ -47,46 +45,41 @@ def make_tokenizer(
     say: Callable[[str], None],
 ) -> None:
     """Write the tokenizer of these settings, and leave its sizes in `draft.statistics`."""
-    if isinstance(settings, Existing):
-        tokenizer = load_existing(settings, beside)
-    else:
-        tokenizer = _learn(settings, corpus, progress, say)
-        reached = tokenizer.vocab_size - len(tokenizer.special) - N_BYTES
-        wanted = settings.vocab_size - N_BYTES - N_SPECIAL
-        if reached < wanted:
-            units = {"learned": "pairs", "characters": "characters", "words": "words"}[settings.kind]
-            what = "merges" if settings.kind == "learned" else units
-            say(
-                f"the corpus ran out of {units} after {reached:,} {what} of {wanted:,}: the vocabulary has "
-                f"{tokenizer.vocab_size:,} ids"
+    match settings:
+        case Existing():
+            tokenizer = load_existing(settings, beside)
+        case Learned():
+            tokenizer, least = Tokenizer.learn_columns(
+                corpus.read(),
+                vocab_size=settings.vocab_size,
+                pattern=settings.split,
+                memory_bytes=settings.memory_bytes,
+                progress=progress,
+                n_documents=corpus.n_documents,
+                directory=corpus.counts,
+                of=corpus.digest,
             )
+            if least > 1:
+                say(
+                    f"pre-tokens that occur fewer than {least} times were left out of learning, as "
+                    f"tokenizer.memory_bytes = {settings.memory_bytes} does not suffice for all of them"
+                )
+        case WholeCharacters() | WholeWords():
+            pattern = settings.split if isinstance(settings, WholeWords) else "characters"
+            texts = (text for column in corpus.read() for text in column.to_pylist())
+            tokenizer = Tokenizer.of_pieces(texts, vocab_size=settings.vocab_size, pattern=pattern)
+    n_special = len(tokenizer.special)
+    reached = tokenizer.vocab_size - n_special
+    if not isinstance(settings, Existing) and reached < settings.vocab_size - N_SPECIAL:
+        unit = "pairs" if isinstance(settings, Learned) else settings.kind
+        say(
+            f"the corpus ran out of {unit} after {reached - N_BYTES:,} of "
+            f"{settings.vocab_size - N_SPECIAL - N_BYTES:,}: the vocabulary has {tokenizer.vocab_size:,} ids"
+        )
     tokenizer.save(draft.path)
     draft.statistics |= {
         "vocab_size": tokenizer.vocab_size,
         "merges": len(tokenizer.merges),
-        "special": len(tokenizer.special),
+        "special": n_special,
         "split": tokenizer.pattern,
     }
-
-
-def _learn(settings: Learned | WholeCharacters | WholeWords, corpus: Corpus, progress: Progress, say: Say) -> Tokenizer:
-    if not isinstance(settings, Learned):
-        pattern = settings.split if isinstance(settings, WholeWords) else "characters"
-        texts = (text for column in corpus.read() for text in column.to_pylist())
-        return Tokenizer.of_pieces(texts, vocab_size=settings.vocab_size, pattern=pattern)
-    tokenizer, least = Tokenizer.learn_columns(
-        corpus.read(),
-        vocab_size=settings.vocab_size,
-        pattern=settings.split,
-        memory_bytes=settings.memory_bytes,
-        progress=progress,
-        n_documents=corpus.n_documents,
-        directory=corpus.counts,
-        of=corpus.digest,
-    )
-    if least > 1:
-        say(
-            f"pre-tokens that occur fewer than {least} times were left out of learning, as "
-            f"tokenizer.memory_bytes = {settings.memory_bytes} does not suffice for all of them"
-        )
-    return tokenizer

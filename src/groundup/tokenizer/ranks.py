@@ -1,13 +1,15 @@
 """Rank files, such as tiktoken's and Llama 3's: a token in base64, a space and its rank a line.
 
 Two tokens that make a token together are joined, the lowest rank first. How text is split and which tokens are special
-the file does not say: for published files `RANK_FILES` does.
+the file does not say: for published files `rank_files.toml` does.
 """
 
 import base64
 import binascii
+import functools
 import hashlib
 import itertools
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,17 @@ class RankFile:
     normalizer: str | None = None
     sha256: str | None = None
     """Of the content, where one is published."""
+    ids: int = 0
+    """All ids, where more follow the last special token."""
+    others: str = "<|reserved_{id}|>"
+    """Names the ids that neither ranks nor special tokens take, of which each has an `id` and a `number`."""
+
+
+@functools.cache
+def published_ranks() -> dict[str, RankFile]:
+    """Name of a published rank file → what goes with it."""
+    tables = tomllib.loads(Path(__file__).with_name("rank_files.toml").read_text("utf-8"))
+    return {name: RankFile(**table) for name, table in tables.items()}
 
 
 def read_ranks(path: Path, stem: str, pattern: str | None, special: Sequence[str]) -> ByteLevel:
@@ -49,11 +62,11 @@ def read_ranks(path: Path, stem: str, pattern: str | None, special: Sequence[str
     with reading(path) as stream:
         raw = stream.read()
     ids = _ids_of_ranks(raw)
-    known = RANK_FILES.get(stem) if pattern is None else _following(ids, pattern, special)
+    known = published_ranks().get(stem) if pattern is None else _following(ids, pattern, special)
     if known is None:
         raise SettingsError(
             f"{path} holds ranks, but not how text is split nor which tokens are special, and its name is none of "
-            f'{", ".join(RANK_FILES)}: say so with split = "cl100k" (or another) and special = ["{END_OF_TEXT}"]'
+            f'{", ".join(published_ranks())}: say so with split = "cl100k" (or another) and special = ["{END_OF_TEXT}"]'
         )
     split.compiled(known.pattern)
     rules = _rules_of(ids, known, stem)
@@ -82,8 +95,9 @@ def _rules_of(ids: Mapping[bytes, int], known: RankFile, stem: str) -> ByteLevel
     lost = next((i for i in range(max(ranked)) if i not in taken), None)
     if lost is not None:
         raise ValueError(f"its ranks have gaps: they go up to {max(ranked):,}, but no line has rank {lost:,}")
-    reserved = {f"<|reserved_{i}|>": i for i in range(max(taken)) if i not in taken}
-    special = dict(sorted((reserved | dict(known.special)).items(), key=lambda item: item[1]))
+    free = [i for i in range(max(known.ids, *taken)) if i not in taken]
+    others = {known.others.format(id=i, number=number): i for number, i in enumerate(free)}
+    special = dict(sorted({**others, **known.special}.items(), key=lambda item: item[1]))
     owners = {i: token for token, i in ids.items()} | {i: text.encode() for text, i in special.items()}
     merges, ranks = _all_pairs(ids)
     return ByteLevel(
@@ -144,84 +158,22 @@ def _all_pairs(ids: Mapping[bytes, int]) -> tuple[list[Pair], list[int]]:
 def write_ranks(rules: ByteLevel, path: Path) -> None:
     """
     Raises:
-        UnsupportedError: a vocabulary that would be read as another one.
+        UnsupportedError, ValueError: a vocabulary that would be read as another one.
     """
     ids = {token: i for i, token in enumerate(rules.tokens) if i not in rules.unmerged}
-    known = RANK_FILES.get(path.stem)
-    try:
-        as_read = known or _following(ids, rules.pattern, sorted(rules.special, key=rules.special.__getitem__))
-        again = _rules_of(ids, as_read, path.stem)
-    except ValueError as error:
-        reason = f"it would be read as the published {path.stem}, which this is not: rename it" if known else error
-        raise UnsupportedError(f"{path} cannot be written: {reason}") from None
-    refuse_unlike(path, rules, again)
+    known = published_ranks().get(path.stem)
+    if known and known.ranks != len(ids):
+        raise UnsupportedError(f"it would be read as the published {path.stem}, which this is not: rename it")
+    following = _following(ids, rules.pattern, sorted(rules.special, key=rules.special.__getitem__))
+    refuse_unlike(rules, _rules_of(ids, known or following, path.stem))
     for before, after in itertools.pairwise(rules.merges[pair][1] for pair in rules.pairs):
         if after < before:
             raise UnsupportedError(
-                f"{path} cannot be written: the merges make id {before} before id {after}, and in a rank file the "
-                "lower id goes first"
+                f"the merges make id {before} before id {after}, and in a rank file the lower id goes first"
             )
     # With all of this a rank file gives the same ids: before it first joins a pair that is no merge, the token made
     # would by our merges have come to that very pair, and stayed there.
     for token, made in made_by_merges(rules):
         if len(made) == 2 or (len(made) > 2 and not rules.whole_pre_tokens):
-            raise UnsupportedError(
-                f"{path} cannot be written: no merge makes {shorten(to_characters(token))}, but ranks would"
-            )
+            raise UnsupportedError(f"no merge makes {shorten(to_characters(token))}, but ranks would")
     write_text(path, "".join(f"{base64.b64encode(token).decode()} {i}\n" for token, i in ids.items()))
-
-
-_LLAMA3 = [
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    *(f"<|reserved_special_token_{i}|>" for i in range(4)),
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|reserved_special_token_4|>",
-    "<|eot_id|>",
-    *(f"<|reserved_special_token_{i}|>" for i in range(5, 251)),
-]
-_QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
-_O200K = {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}
-_HARMONY = {
-    "<|startoftext|>": 199998,
-    "<|return|>": 200002,
-    "<|constrain|>": 200003,
-    "<|channel|>": 200005,
-    "<|start|>": 200006,
-    "<|end|>": 200007,
-    "<|message|>": 200008,
-    "<|call|>": 200012,
-    "<|reserved_201087|>": 201087,
-}
-_R50K = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-_O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
-
-RANK_FILES = {
-    "gpt2": RankFile(50256, "gpt2", {END_OF_TEXT: 50256}, sha256=_R50K),
-    "r50k_base": RankFile(50256, "gpt2", {END_OF_TEXT: 50256}, sha256=_R50K),
-    "p50k_base": RankFile(
-        50280,
-        "gpt2",
-        {END_OF_TEXT: 50256},
-        sha256="94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
-    ),
-    "cl100k_base": RankFile(
-        100256,
-        "cl100k",
-        {
-            END_OF_TEXT: 100257,
-            "<|fim_prefix|>": 100258,
-            "<|fim_middle|>": 100259,
-            "<|fim_suffix|>": 100260,
-            "<|endofprompt|>": 100276,
-        },
-        sha256="223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
-    ),
-    "o200k_base": RankFile(199998, "o200k", _O200K, sha256=_O200K_SHA256),
-    "o200k_harmony": RankFile(199998, "o200k", {**_O200K, **_HARMONY}, sha256=_O200K_SHA256),
-    "qwen": RankFile(151643, "qwen2", {name: 151643 + i for i, name in enumerate(_QWEN)}, normalizer="NFC"),
-    "tokenizer": RankFile(128000, "llama3", {name: 128000 + i for i, name in enumerate(_LLAMA3)}),
-}
-"""Name of a rank file → what goes with it. The first six as in tiktoken's openai_public.py, `qwen` as in Qwen 1's
-tokenization_qwen.py, `tokenizer` (a tokenizer.model of ranks) as in Llama 3's tokenizer.py."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from groundup.settings import Settings
 
@@ -31,43 +31,39 @@ def _refuse_impossible(size: int) -> int:
     return size
 
 
+SplitPattern = Annotated[str, AfterValidator(_refuse_no_pattern)]
+VocabSize = Annotated[int, AfterValidator(_refuse_impossible)]
+
+
 class Learned(Settings):
     """Learn byte-level BPE on the training documents."""
 
     kind: Literal["learned"] = "learned"
-    vocab_size: int
+    vocab_size: VocabSize
     """The total: 256 bytes + merges + 16 special tokens, a multiple of 64."""
-    split: str = "gpt2"
+    split: SplitPattern = "gpt2"
     """The pattern that cuts text into pre-tokens before merging: gpt2, cl100k, o200k, llama3, qwen2, smollm; digits3
     (digits by three); unspaced (for scripts without spaces between words); or a regular expression of one's own."""
     memory_bytes: int = Field(default=MEMORY_BYTES, ge=500_000_000)
     """Memory that learning may take. Pre-tokens are counted on disk where it does not suffice."""
-
-    _cuts = field_validator("split")(_refuse_no_pattern)
-    _possible = field_validator("vocab_size")(_refuse_impossible)
 
 
 class WholeCharacters(Settings):
     """Take the most frequent characters of the training documents whole, and the bytes of all others."""
 
     kind: Literal["characters"] = "characters"
-    vocab_size: int
+    vocab_size: VocabSize
     """The total: 256 bytes + characters + 16 special tokens, a multiple of 64."""
-
-    _possible = field_validator("vocab_size")(_refuse_impossible)
 
 
 class WholeWords(Settings):
     """Take the most frequent words of the training documents whole, and the bytes of all others."""
 
     kind: Literal["words"] = "words"
-    vocab_size: int
+    vocab_size: VocabSize
     """The total: 256 bytes + words + 16 special tokens, a multiple of 64."""
-    split: str = "gpt2"
+    split: SplitPattern = "gpt2"
     """The pattern that cuts text into words, by its name or as a regular expression."""
-
-    _cuts = field_validator("split")(_refuse_no_pattern)
-    _possible = field_validator("vocab_size")(_refuse_impossible)
 
 
 class Existing(Settings):

@@ -175,25 +175,26 @@ class Tokenizer:
         (260, {'<|sep|>': 259}, (b'l', b'o'))
         """
         documents = _documents(texts)
-        if special is None:
-            columns = columns_of(documents)
-            return cls.learn_columns(
-                columns, vocab_size=vocab_size, pattern=pattern, memory_bytes=memory_bytes, progress=progress
-            )[0]
-        if isinstance(special, str) or not all(isinstance(text, str) for text in special):
-            raise SettingsError(f"special is {special!r}; it should be a list of texts, such as ['<|sep|>']")
-        wanted = vocab_size - N_BYTES - len(special)
-        if wanted < 0 or len(set(special)) < len(special) or "" in special:
-            raise SettingsError(
-                f"vocab_size is {vocab_size}, special is {list(special)}: it should be at least {N_BYTES} bytes and "
-                "each special token once, none of them empty"
-            )
-        named = {text: N_BYTES + number for number, text in enumerate(special)}
-        between = (part for text in documents for part, i in cut_at(text, named) if i is None)
-        merges, _ = _learn_merges(columns_of(between), wanted, pattern, memory_bytes, progress)
-        learned = cls.of_merges(merges, pattern, special)
-        written = {to_characters(token) for token in learned.tokens[: -len(special)]} if special else set()
-        if taken := [text for text in special if text in written]:
+        if special is not None:
+            if isinstance(special, str) or not all(isinstance(text, str) for text in special):
+                raise SettingsError(f"special is {special!r}; it should be a list of texts, such as ['<|sep|>']")
+            if vocab_size < N_BYTES + len(special) or len(set(special)) < len(special) or "" in special:
+                raise SettingsError(
+                    f"vocab_size is {vocab_size}, special is {list(special)}: it should be at least {N_BYTES} bytes "
+                    "and each special token once, none of them empty"
+                )
+            named = {text: N_BYTES + number for number, text in enumerate(special)}
+            documents = (part for text in documents for part, i in cut_at(text, named) if i is None)
+        learned, _ = cls.learn_columns(
+            columns_of(documents),
+            vocab_size=vocab_size,
+            special=special,
+            pattern=pattern,
+            memory_bytes=memory_bytes,
+            progress=progress,
+        )
+        written = {to_characters(token) for token in learned.tokens[: -len(special or ())]}
+        if taken := [text for text in special or () if text in written]:
             raise SettingsError(
                 f"{taken[0]!r} cannot be a special token: a token of the vocabulary is written so in tokenizer.json. "
                 "Write it otherwise, such as <|…|>"
@@ -206,6 +207,7 @@ class Tokenizer:
         columns: Iterable[pa.Array],
         *,
         vocab_size: int,
+        special: Sequence[str] | None = None,
         pattern: str = "gpt2",
         memory_bytes: int = MEMORY_BYTES,
         progress: Progress = no_progress,
@@ -217,6 +219,7 @@ class Tokenizer:
 
         Args:
             vocab_size, pattern, memory_bytes, progress: as in `learn`.
+            special: as in `learn`, which keeps them out of the documents.
             n_documents: how many there are, for the progress.
             directory: where counts are kept, so that the same call resumes after an interruption.
             of: names the documents; counts of others in `directory` are not used.
@@ -230,10 +233,26 @@ class Tokenizer:
         >>> tokenizer.merges[0], least
         ((b'l', b'o'), 1)
         """
-        Learned.from_table({"vocab_size": vocab_size, "split": pattern, "memory_bytes": memory_bytes}, "tokenizer")
-        wanted = vocab_size - N_BYTES - N_SPECIAL
-        merges, least = _learn_merges(columns, wanted, pattern, memory_bytes, progress, n_documents, directory, of)
-        return cls.of_merges(merges, pattern), least
+        if special is None:
+            Learned.from_table({"vocab_size": vocab_size, "split": pattern, "memory_bytes": memory_bytes}, "tokenizer")
+        wanted = vocab_size - N_BYTES - (N_SPECIAL if special is None else len(special))
+        rest = iter(columns)
+        some: list[pa.Array] = []
+        while sum(part.nbytes for part in some) <= WORTH_LOADING and (column := next(rest, None)) is not None:
+            some.append(column)
+        columns = itertools.chain(some, rest)
+        if sum(part.nbytes for part in some) > WORTH_LOADING:
+            try:
+                from groundup.tokenizer.fast.learn import learn_from
+            except NOT_LOADED as error:
+                warn_not_loaded(error)
+            else:
+                merges, least = learn_from(
+                    columns, pattern, byte_ids(), wanted, memory_bytes, progress, n_documents, directory, of
+                )
+                return cls.of_merges(merges, pattern, special), least
+        counts = count_pre_tokens((text for column in columns for text in column.to_pylist()), pattern)
+        return cls.of_merges(learn_merges(counts, byte_ids(), wanted, progress), pattern, special), 1
 
     @classmethod
     def of_merges(cls, merges: Sequence[Pair], pattern: str, special: Sequence[str] | None = None) -> Self:
@@ -590,36 +609,6 @@ class Tokenizer:
             UnsupportedError: a SentencePiece model; two tokens that would be written alike.
         """
         return self.rules.to_hugging_face()
-
-
-def _learn_merges(
-    columns: Iterable[pa.Array],
-    wanted: int,
-    pattern: str,
-    memory_bytes: int,
-    progress: Progress,
-    n_documents: int = 0,
-    directory: Path | None = None,
-    of: str = "",
-) -> tuple[list[Pair], int]:
-    """`wanted` merges, or as many as there are; and how often a pre-token had to occur to be learned from.
-
-    The compiled loops are loaded if there is enough text for them.
-    """
-    rest = iter(columns)
-    some: list[pa.Array] = []
-    while sum(part.nbytes for part in some) <= WORTH_LOADING and (column := next(rest, None)) is not None:
-        some.append(column)
-    columns = itertools.chain(some, rest)
-    if sum(part.nbytes for part in some) > WORTH_LOADING:
-        try:
-            from groundup.tokenizer.fast.learn import learn_from
-        except NOT_LOADED as error:
-            warn_not_loaded(error)
-        else:
-            return learn_from(columns, pattern, byte_ids(), wanted, memory_bytes, progress, n_documents, directory, of)
-    counts = count_pre_tokens((text for column in columns for text in column.to_pylist()), pattern)
-    return learn_merges(counts, byte_ids(), wanted, progress), 1
 
 
 def _documents(texts: str | Iterable[str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from groundup.files import Progress
 from groundup.plan.hardware import this_machine
 from groundup.plan.vocabulary import Advice, advise, chart, measure, reasons
 from groundup.recipe import Recipe
-from groundup.tools.new import model_of, parameters_in, propose, split_for
+from groundup.tools.new import model_of, parameters_in, propose
 from groundup.tools.survey import survey
 
 
@@ -31,7 +31,7 @@ def advise_on(
     chosen = None if recipe is None else Recipe.load(recipe)
     sample = survey(tuple(texts), Path())
     learned = chosen.tokenizer.split if chosen and chosen.tokenizer.kind == "learned" else None
-    curve = measure(sample.texts, largest=largest, pattern=learned or split_for(sample), progress=progress)
+    curve = measure(sample.texts, largest=largest, pattern=learned or sample.split, progress=progress)
     if chosen is not None:
         model = chosen.model
     elif parameters is None:
@@ -42,5 +42,5 @@ def advise_on(
 
 
 def advice_lines(advice: Advice) -> Iterator[str]:
-    yield from ("", "Bytes of text per TFLOP of training:", "", *chart(advice), "", *reasons(advice))
+    yield from ("Bytes of text per TFLOP of training:", "", *chart(advice), "", *reasons(advice))
     yield from ("", "In a recipe:", "", "[tokenizer]", f"vocab_size = {advice.vocab_size}")

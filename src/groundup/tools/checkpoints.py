@@ -192,8 +192,15 @@ def _compare_tensor(name: str, first: Weights, second: Weights) -> TensorChange:
     return TensorChange(name, list(one.shape), norm, change, change / norm if norm else None)
 
 
-def diff_rows(found: Difference) -> list[tuple[str, ...]]:
-    """A table of the weights for the terminal."""
+def setting_rows(found: Difference) -> list[tuple[str, ...]]:
+    """The settings and inputs that differ."""
+    changed = {"step": found.steps, **found.settings, **found.inputs}
+    rows = [(name, str(old), str(new)) for name, (old, new) in changed.items() if old != new]
+    return [("setting or input", "first", "second"), *rows] if rows else [("the same settings",)]
+
+
+def weight_rows(found: Difference) -> list[tuple[str, ...]]:
+    """How far each weight has moved."""
 
     def cells(each: TensorChange) -> tuple[str, ...]:
         if each.shape is None:

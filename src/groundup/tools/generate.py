@@ -1,7 +1,7 @@
 """Prepare `groundup generate` and `chat`: read the words typed, load the model, and show how sure it was."""
 
+import difflib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import model_directory
 from groundup.weights.load import load_with_tokenizer
 
-SETTING = re.compile(r"[A-Za-z_.]+=")
-
 
 def prompt_and_settings(words: Iterable[str]) -> tuple[str | None, list[str]]:
     """A prompt, if one was typed, and the settings of sampling among the words; `--top-k 40` is read as `top_k=40`.
@@ -24,20 +22,15 @@ def prompt_and_settings(words: Iterable[str]) -> tuple[str | None, list[str]]:
     ('Once upon a time', ['temperature=0.5', 'top_k=40'])
 
     Raises:
-        SettingsError: two prompts, or an option that does not exist.
+        SettingsError: two prompts, an option that does not exist, or a word that is nearly a setting.
     """
-    prompts: list[str] = []
-    settings: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        if word.startswith("--"):
-            option, _, value = word.removeprefix("--").partition("=")
-            name = option.replace("-", "_")
-            if name not in Sampling.model_fields:
-                raise SettingsError(f"no option --{option}; how to sample is set by {', '.join(Sampling.model_fields)}")
-            settings.append(f"{name}={value or next(remaining, '')}")
-        else:
-            (settings if SETTING.match(word) else prompts).append(word)
+    prompts, settings = _texts_and_settings(words)
+    for name in [text.partition("=")[0] for text in prompts if "=" in text]:
+        for near in difflib.get_close_matches(name, Sampling.model_fields, n=1):
+            raise SettingsError(
+                f"unknown setting {name}; did you mean {near}? A prompt that begins so comes through a pipe, with "
+                "- in its place"
+            )
     if len(prompts) > 1:
         raise SettingsError(f"two prompts are given, {prompts[0]!r} and {prompts[1]!r}: put one in quotes")
     return next(iter(prompts), None), settings
@@ -48,24 +41,52 @@ def settings_only(words: Iterable[str]) -> list[str]:
     Raises:
         SettingsError: a word that is not of the form `key=value`.
     """
-    prompt, settings = prompt_and_settings(words)
-    if prompt is not None:
-        raise SettingsError(f"{prompt!r} is not of the form key=value, such as temperature=0.5")
-    return settings
+    texts, settings = _texts_and_settings(words)
+    for text in texts:
+        if "=" not in text:
+            raise SettingsError(f"{text!r} is not of the form key=value, such as temperature=0.5")
+    return [*settings, *texts]
+
+
+def _texts_and_settings(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Settings are words that begin with the name of one; any other word is a text, whether it has a = or not."""
+    texts: list[str] = []
+    settings: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            name = name.removeprefix("--").replace("-", "_")
+            if name not in Sampling.model_fields:
+                raise SettingsError(f"no option --{name}; how to sample is set by {', '.join(Sampling.model_fields)}")
+            settings.append(f"{name}={value if equals else next(remaining, '')}")
+        else:
+            (settings if equals and name.strip() in Sampling.model_fields else texts).append(word)
+    return texts, settings
+
+
+def sampling_with(sampling: Sampling, settings: Sequence[str]) -> Sampling:
+    """Set how to sample; several `stop` are several texts, each of which ends the answer.
+
+    >>> sampling_with(Sampling(), ["stop=END", "seed=3", "stop=THE END"]).stop
+    ('END', 'THE END')
+
+    Raises:
+        SettingsError: a setting that sampling does not have, or a value that it cannot have.
+    """
+    stops = [Sampling().override([word]).stop for word in settings if word.partition("=")[0].strip() == "stop"]
+    changed = sampling.override(settings)
+    return changed.model_copy(update={"stop": sum(stops, ())}) if stops else changed
 
 
 def load_writer(
     model: Path, device: str | None, settings: Sequence[str], **defaults: Any
 ) -> tuple[Transformer, Tokenizer, Sampling]:
-    """A model, its tokenizer, and how to sample: its own `generation.json`, `defaults`, then the `settings` typed.
-
-    Raises:
-        SettingsError: a setting that sampling does not have, or a value that it cannot have.
-    """
+    """A model, its tokenizer, and how to sample: its own `generation.json`, `defaults`, then the `settings` typed."""
     loaded, tokenizer = load_with_tokenizer(model, device)
     file = model_directory(model) / "generation.json"
     table = json.loads(file.read_bytes()) if file.is_file() else {}
-    return loaded, tokenizer, Sampling.from_table({**table, **defaults}, str(file)).override(settings)
+    return loaded, tokenizer, sampling_with(Sampling.from_table({**table, **defaults}, str(file)), settings)
 
 
 def probability_rows(chosen: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -13,16 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from groundup.artifacts import COMMANDS, Manifest, damage, is_made, lock_note, read_manifest
-from groundup.corpus.document import SPLITS, read_batches
+from groundup.corpus.document import SPLITS
 from groundup.corpus.sources import find, reader_of
 from groundup.errors import DamagedError, DataError, GroundupError, UnsupportedError
-from groundup.files import PICKLES, Progress, no_progress, read_lines, require_path, sha256_of_file
+from groundup.files import PICKLES, Progress, no_progress, require_path
 from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
 from groundup.shards import open_split
@@ -35,12 +32,10 @@ from groundup.words import plural
 KNOWN = (
     "runs, corpora, tokenizers, shards, models, checkpoints and evaluations of groundup, recipes (.toml), Hugging Face "
     "model directories, .safetensors, tokenizer.json, tokenizer.model, GPT-2's encoder.json with vocab.bpe, "
-    "*.tiktoken, llama2.c's .bin, .npy, .parquet, metrics.jsonl"
+    "*.tiktoken, llama2.c's .bin"
 )
-MISWRITTEN = (KeyError, ValueError, TypeError, AttributeError, ArithmeticError)
-"""Errors of reading a file that is well-formed but does not hold what it should."""
 Facts = Mapping[str, Any]
-Artifact = tuple[str, Callable[[Path, Manifest], Facts], tuple[str, ...]]
+"""JSON values, in the order of a first reader's questions."""
 
 
 @dataclass
@@ -50,7 +45,6 @@ class Findings:
     path: Path
     what: str
     facts: dict[str, Any] = field(default_factory=dict)
-    """JSON values, in the order of a first reader's questions."""
     damage: list[str] = field(default_factory=list)
     next: list[str] = field(default_factory=list)
     """Commands."""
@@ -61,7 +55,7 @@ class Findings:
             self.facts |= read()
         except GroundupError as error:
             self.damage.append(str(error))
-        except MISWRITTEN as error:
+        except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:  # well-formed, but wrong
             self.damage.append(f"what is written in {self.path} is not as it should be: {error!r}")
 
     def add_part(self, path: Path, progress: Progress) -> "Findings":
@@ -80,7 +74,7 @@ class Findings:
             self.facts.get("made", ""),
             self.facts.get("digest", "")[:12],
         ]
-        return ", ".join(part for part in parts if part)
+        return ", ".join(filter(None, parts))
 
     def refuse_damage(self) -> None:
         """
@@ -93,7 +87,8 @@ class Findings:
 
 
 def inspect(path: Path, progress: Progress = no_progress) -> Findings:
-    """
+    """Inspect what is at `path`. A file of an artifact, a model or a training stands for the whole.
+
     Raises:
         DataError: nothing is there, or nothing that is known here.
     """
@@ -101,34 +96,39 @@ def inspect(path: Path, progress: Progress = no_progress) -> Findings:
     if path.is_file() and not path.stat().st_size:
         raise DataError(f"{path} is empty")
     try:
-        kinds = FOLDERS if path.is_dir() else FILES if path.is_file() else ()
-        for recognises, what, describe in kinds:
+        path = _whole_of(path)
+        for recognises, what, describe in FOLDERS if path.is_dir() else FILES if path.is_file() else ():
             if recognises(path):
                 findings = Findings(path, what)
-                try:
-                    describe(findings, progress)
-                except GroundupError:
-                    raise
-                except MISWRITTEN as error:
-                    findings.damage.append(f"what is written in {path} is not as it should be: {error!r}")
+                describe(findings, progress)
                 return findings
         raise DataError(f"{path} is {_unknown(path)}. Known here: {KNOWN}")
     except PermissionError as error:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from None
 
 
+def _whole_of(path: Path) -> Path:
+    """The directory that a part of an artifact, a model or a run's training stands for; else the path itself."""
+    if path.is_file() and (is_made(path.parent) or path.name == "config.json" or _is_training(path.parent)):
+        path = path.parent
+    return path.parent if _is_training(path) else path
+
+
+def _is_training(path: Path) -> bool:
+    return path.name == "pretrain" and _is_run(path.parent)
+
+
 def _unknown(path: Path) -> str:
     learn = "; to learn from it, name it in a recipe: [corpus] sources = [...]"
     if path.is_file():
-        size = f"{path.stat().st_size:,} bytes"
+        size = plural(path.stat().st_size, "byte")
         return f"a file of text, {size}{learn}" if reader_of(path) else f"a file of {size} that is none of these"
-    if not path.is_dir():
-        return "a pipe, socket or device"
     files = [file for file in path.rglob("*") if file.is_file()]
-    suffixes = Counter(file.suffix or "(no suffix)" for file in files).most_common(5)
-    counts = ", ".join(f"{count} {suffix}" for suffix, count in suffixes)
-    folder = f"a folder of {len(files):,} files ({counts}){learn if any(map(reader_of, files)) else ''}"
-    return folder if files else "an empty folder"
+    if not files:
+        return "an empty folder" if path.is_dir() else "a pipe, socket or device"
+    counts = Counter(file.suffix or "(no suffix)" for file in files).most_common(5)
+    suffixes = ", ".join(f"{count} {suffix}" for suffix, count in counts)
+    return f"a folder of {plural(len(files), 'file')} ({suffixes}){learn if any(map(reader_of, files)) else ''}"
 
 
 def _command(*words: object) -> str:
@@ -139,36 +139,25 @@ def _command(*words: object) -> str:
 
 
 def _describe_run(findings: Findings, progress: Progress) -> None:
-    run = findings.path
-    note, is_held = lock_note(run)
+    run, facts = findings.path, findings.facts
     missing = _missing_stages(run)
-    if missing:
-        findings.what = "a run that is not finished"
+    note, is_held = lock_note(run)
+    findings.what = "a run that is not finished" if missing else "a finished run"
     if is_held:
         findings.what += f", at work now: {note}"
     elif note:
-        findings.facts["lock"] = (
-            f"left by {note}, which ended without taking it away, as a killed process does; it holds nobody up"
-        )
-    stages: dict[str, str] = {}
-    score: dict[str, Any] = {}
+        facts["lock"] = f"left by {note}, which ended without taking it away, as a killed process does; it is free"
+    facts["stages"] = {}
     for stage, command in COMMANDS.items():
-        if command in missing:
-            stages[command] = "not made yet"
-            continue
-        part = findings.add_part(run / stage, progress)
-        stages[command] = part.summary
-        score |= {name: part.facts[name] for name in ("parameters", "bits_per_byte") if name in part.facts}
-    findings.facts |= {"stages": stages, **score}
+        part = None if command in missing else findings.add_part(run / stage, progress)
+        facts["stages"][command] = part.summary if part else "not made yet"
+        facts |= {name: part.facts[name] for name in ("parameters", "bits_per_byte") if part and name in part.facts}
     replace = " --replace" if findings.damage else ""  # a damaged checkpoint needs none: the one before is taken
-    checkpoints = run / "pretrain" / "checkpoints"
-    if checkpoints.is_dir():
-        findings.facts["newest_checkpoint"] = "none"
-        for step in _steps(checkpoints)[-1:]:
-            findings.facts["newest_checkpoint"] = f"{step.name}, {findings.add_part(step, progress).summary}"
-    findings.facts["report"] = str(run / "report.html") if (run / "report.html").is_file() else "not written yet"
+    for step in _steps(run / "pretrain" / "checkpoints")[-1:]:
+        facts["newest_checkpoint"] = f"{step.name}, {findings.add_part(step, progress).summary}"
+    facts["report"] = str(run / "report.html") if (run / "report.html").is_file() else "not written yet"
     try:
-        findings.facts |= _recipe_facts(Recipe.load(run / "recipe.toml"))
+        facts |= _recipe_facts(Recipe.load(run / "recipe.toml"))
     except GroundupError as error:
         findings.damage.append(f"recipe.toml, which a build writes anew: {error}")
     if is_held:
@@ -176,8 +165,12 @@ def _describe_run(findings: Findings, progress: Progress) -> None:
     elif missing or findings.damage:
         findings.next = [_go_on(run) + replace]
     else:
-        prompt, file = ("generate", run, "Once upon a time"), ("eval", run, "FILE")
-        findings.next = [_command(*words) for words in (prompt, ("chat", run), file, ("report", run))]
+        findings.next = [*_uses_of(run, [_command("chat", run)]), _command("report", run)]
+
+
+def _uses_of(model: Path, others: Iterable[str] = ()) -> list[str]:
+    """Commands for a whole model with its tokenizer."""
+    return [_command("generate", model, "Once upon a time"), *others, _command("eval", model, "FILE")]
 
 
 def _missing_stages(run: Path) -> list[str]:
@@ -218,24 +211,29 @@ def _describe_artifact(findings: Findings, progress: Progress) -> None:
         findings.damage.append(str(error))
         findings.facts["files"] = sorted(file.name for file in path.iterdir())
         return
-    other: Artifact = (f"an artifact of kind {manifest.kind!r}", lambda path, manifest: {}, ())
-    findings.what, read, then = ARTIFACTS.get(manifest.kind, other)
+    findings.what = ARTIFACTS.get(manifest.kind, f"an artifact of kind {manifest.kind!r}")
     findings.facts |= _origin(path, manifest)
     findings.damage += damage(path, manifest, progress=progress)
-    count = f"{len(manifest.files)} files, {sum(size for size, _ in manifest.files.values()):,} bytes"
+    count = f"{plural(len(manifest.files), 'file')}, {sum(size for size, _ in manifest.files.values()):,} bytes"
     state = "damaged, see below" if findings.damage else "every byte is as it was written"
     findings.facts["files"] = f"{count}; {state}"
-    findings.add(lambda: read(path, manifest))
+    findings.add(lambda: _artifact_facts(path, manifest))
     is_checkpoint = manifest.kind == "checkpoint"
     run = path.parents[2] if is_checkpoint and len(path.parents) > 2 else path.parent
-    if findings.damage:
-        findings.next = [_go_on(run) + ("" if is_checkpoint else " --replace")]  # the checkpoint before is taken
-    else:
-        names = {"path": shlex.quote(str(path)), "run": shlex.quote(str(run)), "build": _go_on(run)}
-        findings.next = [line.format(**names) for line in then]
+    match manifest.kind:
+        case _ if findings.damage:
+            findings.next = [_go_on(run) + ("" if is_checkpoint else " --replace")]  # the checkpoint before is taken
+        case "corpus" | "shards" | "checkpoint":
+            findings.next = [_go_on(run)]
+        case "tokenizer":
+            findings.next = [_as_existing(path)]
+        case "model":
+            findings.next = _uses_of(path)
+        case "evals":
+            findings.next = [_command("report", run)]
 
 
-def _origin(path: Path, manifest: Manifest) -> dict[str, Any]:
+def _origin(path: Path, manifest: Manifest) -> Facts:
     made, names = manifest.made, list(manifest.inputs)
     versions = [f"{name} {made[name]}" for name in ("torch", "python") if made.get(name)]
     more = {"…": f"{len(names) - 5:,} more"} if len(names) > 5 else {}
@@ -264,62 +262,39 @@ def _input_state(path: Path, name: str, digest: str) -> str:
     return f"{digest[:12]}, which stands there" if now == digest else f"{digest[:12]}, {ANOTHER} ({now[:12]})"
 
 
-def _corpus_facts(path: Path, manifest: Manifest) -> Facts:
-    statistics = manifest.statistics
-    return {
-        "documents": {split: statistics[split]["documents"] for split in SPLITS},
-        "bytes": {split: statistics[split]["bytes"] for split in SPLITS},
-        "read": statistics["read"],
-        "dropped": statistics["dropped"] or "nothing",
-        "left_out": statistics["left_out"] or "nothing",
-    }
-
-
-def _shards_facts(path: Path, manifest: Manifest) -> Facts:
-    statistics = manifest.statistics
-    for split in SPLITS:
-        open_split(path, split, statistics["vocab_size"])
-    tokens, documents, n_bytes = (
-        {split: statistics[split][key] for split in SPLITS} for key in ("tokens", "documents", "bytes")
-    )
-    return {
-        "tokens": tokens,
-        "documents": documents,
-        "bytes_per_token": round(sum(n_bytes.values()) / sum(tokens.values()), 3),
-        "vocab_size": f"{statistics['vocab_size']:,}, and every id is below it",
-    }
-
-
-def _model_facts(path: Path, manifest: Manifest) -> Facts:
-    file, statistics = path / "config.json", manifest.statistics
-    facts = {
-        **_config_facts(ModelConfig.from_table(json.loads(file.read_bytes())["model"], str(file))),
-        **_tensor_facts([path / "model.safetensors"], "parameters"),
-        "trained": {name: statistics[name] for name in ("steps", "tokens") if name in statistics},
-    }
-    if "extend" in manifest.settings:
-        new = [*manifest.settings["extend"]["added"], *manifest.settings["extend"]["special"]]
-        first = ", ".join(json.dumps(text, ensure_ascii=False) for text in new[:5])
-        more = f" and {len(new) - 5:,} more" if len(new) > 5 else ""
-        facts["extended"] = f"from the model {manifest.inputs['base'][:12]}, by {first}{more}; not trained since"
-    elif "average" in manifest.settings:
-        names = [Path(name).name for name in manifest.inputs if name != "tokenizer"]
-        facts["averaged"] = f"the mean of the weights of {', '.join(names)}"
-    else:
-        facts["validation_bits_per_byte"] = statistics.get("validation_bits_per_byte")
+def _artifact_facts(path: Path, manifest: Manifest) -> Facts:
+    """What was counted as it was made, and what its files hold."""
+    facts = {name: value for name, value in manifest.statistics.items() if not isinstance(value, list)}
+    match manifest.kind:
+        case "tokenizer":
+            facts |= _tokenizer_facts(Tokenizer.load(path))
+        case "shards":
+            for split in SPLITS:
+                open_split(path, split, facts["vocab_size"])  # every id is below it
+        case "model":
+            config = config_of(path)
+            facts |= {**_config_facts(config), **_tensor_facts([path / "model.safetensors"], "parameters")}
+            facts |= _made_of_others(manifest)
+        case "checkpoint":
+            steps = manifest.settings.get("pretrain", {}).get("steps", 0)
+            facts |= {"step": f"{facts['step']:,} of {steps:,}", **_tensor_facts(sorted(path.glob("*.safetensors")))}
+        case "evals":
+            facts |= facts.pop("test")
     return facts
 
 
-def _checkpoint_facts(path: Path, manifest: Manifest) -> Facts:
-    state = json.loads((path / "state.json").read_bytes())
-    steps = manifest.settings.get("pretrain", {}).get("steps")
-    return {
-        "step": f"{state['step']:,} of {steps:,}" if steps else state["step"],
-        "tokens": state["tokens"],
-        "training_seconds": state["seconds"],
-        **_tensor_facts(sorted(path.glob("*.safetensors"))),
-        "holds": "weights in float32, the optimizer's state, and where the data was",
-    }
+def _made_of_others(manifest: Manifest) -> Facts:
+    """The models that a model was made of without training."""
+    match manifest.settings:
+        case {"extend": {"added": added, "special": special}}:
+            new = [*added, *special]
+            first = ", ".join(json.dumps(text, ensure_ascii=False) for text in new[:5])
+            more = f" and {len(new) - 5:,} more" if len(new) > 5 else ""
+            return {"extended": f"from the model {manifest.inputs['base'][:12]}, by {first}{more}; not trained since"}
+        case {"average": _}:
+            names = [Path(name).name for name in manifest.inputs if name != "tokenizer"]
+            return {"averaged": f"the mean of the weights of {', '.join(names)}"}
+    return {}
 
 
 def _describe_checkpoints(findings: Findings, progress: Progress) -> None:
@@ -347,84 +322,68 @@ def _describe_recipe(findings: Findings, progress: Progress) -> None:
     findings.next = [_command("build", findings.path)]
 
 
-def _describe_folder_of(findings: Findings, progress: Progress) -> None:
-    """A file or folder that belongs to the directory above it, which is described instead."""
-    whole = inspect(findings.path.parent, progress)
-    findings.__dict__.update(vars(whole))
-
-
 # --- models, tokenizers and files of any origin ---
 
 
 def _describe_hugging_face(findings: Findings, progress: Progress) -> None:
-    path = findings.path
-    config = _published_config(findings)
-    files: list[Path] = []
+    path, facts = findings.path, findings.facts
+    config, loads = None, False
     try:
-        files = weight_files(path)
+        facts["model_type"] = config_table(path).get("model_type")
+        config = config_of(path)
+        facts |= {"architecture": "known here", **_config_facts(config)}
     except DamagedError as error:
         findings.damage.append(str(error))
-    if files:
-        findings.add(lambda: _tensor_facts(files, "parameters"))
-        if config is not None and not findings.damage:
-            findings.damage += [f"{name} holds NaN or Inf" for name in not_finite_weights(path)]
-    elif not findings.damage:
-        pickles = pickles_in(path)
-        why = f"only in {pickles[0].name}, a pickle, which can run any program when it is loaded" if pickles else "none"
-        findings.facts["weights"] = f"{why}; ask for model.safetensors"
-    loads, tokenizer = config is not None and bool(files), None
-    findings.facts["tokenizer"] = "none"
-    if _has_tokenizer(path):
-        try:
-            tokenizer = tokenizer_of(path, config or ModelConfig())
-            findings.facts["tokenizer"] = _tokenizer_facts(path)
-        except GroundupError as error:
-            findings.facts["tokenizer"] = f"cannot be used: {error}"
-            loads = loads and isinstance(error, UnsupportedError)  # which loading leaves out
-    if not loads or findings.damage:
-        return
-    if tokenizer is None:
-        findings.next = [f'in Python: model, _ = groundup.load("{path}")']
-    else:
-        findings.next = [_command("generate", path, "Once upon a time")]
-        findings.next += [_command("eval", path, "FILE")] if tokenizer.roles.opener is not None else []
-
-
-def _published_config(findings: Findings) -> ModelConfig | None:
-    """The config of a Hugging Face directory, where its architecture is known here; the facts are added."""
-    try:
-        findings.facts["model_type"] = config_table(findings.path).get("model_type")
-        config = config_of(findings.path)
-    except DamagedError as error:
-        findings.damage.append(str(error))
-        return None
     except DataError as error:
-        findings.facts["architecture"] = str(error)
-        return None
-    findings.facts |= {"architecture": "known here", **_config_facts(config)}
-    return config
+        facts["architecture"] = str(error)
+    try:
+        if files := weight_files(path):
+            facts |= _tensor_facts(files, "parameters")
+            loads = config is not None and not findings.damage
+            findings.damage += [f"{name} holds NaN or Inf" for name in (not_finite_weights(path) if loads else ())]
+        else:
+            pickles = [f"only in {pickle.name}, a pickle, {HARM}" for pickle in pickles_in(path)] or ["none"]
+            facts["weights"] = f"{pickles[0]}; ask for model.safetensors"
+    except DamagedError as error:
+        findings.damage.append(str(error))
+    tokenizer, facts["tokenizer"] = None, "none"
+    try:
+        if tokenizer := tokenizer_of(path, config or ModelConfig()):
+            facts["tokenizer"] = _tokenizer_facts(tokenizer)
+    except GroundupError as error:
+        facts["tokenizer"] = f"cannot be used: {error}"
+        loads = loads and isinstance(error, UnsupportedError)  # which loading leaves out
+    if loads and not findings.damage:
+        uses = _uses_of(path) if tokenizer else [_in_python(path)]
+        findings.next = uses if tokenizer is None or tokenizer.roles.opener is not None else uses[:1]
+
+
+def _in_python(path: Path) -> str:
+    return f'in Python: model, _ = groundup.load("{path}")'
+
+
+def _as_existing(path: Path) -> str:
+    return f'in a recipe: tokenizer = {{ kind = "existing", path = "{path}" }}'
 
 
 def _describe_tokenizer(findings: Findings, progress: Progress) -> None:
     place = findings.path.parent if findings.path.name in GPT2_FILES else findings.path
-    findings.add(lambda: _tokenizer_facts(place))
+    findings.add(lambda: _tokenizer_facts(Tokenizer.load(place)))
     if not findings.damage and findings.facts["opens_a_text"] != "nothing":
-        findings.next = [f'in a recipe: tokenizer = {{ kind = "existing", path = "{place}" }}']
+        findings.next = [_as_existing(place)]
 
 
 def _describe_safetensors(findings: Findings, progress: Progress) -> None:
     path = findings.path
     findings.add(lambda: _tensor_facts([path], first=5))
-    findings.add(lambda: _manifest_facts(path))
     if (path.parent / "config.json").is_file():
         findings.next = [_command("inspect", path.parent)]
 
 
 def _describe_llama2c(findings: Findings, progress: Progress) -> None:
     path = findings.path
-    findings.add(lambda: _config_facts(llama2c.read_config(path)))
-    findings.facts["parameters"] = llama2c.count_parameters(path)
-    findings.next = [f'in Python: model, _ = groundup.load("{path}")']
+    findings.add(lambda: {**_config_facts(llama2c.read_config(path)), "parameters": llama2c.count_parameters(path)})
+    findings.next = [_in_python(path)]
 
 
 def _describe_pickle(findings: Findings, progress: Progress) -> None:
@@ -434,66 +393,13 @@ def _describe_pickle(findings: Findings, progress: Progress) -> None:
     findings.next = ["ask whoever made it for safetensors"]
 
 
-def _describe_numpy(findings: Findings, progress: Progress) -> None:
-    path = findings.path
-    findings.add(lambda: _manifest_facts(path))
-    try:
-        numbers = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        findings.damage.append(f"{path} is damaged, or holds a pickle, which is not opened: {error}")
-        return
-    findings.facts |= {"type": str(numbers.dtype), "shape": list(numbers.shape)}
-    if numbers.size and numbers.dtype.kind in "iu":
-        findings.facts |= {"least": int(numbers.min()), "largest": int(numbers.max())}
-    if is_made(path.parent):
-        findings.what = f"the {path.stem} ids of shards" if path.name.count(".") == 1 else findings.what
-        findings.next = [_command("inspect", path.parent)]
-
-
-def _describe_parquet(findings: Findings, progress: Progress) -> None:
-    path = findings.path
-    findings.add(lambda: _manifest_facts(path))
-    try:
-        with pq.ParquetFile(path) as file:
-            rows, columns = file.metadata.num_rows, file.schema_arrow.names
-    except (OSError, pa.ArrowException) as error:
-        findings.damage.append(f"{path} is damaged: {error}")
-        return
-    findings.facts |= {"rows": rows, "columns": columns}
-    if "text" in columns:
-        findings.what += " of documents"
-        findings.add(lambda: _document_facts(path, rows, columns, progress))
-
-
-def _document_facts(path: Path, rows: int, columns: list[str], progress: Progress) -> Facts:
-    first: list[dict[str, Any]] = []
-    done = 0
-    for batch in read_batches(path, [name for name in ("source", "reason", "text") if name in columns]):
-        first = first or batch.slice(0, 1).to_pylist()
-        done += batch.num_rows
-        progress(done, rows, path.name)
-    facts: dict[str, Any] = {"pages": "every checksum holds"}
-    for document in first:
-        text = " ".join(document.pop("text")[:200].split())
-        facts["first_document"] = {name: value for name, value in document.items() if value} | {"text": text}
-    return facts
-
-
-def _describe_metrics(findings: Findings, progress: Progress) -> None:
-    lines = read_lines(findings.path)
-    findings.facts["lines"] = len(lines)
-    for name in ("step", "tokens", "loss", "validation_bits_per_byte", "learning_rate", "seconds", "sample"):
-        if values := [line[name] for line in lines if name in line]:
-            findings.facts[f"last_{name}"] = values[-1]
-
-
 # --- facts that several of them share ---
 
 
 def _recipe_facts(recipe: Recipe) -> Facts:
     tokenizer, pretrain = recipe.tokenizer, recipe.pretrain
     context = recipe.model.context_length
-    tokens = pretrain.rows_before(pretrain.steps, context) * context
+    tokens = pretrain.tokens(context)
     up_to = "" if pretrain.batch_ramp is None else "up to "
     if isinstance(tokenizer, Existing):
         ids = f"taken from {tokenizer.path}"
@@ -527,26 +433,25 @@ def _tensor_facts(files: Iterable[Path], numbers: str = "numbers", first: int = 
     shapes: dict[str, list[int]] = {}
     types: Counter[str] = Counter()
     for file in files:
-        if not file.is_file():
-            raise DamagedError(f"{file.name} is missing")
         try:
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (it is no dict)
                     part = tensors.get_slice(name)
                     shapes[name] = part.get_shape()
                     types[part.get_dtype()] += 1
+        except FileNotFoundError:
+            raise DamagedError(f"{file.name} is missing") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise DamagedError(f"{file.name} is not a whole safetensors file: {error}") from None
     return {
         "tensors": len(shapes),
-        numbers: sum(math.prod(shape) for shape in shapes.values()),
+        numbers: sum(map(math.prod, shapes.values())),
         "types": ", ".join(f"{count} × {name}" for name, count in types.items()),
         **({"first": {name: str(shape) for name, shape in list(shapes.items())[:first]}} if first else {}),
     }
 
 
-def _tokenizer_facts(path: Path) -> Facts:
-    tokenizer = Tokenizer.load(path)
+def _tokenizer_facts(tokenizer: Tokenizer) -> Facts:
     roles = tokenizer.roles
 
     def spelled(i: int | None) -> str:
@@ -563,23 +468,6 @@ def _tokenizer_facts(path: Path) -> Facts:
         "split": tokenizer.pattern,
         "first_longer_tokens": " ".join(longer.split()[:8]),
     }
-
-
-def _manifest_facts(path: Path) -> Facts:
-    """Whether a file is the one that the manifest above it names.
-
-    Raises:
-        DataError: it is another, or the manifest is damaged.
-    """
-    file = path.resolve()
-    directory = next((above for above in file.parents[:2] if is_made(above)), None)
-    manifest = read_manifest(directory) if directory else None
-    name = file.relative_to(directory).as_posix() if directory else ""
-    if manifest is None or name not in manifest.files:
-        return {}
-    if manifest.files[name][1] != sha256_of_file(path):
-        raise DamagedError(f"the sha256 of {name} is not the one that was written")
-    return {"manifest": f"of kind {manifest.kind}; every byte as written"}
 
 
 # --- how each is recognised ---
@@ -607,36 +495,22 @@ def _is_pickle(path: Path) -> bool:
     return path.suffix.lower() in PICKLES or (begins[:1] == b"\x80" and begins[1:] in b"\x02\x03\x04\x05")
 
 
-def _is_metrics(path: Path) -> bool:
-    with open(path, "rb") as stream:
-        return path.suffix == ".jsonl" and b'"step"' in stream.readline(1 << 16)
-
-
-ARTIFACTS: dict[str, Artifact] = {
-    "corpus": ("a corpus of clean documents", _corpus_facts, ("{build}",)),
-    "tokenizer": (
-        "a tokenizer",
-        lambda path, manifest: _tokenizer_facts(path),
-        ('in a recipe: tokenizer = {{ kind = "existing", path = "{path}" }}',),
-    ),
-    "shards": ("documents as one stream of token ids (shards)", _shards_facts, ("{build}",)),
-    "model": ("a model", _model_facts, ('groundup generate {path} "Once upon a time"', "groundup eval {path} FILE")),
-    "evals": (
-        "an evaluation on the test documents",
-        lambda path, manifest: manifest.statistics["test"],
-        ("groundup report {run}",),
-    ),
-    "checkpoint": ("a checkpoint, from which training goes on", _checkpoint_facts, ("{build}",)),
+ARTIFACTS = {
+    "corpus": "a corpus of clean documents",
+    "tokenizer": "a tokenizer",
+    "shards": "documents as one stream of token ids (shards)",
+    "model": "a model",
+    "evals": "an evaluation on the test documents",
+    "checkpoint": "a checkpoint, from which training goes on",
 }
-"""Kind of artifact → what it is, its facts, what can be done with it."""
+"""What each kind of artifact is."""
 GPT2_FILES = ("encoder.json", "vocab.bpe", "vocab.json", "merges.txt", "encoder.json.gz", "vocab.bpe.gz")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", *GPT2_FILES)
 
 Kinds = tuple[tuple[Callable[[Path], bool], str, Callable[[Findings, Progress], None]], ...]
-PICKLE = "a pickle, which can run any program when it is loaded; nothing of it was loaded"
+HARM = "which can run any program when it is loaded"
 FOLDERS: Kinds = (
-    (lambda path: path.name == "pretrain" and _is_run(path.parent), "", _describe_folder_of),
-    (_is_run, "a finished run", _describe_run),
+    (_is_run, "a run", _describe_run),
     (is_made, "an artifact of groundup", _describe_artifact),
     (lambda path: bool(_steps(path)), "the checkpoints of a run", _describe_checkpoints),
     (lambda path: bool(_runs_in(path)), "a folder of runs", _describe_runs),
@@ -644,15 +518,11 @@ FOLDERS: Kinds = (
     (_has_tokenizer, "a tokenizer", _describe_tokenizer),
 )
 FILES: Kinds = (
-    (lambda path: path.name in ("manifest.json", "config.json", "state.json"), "", _describe_folder_of),
     (lambda path: path.name in TOKENIZER_FILES or ".tiktoken" in path.suffixes, "a tokenizer", _describe_tokenizer),
     (llama2c.is_model, "a model of llama2.c", _describe_llama2c),
     # before pickles: its first bytes, a length, may look like those of one
     (lambda path: path.suffix == ".safetensors", "a file of tensors (safetensors)", _describe_safetensors),
-    (lambda path: path.suffix == ".npy", "a NumPy file", _describe_numpy),
-    (lambda path: path.suffix == ".parquet", "a parquet file", _describe_parquet),
-    (_is_pickle, PICKLE, _describe_pickle),
+    (_is_pickle, f"a pickle, {HARM}; nothing of it was loaded", _describe_pickle),
     (lambda path: path.suffix == ".toml", "a recipe", _describe_recipe),
-    (_is_metrics, "the metrics of a training run, a line of JSON for each measurement", _describe_metrics),
 )
 """How a path is recognised, what it is, and what describes it; the first that recognises it does."""

@@ -9,24 +9,23 @@ import textwrap
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from groundup.corpus.refine import describe_marks
-from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
+from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import describe_left_out, readable
 from groundup.errors import DataError, ResourceError, SettingsError
 from groundup.model.presets import PRESETS, Preset
 from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.plan import laws
 from groundup.plan.hardware import Machine
-from groundup.plan.vocabulary import Curve, advise, measure
+from groundup.plan.vocabulary import advise
 from groundup.recipe import Recipe
 from groundup.settings import nearest, toml_value
 from groundup.tokenizer.settings import Learned
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.tools.survey import Survey
+from groundup.tools.survey import TRIAL_BYTES, Survey, relaxed_in
 from groundup.weights.files import config_of, model_directory, not_finite_weights, refuse_not_finite, required_tokenizer
 from groundup.words import duration
 
@@ -46,16 +45,8 @@ SHARE_OF_MEMORY = 0.6
 SHARE_OF_TIME = 0.6
 """Share of the time that is planned; a shared machine may be half as fast a minute later (docs/numbers.md)."""
 MINUTES = 10.0
-TRIAL_BYTES = 1_000_000
-"""Text on which vocabularies are learned to see how much they shorten; a quarter as much is then encoded."""
-LARGEST_VOCABULARY = 16_384
-"""Ids that can be learned on so little text. Up to here four times as much gives the same advice (docs/log.md)."""
 COMMON_VOCABULARY = 4096
 """Models with different vocabularies are compared by their loss for a token of a vocabulary of this size."""
-LEARNING_BYTES_PER_SECOND, ENCODING_BYTES_PER_SECOND, LOADING_SECONDS = 10e6, 30e6, 5.0
-"""The tokenizer on two cores of a busy machine (docs/numbers.md), and what its compiled loops take to load."""
-WITHOUT_SPACES = ("Cjk", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
-"""Scripts without spaces between words; a fifth of the letters asks for the split pattern that knows them."""
 VALIDATIONS = 10
 """How often validation is measured."""
 
@@ -73,64 +64,26 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A recipe and what it will take; times are estimates."""
-
-    recipe: Recipe
-    tables: dict[str, Any]
-    """The recipe's tables, without settings that have their default anyway."""
-    sampled: Survey
-    machine: Machine
-    chosen: "ModelChoice"
-    seconds: float
-    """From the corpus to the score on the test documents."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens to be read in training, repetitions included."""
-        return self.recipe.pretrain.steps * self.recipe.pretrain.batch_tokens
-
-    @property
-    def passes(self) -> float:
-        """How often the training documents are read."""
-        return self.tokens / self.chosen.unique_tokens
-
-    def table(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        sampled = self.sampled
-        return {
-            "files": dict(sampled.files),
-            "left_out": dict(sampled.left_out),
-            "dropped": dict(sampled.dropped),
-            "marks": sampled.marks.table(),
-            "sampled_documents": sampled.read,
-            "documents": sampled.documents,
-            "bytes": sampled.bytes,
-            "scripts": sampled.scripts,
-            "machine": dataclasses.asdict(self.machine),
-            "unique_tokens": round(self.chosen.unique_tokens),
-            "bytes_per_token": self.chosen.bytes_per_token,
-            "parameters": self.chosen.model.parameters,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "ends_early": self.chosen.ends_early,
-            "settings": self.tables,
-        }
-
-
-@dataclass(frozen=True)
 class ModelChoice:
     """A model with its vocabulary, and how long it would be trained."""
 
     model: ModelConfig
-    bytes_per_token: float
-    common: float
-    """Tokens of `COMMON_VOCABULARY` in the text of one of its own."""
-    unique_tokens: float
-    """In the training documents."""
-    tokens_per_second: float
+    texts: Survey
+    machine: Machine
     seconds: float | None
     """For training; None for 20 tokens a parameter, whatever they take."""
+    bytes_per_token: float
+    common: float = 1.0
+    """Tokens of `COMMON_VOCABULARY` in the text of one of its own."""
+
+    @property
+    def unique_tokens(self) -> float:
+        """In the training documents."""
+        return self.texts.train_bytes / self.bytes_per_token
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.machine.training_flops(self.model.d_model) / self.model.training_flops_per_token
 
     @property
     def tokens(self) -> float:
@@ -157,6 +110,74 @@ class ModelChoice:
     def expected_loss(self) -> float:
         """For each token of `COMMON_VOCABULARY`."""
         return laws.loss(self.model.parameters, self.tokens * self.common, self.unique_tokens * self.common)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe and what it will take; times are estimates."""
+
+    recipe: Recipe
+    tables: dict[str, Any]
+    """The recipe's tables, without settings that have their default anyway."""
+    chosen: ModelChoice
+    seconds: float
+    """From the corpus to the score on the test documents."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to be read in training, repetitions included."""
+        return self.recipe.pretrain.steps * self.recipe.pretrain.batch_tokens
+
+    @property
+    def passes(self) -> float:
+        """How often the training documents are read."""
+        return self.tokens / self.chosen.unique_tokens
+
+    @property
+    def sampled(self) -> Survey:
+        return self.chosen.texts
+
+    @property
+    def about(self) -> str:
+        """What stands before numbers of the texts that are estimates."""
+        return "" if self.sampled.is_whole else "about "
+
+    @property
+    def often(self) -> str:
+        often = f"{self.passes:.1f} times" if self.passes >= 1.05 else f"to {self.passes:.0%}"
+        return often + ("; more would only overfit them: more text is what it needs" if self.chosen.ends_early else "")
+
+    @property
+    def time(self) -> str:
+        return "under a minute" if self.seconds < 60 else f"about {duration(self.seconds)}"
+
+    @property
+    def on(self) -> str:
+        """The machine."""
+        machine = self.chosen.machine
+        return machine.name + ("" if machine.is_measured else "; its speed is looked up, not measured")
+
+    def table(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        sampled = self.sampled
+        return {
+            "files": dict(sampled.files),
+            "left_out": dict(sampled.left_out),
+            "dropped": dict(sampled.dropped),
+            "marks": sampled.marks.table(),
+            "sampled_documents": sampled.read,
+            "documents": sampled.documents,
+            "bytes": sampled.bytes,
+            "scripts": sampled.scripts,
+            "machine": dataclasses.asdict(self.chosen.machine),
+            "unique_tokens": round(self.chosen.unique_tokens),
+            "bytes_per_token": self.chosen.bytes_per_token,
+            "parameters": self.chosen.model.parameters,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "ends_early": self.chosen.ends_early,
+            "settings": self.tables,
+        }
 
 
 def parameters_in(size: str) -> float:
@@ -205,36 +226,34 @@ def propose(
     """
     if minutes is not None and not 0 < minutes < 1e6:
         raise SettingsError(f"--minutes is {minutes}; it should be more than 0 and less than a million")
-    if size is not None and preset is not None:
-        raise SettingsError(f"--size and --preset {preset} both set the size: give one of them")
-    if start is not None and (size is not None or preset is not None):
-        raise SettingsError(f"--start {start.path} has a size of its own: leave --size and --preset out")
+    given = {"--size": size, "--preset": preset, "--start": start}
+    sizes = [option for option, value in given.items() if value is not None]
+    if len(sizes) > 1:
+        raise SettingsError(f"{' and '.join(sizes)} both set the size: give one of them")
     if preset is not None and preset not in PRESETS:
         raise SettingsError(f"no preset {preset!r}; {nearest(preset, PRESETS)}")
     published = None if preset is None else PRESETS[preset]
-    texts = _Texts(sampled)
     if minutes is None and size is None and published is None:
         minutes = MINUTES
-    seconds = None if minutes is None else max(minutes * 60 * SHARE_OF_TIME - texts.preparing_seconds, minutes * 20)
+    prepared = sampled.preparing_seconds
+    seconds = None if minutes is None else max(minutes * 60 * SHARE_OF_TIME - prepared, minutes * 20)
     if start is None:
-        choices = [_choice(model, texts, machine, seconds) for model in _models(texts, machine, size, published)]
+        choices = [_choice(model, sampled, machine, seconds) for model in _models(sampled, machine, size, published)]
     else:
-        choices = [_going_on(start, texts, machine, seconds)]
+        choices = [_going_on(start, sampled, machine, seconds)]
     most_parameters = machine.memory_bytes * SHARE_OF_MEMORY / BYTES_PER_PARAMETER
     held = [each for each in choices if each.model.parameters <= most_parameters]
     if not held:
         raise ResourceError(_too_large(choices[0].model, machine, most_parameters))
     suited = [each for each in held if each.model.parameters <= PARAMETERS_PER_TOKEN * each.unique_tokens]
     chosen = min(suited or held[:1], key=lambda each: each.expected_loss)
-    tables = _tables(name, chosen, texts, machine, published)
-    if start is not None:
-        tables = _from_start(tables, start)
+    tables = _tables(name, chosen, published, start)
     recipe = Recipe.from_table(tables, "new")
     training = recipe.pretrain.steps * recipe.pretrain.batch_tokens
     validating = VALIDATIONS * recipe.pretrain.validation_tokens / 3  # forward alone is a third of a training step
     scoring = chosen.unique_tokens * sampled.corpus.test_share
-    took = texts.preparing_seconds + (training + validating + scoring) / chosen.tokens_per_second
-    return Proposal(recipe, tables, sampled, machine, chosen, took)
+    took = prepared + (training + validating + scoring) / chosen.tokens_per_second
+    return Proposal(recipe, tables, chosen, took)
 
 
 def read_start(path: Path) -> Start:
@@ -250,45 +269,16 @@ def read_start(path: Path) -> Start:
     return Start(str(path), str(directory), model, tokenizer)
 
 
-class _Texts:
-    """Facts about all texts, estimated from the sample."""
-
-    def __init__(self, sampled: Survey) -> None:
-        self.sampled = sampled
-        self.train_bytes = sampled.train_bytes
-        self.split = split_for(sampled)
-        tokenizing = LOADING_SECONDS + self.train_bytes / LEARNING_BYTES_PER_SECOND
-        packing = sampled.bytes / ENCODING_BYTES_PER_SECOND
-        self.preparing_seconds = sampled.bytes * sampled.seconds_per_byte + tokenizing + packing
-
-    @cached_property
-    def curve(self) -> Curve:
-        """Bytes a token of vocabularies of all sizes on these texts."""
-        return measure(self.sampled.texts, largest=LARGEST_VOCABULARY, pattern=self.split, learn_bytes=TRIAL_BYTES)
-
-    @cached_property
-    def median_bytes(self) -> int:
-        lengths = sorted(len(text.encode()) for text in self.sampled.texts)
-        return lengths[len(lengths) // 2]
-
-
-def split_for(sampled: Survey) -> str:
-    """The split pattern that suits the texts' scripts."""
-    scripts = sampled.scripts
-    without = sum(scripts.get(script, 0.0) for script in WITHOUT_SPACES)
-    return "unspaced" if without > 0.2 else str(Learned.model_fields["split"].default)
-
-
 def model_of(sampled: Survey, machine: Machine, size: float) -> ModelConfig:
     """The model of about `size` parameters that would be proposed for these texts, whether the machine holds it or not.
 
     Raises:
         DataError: too little text to train on.
     """
-    return _models(_Texts(sampled), machine, size, None)[0]
+    return _models(sampled, machine, size, None)[0]
 
 
-def _models(texts: _Texts, machine: Machine, size: float | None, published: Preset | None) -> list[ModelConfig]:
+def _models(texts: Survey, machine: Machine, size: float | None, published: Preset | None) -> list[ModelConfig]:
     """Those to choose among: the preset's, the one nearest to the size asked for, or the whole ladder."""
     longest = LONGEST_CONTEXT_ON_CPU if machine.is_cpu else 1024
     if published is not None:
@@ -307,7 +297,7 @@ def _models(texts: _Texts, machine: Machine, size: float | None, published: Pres
     return [min(models, key=lambda model: abs(math.log(model.parameters / size)))]
 
 
-def _fitted(shape: ModelConfig, texts: _Texts) -> ModelConfig:
+def _fitted(shape: ModelConfig, texts: Survey) -> ModelConfig:
     """With the vocabulary that suits it and the texts, and the power of two as context that holds a middling document,
     as far as the shape's and the amount of text allow."""
     vocabulary = advise(texts.curve, shape, texts.train_bytes)
@@ -324,25 +314,25 @@ SHORTEST_CONTEXT = 16
 FEWEST_ROWS_OF_TEXT = 16
 
 
-def _refuse_little(texts: _Texts, tokens: float, context: int) -> None:
+def _refuse_little(texts: Survey, tokens: float, context: int) -> None:
     """
     Raises:
         DataError: when the training documents fill too few rows of this context.
     """
     if tokens >= FEWEST_ROWS_OF_TEXT * context:
         return
-    sampled, least = texts.sampled, FEWEST_ROWS_OF_TEXT * context
-    dropped = f" Dropped: {sampled.tally.summary()}." if sampled.dropped else ""
+    least = FEWEST_ROWS_OF_TEXT * context
+    dropped = f" Dropped: {texts.tally.summary()}." if texts.dropped else ""
     raise DataError(
         f"there are only about {texts.train_bytes:,.0f} bytes of text to train on, {tokens:,.0f} tokens; with a "
-        f"context of {context}, {least:,} are the least. Kept are {len(sampled.texts):,} documents of {sampled.read:,} "
+        f"context of {context}, {least:,} are the least. Kept are {len(texts.texts):,} documents of {texts.read:,} "
         f"read.{dropped} Add texts: a hundred thousand bytes are a beginning, a million are better"
     )
 
 
-def _going_on(start: Start, texts: _Texts, machine: Machine, seconds: float | None) -> ModelChoice:
+def _going_on(start: Start, texts: Survey, machine: Machine, seconds: float | None) -> ModelChoice:
     """The model of `start`, in rows that these texts fill: its context is cut only where no weight depends on it."""
-    sample = "\n".join(texts.sampled.texts)[: TRIAL_BYTES // 4]
+    sample = "\n".join(texts.texts)[: TRIAL_BYTES // 4]
     bytes_per_token = len(sample.encode()) / max(1, len(start.tokenizer.encode(sample)))
     unique_tokens = texts.train_bytes / bytes_per_token
     context = start.model.context_length
@@ -350,32 +340,14 @@ def _going_on(start: Start, texts: _Texts, machine: Machine, seconds: float | No
         context = min(context, START_CONTEXT, 2 ** int(math.log2(max(16.0, unique_tokens / 16))))
     _refuse_little(texts, unique_tokens, context)
     model = start.model.model_copy(update={"context_length": context})
-    return ModelChoice(model, bytes_per_token, 1.0, unique_tokens, _tokens_per_second(model, machine), seconds)
+    return ModelChoice(model, texts, machine, seconds, bytes_per_token)
 
 
-def _from_start(tables: dict[str, Any], start: Start) -> dict[str, Any]:
-    """The tables of a training that goes on from a model: its tokenizer, and the learning rate warmed up again."""
-    pretrain = tables["pretrain"]
-    rate = _rounded(pretrain["optimizer"]["learning_rate"] * START_SHARE_OF_RATE)
-    warmup = max(1, min(100, pretrain["steps"] // 100))
-    return tables | {
-        "tokenizer": {"kind": "existing", "path": start.tokenizer_path},
-        "pretrain": {"start": start.path}
-        | pretrain
-        | {"optimizer": {"learning_rate": rate}, "schedule": pretrain["schedule"] | {"warmup_steps": warmup}},
-    }
-
-
-def _choice(model: ModelConfig, texts: _Texts, machine: Machine, seconds: float | None) -> ModelChoice:
+def _choice(model: ModelConfig, texts: Survey, machine: Machine, seconds: float | None) -> ModelChoice:
     assert model.vocab_size is not None, "_fitted has set it"
     bytes_per_token = texts.curve.of(model.vocab_size).bytes_per_token
     common = bytes_per_token / texts.curve.of(COMMON_VOCABULARY).bytes_per_token
-    unique_tokens = texts.train_bytes / bytes_per_token
-    return ModelChoice(model, bytes_per_token, common, unique_tokens, _tokens_per_second(model, machine), seconds)
-
-
-def _tokens_per_second(model: ModelConfig, machine: Machine) -> float:
-    return machine.training_flops(model.d_model) / model.training_flops_per_token
+    return ModelChoice(model, texts, machine, seconds, bytes_per_token, common)
 
 
 def _too_large(model: ModelConfig, machine: Machine, most_parameters: float) -> str:
@@ -387,33 +359,36 @@ def _too_large(model: ModelConfig, machine: Machine, most_parameters: float) -> 
     )
 
 
-def _tables(
-    name: str, chosen: ModelChoice, texts: _Texts, machine: Machine, published: Preset | None
-) -> dict[str, Any]:
+def _tables(name: str, chosen: ModelChoice, published: Preset | None, start: Start | None) -> dict[str, Any]:
     """The recipe's tables, without settings that have their default anyway."""
-    model, context = chosen.model, chosen.model.context_length
+    model, texts, context = chosen.model, chosen.texts, chosen.model.context_length
     batch = laws.batch_tokens(chosen.flops)
-    rate = laws.learning_rate(chosen.flops)
-    if published is not None:
-        rate = published.learning_rate or rate
     rows = max(FEWEST_ROWS, min(round(batch / context), int(chosen.tokens / FEWEST_STEPS / context)))
     steps = max(FEWEST_ROWS, round(chosen.tokens / (rows * context)))
-    micro_batch = MICRO_BATCH_TOKENS_ON_CPU if machine.is_cpu else MICRO_BATCH_TOKENS_ON_GPU
-    opening = _within(_opening_of(texts.sampled.texts), context - 2)
-    corpus = texts.sampled.corpus
+    rate = (published.learning_rate if published else None) or laws.learning_rate(chosen.flops)
+    rate, warmup_steps = _rounded(min(rate, HIGHEST_LEARNING_RATE)), min(100, -(-steps // 20))
+    tokenizer: dict[str, Any] = {"vocab_size": model.vocab_size}
+    if texts.split != Learned.model_fields["split"].default:
+        tokenizer["split"] = texts.split
+    if start is not None:
+        rate, warmup_steps = _rounded(rate * START_SHARE_OF_RATE), max(1, min(100, steps // 100))
+        tokenizer = {"kind": "existing", "path": start.tokenizer_path}
+    micro_batch = MICRO_BATCH_TOKENS_ON_CPU if chosen.machine.is_cpu else MICRO_BATCH_TOKENS_ON_GPU
+    opening = _within(_opening_of(texts.texts), context - 2)
+    corpus = texts.corpus
     sizes = {key: getattr(model, key) for key in ("context_length", "d_model", "n_layers", "n_heads")}
     return {
         "name": name,
         "corpus": {"sources": list(corpus.sources)} | _changed(corpus, CorpusSettings(sources=corpus.sources)),
-        "tokenizer": {"vocab_size": model.vocab_size}
-        | ({} if texts.split == Learned.model_fields["split"].default else {"split": texts.split}),
+        "tokenizer": tokenizer,
         "model": sizes | _changed(model.model_copy(update={"vocab_size": None}), ModelConfig()),
-        "pretrain": {
+        "pretrain": ({} if start is None else {"start": start.path})
+        | {
             "steps": steps,
             "batch_tokens": rows * context,
             "micro_batch_rows": min(rows, max(1, micro_batch // context)),
-            "optimizer": {"learning_rate": _rounded(min(rate, HIGHEST_LEARNING_RATE))},
-            "schedule": {"warmup_steps": min(100, -(-steps // 20)), "final": 0.0},
+            "optimizer": {"learning_rate": rate},
+            "schedule": {"warmup_steps": warmup_steps, "final": 0.0},
             "validate_every": -(-steps // VALIDATIONS),
             "validation_tokens": max(LEAST_VALIDATION_TOKENS, rows * context * steps // 100),
             "sample_every": -(-steps // 4),
@@ -485,40 +460,27 @@ def _within(opening: str, most_bytes: int) -> str:
 
 def rows(proposal: Proposal) -> list[tuple[str, str]]:
     """A fact a row: the texts, the machine, the model, the training."""
-    sample, chosen, machine = proposal.sampled, proposal.chosen, proposal.machine
-    model = chosen.model
-    about = "" if sample.is_whole else "about "
+    sample, chosen, about = proposal.sampled, proposal.chosen, proposal.about
+    model, separator = chosen.model, sample.corpus.separator
     files = ", ".join(f"{number:,} {kind}" for kind, number in sample.files.most_common(8))
+    texts = round(sample.separated * sample.scale)
+    left_out = describe_left_out(sample.left_out, sample.left_out_names)
+    of = "" if sample.is_whole else f" of {sample.read:,} looked at"
     facts = [
         ("texts", f"{files}: {about}{sample.documents:,} documents, {sample.bytes / 1e6:,.2f} MB"),
         ("scripts", ", ".join(f"{share:.1%} {script}" for script, share in list(sample.scripts.items())[:6])),
-    ]
-    if separator := sample.corpus.separator:
-        texts = round(sample.separated * sample.scale)
-        facts.append(("separator", f"{separator}, found in your files: it cuts them into {about}{texts:,} texts"))
-    facts += [("marks", ": ".join(parts)) for parts in describe_marks(sample.marks.table())]
-    if sample.left_out:
-        facts.append(
-            ("left out", f"{describe_left_out(sample.left_out, sample.left_out_names)}: read are {readable()}")
-        )
-    if sample.dropped:
-        looked = "" if sample.is_whole else f" of {sample.read:,} looked at"
-        facts.append(("dropped", f"{sum(sample.dropped.values()):,} documents{looked}: {sample.tally.summary(6)}"))
-    often = f"{proposal.passes:.1f} times" if proposal.passes >= 1 else f"{proposal.passes:.0%} of them"
-    enough = ". More would only overfit your texts: more text is what it needs" if chosen.ends_early else ""
-    return [
-        *facts,
+        ("separator", separator and f"{separator}, found in your files: it cuts them into {about}{texts:,} texts"),
+        *(("marks", ": ".join(parts)) for parts in describe_marks(sample.marks.table())),
+        ("left out", left_out and f"{left_out}: read are {readable()}"),
+        ("dropped", sample.dropped and f"{sum(sample.dropped.values()):,} documents{of}: {sample.tally.summary(6)}"),
         ("tokens", f"about {chosen.unique_tokens:,.0f} to train on, of {chosen.bytes_per_token:.1f} bytes each"),
-        ("machine", machine.name + ("" if machine.is_measured else " (its speed looked up, not measured)")),
+        ("machine", proposal.on),
         ("model", f"{model.parameters:,} parameters, vocabulary {model.vocab_size:,}, {model.d_model} wide, "
          f"{model.n_layers} layers, context {model.context_length}"),
-        ("training", f"{proposal.tokens:,} tokens: the texts {often}"),
-        ("time", _estimate(proposal.seconds) + enough),
+        ("training", f"{proposal.tokens:,} tokens: the text is read {proposal.often}"),
+        ("time", proposal.time),
     ]  # fmt: skip
-
-
-def _estimate(seconds: float) -> str:
-    return "under a minute" if seconds < 60 else f"about {duration(seconds)}"
+    return [(name, fact) for name, fact in facts if fact]
 
 
 # --- the recipe as text ---
@@ -527,7 +489,13 @@ def _estimate(seconds: float) -> str:
 def to_toml(proposal: Proposal, command: str) -> str:
     """The recipe with comments that teach, from `comments.toml`; `command` is what was typed."""
     texts = tomllib.loads(Path(__file__).with_name("comments.toml").read_text("utf-8"))
-    values = _values(proposal) | {"command": " ".join(command.split())}
+    values = {
+        "it": proposal,
+        "command": " ".join(command.split()),
+        "filters": "; ".join(texts["relaxed"][reason] for reason in relaxed_in(proposal.recipe.corpus.filters)),
+        "megabytes": proposal.sampled.bytes / 1e6,
+        "millions": proposal.chosen.model.parameters / 1e6,
+    }
     comments = texts["any"] | (texts["start"] if proposal.recipe.pretrain.start is not None else {})
     comments = {name: text.format(**values) for name, text in comments.items()}
     lines = [texts["header"].format(**values)]
@@ -548,45 +516,6 @@ def _commented(line: str, comment: str | None) -> list[str]:
     if len(line) + len(comment) < 100:
         return [f"{line} # {comment}"]
     return [*textwrap.wrap(comment, 100, initial_indent="# ", subsequent_indent="# "), line]
-
-
-def _values(proposal: Proposal) -> dict[str, Any]:
-    """What the comments have in braces."""
-    recipe, chosen, machine = proposal.recipe, proposal.chosen, proposal.machine
-    often = f"{proposal.passes:.1f} times" if proposal.passes >= 1.05 else f"{proposal.passes:.0%} of it, once"
-    return {
-        "name": recipe.name,
-        "about": "" if proposal.sampled.is_whole else "about ",
-        "documents": proposal.sampled.documents,
-        "megabytes": proposal.sampled.bytes / 1e6,
-        "machine": machine.name + ("" if machine.is_measured else "; its speed is looked up, not measured"),
-        "time": _estimate(proposal.seconds),
-        "start": recipe.pretrain.start,
-        "filters": _about_filters(recipe.corpus.filters),
-        "parameters": chosen.model.parameters,
-        "millions": chosen.model.parameters / 1e6,
-        "bytes_per_token": chosen.bytes_per_token,
-        "unique_tokens": chosen.unique_tokens,
-        "tokens": proposal.tokens,
-        "often": often + ("; more often it would overfit them" if chosen.ends_early else ""),
-    }
-
-
-def _about_filters(filters: tuple[Filter, ...]) -> str:
-    """Why they are looser than the default ones."""
-    reasons = []
-    for rule in filters:
-        match rule:
-            case Length(minimum=1):
-                reasons.append("many documents are short, so none is dropped for that")
-            case Characters(letters=0.0):
-                reasons.append(
-                    "most have few letters, as code, tables and emoji have, so none is dropped for that; to keep every "
-                    'byte, add unicode = { kind = "none" } and whitespace = { kind = "none" }'
-                )
-            case Characters(replacement=1.0):
-                reasons.append("most hold U+FFFD, where an earlier conversion could not read: convert them again")
-    return "; ".join(reasons)
 
 
 def _inline(value: Any) -> str:

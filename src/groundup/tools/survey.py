@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from groundup.corpus.sources import (
     read_text,
     reader_of,
 )
+from groundup.plan.vocabulary import Curve, measure
+from groundup.tokenizer.settings import Learned
 
 SAMPLE_BYTES = 8_000_000
 """Bytes of text in the sample, which are read and judged in a few seconds."""
@@ -45,6 +48,14 @@ RELAXED = (
 )
 """Reason, the share of documents that it may drop, its filter, and the filter's settings above that share: poems,
 messages and headlines are short; code, tables and emoji have few letters."""
+TRIAL_BYTES = 1_000_000
+"""Text on which vocabularies are learned to see how much they shorten; a quarter as much is then encoded."""
+LARGEST_VOCABULARY = 16_384
+"""Ids that can be learned on so little text. Up to here four times as much gives the same advice (docs/log.md)."""
+LEARNING_BYTES_PER_SECOND, ENCODING_BYTES_PER_SECOND, LOADING_SECONDS = 10e6, 30e6, 5.0
+"""The tokenizer on two cores of a busy machine (docs/numbers.md), and what its compiled loops take to load."""
+WITHOUT_SPACES = ("Cjk", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
+"""Scripts without spaces between words; a fifth of the letters asks for the split pattern that knows them."""
 
 
 @dataclass
@@ -81,9 +92,14 @@ class Survey:
         """Reason → documents of the sample."""
         return self.tally.counts
 
-    @property
+    @cached_property
     def sample_bytes(self) -> int:
         return sum(len(text.encode()) for text in self.texts)
+
+    @cached_property
+    def median_bytes(self) -> int:
+        lengths = sorted(len(text.encode()) for text in self.texts)
+        return lengths[len(lengths) // 2]
 
     @property
     def bytes(self) -> int:
@@ -113,6 +129,23 @@ class Survey:
         total = sum(letters.values())
         return {script: number / total for script, number in letters.most_common() if number >= total / 1000}
 
+    @cached_property
+    def split(self) -> str:
+        """The split pattern that suits the scripts."""
+        without = sum(self.scripts.get(script, 0.0) for script in WITHOUT_SPACES)
+        return "unspaced" if without > 0.2 else str(Learned.model_fields["split"].default)
+
+    @cached_property
+    def curve(self) -> Curve:
+        """Bytes a token of vocabularies of all sizes on these texts."""
+        return measure(self.texts, largest=LARGEST_VOCABULARY, pattern=self.split, learn_bytes=TRIAL_BYTES)
+
+    @property
+    def preparing_seconds(self) -> float:
+        """From the sources to the shards."""
+        tokenizing = LOADING_SECONDS + self.train_bytes / LEARNING_BYTES_PER_SECOND
+        return self.bytes * self.seconds_per_byte + tokenizing + self.bytes / ENCODING_BYTES_PER_SECOND
+
 
 def survey(sources: tuple[str, ...], beside: Path) -> Survey:
     """Read a sample of the sources, spread over their files.
@@ -138,6 +171,12 @@ def survey(sources: tuple[str, ...], beside: Path) -> Survey:
         sample = _read_sample(files, sample.corpus.model_copy(update={"max_document_bytes": limit}))
     refuse_too_few(len(sample.texts), 0, sample.read, sample.tally)
     return sample
+
+
+def relaxed_in(filters: tuple[Filter, ...]) -> list[str]:
+    """The reasons in `RELAXED` for which these filters are looser than the default ones."""
+    rules = {type(rule): rule.table() for rule in filters}
+    return [reason for reason, _, kind, wider in RELAXED if wider.items() <= rules.get(kind, {}).items()]
 
 
 def _relaxed_filters(sample: Survey) -> tuple[Filter, ...]:

@@ -164,12 +164,13 @@ def _range(key: str, text: str) -> list[Any]:
             f"{key}={text} is not a range: write FIRST..LAST:log:HOW_MANY or FIRST..LAST:HOW_MANY, such as {EXAMPLE}"
         )
     first, last, many = float(match[1]), float(match[2]), int(match[4])
-    if many < 2 or first == last:
-        raise SettingsError(f"{key}={text} is one value; a range has two ends and at least 2 values, such as {EXAMPLE}")
-    if many > MOST_POINTS:
-        raise SettingsError(f"{key}={text} asks for {many:,} values; at most {MOST_POINTS:,} are taken on")
-    if match[3] and min(first, last) <= 0:
-        raise SettingsError(f"{key}={text}: a range by logarithms (:log) has both ends above 0")
+    for is_wrong, why in (
+        (many < 2 or first == last, f"is one value; a range has two ends and at least 2 values, such as {EXAMPLE}"),
+        (many > MOST_POINTS, f"asks for {many:,} values; at most {MOST_POINTS:,} are taken on"),
+        (match[3] and min(first, last) <= 0, "is a range by logarithms (:log), which has both ends above 0"),
+    ):
+        if is_wrong:
+            raise SettingsError(f"{key}={text} {why}")
     shares = [i / (many - 1) for i in range(1, many - 1)]
     between = [first * (last / first) ** share if match[3] else first + (last - first) * share for share in shares]
     values = [first, *(float(f"{value:.4g}") for value in between), last]
@@ -256,7 +257,10 @@ def sweep(
     name = next(iter(planned.points.values())).recipe.name
     directory = Path(run) if run is not None else Path("runs") / f"{name}-sweep"
     with explaining_write_errors(directory):
-        _refuse_foreign(directory)
+        there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if there - {"lock"} and SWEEP not in there:
+        what = "is a run, not a sweep" if "recipe.toml" in there else "holds other files and is not a sweep of groundup"
+        raise SettingsError(f"{directory} {what}; choose another place with --run")
     with lock(directory):
         state = _read_state(directory, planned)
         write_json(directory / SWEEP, state)
@@ -272,13 +276,6 @@ def sweep(
             f"every point of the sweep diverged ({diverged}); {directory / PAGE} lists them. Sweep lower learning rates"
         )
     return result
-
-
-def _refuse_foreign(directory: Path) -> None:
-    there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if there - {"lock"} and SWEEP not in there:
-        what = "is a run, not a sweep" if "recipe.toml" in there else "holds other files and is not a sweep of groundup"
-        raise SettingsError(f"{directory} {what}; choose another place with --run")
 
 
 def _read_state(directory: Path, planned: Plan) -> Table:
@@ -325,14 +322,12 @@ def _train_all(planned: Plan, directory: Path, state: Table, watch: Watch, say: 
     for rung in planned.rungs or (None,):
         for number, name in enumerate(going, start=1):
             end = planned.points[name].steps
-            step = rung or end
-            known = state["points"][name]
-            if "diverged" in known or _bits_at(known, step) is not None:
-                continue
-            after = f", to step {step:,} of {end:,}" if step < end else ""
-            say(f"point {number} of {len(going)}: {name}{after}")
-            state["points"][name] = _train(planned, directory, name, step, state, watch, say)
-            write_json(directory / SWEEP, state)
+            step, known = rung or end, state["points"][name]
+            if "diverged" not in known and _bits_at(known, step) is None:
+                after = f", to step {step:,} of {end:,}" if step < end else ""
+                say(f"point {number} of {len(going)}: {name}{after}")
+                state["points"][name] = _train(planned, directory, name, step, state, watch, say)
+                write_json(directory / SWEEP, state)
         if rung is not None and rung != planned.rungs[-1]:
             going = survivors({name: _bits_at(state["points"][name], rung) for name in going})
             say(f"after {rung:,} steps these go on: {', '.join(going) or 'none'}")
@@ -392,8 +387,7 @@ def _chosen_by_first(recipe: Recipe, run: Path) -> Table:
 
 def _bits_at(known: Table, step: int) -> float | None:
     """Bits per byte of a point at a step; None if it has not been there."""
-    bits = [each["validation_bits_per_byte"] for each in known.get("measured", []) if each["step"] == step]
-    return bits[-1] if bits else None
+    return {each["step"]: each["validation_bits_per_byte"] for each in known.get("measured", [])}.get(step)
 
 
 def _ranked(state: Table) -> list[str]:
@@ -402,8 +396,8 @@ def _ranked(state: Table) -> list[str]:
     def rank(name: str) -> tuple[bool, int, float]:
         known = state["points"][name]
         last = [{"step": 0, "validation_bits_per_byte": 0.0}, *known.get("measured", [])][-1]
-        furthest = -int(last["step"]) if state["definition"]["rungs"] else 0
-        return "diverged" in known, furthest, float(last["validation_bits_per_byte"])
+        furthest = -last["step"] if state["definition"]["rungs"] else 0
+        return "diverged" in known, furthest, last["validation_bits_per_byte"]
 
     return sorted(state["points"], key=rank)
 
@@ -431,11 +425,10 @@ def _result(planned: Plan, directory: Path, state: Table, name: str) -> Swept:
 
 def _edges(axes: Sequence[Axis], best: Point) -> list[str]:
     """Where the best value is the least or the largest that was tried."""
-    notes = []
-    for axis in axes:
-        value = best.settings[axis.key]
-        if axis.is_numeric and value in (min(axis.values), max(axis.values)):
-            end, beyond = ("least", "lower") if value == min(axis.values) else ("largest", "higher")
-            setting = f"{axis.key} = {short_value(value)}"
-            notes.append(f"{setting} is the {end} value that was tried: {beyond} ones may be better still")
-    return notes
+    return [
+        f"{axis.key} = {short_value(value)} is the {end} value that was tried: {beyond} ones may be better still"
+        for axis in axes
+        if axis.is_numeric
+        for value, end, beyond in ((min(axis.values), "least", "lower"), (max(axis.values), "largest", "higher"))
+        if value == best.settings[axis.key]
+    ]

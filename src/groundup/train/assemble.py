@@ -55,6 +55,16 @@ class Assembled:
         """All that a checkpoint holds, by name: what is loaded into them is what training goes on from."""
         return tensors_of(self.masters.copies, self.optimizer)
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors, as JSON values: the state of the scaler, if there is one."""
+        return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from tensors that were loaded into `tensors()`, and the `state()` that was saved with them."""
+        self.masters.publish()
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
     @torch.no_grad()
     def restart(self, weights: Mapping[str, Tensor]) -> None:
         """Go back to before the first step, with these weights by name."""

@@ -1,39 +1,31 @@
 """Checkpoints: everything a run needs to go on, written whole or not at all, checked before it is believed.
 
-A checkpoint is a directory `step-00001000/` with safetensors (weights in float32, the optimizer's state), written
-through torch.distributed.checkpoint, and `state.json` (where the data was). It holds no pickle: DCP's own storage
-format has one (`.metadata`), the storage here has none.
+A checkpoint is a directory `step-00001000/` with safetensors (weights in float32, the optimizer's state) in Hugging
+Face's layout, which torch.distributed.checkpoint reads too, and `state.json` (where the data was). It holds no pickle.
 """
 
 import contextlib
-import hashlib
+import copy
 import json
 import os
 import re
 import shutil
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
-from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.distributed.tensor import DTensor
-from torch.futures import Future
 
 from groundup.artifacts import Manifest, making, read_manifest, remove_unless_held, verify
-from groundup.errors import DataError, GroundupError, ResourceError
+from groundup.errors import DamagedError, DataError, GroundupError, ResourceError
 from groundup.settings import differences
+from groundup.weights.write import write_tensors
 
 STEP_NAME = re.compile(r"step-(\d{8})$")
 WEIGHTS = "model-00001-of-00001.safetensors"
@@ -41,12 +33,10 @@ INDEX = "model.safetensors.index.json"
 STATE = "state.json"
 THREAD = "checkpoint"
 """Name of the thread that writes."""
-BLOCK_BYTES = 1 << 24
-"""Bytes that are digested and written at a time; both let other threads run."""
 Refusal = Callable[[Path, str], None]
 """Called with a checkpoint that was passed over, and why."""
 Tell = Callable[..., None]
-"""`tell(event, **details)`, called with what became of a save."""
+"""`tell(event, sentence, **details)`, called with what became of a save; the sentence is for the screen, if any."""
 
 
 def tensors_of(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -115,110 +105,36 @@ def save(
     """
     directory = checkpoints / f"step-{state['step']:08d}"
     with making(directory, "checkpoint", settings, inputs) as draft:
-        storage = _Safetensors(draft.path)
-        try:
-            with _one_process():
-                state_dict_saver.save(dict(tensors), storage_writer=storage, no_dist=True)
-        except CheckpointException as error:
-            raise _wrapped_in(error) from None
+        write_tensors(draft.path / WEIGHTS, tensors)
+        _read_back(draft.path / WEIGHTS, tensors)
+        size = (draft.path / WEIGHTS).stat().st_size
+        index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(sorted(tensors), WEIGHTS)}
+        (draft.path / INDEX).write_text(json.dumps(index, indent=2), "utf-8")
         (draft.path / STATE).write_text(json.dumps(dict(state), indent=1), "utf-8")
-        draft.meant |= storage.digests
         draft.statistics |= statistics or {}
     return directory
 
 
-class _Safetensors(StorageWriter):
-    """Writes each tensor straight from its memory into one safetensors file, and digests it on the way.
-
-    torch's Hugging Face storage makes two copies of everything first, and holds Python's lock while it does so:
-    the training would stand still.
+def _read_back(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.digests: dict[str, str] = {}
-        """File → sha256 of what was given to it."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        items = sorted(plan.items, key=lambda item: (-_itemsize(item), item.index.fqn))  # aligned, as safetensors does
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for item in items:
-            assert item.tensor_data is not None, "a checkpoint holds tensors"
-            shape = list(item.tensor_data.size)
-            begin, end = end, end + _itemsize(item) * item.tensor_data.size.numel()
-            kind = TYPES[item.tensor_data.properties.dtype]
-            header[item.index.fqn] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        with open(self._directory / WEIGHTS, "wb") as stream:
-            file = _Digested(stream)
-            file.write(len(text).to_bytes(8, "little") + text)
-            for item in items:
-                tensor = planner.resolve_data(item)
-                assert isinstance(tensor, Tensor), "a checkpoint holds tensors"
-                file.write(tensor.flatten().view(torch.uint8).numpy().data)
-        self.digests[WEIGHTS] = file.digest.hexdigest()
-        done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(item.index, 0, None) for item in items])
-        return done
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        names = sorted(metadata.state_dict_metadata)
-        size = (self._directory / WEIGHTS).stat().st_size
-        index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(names, WEIGHTS)}
-        text = json.dumps(index, indent=2).encode()
-        with open(self._directory / INDEX, "wb") as stream:
-            file = _Digested(stream)
-            file.write(text)
-        self.digests[INDEX] = file.digest.hexdigest()
-
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...
-
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None: ...
-
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        return plan
-
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        return plans
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return True
+    Raises:
+        DamagedError: the file does not hold these tensors to the last bit.
+    """
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+    with _opened(path) as file:
+        for name, tensor in tensors.items():
+            if not torch.equal(_bytes_of(file.get_tensor(name)), _bytes_of(tensor)):
+                raise DamagedError(f"{name} was written to {path}, but reads back as something else: check that disk")
 
 
-TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""Names of types in safetensors."""
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.flatten().view(torch.uint8)
 
 
-def _itemsize(item: WriteItem) -> int:
-    assert item.tensor_data is not None, "a checkpoint holds tensors"
-    return item.tensor_data.properties.dtype.itemsize
-
-
-@dataclass
-class _Digested:
-    """A file that is written, and the sha256 of what was given to it."""
-
-    stream: BinaryIO
-    digest: Any = field(default_factory=hashlib.sha256)
-
-    def write(self, data: bytes | memoryview) -> None:
-        for start in range(0, len(data), BLOCK_BYTES):
-            block = data[start : start + BLOCK_BYTES]
-            self.digest.update(block)
-            self.stream.write(block)
+def _opened(path: Path) -> Any:
+    """Tensors are read, not mapped: mapped files would count as memory that the training needs."""
+    return safe_open(path, framework="pt", backend="pread")
 
 
 class Snapshot:
@@ -232,25 +148,26 @@ class Snapshot:
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors` as they are now; of a sharded one, this rank's shard. On a GPU this is only begun, in order
         with what comes after it there."""
-        tensors = {name: each.to_local() if isinstance(each, DTensor) else each for name, each in tensors.items()}
+        tensors = {name: _own_shard(tensor) for name, tensor in tensors.items()}
         if _shapes(tensors) != _shapes(self._copies):
             self._copies = {
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
                 for name, tensor in tensors.items()
             }
-        self._copied = None
         for name, tensor in tensors.items():
             self._copies[name].copy_(tensor, non_blocking=tensor.is_cuda)
-            if tensor.is_cuda and self._copied is None:
-                self._copied = torch.cuda.Event()
-        if self._copied is not None:
-            self._copied.record()
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        self._copied = torch.cuda.current_stream().record_event() if on_gpu else None
 
     def wait(self) -> Mapping[str, Tensor]:
         """The copies, once they are whole."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._copies
+
+
+def _own_shard(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -285,51 +202,52 @@ class Kept:
         return {step: ", ".join(reasons) for step, reasons in why.items() if reasons}
 
 
+@dataclass
 class Saver:
     """Saves while the training goes on: a save takes a copy and returns; a thread writes it, one at a time.
 
     A save that fails is reported and the training goes on; the next one tries again. Leaving the context waits.
     """
 
-    def __init__(
-        self,
-        checkpoints: Path,
-        kept: Kept,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        *,
-        failures: int,
-        tell: Tell,
-    ) -> None:
-        """
-        Args:
-            settings: of the run, as for `save`.
-            inputs: of the run, as for `save`.
-            failures: how many in a row raise `ResourceError`.
-            tell: called with `saved` and `save failed`, in the thread of whoever calls.
-        """
-        self._checkpoints, self._kept, self._settings, self._inputs = checkpoints, kept, settings, inputs
-        self._most_failures, self._tell = failures, tell
+    checkpoints: Path
+    kept: Kept
+    settings: Mapping[str, Any]
+    """Of the run, as for `save`."""
+    inputs: Mapping[str, str]
+    """Of the run, as for `save`."""
+    _: KW_ONLY
+    most_failures: int
+    """How many in a row raise `ResourceError`."""
+    tell: Tell
+    """Called with `saved`, `save failed` and `checkpoint refused`, in the thread of whoever calls."""
+
+    def __post_init__(self) -> None:
         self._snapshot = Snapshot()
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1, THREAD)
+        self._writing: Future[float] | None = None
         self._report: dict[str, Any] = {}
         self._failures: list[Exception] = []
-        self._quiet = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.suppress(OSError):  # the next save meets it again, and tells
-            remove_old(self._checkpoints, self._kept)  # of which a process that was killed just after a save left some
-        self._quiet.enter_context(_one_process())
+            remove_old(self.checkpoints, self.kept)  # of which a process that was killed just after a save left some
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._quiet:
+        with self._thread:
             try:
                 self.wait()
             except GroundupError:
                 if kind is None:
                     raise  # else what ended the training is the news
+
+    def load(self, tensors: Mapping[str, Tensor], may_change: Callable[[str], bool]) -> "Loaded | None":
+        """`load_newest` of this run's checkpoints; those that are passed over are told."""
+
+        def refused(directory: Path, why: str) -> None:
+            self.tell("checkpoint refused", f"passed over {directory.name}: {why}", checkpoint=directory.name, why=why)
+
+        return load_newest(self.checkpoints, tensors, self.settings, self.inputs, refused, may_change)
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], statistics: Mapping[str, Any]) -> None:
         """Begin to write `step-N`; see `checkpoint.save`. A save that is still being written is waited for.
@@ -338,21 +256,18 @@ class Saver:
             ResourceError: when this many in a row could not be written.
         """
         began = time.monotonic()
-        waits = self._thread is not None and self._thread.is_alive()
+        waits = self._writing is not None and not self._writing.done()
         self.wait()
         waited = time.monotonic() - began
         self._snapshot.take(tensors)
         self._report = {"step": state["step"], "stall_seconds": round(time.monotonic() - began, 3)}
         if waits:
             self._report["waited_seconds"] = round(waited, 3)  # for the one before
-        self._thread = threading.Thread(
-            target=self._write, args=(json.loads(json.dumps(dict(state))), dict(statistics)), name=THREAD
-        )
-        self._thread.start()
+        self._writing = self._thread.submit(self._write, copy.deepcopy(dict(state)), dict(statistics))
 
     def poll(self) -> None:
         """Report a save that has ended by now; raises as `wait` does."""
-        if self._thread is not None and not self._thread.is_alive():
+        if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self, *, last: bool = False) -> None:
@@ -364,17 +279,15 @@ class Saver:
         Raises:
             ResourceError: when too many in a row could not be written.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            error, self._error = self._error, None
-            if error is None:
-                self._failures = []
-                self._tell("saved", **self._report)
-            elif isinstance(error, (GroundupError, OSError)):
+        if self._writing is not None:
+            error = self._writing.exception()  # waits
+            written, self._writing = self._writing, None
+            if isinstance(error, (GroundupError, OSError)):
                 self.fail(self._report["step"], error)
             else:
-                raise error
+                self._report["write_seconds"] = round(written.result(), 3)
+                self._failures = []
+                self.tell("saved", "", **self._report)
         if last and self._failures:
             raise self._given_up()
 
@@ -385,25 +298,24 @@ class Saver:
             ResourceError: when too many in a row could not be.
         """
         self._failures.append(error)
-        self._tell("save failed", step=step, why=str(error), in_a_row=len(self._failures))
-        if len(self._failures) >= self._most_failures:
+        sentence = f"step {step:,} could not be saved, training goes on: {error}"
+        self.tell("save failed", sentence, step=step, why=str(error), in_a_row=len(self._failures))
+        if len(self._failures) >= self.most_failures:
             raise self._given_up()
 
     def _given_up(self) -> ResourceError:
-        count, newest = len(self._failures), list_checkpoints(self._checkpoints)[-1:]
+        count, newest = len(self._failures), list_checkpoints(self.checkpoints)[-1:]
         what = "the last checkpoint" if count == 1 else f"{count} checkpoints in a row"
         where = f"the newest whole one is {newest[0].name}" if newest else "there is none"
         return ResourceError(f"{what} could not be written, {where}: {self._failures[-1]}")
 
-    def _write(self, state: dict[str, Any], statistics: dict[str, Any]) -> None:
+    def _write(self, state: dict[str, Any], statistics: dict[str, Any]) -> float:
+        """Write and remove older ones; returns the seconds that it took."""
         began = time.monotonic()
-        try:
-            tensors = self._snapshot.wait()
-            save(self._checkpoints, tensors, state, self._settings, self._inputs, statistics)
-            remove_old(self._checkpoints, self._kept)
-        except BaseException as error:
-            self._error = error
-        self._report["write_seconds"] = round(time.monotonic() - began, 3)
+        tensors = self._snapshot.wait()
+        save(self.checkpoints, tensors, state, self.settings, self.inputs, statistics)
+        remove_old(self.checkpoints, self.kept)
+        return time.monotonic() - began
 
 
 def remove_old(checkpoints: Path, kept: Kept) -> None:
@@ -527,37 +439,14 @@ def _set_aside(directory: Path) -> None:
 
 
 def _load(directory: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    try:
-        with _one_process(), torch.no_grad():
-            reader = HuggingFaceStorageReader(str(directory))
-            state_dict_loader.load(dict(tensors), storage_reader=reader, no_dist=True)
-    except CheckpointException as error:
-        raise DataError(f"{directory} does not fit this model: {_wrapped_in(error)}") from None
-    except (RuntimeError, KeyError) as error:
-        raise DataError(f"{directory} does not fit this model: {error}") from None
+    with _opened(directory / WEIGHTS) as file, torch.no_grad():
+        there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        own = {name: _own_shard(tensor) for name, tensor in tensors.items()}
+        for name, tensor in own.items():
+            if list(tensor.shape) != there.get(name):
+                shapes = f"{name} is {there.get(name)} there, {list(tensor.shape)} here"
+                raise DataError(f"{directory} does not fit this model: {shapes}")
+        for name, tensor in own.items():
+            tensor.copy_(file.get_tensor(name))
     state: dict[str, Any] = json.loads((directory / STATE).read_bytes())
     return state
-
-
-def _wrapped_in(error: CheckpointException) -> Exception:
-    """The error that happened, such as a full disk. DCP wraps it into a `BaseException` of its own.
-
-    Raises:
-        BaseException: one that is no Exception, such as Ctrl-C: it says nothing of the checkpoint.
-    """
-    for happened, _ in error.failures.values():
-        if not isinstance(happened, Exception):
-            raise happened
-    first: Exception = next(iter(error.failures.values()))[0]  # type: ignore[assignment]
-    return first
-
-
-@contextmanager
-def _one_process() -> Iterator[None]:
-    """DCP warns that no process group exists; here that is meant."""
-    if threading.current_thread().name == THREAD:
-        yield  # the Saver did it: the filters of warnings are the process's, and not for a second thread to change
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield

@@ -137,8 +137,11 @@ def fit(
             group["lr"] = group["initial_lr"] * factor
         optimizer.zero_grad()
         loss, parts = gradients(batch)
-        if number == start:
-            _refuse_foreign(parameters)
+        if number == start and all(parameter.grad is None for parameter in parameters):
+            raise ValueError(
+                f"after the first batch none of the optimizer's {len(parameters):,} weights has a gradient; make the "
+                "optimizer of the weights that the loss depends on, as they are on their device and in their type"
+            )
         if scaler is not None:
             scaler.unscale_(optimizer)
         grad_norm = ranks.clip_gradients(parameters, float("inf") if clip is None else clip)
@@ -148,18 +151,6 @@ def fit(
         step = Step(number + 1, loss, grad_norm, learning_rate, weight, accepted=True, parts=parts)
         taken = step_optimizer(optimizer, scaler, accept is None or accept(step))
         yield step if taken else replace(step, accepted=False)
-
-
-def _refuse_foreign(parameters: list[Tensor]) -> None:
-    """
-    Raises:
-        ValueError: none of them got a gradient from the first batch.
-    """
-    if all(parameter.grad is None for parameter in parameters):
-        raise ValueError(
-            f"after the first batch none of the optimizer's {len(parameters):,} weights has a gradient; make the "
-            "optimizer of the weights that the loss depends on, as they are on their device and in their type"
-        )
 
 
 def accumulate(

@@ -19,11 +19,6 @@ LEAST_LOSS_DEVIATION = 0.01
 """Share of the median: where the loss hardly moves, as in overfitting, one percent more is no surprise."""
 LEAST_LOG_NORM_DEVIATION = 0.15
 """Least deviation of the norm's logarithm: at twelve deviations a factor of six."""
-OVERFLOWS_PER_EVENT_STEPS = 100
-"""Steps between two events about overflow."""
-OVERFLOWS_IN_A_ROW = 32
-"""Steps that overflow one after another before a float16 training has diverged: by then the scale is 2³² times smaller
-than it was, and it is not the scale that makes the gradients infinite."""
 
 
 @dataclass(frozen=True)
@@ -138,28 +133,6 @@ def _deviations(value: float, before: "deque[float]", least: float) -> float:
 
 def _log(norm: float) -> float:
     return math.log(max(norm, 1e-30))  # a gradient of zero has no logarithm
-
-
-class Overflows:
-    """Steps that a float16 scaler left out because gradients overflowed."""
-
-    def __init__(self) -> None:
-        self.in_a_row = 0
-        self.waiting: list[int] = []
-        """Those about which no event was written yet."""
-
-    def count(self, number: int, overflowed: bool) -> None:
-        self.in_a_row = self.in_a_row + 1 if overflowed else 0
-        self.waiting += [number] * overflowed
-
-    def are_due(self, number: int) -> bool:
-        """Whether it is time for an event."""
-        return bool(self.waiting) and number - self.waiting[0] >= OVERFLOWS_PER_EVENT_STEPS
-
-    def take(self) -> dict[str, int]:
-        """How many are waiting, the first and the last of them; then none is."""
-        taken, self.waiting = self.waiting, []
-        return {"steps": len(taken), "first": taken[0], "last": taken[-1]}
 
 
 def with_range(ranges: Iterable[list[int]], first: int, last: int) -> list[list[int]]:

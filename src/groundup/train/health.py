@@ -76,20 +76,17 @@ class Health:
             (layer, "update_ratio"): norm / lengths[layer].clamp(min=1e-12) for layer, norm in _norms(moved).items()
         }
         values = torch.stack([value.float() for value in self._measured.values()]).tolist()  # waits once
-        layers: dict[int, dict[str, Any]] = {}
-        parts: dict[str, dict[str, Any]] = {}
+        numbers: dict[str, dict[str, float]] = defaultdict(dict)
         for (layer, name), value in zip(self._measured, values, strict=True):
-            if layer.isdigit():
-                layers.setdefault(int(layer), {"layer": int(layer)})[name] = value
-            else:
-                parts.setdefault(layer, {})[name] = value
-        seconds = round(self._seconds + time.monotonic() - started, 4)
+            numbers[layer][name] = value
         return {
             "step": step.number,
             "rows": self._rows,
-            "seconds": seconds,
-            "layers": [layers[number] for number in sorted(layers)],
-            "parts": parts,
+            "seconds": round(self._seconds + time.monotonic() - started, 4),
+            "layers": [
+                {"layer": n, **numbers[str(n)]} for n in sorted(int(each) for each in numbers if each.isdigit())
+            ],
+            "parts": {layer: found for layer, found in numbers.items() if not layer.isdigit()},
         }
 
 

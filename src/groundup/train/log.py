@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,40 +20,41 @@ from groundup.train.fit import Step
 from groundup.train.loggers import Loggers
 
 
+@dataclass
 class RunLog:
     """The log of one run; leaving its context closes the loggers of other programs."""
 
-    def __init__(self, directory: Path, loggers: Loggers | None = None, peak_flops: float | None = None) -> None:
-        """
-        Args:
-            loggers: get the lines of metrics once they are written.
-            peak_flops: FLOPs a second of this machine at best, where they were measured.
-        """
-        with explaining_write_errors(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-        self._metrics = directory / "metrics.jsonl"
-        self._health = directory / "health.jsonl"
-        self._events = directory / "events.jsonl"
+    directory: Path
+    loggers: Loggers | None = None
+    """Get the lines of metrics once they are written."""
+    flops_per_token: int = 0
+    peak_flops: float | None = None
+    """FLOPs a second of this machine at best, where they were measured."""
+
+    def __post_init__(self) -> None:
+        with explaining_write_errors(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = self.directory / "metrics.jsonl"
+        self._health = self.directory / "health.jsonl"
+        self._events = self.directory / "events.jsonl"
         self._waiting: list[Callable[[], dict[str, Any]]] = []
-        self._unwritten: list[tuple[Path, dict[str, Any]]] = []
-        self._last: dict[str, Any] = {}
-        self._steps: dict[str, int] = {}
-        self._peak_flops, self._loggers = peak_flops, loggers
+        self._unwritten: dict[Path, list[dict[str, Any]]] = {}
+        self._last: dict[str, tuple[int, Any]] = {}
+        """Name → the step at which a value was last written under it, and the value."""
         self._flushed: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._note(self._loggers.close() if self._loggers else [])
+        self._note(self.loggers.close() if self.loggers else [])
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and a line that a killed process left half-written."""
-        self._waiting, self._last, self._steps, self._flushed = [], {}, {}, {}
-        self._unwritten = [(path, line) for path, line in self._unwritten if path == self._events]
+        self._waiting, self._last, self._flushed = [], {}, {}
         for path in (self._metrics, self._health):
-            lines = [line for line in read_lines(path) if isinstance(line.get("step"), int)]
-            kept = [line for line in lines if line["step"] <= step]
+            self._unwritten.pop(path, None)
+            kept = [line for line in read_lines(path) if isinstance(line.get("step"), int) and line["step"] <= step]
             if kept or path.exists():
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             if path == self._metrics:
@@ -61,9 +63,10 @@ class RunLog:
 
     def at(self, step: int, name: str) -> Any:
         """What was written under that name at just this step; None if nothing was."""
-        return self._last[name] if self._steps.get(name) == step else None
+        written, value = self._last.get(name, (None, None))
+        return value if written == step else None
 
-    def step(self, step: Step, tokens: int, seconds: float, flops: int) -> None:
+    def step(self, step: Step, tokens: int, seconds: float) -> None:
         self._waiting.append(
             lambda: {
                 "step": step.number,
@@ -73,7 +76,7 @@ class RunLog:
                 "learning_rate": step.learning_rate,
                 "tokens": tokens,
                 "seconds": round(seconds, 3),
-                "flops": flops,
+                "flops": self.flops_per_token * tokens,
                 **({} if step.accepted else {"accepted": False}),
             }
         )
@@ -90,10 +93,10 @@ class RunLog:
         lines = [make() for make in self._waiting]
         for line in [line for line in lines if "loss" in line][-1:]:
             line["memory_bytes"] = peak_memory(torch.device("cuda") if torch.cuda.is_initialized() else None)
-            if self._peak_flops and self._flushed and line["seconds"] > self._flushed["seconds"]:
+            if self.peak_flops and self._flushed and line["seconds"] > self._flushed["seconds"]:
                 done = line["flops"] - self._flushed["flops"]
                 taken = line["seconds"] - self._flushed["seconds"]
-                line["share_of_peak"] = round(done / taken / self._peak_flops, 4)
+                line["share_of_peak"] = round(done / taken / self.peak_flops, 4)
             self._flushed = line
         self._waiting = []
         for number, line in enumerate(lines):
@@ -103,7 +106,7 @@ class RunLog:
                 return {"step": line["step"], "loss": str(line["loss"]), "grad_norm": str(line["grad_norm"])}
             self._remember(line)
         self._write(self._metrics, lines)
-        self._note(self._loggers.send(lines) if self._loggers else [])
+        self._note(self.loggers.send(lines) if self.loggers else [])
         return None
 
     def _note(self, events: list[dict[str, Any]]) -> None:
@@ -112,8 +115,7 @@ class RunLog:
 
     def _remember(self, line: dict[str, Any]) -> None:
         if line.get("accepted", True):
-            self._last |= line
-            self._steps |= dict.fromkeys(line, line["step"])
+            self._last |= {name: (line["step"], value) for name, value in line.items()}
 
     def event(self, kind: str, **details: Any) -> None:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -124,18 +126,13 @@ class RunLog:
         Raises:
             ResourceError: when there are lines that the disk does not take.
         """
-        unwritten, self._unwritten = self._unwritten, []
-        while unwritten:
-            path = unwritten[0][0]
-            try:
-                _append(path, [line for other, line in unwritten if other == path])
-            except ResourceError:
-                self._unwritten = unwritten
-                raise
-            unwritten = [(other, line) for other, line in unwritten if other != path]
+        for path in list(self._unwritten):
+            _append(path, self._unwritten[path])
+            del self._unwritten[path]
 
     def _write(self, path: Path, lines: list[dict[str, Any]]) -> None:
-        self._unwritten += [(path, line) for line in lines]
+        for line in lines:
+            self._unwritten.setdefault(path, []).append(line)
         with contextlib.suppress(ResourceError):
             self.check()
 
@@ -143,14 +140,12 @@ class RunLog:
         self._write(self._health, [line])
 
     def last(self, name: str) -> Any:
-        return self._last.get(name)
+        return self._last.get(name, (None, None))[1]
 
     def summary(self) -> str:
         """A few words for the progress bar."""
-        labels = {"loss": ("loss", ".3f"), "validation_bits_per_byte": ("validation bits/byte", ".3f")}
-        return ", ".join(
-            f"{label} {self._last[name]:{form}}" for name, (label, form) in labels.items() if name in self._last
-        )
+        labels = {"loss": "loss", "validation_bits_per_byte": "validation bits/byte"}
+        return ", ".join(f"{label} {self.last(name):.3f}" for name, label in labels.items() if name in self._last)
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:

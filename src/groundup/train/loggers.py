@@ -4,7 +4,6 @@ The run's own metrics.jsonl is complete without them. Each logger has a thread a
 slow, full, broken or gone costs the training nothing, loses lines, and is reported in the run's events.
 """
 
-import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -64,7 +63,7 @@ class Loggers:
             work: the directory of the run's metrics.
             recorded: the settings, which some loggers show beside the curves.
         """
-        self._feeds = [_Feed(logger, partial(open_writer, logger, work, recorded)) for logger in settings]
+        self._feeds = [_Feed(logger.kind, partial(open_writer, logger, work, recorded)) for logger in settings]
 
     def send(self, lines: list[Line]) -> list[dict[str, Any]]:
         """Hand lines over; never waits, never raises. Returns events about loggers that are newly in trouble."""
@@ -73,93 +72,73 @@ class Loggers:
             feed.send(lines)
             if (feed.error or feed.dropped) and not feed.reported:
                 feed.reported = True
-                events.append(_event("logger in trouble", feed, dropped=feed.dropped, error=feed.error))
+                trouble = {"dropped": feed.dropped, "error": feed.error}
+                events.append({"kind": "logger in trouble", "logger": feed.kind, **trouble})
         return events
 
     def close(self) -> list[dict[str, Any]]:
         """Let the loggers finish, for a bounded time. Returns an event for each: how many lines it got."""
         until = time.monotonic() + SECONDS_TO_CLOSE
         for feed in self._feeds:
-            feed.finish()
+            feed.waiting.put(None)
+        events = []
         for feed in self._feeds:
             feed.thread.join(max(0.0, until - time.monotonic()))
-            feed.dropped += feed.waiting.qsize() if feed.thread.is_alive() else 0
-        return [
-            _event("logger closed", feed, written=feed.written, dropped=feed.dropped)
-            | ({"error": feed.error} if feed.error else {})
-            for feed in self._feeds
-        ]
-
-
-def _event(kind: str, feed: "_Feed", **details: Any) -> dict[str, Any]:
-    return {"kind": kind, "logger": feed.settings.kind, **details}
+            left = feed.waiting.qsize() - 1 if feed.thread.is_alive() else 0  # the end, too, waits
+            event = {"kind": "logger closed", "logger": feed.kind, "written": feed.written}
+            events.append(event | {"dropped": feed.dropped + left} | ({"error": feed.error} if feed.error else {}))
+        return events
 
 
 class _Feed:
     """One logger, its queue and its thread."""
 
-    def __init__(self, settings: Logger, make: Callable[[], Writer]) -> None:
-        self.settings = settings
-        self.waiting: queue.Queue[Line | None] = queue.Queue(MAX_WAITING)
+    def __init__(self, kind: str, make: Callable[[], Writer]) -> None:
+        self.kind = kind
+        self.waiting: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+        """Lines in order, then None for the end."""
         self.written = self.dropped = 0
         self.error = ""
         self.reported = False
         self._make = make
-        self._ending = threading.Event()
         # A daemon: one that hangs must not keep the process from ending.
-        self.thread = threading.Thread(target=self._work, name=f"logger {settings.kind}", daemon=True)
+        self.thread = threading.Thread(target=self._work, name=f"logger {kind}", daemon=True)
         self.thread.start()
 
     def send(self, lines: list[Line]) -> None:
         for line in lines:
-            try:
-                self.waiting.put_nowait(line)
-            except queue.Full:
+            if self.waiting.qsize() < MAX_WAITING:
+                self.waiting.put(line)
+            else:
                 self.dropped += 1
-
-    def finish(self) -> None:
-        self._ending.set()
-        with contextlib.suppress(queue.Full):  # the thread then finds that it is the end when it has emptied the queue
-            self.waiting.put_nowait(None)
 
     def _work(self) -> None:
         writer, failures = None, 0
-        while True:
-            try:
-                line = self.waiting.get(timeout=0.5)
-            except queue.Empty:
-                if self._ending.is_set():
-                    break
-                continue
-            if line is None:
-                break
+        for line in iter(self.waiting.get, None):
             if failures >= MAX_FAILURES:
                 self.dropped += 1
                 continue
             try:
                 writer = writer or self._make()
-                self._hand_over(writer, line)
+                writer.write(int(line["step"]), _finite_numbers(line), line.get("sample"))
                 self.written, failures = self.written + 1, 0
             except Exception as error:  # whatever a foreign program does
-                self.error, failures = f"{type(error).__name__}: {error}"[:500], failures + 1
+                self.error, failures = _in_words(error), failures + 1
                 self.dropped += 1
         try:
             if writer is not None:
                 writer.close()
         except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"[:500]
+            self.error = _in_words(error)
 
-    @staticmethod
-    def _hand_over(writer: Writer, line: Line) -> None:
-        numbers = {
-            name: float(value)
-            for name, value in line.items()
-            if name != "step"
-            and isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-        }
-        writer.write(int(line["step"]), numbers, line.get("sample"))
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def _finite_numbers(line: Line) -> dict[str, float]:
+    numbers = {name: value for name, value in line.items() if type(value) in (int, float) and name != "step"}
+    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
 
 def open_writer(settings: Logger, work: Path, recorded: Table) -> Writer:

@@ -7,6 +7,7 @@ B batch, T time, N rows of logits, V vocabulary.
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from groundup.batch import Batch, total_weight
 from groundup.model.attention import Attend, Packed
-from groundup.model.feedforward import AuxiliaryLosses, Tap, no_tap
+from groundup.model.feedforward import Tap, no_tap
 from groundup.model.transformer import Transformer
 
 Attending = Callable[[Batch], Attend]
-Loss = Callable[[Transformer, Batch], tuple[Tensor, Tensor, dict[str, Tensor]]]
 CHUNK = 1024
 """Rows of logits that exist at once in float32, where they are not computed by a compiled loop."""
 
@@ -95,17 +95,14 @@ def target_logprobs(
     # another kind may hand on or keep.
     overwrite = getattr(model.logits, "__func__", None) is Transformer.logits and isinstance(model.head, nn.Linear)
 
-    def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        scored: tuple[Tensor, Tensor] = _Logprobs.apply(model.logits(hidden), targets, compiled, overwrite)  # type: ignore[no-untyped-call]
-        return scored
+    def score(hidden: Tensor, targets: Tensor) -> Any:
+        return _Logprobs.apply(model.logits(hidden), targets, compiled, overwrite)  # type: ignore[no-untyped-call]
 
     in_float32 = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(hidden.device.type)
     if torch.is_grad_enabled() and not in_float32:
         logprobs, total = score(rows, picked)
     else:  # keep no logits for the backward pass: together they would be a float32 (B, T, V) tensor
-        chunks = zip(rows.split(CHUNK), picked.split(CHUNK), strict=True)
-        scores = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
-        logprobs, total = (torch.cat(each) for each in zip(*scores, strict=True))
+        logprobs, total = _by_rows(partial(checkpoint, score, use_reentrant=False), False, rows, picked)
     return logprobs.view_as(targets), total.view_as(targets)
 
 
@@ -119,11 +116,7 @@ class _Logprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, compiled: bool, overwrite: bool) -> tuple[Tensor, Tensor]:
-        if compiled:
-            logprobs, total = _compile(_score)(logits, targets)
-        else:
-            chunks = zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
-            logprobs, total = (torch.cat(each) for each in zip(*(_score(*chunk) for chunk in chunks), strict=True))
+        logprobs, total = _by_rows(_score, compiled, logits, targets)
         ctx.save_for_backward(logits, targets, total)
         ctx.compiled, ctx.overwrite = compiled, overwrite
         return logprobs, total
@@ -132,12 +125,21 @@ class _Logprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         logits, *rest = ctx.saved_tensors
         gradient = logits if ctx.overwrite else logits.clone()
-        if ctx.compiled:
-            _compile(_differentiate)(gradient, *rest, *gradients)
-        else:
-            for chunk in zip(*(each.split(CHUNK) for each in (gradient, *rest, *gradients)), strict=True):
-                _differentiate(*chunk)
+        _by_rows(_differentiate, ctx.compiled, gradient, *rest, *gradients)
         return gradient, None, None, None
+
+
+def _by_rows(function: Callable[..., Any], compiled: bool, *columns: Tensor) -> Any:
+    """The tensors, if any, that a function returns for these rows: in one compiled loop, or `CHUNK` rows at a time."""
+    if compiled:
+        return _compile(function)(*columns)
+    results = [function(*chunk) for chunk in zip(*(column.split(CHUNK) for column in columns), strict=True)]
+    return [torch.cat(each) for each in zip(*filter(None, results), strict=True)]
+
+
+@functools.cache
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False)
 
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,18 +161,8 @@ def _widened(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-@functools.cache
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False)
-
-
 def next_token(
-    model: Transformer,
-    batch: Batch,
-    attending: Attending = by_document,
-    *,
-    z_loss: float = 0.0,
-    compiled: bool = False,
+    model: Transformer, batch: Batch, attending: Attending = by_document, *, z_loss: float = 0.0, compiled: bool = False
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Cross-entropy of the next token in nats, summed with the batch's weights, and the blocks' auxiliary losses.
 
@@ -194,49 +186,9 @@ def next_token(
     """
     hidden, auxiliary = model.hidden_and_auxiliary(batch.tokens, batch.position, attending(batch))
     logprobs, total = target_logprobs(model, hidden, batch.targets, compiled)
-    summed = -(logprobs * batch.weight).sum()
-    parts = {"next_token": summed}
+    parts = {"next_token": -(logprobs * batch.weight).sum()}
     if z_loss:
         parts["z_loss"] = z_loss * (total.square() * batch.weight).sum()
-        summed = summed + parts["z_loss"]
     if auxiliary is not None:
         parts["auxiliary"] = (auxiliary * batch.weight).sum()
-        summed = summed + parts["auxiliary"]
-    return summed, total_weight(batch), parts
-
-
-def multi_token(
-    model: Transformer,
-    batch: Batch,
-    attending: Attending = by_document,
-    *,
-    weight: float,
-    compiled: bool = False,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """`next_token`, and `weight` × the mean cross-entropy of the tokens after it, one for each head of
-    `model.multi_token`; a token of another document is not predicted.
-
-    Heads beside one another over one trunk as in Gloeckle et al. 2024, arXiv:2404.19737, section 2. Unlike there, the
-    next token is read off the trunk itself, and the heads read it after its norm. Weighted as in DeepSeek-V3 (2024,
-    arXiv:2412.19437, eq. 25). Parts: `next_token`, `token_2`, `token_3`, …, and `auxiliary`.
-    """
-    assert model.multi_token, "the model has heads for them: add_multi_token(n)"
-    attend = attending(batch)
-    hidden, asked = model.hidden_and_auxiliary(batch.tokens, batch.position, attend)
-    summed = -(target_logprobs(model, hidden, batch.targets, compiled)[0] * batch.weight).sum()
-    parts = {"next_token": summed}
-    asked_further = AuxiliaryLosses(asked)
-    further = model.hidden_multi_token(
-        hidden, batch.position, attend, asked_further if model.has_auxiliary_losses else no_tap
-    )
-    for shift, states in enumerate(further, start=1):
-        logprobs, _ = target_logprobs(model, states, batch.targets.roll(-shift, dims=1), compiled)
-        counts = batch.weight.roll(-shift, dims=1) * (batch.document.roll(-shift, dims=1) == batch.document)
-        counts[:, -shift:] = 0  # these have come round from the beginning of the row
-        parts[f"token_{shift + 1}"] = -(logprobs * counts).sum()
-        summed = summed + weight / len(further) * parts[f"token_{shift + 1}"]
-    auxiliary = asked_further.total()
-    if auxiliary is not None:
-        parts["auxiliary"] = (auxiliary * batch.weight).sum()
-        summed = summed + parts["auxiliary"]
-    return summed, total_weight(batch), parts
+    return functools.reduce(torch.add, parts.values()), total_weight(batch), parts

@@ -129,28 +129,6 @@ def flag(name: str, ours: str, default: bool, true: Any = True, false: Any = Fal
     return choice(name, default, {True: {ours: true}, False: {ours: false}})
 
 
-TANH, EXACT = {"kind": "gelu", "approximate": "tanh"}, {"kind": "gelu", "approximate": "none"}
-PLAIN: dict[str, Table] = {
-    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), TANH),
-    **dict.fromkeys(("gelu", "gelu_python"), EXACT),
-    "relu": {"kind": "relu"},
-    "relu2": {"kind": "relu_squared"},
-}
-"""The feed-forwards of two matrices by the names of their activations."""
-GATED: dict[str, Table] = {
-    "silu": {"kind": "swiglu"},
-    "swish": {"kind": "swiglu"},
-    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new"), TANH | {"kind": "geglu"}),
-    "gelu": EXACT | {"kind": "geglu"},
-}
-"""The feed-forwards of three matrices by the names of their activations."""
-
-
-def activation(known: Mapping[str, Table], name: str, ours: str, default: str) -> Setting:
-    """The feed-forward by the name of its activation."""
-    return choice(name, default, {act: {f"{ours}.{key}": meant[key] for key in meant} for act, meant in known.items()})
-
-
 # --- rotary position ---
 
 ORIGINAL = "original_max_position_embeddings"
@@ -320,8 +298,6 @@ PAIRS: dict[str, Callable[..., Setting]] = {
     "size": partial(setting, check=_size),
     "number": partial(setting, check=_number),
     "flag": flag,
-    "plain": partial(activation, PLAIN),
-    "gated": partial(activation, GATED),
     "size_unless_width": partial(
         setting,
         read=lambda width, table: None if width == table["hidden_size"] else width,
@@ -354,9 +330,11 @@ GROUPS = {
 """Settings that belong together."""
 
 
-def setting_of(name: str, how: str | Table) -> Setting:
+def setting_of(name: str, how: str | Table, activations: Mapping[str, Mapping[str, Table]]) -> Setting:
     """The setting that a line of `architectures.toml` describes."""
     if isinstance(how, str):
         return GROUPS[how]
     (pair, ours), *options = how.items()
+    if pair in activations:
+        return choice(name, how["default"], {act: flatten({ours: meant}) for act, meant in activations[pair].items()})
     return PAIRS[pair](name, ours, **dict(options))

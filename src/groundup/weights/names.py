@@ -44,8 +44,8 @@ class Architecture:
 def architectures() -> dict[str, Architecture]:
     """All that are known, by `model_type` of a Hugging Face config.json."""
     tables = tomllib.loads(Path(__file__).with_name("architectures.toml").read_text("utf-8"))
-    shared = tables.pop("shared")
-    return {kind: _architecture(_inherit(table, shared)) for kind, table in tables.items()}
+    shared, activations = tables.pop("shared"), tables.pop("activations")
+    return {kind: _architecture(_inherit(table, shared), activations) for kind, table in tables.items()}
 
 
 def _inherit(table: Table, shared: Table) -> Table:
@@ -55,9 +55,9 @@ def _inherit(table: Table, shared: Table) -> Table:
     return {**above, **table, **joined}
 
 
-def _architecture(table: Table) -> Architecture:
+def _architecture(table: Table, activations: Table) -> Architecture:
     return Architecture(
-        settings=tuple(setting_of(name, how) for name, how in table["settings"].items()),
+        settings=tuple(setting_of(name, how, activations) for name, how in table["settings"].items()),
         blocks=flatten(table.get("blocks", {})),
         only=table.get("only", {}),
         aliases=table.get("aliases", {}),

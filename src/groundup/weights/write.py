@@ -82,9 +82,21 @@ def write_model(
 def _write(directory: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     write_json(directory / "config.json", config)
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    write_tensors(directory / "model.safetensors", tensors)
+    shutil.copymode(directory / "config.json", directory / "model.safetensors")  # the library's is the owner's alone
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file from the tensors' own memory, while other threads run.
+
+    Args:
+        tensors: by name, contiguous, on the CPU.
+
+    Raises:
+        OSError: as the system gave it, such as of a full disk.
+    """
     try:
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:  # the library hides which error the system gave
         number = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else error) from None
-    shutil.copymode(directory / "config.json", directory / "model.safetensors")  # the library's is the owner's alone

@@ -30,6 +30,7 @@ from groundup.recipe import Recipe
 from groundup.shards import Tokens
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import loader, losses
+from groundup.train.fit import Loss
 
 SubjectOf = Callable[..., Subject]
 
@@ -54,7 +55,7 @@ class Leaky:
         return dot_product_attention(q, k, v, same & (distance >= -ahead), distance, **options)
 
 
-def with_loss(subject: Subject, loss: losses.Loss) -> Subject:
+def with_loss(subject: Subject, loss: Loss) -> Subject:
     return dataclasses.replace(subject, assembled=dataclasses.replace(subject.assembled, loss=loss))
 
 

@@ -1,6 +1,5 @@
 """The compiled learning gives the merges of the plain one, whatever the threads, the memory and the interruptions."""
 
-import itertools
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -16,26 +15,18 @@ from hypothesis import strategies as st
 from groundup.tokenizer import bpe, split
 from groundup.tokenizer.columns import column_of, columns_of, text_of
 from groundup.tokenizer.fast import count
-from groundup.tokenizer.fast.count import PreTokenCounter, PreTokens, Table
+from groundup.tokenizer.fast.count import PreTokenCounter, Table
 from groundup.tokenizer.fast.learn import learn_from, learn_merges
 from groundup.tokenizer.vocabulary import byte_ids
 
 
-def pre_tokens_of(counts: Counter[bytes]) -> PreTokens:
-    return PreTokens(
-        np.frombuffer(b"".join(counts), np.uint8),
-        np.cumsum([0, *map(len, counts)]),
-        np.array([*counts.values()], np.int64),
-    )
+def pre_tokens_of(counts: Counter[bytes]) -> pa.RecordBatch:
+    return pa.record_batch([[*counts], [*counts.values()]], schema=count.COUNTED)
 
 
-def counted(pre_tokens: PreTokens) -> dict[bytes, int]:
-    return {
-        bytes(pre_tokens.text[first:last]): number
-        for (first, last), number in zip(
-            itertools.pairwise(pre_tokens.offsets), pre_tokens.counts.tolist(), strict=True
-        )
-    }
+def counted(pre_tokens: pa.RecordBatch) -> dict[bytes, int]:
+    assert len({*pre_tokens["text"].to_pylist()}) == len(pre_tokens), "each stands there once"
+    return dict(zip(pre_tokens["text"].to_pylist(), pre_tokens["count"].to_pylist(), strict=True))
 
 
 def documents(n: int, seed: int = 0) -> list[str]:
@@ -105,6 +96,17 @@ def test_what_was_counted_of_others_is_not_used(tmp_path: Path, pattern: str, of
     assert not (tmp_path / "counts").exists()
 
 
+def test_what_another_version_counted_is_not_used(tmp_path: Path) -> None:
+    counts = tmp_path / "counts"
+    counts.mkdir()
+    (counts / "00000-00.npz").write_bytes(b"")
+    (counts / "counted.json").write_text('{"of": "these", "split": "gpt2", "documents": 20, "saved": 1}')
+    with closing(PreTokenCounter("gpt2", 1, counts, "these")) as anew:
+        assert anew.documents == 0
+        add(anew, documents(20))
+        assert counted(anew.pre_tokens(1 << 30)[0])
+
+
 def test_what_does_not_fit_the_memory_is_the_rarest(tmp_path: Path) -> None:
     texts = documents(200)
     with closing(PreTokenCounter("gpt2", 1 << 30)) as counter:
@@ -112,7 +114,7 @@ def test_what_does_not_fit_the_memory_is_the_rarest(tmp_path: Path) -> None:
         everything = counted(counter.pre_tokens(1 << 30)[0])
         pre_tokens, least = counter.pre_tokens(2000)
     assert least > 1
-    assert len(pre_tokens.text) <= 2000
+    assert sum(map(len, pre_tokens["text"].to_pylist())) <= 2000
     assert counted(pre_tokens) == {pre_token: number for pre_token, number in everything.items() if number >= least}
     more = sum(len(pre_token) for pre_token, number in everything.items() if number >= least - 1)
     assert more > 2000, "no more was left out than had to be"

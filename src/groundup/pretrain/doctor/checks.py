@@ -23,7 +23,7 @@ from groundup.optim.settings import AdamW
 from groundup.plan.laws import MOST_PASSES
 from groundup.pretrain.doctor.verdict import Verdict, error, judge, ok, warning
 from groundup.pretrain.settings import PretrainSettings
-from groundup.train.losses import Loss
+from groundup.train.fit import Loss
 
 NEAR_CHANCE = 0.95
 """A trained model with a loss above this share of ln V knows nothing of these ids."""

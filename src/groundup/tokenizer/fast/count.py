@@ -3,6 +3,8 @@
 Each thread counts into a table of its own. When the tables outgrow their budget, and every two minutes where a
 directory is given to keep them in, they are written to disk in parts by hash, and begun anew; at the end each part is
 added up on its own. A count that was interrupted goes on from the last tables written.
+
+What was counted is an Arrow record batch of different pre-tokens, `text`, and how often each occurs, `count`.
 """
 
 import json
@@ -11,50 +13,25 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from groundup.files import write_json
 from groundup.machine import available_cores
+from groundup.tokenizer.columns import text_of
 from groundup.tokenizer.fast.compiled import byte_at, compiled, mix, mix_bytes, same_bytes, two_words
-from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, IN_TWO_WORDS, Words, joined, slices
+from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, IN_TWO_WORDS, Words, slices
 from groundup.tokenizer.fast.scan import Bytes, Offsets, pre_token_ends
 
 N_PARTS = 64
-"""Parts of the tables on disk, by hash; a power of two."""
+"""Parts of the tables on disk, by hash."""
 SECONDS_BETWEEN_SAVES = 120
 JOURNAL = "counted.json"
-
-
-@dataclass(frozen=True)
-class PreTokens:
-    """Different pre-tokens and how often each occurs."""
-
-    text: Bytes
-    """(N,) one after another."""
-    offsets: Offsets
-    """(pre-tokens + 1,) where each begins, then where the last one ends."""
-    counts: npt.NDArray[np.int64]
-    """(pre-tokens,)"""
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def chosen(self, order: npt.NDArray[np.int64]) -> "PreTokens":
-        """The pre-tokens of these numbers, in this order."""
-        lengths = np.diff(self.offsets)[order]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        text = np.empty(int(offsets[-1]), np.uint8)
-        _copy(self.text, self.offsets, order, text, offsets)
-        return PreTokens(text, offsets, self.counts[order])
-
-
-def _together(parts: list[PreTokens]) -> PreTokens:
-    text, offsets = joined([(part.text, part.offsets) for part in parts])
-    return PreTokens(text, offsets, np.concatenate([part.counts for part in parts]))
+COUNTED = pa.schema([("text", pa.large_binary()), ("count", pa.int64())])
 
 
 class PreTokenCounter:
@@ -80,14 +57,13 @@ class PreTokenCounter:
         """How many have been counted."""
         self._pattern = pattern
         self._memory_bytes = memory_bytes
-        n_threads = n_threads or available_cores()
-        self._threads = ThreadPoolExecutor(n_threads, "counting")
-        self._tables = [Table() for _ in range(n_threads)]
-        self._free = list(self._tables)
+        self._n_threads = n_threads or available_cores()
+        self._threads = ThreadPoolExecutor(self._n_threads, "counting")
+        self._begin_tables()
         self._counting: list[Future[None]] = []
-        self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="groundup-counts-")
-        self._directory = directory or Path(self._temporary.name if self._temporary else "")
-        self._of = {"of": of, "split": pattern}
+        self._is_kept = directory is not None
+        self._directory = directory or Path(tempfile.mkdtemp(prefix="groundup-counts-"))
+        self._of = {"of": of, "split": pattern, "kept_as": "arrow"}
         self._saved = 0  # times that the tables were written
         self._saved_at = time.monotonic()
         self._resume()
@@ -101,9 +77,13 @@ class PreTokenCounter:
         self._wait()
         self._counting = [self._threads.submit(self._count, text, run) for run in slices(offsets, BYTES_AT_ONCE)]
         self.documents += len(offsets) - 1
-        late = self._temporary is None and time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
+        late = self._is_kept and time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
         if late or sum(table.bytes for table in self._tables) > self._memory_bytes:
             self.save()
+
+    def _begin_tables(self, *begun: "Table") -> None:
+        self._tables = [*begun, *(Table() for _ in range(self._n_threads - len(begun)))]
+        self._free = [*self._tables]
 
     def _wait(self) -> None:
         """Until what was added has been counted; meanwhile the caller reads the next documents."""
@@ -115,15 +95,18 @@ class PreTokenCounter:
         """Write the tables down, and begin new ones."""
         self._wait()
         self._directory.mkdir(parents=True, exist_ok=True)
-        for number, parts in enumerate(zip(*(table.parts() for table in self._tables), strict=True)):
-            np.savez(self._directory / f"{self._saved:05d}-{number:02d}.npz", **vars(_together([*parts])))
-        self._tables[:] = [Table() for _ in self._tables]
-        self._free[:] = self._tables
+        with pa.ipc.new_file(self._file(self._saved), COUNTED) as file:
+            for parts in zip(*(table.parts() for table in self._tables), strict=True):
+                file.write_batch(pa.concat_batches(parts))
+        self._begin_tables()
         self._saved += 1
         write_json(self._directory / JOURNAL, {**self._of, "documents": self.documents, "saved": self._saved})
         self._saved_at = time.monotonic()
 
-    def pre_tokens(self, most_bytes: int) -> tuple[PreTokens, int]:
+    def _file(self, saved: int) -> str:
+        return str(self._directory / f"{saved:05d}.arrow")
+
+    def pre_tokens(self, most_bytes: int) -> tuple[pa.RecordBatch, int]:
         """All pre-tokens, and how often a pre-token must occur to be among them.
 
         That is once, unless the pre-tokens have more than `most_bytes` bytes together: then the rarest are left out.
@@ -133,27 +116,26 @@ class PreTokenCounter:
             first, *others = self._tables
             for table in others:
                 first.add(table.pre_tokens())
-            self._tables[1:] = [Table() for _ in others]
-            self._free[:] = self._tables
+            self._begin_tables(first)
             parts = [first.pre_tokens()]
         else:
             self.save()
             parts = [self._part(number) for number in range(N_PARTS)]
         bytes_by_count = np.zeros((1 << 16) + 1, np.int64)
         for part in parts:
-            capped = np.minimum(part.counts, 1 << 16)
-            bytes_by_count += np.bincount(capped, np.diff(part.offsets), (1 << 16) + 1).astype(np.int64)
+            capped = np.minimum(part["count"], 1 << 16)
+            bytes_by_count += np.bincount(capped, pc.binary_length(part["text"]), (1 << 16) + 1).astype(np.int64)
         at_least = bytes_by_count[::-1].cumsum()[::-1]  # bytes of the pre-tokens that occur so often or more
         floor = max(1, int(np.searchsorted(-at_least, -most_bytes)))
         if floor > 1:
-            parts = [part.chosen(np.flatnonzero(part.counts >= floor)) for part in parts]
-        return _together(parts), floor
+            parts = [part.filter(pc.greater_equal(part["count"], floor)) for part in parts]
+        return pa.concat_batches(parts), floor
 
     def close(self) -> None:
         """End the threads, and remove what was written where no directory was given."""
         self._threads.shutdown()
-        if self._temporary:
-            self._temporary.cleanup()
+        if not self._is_kept:
+            shutil.rmtree(self._directory)
 
     def _count(self, text: Bytes, offsets: Offsets) -> None:
         ends = pre_token_ends(text, offsets, self._pattern)
@@ -161,11 +143,11 @@ class PreTokenCounter:
         table.count(text, ends, int(offsets[0]))
         self._free.append(table)
 
-    def _part(self, number: int) -> PreTokens:
+    def _part(self, number: int) -> pa.RecordBatch:
         table = Table()
         for saved in range(self._saved):
-            with np.load(self._directory / f"{saved:05d}-{number:02d}.npz") as arrays:
-                table.add(PreTokens(**arrays))
+            with pa.OSFile(self._file(saved)) as file:
+                table.add(pa.ipc.open_file(file).get_batch(number))
         return table.pre_tokens()
 
     def _resume(self) -> None:
@@ -173,9 +155,9 @@ class PreTokenCounter:
             journal = json.loads((self._directory / JOURNAL).read_bytes())
         except (OSError, ValueError):
             journal = {}
-        if {key: journal.get(key) for key in self._of} == self._of:
+        if journal.items() >= self._of.items():
             self.documents, self._saved = journal["documents"], journal["saved"]
-        elif self._temporary is None:
+        elif self._is_kept:
             shutil.rmtree(self._directory, ignore_errors=True)
 
 
@@ -209,25 +191,28 @@ class Table:
                 room = np.empty(len(self.text) + following, np.uint8)
                 self.text = np.concatenate([self.text, room])
 
-    def add(self, pre_tokens: PreTokens) -> None:
-        """Count each as often as it was counted."""
-        self.count(pre_tokens.text, pre_tokens.offsets[1:], 0, pre_tokens.counts)
+    def add(self, counted: pa.RecordBatch) -> None:
+        """Count each pre-token as often as it was counted."""
+        text, offsets = text_of(counted["text"])
+        self.count(text, offsets[1:], int(offsets[0]), counted["count"].to_numpy())
 
-    def pre_tokens(self) -> PreTokens:
+    def pre_tokens(self) -> pa.RecordBatch:
         """All pre-tokens of the table."""
         n_rows, n_bytes = (int(n) for n in self.used)
         counts = np.empty(n_rows, np.int64)
         offsets = np.empty(n_rows + 1, np.int64)
         text = np.empty(n_rows * IN_TWO_WORDS + n_bytes, np.uint8)
         size = _list(self.rows, self.text, text, offsets, counts)
-        return PreTokens(text[:size].copy(), offsets, counts)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text[:size].copy())]
+        column = pa.Array.from_buffers(pa.large_binary(), n_rows, buffers)
+        return pa.record_batch([column, pa.array(counts)], schema=COUNTED)
 
-    def parts(self) -> Iterator[PreTokens]:
+    def parts(self) -> Iterator[pa.RecordBatch]:
         """The pre-tokens in `N_PARTS` parts, a matter of their hash alone."""
         whole = self.pre_tokens()
         part_of = np.empty(len(whole), np.int64)
-        _hash(whole.text, whole.offsets, part_of)
-        return (whole.chosen(np.flatnonzero(part_of % N_PARTS == number)) for number in range(N_PARTS))
+        _hash(*text_of(whole["text"]), part_of)
+        return (whole.filter(part_of % N_PARTS == number) for number in range(N_PARTS))
 
 
 @compiled
@@ -306,14 +291,6 @@ def _list(rows, kept, text, offsets, counts):
             end += length
     offsets[number] = end
     return end
-
-
-@compiled
-def _copy(text, offsets, order, target, begins):
-    for i in range(len(order)):
-        start = offsets[order[i]]
-        for j in range(begins[i + 1] - begins[i]):
-            target[begins[i] + j] = text[start + j]
 
 
 @compiled

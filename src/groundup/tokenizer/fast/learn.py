@@ -22,7 +22,7 @@ from groundup.files import Progress, no_progress
 from groundup.tokenizer.bpe import Pair
 from groundup.tokenizer.columns import text_of
 from groundup.tokenizer.fast.compiled import byte_at, compiled, inlined
-from groundup.tokenizer.fast.count import PreTokenCounter, PreTokens
+from groundup.tokenizer.fast.count import PreTokenCounter
 
 EMPTY = -1
 INSIDE = -2
@@ -78,24 +78,30 @@ def learn_from(
 
 
 def learn_merges(
-    pre_tokens: PreTokens, byte_ids: Sequence[int], n_merges: int, progress: Progress = no_progress
+    pre_tokens: pa.RecordBatch, byte_ids: Sequence[int], n_merges: int, progress: Progress = no_progress
 ) -> list[Pair]:
     """The pairs to join, in order; merge i makes id 256 + i. Fewer than `n_merges` when no pair is left.
 
     The most frequent pair goes first, of equally frequent ones that with the lower ids.
 
     Args:
+        pre_tokens: with how often each occurs, as `count.PreTokenCounter` gives them.
         byte_ids: (256,) the id of each byte.
     """
-    state = _State(pre_tokens, np.array(byte_ids, np.int32), n_merges)
-    while state.n_merges < n_merges:
-        before = state.n_merges
-        state.join(min(n_merges, before + MERGES_AT_ONCE))
-        if state.n_merges == before:
+    arrays = _begin(pre_tokens, np.array(byte_ids, np.int32), n_merges)
+    numbers = arrays.numbers
+    while (before := numbers[N_MERGES]) < n_merges:
+        lacking = int(_join(min(n_merges, before + MERGES_AT_ONCE), arrays))
+        if lacking > 0:
+            arrays = _with_room(arrays, lacking)
+        elif lacking < 0:
+            arrays = _with_lower_waterline(arrays)
+        elif numbers[N_MERGES] > before:
+            progress(int(numbers[N_MERGES]), n_merges, "merges")
+        else:
             break
-        progress(state.n_merges, n_merges, "merges")
     progress(n_merges, n_merges, "")
-    return [(int(left), int(right)) for left, right in state.arrays.merges[: state.n_merges]]
+    return [(int(left), int(right)) for left, right in arrays.merges[: numbers[N_MERGES]]]
 
 
 class _Arrays(NamedTuple):
@@ -131,84 +137,68 @@ class _Arrays(NamedTuple):
     """(5,) how many merges, pairs, positions and entries of the heap there are; the waterline."""
 
 
-class _State:
-    """The arrays; those that grow do so between two calls of the compiled loop."""
+def _begin(pre_tokens: pa.RecordBatch, byte_ids: npt.NDArray[np.int32], n_merges: int) -> _Arrays:
+    """The arrays before the first merge; those that grow do so between two calls of the compiled loop."""
+    text, offsets = text_of(pre_tokens["text"])
+    n_cells = len(text) + len(offsets)
+    if n_cells >= 1 << 31:
+        raise MemoryError(f"{len(text):,} bytes of distinct pre-tokens are more than can be learned from")
+    arrays = _Arrays(
+        cells=np.empty(n_cells, np.int32),
+        pre_token_of=np.empty(n_cells, np.int32),
+        weights=pre_tokens["count"].to_numpy(),
+        merges=np.empty((n_merges, 2), np.int32),
+        token_cells=np.ones(256 + n_merges, np.int32),
+        touched=np.zeros((4, 256 + n_merges), np.int64),
+        touched_tokens=np.empty((2, 256 + n_merges), np.int32),
+        pairs=np.empty((1 << 17, 2), np.int32),
+        counts=np.empty(1 << 17, np.int64),
+        lists=np.empty((1 << 17, 2), np.int64),
+        table=np.full(1 << 18, -1, np.int32),
+        positions=np.empty(n_cells + 1024, np.int32),
+        heap=np.empty((1 << 12, 2), np.int64),
+        numbers=np.zeros(5, np.int64),
+    )
+    _lay_out(text, offsets, byte_ids, arrays.cells, arrays.pre_token_of)
+    _list_byte_pairs(arrays)
+    arrays.numbers[WATERLINE] = 1 + arrays.counts[: arrays.numbers[N_PAIRS]].max(initial=0)
+    return arrays
 
-    def __init__(self, pre_tokens: PreTokens, byte_ids: npt.NDArray[np.int32], n_merges: int) -> None:
-        n_cells = len(pre_tokens.text) + len(pre_tokens) + 1
-        if n_cells >= 1 << 31:
-            raise MemoryError(
-                f"{len(pre_tokens.text):,} bytes of distinct pre-tokens are more than can be learned from"
-            )
-        self.arrays = _Arrays(
-            cells=np.empty(n_cells, np.int32),
-            pre_token_of=np.empty(n_cells, np.int32),
-            weights=pre_tokens.counts,
-            merges=np.empty((n_merges, 2), np.int32),
-            token_cells=np.ones(256 + n_merges, np.int32),
-            touched=np.zeros((4, 256 + n_merges), np.int64),
-            touched_tokens=np.empty((2, 256 + n_merges), np.int32),
-            pairs=np.empty((1 << 17, 2), np.int32),
-            counts=np.empty(1 << 17, np.int64),
-            lists=np.empty((1 << 17, 2), np.int64),
-            table=np.full(1 << 18, -1, np.int32),
-            positions=np.empty(n_cells + 1024, np.int32),
-            heap=np.empty((1 << 12, 2), np.int64),
-            numbers=np.zeros(5, np.int64),
-        )
-        _lay_out(pre_tokens.text, pre_tokens.offsets, byte_ids, self.arrays.cells, self.arrays.pre_token_of)
-        _list_byte_pairs(self.arrays)
-        numbers = self.arrays.numbers
-        numbers[WATERLINE] = 1 + self.arrays.counts[: numbers[N_PAIRS]].max(initial=0)
 
-    @property
-    def n_merges(self) -> int:
-        return int(self.arrays.numbers[N_MERGES])
+def _with_room(arrays: _Arrays, need: int) -> _Arrays:
+    """The arrays with room for the next merge, whose list has `need` positions."""
+    n_pairs, n_positions, n_heap = (int(n) for n in arrays.numbers[N_PAIRS : N_HEAP + 1])
+    new_pairs = 2 * min(need, len(arrays.token_cells))
+    if n_pairs + new_pairs > len(arrays.pairs):
+        room = len(arrays.pairs) * 3 // 2 + new_pairs
+        grown = {name: _longer(getattr(arrays, name), room, n_pairs) for name in ("pairs", "counts", "lists")}
+        arrays = arrays._replace(**grown)
+    if 2 * (n_pairs + new_pairs) > len(arrays.table):
+        arrays = arrays._replace(table=np.full(1 << (2 * (n_pairs + new_pairs)).bit_length(), -1, np.int32))
+        _fill_table(arrays.pairs, n_pairs, arrays.table)
+    if n_positions + 2 * need > len(arrays.positions):
+        n_positions = _compact(arrays.counts, arrays.lists, n_pairs, arrays.positions)
+        arrays.numbers[N_POSITIONS] = n_positions
+        if n_positions + 2 * need > 0.75 * len(arrays.positions):
+            room = len(arrays.positions) * 3 // 2 + 2 * need
+            arrays = arrays._replace(positions=_longer(arrays.positions, room, n_positions))
+    if n_heap + new_pairs > len(arrays.heap):
+        arrays = arrays._replace(heap=_longer(arrays.heap, 2 * len(arrays.heap) + new_pairs, n_heap))
+    return arrays
 
-    def join(self, n_merges: int) -> None:
-        """Go on until there are `n_merges` merges, or no pair is left."""
-        while self.n_merges < n_merges:
-            need = int(_join(n_merges, self.arrays))
-            if need == 0:
-                return
-            if need < 0:
-                self._lower_waterline()
-            else:
-                self._make_room(need)
 
-    def _make_room(self, need: int) -> None:
-        """Room for the next merge, whose list has `need` positions."""
-        arrays = self.arrays
-        n_pairs, n_positions, n_heap = (int(n) for n in arrays.numbers[N_PAIRS : N_HEAP + 1])
-        new_pairs = 2 * min(need, len(arrays.token_cells))
-        if n_pairs + new_pairs > len(arrays.pairs):
-            room = len(arrays.pairs) * 3 // 2 + new_pairs
-            grown = {name: _longer(getattr(arrays, name), room, n_pairs) for name in ("pairs", "counts", "lists")}
-            arrays = arrays._replace(**grown)
-        if 2 * (n_pairs + new_pairs) > len(arrays.table):
-            arrays = arrays._replace(table=np.full(1 << (2 * (n_pairs + new_pairs)).bit_length(), -1, np.int32))
-            _fill_table(arrays.pairs, n_pairs, arrays.table)
-        if n_positions + 2 * need > len(arrays.positions):
-            n_positions = _compact(arrays.counts, arrays.lists, n_pairs, arrays.positions)
-            arrays.numbers[N_POSITIONS] = n_positions
-            if n_positions + 2 * need > 0.75 * len(arrays.positions):
-                room = len(arrays.positions) * 3 // 2 + 2 * need
-                arrays = arrays._replace(positions=_longer(arrays.positions, room, n_positions))
-        if n_heap + new_pairs > len(arrays.heap):
-            arrays = arrays._replace(heap=_longer(arrays.heap, 2 * len(arrays.heap) + new_pairs, n_heap))
-        self.arrays = arrays
-
-    def _lower_waterline(self) -> None:
-        """The heap ran dry: half as frequent pairs come into it."""
-        numbers = self.arrays.numbers
-        counts, high = self.arrays.counts[: numbers[N_PAIRS]], int(numbers[WATERLINE])
-        low = max(1, int(counts[counts < high].max(initial=0)) // 2)
-        rising = np.flatnonzero((counts < high) & (counts >= low))
-        if len(rising) > len(self.arrays.heap):
-            self.arrays = self.arrays._replace(heap=np.empty((2 * len(rising), 2), np.int64))
-        for number in rising:
-            _push(self.arrays.heap, numbers, self.arrays.pairs, counts[number], number)
-        numbers[WATERLINE] = low
+def _with_lower_waterline(arrays: _Arrays) -> _Arrays:
+    """The heap ran dry: half as frequent pairs come into it."""
+    numbers = arrays.numbers
+    counts, high = arrays.counts[: numbers[N_PAIRS]], int(numbers[WATERLINE])
+    low = max(1, int(counts[counts < high].max(initial=0)) // 2)
+    rising = np.flatnonzero((counts < high) & (counts >= low))
+    if len(rising) > len(arrays.heap):
+        arrays = arrays._replace(heap=np.empty((2 * len(rising), 2), np.int64))
+    for number in rising:
+        _push(arrays.heap, numbers, arrays.pairs, counts[number], number)
+    numbers[WATERLINE] = low
+    return arrays
 
 
 def _longer(array: npt.NDArray[Any], length: int, used: int) -> npt.NDArray[Any]:
@@ -362,7 +352,8 @@ def _join(n_merges, arrays):
     """Join pairs until there are `n_merges`.
 
     Returns:
-        0, or how many positions the list of the next pair has, for which there is no room, or -1: the heap ran dry.
+        0: these are made, or no pair is left. Else how many positions the list of the next pair has, for which there is
+        no room, or -1: the heap ran dry.
     """
     numbers = arrays.numbers
     while numbers[N_MERGES] < n_merges:
@@ -378,8 +369,8 @@ def _join(n_merges, arrays):
         arrays.merges[numbers[N_MERGES], 0] = arrays.pairs[number, 0]
         arrays.merges[numbers[N_MERGES], 1] = arrays.pairs[number, 1]
         numbers[N_MERGES] += 1
-        kept = _replace(arrays, number, token)
-        _list_pairs_of(arrays, token, begin, begin + kept)
+        kept, n_left, n_right = _replace(arrays, number, token)
+        _list_pairs_of(arrays, token, begin, begin + kept, n_left, n_right)
     return 0
 
 
@@ -408,21 +399,24 @@ def _lacks_room(arrays, length):
 
 @inlined
 def _replace(arrays, number, token):
-    """Put `token` where pair `number` stands, and take from the counts what the neighbours lose.
+    """Put `token` where pair `number` stands, take from the counts what the neighbours lose, and gather in `touched`
+    what the pairs of `token` with its neighbours gain: positions and counts on the left, the same on the right.
 
     Returns:
-        At how many positions the pair stood; they are moved to the beginning of its list.
+        At how many positions the pair stood, which are moved to the beginning of its list; and how many different
+        neighbours there are on the left and on the right.
     """
     cells, positions, token_cells = arrays.cells, arrays.positions, arrays.token_cells
     weights, pre_token_of = arrays.weights, arrays.pre_token_of
-    lost_left, lost_right = arrays.touched[0], arrays.touched[1]
+    at_left, left_counts = arrays.touched[0], arrays.touched[1]
+    at_right, right_counts = arrays.touched[2], arrays.touched[3]
     tokens_left, tokens_right = arrays.touched_tokens[0], arrays.touched_tokens[1]
     counts, table, pairs = arrays.counts, arrays.table, arrays.pairs
     left, right = pairs[number, 0], pairs[number, 1]
     left_cells, right_cells = token_cells[left], token_cells[right]
     token_cells[token] = left_cells + right_cells
     begin, end = arrays.lists[number, 0], arrays.lists[number, 0] + arrays.lists[number, 1]
-    n_left, n_right, kept = 0, 0, 0
+    n_left, n_right, kept, n_twice, twice = 0, 0, 0, 0, 0
     for i in range(begin, end):
         cell = positions[i]
         middle = cell + left_cells
@@ -431,17 +425,22 @@ def _replace(arrays, number, token):
         after = middle + right_cells
         weight = weights[pre_token_of[cell]]
         neighbour = cells[cell - 1]
-        if neighbour >= 0 and neighbour != token:  # a token made just now has lost this pair already
-            if lost_left[neighbour] == 0:
+        if neighbour == token:  # made just now, when `left` was still its neighbour
+            n_twice += 1
+            twice += weight
+        elif neighbour >= 0:
+            if at_left[neighbour] == 0:
                 tokens_left[n_left] = neighbour
                 n_left += 1
-            lost_left[neighbour] += weight
+            at_left[neighbour] += 1
+            left_counts[neighbour] += weight
         neighbour = cells[after]
         if neighbour >= 0:
-            if lost_right[neighbour] == 0:
+            if at_right[neighbour] == 0:
                 tokens_right[n_right] = neighbour
                 n_right += 1
-            lost_right[neighbour] += weight
+            at_right[neighbour] += 1
+            right_counts[neighbour] += weight
         cells[middle - 1] = INSIDE
         cells[middle] = INSIDE
         cells[cell] = token
@@ -449,48 +448,29 @@ def _replace(arrays, number, token):
         positions[begin + kept] = cell
         kept += 1
     for i in range(n_left):
-        neighbour = tokens_left[i]
-        counts[_number_of(table, pairs, neighbour, left)] -= lost_left[neighbour]
-        lost_left[neighbour] = 0
+        counts[_number_of(table, pairs, tokens_left[i], left)] -= left_counts[tokens_left[i]]
     for i in range(n_right):
-        neighbour = tokens_right[i]
-        counts[_number_of(table, pairs, right, neighbour)] -= lost_right[neighbour]
-        lost_right[neighbour] = 0
+        counts[_number_of(table, pairs, right, tokens_right[i])] -= right_counts[tokens_right[i]]
     counts[number] = 0
     arrays.lists[number, 1] = 0
-    return kept
+    if n_twice > 0:  # `left` may have no position left then: an empty list does no harm
+        at_right[left] -= n_twice
+        right_counts[left] -= twice
+        at_right[token] = n_twice
+        right_counts[token] = twice
+        tokens_right[n_right] = token
+        n_right += 1
+    return kept, n_left, n_right
 
 
 @inlined
-def _list_pairs_of(arrays, token, begin, end):
-    """Number and count the pairs that a new token makes with its neighbours, then list where each of them begins.
+def _list_pairs_of(arrays, token, begin, end, n_left, n_right):
+    """Add the pairs that a new token makes with its neighbours, and list where each of them begins.
 
     The token stands at the positions from `begin` to `end`.
     """
     cells, positions, token_cells = arrays.cells, arrays.positions, arrays.token_cells
-    weights, pre_token_of = arrays.weights, arrays.pre_token_of
-    touched, touched_tokens = arrays.touched, arrays.touched_tokens
-    left, left_counts, right, right_counts = touched[0], touched[1], touched[2], touched[3]
-    # by neighbour: how many positions the list of the pair has, then where its next one goes
-    tokens_left, tokens_right = touched_tokens[0], touched_tokens[1]
-    n_left, n_right = 0, 0
-    for i in range(begin, end):
-        cell = positions[i]
-        weight = weights[pre_token_of[cell]]
-        neighbour = cells[cell - 1]
-        if neighbour >= 0 and neighbour != token:
-            if left[neighbour] == 0:
-                tokens_left[n_left] = neighbour
-                n_left += 1
-            left[neighbour] += 1
-            left_counts[neighbour] += weight
-        neighbour = cells[cell + token_cells[token]]
-        if neighbour >= 0:
-            if right[neighbour] == 0:
-                tokens_right[n_right] = neighbour
-                n_right += 1
-            right[neighbour] += 1
-            right_counts[neighbour] += weight
+    left, right = arrays.touched[0], arrays.touched[2]  # by neighbour: where the next position of the pair goes
     _add_pairs(arrays, token, 0, n_left)
     _add_pairs(arrays, token, 2, n_right)
     for i in range(begin, end):
@@ -504,9 +484,9 @@ def _list_pairs_of(arrays, token, begin, end):
             positions[right[neighbour]] = cell
             right[neighbour] += 1
     for i in range(n_left):
-        left[tokens_left[i]] = 0
+        left[arrays.touched_tokens[0, i]] = 0
     for i in range(n_right):
-        right[tokens_right[i]] = 0
+        right[arrays.touched_tokens[1, i]] = 0
 
 
 @inlined
