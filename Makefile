@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
+unexport PYTHONDONTWRITEBYTECODE # rewriting each assert takes seconds in every process: it is kept
+
 .PHONY: demo check test test-slow test-gpu docs bench clean
 
 demo: $(VENV)/demo

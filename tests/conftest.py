@@ -98,6 +98,27 @@ def shapes_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+WHOLE_COMMANDS = {
+    "cli",
+    "pretrain",
+    "report",
+    "tools",
+    "test_advice.py",
+    "test_building.py",
+    "test_docs.py",
+    "test_recipes.py",
+}
+"""Tests of whole builds and commands, by room or file. Checking shapes takes a quarter of their time; each part is
+checked in the tests of its own room, and whole builds where a fixture of a file or of the session makes them."""
+
+
+@pytest.fixture(autouse=True)
+def _as_a_user_runs_it(request: pytest.FixtureRequest) -> None:
+    """Whole commands check no shapes, as in a process of their own."""
+    if request.path.relative_to(Path(__file__).parent).parts[0] in WHOLE_COMMANDS:
+        request.getfixturevalue("shapes_unchecked")
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer.learn([WORDS], vocab_size=320)

@@ -97,9 +97,10 @@ def test_every_stage_names_its_inputs_by_digest(finished: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_recipe_twice_gives_the_same_losses_and_weights(home: Path, precision: str) -> None:
-    runs = [quietly([f"pretrain.precision={precision}"], run=f"runs/{name}").run for name in ("one", "two")]
+    changes = [f"pretrain.precision={precision}", "pretrain.steps=20"]
+    runs = [quietly(changes, run=f"runs/{name}").run for name in ("one", "two")]
     assert losses(runs[0]) == losses(runs[1])
-    assert len(losses(runs[0])) == 40
+    assert len(losses(runs[0])) == 20
     digests = [read_manifest(run / "model").digest for run in runs]
     assert digests[0] == digests[1]
 
@@ -114,19 +115,20 @@ BLOCKS = {
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_other_blocks_train_stop_and_go_on_to_the_same_weights(home: Path, kind: str) -> None:
-    whole = quietly(BLOCKS[kind], run="runs/whole").run
+    changes = [*BLOCKS[kind], "pretrain.steps=20"]
+    whole = quietly(changes, run="runs/whole").run
     real = log.RunLog.event
 
-    def stop_at_twenty(log: object, event: str, **details: object) -> None:
+    def stop_at_ten(log: object, event: str, **details: object) -> None:
         real(log, event, **details)  # type: ignore[arg-type]
-        if event == "saved" and details["step"] == 20:
+        if event == "saved" and details["step"] == 10:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log.RunLog, "event", stop_at_twenty)
+        patch.setattr(log.RunLog, "event", stop_at_ten)
         with pytest.raises(KeyboardInterrupt):
-            quietly(BLOCKS[kind], run="runs/cut")
-    cut = quietly(BLOCKS[kind], run="runs/cut").run
+            quietly(changes, run="runs/cut")
+    cut = quietly(changes, run="runs/cut").run
     assert losses(cut) == losses(whole)
     assert read_manifest(cut / "model").digest == read_manifest(whole / "model").digest
     model, tokenizer = groundup.load(cut, device="cpu")
@@ -136,7 +138,7 @@ def test_other_blocks_train_stop_and_go_on_to_the_same_weights(home: Path, kind:
 
 def test_parts_of_the_loss_are_in_the_metrics(home: Path) -> None:
     """What is minimised is their weighted sum."""
-    run = quietly([*BLOCKS["experts"], *BLOCKS["multi_token"], "pretrain.loss.weight=0.5"]).run
+    run = quietly([*BLOCKS["experts"], *BLOCKS["multi_token"], "pretrain.loss.weight=0.5", "pretrain.steps=10"]).run
     lines = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
     for line in (line for line in lines if "loss" in line):
         further = 0.5 * (line["token_2"] + line["token_3"]) / 2
@@ -432,7 +434,7 @@ def test_odd_lines_and_lost_files_of_a_run_end_in_no_traceback(finished: Path) -
 )
 def test_a_checkpoint_of_another_run_is_not_taken(home: Path, change: str, named: str) -> None:
     """Fault B7 of a checkpoint; test_another_tokenizer_is_refused_before_the_first_batch has it of shards."""
-    other = quietly([change], run="runs/other").run
+    other = quietly([change], run="runs/other", last="pretrain").run
     run = Path("runs/tiny")
     for stage in ("corpus", "tokenizer", "pack"):
         quietly(only=stage)

@@ -16,8 +16,9 @@ import pytest
 
 from groundup.artifacts import read_manifest, verify
 
+STEPS = 100
 LONGER = [
-    "pretrain.steps=160",
+    f"pretrain.steps={STEPS}",
     "pretrain.checkpoint_every=15",
     "pretrain.validate_every=50",
     "pretrain.sample_every=50",
@@ -104,7 +105,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], 
 
 def assert_the_same_run(run: Path, unbroken: Path) -> None:
     assert losses(run) == losses(unbroken)
-    assert len(losses(run)) == 160
+    assert len(losses(run)) == STEPS
     for name in ("model", "evals"):
         assert verify(run / name).digest == read_manifest(unbroken / name).digest
     weights = Path("model/model.safetensors")
@@ -118,7 +119,7 @@ def test_killed_at_random_steps_the_run_is_the_unbroken_one(recipe: Path, precis
     code, told = finish(start(home, *arguments, "--run", "unbroken"))
     assert code == 0, told
     draw = random.Random()  # another moment in every test run
-    for number in sorted(draw.sample(range(16, 160), 3)):
+    for number in sorted(draw.sample(range(16, STEPS), 3)):
         process = start(home, *arguments, "--run", "killed", happening=at_step(number, signal.SIGKILL))
         assert finish(process)[0] == -signal.SIGKILL
     code, told = finish(start(home, *arguments, "--run", "killed"))
