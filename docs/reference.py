@@ -347,6 +347,8 @@ def json_schema(cls: type[BaseModel]) -> dict[str, Any]:
     schema = cls.model_json_schema()
     classes = {inner.__name__: inner for inner in [cls, *_all_inside(cls)]}
     for name, described in {cls.__name__: schema, **schema["$defs"]}.items():
+        if "description" in described:
+            described["description"] = described["description"].partition("\n\n>>>")[0]
         for field, entry in described.get("properties", {}).items():
             if text := text_of(classes[name], field):
                 entry["description"] = text
