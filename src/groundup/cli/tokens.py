@@ -1,6 +1,7 @@
 """Commands that look at tokenizers: show, compare, advise, convert, extend."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,6 +96,7 @@ def compare_tokenizers(
 ) -> None:
     """Set tokenizers side by side on texts: how short each makes them, by file and by script, and how fast."""
     from groundup.evals import tokenizers as comparing
+    from groundup.report import tokenizers as showing
     from groundup.tools.tokens import load_tokenizer
 
     names = comparing.labels(tokenizers)
@@ -102,13 +104,11 @@ def compare_tokenizers(
     with terminal.watch("compare") as progress:
         found = comparing.compare(loaded, text or [], progress)
     if html:
-        from groundup.report.tokenizers import write_page
-
-        write_page(found, html)
-    page = f"By script and file: {html}" if html else ""
-    groups, facts = found.group_rows(most=comparing.SHOWN_SCRIPTS), found.fact_rows(found.groups[0])
-    table = as_json and found.table()
-    terminal.show(groups, "All texts:", facts, "\n".join(found.verdicts), page, instead=table)
+        showing.write_page(found, html)
+    page, said = f"By script and file: {html}" if html else "", "\n".join(showing.verdicts(found))
+    terminal.show(
+        found.group_rows, "All texts:", found.fact_rows(found.groups[0]), said, page, instead=as_json and asdict(found)
+    )
 
 
 @app.command(epilog=example("tokens advise"))
@@ -124,13 +124,16 @@ def advise(
     By the rule of `groundup new`, on more text.
     """
     from groundup.plan import vocabulary
-    from groundup.tools.advise import advice_lines, advise_on
+    from groundup.tools.advise import advise_on, reasons
 
     print("reading the texts", file=sys.stderr)
     with terminal.watch("measure") as progress:
         advice = advise_on(texts, recipe=model, size=size, largest=max_vocab, progress=progress)
-    table = as_json and vocabulary.table(advice)
-    terminal.show(vocabulary.rows(advice), "\n".join(advice_lines(advice)), instead=table)
+    table = as_json and {**vocabulary.table(advice), "reasons": reasons(advice)}
+    chart, why = "\n".join(vocabulary.chart(advice)), "\n".join(reasons(advice))
+    recipe = f"[tokenizer]\nvocab_size = {advice.vocab_size}"
+    curve = "Bytes of text per TFLOP of training:"
+    terminal.show(vocabulary.rows(advice), curve, chart, why, "In a recipe:", recipe, instead=table)
 
 
 @app.command(epilog=example("tokens convert"))

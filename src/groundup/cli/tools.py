@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -148,7 +149,7 @@ def compare(
     page = out or (None if as_json else comparing.default_page(finished))
     if page:
         comparing.write_page(finished, comparison, page)
-    table = as_json and comparison.table()
+    table = as_json and asdict(comparison)
     terminal.show(comparison.rows, "\n".join(comparison.verdicts), f"With curves and samples: {page}", instead=table)
 
 
