@@ -21,9 +21,10 @@ import groundup
 from groundup import errors
 from groundup.cli.app import app
 from groundup.cli.help import describe, text_of
+from groundup.mistakes import settings_in
 from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
-from groundup.settings import settings_in, toml_value
+from groundup.settings import toml_value
 
 RECIPE_HEAD = """# Settings of a recipe
 
@@ -346,6 +347,8 @@ def json_schema(cls: type[BaseModel]) -> dict[str, Any]:
     schema = cls.model_json_schema()
     classes = {inner.__name__: inner for inner in [cls, *_all_inside(cls)]}
     for name, described in {cls.__name__: schema, **schema["$defs"]}.items():
+        if "description" in described:
+            described["description"] = described["description"].partition("\n\n>>>")[0]
         for field, entry in described.get("properties", {}).items():
             if text := text_of(classes[name], field):
                 entry["description"] = text

@@ -5,7 +5,6 @@ import difflib
 import errno
 import gzip
 import hashlib
-import io
 import json
 import lzma
 import os
@@ -14,7 +13,6 @@ import shutil
 import sys
 import tomllib
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -140,48 +138,18 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
         raise
 
 
-class _Digested(io.RawIOBase):
-    """A file whose bytes go into a sha256 as they are read."""
-
-    def __init__(self, path: Path, sha256: "hashlib._Hash") -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed below)
-        self._sha256 = sha256
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
-        self._sha256.update(memoryview(buffer)[:count])
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 @contextlib.contextmanager
-def reading(path: Path, learn: Callable[[str], None] | None = None) -> Iterator[BinaryIO]:
+def reading(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed by its suffix.
-
-    Args:
-        learn: called with the sha256 of the file on disk, taken of the very bytes that were read here, once the
-            block has ended by itself; what it left unread is read then.
 
     Raises:
         DataError: missing, unreadable, or a compressed stream that is damaged or cut short.
         ResourceError: a zstd frame whose window does not fit into memory.
     """
-    sha256 = hashlib.sha256()
     opener = OPENERS.get(path.suffix.lower(), contextlib.nullcontext)
     try:
-        raw = open(path, "rb") if learn is None else io.BufferedReader(_Digested(path, sha256))  # noqa: SIM115
-        with raw, opener(raw) as stream:
+        with open(path, "rb") as raw, opener(raw) as stream:
             yield stream
-            if learn is not None:
-                while raw.read(1 << 20):
-                    pass
-                learn(sha256.hexdigest())
     except zstd.ZstdError as error:
         if "memory" in str(error):
             raise ResourceError(
@@ -209,33 +177,20 @@ OPENERS: dict[str, Callable[[BinaryIO], contextlib.AbstractContextManager[Any]]]
 
 MAX_FILE_BYTES = 1 << 18
 """A recipe is a few kilobytes; a larger file is something else, and is not parsed."""
-NAME = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
-DOTTED = rf"{NAME}(?:\s*\.\s*{NAME})*"
-HEADER_OR_KEY = re.compile(rf"\s*(?:(?P<bracket>\[\[?)\s*(?P<header>{DOTTED})\s*\]|(?P<key>{DOTTED})\s*=)")
 
 
 def read_toml(file: Path) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
-        DataError: no such file.
-        SettingsError: not TOML, naming the line; or far too large.
+        DataError: no such file, with what may have been meant.
+        SettingsError: not TOML, naming the line; or far too large for a recipe.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(folder, "a.toml").write_text("[pretrain]\\nsteps = 500")
     ...     read_toml(Path(folder, "a.toml"))
     {'pretrain': {'steps': 500}}
-    """
-    return parse_toml(read_toml_text(file), file)
-
-
-def read_toml_text(file: Path) -> str:
-    """The text of a recipe.
-
-    Raises:
-        DataError: no such file, with what may have been meant.
-        SettingsError: not UTF-8, or far too large for a recipe.
     """
     try:
         with open(file, "rb") as stream:
@@ -250,10 +205,19 @@ def read_toml_text(file: Path) -> str:
             f"{MAX_FILE_BYTES:,} are read. If it is text to learn from, name it in a recipe: [corpus] sources = [...]"
         )
     try:
-        return raw.decode()
+        return tomllib.loads(raw.decode())
+    except RecursionError:
+        why = "tables or arrays are nested too deeply"
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise SettingsError(f"{file} is not valid TOML: line {line} is not UTF-8 ({error.reason})") from None
+        why = f"line {line} is not UTF-8 ({error.reason})"
+    except tomllib.TOMLDecodeError as error:
+        why = _with_the_line(str(error), raw.decode())
+    except ValueError:
+        why = "it has a number of thousands of digits"
+    other = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}.get(file.suffix)
+    hint = f". By its name it is {other}; a recipe is TOML: [pretrain], and under it steps = 500" if other else ""
+    raise SettingsError(f"{file} is not valid TOML: {why}{hint}")
 
 
 def _instead_of(file: Path, error: Exception) -> str:
@@ -266,24 +230,6 @@ def _instead_of(file: Path, error: Exception) -> str:
         return ": it is a folder"
     there = sorted(str(path) for path in file.parent.glob("*.toml")) if file.parent.is_dir() else []
     return f"; recipes there: {', '.join(there)}" if there else ""
-
-
-def parse_toml(text: str, file: Path) -> dict[str, Any]:
-    """
-    Raises:
-        SettingsError: not TOML, naming `file` and the line.
-    """
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        why = "tables or arrays are nested too deeply"
-    except tomllib.TOMLDecodeError as error:
-        why = _with_the_line(str(error), text)
-    except ValueError:
-        why = "it has a number of thousands of digits"
-    other = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}.get(file.suffix)
-    hint = f". By its name it is {other}; a recipe is TOML: [pretrain], and under it steps = 500" if other else ""
-    raise SettingsError(f"{file} is not valid TOML: {why}{hint}")
 
 
 def _with_the_line(message: str, text: str) -> str:
@@ -300,43 +246,3 @@ def _with_the_line(message: str, text: str) -> str:
 
 def shortened(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-def line_of(text: str, path: tuple[str | int, ...]) -> int | None:
-    """The line of a TOML file on which `path` stands, or the first key inside it; if it is written nowhere, or inside
-    the value of a key, the line of its table or of that key.
-
-    tomllib, which reads the values, gives no positions. This looks for keys under their headers line by line, and so
-    takes a line of a long string that looks like a key for one.
-
-    >>> line_of("a = 1\\n[b]\\nc.d = [\\n  {e = 2},\\n]", ("b", "c", "d", 0, "e"))
-    3
-    """
-    lines = list(_lines_of_keys(text))
-    while path:
-        inside = [(key, line) for key, line in lines if key[: len(path)] == path]
-        if inside:
-            return next((line for key, line in inside if key == path), inside[0][1])
-        path = path[:-1]
-    return None
-
-
-def _lines_of_keys(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    tables: Counter[tuple[str | int, ...]] = Counter()  # array of tables → its tables so far
-    table: tuple[str | int, ...] = ()
-    for number, line in enumerate(text.split("\n"), start=1):
-        match = HEADER_OR_KEY.match(line)
-        names = re.findall(NAME, match["header"] or match["key"]) if match else []
-        names = [str(tomllib.loads(f"name = {name}")["name"]) if name[0] in "\"'" else name for name in names]
-        if match and match["key"]:
-            yield (*table, *names), number
-        elif match:
-            table = ()
-            for name in names[:-1]:  # under an array of tables, its last table is meant
-                table = (*table, name)
-                table = (*table, tables[table] - 1) if table in tables else table
-            table = (*table, names[-1])
-            if match["bracket"] == "[[":
-                tables[table] += 1
-                table = (*table, tables[table] - 1)
-            yield table, number

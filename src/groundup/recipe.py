@@ -8,11 +8,11 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from groundup.corpus.settings import CorpusSettings
-from groundup.errors import SettingsError
 from groundup.evals.settings import EvalSettings
+from groundup.mistakes import contradiction
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.pretrain.settings import MultiToken, PretrainSettings
-from groundup.settings import Origin, Settings, Table, contradiction
+from groundup.settings import Settings
 from groundup.tokenizer.settings import TokenizerSettings
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -23,7 +23,12 @@ class ShardSettings(Settings):
 
 
 class Recipe(Settings):
-    """A whole model, one table a stage."""
+    """A whole model, one table a stage.
+
+    >>> recipe = Recipe.from_table({"name": "a", "corpus": {"sources": ["b"]}, "tokenizer": {"vocab_size": 4096}})
+    >>> recipe.override(["pretrain.steps=500"]).pretrain.steps
+    500
+    """
 
     name: str = Field(json_schema_extra={"pattern": NAME})
     """The run is written to `runs/NAME`."""
@@ -44,6 +49,13 @@ class Recipe(Settings):
                 "underscores, a letter or digit first, at most 100 characters"
             )
         return name
+
+    @field_validator("model")
+    @classmethod
+    def _leaves_the_vocabulary_open(cls, model: ModelConfig) -> ModelConfig:
+        if model.vocab_size is not None:
+            raise contradiction("vocab_size follows from the tokenizer; set tokenizer.vocab_size instead", "vocab_size")
+        return model
 
     @model_validator(mode="after")
     def _batch_is_whole_rows(self) -> Self:
@@ -91,22 +103,6 @@ class Recipe(Settings):
                 "model.head.kind",
             )
         return self
-
-    @classmethod
-    def from_table(cls, table: Table, origin: str | Origin = "settings") -> Self:
-        """As `Settings.from_table`, from the `table` of a recipe and an `origin`; the model's `vocab_size` is refused.
-
-        >>> recipe = Recipe.from_table({"name": "a", "corpus": {"sources": ["b"]}, "tokenizer": {"vocab_size": 4096}})
-        >>> recipe.override(["pretrain.steps=500"]).pretrain.steps
-        500
-        """
-        origin = Origin(origin) if isinstance(origin, str) else origin
-        if isinstance(table.get("model"), dict) and "vocab_size" in table["model"]:
-            raise SettingsError(
-                f"{origin.name}: {origin.place(('model', 'vocab_size'))}model.vocab_size follows from the tokenizer; "
-                "set tokenizer.vocab_size instead"
-            )
-        return super().from_table(table, origin)
 
 
 def load_recipe(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> tuple[Recipe, Path]:

@@ -4,53 +4,21 @@ A setting is a field of a `Settings` class in the room that uses it and is decla
 settings of their own are unions told apart by `kind`.
 """
 
-import difflib
 import json
-import reprlib
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Self, Union, get_args, get_origin
+from typing import Any, Self, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
 
 from groundup.errors import SURROGATE, SettingsError, escaped
-from groundup.files import line_of, parse_toml, read_toml_text, shortened
 from groundup.files import read_toml as read_toml
+from groundup.files import shortened
+from groundup.mistakes import contradiction, explained, kind_of, nearest, settings_in
 
 Table = dict[str, Any]
-MAX_COMPLAINTS = 20
-BRIEFLY = reprlib.Repr()
-BRIEFLY.maxstring = BRIEFLY.maxother = 80
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a table was written, so that a mistake in it can be pointed at."""
-
-    name: str
-    text: str = ""
-    """The TOML file, or nothing."""
-    overrides: tuple[str, ...] = ()
-
-    def place(self, path: tuple[str | int, ...], names: Iterable[str] = ()) -> str:
-        """`line 12: `, or the override that set what stands at `path`; nothing if it is written nowhere.
-
-        Args:
-            names: settings in the table at `path`: the place of the first one that is written is given then.
-        """
-        paths = [(*path, *name.split(".")) for name in names] or [path]
-        for override in reversed(self.overrides):
-            given = tuple(override.partition("=")[0].strip().split("."))
-            if any(each and given[: len(each)] == each[: len(given)] for each in paths):
-                return f"override {shortened(override)}: "
-        around = line_of(self.text, path)
-        line = next((line for line in (line_of(self.text, each) for each in paths) if line != around), around)
-        return f"line {line}: " if line else ""
 
 
 class Settings(BaseModel):
@@ -78,7 +46,7 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise explained(type(self), error, Origin(type(self).__name__)) from None
+            raise explained(type(self), error, type(self).__name__) from None
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # else pydantic calls it for tables in tables
 
@@ -107,12 +75,13 @@ class Settings(BaseModel):
         return super().model_copy(update=update, deep=deep)
 
     @classmethod
-    def from_table(cls, table: Table, origin: str | Origin = "settings") -> Self:
+    def from_table(cls, table: Table, origin: str | Path = "settings", overrides: Iterable[str] = ()) -> Self:
         """Build from a plain dict as TOML or JSON give it.
 
         Args:
             table: dotted names are tables in it; where a kind is chosen, a bare word is one.
-            origin: what a message begins with.
+            origin: what a message begins with; if it is the TOML file, lines in it are named.
+            overrides: `dotted.key=value`, as on the command line.
 
         Raises:
             SettingsError: naming the dotted path, where it stands, the value and the nearest known name.
@@ -125,11 +94,14 @@ class Settings(BaseModel):
         lights = 2
         <BLANKLINE>
         """
-        origin = Origin(origin) if isinstance(origin, str) else origin
+        overrides = tuple(overrides)
+        for override in overrides:
+            table = _complete([cls], table)  # so that naming the kind a table has anyway drops nothing
+            _apply(table, override)
         try:
             return cls.model_validate(_complete([cls], table))
         except ValidationError as error:
-            raise explained(cls, error, origin) from None
+            raise explained(cls, error, origin, overrides) from None
 
     @classmethod
     def load(cls, file: Path, overrides: Iterable[str] = ()) -> Self:
@@ -147,8 +119,7 @@ class Settings(BaseModel):
         ...     Room.load(Path(folder, "room.toml")), Room.load(Path(folder, "room.toml"), ["lights=3"])
         (Room(lights=2), Room(lights=3))
         """
-        text = read_toml_text(file)
-        return cls._from_overridden(parse_toml(text, file), overrides, Origin(str(file), text))
+        return cls.from_table(read_toml(file), file, overrides)
 
     def override(self, overrides: Iterable[str]) -> Self:
         """The same settings with other values.
@@ -159,15 +130,7 @@ class Settings(BaseModel):
         Raises:
             SettingsError: naming the override.
         """
-        return self._from_overridden(self.table(), overrides, Origin(type(self).__name__))
-
-    @classmethod
-    def _from_overridden(cls, table: Table, overrides: Iterable[str], origin: Origin) -> Self:
-        overrides = tuple(overrides)
-        for override in overrides:
-            table = _complete([cls], table)  # so that naming the kind a table has anyway drops nothing
-            _apply(table, override)
-        return cls.from_table(table, Origin(origin.name, origin.text, overrides))
+        return self.from_table(self.table(), type(self).__name__, overrides)
 
     def table(self) -> Table:
         """As plain TOML values; fields that are not set are left out."""
@@ -266,110 +229,3 @@ def _complete(classes: list[type[BaseModel]], value: Any, default_kind: str | No
                 default = getattr(field.default, "kind", kind_of(inner[0])) if choice else None
                 completed[name] = _complete(inner, completed[name], default)
     return completed
-
-
-def explained(cls: type[BaseModel], error: ValidationError, origin: Origin) -> SettingsError:
-    """Turn pydantic's errors about a `cls` into sentences, each after its line in `origin`; at most 20."""
-    details = error.errors(include_url=False)
-    more = [f"and {len(details) - MAX_COMPLAINTS:,} more"] if len(details) > MAX_COMPLAINTS else []
-    sentences = [_explain(cls, detail, origin) for detail in details[:MAX_COMPLAINTS]]
-    message = "\n  ".join([f"{origin.name}:", *sentences, *more])
-    return SettingsError(SURROGATE.sub(lambda match: escaped(match[0]), message))
-
-
-def _explain(cls: type[BaseModel], detail: ErrorDetails, origin: Origin) -> str:
-    """One complaint of pydantic's: where it is written, the dotted path, the value and what it should be."""
-    path, known, classes = _locate(cls, detail["loc"])
-    kinds = [kind for kind in map(kind_of, classes) if kind]
-    given = BRIEFLY.repr(detail["input"])
-    context = detail.get("ctx", {})
-    dotted = ".".join(map(str, path))
-    match detail["type"]:
-        case "extra_forbidden":
-            sentence = f"unknown setting {dotted}; {_nearest_in(cls, str(path[-1]), known)}"
-        case "missing":
-            sentence = f"{dotted} is not set and has no default"
-        case "union_tag_invalid":
-            sentence = f"{dotted}.kind is {context['tag']!r}; {nearest(context['tag'], kinds)}"
-        case "union_tag_not_found" if isinstance(detail["input"], dict):
-            sentence = f"{dotted}.kind is not set; known here: {', '.join(kinds)}"
-        case "model_type" | "model_attributes_type" | "dict_type" | "union_tag_not_found":
-            as_object = f" (in Python {' or '.join(f'{each.__name__}()' for each in classes)})"
-            sentence = f"{dotted} is {given}; it should be a table, such as [{dotted}]"
-            sentence += "" if origin.text or origin.overrides else as_object
-        case "value_error" | "contradiction":
-            sentence = f"{dotted}: ".removeprefix(": ") + detail["msg"].removeprefix("Value error, ")
-        case _:
-            sentence = f"{dotted or 'a name'} is {given}; {detail['msg'].replace('Input', 'it', 1)}"
-    names = ["kind"] if detail["type"].startswith("union_tag") else context.get("names", ())
-    return origin.place(path, names) + sentence
-
-
-def contradiction(message: str, *names: str) -> PydanticCustomError:
-    """The error of a rule over several settings, to be raised by its validator.
-
-    Args:
-        names: the settings that it is about, dotted from the validator's table on; the message is said at the first
-            of them that is written down.
-    """
-    return PydanticCustomError("contradiction", "{message}", {"message": message, "names": names})
-
-
-def _nearest_in(cls: type[BaseModel], name: str, known: list[str]) -> str:
-    """What may have been meant: a name known here, else one of another table."""
-    if not difflib.get_close_matches(name, known, n=1, cutoff=0.5):
-        for other in _names_in(cls):
-            if other.rpartition(".")[2] == name:
-                return f"did you mean {other}?"
-    return nearest(name, known)
-
-
-def _names_in(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in cls.model_fields.items():
-        yield prefix + name
-        for inner in settings_in(field.annotation):
-            yield from _names_in(inner, f"{prefix}{name}.")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"known here: {', '.join(sorted(known))}" if known else "nothing can be set here"
-
-
-def _locate(
-    cls: type[BaseModel], location: tuple[int | str, ...]
-) -> tuple[tuple[int | str, ...], list[str], list[type[BaseModel]]]:
-    """The dotted path as a person writes it, the names known in its last table, and the classes that may stand there.
-
-    pydantic names the chosen arm of a union inside the path (`position.rotary.base`); a person wrote `position.base`.
-    """
-    path: list[int | str] = []
-    classes: list[type[BaseModel]] = [cls]
-    known: list[str] = []
-    for part in location:
-        arm = [found for found in classes if kind_of(found) == part]
-        if len(classes) > 1 and arm:
-            classes = arm
-            continue
-        path.append(part)
-        if isinstance(part, str):
-            known = [name for found in classes for name in found.model_fields]
-            fields = [found.model_fields[part] for found in classes if part in found.model_fields]
-            classes = [inner for field in fields for inner in settings_in(field.annotation)]
-    return tuple(path), known, classes
-
-
-def kind_of(cls: type[BaseModel]) -> str | None:
-    """The `kind` that chooses this class among others."""
-    return cls.model_fields["kind"].default if "kind" in cls.model_fields else None
-
-
-def settings_in(annotation: Any) -> list[type[BaseModel]]:
-    """The Settings classes inside an annotation such as `tuple[A | B, ...] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, UnionType, Annotated, tuple, list):
-        return [found for part in get_args(annotation) for found in settings_in(part)]
-    return []

@@ -11,8 +11,9 @@ import pytest
 
 from groundup.errors import DataError, SettingsError
 from groundup.model.settings import ModelConfig
-from groundup.plan.vocabulary import SEEN, Curve, Size, advise, chart, counts_by_size, measure, reasons, rows, table
+from groundup.plan.vocabulary import SEEN, Curve, Size, advise, chart, counts_by_size, measure, rows, table
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.tools.advise import reasons
 from groundup.tools.survey import survey
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_other_tokenizers_and_single_seeds_are_noted(home: Path) -> None:
 
 def test_it_is_json_and_a_table_of_equal_rows(home: Path) -> None:
     comparison = compare(runs(home, "base", "short", "words"))
-    assert json.loads(json.dumps(comparison.table(), allow_nan=False)) == comparison.table()
+    assert json.loads(json.dumps(asdict(comparison), allow_nan=False)) == asdict(comparison)
     assert {len(row) for row in comparison.rows} == {4}
     assert len(comparison.verdicts) == 4
 
@@ -182,12 +183,12 @@ def test_curves_and_samples_of_all_runs_are_on_the_page(page: Path, browser: Any
     tab.close()
 
 
-def test_steps_of_one_size_are_not_compared_again_over_tokens(home: Path, tmp_path: Path) -> None:
+def test_runs_are_compared_where_the_shortest_ends(home: Path, tmp_path: Path) -> None:
     chosen = runs(home, "base", "short")
     write_page(chosen, compare(chosen), tmp_path / "page.html")
     text = re.sub("<.*?>", "", (tmp_path / "page.html").read_text())
-    assert re.search(r"Validation after 20 steps of 64 tokens, as far as all go: base [\d.]+, short [\d.]+\.", text)
-    assert not re.search(r"after [\d,]+ tokens", text)
+    assert re.search(r"Validation after 1,280 tokens, as far as all go: base [\d.]+, short [\d.]+\.", text)
+    assert re.search(r"Training after [\d.]+ .*, as far as all go: base [\d.]+, short [\d.]+\.", text)
 
 
 def test_without_scripts_curves_are_tables(page: Path, browser: Any) -> None:

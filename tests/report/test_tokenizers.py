@@ -8,7 +8,7 @@ import pytest
 
 from groundup.errors import SettingsError
 from groundup.evals.tokenizers import compare
-from groundup.report.tokenizers import write_page
+from groundup.report.tokenizers import verdicts, write_page
 from groundup.tokenizer.tokenizer import Tokenizer
 
 
@@ -21,10 +21,10 @@ def test_the_page_has_all_numbers_and_escapes_what_came_in(tmp_path: Path) -> No
     page = tmp_path / "deep" / "page.html"
     write_page(comparison, page)
     written = page.read_text()
-    for row in comparison.group_rows():
+    for row in comparison.group_rows:
         for cell in row:
             assert html.escape(cell) in written
-    for verdict in comparison.verdicts:
+    for verdict in verdicts(comparison):
         assert html.escape(verdict) in written
     assert "<b>letters" not in written
     assert written.count('<dl class="bars">') == len(comparison.groups) == 5

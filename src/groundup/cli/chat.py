@@ -10,8 +10,8 @@ from groundup.cli.terminal import Interrupted
 from groundup.errors import SettingsError
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
+from groundup.mistakes import nearest
 from groundup.model.transformer import Transformer
-from groundup.settings import nearest
 from groundup.tokenizer.tokenizer import Tokenizer
 
 REPLY_TOKENS = 60

@@ -1,6 +1,7 @@
 """Commands that look at tokenizers: show, compare, advise, convert, extend."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,6 +97,7 @@ def compare_tokenizers(
 ) -> None:
     """Set tokenizers side by side on texts: how short each makes them, by file and by script, and how fast."""
     from groundup.evals import tokenizers as comparing
+    from groundup.report import tokenizers as showing
     from groundup.tools.tokens import load_tokenizer
 
     names = comparing.labels(tokenizers)
@@ -103,15 +105,12 @@ def compare_tokenizers(
     with terminal.watch("compare") as progress:
         found = comparing.compare(loaded, text or [], progress)
     if html:
-        from groundup.report.tokenizers import write_page
-
-        write_page(found, html)
+        showing.write_page(found, html)
     if as_json:
-        terminal.print_json(found.table())
+        terminal.print_json(asdict(found))
         return
-    page = f"By script and file: {html}" if html else ""
-    groups, facts = found.group_rows(most=comparing.SHOWN_SCRIPTS), found.fact_rows(found.groups[0])
-    terminal.show(groups, "All texts:", facts, "\n".join(found.verdicts), page)
+    page, said = f"By script and file: {html}" if html else "", "\n".join(showing.verdicts(found))
+    terminal.show(found.group_rows, "All texts:", found.fact_rows(found.groups[0]), said, page)
 
 
 @app.command(epilog=example("tokens advise"))
@@ -127,15 +126,17 @@ def advise(
     By the rule of `groundup new`, on more text.
     """
     from groundup.plan import vocabulary
-    from groundup.tools.advise import advice_lines, advise_on
+    from groundup.tools.advise import advise_on, reasons
 
     print("reading the texts", file=sys.stderr)
     with terminal.watch("measure") as progress:
         advice = advise_on(texts, recipe=model, size=size, largest=max_vocab, progress=progress)
     if as_json:
-        terminal.print_json(vocabulary.table(advice))
-    else:
-        terminal.show(vocabulary.rows(advice), "\n".join(advice_lines(advice)))
+        terminal.print_json({**vocabulary.table(advice), "reasons": reasons(advice)})
+        return
+    chart, why = "\n".join(vocabulary.chart(advice)), "\n".join(reasons(advice))
+    recipe = f"[tokenizer]\nvocab_size = {advice.vocab_size}"
+    terminal.show(vocabulary.rows(advice), "Bytes of text per TFLOP of training:", chart, why, "In a recipe:", recipe)
 
 
 @app.command(epilog=example("tokens convert"))

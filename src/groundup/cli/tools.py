@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -152,7 +153,7 @@ def compare(
     if page:
         comparing.write_page(finished, comparison, page)
     if as_json:
-        terminal.print_json(comparison.table())
+        terminal.print_json(asdict(comparison))
     else:
         terminal.show(comparison.rows, "\n".join(comparison.verdicts), f"With curves and samples: {page}")
 

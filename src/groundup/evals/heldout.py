@@ -4,7 +4,6 @@ No torch is imported here, so that a report can say what a number is. N position
 """
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,24 +24,12 @@ class Measurement:
 
     function: "Callable[[HeldOut], dict[str, float]]"
     first_number: str
-    """The name of its first number; further ones end in other digits."""
-    title: str
-    """Its numbers in words, for a page."""
+    """The name of its first number, by which training sees whether it has measured."""
 
     def measure(self, held_out: "HeldOut") -> dict[str, float]:
         """Its numbers by their names in the metrics; the model is in `eval()` meanwhile."""
         with held_out.evaluating():
             return self.function(held_out)
-
-
-def measurement_of(number: str) -> Measurement | None:
-    """The measurement that a number in the metrics is of, by the number's name.
-
-    >>> measurement_of("bits_per_byte_from_16").title
-    'bits per byte by position'
-    """
-    first = re.sub(r"\d+$", "0", number)
-    return next((measurement for measurement in MEASUREMENTS.values() if measurement.first_number == first), None)
 
 
 def bits_per_byte(held_out: "HeldOut") -> dict[str, float]:
@@ -87,11 +74,9 @@ def calibration(held_out: "HeldOut") -> dict[str, float]:
 
 
 MEASUREMENTS: dict[MeasurementName, Measurement] = {
-    "bits_per_byte": Measurement(bits_per_byte, "bits_per_byte", "bits per byte"),
-    "bits_per_byte_by_position": Measurement(
-        bits_per_byte_by_position, "bits_per_byte_from_0", "bits per byte by position"
-    ),
-    "next_token_accuracy": Measurement(next_token_accuracy, "next_token_accuracy", "share of right tokens"),
-    "calibration": Measurement(calibration, "calibration_error", "calibration error"),
+    "bits_per_byte": Measurement(bits_per_byte, "bits_per_byte"),
+    "bits_per_byte_by_position": Measurement(bits_per_byte_by_position, "bits_per_byte_from_0"),
+    "next_token_accuracy": Measurement(next_token_accuracy, "next_token_accuracy"),
+    "calibration": Measurement(calibration, "calibration_error"),
 }
 """By the name that a recipe asks for."""

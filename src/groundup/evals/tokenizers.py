@@ -7,9 +7,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from groundup.evals.statistics import interval
 from groundup.files import Progress, no_progress
 from groundup.tokenizer.columns import column_of
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.words import plural
 
 MOST_BYTES = 32_000_000
 """Bytes read of each source: enough for every number here. The rest is left out, and the comparison says so."""
@@ -33,8 +32,6 @@ UNSPACED = frozenset({"Han", "Japanese", "Thai", "Lao", "Khmer", "Myanmar", "Tib
 """Scripts without spaces between words, where tokens per word say nothing."""
 STRANGE = 0.2
 """Share of tokens that are parts of characters, from which on a vocabulary is said not to know a script."""
-SHOWN_SCRIPTS = 12
-"""Scripts in the table of the terminal; the page and --json have all."""
 Kind = Literal["all", "source", "script"]
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
 
@@ -60,14 +57,6 @@ class Counted:
     """Tokens for one of the first tokenizer's."""
     ratio_interval: tuple[float, float] | None
     """Ends of its 95% interval; None for the first tokenizer, and for few documents."""
-
-    @property
-    def change(self) -> str:
-        """The ratio in words."""
-        change = abs(self.ratio - 1)
-        if change < 0.0005:
-            return "as many"
-        return f"{change:{'.1%' if change < 0.0995 else '.0%'}} {'fewer' if self.ratio < 1 else 'more'}"
 
     @property
     def ratio_cell(self) -> str:
@@ -130,63 +119,15 @@ class Comparison:
     cut: list[str]
     """Sources that were read in part."""
 
-    def table(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return asdict(self)
-
     @property
     def names(self) -> list[str]:
         return [tokenizer.name for tokenizer in self.tokenizers]
 
     @property
-    def verdicts(self) -> list[str]:
-        """The result of the comparison, in sentences."""
-        return [
-            *(self._against_the_first(number) for number in range(1, len(self.tokenizers))),
-            *filter(None, map(self._unknown_scripts, range(len(self.tokenizers)))),
-            *(f"{source}: only the first {MOST_BYTES / 1e6:,.0f} MB were read." for source in self.cut),
-            *(f"left out: {number:,} × {reason}" for reason, number in self.left_out.items()),
-        ]
-
-    def _against_the_first(self, number: int) -> str:
-        first, second = self.names[0], self.names[number]
-        if self.same_vocabulary[number]:
-            share = self.same_ids[number]
-            where = "every document" if share == 1 else f"{share:.1%} of the documents"
-            return f"{second} and {first} have the same vocabulary, and give the same ids on {where}."
-        whole, *groups = self.groups
-        parts = [f"{second} {_needs(whole, number)} than {first} on {whole.name}"]
-        for kind in ("source", "script"):
-            ranked = sorted((group for group in groups if group.kind == kind), key=lambda group: group.by[number].ratio)
-            if ranked:
-                parts.append(
-                    ", ".join(f"{group.by[number].change} on {group.name}" for group in (ranked[0], ranked[-1]))
-                )
-        return "; ".join(parts) + "."
-
-    def _unknown_scripts(self, number: int) -> str:
-        """The scripts that a vocabulary spells in parts of characters; empty if there is none."""
-        scripts = [group for group in self.groups if group.kind == "script"]
-        parts = {group.name: group.by[number].parts_of_characters for group in scripts}
-        parts = {script: share for script, share in parts.items() if share >= STRANGE}
-        if not parts:
-            return ""
-        worst = max(parts, key=parts.__getitem__)
-        return (
-            f"{self.names[number]} hardly knows {', '.join(list(parts)[:6])}{' …' if len(parts) > 6 else ''}: of its "
-            f"tokens there {min(parts.values()):.0%} to {parts[worst]:.0%} ({worst}) are parts of characters."
-        )
-
-    def group_rows(self, most: int | None = None) -> list[list[str]]:
-        """Bytes per token by group, and the ratio of tokens to those of the first tokenizer.
-
-        Args:
-            most: scripts in the table; all if not given.
-        """
+    def group_rows(self) -> list[list[str]]:
+        """Bytes per token by group, and the ratio of tokens to those of the first tokenizer, below a header."""
         head = ["", "documents", "MB", *(f"{name}: bytes a token" for name in self.names)]
         head += [f"tokens of {name} for 1 of {self.names[0]}" for name in self.names[1:]]
-        others = [group for group in self.groups if group.kind != "script"]
-        scripts = [group for group in self.groups if group.kind == "script"]
         return [head] + [
             [
                 group.name,
@@ -195,7 +136,7 @@ class Comparison:
                 *(f"{counted.bytes_per_token:.2f}" for counted in group.by),
                 *(counted.ratio_cell for counted in group.by[1:]),
             ]
-            for group in [*others, *scripts[:most]]
+            for group in self.groups
         ]
 
     def fact_rows(self, group: Group) -> list[list[str]]:
@@ -209,18 +150,6 @@ class Comparison:
             shown = [f"{speed:,.1f} ({speed / speeds[0]:.2f})" for speed in speeds]
             rows.append(["speed here, MB/s (of the first's)", *shown])
         return rows
-
-
-def _needs(group: Group, number: int) -> str:
-    counted = group.by[number]
-    if counted.ratio_interval is None:
-        documents = plural(group.documents, "document")
-        return f"needs {counted.change} tokens ({documents}: too few to rule out chance)"
-    low, high = counted.ratio_interval
-    measured = f"95% interval of the ratio {low:.3f} to {high:.3f}"
-    if low <= 1 <= high:
-        return f"needs as many tokens, as far as these texts can tell ({measured}),"
-    return f"needs {counted.change} tokens ({measured})"
 
 
 def labels(paths: Sequence[Path]) -> list[str]:

@@ -102,7 +102,10 @@ class Causal:
 
     >>> q = k = v = torch.randn(1, 2, 5, 8)
     >>> plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    >>> torch.allclose(Causal()(q, k, v), plain, atol=1e-6)
+    >>> torch.allclose(Causal.of(5, q.device)(q, k, v), plain, atol=1e-6)
+    True
+    >>> prepared = Causal().prepared(5, q.device, windows={2})  # as a model does before its first layer
+    >>> torch.equal(prepared(q, k, v, window=2), Causal()(q, k, v, window=2))
     True
     """
 
@@ -138,7 +141,8 @@ class Packed:
         pairs: made of `document` once for all layers, and not while a layer is compiled, if not given.
 
     >>> q = k = v = torch.randn(1, 2, 5, 8)
-    >>> together = Packed(torch.tensor([[0, 0, 1, 1, 1]]))(q, k, v)
+    >>> packed = Packed(torch.tensor([[0, 0, 1, 1, 1]])).prepared(5, q.device, windows={None})
+    >>> together = packed(q, k, v)
     >>> alone = Causal()(q[:, :, 2:], k[:, :, 2:], v[:, :, 2:])
     >>> torch.allclose(together[:, :, 2:], alone, atol=1e-6)
     True

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from groundup.settings import Settings, contradiction
+from groundup.mistakes import contradiction
+from groundup.settings import Settings
 
 # --- position: how a token's place enters the model ---
 

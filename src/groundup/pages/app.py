@@ -80,27 +80,26 @@ class Guarded:
 
 def refusal(scope: Scope) -> tuple[int, str] | None:
     """Status and reason with which a request is refused; None if it is answered."""
-    headers: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        if name in (b"host", b"origin") and name.decode() in headers:
-            return 400, f"more than one {name.decode()}"
-        headers[name.decode("latin-1")] = value.decode("latin-1")
+    request = Request(scope)
+    headers, scheme = request.headers, scope.get("scheme", "http")
     host, origin = headers.get("host", ""), headers.get("origin")
-    if _name(host) not in OUR_NAMES:
-        return 403, f"this page answers to {', '.join(OUR_NAMES)} only: open http://localhost:PORT"
-    if origin is not None and origin != f"{scope.get('scheme', 'http')}://{host}":
-        return 403, "the request comes from another page"
-    if headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate":
-        return 403, "the request comes from another page"
-    if scope["method"] not in ("GET", "HEAD"):
-        return 405, "only reading is allowed here"
-    if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-        return 413, "a request must not have a body here"
-    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-        return 431, f"a request may have at most {MAX_HEADER_BYTES} bytes of headers here"
-    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
-        return 414, f"a URL may have at most {MAX_URL_BYTES} bytes here"
-    return None
+    from_elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    n_header_bytes = sum(len(name) + len(value) for name, value in headers.raw)
+    refusals = (
+        (any(len(headers.getlist(name)) > 1 for name in ("host", "origin")), 400, "more than one host or origin"),
+        (_name(host) not in OUR_NAMES, 403, f"open http://localhost:PORT; this page answers to {', '.join(OUR_NAMES)}"),
+        (origin not in (None, f"{scheme}://{host}"), 403, "the request comes from another page"),
+        (from_elsewhere and headers.get("sec-fetch-mode") != "navigate", 403, "the request comes from another page"),
+        (request.method not in ("GET", "HEAD"), 405, "only reading is allowed here"),
+        (
+            headers.get("content-length", "0") != "0" or "transfer-encoding" in headers,
+            413,
+            "a request has no body here",
+        ),
+        (n_header_bytes > MAX_HEADER_BYTES, 431, f"a request may have at most {MAX_HEADER_BYTES} bytes of headers"),
+        (len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES, 414, f"at most {MAX_URL_BYTES} bytes"),
+    )
+    return next(((status, reason) for is_refused, status, reason in refusals if is_refused), None)
 
 
 def _name(host: str) -> str | None:

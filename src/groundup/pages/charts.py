@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 MAX_ROWS = 12
 """Rows of the table that a reader without scripts has in place of curves."""
@@ -38,11 +38,6 @@ class Chart:
     curves: Sequence[Curve]
     logarithmic_x: bool = False
     logarithmic_y: bool = False
-
-    @property
-    def data(self) -> dict[str, object]:
-        """JSON values for figures.js."""
-        return asdict(self)
 
     @property
     def rows(self) -> list[list[float | None]]:

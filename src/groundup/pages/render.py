@@ -1,4 +1,4 @@
-"""Pages from the templates of this package. Everything that comes in as text is escaped."""
+"""Pages and sentences from the templates of this package. In pages, everything that comes in as text is escaped."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from groundup.errors import SettingsError
@@ -44,11 +44,17 @@ def write_page(target: Path, template: str, **values: Any) -> None:
     write_text(target, render(template, **values))
 
 
+def sentences(template: str, **values: Any) -> list[str]:
+    """What a template of plain text says: its lines, without the empty ones."""
+    lines = _environment().get_template(template).render(**values).splitlines()
+    return [line for line in lines if line.strip()]
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("groundup.pages", "templates"),
-        autoescape=True,
+        autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

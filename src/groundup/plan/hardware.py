@@ -2,6 +2,7 @@
 
 import re
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,24 +11,8 @@ import numpy as np
 from groundup.machine import available_cores, query_gpu, total_memory
 from groundup.words import plural
 
-GPU_FLOPS = {
-    "B200": 2250e12,
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
-"""Word of the name → peak of dense bfloat16 matmuls (float16 on V100 and T4), from NVIDIA's data sheets."""
 UNKNOWN_GPU_FLOPS = 50e12
-"""Peak assumed for a GPU that is not in the table: that of a modest one."""
+"""Peak assumed for a GPU that is not in `hardware.toml`: that of a modest one."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +46,8 @@ def _gpu() -> Machine | None:
     if values is None or not values[1].isdigit():
         return None
     name, memory = values[0], int(values[1]) * 2**20
-    words = (flops for part, flops in GPU_FLOPS.items() if re.search(rf"\b{re.escape(part)}\b", name))
+    peaks = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+    words = (flops for part, flops in peaks.items() if re.search(rf"\b{re.escape(part)}\b", name))
     # A quarter of the peak is what plain PyTorch code often reaches; not measured with this project.
     return Machine(name, False, memory, next(words, UNKNOWN_GPU_FLOPS), 0.25, 512, is_measured=False)
 

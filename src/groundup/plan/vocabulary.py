@@ -267,7 +267,6 @@ def table(advice: Advice) -> dict[str, Any]:
             asdict(row.size) | {name: value for name, value in vars(row).items() if name != "size"}
             for row in advice.rows
         ],
-        "reasons": reasons(advice),
     }
 
 
@@ -301,34 +300,3 @@ def chart(advice: Advice, width: int = 40) -> list[str]:
         f"{'█' * round(width * each / max(bytes_for)):<{width}}  {each:,.0f}"
         for row, each in zip(advice.rows, bytes_for, strict=True)
     ]
-
-
-def reasons(advice: Advice) -> list[str]:
-    """The reasons for this size, in sentences."""
-    model, curve, best = advice.model, advice.curve, advice.best
-    others = [row for row in advice.rows if row is not best]
-    near = [
-        f"{row.size.vocab_size:,} ids take {abs(row.flops_per_byte / best.flops_per_byte - 1):.0%} "
-        f"{'more' if row.flops_per_byte >= best.flops_per_byte else 'less'}"
-        for row in others
-        if 0.25 <= row.size.vocab_size / advice.vocab_size <= 4
-    ]
-    said = [
-        f"Learned on {curve.learned_bytes / 1e6:,.2f} MB, measured on {curve.measured_bytes / 1e6:,.2f} MB of other "
-        f"documents, of about {advice.text_bytes / 1e6:,.2f} MB to train on.",
-        f"{advice.vocab_size:,} ids: with them a model {model.d_model} wide with {model.n_layers} layers needs "
-        f"{best.flops_per_byte / 1e6:,.3g} million FLOPs of training for a byte of text that they were not "
-        f"learned on. {', '.join(near)}.",
-        "A larger vocabulary makes texts shorter, but every token is then scored against more ids.",
-    ]
-    if refused := [row.size.vocab_size for row in others if not row.is_seen]:
-        said.append(
-            f"From {refused[0]:,} on the newest tokens occur fewer than {SEEN} times in a reading of the texts: too "
-            "rarely to be learned."
-        )
-    if advice.alike:
-        sizes = " and ".join(f"{size:,}" for size in advice.alike)
-        said.append(f"{sizes} would do as well: differences below {ALIKE - 1:.0%} were none in training.")
-    if curve.runs_out_at:
-        said.append(f"With {curve.runs_out_at:,} ids the texts run out of pairs to join.")
-    return said

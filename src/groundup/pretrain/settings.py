@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from groundup.evals.settings import Evaluation
-from groundup.settings import Settings, contradiction
+from groundup.mistakes import contradiction
+from groundup.settings import Settings
 from groundup.train.settings import TrainingSettings
 
 

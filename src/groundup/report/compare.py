@@ -1,9 +1,8 @@
 """Runs side by side: which settings differ, what came of it, and whether the difference is more than noise."""
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from groundup.artifacts import COMMANDS
 from groundup.errors import SettingsError
 from groundup.evals.statistics import ratio
 from groundup.pages.charts import Bar, Chart, Curve
-from groundup.pages.render import number, scientific
+from groundup.pages.render import number, scientific, sentences
 from groundup.pages.render import write_page as write_template
 from groundup.report import facts
 from groundup.report.facts import Run, differing_settings, smooth
@@ -78,10 +77,6 @@ class Comparison:
     stages: dict[str, StageDigests]
     differences: list[PairedDifference]
     notes: list[str]
-
-    def table(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return asdict(self)
 
     @property
     def verdicts(self) -> list[str]:
@@ -168,39 +163,20 @@ COSTS = {
 def paired_difference(first: Run, second: Run, first_label: str, second_label: str) -> PairedDifference:
     before, after = ({line["id"]: line for line in run.documents} for run in (first, second))
     common = [name for name in before if name in after]
-    if not common:
-        says = (
-            f"{first_label} and {second_label} were not tested on any common document: their scores cannot be "
-            "compared. Some texts are harder than others."
-        )
-        return PairedDifference(first_label, second_label, 0, False, None, None, says)
     bits = np.array([after[name]["bits"] - before[name]["bits"] for name in common])
-    difference, error = ratio(bits, np.array([before[name]["bytes"] for name in common]))
-    same_documents = len(common) == len(before) == len(after)
-    on = f"on the same {len(common):,} test documents" if len(common) > 1 else "on the same test document"
-    if not same_documents:
-        on = (
-            f"on the {len(common):,} test documents that both were tested on (of {len(before):,} and {len(after):,}; "
-            "their overall scores are of different documents and cannot be compared)"
-        )
-    says = f"{second_label} and {first_label} need exactly as many bits {on}."
-    if difference:
-        more = "less" if difference < 0 else "more"
-        says = f"{second_label} needs {abs(difference):.4f} bits per byte {more} than {first_label} {on}"
-        says += _beyond_noise(difference, error, len(common))
-    standard_error = None if math.isnan(error) else error
-    return PairedDifference(first_label, second_label, len(common), same_documents, difference, standard_error, says)
-
-
-def _beyond_noise(difference: float, error: float, documents: int) -> str:
-    """The end of a sentence about a difference."""
-    if math.isnan(error):
-        return "; one document gives no standard error, so this may be luck."
-    paired = f", with a paired standard error of {error:.4f}"
-    if abs(difference) < BEYOND_NOISE * error:
-        return f"{paired}: within the noise of which documents were chosen."
-    few = "" if documents >= FEW_DOCUMENTS else ", though they are few"
-    return f"{paired}: beyond the noise of which documents were chosen{few}."
+    sizes = np.array([before[name]["bytes"] for name in common])
+    difference, error = ratio(bits, sizes) if common else (None, None)
+    known: dict[str, Any] = {
+        "first": first_label,
+        "second": second_label,
+        "documents": len(common),
+        "same_documents": len(common) == len(before) == len(after),
+        "difference": difference,
+        "standard_error": error if len(common) > 1 else None,
+    }
+    limits = {"beyond_noise": BEYOND_NOISE, "few_documents": FEW_DOCUMENTS}
+    (says,) = sentences("difference.txt", tested=(len(before), len(after)), **limits, **known)
+    return PairedDifference(**known, says=says)
 
 
 # The page
@@ -236,9 +212,7 @@ def write_page(runs: Sequence[Run], comparison: Comparison, target: Path) -> Non
         same_stages=[name for name, stage in comparison.stages.items() if stage.same],
         charts=[Chart(name, "step", "bits per byte", _curves(name, runs, labels, "step")) for name in CURVES],
         lowest=[
-            (name, unit, *_lowest(_curves(name, runs, labels, key, per)))
-            for name in CURVES
-            for unit, (key, per) in _axes(runs).items()
+            (name, key, *_lowest(_curves(name, runs, labels, key))) for name in CURVES for key in ("tokens", "seconds")
         ],
         training={"runs": [_frozen(run, label) for run, label in zip(runs, labels, strict=True)]},
         samples=itertools.zip_longest(*(run.samples for run in runs)),
@@ -260,21 +234,10 @@ CURVES: dict[str, Callable[[Run], tuple[list[dict[str, Any]], list[float]]]] = {
 """Name → lines of the metrics, and bits per byte at each."""
 
 
-def _curves(name: str, runs: Sequence[Run], labels: Sequence[str], key: str, per: float = 1) -> list[Curve]:
-    """A curve for each run over a number of its metrics, in units of `per`."""
+def _curves(name: str, runs: Sequence[Run], labels: Sequence[str], key: str) -> list[Curve]:
+    """A curve for each run over a number of its metrics."""
     measured = [(label, *CURVES[name](run)) for label, run in zip(labels, runs, strict=True)]
-    return [Curve(label, [line[key] / per for line in lines], bits) for label, lines, bits in measured]
-
-
-def _axes(runs: Sequence[Run]) -> dict[str, tuple[str, float]]:
-    """What runs are compared over: its unit → key in the metrics, and how much of that is one."""
-    longest = max(run.training_seconds for run in runs)
-    unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
-    trainings = [run.model_settings["pretrain"] for run in runs]
-    batches = {settings["batch_tokens"] for settings in trainings}
-    if len(batches) == 1 and not any(settings.get("batch_ramp") for settings in trainings):
-        return {f"steps of {batches.pop():,} tokens": ("step", 1), unit: ("seconds", seconds)}
-    return {"steps": ("step", 1), "tokens": ("tokens", 1), unit: ("seconds", seconds)}
+    return [Curve(label, [line[key] for line in lines], bits) for label, lines, bits in measured]
 
 
 def _lowest(curves: Sequence[Curve]) -> tuple[float, dict[str, float], list[str]]:

@@ -330,15 +330,9 @@ class EventLog:
 
 def _plain(value: Any) -> str | int | float | bool | None:
     """A value that fits into a line and into JSON."""
-    match value:
-        case bool() | None:
-            return value
-        case int() | float():
-            return value if abs(value) < 2**53 else str(value)
-        case str():
-            return clip_text(value)
-        case _:
-            return clip_text(json.dumps(value, ensure_ascii=False))
+    if value is None or isinstance(value, bool) or (is_number(value) and abs(value) < 2**53):
+        return value
+    return clip_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 class HealthMaps:

@@ -3,14 +3,13 @@
 import hashlib
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from groundup.artifacts import COMMANDS, read_manifest
 from groundup.corpus.document import SPLITS
-from groundup.evals.heldout import measurement_of
 from groundup.files import canonical_json, write_text
 from groundup.pages.charts import Bar, Chart, Curve
 from groundup.pages.render import render
@@ -31,8 +30,6 @@ def write_report(directory: Path) -> Path:
         DataError: when the run is not finished, or damaged.
     """
     run, tokenizer = facts.read(directory), Tokenizer.load(directory / "tokenizer")
-    measurements = list(_measurement_charts(run))
-    elsewhere = {curve.name for chart in measurements for curve in chart.curves}
     page = render(
         "run.html",
         scripts=SCRIPTS,
@@ -50,8 +47,7 @@ def write_report(directory: Path) -> Path:
         by_difficulty=sorted((line["bits"] / line["bytes"], line["id"]) for line in run.documents),
         charts=_training_charts(run) if run.steps else None,
         usual_norm=statistics.median(line["grad_norm"] for line in run.steps) if run.steps else None,
-        measurements=measurements,
-        frozen={"runs": [freeze(directory, leave_out=elsewhere)]},
+        frozen={"runs": [freeze(directory)]},
         token_uses=_token_uses(run),
         **_bars(run),
         **_tokens(run, tokenizer),
@@ -133,18 +129,3 @@ def _training_charts(run: Run) -> dict[str, Chart]:
         "learning_rate": over_steps("Learning rate", "learning rate", [line["learning_rate"] for line in run.steps]),
         "grad_norm": over_steps("Gradient norm", "gradient norm", [line["grad_norm"] for line in run.steps]),
     }
-
-
-def _measurement_charts(run: Run) -> Iterator[Chart]:
-    """A chart for each kind of measurement made during training; several numbers of one kind share it."""
-    points: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for line in run.metrics:
-        for name, value in line.items():
-            measurement = measurement_of(name)
-            if measurement is not None and isinstance(value, float):
-                points.setdefault(measurement.title, {}).setdefault(name, []).append((line["step"], value))
-    for title, named in points.items():
-        curves = [
-            Curve(name, [step for step, _ in pairs], [value for _, value in pairs]) for name, pairs in named.items()
-        ]
-        yield Chart(title.capitalize(), "step", title, curves)

@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from groundup.pages.charts import Chart, Curve
 from groundup.pages.render import write_page as write_template
-from groundup.settings import Table, toml_value
+from groundup.settings import Table, nested
 from groundup.words import duration, short_value
 
 MOST_CURVES = 6
@@ -112,16 +114,19 @@ def write_page(target: Path, swept: Swept) -> None:
     """Write the result of `groundup.tools.sweep.sweep` as a page."""
     numeric = [axis for axis in swept.axes if axis.is_numeric]
     best = swept.points[0].settings if swept.best else {}
+    first_rung = swept.rungs[0] if swept.rungs else None
     write_template(
         target,
         "sweep.html",
         scripts=("chart.js", "figures.js"),
         swept=swept,
         best=_in_words(best),
-        recipe=toml(best),
+        recipe=tomli_w.dumps(nested(best)),
         overrides=shlex.join(swept.overrides),
         charts=[_chart(axis, swept) for axis in numeric[: 1 if len(swept.axes) == 2 else None]],
-        cells=_cells(swept) if len(swept.axes) == 2 else {},
+        cells={
+            tuple(map(short_value, point.settings.values())): point.bits_per_byte(first_rung) for point in swept.points
+        },
         short_value=short_value,
         chosen=_in_words(swept.chosen),
     )
@@ -129,23 +134,6 @@ def write_page(target: Path, swept: Swept) -> None:
 
 def _in_words(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {short_value(value)}" for key, value in settings.items())
-
-
-def toml(settings: Table) -> str:
-    """Dotted settings as the tables of a recipe.
-
-    >>> print(toml({"pretrain.optimizer.learning_rate": 0.001, "model.d_model": 64}))
-    [pretrain.optimizer]
-    learning_rate = 0.001
-    <BLANKLINE>
-    [model]
-    d_model = 64
-    """
-    tables: dict[str, list[str]] = {}
-    for key, value in settings.items():
-        name, _, last = key.rpartition(".")
-        tables.setdefault(name, [f"[{name}]"] if name else []).append(f"{last} = {toml_value(value)}")
-    return "\n\n".join("\n".join(lines) for lines in tables.values())
 
 
 def _chart(axis: Axis, swept: Swept) -> Chart:
@@ -172,16 +160,3 @@ def _curve(name: str, axis: Axis, swept: Swept, step: int | None, where: Table) 
             value = point.settings[axis.key]
             best[value] = min(bits, best.get(value, bits))
     return Curve(name, sorted(best), [best[value] for value in sorted(best)], dots=True)
-
-
-def _cells(swept: Swept) -> dict[tuple[str, ...], tuple[float | None, str]]:
-    """Values of both settings → bits per byte and, in percent, how much colour they get."""
-    step = swept.rungs[0] if swept.rungs else None
-    bits = {tuple(map(short_value, point.settings.values())): point.bits_per_byte(step) for point in swept.points}
-    known = [value for value in bits.values() if value is not None]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-
-    def share(value: float | None) -> float:
-        return 0 if value is None or high == low else 0.6 * (high - value) / (high - low)
-
-    return {values: (value, f"{share(value):.0%}") for values, value in bits.items()}

@@ -1,13 +1,21 @@
-"""The page of tokenizers side by side: verdicts, bars, and every number by file and script."""
+"""Tokenizers side by side: what the comparison comes to, and its page, with every number by file and script."""
 
 from pathlib import Path
 
+from groundup.evals import tokenizers
 from groundup.evals.tokenizers import Comparison, Group
 from groundup.pages.charts import Bar
+from groundup.pages.render import sentences
 from groundup.pages.render import write_page as write_template
 
 MOST_FIGURES = 24
 """Groups that get bars; the tables have all."""
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    """The result of the comparison, in sentences."""
+    limits = {"least_strange": tokenizers.STRANGE, "most_bytes": tokenizers.MOST_BYTES}
+    return sentences("tokenizers.txt", comparison=comparison, **limits)
 
 
 def write_page(comparison: Comparison, target: Path) -> None:
@@ -20,6 +28,7 @@ def write_page(comparison: Comparison, target: Path) -> None:
         target,
         "tokenizers.html",
         comparison=comparison,
+        verdicts=verdicts(comparison),
         figures=[(group, _bars(comparison, group)) for group in comparison.groups[:MOST_FIGURES]],
     )
 

@@ -3,8 +3,9 @@
 As values for programs, as rows for the terminal, and as a page with the tree of merges of each pre-token.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,39 +136,44 @@ def token_lines(explained: Explained) -> list[list[str]]:
 
 
 def token_rows(explained: Explained) -> list[list[str]]:
-    """A row a token, below a header; the last row says how many are left out."""
-    rows = [["position", "     id", "token", "bytes", "text"]]
-    for position, i in enumerate(explained.ids[:ROWS_SHOWN]):
+    """A row a token, below a header."""
+
+    def row(position: int, i: int) -> list[str]:
         token = explained.tokens[i]
-        rows.append([f"{position:>8,}", f"{i:>7,}", explained.tokenizer.spelled(i), repr(token)[2:-1], visible(token)])
-    more = len(explained.ids) - ROWS_SHOWN
-    return [*rows, ["       …", f"{more:,} more", "", "", ""]] if more > 0 else rows
+        return [f"{position:>8,}", f"{i:>7,}", explained.tokenizer.spelled(i), repr(token)[2:-1], visible(token)]
+
+    return [
+        ["position", "     id", "token", "bytes", "text"],
+        *_first(itertools.starmap(row, enumerate(explained.ids))),
+    ]
 
 
 def merge_rows(explained: Explained) -> list[list[str]]:
-    """The merges of each distinct pre-token, a row each, below a header; the last row says what is left out."""
-    rows: list[list[str]] = []
-    distinct = _distinct(explained.pre_tokens)
-    for number, pre_token in enumerate(distinct):
-        if len(rows) >= ROWS_SHOWN:
-            rows.append(["…", "", f"and of {plural(len(distinct) - number, 'more pre-token')}"])
-            break
-        rows += _rows_of_merges(explained, pre_token)
-    return [["pre-token", "   rank", "merge"], *rows]
+    """The merges of each distinct pre-token, a row each, below a header."""
+    return [["pre-token", "   rank", "merge"], *_first(_merges(explained))]
 
 
-def _rows_of_merges(explained: Explained, pre_token: PreToken) -> list[list[str]]:
-    tokens, note = explained.tokens, NOTES.get(pre_token.kind)
-    if pre_token.merges is None and pre_token.kind in ("merged", "whole"):
-        length = f"{len(pre_token.raw):,} bytes; up to {EXPLAINED_BYTES} are explained"
-        return [[visible(pre_token.raw[:24]) + "…", "", length]]
-    rows = [] if note is None else [["", "", note]]
-    for merge in pre_token.merges or ():
-        left, right, joined = (visible(tokens[i]) for i in (merge.left, merge.right, merge.joined))
-        rows.append(["", f"{merge.rank:>7,}", f"{left} + {right} = {joined}"])
-    if rows:
-        rows[0][0] = visible(pre_token.raw)
-    return rows
+def _first(rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The first `ROWS_SHOWN`, and one that says so if there are more."""
+    yield from itertools.islice(rows, ROWS_SHOWN)
+    for row in itertools.islice(rows, 1):
+        yield ["…", *[""] * (len(row) - 2), "--json has all"]
+
+
+def _merges(explained: Explained) -> Iterator[list[str]]:
+    tokens = explained.tokens
+    for pre_token in _distinct(explained.pre_tokens):
+        name = visible(pre_token.raw)
+        if pre_token.merges is None and pre_token.kind in ("merged", "whole"):
+            length = f"{len(pre_token.raw):,} bytes; up to {EXPLAINED_BYTES} are explained"
+            yield [visible(pre_token.raw[:24]) + "…", "", length]
+        elif pre_token.kind in NOTES:
+            yield [name, "", NOTES[pre_token.kind]]
+            name = ""
+        for merge in pre_token.merges or ():
+            left, right, joined = (visible(tokens[i]) for i in (merge.left, merge.right, merge.joined))
+            yield [name, f"{merge.rank:>7,}", f"{left} + {right} = {joined}"]
+            name = ""
 
 
 NOTES = {
@@ -220,15 +226,16 @@ def write_page(explained: Explained, target: Path, uses: Uses | None = None) -> 
     merged = [pre_token for pre_token in distinct if pre_token.merges and len(pre_token.raw) <= DRAWN_BYTES]
     trees = [(pre_token, _tree(explained, pre_token)) for pre_token in merged[:TREES_ON_PAGE]]
     begin = readable(b" ".join(b"".join(pre_token.raw for pre_token in fitting).split()))
-    counts = {"in this text": Counter(explained.ids)} | ({} if uses is None else {"in the shards": uses})
     write_template(
         target,
         "tokens.html",
         title=f"“{begin[:60]}{'…' if len(begin) > 60 else ''}”",
         explained=explained,
+        readable=readable,
         visible=visible,
         pieces=pieces,
-        tokens={i: _token(explained.tokens[i], i, counts) for ids, _ in pieces for i in ids},
+        ids=dict.fromkeys(i for ids, _ in pieces for i in ids),
+        uses={"in this text": Counter(explained.ids)} | ({} if uses is None else {"in the shards": uses}),
         trees=trees[:TREES_OPEN],
         folded_trees=trees[TREES_OPEN:],
         not_drawn={
@@ -242,23 +249,6 @@ def write_page(explained: Explained, target: Path, uses: Uses | None = None) -> 
             ),
         },
     )
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of the text, as the page shows it."""
-
-    text: str
-    name: str
-    """Its text with a sign for each space."""
-    bytes: str
-    uses: dict[str, int]
-    """Where → how often."""
-
-
-def _token(raw: bytes, i: int, counts: Mapping[str, Counter[int] | Uses]) -> Token:
-    uses = {where: int(number[i]) for where, number in counts.items()}
-    return Token(readable(raw) if raw.strip() else visible(raw), visible(raw), raw.hex(" "), uses)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 ASSETS = ("style.css", "board.css", "chart.js", "heat.js", "board.js", "watch.js", "icon.svg")
 MAX_RUNS = 500
-ID_DIGITS = 12
 DEPTH = 3
 """Levels of folders below the one named in which runs are looked for."""
 SECONDS_A_READ = 0.25
@@ -54,16 +53,13 @@ class WatchedRun:
 
     def __post_init__(self) -> None:
         self.name = os.fsencode(self.name).decode("utf-8", "replace")
+        self.id = hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:12]
+        """It stays the same when this program is started again, so that bookmarks stay valid."""
         logs = self.directory / "pretrain"
         self.curves = Curves(logs / "metrics.jsonl")
         self.events = EventLog(logs / "events.jsonl")
         self.health = HealthMaps(logs / "health.jsonl")
         self._stale_note = ""
-
-    @property
-    def id(self) -> str:
-        """An id that stays the same when this program is started again, so that bookmarks stay valid."""
-        return hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:ID_DIGITS]
 
     def read(self, seconds: float = SECONDS_A_READ) -> None:
         """Take in what is new, for about that long at most."""
@@ -176,7 +172,7 @@ class Runs:
                 raise DataError(f"{folder} is a file; name a run, or a folder of runs, such as runs/")
         self._folders = [folder.absolute() for folder in folders]
         self._lock = threading.Lock()
-        self._runs: dict[str, WatchedRun] = {}
+        self._runs: dict[Path, WatchedRun] = {}
         self._looked = -math.inf
 
     def all(self) -> list[WatchedRun]:
@@ -186,20 +182,14 @@ class Runs:
             return list(self._runs.values())
 
     def find(self, id: str) -> WatchedRun | None:
-        with self._lock:
-            if id not in self._runs and len(id) == ID_DIGITS:
-                self._find_new()
-            return self._runs.get(id)
+        return next((run for run in self.all() if run.id == id), None)
 
     def _find_new(self) -> None:
-        known = {run.directory for run in self._runs.values()}
         for folder in self._folders:
             for directory in _runs_in(folder, DEPTH):
-                if directory not in known and len(self._runs) < MAX_RUNS:
+                if directory not in self._runs and len(self._runs) < MAX_RUNS:
                     name = directory.name if directory == folder else str(directory.relative_to(folder))
-                    run = WatchedRun(directory, name)
-                    known.add(directory)
-                    self._runs[run.id] = run
+                    self._runs[directory] = WatchedRun(directory, name)
         self._looked = time.monotonic()
 
 

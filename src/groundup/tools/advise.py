@@ -1,12 +1,13 @@
 """The advice of `groundup tokens advise`: the vocabulary that suits texts and a model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from groundup.errors import SettingsError
 from groundup.files import Progress
+from groundup.pages.render import sentences
 from groundup.plan.hardware import this_machine
-from groundup.plan.vocabulary import Advice, advise, chart, measure, reasons
+from groundup.plan.vocabulary import ALIKE, SEEN, Advice, advise, measure
 from groundup.recipe import Recipe
 from groundup.tools.new import model_of, parameters_in, propose
 from groundup.tools.survey import survey
@@ -41,6 +42,6 @@ def advise_on(
     return advise(curve, model, sample.train_bytes)
 
 
-def advice_lines(advice: Advice) -> Iterator[str]:
-    yield from ("Bytes of text per TFLOP of training:", "", *chart(advice), "", *reasons(advice))
-    yield from ("", "In a recipe:", "", "[tokenizer]", f"vocab_size = {advice.vocab_size}")
+def reasons(advice: Advice) -> list[str]:
+    """The reasons for this size, in sentences."""
+    return sentences("vocabulary.txt", advice=advice, enough=SEEN, alike=ALIKE)

@@ -16,13 +16,14 @@ from groundup.corpus.refine import describe_marks
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import describe_left_out, readable
 from groundup.errors import DataError, ResourceError, SettingsError
+from groundup.mistakes import nearest
 from groundup.model.presets import PRESETS, Preset
 from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.plan import laws
 from groundup.plan.hardware import Machine
 from groundup.plan.vocabulary import advise
 from groundup.recipe import Recipe
-from groundup.settings import nearest, toml_value
+from groundup.settings import toml_value
 from groundup.tokenizer.settings import Learned
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.survey import TRIAL_BYTES, Survey, relaxed_in

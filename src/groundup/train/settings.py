@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from groundup.mistakes import contradiction
 from groundup.optim.settings import (
     AdamW,
     Average,
@@ -15,7 +16,7 @@ from groundup.optim.settings import (
     WarmupStableDecay,
     warmup_steps,
 )
-from groundup.settings import Settings, contradiction
+from groundup.settings import Settings
 
 
 class SkipAndRollBack(Settings):
