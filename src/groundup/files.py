@@ -5,7 +5,6 @@ import difflib
 import errno
 import gzip
 import hashlib
-import io
 import json
 import lzma
 import os
@@ -139,48 +138,18 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
         raise
 
 
-class _Digested(io.RawIOBase):
-    """A file whose bytes go into a sha256 as they are read."""
-
-    def __init__(self, path: Path, sha256: "hashlib._Hash") -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed below)
-        self._sha256 = sha256
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
-        self._sha256.update(memoryview(buffer)[:count])
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 @contextlib.contextmanager
-def reading(path: Path, learn: Callable[[str], None] | None = None) -> Iterator[BinaryIO]:
+def reading(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed by its suffix.
-
-    Args:
-        learn: called with the sha256 of the file on disk, taken of the very bytes that were read here, once the
-            block has ended by itself; what it left unread is read then.
 
     Raises:
         DataError: missing, unreadable, or a compressed stream that is damaged or cut short.
         ResourceError: a zstd frame whose window does not fit into memory.
     """
-    sha256 = hashlib.sha256()
     opener = OPENERS.get(path.suffix.lower(), contextlib.nullcontext)
     try:
-        raw = open(path, "rb") if learn is None else io.BufferedReader(_Digested(path, sha256))  # noqa: SIM115
-        with raw, opener(raw) as stream:
+        with open(path, "rb") as raw, opener(raw) as stream:
             yield stream
-            if learn is not None:
-                while raw.read(1 << 20):
-                    pass
-                learn(sha256.hexdigest())
     except zstd.ZstdError as error:
         if "memory" in str(error):
             raise ResourceError(

@@ -11,7 +11,7 @@ import pytest
 from groundup.artifacts import making, read_manifest
 from groundup.corpus import sources
 from groundup.corpus.document import read_texts
-from groundup.corpus.refine import describe_marks, refine, source_digests, split_of
+from groundup.corpus.refine import describe_marks, digest_sources, refine, split_of
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import READERS, find
 from groundup.errors import DataError, ResourceError, SettingsError
@@ -122,7 +122,7 @@ def test_a_source_that_changes_while_it_is_read_stops_the_stage(tmp_path: Path) 
     path = tmp_path / "in" / "a.jsonl"
     settings = CorpusSettings(sources=("in",))
     found = find(settings, tmp_path)
-    digests = source_digests(found)
+    digests, _ = digest_sources(settings, tmp_path, {})
     assert digests == {"in/a.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
 
     def meddle(done: int, total: int, name: str) -> None:

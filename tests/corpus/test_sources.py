@@ -256,9 +256,7 @@ def test_txt_and_jsonl_follow_the_same_rules_of_encoding(tmp_path: Path, name: s
         assert all((bad.reason or "").startswith("not utf-8: invalid ") for bad in plain)
     else:
         (bad,) = plain
-        bits, order = encoding.removeprefix("utf-").split("-")
-        every = {"16": "every second byte is", "32": "three of four bytes are"}[bits]
-        assert bad.reason == f"in utf-{bits}-{order} without a byte-order mark: {every} NUL"
+        assert "control characters, most of them 0x00, as in UTF-16 without a byte-order mark" in (bad.reason or "")
 
 
 def test_a_bad_byte_drops_the_whole_file_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
 """The corpus stage: read, clean, filter, deduplicate, hold out; nothing dropped without a reason kept beside it."""
 
-import contextlib
 import re
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Tally:
         short = reason
         if reason.startswith("line of"):
             short = "line too long"
-        elif reason.startswith(("not ", "in utf-", "no field", "field ")):
+        elif reason.startswith(("not ", "no field", "field ")):
             short = re.split("[:;]", reason)[0]
         self.counts[short] += 1
         if short != reason:
@@ -63,24 +63,19 @@ class Tally:
         )
 
 
-ADVICE = {
-    "in utf-": "set corpus.encoding to how they are encoded, if all are",
-    "not utf-8": "convert them to UTF-8 (iconv -f cp1252 -t utf-8, if they are cp1252), or name their encoding in the "
-    "recipe as corpus.encoding",
-    "not JSON": "each line of a .jsonl should be a whole JSON object",
-    "a JSON": "each line of a .jsonl should be a whole JSON object",
-    "not text": "unpack what is compressed",
-    "not ": "corpus.encoding should be how they are encoded",
-    "no field": "set corpus.text_field to one of these fields",
-    "field ": "set corpus.text_field to the field that holds the text",
-    "shorter": "loosen corpus.filters",
-    "longer": "loosen corpus.filters",
-    "less than": "loosen corpus.filters",
-    "more than": "loosen corpus.filters",
-    "exact duplicate": "add other texts, since copies count once",
-    "empty": "add texts",
+ADVICE: dict[tuple[str, ...], str] = {
+    ("not utf-8",): "convert them to UTF-8 (iconv -f cp1252 -t utf-8, if they are cp1252), or set corpus.encoding",
+    ("not JSON", "a JSON"): "each line of a .jsonl should be a whole JSON object",
+    ("not text",): "unpack what is compressed, or set corpus.encoding to how they are encoded, if all are",
+    ("not ",): "corpus.encoding should be how they are encoded",
+    ("no field",): "set corpus.text_field to one of these fields",
+    ("field ",): "set corpus.text_field to the field that holds the text",
+    ("shorter", "longer", "less than", "more than"): "loosen corpus.filters",
+    ("exact duplicate",): "add other texts, since copies count once",
+    ("empty",): "add texts",
 }
-"""Beginning of a reason → what can be done; the first that fits."""
+"""Beginnings of a reason → what can be done; the first that fits."""
+RUN_AGAIN = "Nothing was made of it; run the same command again when no other program writes to the sources"
 
 
 def refuse_too_few(kept: int, kept_bytes: int, read_documents: int, dropped: Tally) -> None:
@@ -91,7 +86,7 @@ def refuse_too_few(kept: int, kept_bytes: int, read_documents: int, dropped: Tal
     """
     if kept >= len(SPLITS):
         return
-    each = [next((a for begin, a in ADVICE.items() if why.startswith(begin)), "") for why in dropped.counts]
+    each = [next((what for begins, what in ADVICE.items() if why.startswith(begins)), "") for why in dropped.counts]
     advice = list(dict.fromkeys(filter(None, each)))
     if kept_bytes >= 1000 * len(SPLITS):
         advice.append(f"cut them with corpus.max_document_bytes = {max(1000, kept_bytes // (2 * len(SPLITS)))}")
@@ -112,46 +107,59 @@ def refine(
     """Write `train`, `validation` and `test` documents and the dropped ones, and leave the statistics in `draft`.
 
     Args:
-        digests: name of each source file → sha256 that its bytes must have as they are read.
+        digests: name of each source file → sha256 that its bytes must still have when they have been read.
 
     Raises:
         DataError: when too few documents are left, with the count for each reason; when a source changed meanwhile.
             What was dropped is written, and counted in `draft`, even so.
         ResourceError: out of memory, naming the file that was read.
     """
+    if digests is not None and (others := digests.keys() ^ {name for name, _ in found.files}):
+        raise DataError(f"source {min(others)} came or went meanwhile: {RUN_AGAIN}")
     seen: set[bytes] = set()
-    dropped_ones, marks = Tally(), Marks()
+    tally, marks = Tally(), Marks()
     histogram: Counter[int] = Counter()
     odd_fields: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    read_documents = read_bytes = 0
-    name = found.files[0][0]
-    try:
-        with contextlib.ExitStack() as opened:
-            writers = {split: DocumentWriter(draft.path / f"{split}.parquet") for split in SPLITS}
-            dropped = DocumentWriter(draft.path / "dropped" / "documents.parquet", DROPPED)
-            for writer in (*writers.values(), dropped):
-                opened.callback(writer.close)
-            for name, raw in _read_all(found, settings, progress, digests):
-                read_documents += 1
-                read_bytes += len(raw.text.encode())
-                odd_fields.update(raw.left_out)
-                document, reason = judge(raw, settings, seen)
-                if reason:
-                    dropped.write(document, reason)
-                    dropped_ones.add(document, reason)
-                    continue
-                split = split_of(document.id, settings.validation_share, settings.test_share)
-                writers[split].write(document)
-                _count(counts[split], document)
-                histogram[bisect(HISTOGRAM_EDGES, len(document.text.encode()))] += 1
-                marks.count(document.text, name)
-    except MemoryError:
-        raise _out_of_memory(name, dict(found.files)[name]) from None
-    finally:
-        draft.statistics["dropped"] = dict(dropped_ones.counts.most_common())
+    read_documents = read_bytes = done_bytes = 0
+    sizes = [path.stat().st_size if path.exists() else 0 for _, path in found.files]  # reading says which are gone
+    with ExitStack() as opened:
+        opened.callback(lambda: draft.statistics.update(dropped=dict(tally.counts.most_common())))  # after an error too
+        writers = {
+            split: opened.enter_context(closing(DocumentWriter(draft.path / f"{split}.parquet"))) for split in SPLITS
+        }
+        dropped = opened.enter_context(closing(DocumentWriter(draft.path / "dropped" / "documents.parquet", DROPPED)))
+        for (name, path), size in zip(found.files, sizes, strict=True):
+            progress(done_bytes, sum(sizes), name)
+            try:
+                for raw in read(name, path, settings):
+                    read_documents += 1
+                    read_bytes += len(raw.text.encode())
+                    odd_fields.update(raw.left_out)
+                    document, reason = judge(raw, settings, seen)
+                    if reason:
+                        dropped.write(document, reason)
+                        tally.add(document, reason)
+                        continue
+                    split = split_of(document.id, settings.validation_share, settings.test_share)
+                    writers[split].write(document)
+                    _count(counts[split], document)
+                    histogram[bisect(HISTOGRAM_EDGES, len(document.text.encode()))] += 1
+                    marks.count(document.text, name)
+            except MemoryError:
+                raise ResourceError(
+                    f"out of memory while reading {name} ({size / 1e6:,.1f} MB), of which no more than some documents "
+                    "or a line are held at a time: end other programs, or let this one have more memory"
+                ) from None
+            if digests is not None and (now := _digest(name, path)) != digests[name]:
+                raise DataError(
+                    f"source {name} changed while it was read: its sha256 was {digests[name][:8]}…, and now it is "
+                    f"{now[:8]}…. {RUN_AGAIN}"
+                )
+            done_bytes += size
+        progress(done_bytes, done_bytes, "")
     kept, kept_bytes = (sum(count[what] for count in counts.values()) for what in ("documents", "bytes"))
-    refuse_too_few(kept, kept_bytes, read_documents, dropped_ones)
+    refuse_too_few(kept, kept_bytes, read_documents, tally)
     _fill_empty_splits(draft.path, counts)
     draft.statistics |= {
         "read": {"documents": read_documents, "bytes": read_bytes, "files": len(found.files)},
@@ -162,47 +170,6 @@ def refine(
         "documents_by_bytes": {name: histogram[number] for number, name in enumerate(BUCKETS)},
         **{split: dict(counts[split]) for split in SPLITS},
     }
-
-
-def _read_all(
-    found: Found, settings: CorpusSettings, progress: Progress, digests: Mapping[str, str] | None
-) -> Iterator[tuple[str, Document]]:
-    """The documents of all files, each with the name of its file."""
-    if digests is not None and digests.keys() != {name for name, _ in found.files}:
-        name = min(digests.keys() ^ {name for name, _ in found.files})
-        raise DataError(f"source {name} came or went meanwhile: {RUN_AGAIN}")
-    sizes = [_size(path) for _, path in found.files]
-    done, total = 0, sum(sizes)
-    for (name, path), size in zip(found.files, sizes, strict=True):
-        progress(done, total, name)
-        learned: list[str] = []
-        try:
-            for document in read(name, path, settings, learned.append if digests else None):
-                yield name, document
-        except MemoryError:
-            raise _out_of_memory(name, path) from None  # named here: of this file, nothing may have come out yet
-        if digests and learned[-1] != digests[name]:
-            raise DataError(
-                f"source {name} changed while it was read: its sha256 was {digests[name][:8]}…, of what was read it is "
-                f"{learned[-1][:8]}…, of {size:,} bytes before and {_size(path):,} now. {RUN_AGAIN}"
-            )
-        done += size
-    progress(done, total, "")
-
-
-def _out_of_memory(name: str, path: Path) -> ResourceError:
-    return ResourceError(
-        f"out of memory while reading {name} ({_size(path) / 1e6:,.1f} MB), of which no more than some documents or a "
-        "line are held at a time: end other programs, or let this one have more memory"
-    )
-
-
-RUN_AGAIN = "Nothing was made of it; run the same command again when no other program writes to the sources"
-
-
-def _size(path: Path) -> int:
-    """The size of a file; 0 if it is gone, which reading it will say."""
-    return path.stat().st_size if path.exists() else 0
 
 
 @dataclass
@@ -295,11 +262,10 @@ def _fill_empty_splits(directory: Path, counts: dict[str, Counter[str]]) -> None
         documents.remove(moved)
         counts[giver], counts[split] = Counter(), Counter()
         for name, members in ((giver, documents), (split, [moved])):
-            writer = DocumentWriter(directory / f"{name}.parquet")
-            for document in members:
-                writer.write(document)
-                _count(counts[name], document)
-            writer.close()
+            with closing(DocumentWriter(directory / f"{name}.parquet")) as writer:
+                for document in members:
+                    writer.write(document)
+                    _count(counts[name], document)
 
 
 def _documents(path: Path) -> Iterator[Document]:
@@ -323,22 +289,20 @@ def digest_sources(
     gone = []
     for source in settings.sources:
         try:
-            digests |= source_digests(find(settings.model_copy(update={"sources": (source,)}), beside))
+            found = find(settings.model_copy(update={"sources": (source,)}), beside)
         except MissingError:
             if not recorded:
                 raise
             gone.append(source)
             within = source.rstrip("/") + "/"
             digests |= {name: old for name, old in recorded.items() if name == source or name.startswith(within)}
+        else:
+            digests |= {name: _digest(name, path) for name, path in found.files}
     return digests, gone
 
 
-def source_digests(found: Found) -> dict[str, str]:
-    """Name of each source file → sha256 of its bytes."""
-    digests = {}
-    for name, path in found.files:
-        try:
-            digests[name] = sha256_of_file(path)
-        except OSError as error:
-            raise DataError(f"cannot read source {name} ({path}): {error.strerror}. {RUN_AGAIN}") from None
-    return digests
+def _digest(name: str, path: Path) -> str:
+    try:
+        return sha256_of_file(path)
+    except OSError as error:
+        raise DataError(f"cannot read source {name} ({path}): {error.strerror}. {RUN_AGAIN}") from None

@@ -3,7 +3,6 @@
 import codecs
 import errno
 import json
-import math
 import os
 import re
 import stat
@@ -11,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
@@ -120,43 +118,39 @@ def _walk(root: Path) -> Iterator[tuple[tuple[str, ...], Path, str | None]]:
     Links are followed, each folder is entered once: first those that stand there, then those that are linked to.
     """
     entered: set[tuple[int, int]] = set()
-    folders: list[tuple[tuple[str, ...], Path]] = [((), root)]
+    waiting: list[tuple[tuple[str, ...], Path]] = [((), root)]
     links: list[tuple[tuple[str, ...], Path]] = []
-    while folders or links:
-        linked = not folders
-        parts, folder = links.pop(0) if linked else folders.pop()
+    while waiting or links:
+        linked = not waiting
+        parts, path = links.pop(0) if linked else waiting.pop()
         try:
-            there = folder.stat()
-            lies_in_it = linked and folder.resolve() in folder.parent.resolve().parents
-            if (there.st_dev, there.st_ino) in entered or lies_in_it:
-                yield parts, folder, "link to a folder that is read already, or in which it lies"
-                continue
-            entered.add((there.st_dev, there.st_ino))
-            if (folder / "lock").exists() and (folder / "recipe.toml").is_file():
-                yield parts, folder, "run of groundup"  # what it writes is not a source, wherever the run is kept
-                continue
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            yield parts, folder, f"not readable ({error.strerror})"
-            continue
-        for entry in entries:
-            below, path = (*parts, entry.name), folder / entry.name
-            try:
-                mode = path.stat().st_mode
-            except OSError as error:
-                nowhere = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-                yield below, path, "link that leads nowhere" if nowhere else f"not readable ({error.strerror})"
-                continue
-            if entry.name.startswith("."):
-                yield below, path, HIDDEN
-            elif stat.S_ISDIR(mode):
-                (links if entry.is_symlink() else folders).append((below, path))
-            elif not stat.S_ISREG(mode):
-                yield below, path, "pipe, socket or device"
-            elif reader_of(path) is None:
-                yield below, path, kind_of(path)
+            there = path.stat()
+            if parts and parts[-1].startswith("."):
+                yield parts, path, HIDDEN
+            elif not stat.S_ISDIR(there.st_mode):
+                yield parts, path, _why_not_read(path, there.st_mode)
+            elif (there.st_dev, there.st_ino) in entered or (
+                linked and path.resolve() in path.parent.resolve().parents
+            ):
+                yield parts, path, "link to a folder that is read already, or in which it lies"
+            elif (path / "lock").exists() and (path / "recipe.toml").is_file():
+                yield parts, path, "run of groundup"  # what it writes is not a source, wherever the run is kept
             else:
-                yield below, path, None if os.access(path, os.R_OK) else "not readable (Permission denied)"
+                entered.add((there.st_dev, there.st_ino))
+                for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+                    (links if entry.is_symlink() else waiting).append(((*parts, entry.name), path / entry.name))
+        except OSError as error:
+            nowhere = path.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+            yield parts, path, "link that leads nowhere" if nowhere else f"not readable ({error.strerror})"
+
+
+def _why_not_read(path: Path, mode: int) -> str | None:
+    """The reason to leave out what is no folder, if there is one."""
+    if not stat.S_ISREG(mode):
+        return "pipe, socket or device"
+    if reader_of(path) is None:
+        return kind_of(path)
+    return None if os.access(path, os.R_OK) else "not readable (Permission denied)"
 
 
 def describe_left_out(left_out: Mapping[str, int], names: Mapping[str, list[str]]) -> str:
@@ -229,7 +223,6 @@ def read(
     name: str,
     path: Path,
     settings: CorpusSettings,
-    learn: Callable[[str], None] | None = None,
     ahead: int = sys.maxsize,
 ) -> Iterator[Document]:
     """The documents of one file, none longer than `max_document_bytes`.
@@ -241,7 +234,6 @@ def read(
         name: what the documents' `source` begins with.
         path: one of those that `find` gives.
         settings: of these `encoding`, `separator`, `text_field` and `max_document_bytes` count.
-        learn: is called with the sha256 of the file's bytes as they were read; its last call counts.
         ahead: how many decoded bytes are looked at first: fewer, where only a sample will be taken.
 
     Raises:
@@ -260,8 +252,8 @@ def read(
     reader = reader_of(path)
     assert reader is not None, "find() leaves out files without a reader"
     try:
-        with reading(path, learn) as stream:
-            head = stream.peek(4096)  # type: ignore[attr-defined]  # buffered, whichever opener it is
+        with reading(path) as stream:
+            head = _peek(stream)
             encoding, why = _look(head, path, settings.encoding)
             if why is not None:
                 yield Document(_escaped(head, encoding), name, reason=why)
@@ -269,19 +261,23 @@ def read(
             if reader is read_jsonl and encoding == "utf-8":  # broken lines are dropped alone
                 yield from reader(stream, name, encoding, settings)
                 return
-            for text in _decoded(stream, encoding):
-                ahead -= len(text)
+            for chunk in _as_utf8(stream, encoding):
+                ahead -= len(chunk)
                 if ahead < 0:
                     break
-        with reading(path, learn) as stream:
+        with reading(path) as stream:
             yield from reader(stream, name, encoding, settings)
     except _UndecodableError as error:
         start = max(0, error.position - SHOWN_BYTES // 2) & ~3
-        with reading(path, learn) as stream:
-            for skipped in range(0, start, CHUNK_BYTES):
-                stream.read(min(CHUNK_BYTES, start - skipped))
+        with reading(path) as stream:
+            stream.seek(start)
             shown = _escaped(stream.read(SHOWN_BYTES), encoding)
         yield Document(shown, name, reason=f"not {encoding}: {error.reason} at byte {error.position:,}")
+
+
+def _peek(stream: BinaryIO) -> bytes:
+    """The first bytes of a file, which are then read again."""
+    return stream.peek(4096)  # type: ignore[attr-defined, no-any-return]  # buffered, whichever opener it is
 
 
 def _look(head: bytes, path: Path, encoding: str) -> tuple[str, str | None]:
@@ -294,13 +290,6 @@ def _look(head: bytes, path: Path, encoding: str) -> tuple[str, str | None]:
         if head.startswith(mark):
             return marked, None
     encoding = codecs.lookup(encoding).name
-    for bits in (32, 16) if not encoding.startswith(("utf-16", "utf-32")) and len(head) >= 16 else ():
-        columns = [head[first :: bits // 8] for first in range(bits // 8)]
-        zero = [column.count(0) > 0.9 * len(column) for column in columns]
-        for order, where in (("le", zero[0]), ("be", zero[-1])):
-            if not where and sum(zero) == len(zero) - 1:
-                every = "every second byte is" if bits == 16 else "three of four bytes are"
-                return encoding, f"in utf-{bits}-{order} without a byte-order mark: {every} NUL"
     control = head.translate(None, delete=NO_CONTROL)
     if len(control) > MOST_CONTROL * len(head) and not encoding.startswith(("utf-16", "utf-32")):
         common = Counter(control).most_common(1)[0][0]
@@ -326,34 +315,29 @@ class _UndecodableError(Exception):
         self.reason, self.position = reason, position
 
 
-def _decoded(stream: BinaryIO, encoding: str) -> Iterator[str]:
+def _as_utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
+    """The text of a file without the byte-order mark at its beginning."""
     decoder = codecs.getincrementaldecoder(encoding)()
-    position, ended = 0, False
+    position, begun, ended = 0, False, False
     while not ended:
         raw = stream.read(CHUNK_BYTES)
         before, ended = len(decoder.getstate()[0]), not raw
         try:
-            yield decoder.decode(raw, ended)
+            text = decoder.decode(raw, ended)
         except UnicodeDecodeError as error:
             raise _UndecodableError(error.reason, position - before + error.start) from None
         except UnicodeError as error:  # utf-16 without its mark
             raise _UndecodableError(f"{error}; utf-16-le and utf-16-be need none", 0) from None
+        yield (text if begun else text.removeprefix("\ufeff")).encode()
+        begun = begun or bool(text)
         position += len(raw)
-
-
-def _without_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """UTF-8 without the byte-order mark at its beginning."""
-    begun = False
-    for chunk in chunks:
-        yield chunk if begun else chunk.removeprefix(codecs.BOM_UTF8)
-        begun = begun or bool(chunk)
 
 
 def read_text(stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings) -> Iterator[Document]:
     """A whole file as one document, or as those between the separators; space alone between two of them is none."""
     separator = settings.separator
     read_any = False
-    chunks = _without_mark(text.encode() for text in _decoded(stream, encoding))
+    chunks = _as_utf8(stream, encoding)
     pieces = _split(chunks, separator.encode()) if separator else ((1, chunk) for chunk in chunks)
     for number, group in groupby(pieces, key=lambda piece: piece[0]):
         source = f"{name}#{number}" if separator else name
@@ -400,10 +384,11 @@ def read_jsonl(stream: BinaryIO, name: str, encoding: str, settings: CorpusSetti
 
 def json_lines(stream: BinaryIO, encoding: str) -> Iterator[tuple[bytes, int]]:
     """Lines as UTF-8, and their bytes with the line end; one of more than `MAX_LINE_BYTES` comes out empty."""
+    chunks = _as_utf8(stream, encoding)
     if encoding == "utf-8":  # not decoded here: a line that is something else is dropped alone
-        chunks = _without_mark(iter(lambda: stream.read(CHUNK_BYTES), b""))
-    else:
-        chunks = _without_mark(text.encode() for text in _decoded(stream, encoding))
+        if _peek(stream).startswith(codecs.BOM_UTF8):
+            stream.read(len(codecs.BOM_UTF8))
+        chunks = iter(lambda: stream.read(CHUNK_BYTES), b"")
     waiting: list[bytes] = []
     size = 0
     for chunk in chunks:
@@ -421,7 +406,7 @@ def json_lines(stream: BinaryIO, encoding: str) -> Iterator[tuple[bytes, int]]:
 def first_lines(path: Path, encoding: str) -> Iterator[bytes]:
     """The lines of a .jsonl file, as `read` finds them; none of one whose first bytes are no text."""
     with reading(path) as stream:
-        marked, why = _look(stream.peek(4096), path, encoding)  # type: ignore[attr-defined]
+        marked, why = _look(_peek(stream), path, encoding)
         try:
             yield from (line for line, _ in json_lines(stream, marked) if why is None)
         except _UndecodableError:
@@ -429,11 +414,12 @@ def first_lines(path: Path, encoding: str) -> Iterator[bytes]:
 
 
 def _from_json(line: bytes, source: str, text_field: str) -> Document:
+    """The document of a line, which may leave out fields; or one with the reason why there is none."""
     broken: dict[str, str] = {}
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        row = _writable(_read_leniently(line), broken)
+        row, broken = _writable(_read_leniently(line))
         if not row or text_field in broken:
             return Document(_escaped(line, "utf-8"), source, reason=_why_broken(line, text_field, broken, str(error)))
     if not isinstance(row, dict):
@@ -447,40 +433,35 @@ def _from_json(line: bytes, source: str, text_field: str) -> Document:
     try:
         metadata = orjson.dumps(row)
     except orjson.JSONEncodeError:  # nested deeper than is written
-        metadata = orjson.dumps(_writable(row, broken))
+        row, broken = _writable(row)
+        metadata = orjson.dumps(row)
     return Document(text, source, metadata.decode(), left_out=tuple(map(_printable, broken)))
 
 
 def _read_leniently(line: bytes) -> dict[str, Any]:
     """The fields of an object in which some values are no JSON: NaN, halves of characters, bytes that are not UTF-8."""
     try:
-        row = json.loads(
-            line.decode("utf-8", "surrogateescape"), parse_constant=Decimal, parse_float=_finite_or_decimal
-        )
+        row = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
 
 
-def _finite_or_decimal(number: str) -> float | Decimal:
-    return float(number) if math.isfinite(float(number)) else Decimal(number)
+def _writable(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fields that can be written as JSON, and the names of the others with their errors.
 
-
-def _writable(row: Mapping[str, Any], broken: dict[str, str]) -> dict[str, Any]:
-    """The fields that can be written as JSON; the others go into `broken` with their errors.
-
-    >>> broken = {}
-    >>> _writable({"text": "a", "score": Decimal("NaN"), "tags": [1, 2]}, broken), list(broken)
-    ({'text': 'a', 'tags': [1, 2]}, ['score'])
+    >>> _writable({"text": "a", "score": float("nan"), "tags": [1, 2]})
+    ({'text': 'a', 'tags': [1, 2]}, {'score': 'Out of range float values are not JSON compliant'})
     """
-    writable = {}
+    writable, broken = {}, {}
     for name, value in row.items():
         try:
+            json.dumps(value, allow_nan=False)  # orjson writes NaN as null
             orjson.dumps({name: value})
             writable[name] = value
-        except orjson.JSONEncodeError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             broken[name] = str(error)
-    return writable
+    return writable, broken
 
 
 def _why_broken(line: bytes, text_field: str, broken: Mapping[str, str], error: str) -> str:
