@@ -366,7 +366,7 @@ def test_every_command_in_a_message_is_tried_here() -> None:
     root = Path(__file__).parents[1] / "src" / "groundup"
     places = {
         (file.relative_to(root).as_posix(), command)
-        for file in (*root.rglob("*.py"), root / "tools" / "comments.toml")
+        for file in (*root.rglob("*.py"), root / "pages" / "templates" / "recipe.toml")
         for line in file.read_text("utf-8").splitlines()
         if file.suffix == ".toml" or not line.lstrip().startswith(('"""', "#"))
         for command in re.findall(r"`groundup ([a-z]+)", line)
@@ -382,7 +382,7 @@ TRIED = {
     ("pretrain/settings.py", "new"),
     ("pretrain/start.py", "new"),
     ("tools/evaluate.py", "eval"),
-    ("tools/comments.toml", "pretrain"),
+    ("pages/templates/recipe.toml", "pretrain"),
     ("tools/tokens.py", "tokenizer"),
     ("building.py", "build"),
     ("report/compare.py", "compare"),

@@ -61,24 +61,32 @@ class Conversation:
         room = max(1, self.model.config.context_length // 2)
         return self.text if len(ids) <= room else self.tokenizer.decode(ids[-room:]).lstrip("\ufffd")
 
-    def command(self, words: list[str]) -> str | None:
-        """Run a slash command; return the text to print, if any. `/again` and `/quit` are the caller's."""
-        match words:
+    def answer(self, line: str) -> Iterable[str]:
+        """What is printed for a line, part by part: the model's continuation, or what a slash command says.
+
+        Raises:
+            SettingsError: a setting that sampling does not have, or a value that it cannot have.
+        """
+        match line.split():
+            case ["/again", *_]:
+                return self.again()
             case ["/new"]:
                 self.text = self.before_reply = ""
-                return "(a new text)"
+                return ["(a new text)"]
             case ["/text"]:
-                return self.text or "(nothing yet)"
+                return [self.text or "(nothing yet)"]
             case ["/set", setting] if "=" in setting:
                 self.sampling = self._changed(setting)
                 name = setting.partition("=")[0]
-                return f"({name} = {getattr(self.sampling, name)})"
+                return [f"({name} = {getattr(self.sampling, name)})"]
             case ["/set", *_]:
-                return "/set takes KEY=VALUE, such as: /set temperature=0.5"
+                return ["/set takes KEY=VALUE, such as: /set temperature=0.5"]
             case ["/help"]:
-                return HELP
+                return [HELP]
+            case [first, *_] if first.startswith("/"):
+                return [f"no command {line.strip()!r}; {nearest(first, COMMANDS)}"]
             case _:
-                return f"no command {' '.join(words)!r}; {nearest(words[0], COMMANDS)}"
+                return self.say(line)
 
     def _changed(self, setting: str) -> Sampling:
         name, _, value = setting.partition("=")
@@ -90,29 +98,18 @@ class Conversation:
 def talk(conversation: Conversation, lines: Iterable[str]) -> None:
     """Print a reply to each line, until there are no more or one says /quit."""
     for line in lines:
-        words = line.split()
+        if line.split()[:1] == ["/quit"]:
+            return
         try:
-            match words[:1]:
-                case ["/quit"]:
-                    return
-                case ["/again"]:
-                    _print(conversation.again())
-                case [first] if first.startswith("/"):
-                    print(conversation.command(words))
-                case _:
-                    _print(conversation.say(line))
+            for part in conversation.answer(line):
+                print(part, end="", flush=True)
+            print(flush=True)
         except SettingsError as error:
             print(f"({error})")
         except Interrupted as interrupted:  # what was written so far stays in the text
             if interrupted.args != (signal.SIGINT,):
                 raise
             print(" …")
-
-
-def _print(parts: Iterable[str]) -> None:
-    for part in parts:
-        print(part, end="", flush=True)
-    print(flush=True)
 
 
 def typed_lines() -> Iterator[str]:

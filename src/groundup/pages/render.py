@@ -44,10 +44,14 @@ def write_page(target: Path, template: str, **values: Any) -> None:
     write_text(target, render(template, **values))
 
 
+def plain(template: str, **values: Any) -> str:
+    """What a template of plain text says."""
+    return _environment().get_template(template).render(**values)
+
+
 def sentences(template: str, **values: Any) -> list[str]:
-    """What a template of plain text says: its lines, without the empty ones."""
-    lines = _environment().get_template(template).render(**values).splitlines()
-    return [line for line in lines if line.strip()]
+    """The lines of a template of plain text, without the empty ones."""
+    return [line for line in plain(template, **values).splitlines() if line.strip()]
 
 
 @cache

@@ -121,16 +121,14 @@ def _whole_of(path: Path) -> Path:
 
 
 def _unknown(path: Path) -> str:
-    learn = "; to learn from it, name it in a recipe: [corpus] sources = [...]"
-    if path.is_file():
-        size = plural(path.stat().st_size, "byte")
-        return f"a file of text, {size}{learn}" if reader_of(path) else f"a file of {size} that is none of these"
-    files = [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     if not files:
         return "an empty folder" if path.is_dir() else "a pipe, socket or device"
-    counts = Counter(file.suffix or "(no suffix)" for file in files).most_common(5)
-    suffixes = ", ".join(f"{count} {suffix}" for suffix, count in counts)
-    return f"a folder of {plural(len(files), 'file')} ({suffixes}){learn if any(map(reader_of, files)) else ''}"
+    kind = (
+        f"folder of {plural(len(files), 'file')}" if path.is_dir() else f"file of {plural(path.stat().st_size, 'byte')}"
+    )
+    learn = "; to learn from its text, name it in a recipe: [corpus] sources = [...]"
+    return f"a {kind}{learn if any(map(reader_of, files)) else ''}"
 
 
 def _command(*words: object) -> str:

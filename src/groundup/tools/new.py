@@ -5,8 +5,6 @@ Rules, not search. Each stands here once with its source, and again as a comment
 
 import dataclasses
 import math
-import textwrap
-import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from groundup.errors import DataError, ResourceError, SettingsError
 from groundup.mistakes import nearest
 from groundup.model.presets import PRESETS, Preset
 from groundup.model.settings import LearnedPosition, ModelConfig
+from groundup.pages.render import plain, sentences
 from groundup.plan import laws
 from groundup.plan.hardware import Machine
 from groundup.plan.vocabulary import advise
@@ -449,61 +448,17 @@ def _opening(text: str) -> str:
 # --- the proposal in words ---
 
 
-def rows(proposal: Proposal) -> list[tuple[str, str]]:
+def rows(proposal: Proposal) -> list[list[str]]:
     """A fact a row: the texts, the machine, the model, the training."""
-    chosen, about = proposal.chosen, proposal.about
-    model, sample, separator = chosen.model, chosen.texts, chosen.texts.corpus.separator
-    files = ", ".join(f"{number:,} {kind}" for kind, number in sample.files.most_common(8))
-    texts = round(sample.separated * sample.scale)
-    left_out = describe_left_out(sample.left_out, sample.left_out_names)
-    of = "" if sample.is_whole else f" of {sample.read:,} looked at"
-    facts = [
-        ("texts", f"{files}: {about}{sample.documents:,} documents, {sample.bytes / 1e6:,.2f} MB"),
-        ("scripts", ", ".join(f"{share:.1%} {script}" for script, share in list(sample.scripts.items())[:6])),
-        ("separator", separator and f"{separator}, found in your files: it cuts them into {about}{texts:,} texts"),
-        *(("marks", ": ".join(parts)) for parts in describe_marks(sample.marks.table())),
-        ("left out", left_out and f"{left_out}: read are {readable()}"),
-        ("dropped", sample.dropped and f"{sum(sample.dropped.values()):,} documents{of}: {sample.tally.summary(6)}"),
-        ("tokens", f"about {chosen.unique_tokens:,.0f} to train on, of {chosen.bytes_per_token:.1f} bytes each"),
-        ("machine", proposal.on),
-        ("model", f"{model.parameters:,} parameters, vocabulary {model.vocab_size:,}, {model.d_model} wide, "
-         f"{model.n_layers} layers, context {model.context_length}"),
-        ("training", f"{proposal.tokens:,} tokens: the text is read {proposal.often}"),
-        ("time", proposal.time),
-    ]  # fmt: skip
-    return [(name, fact) for name, fact in facts if fact]
-
-
-# --- the recipe as text ---
+    texts = proposal.chosen.texts
+    left_out = describe_left_out(texts.left_out, texts.left_out_names)
+    marks = describe_marks(texts.marks.table())
+    lines = sentences("proposal.txt", it=proposal, marks=marks, left_out=left_out, readable=readable())
+    return [line.split("\t", 1) for line in lines]
 
 
 def to_toml(proposal: Proposal, command: str) -> str:
-    """The recipe with comments that teach, from `comments.toml`; `command` is what was typed."""
-    texts = tomllib.loads(Path(__file__).with_name("comments.toml").read_text("utf-8"))
-    values = {
-        "it": proposal,
-        "command": " ".join(command.split()),
-        "filters": "; ".join(texts["relaxed"][reason] for reason in relaxed_in(proposal.recipe.corpus.filters)),
-        "megabytes": proposal.chosen.texts.bytes / 1e6,
-        "millions": proposal.chosen.model.parameters / 1e6,
-    }
-    comments = texts["any"] | (texts["start"] if proposal.recipe.pretrain.start is not None else {})
-    comments = {name: text.format(**values) for name, text in comments.items()}
-    lines = [texts["header"].format(**values)]
-    for name, value in proposal.tables.items():
-        if isinstance(value, dict):
-            lines += ["", *_commented(f"[{name}]", comments.get(name))]
-            for key, inner in value.items():
-                lines += _commented(f"{key} = {toml_value(inner)}", comments.get(f"{name}.{key}"))
-        else:
-            lines += _commented(f"{name} = {toml_value(value)}", comments.get(name))
-    return "\n".join(lines) + "\n"
-
-
-def _commented(line: str, comment: str | None) -> list[str]:
-    """The comment behind its line, or above it where it is long."""
-    if comment is None:
-        return [line]
-    if len(line) + len(comment) < 100:
-        return [f"{line} # {comment}"]
-    return [*textwrap.wrap(comment, 100, initial_indent="# ", subsequent_indent="# "), line]
+    """The recipe with comments that teach; `command` is what was typed."""
+    relaxed = relaxed_in(proposal.recipe.corpus.filters)
+    command = " ".join(command.split())
+    return plain("recipe.toml", it=proposal, command=command, relaxed=relaxed, toml_value=toml_value)
