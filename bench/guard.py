@@ -23,10 +23,9 @@ import torch
 from groundup.batch import Batch
 from groundup.building import build
 from groundup.errors import DivergedError
-from groundup.files import no_progress, read_lines
+from groundup.files import read_lines
 from groundup.model.settings import ModelConfig
 from groundup.pretrain import run as stage
-from groundup.pretrain.paths import RunPaths
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches
 from groundup.recipe import Recipe
@@ -98,13 +97,14 @@ def measure(name: str, run: Path, shards: Path, chosen: PretrainSettings, patche
     """Bits per byte at the end; None when it diverged. Prints what the guard did."""
     work = run / name
     shutil.rmtree(work, ignore_errors=True)
-    paths = RunPaths(shards, run / "tokenizer", work / "pretrain", work / "model", run / "corpus")
     (work / "pretrain").mkdir(parents=True)
+    for made in (shards, run / "tokenizer", run / "corpus"):
+        (work / made.name).symlink_to(made)
     with ExitStack() as stack:
         for target, value in patches.items():
             stack.enter_context(patch.object(session if target == "make_schedule" else stage, target, value))
         try:
-            stage.pretrain(MODEL, chosen, paths, {}, no_progress, lambda said: None)
+            stage.pretrain(MODEL, chosen, work, {}, say=lambda said: None)
         except DivergedError:
             return None
         finally:
@@ -128,7 +128,7 @@ def main() -> None:
         at = steps // 2
         one, several = ({"batches": broken_batches(at * ROWS, (at + n) * ROWS)} for n in (1, 5))
         spike = {"make_schedule": spiking(session.make_schedule, at)}
-        noise = poisoned(shards, Path(home) / "poisoned")
+        noise = poisoned(shards, Path(home) / "poisoned" / "shards")
         faults: dict[str, tuple[Path, dict[str, Any]]] = {
             "one batch that is no number": (shards, one),
             "five of them in a row": (shards, several),

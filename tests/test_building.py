@@ -19,7 +19,7 @@ from groundup.building import Built, build
 from groundup.errors import DamagedError, DataError, DivergedError, MissingError, SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Float32
-from groundup.pretrain.paths import RunPaths, check_fits
+from groundup.pretrain.before import check_fits
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.pretrain.setup import make_loss, set_up, training_flops_per_token
 from groundup.recipe import Recipe
@@ -48,10 +48,6 @@ def quietly(*arguments: object, **options: object) -> Built:
 
 def what(built: Built) -> dict[str, str]:
     return {row.stage: row.what for row in built.rows}
-
-
-def places(run: Path) -> RunPaths:
-    return RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
 
 
 def losses(run: Path) -> list[float]:
@@ -261,7 +257,7 @@ def test_another_tokenizer_is_refused_before_the_first_batch(home: Path) -> None
     with pytest.raises(SettingsError, match=f"pack .* tokenizer was {packed[:8]}…, is {stands[:8]}…"):
         quietly()
     with pytest.raises(SettingsError, match=f"packed with tokenizer {packed[:8]}…, .* has {stands[:8]}…"):
-        check_fits(tiny.model, places(run), [])
+        check_fits(tiny.model, run, None, [])
 
 
 def test_another_tokenizer_beside_a_model_is_refused(finished: Path) -> None:
@@ -280,7 +276,7 @@ def test_ids_beyond_the_vocabulary_are_refused_before_the_first_batch(home: Path
     np.save(run / "shards" / "validation.npy", ids)
     tiny = Recipe.load(home / "tiny.toml")
     with pytest.raises(DamagedError, match=r"validation\.npy holds id 320 at position 7; the vocabulary has 320 ids"):
-        check_fits(tiny.model, places(run), [])
+        check_fits(tiny.model, run, None, [])
 
 
 def test_a_tokenizer_from_elsewhere_is_refused(finished: Path) -> None:

@@ -26,7 +26,6 @@ from groundup.train.loggers import refuse_missing
 
 if TYPE_CHECKING:
     from groundup.pretrain.doctor.verdict import Verdict
-    from groundup.pretrain.paths import RunPaths
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
 """Opens something that draws the progress of the stage of that name."""
@@ -51,6 +50,14 @@ class Job:
     """The command of the one stage that may run."""
     until: int | None = None
     """The step of training to pause after."""
+    examined: bool = True
+    """Whether the doctor looks at a training before its first step."""
+
+    @property
+    def start(self) -> Path | None:
+        """The model whose weights the training begins with, if it is not to draw them."""
+        start = self.recipe.pretrain.start
+        return None if start is None else locate(start, self.beside, "model")
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,8 @@ def build(
     >>> [(row.stage, row.what) for row in made.rows]
     [('corpus', 'made'), ('tokenizer', 'made'), ('pack', 'made')]
     """
-    job = _open_job(recipe, overrides, run, say=say, watch=watch, only=only, until=until)
+    examined = last is None  # a sweep tries on purpose what the doctor would refuse
+    job = _open_job(recipe, overrides, run, say=say, watch=watch, only=only, until=until, examined=examined)
     stages = _stages_up_to(only or last or "report")
     refuse_missing(job.recipe.pretrain.loggers, job.recipe.pretrain.TABLE)
     with lock(job.run):
@@ -145,12 +153,7 @@ def build(
             refuse_in_the_way(job.run / stage.name)
         job = _without_stale_stages(job, stages, replace)
         write_text(job.run / "recipe.toml", job.recipe.to_toml())
-        rows = []
-        for stage in stages:
-            with _explaining_memory(job) if stage.name in ("model", "evals") else nullcontext():
-                if stage.name == "model" and only in (None, "pretrain"):
-                    job = _ready_to_train(job, examined=last is None)
-                rows.append(_run_stage(stage, job))
+        rows = [_run_stage(stage, job) for stage in stages]
         if (only or last) in (None, "report"):
             rows.append(_run_report(job.run))
     return Built(job.run, rows)
@@ -194,9 +197,9 @@ def examine(
     from groundup.train.assemble import prepare_process
 
     prepare_process()
-    _check_fits(job)
+    _check_fits(job, job.start)
     with _explaining_memory(job):
-        subject = doctor.prepare(job.recipe.model, job.recipe.pretrain, _paths(job))
+        subject = doctor.prepare(job.recipe.model, job.recipe.pretrain, job.run, job.start)
         yield from (doctor.quick_checks(subject) if only_quick else doctor.all_checks(subject, watts, price_per_hour))
 
 
@@ -222,16 +225,6 @@ def _stages_up_to(command: str) -> tuple[Stage, ...]:
     return STAGES[: commands.index(command) + 1]
 
 
-def _recorded_recipe(job: Job) -> Table:
-    """The recipe that the run was last built from, if there is one that can be read."""
-    path = job.run / "recipe.toml"
-    try:
-        return read_toml(path) if path.is_file() else {}
-    except SettingsError as error:
-        job.say(f"the recipe recorded in the run cannot be read: {error}")
-        return {}
-
-
 # Which stages are stale
 
 
@@ -248,7 +241,7 @@ def _without_stale_stages(job: Job, stages: Iterable[Stage], replace: bool) -> J
     if "model" in stale:
         job = asked  # what was chosen for another model is open again
         if not {"tokenizer", "shards"} & stale.keys():
-            _check_fits(job)  # before anything is thrown away
+            _check_fits(job, job.start)  # before anything is thrown away
     for stage in stages if stale else ():
         if stage.name in stale or not is_made(job.run / stage.name):
             _refuse_another_than_asked(stage, job)
@@ -356,7 +349,8 @@ def _inputs(stage: Stage, job: Job, recorded: Mapping[str, str]) -> dict[str, st
 
 
 def _conflict(stale: Mapping[str, str], job: Job) -> str:
-    changed = differences(_recorded_recipe(job), job.recipe.table())
+    recorded = job.run / "recipe.toml"
+    changed = differences(read_toml(recorded) if recorded.is_file() else {}, job.recipe.table())
     lines = [f"{job.run} was built from another recipe or other inputs."]
     lines += [f"  {name}: {toml_value(old)} → {toml_value(new)}" for name, (old, new) in changed.items()]
     lines += [f"  stale: {COMMANDS[name]} ({why})" for name, why in stale.items()]
@@ -430,97 +424,6 @@ def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str] | N
             except DataError:
                 continue  # that run's damage is that run's to report
     return None
-
-
-# Before a training
-
-
-def _ready_to_train(job: Job, examined: bool) -> Job:
-    """Check that the settings fit the data; choose device and precision if the recipe leaves them open, and write
-    them down before the first step."""
-    settings = job.recipe.pretrain
-    if is_made(job.run / "model") or not is_made(job.run / "shards"):
-        return job
-    from groundup.pretrain.speed import describe_conditions, settle
-    from groundup.train.assemble import prepare_process
-    from groundup.weights.load import find_device
-
-    prepare_process()
-    begun = any((job.run / "pretrain" / "checkpoints").glob("step-*"))
-    _check_fits(job, begun)
-    device = find_device(settings.device)
-    settled, told = settle(_model(job), settings, job.run / "shards", device)
-    for line in [*told, describe_conditions(settled, device)]:
-        job.say(line)
-    job = dataclasses.replace(job, recipe=job.recipe.model_copy(update={"pretrain": settled}))
-    if examined and not begun:  # a sweep tries on purpose what the doctor would refuse
-        _run_quick_checks(job)
-    write_text(job.run / "recipe.toml", job.recipe.to_toml())
-    return job
-
-
-def _model(job: Job) -> Any:
-    return job.recipe.model.with_vocabulary(read_manifest(job.run / "shards").statistics["vocab_size"])
-
-
-def _run_quick_checks(job: Job) -> None:
-    """Run the quick checks before the first step, and say which are not ok.
-
-    Raises:
-        GroundupError: when one is an error; nothing has been written yet.
-    """
-    from groundup.pretrain.doctor import run as doctor
-    from groundup.pretrain.doctor.verdict import refuse_errors
-    from groundup.train.log import RunLog
-
-    began = time.monotonic()
-    subject = doctor.prepare(job.recipe.model, job.recipe.pretrain, _paths(job))
-    verdicts = list(doctor.quick_checks(subject))
-    refuse_errors(verdicts)
-    warnings = [verdict for verdict in verdicts if verdict.level == "warning"]
-    for verdict in warnings:
-        job.say(f"doctor: warning, {verdict}")
-    seconds = time.monotonic() - began
-    if not warnings:
-        job.say(f"doctor: {len(verdicts)} checks in {seconds:.1f} s, all ok")
-    listed = {"warnings": "; ".join(f"{each.check}: {each.finding}" for each in warnings)} if warnings else {}
-    RunLog(job.run / "pretrain").event("doctor", checks=len(verdicts), seconds=round(seconds, 3), **listed)
-
-
-@contextmanager
-def _explaining_memory(job: Job) -> Iterator[None]:
-    """Where memory runs out: what this model's training needs, part by part, and the smallest change that fits."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        from groundup.pretrain.doctor.run import out_of_memory
-
-        explained = out_of_memory(_model(job), job.recipe.pretrain, error)
-        if explained is None:
-            raise
-        raise explained from None
-
-
-def _check_fits(job: Job, begun: bool = False) -> None:
-    """A training that was `begun` has no more use for the model that it started with."""
-    from groundup.pretrain.paths import check_fits
-    from groundup.pretrain.start import check_start
-    from groundup.tokenizer.tokenizer import Tokenizer
-
-    paths = _paths(job)
-    prompts = [job.recipe.pretrain.sample_prompt, *job.recipe.evals.prompts]
-    check_fits(job.recipe.model, paths, prompts)
-    if paths.start is not None and not begun:
-        tokenizer = Tokenizer.load(paths.tokenizer)
-        check_start(paths.start, job.recipe.model, tokenizer, paths.shards, prompts, job.say)
-
-
-def _paths(job: Job) -> "RunPaths":
-    from groundup.pretrain.paths import RunPaths
-
-    start = job.recipe.pretrain.start
-    run, path = job.run, None if start is None else locate(start, job.beside, "model")
-    return RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus", path)
 
 
 # The stages
@@ -598,29 +501,62 @@ def _make_shards(job: Job, settings: Table, inputs: Mapping[str, str], progress:
 
 
 def _start_sources(job: Job, recorded: Mapping[str, str]) -> dict[str, str]:
-    if job.recipe.pretrain.start is None:
+    if job.start is None:
         return {}
     from groundup.weights.files import digest_of
 
-    return {"start": digest_of(locate(job.recipe.pretrain.start, job.beside, "model"))}
+    return {"start": digest_of(job.start)}
+
+
+def _model_settings(recipe: Recipe) -> Table:
+    return {"model": recipe.model.table(), "pretrain": recipe.pretrain.table()}
 
 
 def _make_model(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
+    """Choose what the recipe leaves open, and write it down before the first step; then train, or go on training."""
+    from groundup.pretrain.before import ready
     from groundup.pretrain.run import pretrain
+    from groundup.train.assemble import prepare_process
 
-    work = job.run / "pretrain"
-    with explaining_write_errors(work):
-        work.mkdir(exist_ok=True)
-    write_json(work / "origin.json", {"settings": settings, "inputs": dict(inputs)})
-    pretrain(job.recipe.model, job.recipe.pretrain, _paths(job), dict(inputs), progress, job.say, job.until)
+    prepare_process()
+    work, recipe = job.run / "pretrain", job.recipe
+    begun = any((work / "checkpoints").glob("step-*"))
+    _check_fits(job, None if begun else job.start)  # what has begun has no more use for the model it started with
+    with _explaining_memory(job):
+        chosen = ready(recipe.model, recipe.pretrain, job.run, job.start, job.say, job.examined and not begun)
+        recipe = recipe.model_copy(update={"pretrain": chosen})
+        write_text(job.run / "recipe.toml", recipe.to_toml())
+        with explaining_write_errors(work):
+            work.mkdir(exist_ok=True)
+        write_json(work / "origin.json", {"settings": _model_settings(recipe), "inputs": dict(inputs)})
+        pretrain(recipe.model, chosen, job.run, dict(inputs), job.start, progress, job.say, job.until)
+
+
+def _check_fits(job: Job, start: Path | None) -> None:
+    from groundup.pretrain.before import check_fits
+
+    prompts = [job.recipe.pretrain.sample_prompt, *job.recipe.evals.prompts]
+    check_fits(job.recipe.model, job.run, start, prompts, job.say)
 
 
 def _make_evals(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
     from groundup.evals.run import evaluate
 
-    with making(job.run / "evals", "evals", settings, inputs) as draft:
-        device = job.recipe.pretrain.device
+    device = job.recipe.pretrain.device
+    with _explaining_memory(job), making(job.run / "evals", "evals", settings, inputs) as draft:
         evaluate(job.run / "model", job.run / "shards", job.recipe.evals, device, draft, progress)
+
+
+@contextmanager
+def _explaining_memory(job: Job) -> Iterator[None]:
+    """Where memory runs out: what this model's training needs, part by part, and the smallest change that fits."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from groundup.pretrain.doctor.run import explain_memory
+
+        explain_memory(error, job.recipe.model, job.recipe.pretrain, job.run)
+        raise
 
 
 def _run_report(run: Path) -> Row:
@@ -639,7 +575,7 @@ STAGES = (
     Stage("shards", lambda recipe: recipe.shards.table(), ("corpus", "tokenizer"), _make_shards),
     Stage(
         "model",
-        lambda recipe: {"model": recipe.model.table(), "pretrain": recipe.pretrain.table()},
+        _model_settings,
         ("shards", "tokenizer"),
         _make_model,
         _start_sources,

@@ -58,10 +58,10 @@ def rows(clock: Clock | None = None, seconds: float = 0.0) -> Iterator[Batch]:
 
 def test_tokens_a_second_are_those_of_the_clock(clock: Clock) -> None:
     slow = rows(clock, 0.03)
-    taken, tokens = time_steps(set_up(CONFIG, SETTINGS, CPU), SETTINGS, slow, CPU, seconds=0.0, steps=6)
+    taken, tokens = time_steps(set_up(CONFIG, SETTINGS, CPU), SETTINGS, slow, seconds=0.0, steps=6)
     assert (len(taken), tokens) == (6, 64)
     assert taken == pytest.approx([0.03] * 6, abs=1e-4)
-    taken, _ = time_steps(set_up(CONFIG, SETTINGS, CPU), SETTINGS, rows(clock, 0.03), CPU, seconds=0.2)
+    taken, _ = time_steps(set_up(CONFIG, SETTINGS, CPU), SETTINGS, rows(clock, 0.03), seconds=0.2)
     assert len(taken) == 7  # 0.21 s
 
 

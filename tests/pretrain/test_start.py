@@ -20,7 +20,7 @@ from groundup.errors import DamagedError, DataError, DivergedError, SettingsErro
 from groundup.plan.hardware import Machine
 from groundup.pretrain.doctor import checks
 from groundup.pretrain.doctor import run as doctor
-from groundup.pretrain.doctor.checks import check_trained_range
+from groundup.pretrain.doctor.checks import check_range
 from groundup.pretrain.doctor.verdict import Verdict
 from groundup.recipe import Recipe
 from groundup.shards import open_split
@@ -216,9 +216,9 @@ def test_the_doctor_tries_a_started_model_with_its_own_weights(made: Path, monke
 
     def judge(rates: list[float], raised: list[float], untouched: list[float], *rest: Any) -> Verdict:
         tried.extend([raised, untouched])
-        return check_trained_range(rates, raised, untouched, *rest)
+        return check_range(rates, raised, untouched, *rest)
 
-    monkeypatch.setattr(checks, "check_trained_range", judge)
+    monkeypatch.setattr(checks, "check_range", judge)
     settings = [*going_on(start), "pretrain.micro_batch_rows=4"]
     lines = list(examine(made / "tiny.toml", settings, run=made / "runs" / "whole", say=lambda text: None))
     seen = {line.check: line for line in lines}

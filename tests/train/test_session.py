@@ -21,7 +21,6 @@ from groundup.errors import DamagedError, DataError, DivergedError
 from groundup.files import read_lines
 from groundup.model.settings import ModelConfig
 from groundup.pretrain import run as stage
-from groundup.pretrain.paths import RunPaths
 from groundup.pretrain.run import pretrain
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches
@@ -77,8 +76,13 @@ def text(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path
     return home
 
 
-def places(text: Path, work: Path) -> RunPaths:
-    return RunPaths(text / "shards", text / "tokenizer", work / "pretrain", work / "model", text / "corpus")
+def run_with(work: Path, text: Path) -> Path:
+    """A run directory that reads what is in another one."""
+    work.mkdir(exist_ok=True)
+    for made in text.iterdir():
+        if not (work / made.name).exists():
+            (work / made.name).symlink_to(made)
+    return work
 
 
 def train(text: Path, work: Path, chosen: PretrainSettings, dies_after: int | None = None) -> list[str]:
@@ -89,8 +93,7 @@ def train(text: Path, work: Path, chosen: PretrainSettings, dies_after: int | No
         if done == dies_after:
             raise KeyboardInterrupt
 
-    work.mkdir(exist_ok=True)
-    pretrain(MODEL, chosen, places(text, work), {}, progress, said.append)
+    pretrain(MODEL, chosen, run_with(work, text), {}, progress=progress, say=said.append)
     return said
 
 
@@ -350,7 +353,7 @@ def test_shards_damaged_under_a_running_training_are_named(
         "cut short": r"rows \d+ to \d+ cannot be read: .*train\.npy had .* bytes when it was opened and now has",
     }[damage]
     with pytest.raises(DamagedError, match=said) as caught:
-        pretrain(MODEL, settings(), replace(places(text, tmp_path), shards=own), {}, spoil, lambda _: None)
+        pretrain(MODEL, settings(), run_with(tmp_path, text), {}, progress=spoil, say=lambda _: None)
     assert caught.value.exit_code == 3
 
 

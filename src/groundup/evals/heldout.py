@@ -1,19 +1,14 @@
-"""Measurements of held-out documents that a recipe may ask for while it trains, each a function that returns numbers.
-
-No torch is imported here, so that a report can say what a number is. N positions, V vocabulary.
-"""
+"""Measurements of held-out documents that a recipe may ask for while it trains: functions that return numbers."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from groundup.evals.score import HeldOut
 from groundup.evals.settings import MeasurementName
-
-if TYPE_CHECKING:
-    from groundup.evals.score import HeldOut
+from groundup.model.transformer import evaluating
 
 CALIBRATION_BINS = 10
 
@@ -22,22 +17,22 @@ CALIBRATION_BINS = 10
 class Measurement:
     """Something to measure, and how its numbers are called."""
 
-    function: "Callable[[HeldOut], dict[str, float]]"
+    function: Callable[[HeldOut], dict[str, float]]
     first_number: str
     """The name of its first number, by which training sees whether it has measured."""
 
-    def measure(self, held_out: "HeldOut") -> dict[str, float]:
+    def measure(self, held_out: HeldOut) -> dict[str, float]:
         """Its numbers by their names in the metrics; the model is in `eval()` meanwhile."""
-        with held_out.evaluating():
+        with evaluating(held_out.model):
             return self.function(held_out)
 
 
-def bits_per_byte(held_out: "HeldOut") -> dict[str, float]:
+def bits_per_byte(held_out: HeldOut) -> dict[str, float]:
     """Bits per byte as the evaluation stage measures them, on fewer tokens."""
     return {"bits_per_byte": held_out.score().bits_per_byte}
 
 
-def bits_per_byte_by_position(held_out: "HeldOut") -> dict[str, float]:
+def bits_per_byte_by_position(held_out: HeldOut) -> dict[str, float]:
     """Bits per byte of the tokens that are predicted from positions 0–3 of a window, from 4–15, 16–63, …: falling
     numbers say that the model uses what it has read. `bits_per_byte_from_16` is of positions 16 to 63."""
     sizes = np.array([len(token) for token in held_out.tokenizer.tokens])
@@ -51,7 +46,7 @@ def bits_per_byte_by_position(held_out: "HeldOut") -> dict[str, float]:
     return {f"bits_per_byte_from_{bound}": float(bits[i] / n_bytes[i]) for i, bound in enumerate(bounds) if n_bytes[i]}
 
 
-def next_token_accuracy(held_out: "HeldOut") -> dict[str, float]:
+def next_token_accuracy(held_out: HeldOut) -> dict[str, float]:
     """Share of tokens to which the model gave the highest probability."""
     right = total = 0
     for logits, targets in held_out.predictions():
@@ -60,7 +55,7 @@ def next_token_accuracy(held_out: "HeldOut") -> dict[str, float]:
     return {"next_token_accuracy": right / total}
 
 
-def calibration(held_out: "HeldOut") -> dict[str, float]:
+def calibration(held_out: HeldOut) -> dict[str, float]:
     """Expected calibration error: how far, on average, the probability of the likeliest token is from how often it is
     right, in ten bins of that probability (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
     count, confident, right = (np.zeros(CALIBRATION_BINS) for _ in range(3))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -64,10 +63,6 @@ class HeldOut:
     batch_rows: int = 16
     """Windows that go through the model at once."""
     progress: Progress = no_progress
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Inside, the model is in `eval()` and no gradient is computed."""
-        return evaluating(self.model)
 
     def score(self) -> Score:
         """Bits per byte and perplexity, by `score`."""

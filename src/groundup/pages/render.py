@@ -59,15 +59,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "anchor": anchor,
-        "byte_size": byte_size,
-        "data": data,
-        "duration": duration,
-        "number": number,
-        "plural": plural,
-        "scientific": scientific,
-    }
+    filters = (anchor, byte_size, data, duration, number, plural, scientific)
+    environment.filters |= {function.__name__: function for function in filters}
     return environment
 
 

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,20 +17,18 @@ from torch import Tensor
 from groundup.artifacts import making
 from groundup.batch import Batch
 from groundup.evals.heldout import MEASUREMENTS
-from groundup.evals.score import HeldOut, score
-from groundup.evals.settings import Evaluation
+from groundup.evals.score import HeldOut
 from groundup.files import Progress, no_progress
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import evaluating
-from groundup.pretrain.paths import RunPaths
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches, draw_model, set_up, training_flops_per_token
 from groundup.pretrain.speed import WORTH_MEASURING_FLOPS, matmul_peak
 from groundup.pretrain.start import with_vocabulary
 from groundup.pretrain.suspects import suspects
-from groundup.shards import Tokens, open_split
+from groundup.shards import open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import checkpoint
 from groundup.train.health import activations
@@ -41,17 +40,20 @@ from groundup.weights.write import write_model
 def pretrain(
     model_config: ModelConfig,
     settings: PretrainSettings,
-    paths: RunPaths,
+    run: Path,
     inputs: dict[str, str],
+    start: Path | None = None,
     progress: Progress = no_progress,
     say: Callable[[str], None] = print,
     until: int | None = None,
 ) -> None:
-    """Train, or go on training, and write `paths.model`.
+    """Train, or go on training, and write `model/`.
 
     Args:
         settings: with `device` and `precision` chosen.
+        run: with `tokenizer/`, `shards/` and, where bad batches are to be traced to their sources, `corpus/`.
         inputs: name of each input → its digest, recorded in checkpoints and model.
+        start: the model whose weights it begins with; they are drawn if not given.
         until: the step to pause after, measured and saved; another call goes on from there.
 
     Raises:
@@ -60,88 +62,79 @@ def pretrain(
         DivergedError: when the guard has gone back as often as it may, or without one at a loss that is no number.
     """
     assert settings.precision is not None and settings.device is not None, "chosen before the stage begins"
-    tokenizer = Tokenizer.load(paths.tokenizer)
-    config = with_vocabulary(model_config, tokenizer, paths.start)
+    tokenizer = Tokenizer.load(run / "tokenizer")
+    config = with_vocabulary(model_config, tokenizer, start)
     ids = min(tokenizer.vocab_size, config.vocab_size or 0)
     train, validation = (  # every id was compared with the vocabulary by `check_fits`
-        replace(open_split(paths.shards, split), vocab_size=ids) for split in ("train", "validation")
+        replace(open_split(run / "shards", split), vocab_size=ids) for split in ("train", "validation")
     )
     device, context = find_device(settings.device), config.context_length
-    begun = bool(checkpoint.list_checkpoints(paths.work / "checkpoints"))
-    assembled = set_up(config, settings, device, None if begun else paths.start)
+    begun = bool(checkpoint.list_checkpoints(run / "pretrain" / "checkpoints"))
+    assembled = set_up(config, settings, device, None if begun else start)
     flops_per_token = training_flops_per_token(config, settings.loss)
     long = flops_per_token * settings.tokens(context) >= WORTH_MEASURING_FLOPS
-    whose = f"the weights of {paths.start}" if paths.start is not None else "the drawn weights"
+    whose = f"the weights of {start}" if start is not None else "the drawn weights"
 
     def batches_from(step: int, first_row: int) -> Iterator[Batch]:
         n_rows = (settings.batch_rows(number, context) for number in itertools.count(step))
         return batches(train, context, settings.seed, n_rows, first_row)
 
     def initial_weights() -> Mapping[str, Tensor]:
-        return dict(draw_model(config, settings, paths.start).named_parameters())
+        return dict(draw_model(config, settings, start).named_parameters())
 
     session = Session(
         settings,
         assembled,
-        paths.work,
+        run / "pretrain",
         {"model": model_config.table(), "pretrain": settings.table()},
         inputs,
         batches=batches_from,
         initial_weights=initial_weights,
         activations=partial(activations, assembled.model),
         suspects=lambda batch, first_row: suspects(
-            assembled.model, batch, first_row, settings.micro_batch_rows, paths.corpus / "train.parquet"
+            assembled.model, batch, first_row, settings.micro_batch_rows, run / "corpus" / "train.parquet"
         ),
         advice_at_start=f"`groundup doctor RECIPE` looks at {whose} and at these rows",
         flops_per_token=flops_per_token,
         peak_flops=matmul_peak(config, settings, device) if long else None,
         say=say,
     )
-    measurements = [
-        _validation(session, settings, validation),
-        *(_evaluation(session, asked, settings, tokenizer, validation) for asked in settings.evaluations),
-        _sample(session, settings, tokenizer),
-    ]
-    session.run(measurements, partial(_write_model, session, config, tokenizer, paths, inputs), progress, until)
+    held_out = HeldOut(assembled.model, tokenizer, validation, batch_rows=settings.micro_batch_rows)
+    measurements = _measurements(session, settings, held_out)
+    session.run(measurements, partial(_write_model, session, config, tokenizer, run, inputs), progress, until)
 
 
-def _validation(session: Session[Batch], settings: PretrainSettings, data: Tokens) -> Periodic:
-    def measure(check: Progress) -> dict[str, Any]:
-        most, rows = settings.validation_tokens, settings.micro_batch_rows
-        measured = score(session.assembled.model, data, max_tokens=most, batch_rows=rows, progress=check)
-        return {"validation_bits_per_byte": measured.bits_per_byte, "tokens": session.tokens}
+def _measurements(session: Session[Batch], settings: PretrainSettings, held_out: HeldOut) -> list[Periodic]:
+    """The measurements of a run: validation, the evaluations that were asked for, a sample."""
 
-    return Periodic(settings.validate_every, "validation_bits_per_byte", measure)
+    def on_held_out(
+        measure: Callable[[HeldOut], dict[str, Any]], max_tokens: int | None, check: Progress
+    ) -> dict[str, Any]:
+        return {**measure(replace(held_out, max_tokens=max_tokens, progress=check)), "tokens": session.tokens}
 
+    def validate(held_out: HeldOut) -> dict[str, Any]:
+        return {"validation_bits_per_byte": held_out.score().bits_per_byte}
 
-def _evaluation(
-    session: Session[Batch], asked: Evaluation, settings: PretrainSettings, tokenizer: Tokenizer, data: Tokens
-) -> Periodic:
-    measurement = MEASUREMENTS[asked.task]
-
-    def measure(check: Progress) -> dict[str, Any]:
-        model, rows = session.assembled.model, settings.micro_batch_rows
-        held_out = HeldOut(model, tokenizer, data, asked.max_tokens, rows, check)
-        return {**measurement.measure(held_out), "tokens": session.tokens}
-
-    return Periodic(asked.every, measurement.first_number, measure)
-
-
-def _sample(session: Session[Batch], settings: PretrainSettings, tokenizer: Tokenizer) -> Periodic:
-    def measure(check: Progress) -> dict[str, Any]:
-        model, prompt = session.assembled.model, settings.sample_prompt
+    def sample(check: Progress) -> dict[str, Any]:
+        model, tokenizer, prompt = held_out.model, held_out.tokenizer, settings.sample_prompt
         sampling = Sampling(max_tokens=settings.sample_tokens)
         with evaluating(model):
             parts = stream(model, tokenizer, prompt, sampling, look=lambda *_: check(0, 0, ""))
             return {"sample": prompt + "".join(parts)}
 
-    return Periodic(settings.sample_every, "sample", measure)
+    chosen = [(asked.every, asked.max_tokens, MEASUREMENTS[asked.task]) for asked in settings.evaluations]
+    validation = partial(on_held_out, validate, settings.validation_tokens)
+    return [
+        Periodic(settings.validate_every, "validation_bits_per_byte", validation),
+        *(Periodic(every, what.first_number, partial(on_held_out, what.measure, most)) for every, most, what in chosen),
+        Periodic(settings.sample_every, "sample", sample),
+    ]
 
 
 def _write_model(
-    session: Session[Batch], config: ModelConfig, tokenizer: Tokenizer, paths: RunPaths, inputs: dict[str, str]
+    session: Session[Batch], config: ModelConfig, tokenizer: Tokenizer, run: Path, inputs: dict[str, str]
 ) -> None:
-    with making(paths.model, "model", session.recorded, inputs) as draft:
+    with making(run / "model", "model", session.recorded, inputs) as draft:
         write_model(draft, config, session.assembled.final_weights, tokenizer, Sampling().table())
         draft.seconds_before = session.seconds
         draft.statistics |= {

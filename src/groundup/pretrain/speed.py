@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from groundup.optim.precision import optimizer_matmul_dtype
 from groundup.optim.settings import Bfloat16, Float16, Float32, Precision
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches, set_up, training_flops_per_token
-from groundup.shards import Tokens, open_split
+from groundup.shards import open_split
 from groundup.train.assemble import Assembled
 from groundup.train.fit import Gradients, fit
 
@@ -105,10 +104,10 @@ def measure_speed(
     assembled = set_up(config, settings, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    taken, batch_tokens = time_steps(assembled, settings, drawn, device, seconds=seconds, steps=steps)
+    taken, batch_tokens = time_steps(assembled, settings, drawn, seconds=seconds, steps=steps)
     peak_bytes = peak_memory(device)  # before anything is held that only measures
-    parts = _time_parts(assembled, settings, drawn, device, max(FEWEST_STEPS, min(10, len(taken) // 3)))
-    operations = [] if trace is None else _trace(assembled, settings, drawn, device, trace)
+    parts = _time_parts(assembled, settings, drawn, max(FEWEST_STEPS, min(10, len(taken) // 3)))
+    operations = [] if trace is None else _trace(assembled, settings, drawn, trace)
     del assembled
     return Speed(
         tokens_per_second=batch_tokens / statistics.median(taken),
@@ -129,7 +128,6 @@ def time_steps(
     assembled: Assembled,
     settings: PretrainSettings,
     drawn: Iterator[Batch],
-    device: torch.device,
     *,
     seconds: float,
     steps: int | None = None,
@@ -138,26 +136,22 @@ def time_steps(
 
     On an accelerator, which is waited for only now and then, they are the means of groups of steps.
     """
-    group = _steps_per_wait(device)
+    group = _steps_per_wait(assembled.device)
     most = 10**9 if steps is None else WARMUP_STEPS + -(-steps // group) * group
     taken: list[float] = []
-    tokens = 0
-    began = last = 0.0
+    last = 0.0
     for step in _fit(assembled, settings, drawn, assembled.gradients(settings), most):
         done = step.number - WARMUP_STEPS
         if done > 0 and done % group:
             continue
         step.loss.item()  # waits for the device
         now = time.monotonic()
-        if done <= 0:
-            tokens = int(step.tokens.item())
-            began = now
-        else:
+        if done > 0:
             taken.append((now - last) / group)
         last = now
-        if steps is None and len(taken) >= FEWEST_STEPS and now - began > seconds:
+        if steps is None and len(taken) >= FEWEST_STEPS and group * sum(taken) > seconds:
             break
-    return taken, tokens
+    return taken, int(step.tokens.item())
 
 
 def settle(
@@ -212,26 +206,11 @@ def tokens_per_second(
     model: ModelConfig, settings: PretrainSettings, shards: Path, device: torch.device, seconds: float
 ) -> float:
     """Median over the steps of a throw-away model that is trained for `seconds`, a micro-batch a step."""
-    drawn = single_micro_batches(open_split(shards, "train"), model, settings)
-    taken, tokens = time_steps(set_up(model, settings, device), settings, drawn, device, seconds=seconds)
+    context = model.context_length
+    rows = min(settings.micro_batch_rows, settings.batch_tokens // context)
+    drawn = batches(open_split(shards, "train"), context, settings.seed, rows, 0)
+    taken, tokens = time_steps(set_up(model, settings, device), settings, drawn, seconds=seconds)
     return tokens / statistics.median(taken)
-
-
-def single_micro_batches(train: Tokens, model: ModelConfig, settings: PretrainSettings) -> Iterator[Batch]:
-    """Batches of a single micro-batch."""
-    rows = min(settings.micro_batch_rows, settings.batch_tokens // model.context_length)
-    return batches(train, model.context_length, settings.seed, rows, 0)
-
-
-def affordable_rows(
-    config: ModelConfig, settings: PretrainSettings, train: Tokens, device: torch.device, seconds: float
-) -> int:
-    """Rows of a step that leave time for at least five in `seconds`: all of the recipe's, or a few micro-batches."""
-    rows = settings.batch_tokens // config.context_length
-    micro_batch = min(settings.micro_batch_rows, rows)
-    drawn = single_micro_batches(train, config, settings)
-    taken, _ = time_steps(set_up(config, settings, device), settings, drawn, device, seconds=0.0, steps=1)
-    return min(rows, micro_batch * max(1, int(seconds / 5 / taken[0])))
 
 
 def matmul_peak(config: ModelConfig, settings: PretrainSettings, device: torch.device, seconds: float = 0.3) -> float:
@@ -285,32 +264,26 @@ def _fit(
                clip_value=settings.clip_value, scaler=assembled.scaler)  # fmt: skip
 
 
-class _Clock:
-    """Adds up the seconds of parts, each of them until the device has finished and the next part begins."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._device = device
-        self._part, self._began = "rest", time.perf_counter()
-
-    def begin(self, part: str) -> None:
-        _wait(self._device)
-        now = time.perf_counter()
-        self.seconds[self._part] += now - self._began
-        self._part, self._began = part, now
-
-
 def _time_parts(
-    assembled: Assembled, settings: PretrainSettings, drawn: Iterator[Batch], device: torch.device, steps: int
+    assembled: Assembled, settings: PretrainSettings, drawn: Iterator[Batch], steps: int
 ) -> dict[str, float]:
     """Seconds of a step by part. Wrapped around what `fit` is given: it has no switch for this."""
-    clock = _Clock(device)
+    seconds = dict.fromkeys(PARTS, 0.0)
+    part, began = "rest", time.perf_counter()
+
+    def begin(following: str) -> None:
+        """Count the time until the device has finished as that of the present part, and begin the following one."""
+        nonlocal part, began
+        _wait(assembled.device)
+        now = time.perf_counter()
+        seconds[part] += now - began
+        part, began = following, now
 
     def timed(function: Callable[..., Any], during: str, after: str) -> Callable[..., Any]:
         def call(*given: Any) -> Any:
-            clock.begin(during)
+            begin(during)
             result = function(*given)
-            clock.begin(after)
+            begin(after)
             return result
 
         return call
@@ -319,22 +292,23 @@ def _time_parts(
     gradients = dataclasses.replace(assembled, loss=timed_loss).gradients(settings)
     timed_gradients = timed(gradients, "data", "clip")  # it begins by bringing the batch to the device
     timed_batches = map(timed(next, "data", "rest"), itertools.repeat(drawn))
-    before = assembled.optimizer.register_step_pre_hook(lambda *_: clock.begin("optimizer"))
-    after = assembled.optimizer.register_step_post_hook(lambda *_: clock.begin("rest"))
+    before = assembled.optimizer.register_step_pre_hook(lambda *_: begin("optimizer"))
+    after = assembled.optimizer.register_step_post_hook(lambda *_: begin("rest"))
     for step in _fit(assembled, settings, timed_batches, timed_gradients, WARMUP_STEPS + steps):
-        clock.begin("rest")
+        begin("rest")
         if step.number == WARMUP_STEPS:
-            clock.seconds.clear()
+            seconds.update(dict.fromkeys(PARTS, 0.0))
     before.remove()
     after.remove()
-    return {name: clock.seconds[name] / steps for name in PARTS}
+    return {name: total / steps for name, total in seconds.items()}
 
 
 def _trace(
-    assembled: Assembled, settings: PretrainSettings, drawn: Iterator[Batch], device: torch.device, target: Path
+    assembled: Assembled, settings: PretrainSettings, drawn: Iterator[Batch], target: Path
 ) -> list[tuple[str, float, int]]:
     from torch.profiler import ProfilerActivity, profile
 
+    device = assembled.device
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     stepping = _fit(assembled, settings, drawn, assembled.gradients(settings), 1 + TRACED_STEPS)
     next(stepping)
@@ -373,9 +347,4 @@ def conditions(settings: PretrainSettings, device: torch.device) -> dict[str, st
 
 def describe_conditions(settings: PretrainSettings, device: torch.device) -> str:
     """The conditions in a line, for the beginning of a training."""
-    machine = conditions(settings, device)
-    blocks = "compiled" if settings.compile else "not compiled"
-    return (
-        f"training on {machine.get('accelerator', machine['processor'])}: {machine['threads']} threads, "
-        f"{machine['precision']}, blocks {blocks}, memory by {machine['allocator']}"
-    )
+    return "training with " + ", ".join(f"{name} {value}" for name, value in conditions(settings, device).items())

@@ -221,9 +221,10 @@ def write_page(runs: Sequence[Run], comparison: Comparison, target: Path) -> Non
 
 def _frozen(run: Run, label: str) -> dict[str, Any]:
     """The run for the board, its training in bits per byte: losses of a token cannot be compared."""
-    frozen = freeze(run.directory, leave_out=("loss", "next_token"))
-    training = frozen["training_bits_per_byte"]
-    metrics = frozen["metrics"] if training is None else {"training_bits_per_byte": training, **frozen["metrics"]}
+    frozen = freeze(run.directory)
+    training, metrics = frozen["training_bits_per_byte"], frozen["metrics"]
+    metrics = {name: curve for name, curve in metrics.items() if name not in ("loss", "next_token")}
+    metrics |= {} if training is None else {"training_bits_per_byte": training}
     return {**frozen, "name": label, "metrics": metrics, "training_bits_per_byte": None}
 
 

@@ -15,6 +15,7 @@ from groundup.pages.charts import Bar, Chart, Curve
 from groundup.pages.render import render
 from groundup.report import facts
 from groundup.report.facts import Run, smooth
+from groundup.report.tokens import visible
 from groundup.report.trust import FEW_DOCUMENTS, broken_links, changed_settings, validation_course
 from groundup.report.watch import freeze
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -91,15 +92,15 @@ def _tokens(run: Run, tokenizer: Tokenizer) -> dict[str, Any]:
     most_used = [tokenizer.tokens[i] for i in run.packed["most_used"]]
     return {
         "n_ordinary": len(ordinary),
-        "first_merges": _readable(left + right for left, right in tokenizer.merges[:16]),
-        "most_used": _readable(most_used),
-        "commonest_token": _readable(most_used[:1]),
-        "longest_tokens": _readable(sorted(ordinary, key=len, reverse=True)[:12]),
+        "first_merges": _in_a_row(left + right for left, right in tokenizer.merges[:16]),
+        "most_used": _in_a_row(most_used),
+        "commonest_token": visible(most_used[0]),
+        "longest_tokens": _in_a_row(sorted(ordinary, key=len, reverse=True)[:12]),
     }
 
 
-def _readable(tokens: Iterable[bytes]) -> str:
-    return "  ".join(token.decode("utf-8", "replace").replace(" ", "␣").replace("\n", "⏎") for token in tokens)
+def _in_a_row(tokens: Iterable[bytes]) -> str:
+    return "  ".join(map(visible, tokens))
 
 
 def _token_uses(run: Run) -> Chart:

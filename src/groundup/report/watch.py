@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -213,11 +213,8 @@ def _by_numbers(path: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in re.split("([0-9]+)", path)]
 
 
-def freeze(directory: Path, points: int = 600, leave_out: Container[str] = ()) -> Table:
+def freeze(directory: Path, points: int = 600) -> Table:
     """The training of a finished run, for a page that draws it as the live page did.
-
-    Args:
-        leave_out: metrics that are drawn elsewhere.
 
     Returns:
         as `curves_between` over steps, with `knots`: the other axes at some steps, to be interpolated between.
@@ -225,12 +222,11 @@ def freeze(directory: Path, points: int = 600, leave_out: Container[str] = ()) -
     run = WatchedRun(directory.absolute(), directory.resolve().name)
     run.read(seconds=math.inf)
     curves = run.curves_between("step", None, None, points, False)
-    metrics = {name: curve for name, curve in curves["metrics"].items() if name not in leave_out}
-    steps = sorted({step for curve in metrics.values() for step in curve["x"]})
+    steps = sorted({step for curve in curves["metrics"].values() for step in curve["x"]})
     steps = [*steps[:: max(1, len(steps) // 200)], *steps[-1:]]
     return {
         "name": run.name,
-        "metrics": metrics,
+        "metrics": curves["metrics"],
         "training_bits_per_byte": curves["training_bits_per_byte"],
         "events": curves["events"],
         "knots": {axis: run.curves.interpolated(axis, steps) for axis in X},

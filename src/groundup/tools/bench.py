@@ -11,7 +11,7 @@ from groundup.building import Say, Watch, build
 from groundup.errors import SettingsError
 from groundup.files import no_progress, require_path
 from groundup.pretrain.setup import batches
-from groundup.pretrain.speed import Speed, affordable_rows, measure_speed, settle
+from groundup.pretrain.speed import Speed, measure_speed, settle, tokens_per_second
 from groundup.recipe import Recipe, load_recipe
 from groundup.settings import differences
 from groundup.shards import open_split
@@ -68,8 +68,11 @@ def bench(
     settings, told = settle(model, recipe.pretrain, run / "shards", device)
     for line in told:
         say(line)
-    rows = affordable_rows(model, settings, train, device, SECONDS)
-    drawn = batches(train, model.context_length, settings.seed, rows, 0)
+    context, most_rows = model.context_length, settings.batch_tokens // model.context_length
+    micro_batch = min(settings.micro_batch_rows, most_rows)
+    affordable = SECONDS / 5 * tokens_per_second(model, settings, run / "shards", device, 0.0) / context
+    rows = min(most_rows, micro_batch * max(1, int(affordable / micro_batch)))  # leave time for at least five steps
+    drawn = batches(train, context, settings.seed, rows, 0)
     speed = measure_speed(model, settings, drawn, device, seconds=SECONDS, steps=steps, trace=trace)
     return Measured(recipe.model_copy(update={"pretrain": settings}), speed)
 
@@ -115,8 +118,6 @@ def rows(measured: Measured) -> list[tuple[str, str]]:
     step = sum(speed.parts.values())
     shares = ", ".join(f"{name} {seconds / step:.0%}" for name, seconds in speed.parts.items())
     where = "of tensors" if machine["device"] != "cpu" else "of the process"
-    settings = [f"{name} {machine[name]}" for name in SETTINGS]
-    accelerator = [machine["accelerator"]] if "accelerator" in machine else []
     return [
         ("speed", f"{speed.tokens_per_second:,.0f} tokens/s, median; {speed.slowest:,.0f} to {speed.fastest:,.0f} in "
          f"{speed.steps} steps of {speed.batch_tokens:,} tokens{part}"),
@@ -125,12 +126,8 @@ def rows(measured: Measured) -> list[tuple[str, str]]:
         ("share of peak", f"{speed.share_of_peak:.0%} of {_flops(speed.peak_flops)}, the fastest matmul here"),
         ("memory", f"{speed.peak_bytes / 1e9:,.2f} GB at most, {where}"),
         ("a step", f"{step:.3g} s, waiting after each part: {shares}"),
-        ("settings", ", ".join(settings)),
-        ("machine", ", ".join([*accelerator, machine["processor"], f"torch {machine['torch']}"])),
+        ("conditions", ", ".join(f"{name} {value}" for name, value in machine.items())),
     ]  # fmt: skip
-
-
-SETTINGS = ("device", "precision", "compile", "recompute", "threads", "allocator")
 
 
 def operation_rows(measured: Measured) -> list[tuple[str, str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from groundup.corpus.document import SPLITS, Document
+from groundup.corpus.document import SPLITS
 from groundup.corpus.refine import FEWEST_MARKS, Marks, Tally, judge, refuse_too_few
 from groundup.corpus.script import script_of
 from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
@@ -215,7 +215,13 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
             if reader_of(path) is read_text:
                 result.separated += 1
                 result.separators += count_separators(document.text)
-            _judge(result, document, name, digests)
+            result.read += 1
+            document, reason = judge(document, corpus, digests)
+            if reason:
+                result.tally.add(document, reason)
+            else:
+                result.texts.append(document.text)
+                result.marks.count(document.text, name)
             if size >= share:
                 break
         taken += size
@@ -226,16 +232,6 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
     result.seconds_per_byte = (time.perf_counter() - began) / max(taken, 1)
     result.scale = there / max(taken, 1)
     return result
-
-
-def _judge(result: Survey, raw: Document, name: str, digests: set[bytes]) -> None:
-    result.read += 1
-    document, reason = judge(raw, result.corpus, digests)
-    if reason:
-        result.tally.add(document, reason)
-    else:
-        result.texts.append(document.text)
-        result.marks.count(document.text, name)
 
 
 def _text_field(files: Found, corpus: CorpusSettings) -> str:

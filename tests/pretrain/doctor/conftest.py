@@ -8,7 +8,6 @@ import pytest
 from groundup.building import examine
 from groundup.pretrain.doctor import run as doctor
 from groundup.pretrain.doctor.run import Subject
-from groundup.pretrain.paths import RunPaths
 from groundup.recipe import Recipe
 
 TALES = """
@@ -54,9 +53,7 @@ def subject_of(home: Path) -> Callable[..., Subject]:
 
     def prepare(*overrides: str) -> Subject:
         chosen = Recipe.load(home / "tales.toml", overrides)
-        run = home / "run"
-        paths = RunPaths(run / "shards", run / "tokenizer", run / "pretrain", run / "model", run / "corpus")
-        return doctor.prepare(chosen.model, chosen.pretrain, paths)
+        return doctor.prepare(chosen.model, chosen.pretrain, home / "run")
 
     return prepare
 

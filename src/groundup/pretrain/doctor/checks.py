@@ -125,7 +125,7 @@ def check_targets(model: Transformer, batch: Batch, loss: Loss) -> Verdict:
     behind, ahead = 1, 3
     weight = batch.weight.clone()
     weight[:, :behind], weight[:, -ahead:] = 0, 0  # where a shift goes around the ends
-    hidden, summed = _hidden_and_loss(model, replace(batch, weight=weight), loss)
+    hidden, summed = hidden_and_loss(model, replace(batch, weight=weight), loss)
     with torch.no_grad():
         scores = model.logits(hidden).float().log_softmax(dim=-1)  # (B, T, V)
     tokens, weight = batch.tokens.to(scores.device), weight.to(scores.device)
@@ -145,7 +145,7 @@ def check_targets(model: Transformer, batch: Batch, loss: Loss) -> Verdict:
     return error("targets", finding, "the target of each token is the one after it: see loader.cut and the loss")
 
 
-def _hidden_and_loss(model: Transformer, batch: Batch, loss: Loss) -> tuple[Tensor, float]:
+def hidden_and_loss(model: Transformer, batch: Batch, loss: Loss) -> tuple[Tensor, float]:
     """The last hidden states that a loss made, and its part for the next token."""
     states: list[Tensor] = []
     hook = model.norm.register_forward_hook(lambda _, __, output: states.append(output.detach()))
@@ -203,17 +203,10 @@ def _find_read_tokens(model: Transformer, batch: Batch, loss: Loss) -> tuple[flo
     """The loss of the next tokens, and (B, T) whether the loss depends on the vector of each token."""
     assert model.embed is not None, "a whole model reads tokens"
     vectors: list[Tensor] = []
-
-    def keep(module: nn.Module, given: object, output: Tensor) -> None:
-        output.retain_grad()
-        vectors.append(output)
-
-    with model.embed.register_forward_hook(keep):
+    with model.embed.register_forward_hook(lambda _, __, output: vectors.append(output)):
         total, parts = _with_same_dropout(model, batch, loss)
-    total.backward()
-    model.zero_grad()
-    assert vectors[0].grad is not None, "every loss depends on its tokens"
-    return parts["next_token"].item(), (vectors[0].grad != 0).any(dim=-1).cpu()
+    (gradient,) = torch.autograd.grad(total, vectors)  # without gradients of weights, where those of step 1 are kept
+    return parts["next_token"].item(), (gradient != 0).any(dim=-1).cpu()
 
 
 def _with_same_dropout(model: Transformer, batch: Batch, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
@@ -351,12 +344,10 @@ def check_gradients(weights: Mapping[str, Tensor], trained: bool = False) -> Ver
             layers[layer] = math.hypot(layers.get(layer, 0.0), norm)
     smallest, high = min(layers, key=layers.__getitem__), max(layers.values())
     low = layers[smallest]
-    finding, advice = (
-        f"finite; norms over layers {low:.2g} to {high:.2g}",
-        "gets almost none: look at norms and weights",
-    )
     vanishing = high > 100 * max(low, 1e-30) and not trained
-    return judge("gradients", finding, (vanishing, warning, f"layer {smallest} {advice}"))
+    advice = f"layer {smallest} gets almost none: look at norms and weights"
+    finding = f"finite; norms over layers {low:.2g} to {high:.2g}"
+    return judge("gradients", finding, (vanishing, warning, advice))
 
 
 def check_numbers(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Verdict:
@@ -391,46 +382,38 @@ def _device(model: Transformer) -> torch.device:
 # --- learning ---
 
 
-def check_range(rates: Sequence[float], losses: Sequence[float], rate: float, start: float) -> Verdict:
+def check_range(
+    rates: Sequence[float], losses: Sequence[float], untouched: Sequence[float], rate: float, known: float = 0.0
+) -> Verdict:
     """Judge a sweep of the learning rate, raised from step to step (Smith 2017, arXiv:1506.01186, section 3.3).
 
     Args:
         losses: before each step, that of a new batch; ended when all that was learned is lost again.
-        rate: that of the recipe.
-        start: the loss at first.
-    """
-    check, smooth = "learning-rate range", _smooth(losses)
-    best = int(np.argmin(smooth))
-    lost = next((rates[i] for i in range(best, len(rates)) if smooth[i] >= start), math.inf)
-    finding = f"the loss falls fastest up to {rates[best]:.1g}, " + (
-        f"all is lost again at {lost:.1g}" if math.isfinite(lost) else f"and holds up to {rates[len(losses) - 1]:.1g}"
-    )
-    finding += f"; the recipe has {rate:.3g}"
-    advice = f"set pretrain.optimizer.learning_rate={rates[best] / 3:.1g}"
-    if rate >= min(lost, 8 * rates[best]):
-        return error(check, f"{finding}, {3 * rate / rates[best]:,.0f} times too high", advice)
-    return judge(check, finding, (not rates[best] / 300 <= rate <= 4 * rates[best], warning, advice))
-
-
-def check_trained_range(
-    rates: Sequence[float], losses: Sequence[float], untouched: Sequence[float], rate: float, vocab_size: int
-) -> Verdict:
-    """Judge a sweep of the learning rate for a trained model, which has more to lose than to win.
-
-    Args:
-        losses: before each step, as in `check_range`.
         untouched: the losses of the same batches by the weights it began with.
         rate: that of the recipe.
+        known: how many nats a token the weights knew before, which are a trained model's: it has more to lose than to
+            win. 0 for a new model.
     """
-    check, rises = "learning-rate range", _smooth([a - b for a, b in zip(losses, untouched, strict=False)])
-    half = max(math.log(vocab_size) - untouched[0], 0.1 * untouched[0]) / 2
-    lost = next((rates[i] for i, rise in enumerate(rises) if rise >= half), math.inf)
-    best = rates[int(np.argmin(rises))]
-    finding = f"the loss falls up to {best:.1g}" if min(rises) < 0 else "the loss does not fall"
-    finding += f", half of what it knows is lost at {lost:.1g}" if lost < math.inf else f", holds up to {rates[-1]:.1g}"
+    rises = _smooth([loss - before for loss, before in zip(losses, untouched, strict=False)])
+    best = int(np.argmin(rises))
+    falls_at = rates[best]
+    lost = next((rates[i] for i in range(best, len(rises)) if rises[i] >= known / 2), math.inf)
+    what = "half of what it knows" if known else "all"
+    finding = f"the loss falls up to {falls_at:.1g}" if min(rises) < 0 else "the loss does not fall"
+    finding += f", {what} is lost at {lost:.1g}" if lost < math.inf else f", holds up to {rates[len(rises) - 1]:.1g}"
     finding += f"; the recipe has {rate:.3g}"
-    advice = f"set pretrain.optimizer.learning_rate={lost / 10:.1g}"
-    return judge(check, finding, (rate >= lost, error, advice), (rate > lost / 3, warning, advice))
+    lowest, usual, high, too_high = (
+        (0.0, lost / 10, lost / 3, lost)
+        if known
+        else (falls_at / 300, falls_at / 3, 4 * falls_at, min(lost, 8 * falls_at))
+    )
+    advice = f"set pretrain.optimizer.learning_rate={usual:.1g}"
+    return judge(
+        "learning-rate range",
+        finding,
+        (rate >= too_high, error, f"{rate / usual:,.0f} times too high: {advice}"),
+        (not lowest <= rate <= high, warning, advice),
+    )
 
 
 def _smooth(losses: Sequence[float]) -> list[float]:

@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from groundup.artifacts import is_made, read_manifest
 from groundup.batch import Batch
@@ -27,7 +26,6 @@ from groundup.optim.settings import Float32
 from groundup.plan.memory import MemoryNeeds, breakdown, smallest_change
 from groundup.pretrain.doctor import checks, texts
 from groundup.pretrain.doctor.verdict import Verdict, error, judge, ok, warning
-from groundup.pretrain.paths import RunPaths
 from groundup.pretrain.run import pretrain
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches, set_up, training_flops_per_token
@@ -57,7 +55,9 @@ class Subject:
     """With its vocabulary."""
     settings: PretrainSettings
     """With device and precision chosen."""
-    paths: RunPaths
+    run: Path
+    start: Path | None
+    """The model whose weights it begins with, if it is not to draw them."""
     tokenizer: Tokenizer
     train: Tokens
     held_out: Mapping[str, Tokens]
@@ -67,11 +67,6 @@ class Subject:
     @property
     def device(self) -> torch.device:
         return self.assembled.device
-
-    @property
-    def has_start(self) -> bool:
-        """Whether it begins with the weights of a trained model."""
-        return self.paths.start is not None
 
     @property
     def quick_tokens(self) -> int:
@@ -85,9 +80,9 @@ class Subject:
         rows = min(self.settings.micro_batch_rows, self.settings.batch_tokens // self.config.context_length)
         return max(64, min(self.quick_tokens, rows * self.config.context_length))
 
-    def fresh_copy(self) -> "Subject":
-        """A throw-away copy, before its first step, for a check that trains."""
-        return replace(self, assembled=set_up(self.config, self.settings, self.device, self.paths.start))
+    def throw_away(self) -> Assembled:
+        """Another one, before its first step, for a check that trains."""
+        return set_up(self.config, self.settings, self.device, self.start)
 
     @property
     def first_rows(self) -> Batch:
@@ -96,41 +91,35 @@ class Subject:
         n = max(1, min(self.settings.batch_rows(0, context), tokens // context))
         return checks.first_tokens(self.rows(0, n), tokens)
 
-    def first_step(self, counted: Tensor | None = None) -> tuple[float, dict[str, Tensor | None]]:
-        """The loss of the next token and the gradients, as in step 1 of the training, but of an unscaled loss.
-
-        Args:
-            counted: (B, T) the targets that count; all, if not given.
-        """
-        batch = self.first_rows
-        if counted is not None:
-            batch = replace(batch, weight=batch.weight * counted)
-        _, parts = replace(self.assembled, scaler=None).gradients(self.settings)(batch)
-        gradients = {}
-        for name, weight in self.assembled.masters.copies.items():
-            gradients[name], weight.grad = weight.grad, None
-        return parts["next_token"].item(), gradients
+    def first_step(self) -> float:
+        """The loss of the next token in step 1 of the training. Its gradients, unscaled, are left in the masters."""
+        _, parts = replace(self.assembled, scaler=None).gradients(self.settings)(self.first_rows)
+        return parts["next_token"].item()
 
 
-def prepare(config: ModelConfig, settings: PretrainSettings, paths: RunPaths) -> Subject:
+def prepare(config: ModelConfig, settings: PretrainSettings, run: Path, start: Path | None = None) -> Subject:
     """Open and assemble what is to be examined.
+
+    Args:
+        run: with `corpus/`, `tokenizer/` and `shards/`.
+        start: the model whose weights the training begins with, if it is not to draw them.
 
     Raises:
         GroundupError: when shards or tokenizer are damaged or not there.
     """
-    tokenizer = Tokenizer.load(paths.tokenizer)
-    train, *others = (open_split(paths.shards, name, tokenizer.vocab_size) for name in SPLITS)
-    config = with_vocabulary(config, tokenizer, paths.start)
+    tokenizer = Tokenizer.load(run / "tokenizer")
+    train, *others = (open_split(run / "shards", name, tokenizer.vocab_size) for name in SPLITS)
+    config = with_vocabulary(config, tokenizer, start)
     device = find_device(settings.device)
     # Uncompiled: compiling takes longer than all checks.
-    settings, _ = settle(config, settings.model_copy(update={"compile": False}), paths.shards, device)
+    settings, _ = settle(config, settings.model_copy(update={"compile": False}), run / "shards", device)
 
     def rows(first: int, count: int) -> Batch:
         return next(batches(train, config.context_length, settings.seed, count, first))
 
-    assembled = set_up(config, settings, device, paths.start)
+    assembled = set_up(config, settings, device, start)
     held_out = dict(zip(SPLITS[1:], others, strict=True))
-    return Subject(config, settings, paths, tokenizer, train, held_out, rows, assembled)
+    return Subject(config, settings, run, start, tokenizer, train, held_out, rows, assembled)
 
 
 def quick_checks(subject: Subject, tokens: int = QUICK_TOKENS) -> Iterator[Verdict]:
@@ -173,15 +162,16 @@ def _in_group(group: str, verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
 
 
 def _check_texts(subject: Subject, counts: texts.Counts, tokens: int) -> Iterator[Verdict]:
-    paths, tokenizer, train = subject.paths, subject.tokenizer, subject.train
-    if is_made(paths.corpus):
-        yield texts.check_separators(read_manifest(paths.corpus).statistics.get("marks", {}))
-    documents = paths.corpus / "train.parquet"
+    run, tokenizer, train = subject.run, subject.tokenizer, subject.train
+    if is_made(run / "corpus"):
+        yield texts.check_separators(read_manifest(run / "corpus").statistics.get("marks", {}))
+    documents = run / "corpus" / "train.parquet"
     first_texts = list(islice(read_texts(documents), 8)) if documents.is_file() else []
     yield texts.check_round_trip(tokenizer, first_texts)
-    taken = is_made(paths.tokenizer) and read_manifest(paths.tokenizer).settings.get("kind") == "existing"
-    yield texts.check_vocabulary(counts, tokenizer, may_learn=taken and not subject.has_start)
-    yield texts.check_shards(paths.shards, train, tokenizer, first_texts)
+    manifest = read_manifest(run / "tokenizer") if is_made(run / "tokenizer") else None
+    taken = manifest is not None and manifest.settings.get("kind") == "existing"
+    yield texts.check_vocabulary(counts, tokenizer, may_learn=taken and subject.start is None)
+    yield texts.check_shards(run / "shards", train, tokenizer, first_texts)
     yield texts.check_held_out(train, subject.held_out, tokens)
     yield texts.check_order(subject.rows, train, subject.config.context_length)
 
@@ -191,46 +181,42 @@ def _check_model(subject: Subject, frequencies: float) -> Iterator[Verdict]:
     Args:
         frequencies: the loss of a model that knows only how often each token occurs.
     """
-    settings, assembled = subject.settings, subject.assembled
-    model, loss = assembled.model, assembled.loss
-    if subject.paths.start is not None:
-        start = checks.check_trained_weights(model, subject.paths.start)
+    assembled, rows, trained = subject.assembled, subject.settings.micro_batch_rows, subject.start is not None
+    model, loss, weights = assembled.model, assembled.loss, assembled.masters.copies
+    if subject.start is not None:
+        start = checks.check_trained_weights(model, subject.start)
         yield start
         if start.error:
             return
-    loss_at_start, gradients = subject.first_step()
+    loss_at_start = subject.first_step()
     first = _check_loss_at_start(subject, loss_at_start, frequencies)
     if not math.isfinite(loss_at_start):
         yield first
         return
-    batch = checks.first_tokens(subject.rows(0, settings.micro_batch_rows), subject.check_tokens)
+    batch = checks.first_tokens(subject.rows(0, rows), subject.check_tokens)
+    bordered = checks.most_documents_first(subject.rows(0, max(32, rows)))
     targets = checks.check_targets(model, batch, loss)
-    yield targets
-    bordered = checks.most_documents_first(subject.rows(0, max(32, settings.micro_batch_rows)))
     mask = checks.check_mask(model, checks.first_tokens(bordered, subject.check_tokens), loss)
-    yield mask
-    yield checks.check_ties(model)
-    units = checks.check_units(model, batch, loss, subject.has_start)
-    yield units
+    units = checks.check_units(model, batch, loss, trained)
+    yield from (targets, mask, checks.check_ties(model), units)
     if not targets.error and not mask.error:
         yield first
-    weights = assembled.masters.copies
-    for name, weight in weights.items():
-        weight.grad = gradients[name]
     if not units.error:
-        yield checks.check_gradients(weights, subject.has_start)
+        yield checks.check_gradients(weights, trained)
     assembled.optimizer.step()
     yield checks.check_numbers(weights, assembled.optimizer)
 
 
 def _check_loss_at_start(subject: Subject, loss: float, frequencies: float) -> Verdict:
     vocab_size, added = subject.config.vocab_size or 2, torch.tensor([*subject.tokenizer.added.values()])
-    if not subject.has_start:
+    if subject.start is None:
         return checks.check_start(loss, vocab_size, subject.config.d_model)
     known, batch = loss, subject.first_rows
-    old = ~torch.isin(batch.targets, added) & (batch.weight > 0)
-    if loss > checks.NEAR_CHANCE * math.log(vocab_size) and 0 < old.sum() < (batch.weight > 0).sum():
-        known, _ = subject.first_step(old)
+    old = batch.weight * ~torch.isin(batch.targets, added)
+    if loss > checks.NEAR_CHANCE * math.log(vocab_size) and 0 < old.sum() < batch.weight.sum():
+        assembled = subject.assembled
+        _, summed = checks.hidden_and_loss(assembled.model, replace(batch, weight=old), assembled.loss)
+        known = summed / old.sum().item()
     n, in_batch = len(batch.tokens), subject.settings.batch_rows(0, subject.config.context_length)
     rows = f"the {n:,} rows of step 1" if n == in_batch else f"the first {n:,} of {in_batch:,} rows of step 1"
     return checks.check_trained_start(loss, known, rows, vocab_size, frequencies)
@@ -244,7 +230,7 @@ def _check_learning(subject: Subject) -> Iterator[Verdict]:
     yield in_range
     if in_range.level == "ok":
         losses = train_briefly(subject, lambda number: min(1.0, (number + 1) / 4), OVERFIT_STEPS + 1, same_rows=True)
-        yield checks.check_overfit(list(losses), subject.has_start)
+        yield checks.check_overfit(list(losses), subject.start is not None)
         yield check_resume(subject)
 
 
@@ -257,24 +243,23 @@ def _sweep_learning_rate(subject: Subject) -> Verdict:
         losses.append(loss)
         if not math.isfinite(loss) or loss > 1.5 * max(losses[0], math.log(vocab_size)):
             break
-    if subject.has_start:
-        untouched = list(train_briefly(subject, lambda number: 0.0, len(losses)))
-        return checks.check_trained_range(rates, losses, untouched, rate, vocab_size)
-    return checks.check_range(rates, losses, rate, losses[0])
+    if subject.start is None:
+        return checks.check_range(rates, losses, [losses[0]] * len(losses), rate)
+    untouched = list(train_briefly(subject, lambda number: 0.0, len(losses)))
+    known = max(math.log(vocab_size) - untouched[0], 0.1 * untouched[0])
+    return checks.check_range(rates, losses, untouched, rate, known)
 
 
 def train_briefly(
     subject: Subject, schedule: Callable[[int], float], steps: int, same_rows: bool = False
 ) -> Iterator[float]:
     """Train a throw-away copy on few rows per step, the same or the next ones, and yield the loss at each step."""
-    subject, tokens = subject.fresh_copy(), subject.check_tokens
+    assembled, settings, tokens = subject.throw_away(), subject.settings, subject.check_tokens
     rows = max(1, tokens // subject.config.context_length)
     first_rows = (0 if same_rows else step * rows for step in range(steps))
     drawn = (checks.first_tokens(subject.rows(first, rows), tokens) for first in first_rows)
-    assembled, settings = subject.assembled, subject.settings
-    gradients = assembled.gradients(settings)
-    for step in fit(assembled.optimizer, schedule, drawn, gradients, steps=steps, clip=settings.clip,
-                    scaler=assembled.scaler):  # fmt: skip
+    for step in fit(assembled.optimizer, schedule, drawn, assembled.gradients(settings), steps=steps,
+                    clip=settings.clip, scaler=assembled.scaler):  # fmt: skip
         yield step.parts["next_token"].item()
 
 
@@ -287,16 +272,17 @@ def check_resume(subject: Subject) -> Verdict:
             "batch_tokens": rows * subject.config.context_length, "micro_batch_rows": max(1, rows // 2), "loggers": (),
         }
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=subject.paths.work.parent) as folder:
-        weights = []
-        for name in ("first", "second"):
-            work = Path(folder) / "pretrain"
-            paths = replace(subject.paths, work=work, model=Path(folder) / name)
-            pretrain(subject.config, short, paths, {}, say=lambda text: None)
-            weights.append((paths.model / "model.safetensors").read_bytes())
-            newest = max((work / "checkpoints").glob("step-*"))
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=subject.run) as folder:
+        run, weights = Path(folder), []
+        for name in ("tokenizer", "shards"):
+            (run / name).symlink_to((subject.run / name).resolve())
+        for _ in range(2):
+            pretrain(subject.config, short, run, {}, subject.start, say=lambda text: None)
+            weights.append((run / "model" / "model.safetensors").read_bytes())
+            newest = max((run / "pretrain" / "checkpoints").glob("step-*"))
             size = sum(file.stat().st_size for file in newest.iterdir())
-            shutil.rmtree(newest)
+            for made in (newest, run / "model"):
+                shutil.rmtree(made)
     if weights[0] == weights[1]:
         return ok("resume", f"bit for bit the unbroken training; a checkpoint has {byte_size(size)}")
     finding = "a resumed training gives other weights than an unbroken one"
@@ -325,8 +311,7 @@ def check_disk(subject: Subject) -> Verdict:
     """Whether there is room for the checkpoints that are kept, one more while it is written, and the model."""
     keep, weights = subject.settings.keep_checkpoints, 4 * subject.config.parameters
     needed = (keep + 1) * 3 * weights + weights
-    existing = next(path for path in (subject.paths.work, *subject.paths.work.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(subject.run).free
     finding = f"{byte_size(free)} free, {byte_size(needed)} needed for checkpoints and model"
     if free >= needed:
         return ok("disk", finding)
@@ -343,9 +328,8 @@ def estimate_cost(subject: Subject, watts: float | None, price_per_hour: float |
         yield error("memory", finding, smallest_change(needs, available), ResourceError)
         return
     before = reset_peak_memory(device)
-    assembled = subject.fresh_copy().assembled
     drawn = batches(subject.train, config.context_length, settings.seed, needs.rows, 0)
-    seconds, step_tokens = time_steps(assembled, settings, drawn, device, seconds=6.0)
+    seconds, step_tokens = time_steps(subject.throw_away(), settings, drawn, seconds=6.0)
     if before is not None:
         measured = max(0, peak_memory(device) - before)
         finding = f"{byte_size(needs.bytes())} predicted, {byte_size(measured)} measured, of {byte_size(available)}"
@@ -374,11 +358,16 @@ def memory_needs(config: ModelConfig, settings: PretrainSettings) -> MemoryNeeds
     return MemoryNeeds(config, precision, settings.optimizer, rows, settings.recompute, settings.average, has_start)
 
 
-def out_of_memory(config: ModelConfig, settings: PretrainSettings, cause: BaseException) -> ResourceError | None:
-    """An error with the memory that the training needs and the smallest change, if `cause` is that memory ran out."""
-    text = str(cause)
-    if not isinstance(cause, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
-        return None
-    needs = memory_needs(config, settings)
-    change = smallest_change(needs, int(0.7 * needs.bytes()))
-    return ResourceError(f"out of memory. This training needs about {breakdown(needs)}. The smallest change: {change}")
+def explain_memory(error: BaseException, model: ModelConfig, settings: PretrainSettings, run: Path) -> None:
+    """Say what this model's training needs and the smallest change that fits, if it is memory that ran out.
+
+    Raises:
+        ResourceError: if it is.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        needs = memory_needs(model.with_vocabulary(read_manifest(run / "shards").statistics["vocab_size"]), settings)
+        change = smallest_change(needs, int(0.7 * needs.bytes()))
+        raise ResourceError(
+            f"out of memory. This training needs about {breakdown(needs)}. The smallest change: {change}"
+        ) from None
