@@ -117,7 +117,7 @@ POISON = {
     ),
     "a date": (
         BASE + "[model]\nn_heads = 2020-01-01",
-        "line 9: model.n_heads is datetime.date(2020, 1, 1); it should be",
+        "line 9: model.n_heads is 2020-01-01; it should be",
     ),
     "an unknown kind": (BASE + "[model]\nposition.kind = 'rotory'", "line 9: model.position.kind is 'rotory'; did you"),
     "a rule over two": (BASE + "[model]\nd_model = 64\nn_heads = 3", "line 10: model: n_heads = 3 does not divide"),

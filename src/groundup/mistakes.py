@@ -18,7 +18,18 @@ from groundup.files import shortened
 
 Location = tuple[str | int, ...]
 MAX_COMPLAINTS = 20
-BRIEFLY = reprlib.Repr()
+
+
+class _Brief(reprlib.Repr):
+    """Values in a message: not longer than a line, and dates and truth values as TOML writes them."""
+
+    def repr_date(self, value: object, level: int) -> str:
+        return str(value).lower()
+
+    repr_datetime = repr_time = repr_bool = repr_date
+
+
+BRIEFLY = _Brief()
 BRIEFLY.maxstring = BRIEFLY.maxother = 80
 NAME = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
 DOTTED = rf"{NAME}(?:\s*\.\s*{NAME})*"

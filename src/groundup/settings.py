@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from groundup.errors import SURROGATE, SettingsError, escaped
 from groundup.files import read_toml as read_toml
 from groundup.files import shortened
-from groundup.mistakes import contradiction, explained, kind_of, nearest, settings_in
+from groundup.mistakes import BRIEFLY, contradiction, explained, kind_of, nearest, settings_in
 
 Table = dict[str, Any]
 
@@ -142,10 +142,24 @@ class Settings(BaseModel):
 
 
 def toml_value(value: Any) -> str:
-    """A value as one would write it in TOML; `not set` for None."""
-    if value is None:
-        return "not set"
-    return json.dumps(value, ensure_ascii=False, default=lambda settings: settings.table())
+    """A value as one would write it in TOML, on one line; `not set` for None.
+
+    >>> toml_value({"kind": "cosine", "final": 0.0, "of": ["a", True]})
+    '{ kind = "cosine", final = 0.0, of = ["a", true] }'
+    """
+    match value:
+        case None:
+            return "not set"
+        case Settings():
+            return toml_value(value.table())
+        case dict():
+            return "{ " + ", ".join(f"{key} = {toml_value(inner)}" for key, inner in value.items()) + " }"
+        case list() | tuple():
+            return "[" + ", ".join(map(toml_value, value)) + "]"
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case _:
+            return str(value).lower()
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -191,20 +205,25 @@ def _apply(table: Table, override: str) -> None:
     names = path.strip().split(".")
     if not equals or not all(names):
         raise SettingsError(f"override {override!r} is not of the form dotted.key=value, such as pretrain.steps=500")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
-        value = text.strip()  # a bare word is a string: no shell needs a second pair of quotes
-    except RecursionError:
-        raise SettingsError(f"override {shortened(override)!r} is nested too deeply") from None
+    value = read_value(text)
     for name in names[:-1]:
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise SettingsError(f"override {override!r}: {name} is the value {inner!r}, not a table")
+            raise SettingsError(f"override {override!r}: {name} is the value {BRIEFLY.repr(inner)}, not a table")
         table = inner
     if names[-1] == "kind" and table.get("kind") != value:
         table.clear()
     table[names[-1]] = value
+
+
+def read_value(text: str) -> Any:
+    """The value in an override: TOML, or a bare word, which is a string: no shell needs a second pair of quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text.strip()
+    except RecursionError:
+        raise SettingsError(f"override {shortened(text)!r} is nested too deeply") from None
 
 
 def _complete(classes: list[type[BaseModel]], value: Any, default_kind: str | None = None) -> Any:

@@ -4,7 +4,7 @@ import pytest
 
 from groundup.errors import SettingsError
 from groundup.generation.settings import Sampling
-from groundup.tools.generate import probability_rows, prompt_and_settings, sampling_with, settings_only
+from groundup.tools.generate import probability_rows, prompt_and_settings, sampling_with
 
 
 def test_words_are_a_prompt_and_settings() -> None:
@@ -28,8 +28,6 @@ def test_words_that_are_neither_are_refused() -> None:
         prompt_and_settings(["--colour"])
     with pytest.raises(SettingsError, match=r"unknown setting temprature; did you mean temperature\? A prompt that"):
         prompt_and_settings(["temprature=1"])
-    with pytest.raises(SettingsError, match="'hello' is not of the form key=value"):
-        settings_only(["seed=1", "hello"])
 
 
 def test_a_row_has_a_token_and_the_others_it_might_have_been() -> None:

@@ -28,10 +28,7 @@ def list_checkpoints(path: RunOrCheckpoint, as_json: AsJson = False) -> None:
 
     with terminal.watch("checkpoint") as progress:
         found = looking.list_checkpoints(path, progress)
-    if as_json:
-        terminal.print_json([asdict(each) for each in found])
-    else:
-        terminal.show(looking.list_rows(found))
+    terminal.show(looking.list_rows(found), instead=as_json and [asdict(each) for each in found])
 
 
 @app.command("verify", epilog=example("checkpoint verify"))
@@ -51,10 +48,7 @@ def diff_checkpoints(first: RunOrCheckpoint, second: RunOrCheckpoint, as_json: A
     from groundup.tools import checkpoints as looking
 
     found = looking.diff(first, second)
-    if as_json:
-        terminal.print_json(asdict(found))
-    else:
-        terminal.show(looking.setting_rows(found), looking.weight_rows(found))
+    terminal.show(looking.setting_rows(found), looking.weight_rows(found), instead=as_json and asdict(found))
 
 
 @app.command("average", epilog=example("checkpoint average"))

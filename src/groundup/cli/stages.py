@@ -61,11 +61,9 @@ def new(
     sample = survey(tuple(sources), Path())
     proposal = propose(name, sample, this_machine(), minutes=minutes, size=parameters, preset=preset, start=begun)
     write_text(target, to_toml(proposal, f"groundup {shlex.join(sys.argv[1:])}"))
-    if as_json:
-        terminal.print_json({"recipe": str(target), **proposal.table()})
-    else:
-        then = [terminal.command("build", target), terminal.command("chat", Path("runs") / proposal.recipe.name)]
-        terminal.show(rows(proposal), f"Wrote {target}.", then=then)
+    then = [terminal.command("build", target), terminal.command("chat", Path("runs") / proposal.recipe.name)]
+    table = as_json and {"recipe": str(target), **proposal.table()}
+    terminal.show(rows(proposal), f"Wrote {target}.", then=then, instead=table)
 
 
 @app.command(epilog=example("doctor"))
@@ -98,7 +96,7 @@ def doctor(
     code = errors[0].exit_code if errors else 0
     if as_json:
         tables = [verdict.table() for verdict in verdicts]
-        terminal.print_json({"go": not errors, "exit_code": code, "verdicts": tables}, indent=1)
+        terminal.print_json({"go": not errors, "exit_code": code, "verdicts": tables})
     else:
         warnings = sum(verdict.level == "warning" for verdict in verdicts)
         counts = ", ".join((plural(len(verdicts), "check"), plural(len(errors), "error"), plural(warnings, "warning")))
@@ -230,10 +228,7 @@ def evaluate(
             result = score(target, rest, device, progress)
     else:
         result = read_score(target)
-    if as_json:
-        terminal.print_json(result)
-    else:
-        print(*lines(result), sep="\n")
+    terminal.show("\n".join(lines(result)), instead=as_json and result)
 
 
 @app.command(epilog=example("report"))
@@ -285,14 +280,13 @@ def sweep(
             recipe, settings or (), halving=halving, steps=steps, run=run, watch=terminal.watch,
             say=terminal.say(as_json),
         )  # fmt: skip
-    if as_json:
-        terminal.print_json(result.table())
-        return
     directory, usual = Path(result.directory), Path("runs") / Recipe.load(recipe).name
     beside = ("--run", next_to(usual)) if usual.exists() else ()
     best = terminal.command("build", recipe, *result.overrides, *beside)
     itself = terminal.command("build", recipe, *result.overrides, "--run", directory / str(result.best))
     drawn = f"Drawn: {directory / sweeping.PAGE}"
     then = [best, f"{itself}        (evaluate and report the best point itself)"]
-    print()
-    terminal.show(result.rows, "\n".join([*result.notes, drawn]), then=then)
+    if not as_json:
+        print()
+    table = as_json and result.table()
+    terminal.show(result.rows, "\n".join([*result.notes, drawn]), then=then, instead=table)

@@ -214,9 +214,17 @@ def _name(path: str | bytes | int) -> str:
     return os.fsdecode(path) if isinstance(path, str | bytes) else f"descriptor {path}"
 
 
-def print_json(value: object, indent: int | None = None) -> None:
+def print_json(value: object) -> None:
     """JSON for programs: in ASCII, so that it is the same under every locale."""
-    print(json.dumps(value, indent=indent), flush=True)
+    print(json.dumps(value), flush=True)
+
+
+def typed_or_piped(text: str | None) -> bytes | None:
+    """The bytes of a text that was typed, or of standard input where `-` asks for it, or nothing was typed and it is no
+    terminal; None if there is neither."""
+    if text == "-" or (text is None and not sys.stdin.isatty()):
+        return sys.stdin.buffer.read()
+    return None if text is None else text.encode("utf-8", "surrogateescape")
 
 
 def own_name() -> str:
@@ -239,8 +247,15 @@ Block = str | Sequence[Sequence[str]]
 """A text, or the cells of a table row by row."""
 
 
-def show(*blocks: Block, then: Sequence[str] = ()) -> None:
-    """Print texts and tables with an empty line between two of them, then the commands to try next."""
+def show(*blocks: Block, then: Sequence[str] = (), instead: object = False) -> None:
+    """Print texts and tables with an empty line between two of them, then the commands to try next.
+
+    Args:
+        instead: a value to be printed in their place, as JSON; none if it is False.
+    """
+    if instead is not False:
+        print_json(instead)
+        return
     parts = [block if isinstance(block, str) else _table(block) for block in blocks if block]
     if then:
         parts.append("\n  ".join(["Try next:", *then]))
@@ -269,25 +284,15 @@ def print_verdict(verdict: "Verdict", first_of_group: bool) -> None:
             print(textwrap.fill(_visible(text), width, initial_indent=first, subsequent_indent=others), flush=True)
 
 
-TOKEN_COLOURS = ("#b8e6d3", "#ffd9a8", "#c3dcfa", "#f5cfe6")
+TOKEN_COLOURS = (158, 223, 153, 225)
+"""Of the 256 that terminals have."""
 
 
 def print_pieces(pieces: Sequence[Sequence[str]]) -> None:
     """Pre-tokens between bars, the tokens of one between broken bars; on a terminal also in alternating colours."""
-    if not sys.stdout.isatty():
-        print("".join(f"│{'¦'.join(tokens)}" for tokens in pieces) + "│")
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    line, number = Text("│"), 0
-    for tokens in pieces:
-        for position, token in enumerate(tokens):
-            line.append("¦" if position else "")
-            line.append(token, f"#000000 on {TOKEN_COLOURS[number % len(TOKEN_COLOURS)]}")
-            number += 1
-        line.append("│")
-    Console().print(line, soft_wrap=True)
+    colours = itertools.cycle(TOKEN_COLOURS)
+    marked = ("¦".join(typer.style(token, fg=16, bg=next(colours)) for token in tokens) for tokens in pieces)
+    typer.echo(f"│{'│'.join(marked)}│", file=sys.stdout)
 
 
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

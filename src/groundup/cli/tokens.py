@@ -36,7 +36,7 @@ def show(
     from groundup.tools.tokens import load_tokenizer
 
     loaded = load_tokenizer(tokenizer)
-    explained = showing.explain(str(tokenizer), loaded, _typed_or_read(text, file), special=special)
+    explained = showing.explain(str(tokenizer), loaded, _read_text(text, file), special=special)
     if html:
         showing.write_page(explained, html, showing.uses_in(tokenizer, loaded.vocab_size))
     if as_json:
@@ -56,21 +56,20 @@ def show(
     terminal.show(showing.token_rows(explained), *merges, page)
 
 
-def _typed_or_read(text: str | None, file: Path | None) -> bytes:
+def _read_text(text: str | None, file: Path | None) -> bytes:
     """The bytes of a text that was typed, of `file`, or of standard input."""
     from groundup.errors import SettingsError
     from groundup.files import reading
 
+    if file is not None and text is not None:
+        raise SettingsError(f"two texts are given, {text[:40]!r} and --file {file}: give one of them")
     if file is not None:
-        if text is not None:
-            raise SettingsError(f"two texts are given, {text[:40]!r} and --file {file}: give one of them")
         with reading(file) as stream:
             return stream.read()
-    if text is None and sys.stdin.isatty():
+    raw = terminal.typed_or_piped(text)
+    if raw is None:
         raise SettingsError("give a text: as an argument, through a pipe, or with --file FILE")
-    if text is None or text == "-":
-        return sys.stdin.buffer.read()
-    return text.encode("utf-8", "surrogateescape")
+    return raw
 
 
 class _ManyTexts(typer.core.TyperCommand):
@@ -106,11 +105,10 @@ def compare_tokenizers(
         found = comparing.compare(loaded, text or [], progress)
     if html:
         showing.write_page(found, html)
-    if as_json:
-        terminal.print_json(asdict(found))
-        return
     page, said = f"By script and file: {html}" if html else "", "\n".join(showing.verdicts(found))
-    terminal.show(found.group_rows, "All texts:", found.fact_rows(found.groups[0]), said, page)
+    terminal.show(
+        found.group_rows, "All texts:", found.fact_rows(found.groups[0]), said, page, instead=as_json and asdict(found)
+    )
 
 
 @app.command(epilog=example("tokens advise"))
@@ -131,12 +129,11 @@ def advise(
     print("reading the texts", file=sys.stderr)
     with terminal.watch("measure") as progress:
         advice = advise_on(texts, recipe=model, size=size, largest=max_vocab, progress=progress)
-    if as_json:
-        terminal.print_json({**vocabulary.table(advice), "reasons": reasons(advice)})
-        return
+    table = as_json and {**vocabulary.table(advice), "reasons": reasons(advice)}
     chart, why = "\n".join(vocabulary.chart(advice)), "\n".join(reasons(advice))
     recipe = f"[tokenizer]\nvocab_size = {advice.vocab_size}"
-    terminal.show(vocabulary.rows(advice), "Bytes of text per TFLOP of training:", chart, why, "In a recipe:", recipe)
+    curve = "Bytes of text per TFLOP of training:"
+    terminal.show(vocabulary.rows(advice), curve, chart, why, "In a recipe:", recipe, instead=table)
 
 
 @app.command(epilog=example("tokens convert"))
@@ -173,10 +170,8 @@ def extend(
 
     added = [*(add or ()), *(extending.read_tokens(words) if words else ())]
     done = extending.extend(model, out, added, special or ())
-    if as_json:
-        terminal.print_json({"model": str(out), **extension_table(done)})
-        return
     before, after = done.rows
     grown = f"Rows of the model's vocabulary: {before:,}, {f'now {after:,}' if after > before else 'as before'}"
     then = [terminal.command("inspect", out), terminal.command("generate", out, next(iter(done.ids)))]
-    terminal.show(extension_rows(done), grown, then=then)
+    table = as_json and {"model": str(out), **extension_table(done)}
+    terminal.show(extension_rows(done), grown, then=then, instead=table)

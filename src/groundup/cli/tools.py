@@ -52,7 +52,7 @@ def generate(
 
     typed, settings = prompt_and_settings(words or ())
     loaded, tokenizer, sampling = load_writer(model, device, settings)
-    prompt = _typed_or_piped(typed)
+    prompt = _read_prompt(typed)
     for number in range(samples):
         each = sampling.model_copy(update={"seed": sampling.seed + number})
         look = Probabilities(tokenizer) if probabilities else None
@@ -74,20 +74,16 @@ def generate(
             terminal.show(probability_rows(look.chosen))
 
 
-def _typed_or_piped(text: str | None) -> str:
-    """A text that was typed, or standard input where `-` asks for it, or nothing was typed and it is no terminal.
-
-    Line ends at its end are left out; bytes that are not text become U+FFFD, with a warning.
-    """
-    encoding = "utf-8"
-    if text == "-" or (text is None and not sys.stdin.isatty()):
-        raw, encoding = sys.stdin.buffer.read().rstrip(b"\r\n"), sys.stdin.encoding
-    else:
-        raw = (text or "").encode("utf-8", "surrogateescape")
-    with contextlib.suppress(UnicodeDecodeError):
-        return raw.decode()
-    with contextlib.suppress(UnicodeDecodeError):
-        return raw.decode(encoding)
+def _read_prompt(typed: str | None) -> str:
+    """A prompt that was typed or comes through standard input, whose line ends at its end are left out; bytes that are
+    not text become U+FFFD, with a warning."""
+    raw = terminal.typed_or_piped(typed) or b""
+    if typed in (None, "-"):
+        raw = raw.rstrip(b"\r\n")
+    encoding = sys.stdin.encoding
+    for each in ("utf-8", encoding):
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode(each)
     warnings.warn(f"the text has bytes that are not {encoding}: they are read as U+FFFD", stacklevel=2)
     return raw.decode(encoding, "replace")
 
@@ -102,11 +98,14 @@ def chat(
 ) -> None:
     """Converse with a model in the terminal. One that was only pretrained continues your text."""
     from groundup.cli.chat import REPLY_TOKENS, Conversation, talk, typed_lines
+    from groundup.errors import SettingsError
     from groundup.tokenizer.chat import layout_of
-    from groundup.tools.generate import load_writer, settings_only
+    from groundup.tools.generate import load_writer, prompt_and_settings
     from groundup.weights.files import model_directory
 
-    settings = settings_only(words or ())
+    typed, settings = prompt_and_settings(words or ())
+    if typed is not None:
+        raise SettingsError(f"{typed!r} is not of the form key=value, such as temperature=0.5")
     layout_of(model_directory(model))
     loaded, tokenizer, sampling = load_writer(model, device, settings, max_tokens=REPLY_TOKENS)
     if sys.stdin.isatty():
@@ -130,11 +129,9 @@ def inspect(
 
     with terminal.watch("inspect") as progress:
         findings = inspection.inspect(path, progress)
-    if as_json:
-        terminal.print_json({**vars(findings), "path": str(findings.path)}, indent=1)
-    else:
-        then = [] if findings.damage else findings.next
-        terminal.show(f"{findings.path}: {findings.what}", terminal.fact_rows(findings.facts), then=then)
+    table = as_json and {**vars(findings), "path": str(findings.path)}
+    then = [] if findings.damage else findings.next
+    terminal.show(f"{findings.path}: {findings.what}", terminal.fact_rows(findings.facts), then=then, instead=table)
     findings.refuse_damage()
 
 
@@ -152,10 +149,8 @@ def compare(
     page = out or (None if as_json else comparing.default_page(finished))
     if page:
         comparing.write_page(finished, comparison, page)
-    if as_json:
-        terminal.print_json(asdict(comparison))
-    else:
-        terminal.show(comparison.rows, "\n".join(comparison.verdicts), f"With curves and samples: {page}")
+    table = as_json and asdict(comparison)
+    terminal.show(comparison.rows, "\n".join(comparison.verdicts), f"With curves and samples: {page}", instead=table)
 
 
 @app.command("watch", epilog=example("watch"))
@@ -191,10 +186,7 @@ def bench(
     measured = benching.bench(
         target, overrides or (), steps=steps, trace=trace, watch=terminal.watch, say=terminal.say(as_json)
     )
-    if as_json:
-        terminal.print_json(measured.table())
-        return
     operations = benching.operation_rows(measured)
     longest = "Operations that took most time themselves, of a step:" if operations else ""
     wrote = f"Wrote {trace}: open it in a browser at chrome://tracing, or in Perfetto." if trace else ""
-    terminal.show(benching.rows(measured), longest, operations, wrote)
+    terminal.show(benching.rows(measured), longest, operations, wrote, instead=as_json and measured.table())

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,13 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One choice of a value for each swept setting, and what came of it."""
+class Outcome:
+    """What came of training a point, as far as it is trained."""
 
-    name: str
-    settings: Table
-    diverged: str | None
+    diverged: str | None = None
     """Why; None if it did not diverge."""
-    seconds: float
-    measured: list[Measured]
+    seconds: float = 0.0
+    measured: list[Measured] = field(default_factory=list)
 
     def bits_per_byte(self, step: int | None = None) -> float | None:
         """At a step, or at the end; None where it was not reached."""
@@ -59,6 +57,14 @@ class Trained:
             return None
         bits = [each.validation_bits_per_byte for each in self.measured if step in (None, each.step)]
         return bits[-1] if bits else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Outcome):
+    """One choice of a value for each swept setting, and what came of it."""
+
+    name: str
+    settings: Table
 
 
 @dataclass(frozen=True)

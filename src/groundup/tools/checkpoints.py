@@ -1,7 +1,7 @@
 """The checkpoints of a run: list and verify them, compare two, average several."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,43 +68,35 @@ def list_checkpoints(path: Path, progress: Progress = no_progress) -> list[Check
     """The checkpoints that `path` stands for, every byte of them checked."""
     directories = checkpoints_in(path)
     beside = checkpoint.list_checkpoints(directories[0].parent)
-    manifests = {directory: _manifest(directory) for directory in beside}
-    readable = [manifest for manifest in manifests.values() if manifest is not None]
-    settings = readable[-1].settings.get("pretrain", {}) if readable else {}
+    settings: Mapping[str, Any] = {}
+    for directory in beside:
+        with suppress(DataError):
+            settings = read_manifest(directory, "checkpoint").settings.get("pretrain", {})
     kept = Kept(settings.get("keep_checkpoints", 1), settings.get("keep_every_steps"), settings.get("keep_best", False))
-    reasons = kept.reasons(checkpoint.bits_of(beside)) if readable else {}
-
-    def row(directory: Path) -> CheckpointRow:
-        manifest, step = manifests[directory], checkpoint.step_of(directory)
-        statistics: Mapping[str, Any] = manifest.statistics if manifest else {}
-        return CheckpointRow(
-            path=str(directory),
-            step=step,
-            at=manifest.made.get("at") if manifest else None,
-            bytes=sum(file.stat().st_size for file in directory.iterdir()),
-            loss=statistics.get("loss"),
-            validation_bits_per_byte=statistics.get("validation_bits_per_byte"),
-            kept=reasons.get(step, "read when it was to be removed"),
-            damage=find_damage(directory, progress),
-        )
-
-    return [row(directory) for directory in directories]
+    reasons = kept.reasons(checkpoint.bits_of(beside))
+    return [_examine(directory, reasons, progress) for directory in directories]
 
 
-def _manifest(directory: Path) -> Manifest | None:
-    try:
-        return read_manifest(directory, "checkpoint")
-    except DataError:
-        return None
-
-
-def find_damage(directory: Path, progress: Progress = no_progress) -> list[str]:
-    """A sentence for each file of a checkpoint that is not as it was written."""
+def _examine(directory: Path, reasons: Mapping[int, str], progress: Progress) -> CheckpointRow:
+    made: Mapping[str, Any] = {}
+    statistics: Mapping[str, Any] = {}
     try:
         with hold(directory):
-            return list(damage(directory, read_manifest(directory, "checkpoint"), progress=progress))
+            manifest = read_manifest(directory, "checkpoint")
+            made, statistics = manifest.made, manifest.statistics
+            found = list(damage(directory, manifest, progress=progress))
     except DataError as error:
-        return [str(error)]
+        found = [str(error)]
+    return CheckpointRow(
+        path=str(directory),
+        step=checkpoint.step_of(directory),
+        at=made.get("at"),
+        bytes=sum(file.stat().st_size for file in directory.iterdir()),
+        loss=statistics.get("loss"),
+        validation_bits_per_byte=statistics.get("validation_bits_per_byte"),
+        kept=reasons.get(checkpoint.step_of(directory), "read when it was to be removed"),
+        damage=found,
+    )
 
 
 def list_rows(found: Sequence[CheckpointRow]) -> list[tuple[str, ...]]:
@@ -158,20 +150,20 @@ def diff(first: Path, second: Path) -> Difference:
     Raises:
         DataError: one that is damaged.
     """
-
-    def step_of(manifest: Manifest) -> int | None:
-        step: int | None = manifest.statistics.get("step", manifest.statistics.get("steps"))
-        return step
-
     with ExitStack() as opened:
         (one, first_weights), (two, second_weights) = (_open(path, opened) for path in (first, second))
         names = dict.fromkeys([*first_weights, *second_weights])
         return Difference(
             settings=differences(dict(one.settings), dict(two.settings)),
             inputs=differences(dict(one.inputs), dict(two.inputs)),
-            steps=(step_of(one), step_of(two)),
+            steps=(_last_step(one), _last_step(two)),
             tensors=[_compare_tensor(name, first_weights, second_weights) for name in names],
         )
+
+
+def _last_step(manifest: Manifest) -> Any:
+    """Of a checkpoint or a model; None if it was not trained."""
+    return manifest.statistics.get("step", manifest.statistics.get("steps"))
 
 
 def _open(path: Path, opened: ExitStack) -> tuple[Manifest, Weights]:

@@ -18,39 +18,15 @@ from groundup.weights.load import load_with_tokenizer
 def prompt_and_settings(words: Iterable[str]) -> tuple[str | None, list[str]]:
     """A prompt, if one was typed, and the settings of sampling among the words; `--top-k 40` is read as `top_k=40`.
 
+    Settings are words that begin with the name of one; any other word is a text, whether it has a = or not.
+
     >>> prompt_and_settings(["Once upon a time", "temperature=0.5", "--top-k", "40"])
     ('Once upon a time', ['temperature=0.5', 'top_k=40'])
 
     Raises:
         SettingsError: two prompts, an option that does not exist, or a word that is nearly a setting.
     """
-    prompts, settings = _texts_and_settings(words)
-    for name in [text.partition("=")[0] for text in prompts if "=" in text]:
-        for near in difflib.get_close_matches(name, Sampling.model_fields, n=1):
-            raise SettingsError(
-                f"unknown setting {name}; did you mean {near}? A prompt that begins so comes through a pipe, with "
-                "- in its place"
-            )
-    if len(prompts) > 1:
-        raise SettingsError(f"two prompts are given, {prompts[0]!r} and {prompts[1]!r}: put one in quotes")
-    return next(iter(prompts), None), settings
-
-
-def settings_only(words: Iterable[str]) -> list[str]:
-    """
-    Raises:
-        SettingsError: a word that is not of the form `key=value`.
-    """
-    texts, settings = _texts_and_settings(words)
-    for text in texts:
-        if "=" not in text:
-            raise SettingsError(f"{text!r} is not of the form key=value, such as temperature=0.5")
-    return [*settings, *texts]
-
-
-def _texts_and_settings(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Settings are words that begin with the name of one; any other word is a text, whether it has a = or not."""
-    texts: list[str] = []
+    prompts: list[str] = []
     settings: list[str] = []
     remaining = iter(words)
     for word in remaining:
@@ -60,9 +36,18 @@ def _texts_and_settings(words: Iterable[str]) -> tuple[list[str], list[str]]:
             if name not in Sampling.model_fields:
                 raise SettingsError(f"no option --{name}; how to sample is set by {', '.join(Sampling.model_fields)}")
             settings.append(f"{name}={value if equals else next(remaining, '')}")
+        elif equals and name.strip() in Sampling.model_fields:
+            settings.append(word)
+        elif equals and (near := difflib.get_close_matches(name, Sampling.model_fields, n=1)):
+            raise SettingsError(
+                f"unknown setting {name}; did you mean {near[0]}? A prompt that begins so comes through a pipe, with "
+                "- in its place"
+            )
         else:
-            (settings if equals and name.strip() in Sampling.model_fields else texts).append(word)
-    return texts, settings
+            prompts.append(word)
+    if len(prompts) > 1:
+        raise SettingsError(f"two prompts are given, {prompts[0]!r} and {prompts[1]!r}: put one in quotes")
+    return next(iter(prompts), None), settings
 
 
 def sampling_with(sampling: Sampling, settings: Sequence[str]) -> Sampling:

@@ -8,7 +8,8 @@ import math
 import shlex
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from groundup.artifacts import COMMANDS, Manifest, damage, is_made, lock_note, read_manifest
 from groundup.corpus.document import SPLITS
 from groundup.corpus.sources import find, reader_of
-from groundup.errors import DamagedError, DataError, GroundupError, UnsupportedError
+from groundup.errors import DamagedError, DataError, GroundupError, SettingsError
 from groundup.files import PICKLES, Progress, no_progress, require_path
 from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
@@ -49,12 +50,16 @@ class Findings:
     next: list[str] = field(default_factory=list)
     """Commands."""
 
-    def add(self, read: Callable[[], Facts]) -> None:
-        """Add facts; an error of reading them is noted as damage."""
+    @contextmanager
+    def noting_errors(self, fact: str = "") -> Iterator[None]:
+        """Note an error of reading as damage; one about what is whole, but of no use here, as this `fact`."""
         try:
-            self.facts |= read()
+            yield
         except GroundupError as error:
-            self.damage.append(str(error))
+            if fact and not isinstance(error, (DamagedError, SettingsError)):
+                self.facts[fact] = str(error)
+            else:
+                self.damage.append(str(error))
         except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:  # well-formed, but wrong
             self.damage.append(f"what is written in {self.path} is not as it should be: {error!r}")
 
@@ -109,13 +114,10 @@ def inspect(path: Path, progress: Progress = no_progress) -> Findings:
 
 def _whole_of(path: Path) -> Path:
     """The directory that a part of an artifact, a model or a run's training stands for; else the path itself."""
-    if path.is_file() and (is_made(path.parent) or path.name == "config.json" or _is_training(path.parent)):
-        path = path.parent
-    return path.parent if _is_training(path) else path
-
-
-def _is_training(path: Path) -> bool:
-    return path.name == "pretrain" and _is_run(path.parent)
+    for part in (path, path.parent):
+        if part.name == "pretrain" and _is_run(part.parent):
+            return part.parent
+    return path.parent if path.is_file() and (is_made(path.parent) or path.name == "config.json") else path
 
 
 def _unknown(path: Path) -> str:
@@ -156,10 +158,8 @@ def _describe_run(findings: Findings, progress: Progress) -> None:
     for step in _steps(run / "pretrain" / "checkpoints")[-1:]:
         facts["newest_checkpoint"] = f"{step.name}, {findings.add_part(step, progress).summary}"
     facts["report"] = str(run / "report.html") if (run / "report.html").is_file() else "not written yet"
-    try:
+    with findings.noting_errors():
         facts |= _recipe_facts(Recipe.load(run / "recipe.toml"))
-    except GroundupError as error:
-        findings.damage.append(f"recipe.toml, which a build writes anew: {error}")
     if is_held:
         findings.next = ["wait for it to end"]
     elif missing or findings.damage:
@@ -181,13 +181,11 @@ def _go_on(run: Path) -> str:
     """The command that goes on with a run: with its own copy of the recipe, if that finds the sources from here; else
     with the recipe that it was begun with."""
     copy = run / "recipe.toml"
-    try:
+    with suppress(GroundupError):
         corpus = Recipe.load(copy).corpus
-        if not is_made(run / "corpus"):  # a corpus that is made needs its sources no more
-            find(corpus, copy.parent)
-    except GroundupError:
-        return _command("build", "RECIPE", "--run", run)
-    return _command("build", copy, "--run", run)
+        if is_made(run / "corpus") or find(corpus, run):  # a corpus that is made needs its sources no more
+            return _command("build", copy, "--run", run)
+    return _command("build", "RECIPE", "--run", run)
 
 
 def _describe_runs(findings: Findings, progress: Progress) -> None:
@@ -217,7 +215,8 @@ def _describe_artifact(findings: Findings, progress: Progress) -> None:
     count = f"{plural(len(manifest.files), 'file')}, {sum(size for size, _ in manifest.files.values()):,} bytes"
     state = "damaged, see below" if findings.damage else "every byte is as it was written"
     findings.facts["files"] = f"{count}; {state}"
-    findings.add(lambda: _artifact_facts(path, manifest))
+    with findings.noting_errors():
+        findings.facts |= _artifact_facts(path, manifest)
     is_checkpoint = manifest.kind == "checkpoint"
     run = path.parents[2] if is_checkpoint and len(path.parents) > 2 else path.parent
     match manifest.kind:
@@ -255,11 +254,10 @@ def _input_state(path: Path, name: str, digest: str) -> str:
     beside = next((run / name for run in path.parents[:3] if is_made(run / name)), None)
     if beside is None:
         return digest[:12]
-    try:
-        now = read_manifest(beside).digest
-    except DataError:
-        return f"{digest[:12]}, {ANOTHER}, and it is damaged"
-    return f"{digest[:12]}, which stands there" if now == digest else f"{digest[:12]}, {ANOTHER} ({now[:12]})"
+    with suppress(DataError):
+        if read_manifest(beside).digest == digest:
+            return f"{digest[:12]}, which stands there"
+    return f"{digest[:12]}, {ANOTHER}"
 
 
 def _artifact_facts(path: Path, manifest: Manifest) -> Facts:
@@ -327,33 +325,25 @@ def _describe_recipe(findings: Findings, progress: Progress) -> None:
 
 def _describe_hugging_face(findings: Findings, progress: Progress) -> None:
     path, facts = findings.path, findings.facts
-    config, loads = None, False
-    try:
+    config, tokenizer = None, None
+    files: list[Path] = []
+    with findings.noting_errors("architecture"):
         facts["model_type"] = config_table(path).get("model_type")
         config = config_of(path)
         facts |= {"architecture": "known here", **_config_facts(config)}
-    except DamagedError as error:
-        findings.damage.append(str(error))
-    except DataError as error:
-        facts["architecture"] = str(error)
-    try:
+    with findings.noting_errors("weights"):
         if files := weight_files(path):
             facts |= _tensor_facts(files, "parameters")
-            loads = config is not None and not findings.damage
-            findings.damage += [f"{name} holds NaN or Inf" for name in (not_finite_weights(path) if loads else ())]
         else:
             pickles = [f"only in {pickle.name}, a pickle, {HARM}" for pickle in pickles_in(path)] or ["none"]
             facts["weights"] = f"{pickles[0]}; ask for model.safetensors"
-    except DamagedError as error:
-        findings.damage.append(str(error))
-    tokenizer, facts["tokenizer"] = None, "none"
-    try:
+        if files and config and not findings.damage:
+            findings.damage += [f"{name} holds NaN or Inf" for name in not_finite_weights(path)]
+    facts["tokenizer"] = "none"
+    with findings.noting_errors("tokenizer"):
         if tokenizer := tokenizer_of(path, config or ModelConfig()):
             facts["tokenizer"] = _tokenizer_facts(tokenizer)
-    except GroundupError as error:
-        facts["tokenizer"] = f"cannot be used: {error}"
-        loads = loads and isinstance(error, UnsupportedError)  # which loading leaves out
-    if loads and not findings.damage:
+    if files and config and not findings.damage:
         uses = _uses_of(path) if tokenizer else [_in_python(path)]
         findings.next = uses if tokenizer is None or tokenizer.roles.opener is not None else uses[:1]
 
@@ -368,22 +358,25 @@ def _as_existing(path: Path) -> str:
 
 def _describe_tokenizer(findings: Findings, progress: Progress) -> None:
     place = findings.path.parent if findings.path.name in GPT2_FILES else findings.path
-    findings.add(lambda: _tokenizer_facts(Tokenizer.load(place)))
-    if not findings.damage and findings.facts["opens_a_text"] != "nothing":
-        findings.next = [_as_existing(place)]
+    with findings.noting_errors():
+        findings.facts |= _tokenizer_facts(Tokenizer.load(place))
+        if findings.facts["opens_a_text"] != "nothing":
+            findings.next = [_as_existing(place)]
 
 
 def _describe_safetensors(findings: Findings, progress: Progress) -> None:
     path = findings.path
-    findings.add(lambda: _tensor_facts([path], first=5))
+    with findings.noting_errors():
+        findings.facts |= _tensor_facts([path], first=5)
     if (path.parent / "config.json").is_file():
         findings.next = [_command("inspect", path.parent)]
 
 
 def _describe_llama2c(findings: Findings, progress: Progress) -> None:
     path = findings.path
-    findings.add(lambda: {**_config_facts(llama2c.read_config(path)), "parameters": llama2c.count_parameters(path)})
-    findings.next = [_in_python(path)]
+    with findings.noting_errors():
+        findings.facts |= {**_config_facts(llama2c.read_config(path)), "parameters": llama2c.count_parameters(path)}
+        findings.next = [_in_python(path)]
 
 
 def _describe_pickle(findings: Findings, progress: Progress) -> None:

@@ -135,13 +135,9 @@ class Proposal:
         return self.tokens / self.chosen.unique_tokens
 
     @property
-    def sampled(self) -> Survey:
-        return self.chosen.texts
-
-    @property
     def about(self) -> str:
         """What stands before numbers of the texts that are estimates."""
-        return "" if self.sampled.is_whole else "about "
+        return "" if self.chosen.texts.is_whole else "about "
 
     @property
     def often(self) -> str:
@@ -160,7 +156,7 @@ class Proposal:
 
     def table(self) -> dict[str, Any]:
         """Everything as plain values."""
-        sampled = self.sampled
+        sampled = self.chosen.texts
         return {
             "files": dict(sampled.files),
             "left_out": dict(sampled.left_out),
@@ -375,7 +371,7 @@ def _tables(name: str, chosen: ModelChoice, published: Preset | None, start: Sta
         rate, warmup_steps = _rounded(rate * START_SHARE_OF_RATE), max(1, min(100, steps // 100))
         tokenizer = {"kind": "existing", "path": start.tokenizer_path}
     micro_batch = MICRO_BATCH_TOKENS_ON_CPU if chosen.machine.is_cpu else MICRO_BATCH_TOKENS_ON_GPU
-    opening = _within(_opening_of(texts.texts), context - 2)
+    opening = _opening_of(texts.texts, context - 2)
     corpus = texts.corpus
     sizes = {key: getattr(model, key) for key in ("context_length", "d_model", "n_layers", "n_heads")}
     return {
@@ -427,14 +423,19 @@ def _rounded(value: float) -> float:
     return float(f"{value:.1e}")
 
 
-def _opening_of(texts: list[str]) -> str:
-    """The commonest beginning of these texts: four words, or eight characters where words are not set apart.
+def _opening_of(texts: list[str], most_bytes: int) -> str:
+    """The commonest beginning of these texts: four words, or eight characters where words are not set apart; of it as
+    many whole words as fit into these bytes, else characters: a token has a byte at least, so a row holds them.
 
-    >>> _opening_of(["Once upon a time there was", "Once upon a time a king", "A dog"])
-    'Once upon a time'
+    >>> tales = ["Once upon a time there was", "Once upon a time a king", "A dog"]
+    >>> _opening_of(tales, 100), _opening_of(tales, 14), _opening_of(["Überraschung"], 4)
+    ('Once upon a time', 'Once upon a', 'Übe')
     """
     counts = Counter(_opening(text) for text in texts)
-    return min(counts, key=lambda opening: (-counts[opening], len(opening), opening))
+    opening = min(counts, key=lambda opening: (-counts[opening], len(opening), opening))
+    while len(opening.encode()) > most_bytes and " " in opening:
+        opening = opening.rsplit(" ", 1)[0]
+    return opening.encode()[:most_bytes].decode(errors="ignore")
 
 
 def _opening(text: str) -> str:
@@ -445,24 +446,13 @@ def _opening(text: str) -> str:
     return " ".join(words[:4])
 
 
-def _within(opening: str, most_bytes: int) -> str:
-    """As many whole words as fit, else characters: a token has a byte at least, so a row holds them.
-
-    >>> _within("There was once a", 14), _within("Überraschung", 4)
-    ('There was once', 'Übe')
-    """
-    while len(opening.encode()) > most_bytes and " " in opening:
-        opening = opening.rsplit(" ", 1)[0]
-    return opening.encode()[:most_bytes].decode(errors="ignore")
-
-
 # --- the proposal in words ---
 
 
 def rows(proposal: Proposal) -> list[tuple[str, str]]:
     """A fact a row: the texts, the machine, the model, the training."""
-    sample, chosen, about = proposal.sampled, proposal.chosen, proposal.about
-    model, separator = chosen.model, sample.corpus.separator
+    chosen, about = proposal.chosen, proposal.about
+    model, sample, separator = chosen.model, chosen.texts, chosen.texts.corpus.separator
     files = ", ".join(f"{number:,} {kind}" for kind, number in sample.files.most_common(8))
     texts = round(sample.separated * sample.scale)
     left_out = describe_left_out(sample.left_out, sample.left_out_names)
@@ -494,7 +484,7 @@ def to_toml(proposal: Proposal, command: str) -> str:
         "it": proposal,
         "command": " ".join(command.split()),
         "filters": "; ".join(texts["relaxed"][reason] for reason in relaxed_in(proposal.recipe.corpus.filters)),
-        "megabytes": proposal.sampled.bytes / 1e6,
+        "megabytes": proposal.chosen.texts.bytes / 1e6,
         "millions": proposal.chosen.model.parameters / 1e6,
     }
     comments = texts["any"] | (texts["start"] if proposal.recipe.pretrain.start is not None else {})
@@ -504,9 +494,9 @@ def to_toml(proposal: Proposal, command: str) -> str:
         if isinstance(value, dict):
             lines += ["", *_commented(f"[{name}]", comments.get(name))]
             for key, inner in value.items():
-                lines += _commented(f"{key} = {_inline(inner)}", comments.get(f"{name}.{key}"))
+                lines += _commented(f"{key} = {toml_value(inner)}", comments.get(f"{name}.{key}"))
         else:
-            lines += _commented(f"{name} = {_inline(value)}", comments.get(name))
+            lines += _commented(f"{name} = {toml_value(value)}", comments.get(name))
     return "\n".join(lines) + "\n"
 
 
@@ -517,20 +507,3 @@ def _commented(line: str, comment: str | None) -> list[str]:
     if len(line) + len(comment) < 100:
         return [f"{line} # {comment}"]
     return [*textwrap.wrap(comment, 100, initial_indent="# ", subsequent_indent="# "), line]
-
-
-def _inline(value: Any) -> str:
-    """A value as TOML on one line.
-
-    >>> _inline({"kind": "cosine", "final": 0.0, "of": ["a", True]})
-    '{ kind = "cosine", final = 0.0, of = ["a", true] }'
-    """
-    match value:
-        case dict():
-            return "{ " + ", ".join(f"{key} = {_inline(inner)}" for key, inner in value.items()) + " }"
-        case list() | tuple():
-            return "[" + ", ".join(map(_inline, value)) + "]"
-        case int() if abs(value) >= 100_000:
-            return f"{value:_}"
-        case _:
-            return toml_value(value)

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from groundup.corpus.document import SPLITS, Document
+from groundup.corpus.document import SPLITS
 from groundup.corpus.refine import FEWEST_MARKS, Marks, Tally, judge, refuse_too_few
 from groundup.corpus.script import script_of
 from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
@@ -159,7 +159,7 @@ def survey(sources: tuple[str, ...], beside: Path) -> Survey:
     corpus = CorpusSettings(sources=sources)
     files = find(corpus, beside)
     sample = _read_sample(files, corpus.model_copy(update={"text_field": _text_field(files, corpus)}))
-    if separator := _separator(sample.separators, sample.marks.times):
+    if separator := _separator(sample.separators, sample.marks):
         sample = _read_sample(files, sample.corpus.model_copy(update={"separator": separator}))
     for _ in RELAXED:  # behind one filter, another may drop as many
         filters = _relaxed_filters(sample)
@@ -188,10 +188,10 @@ def _relaxed_filters(sample: Survey) -> tuple[Filter, ...]:
     return filters
 
 
-def _separator(ends: Counter[str], spoken_of: Counter[str]) -> str | None:
+def _separator(ends: Counter[str], marks: Marks) -> str | None:
     """The mark that stands between the texts, if one does: behind a text a few times, and mostly there."""
     mark, number = max(ends.items(), key=lambda item: item[1], default=("", 0))
-    return mark if number >= FEWEST_MARKS and 2 * number > spoken_of[mark] else None
+    return mark if number >= FEWEST_MARKS and 2 * number > marks.uses[mark].total() else None
 
 
 def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
@@ -215,7 +215,13 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
             if reader_of(path) is read_text:
                 result.separated += 1
                 result.separators += count_separators(document.text)
-            _judge(result, document, name, digests)
+            result.read += 1
+            document, reason = judge(document, corpus, digests)
+            if reason:
+                result.tally.add(document, reason)
+            else:
+                result.texts.append(document.text)
+                result.marks.count(document.text, name)
             if size >= share:
                 break
         taken += size
@@ -226,16 +232,6 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
     result.seconds_per_byte = (time.perf_counter() - began) / max(taken, 1)
     result.scale = there / max(taken, 1)
     return result
-
-
-def _judge(result: Survey, raw: Document, name: str, digests: set[bytes]) -> None:
-    result.read += 1
-    document, reason = judge(raw, result.corpus, digests)
-    if reason:
-        result.tally.add(document, reason)
-    else:
-        result.texts.append(document.text)
-        result.marks.count(document.text, name)
 
 
 def _text_field(files: Found, corpus: CorpusSettings) -> str:

@@ -7,7 +7,6 @@ measured; it is written after each point, so that an interrupted sweep goes on w
 
 import hashlib
 import itertools
-import json
 import math
 import re
 import tomllib
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from groundup.artifacts import lock
 from groundup.building import MACHINE_CHOICES, SWEEP, Say, Watch, build, next_to
 from groundup.errors import DamagedError, DataError, DivergedError, Paused, SettingsError
@@ -24,8 +25,8 @@ from groundup.files import explaining_write_errors, no_progress, read_lines, wri
 from groundup.optim.schedule import make_schedule
 from groundup.pretrain.settings import PretrainSettings
 from groundup.recipe import Recipe, load_recipe
-from groundup.report.sweep import Axis, Measured, Swept, Trained, write_page
-from groundup.settings import Table, differences, read_toml, toml_value
+from groundup.report.sweep import Axis, Measured, Outcome, Swept, Trained, write_page
+from groundup.settings import Table, differences, read_toml, read_value, toml_value
 from groundup.words import short_value
 
 PAGE = "sweep.html"
@@ -50,6 +51,19 @@ class Point:
     @property
     def steps(self) -> int:
         return self.recipe.pretrain.steps
+
+
+class Record(BaseModel):
+    """What is in `sweep.json`."""
+
+    definition: Table
+    chosen: Table = {}
+    """What the recipe leaves open, as the first point chose it for all."""
+    best: str | None = None
+    points: dict[str, Outcome] = {}
+
+    def write(self, directory: Path) -> None:
+        write_json(directory / SWEEP, {"best": None, **self.model_dump(exclude_none=True)})
 
 
 @dataclass(frozen=True)
@@ -142,19 +156,11 @@ def _values(key: str, text: str) -> list[Any]:
     try:
         values: list[Any] = tomllib.loads(f"values = [{text}]")["values"]
     except (ValueError, RecursionError):
-        values = [_value(part.strip()) for part in text.split(",")]
+        values = [read_value(part) for part in text.split(",")]
     twice = [value for number, value in enumerate(values) if value in values[:number]]
     if twice:
         raise SettingsError(f"{key}={text} names {twice[0]!r} twice")
     return values
-
-
-def _value(text: str) -> Any:
-    """A bare word is a string, as on every command line of groundup."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
 
 
 def _range(key: str, text: str) -> list[Any]:
@@ -193,7 +199,7 @@ def override(key: str, value: Any) -> str:
     >>> override("pretrain.optimizer.kind", "muon"), override("model.attention.windows", [16, 32])
     ('pretrain.optimizer.kind=muon', 'model.attention.windows=[16, 32]')
     """
-    return f"{key}={value if isinstance(value, str) and _value(value) == value else toml_value(value)}"
+    return f"{key}={value if isinstance(value, str) and read_value(value) == value else toml_value(value)}"
 
 
 def rungs_of(n_points: int, settings: PretrainSettings) -> tuple[int, ...]:
@@ -262,14 +268,27 @@ def sweep(
         what = "is a run, not a sweep" if "recipe.toml" in there else "holds other files and is not a sweep of groundup"
         raise SettingsError(f"{directory} {what}; choose another place with --run")
     with lock(directory):
-        state = _read_state(directory, planned)
-        write_json(directory / SWEEP, state)
-        _train_all(planned, directory, state, watch, say)
-        best = _ranked(state)[0]
-        diverged = state["points"][best].get("diverged")
-        state["best"] = None if diverged else best
-        write_json(directory / SWEEP, state)
-        result = _result(planned, directory, state, name)
+        record = _read_record(directory, planned)
+        _train_all(planned, directory, record, watch, say)
+        ranked = sorted(record.points, key=lambda point: _rank(planned, record.points[point]))
+        diverged = record.points[ranked[0]].diverged
+        record.best = None if diverged else ranked[0]
+        record.write(directory)
+        best = planned.points.get(record.best or "")
+        result = Swept(
+            name=name,
+            directory=str(directory),
+            axes=planned.axes,
+            rungs=planned.rungs,
+            chosen=record.chosen,
+            points=[
+                Trained(name=point, settings=dict(planned.points[point].settings), **vars(record.points[point]))
+                for point in ranked
+            ],
+            best=record.best,
+            overrides=best.words if best else [],
+            notes=_edges(planned.axes, best) if best else [],
+        )
         write_page(directory / PAGE, result)
     if diverged:
         raise DivergedError(
@@ -278,28 +297,26 @@ def sweep(
     return result
 
 
-def _read_state(directory: Path, planned: Plan) -> Table:
-    """The state of the sweep, as it was left or new.
+def _read_record(directory: Path, planned: Plan) -> Record:
+    """The record of the sweep, as it was left or new.
 
     Raises:
         SettingsError: the directory holds a sweep of other settings.
     """
-    file = directory / SWEEP
-    chosen, points = {}, {}
+    file, record = directory / SWEEP, Record(definition=planned.definition)
     if file.is_file():
         try:
-            state = json.loads(file.read_bytes())
-            before, chosen, points = state["definition"], dict(state["chosen"]), dict(state["points"])
-        except (ValueError, KeyError, TypeError):
+            record = Record.model_validate_json(file.read_bytes())
+        except ValidationError:
             raise DamagedError(
                 f"{file} is damaged: remove it; points that were finished are then only read again"
             ) from None
-        _refuse_changed(directory, before, points, planned)
-    points = {name: points.get(name, {}) for name in planned.points}
-    return {"definition": planned.definition, "chosen": chosen, "best": None, "points": points}
+        _refuse_changed(directory, record.definition, record.points, planned)
+    points = {name: record.points.get(name, Outcome()) for name in planned.points}
+    return record.model_copy(update={"definition": planned.definition, "points": points})
 
 
-def _refuse_changed(directory: Path, before: Table, points: Table, planned: Plan) -> None:
+def _refuse_changed(directory: Path, before: Table, points: Mapping[str, Outcome], planned: Plan) -> None:
     changed = [
         f"{name.removeprefix('recipe.')}: {old!r} → {new!r}"
         for name, (old, new) in differences(before, planned.definition).items()
@@ -316,20 +333,20 @@ def _refuse_changed(directory: Path, before: Table, points: Table, planned: Plan
         )
 
 
-def _train_all(planned: Plan, directory: Path, state: Table, watch: Watch, say: Say) -> None:
+def _train_all(planned: Plan, directory: Path, record: Record, watch: Watch, say: Say) -> None:
     """Train the points, rung after rung, and write down each."""
-    going = list(planned.points)
+    going, points = list(planned.points), record.points
     for rung in planned.rungs or (None,):
         for number, name in enumerate(going, start=1):
             end = planned.points[name].steps
-            step, known = rung or end, state["points"][name]
-            if "diverged" not in known and _bits_at(known, step) is None:
+            step = rung or end
+            if not points[name].diverged and points[name].bits_per_byte(step) is None:
                 after = f", to step {step:,} of {end:,}" if step < end else ""
                 say(f"point {number} of {len(going)}: {name}{after}")
-                state["points"][name] = _train(planned, directory, name, step, state, watch, say)
-                write_json(directory / SWEEP, state)
+                points[name] = _train(planned, directory, name, step, record, watch, say)
+                record.write(directory)
         if rung is not None and rung != planned.rungs[-1]:
-            going = survivors({name: _bits_at(state["points"][name], rung) for name in going})
+            going = survivors({name: points[name].bits_per_byte(rung) for name in going})
             say(f"after {rung:,} steps these go on: {', '.join(going) or 'none'}")
 
 
@@ -346,34 +363,34 @@ def survivors(bits_at_rung: Mapping[str, float | None]) -> list[str]:
     return sorted(whole, key=whole.__getitem__)[: max(1, len(bits_at_rung) // ETA)]
 
 
-def _train(planned: Plan, directory: Path, name: str, step: int, state: Table, watch: Watch, say: Say) -> Table:
+def _train(planned: Plan, directory: Path, name: str, step: int, record: Record, watch: Watch, say: Say) -> Outcome:
     """Bring a point to a step, and return what is then known of it."""
     run, point = directory / name, planned.points[name]
-    words = [*point.words, *(override(key, value) for key, value in state["chosen"].items())]
-    until = step if step < point.steps else None
-    known: Table = {}
+    words = [*point.words, *(override(key, value) for key, value in record.chosen.items())]
+    diverged = None
     try:
+        until = step if step < point.steps else None
         build(planned.recipe, words, run=run, last="pretrain", until=until, watch=watch, say=say)
     except Paused:
         pass
     except DivergedError as error:
         say(f"{name} diverged: {error}")
-        known["diverged"] = str(error)
-    if not state["chosen"]:
-        state["chosen"] = _chosen_by_first(point.recipe, run)
+        diverged = str(error)
+    record.chosen = record.chosen or _chosen_by_first(point.recipe, run)
     lines = read_lines(run / "pretrain" / "metrics.jsonl")
-    known["seconds"] = max((line["seconds"] for line in lines if "seconds" in line), default=0.0)
-    known["measured"] = [
-        {"step": line["step"], "validation_bits_per_byte": line["validation_bits_per_byte"]}
+    seconds = max((line["seconds"] for line in lines if "seconds" in line), default=0.0)
+    measured = [
+        Measured(line["step"], line["validation_bits_per_byte"])
         for line in lines
         if "validation_bits_per_byte" in line and line["step"] in (*planned.rungs, point.steps)
     ]
-    if "diverged" not in known and _bits_at(known, step) is None:
+    outcome = Outcome(diverged, seconds, measured)
+    if not diverged and outcome.bits_per_byte(step) is None:
         raise DataError(
             f"{run} has no measurement of validation at step {step:,} in its metrics.jsonl: remove that run, and it is "
             "made again"
         )
-    return known
+    return outcome
 
 
 def _chosen_by_first(recipe: Recipe, run: Path) -> Table:
@@ -385,42 +402,10 @@ def _chosen_by_first(recipe: Recipe, run: Path) -> Table:
     return {name: value["kind"] if isinstance(value, dict) else value for name, value in values.items()}
 
 
-def _bits_at(known: Table, step: int) -> float | None:
-    """Bits per byte of a point at a step; None if it has not been there."""
-    return {each["step"]: each["validation_bits_per_byte"] for each in known.get("measured", [])}.get(step)
-
-
-def _ranked(state: Table) -> list[str]:
-    """The points, those that went furthest first, of these the best first, diverged ones last."""
-
-    def rank(name: str) -> tuple[bool, int, float]:
-        known = state["points"][name]
-        last = [{"step": 0, "validation_bits_per_byte": 0.0}, *known.get("measured", [])][-1]
-        furthest = -last["step"] if state["definition"]["rungs"] else 0
-        return "diverged" in known, furthest, last["validation_bits_per_byte"]
-
-    return sorted(state["points"], key=rank)
-
-
-def _result(planned: Plan, directory: Path, state: Table, name: str) -> Swept:
-    best, points = planned.points.get(state["best"]), []
-    for each in _ranked(state):
-        known = state["points"][each]
-        measured = [Measured(**line) for line in known["measured"]]
-        points.append(
-            Trained(each, dict(planned.points[each].settings), known.get("diverged"), known["seconds"], measured)
-        )
-    return Swept(
-        name=name,
-        directory=str(directory),
-        axes=planned.axes,
-        rungs=planned.rungs,
-        chosen=state["chosen"],
-        points=points,
-        best=state["best"],
-        overrides=best.words if best else [],
-        notes=_edges(planned.axes, best) if best else [],
-    )
+def _rank(planned: Plan, point: Outcome) -> tuple[bool, int, float]:
+    """The points that went furthest come first, of these the best first, diverged ones last."""
+    last = point.measured[-1] if point.measured else Measured(0, 0.0)
+    return bool(point.diverged), -last.step if planned.rungs else 0, last.validation_bits_per_byte
 
 
 def _edges(axes: Sequence[Axis], best: Point) -> list[str]:
