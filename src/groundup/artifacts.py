@@ -71,8 +71,6 @@ class Draft:
     statistics: dict[str, Any] = field(default_factory=dict)
     seconds_before: float = 0.0
     """Time spent before the directory was opened; recorded with the rest."""
-    meant: dict[str, str] = field(default_factory=dict)
-    """Path → sha256 of the bytes that were written; a file that reads back as others is not accepted."""
 
 
 @contextlib.contextmanager
@@ -88,7 +86,6 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
 
     Raises:
         ResourceError: disk full, or a directory that may not be written, naming it.
-        DamagedError: a file that does not read back as it was meant.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -110,18 +107,11 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
             partial.mkdir()
             draft = Draft(partial)
             yield draft
-            _let_others_read(partial)
-            files = _digest_files(partial)
-            for name, sha256 in draft.meant.items():
-                if files[name][1] != sha256:
-                    raise DamagedError(
-                        f"{directory / name} was written, but reads back as something else: check that disk"
-                    )
             manifest = Manifest(
                 kind=kind,
                 settings=dict(settings),
                 inputs=dict(inputs),
-                files=files,
+                files=_finish_files(partial),
                 statistics=draft.statistics,
                 made=_provenance(draft.seconds_before + time.monotonic() - started),
             )
@@ -145,23 +135,18 @@ def refuse_in_the_way(directory: Path) -> None:
         )
 
 
-def _let_others_read(directory: Path) -> None:
-    """Give the files in a new directory the mode that `open` gives: some libraries write for their owner alone.
+def _finish_files(directory: Path) -> dict[str, tuple[int, str]]:
+    """Give the files in a new directory the mode that `open` gives, as some libraries write for their owner alone, put
+    them on the disk, and digest them.
 
     The directory itself shows what the umask allows; to ask the process for it is to change it in all threads.
     """
     wanted = directory.stat().st_mode & 0o666
-    for path in directory.rglob("*"):
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if path.is_file() and mode | wanted != mode:
-            with contextlib.suppress(PermissionError):  # a file system whose modes are fixed
-                path.chmod(mode | wanted)
-
-
-def _digest_files(directory: Path) -> dict[str, tuple[int, str]]:
     files = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
+            with contextlib.suppress(PermissionError):  # a file system whose modes are fixed
+                path.chmod(stat.S_IMODE(path.stat().st_mode) | wanted)
             with open(path, "rb") as stream:
                 os.fsync(stream.fileno())
             files[path.relative_to(directory).as_posix()] = (path.stat().st_size, sha256_of_file(path))

@@ -186,8 +186,7 @@ def examine(
     job = _open_job(recipe, overrides, run, say=say, watch=watch)
     before = _stages_up_to("pack")
     with lock(job.run):
-        stale = _find_stale(before, job)
-        if stale:
+        if stale := _find_stale(before, job):
             raise SettingsError(_conflict(stale, job))
         for stage in before:
             if not is_made(job.run / stage.name):

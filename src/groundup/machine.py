@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 WATTS_PER_CORE = 10
 """Assumed where the machine does not tell: servers' processors draw 4 to 10 a core under load."""
-STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def available_cores() -> int:
@@ -26,8 +25,7 @@ def available_cores() -> int:
 
 def processor() -> str:
     """The processor's name, as far as the system tells."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text("utf-8").splitlines() if described.is_file() else []
+    lines = _read("/proc/cpuinfo").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -54,9 +52,8 @@ def total_memory(device: "torch.device | None" = None) -> int:
 
         return int(torch.cuda.mem_get_info(device)[1])
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")  # Linux; elsewhere there is no such file
-    text = limit.read_text("utf-8").strip() if limit.is_file() else "max"
-    return memory if text == "max" else min(memory, int(text))
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return min(memory, int(limit)) if limit.isdigit() else memory
 
 
 def peak_memory(device: "torch.device | None" = None) -> int:
@@ -78,7 +75,7 @@ def reset_peak_memory(device: "torch.device") -> int | None:
         return torch.cuda.memory_allocated(device)
     give_back_freed_memory()
     with contextlib.suppress(OSError):
-        REFERENCES.write_text("5", "utf-8")  # begins VmHWM anew: proc(5)
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # begins VmHWM anew: proc(5)
         return _status_bytes("VmRSS") or None
     return None
 
@@ -92,15 +89,21 @@ def give_back_freed_memory() -> None:
 
 def _status_bytes(name: str) -> int:
     """A field of Linux's /proc/self/status; 0 where there is none."""
-    lines = STATUS.read_text("utf-8").splitlines() if STATUS.exists() else []
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = dict(line.split(":", 1) for line in _read("/proc/self/status").splitlines() if ":" in line)
     return int(fields.get(name, "0").split()[0]) * 1024
+
+
+def _read(path: str) -> str:
+    """What Linux tells in a file; nothing where there is no such file."""
+    try:
+        return Path(path).read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def allocator() -> str:
     """The library that hands out memory on the CPU: the C library, or one loaded before it."""
-    mapped = Path("/proc/self/maps")
-    loaded = mapped.read_text("utf-8", "replace") if mapped.is_file() else ""
+    loaded = _read("/proc/self/maps")
     others = [name for name in ("tcmalloc", "jemalloc", "mimalloc") if f"lib{name}" in loaded]
     return others[0] if others else platform.libc_ver()[0] or "of the system"
 
@@ -109,9 +112,8 @@ def power_limit(device: "torch.device") -> tuple[float, str]:
     """Watts that a GPU or processor may draw, and where the number is from."""
     if device.type == "cuda" and (values := query_gpu("power.limit")) and values[0].replace(".", "").isdigit():
         return float(values[0]), "the GPU's limit"
-    limit = Path("/sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw")
-    try:
-        return int(limit.read_text("utf-8")) / 1e6, "the processor's limit"
-    except (OSError, ValueError):
-        watts = float(WATTS_PER_CORE * (os.cpu_count() or 1))
-        return watts, f"assumed: {WATTS_PER_CORE} per core; set it with --watts"
+    limit = _read("/sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw").strip()
+    if limit.isdigit():
+        return int(limit) / 1e6, "the processor's limit"
+    watts = float(WATTS_PER_CORE * (os.cpu_count() or 1))
+    return watts, f"assumed: {WATTS_PER_CORE} per core; set it with --watts"

@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -176,28 +176,26 @@ def refine(
 class Marks:
     """How often the texts hold what tools put between texts (`sources.MARKS`)."""
 
-    times: Counter[str] = field(default_factory=Counter)
-    files: dict[str, set[str]] = field(default_factory=dict)
-    """Mark → names of the files that hold it."""
+    uses: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Mark → name of the file → times."""
 
     def count(self, text: str, name: str) -> None:
         for mark in MARKS:
             if number := text.count(mark):
-                self.times[mark] += number
-                self.files.setdefault(mark, set()).add(name)
+                self.uses[mark][name] += number
 
     def table(self) -> dict[str, Any]:
-        """For each mark that occurs more than once or twice: how often, in how many files, and the name of one."""
+        """For each mark that occurs more than once or twice: how often, in how many files, and the name of one: of a
+        .txt or .md, in which documents can be cut, if there is one."""
         return {
-            mark: {"times": number, "files": len(self.files[mark]), "file": min(self.files[mark], key=_jsonl_last)}
-            for mark, number in self.times.most_common()
-            if number >= FEWEST_MARKS
+            mark: {
+                "times": files.total(),
+                "files": len(files),
+                "file": min(files, key=lambda name: (".jsonl" in name.lower(), name)),
+            }
+            for mark, files in sorted(self.uses.items(), key=lambda use: -use[1].total())
+            if files.total() >= FEWEST_MARKS
         }
-
-
-def _jsonl_last(name: str) -> tuple[bool, str]:
-    """Sort key: .txt and .md files, in which documents can be cut, come first."""
-    return ".jsonl" in name.lower(), name
 
 
 FEWEST_MARKS = 3
@@ -257,7 +255,8 @@ def _fill_empty_splits(directory: Path, counts: dict[str, Counter[str]]) -> None
         if counts[split]["documents"]:
             continue
         giver = max(SPLITS, key=lambda name: counts[name]["documents"])
-        documents = list(_documents(directory / f"{giver}.parquet"))
+        rows = [row for batch in read_batches(directory / f"{giver}.parquet") for row in batch.to_pylist()]
+        documents = [Document(row["text"], row["source"], row["metadata"]) for row in rows]
         moved = min(documents, key=lambda document: document.id)
         documents.remove(moved)
         counts[giver], counts[split] = Counter(), Counter()
@@ -266,12 +265,6 @@ def _fill_empty_splits(directory: Path, counts: dict[str, Counter[str]]) -> None
                 for document in members:
                     writer.write(document)
                     _count(counts[name], document)
-
-
-def _documents(path: Path) -> Iterator[Document]:
-    for batch in read_batches(path):
-        for row in batch.to_pylist():
-            yield Document(row["text"], row["source"], row["metadata"])
 
 
 def digest_sources(

@@ -93,15 +93,11 @@ class CorpusSettings(Settings):
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, encoding: str) -> str:
-        try:
-            name = codecs.lookup(encoding).name
-        except LookupError:
-            raise ValueError(f"{encoding!r} is not an encoding that Python knows; try utf-8 or latin-1") from None
         with contextlib.suppress(LookupError, UnicodeError):
             "".encode(encoding)
-            if name not in ESCAPES:
+            if codecs.lookup(encoding).name not in ESCAPES:
                 return encoding
         raise ValueError(
-            f"{encoding!r} spells characters or bytes by other characters; it should be how a text file is encoded, "
-            "such as utf-8 or latin-1"
+            f"{encoding!r} is not an encoding that Python knows, or one that spells characters by other characters; it "
+            "should be how a text file is encoded, such as utf-8 or latin-1"
         )

@@ -251,28 +251,24 @@ def read(
     """
     reader = reader_of(path)
     assert reader is not None, "find() leaves out files without a reader"
-    try:
-        with reading(path) as stream:
-            head = _peek(stream)
-            encoding, why = _look(head, path, settings.encoding)
-            if why is not None:
-                yield Document(_escaped(head, encoding), name, reason=why)
-                return
-            if reader is read_jsonl and encoding == "utf-8":  # broken lines are dropped alone
-                yield from reader(stream, name, encoding, settings)
-                return
-            for chunk in _as_utf8(stream, encoding):
-                ahead -= len(chunk)
-                if ahead < 0:
-                    break
-        with reading(path) as stream:
+    with reading(path) as stream:
+        head = _peek(stream)
+        encoding, why = _look(head, path, settings.encoding)
+        if why is not None:
+            yield Document(_escaped(head, encoding), name, reason=why)
+            return
+        try:
+            if reader is not read_jsonl or encoding != "utf-8":  # else broken lines are dropped alone
+                for chunk in _as_utf8(stream, encoding):
+                    ahead -= len(chunk)
+                    if ahead < 0:
+                        break
+                stream.seek(0)
             yield from reader(stream, name, encoding, settings)
-    except _UndecodableError as error:
-        start = max(0, error.position - SHOWN_BYTES // 2) & ~3
-        with reading(path) as stream:
-            stream.seek(start)
+        except _UndecodableError as error:
+            stream.seek(max(0, error.position - SHOWN_BYTES // 2) & ~3)
             shown = _escaped(stream.read(SHOWN_BYTES), encoding)
-        yield Document(shown, name, reason=f"not {encoding}: {error.reason} at byte {error.position:,}")
+            yield Document(shown, name, reason=f"not {encoding}: {error.reason} at byte {error.position:,}")
 
 
 def _peek(stream: BinaryIO) -> bytes:

@@ -174,11 +174,11 @@ def settle(
     speed = 0.0
     if plain.precision is None:
         candidates: tuple[Precision, ...] = (Float32(), Bfloat16())
-        trials = [plain.model_copy(update={"precision": each, "compile": False}) for each in candidates]
-        speeds = [speed_of(trial) for trial in trials]
-        speed, chosen = max(zip(speeds, candidates, strict=True), key=lambda pair: pair[0])
-        plain = plain.model_copy(update={"precision": chosen})
-        both = ", ".join(f"{c.kind} {each:,.0f} tokens/s" for c, each in zip(candidates, speeds, strict=True))
+        uncompiled = plain.model_copy(update={"compile": False})
+        speeds = {each: speed_of(uncompiled.model_copy(update={"precision": each})) for each in candidates}
+        chosen = max(speeds, key=speeds.__getitem__)
+        speed, plain = speeds[chosen], plain.model_copy(update={"precision": chosen})
+        both = ", ".join(f"{each.kind} {measured:,.0f} tokens/s" for each, measured in speeds.items())
         messages.append(f"timed both precisions on {device}: {both}; using {chosen.kind}")
     tokens = plain.tokens(model.context_length)
     is_long = model.training_flops_per_token * tokens >= WORTH_MEASURING_FLOPS

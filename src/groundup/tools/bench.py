@@ -60,6 +60,7 @@ def bench(
     """
     if trace is not None and (trace.is_dir() or not trace.parent.is_dir()):
         raise SettingsError(f"--trace {trace} cannot be written: it should be a file in a folder that exists")
+    overrides = list(overrides)
     recipe, run = _of_recipe(target, overrides, watch, say) if target.suffix == ".toml" else _of_run(target, overrides)
     prepare_process()
     train = open_split(run / "shards", "train")
@@ -78,7 +79,6 @@ def bench(
 
 
 def _of_recipe(target: Path, overrides: Iterable[str], watch: Watch, say: Say) -> tuple[Recipe, Path]:
-    overrides = list(overrides)
     loaded, _ = load_recipe(target, overrides)
     run = Path("runs") / f"{loaded.name}-bench"
     if (run / "pretrain").exists() or (run / "model").exists():
@@ -98,15 +98,11 @@ def _of_run(target: Path, overrides: Iterable[str]) -> tuple[Recipe, Path]:
     verify(target / "shards", "shards")
     recorded = Recipe.load(target / "recipe.toml")
     loaded = recorded.override(overrides)
-    changed = [
-        name
-        for name in differences(recorded.table(), loaded.table())
-        if name.partition(".")[0] in ("corpus", "tokenizer", "shards")
-    ]
-    if changed:
-        raise SettingsError(
-            f"{changed[0]} is set, but the shards in {target} are made already: measure the recipe instead"
-        )
+    for name in differences(recorded.table(), loaded.table()):
+        if name.startswith(("corpus.", "tokenizer.", "shards.")):
+            raise SettingsError(
+                f"{name} is set, but the shards in {target} are made already: measure the recipe instead"
+            )
     return loaded, target
 
 

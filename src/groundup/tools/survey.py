@@ -159,7 +159,7 @@ def survey(sources: tuple[str, ...], beside: Path) -> Survey:
     corpus = CorpusSettings(sources=sources)
     files = find(corpus, beside)
     sample = _read_sample(files, corpus.model_copy(update={"text_field": _text_field(files, corpus)}))
-    if separator := _separator(sample.separators, sample.marks.times):
+    if separator := _separator(sample.separators, sample.marks):
         sample = _read_sample(files, sample.corpus.model_copy(update={"separator": separator}))
     for _ in RELAXED:  # behind one filter, another may drop as many
         filters = _relaxed_filters(sample)
@@ -188,10 +188,10 @@ def _relaxed_filters(sample: Survey) -> tuple[Filter, ...]:
     return filters
 
 
-def _separator(ends: Counter[str], spoken_of: Counter[str]) -> str | None:
+def _separator(ends: Counter[str], marks: Marks) -> str | None:
     """The mark that stands between the texts, if one does: behind a text a few times, and mostly there."""
     mark, number = max(ends.items(), key=lambda item: item[1], default=("", 0))
-    return mark if number >= FEWEST_MARKS and 2 * number > spoken_of[mark] else None
+    return mark if number >= FEWEST_MARKS and 2 * number > marks.uses[mark].total() else None
 
 
 def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:

@@ -168,8 +168,7 @@ def _check_texts(subject: Subject, counts: texts.Counts, tokens: int) -> Iterato
     documents = run / "corpus" / "train.parquet"
     first_texts = list(islice(read_texts(documents), 8)) if documents.is_file() else []
     yield texts.check_round_trip(tokenizer, first_texts)
-    manifest = read_manifest(run / "tokenizer") if is_made(run / "tokenizer") else None
-    taken = manifest is not None and manifest.settings.get("kind") == "existing"
+    taken = is_made(run / "tokenizer") and read_manifest(run / "tokenizer").settings.get("kind") == "existing"
     yield texts.check_vocabulary(counts, tokenizer, may_learn=taken and subject.start is None)
     yield texts.check_shards(run / "shards", train, tokenizer, first_texts)
     yield texts.check_held_out(train, subject.held_out, tokens)
@@ -333,11 +332,9 @@ def estimate_cost(subject: Subject, watts: float | None, price_per_hour: float |
     if before is not None:
         measured = max(0, peak_memory(device) - before)
         finding = f"{byte_size(needs.bytes())} predicted, {byte_size(measured)} measured, of {byte_size(available)}"
-        if max(measured, needs.bytes()) > 0.8 * available:
-            change = smallest_change(needs, available // 2)
-            yield warning("memory", finding, f"if it does not suffice, {change}")
-        else:
-            yield ok("memory", finding)
+        is_tight = max(measured, needs.bytes()) > 0.8 * available
+        advice = f"if it does not suffice, {smallest_change(needs, available // 2)}"
+        yield judge("memory", finding, (is_tight, warning, advice))
     tokens = settings.steps * settings.batch_tokens
     flops = training_flops_per_token(config, settings.loss) * tokens
     speed = step_tokens / statistics.median(seconds)
