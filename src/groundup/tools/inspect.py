@@ -114,21 +114,25 @@ def inspect(path: Path, progress: Progress = no_progress) -> Findings:
 
 def _whole_of(path: Path) -> Path:
     """The directory that a part of an artifact, a model or a run's training stands for; else the path itself."""
-    for part in (path, path.parent):
-        if part.name == "pretrain" and _is_run(part.parent):
-            return part.parent
-    return path.parent if path.is_file() and (is_made(path.parent) or path.name == "config.json") else path
+    if path.is_file() and (is_made(path.parent) or path.name == "config.json" or _is_training(path.parent)):
+        path = path.parent
+    return path.parent if _is_training(path) else path
+
+
+def _is_training(path: Path) -> bool:
+    return path.name == "pretrain" and _is_run(path.parent)
 
 
 def _unknown(path: Path) -> str:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     if not files:
         return "an empty folder" if path.is_dir() else "a pipe, socket or device"
-    kind = (
-        f"folder of {plural(len(files), 'file')}" if path.is_dir() else f"file of {plural(path.stat().st_size, 'byte')}"
-    )
-    learn = "; to learn from its text, name it in a recipe: [corpus] sources = [...]"
-    return f"a {kind}{learn if any(map(reader_of, files)) else ''}"
+    what = f"a folder of {plural(len(files), 'file')}"
+    if path.is_file():
+        what = f"a file of {plural(path.stat().st_size, 'byte')}"
+    if any(map(reader_of, files)):
+        what += "; to learn from its text, name it in a recipe: [corpus] sources = [...]"
+    return what
 
 
 def _command(*words: object) -> str:

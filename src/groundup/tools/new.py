@@ -27,7 +27,6 @@ from groundup.tokenizer.settings import Learned
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.survey import TRIAL_BYTES, Survey, relaxed_in
 from groundup.weights.files import config_of, model_directory, not_finite_weights, refuse_not_finite, required_tokenizer
-from groundup.words import duration
 
 LADDER = (
     (64, 4), (128, 4), (192, 6), (256, 6), (320, 8), (384, 8), (512, 8), (640, 10), (768, 12), (1024, 16), (1280, 20),
@@ -132,26 +131,6 @@ class Proposal:
     def passes(self) -> float:
         """How often the training documents are read."""
         return self.tokens / self.chosen.unique_tokens
-
-    @property
-    def about(self) -> str:
-        """What stands before numbers of the texts that are estimates."""
-        return "" if self.chosen.texts.is_whole else "about "
-
-    @property
-    def often(self) -> str:
-        often = f"{self.passes:.1f} times" if self.passes >= 1.05 else f"to {self.passes:.0%}"
-        return often + ("; more would only overfit them: more text is what it needs" if self.chosen.ends_early else "")
-
-    @property
-    def time(self) -> str:
-        return "under a minute" if self.seconds < 60 else f"about {duration(self.seconds)}"
-
-    @property
-    def on(self) -> str:
-        """The machine."""
-        machine = self.chosen.machine
-        return machine.name + ("" if machine.is_measured else "; its speed is looked up, not measured")
 
     def table(self) -> dict[str, Any]:
         """Everything as plain values."""
