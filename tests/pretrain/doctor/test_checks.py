@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from groundup.batch import Batch
+from groundup.model.settings import Experts, ModelConfig, ReLU
+from groundup.model.transformer import Transformer
 from groundup.pretrain.doctor import checks
 from groundup.pretrain.doctor.run import Subject
 from groundup.pretrain.doctor.verdict import Verdict, ok
 from groundup.recipe import Recipe
+from groundup.train.losses import next_token
 
 RATES = [10.0**exponent for exponent in (-5, -4, -3, -2, -1, 0)]
 
@@ -124,6 +128,20 @@ def test_what_a_fresh_model_must_not_have_a_trained_one_may(subject: Subject, ho
     started = low.pretrain.model_copy(update={"start": "runs/base"})
     assert checks.check_learning_rate(subject.config, low.pretrain).level == "warning"
     assert checks.check_learning_rate(subject.config, started).level == "ok"
+
+
+def test_dead_units_of_one_expert_are_named() -> None:
+    torch.manual_seed(0)
+    experts = Experts(n_experts=4, n_active=2, n_shared=1, expert=ReLU(bias=True))
+    model = Transformer(ModelConfig(vocab_size=97, d_model=32, n_layers=2, d_ff=48, feedforward=experts))
+    tokens, position = torch.randint(97, (8, 64)), torch.arange(64).expand(8, 64)
+    batch = Batch(tokens, tokens, torch.ones(8, 64), position, torch.zeros_like(tokens))
+    assert checks.check_units(model, batch, next_token).finding.endswith("in 10 layers")  # 4 + 1 experts in each of 2
+    with torch.no_grad():
+        model.blocks["1"].feedforward.experts.up.bias[2] = -10.0  # type: ignore[union-attr, index]
+    assert checks.check_units(model, batch, next_token).finding == (
+        "100% of the units of blocks.1.feedforward.2 are zero for every token"
+    )
 
 
 def test_a_weight_that_its_precision_cannot_hold_is_named(subject: Subject) -> None:

@@ -3,6 +3,7 @@
 B batch, T time, V vocabulary.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from groundup.batch import Batch, to
 from groundup.errors import DataError
-from groundup.model.feedforward import FeedForward
+from groundup.model.feedforward import MixtureOfExperts, Tap
 from groundup.model.presets import PRESETS
 from groundup.model.settings import Experts, LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer, evaluating
@@ -237,18 +238,24 @@ def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = Fa
     """
     check, largest = "dead units", dict[str, Tensor]()
 
-    def keep(name: str, inner: Tensor, *ends: Tensor) -> None:
-        """The largest output of each unit; of stacked experts, whose rows end at `ends`, for each expert."""
-        inner = inner.detach().abs().flatten(0, -2)
-        for number, rows in enumerate(inner.tensor_split(ends[0][:-1].tolist()) if ends else [inner]):
-            if len(rows) >= 32:  # nothing can be said of an expert that got few tokens
-                largest[f"{name}.{number}" if ends else name] = rows.amax(dim=0).float()
+    def tap_of(name: str, is_mixture: bool) -> Tap:
+        """Keeps the largest output of each unit; of a mixture, for each expert."""
+        number = itertools.count()
+
+        def tap(what: str, inner: Tensor) -> None:
+            if what == "active":
+                label = f"{name}.{next(number)}" if is_mixture else name
+                rows = inner.detach().abs().flatten(0, -2)
+                if len(rows) >= 32:  # nothing can be said of an expert that got few tokens
+                    largest[label] = rows.amax(dim=0).float()
+
+        return tap
 
     with ExitStack() as hooks, evaluating(model):
         for name, module in model.named_modules():
-            if isinstance(module, FeedForward):
-                hook = module.down.register_forward_pre_hook(lambda _, given, name=name: keep(name, *given))
-                hooks.enter_context(hook)
+            if name.endswith(".feedforward"):
+                tap = tap_of(name, isinstance(module, MixtureOfExperts))
+                hooks.enter_context(module.register_forward_pre_hook(lambda _, given, tap=tap: (given[0], tap)))
         loss(model, to(batch, _device(model)))
     if not largest:
         return ok(check, "no layer got enough tokens to tell")
