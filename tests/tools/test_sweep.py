@@ -48,9 +48,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None]]:
     seen: list[tuple[str, int | None]] = []
     real = pretrain_run.pretrain
 
-    def note(model: Any, settings: Any, places: Any, inputs: Any, progress: Any, say: Any, until: Any) -> None:
-        seen.append((places.model.parent.name, until))
-        real(model, settings, places, inputs, progress, say, until)
+    def note(*arguments: Any) -> None:
+        run, until = arguments[2], arguments[-1]
+        seen.append((run.name, until))
+        real(*arguments)
 
     monkeypatch.setattr(pretrain_run, "pretrain", note)
     return seen
