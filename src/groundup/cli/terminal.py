@@ -292,7 +292,8 @@ def print_pieces(pieces: Sequence[Sequence[str]]) -> None:
     """Pre-tokens between bars, the tokens of one between broken bars; on a terminal also in alternating colours."""
     colours = itertools.cycle(TOKEN_COLOURS)
     marked = ("¦".join(typer.style(token, fg=16, bg=next(colours)) for token in tokens) for tokens in pieces)
-    typer.echo(f"│{'│'.join(marked)}│", file=sys.stdout)
+    color = False if os.environ.get("NO_COLOR") else None  # None: if standard output is a terminal
+    typer.echo(f"│{'│'.join(marked)}│", file=sys.stdout, color=color)
 
 
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
