@@ -21,10 +21,10 @@ import groundup
 from groundup import errors
 from groundup.cli.app import app
 from groundup.cli.help import describe, text_of
-from groundup.mistakes import settings_in
 from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
 from groundup.settings import toml_value
+from groundup.words import settings_in
 
 RECIPE_HEAD = """# Settings of a recipe
 

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 from groundup.artifacts import Draft, Manifest, is_made, lock, lock_note, making, read_manifest, share, verify
 from groundup.errors import DataError, ResourceError
 from groundup.files import canonical_json, locate, reading, zstd
-from groundup.mistakes import line_of
+from groundup.words import line_of
 
 
 def make(directory: Path, text: str = "hello") -> Manifest:

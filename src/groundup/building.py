@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from groundup.artifacts import COMMANDS, is_made, lock, making, read_manifest, refuse_in_the_way, share, verify
 from groundup.errors import DamagedError, DataError, MissingError, SettingsError
 from groundup.files import Progress, explaining_write_errors, locate, no_progress, write_json, write_text
-from groundup.mistakes import nearest
 from groundup.pretrain.settings import PretrainSettings
 from groundup.recipe import Recipe, load_recipe
 from groundup.settings import Table, differences, read_toml, toml_value
 from groundup.tokenizer.settings import Existing
 from groundup.train.loggers import refuse_missing
+from groundup.words import nearest
 
 if TYPE_CHECKING:
     from groundup.pretrain.doctor.verdict import Verdict

@@ -23,6 +23,7 @@ else:
     from backports import zstd
 
 from groundup.errors import DataError, MissingError, ResourceError, SettingsError, refuse_not_utf8
+from groundup.words import shortened
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 """Suffixes of files that can run any program when they are loaded. llama2.c's `.bin` files are none."""
@@ -242,7 +243,3 @@ def _with_the_line(message: str, text: str) -> str:
     if match[1] == "Invalid value":
         quoted += " (words stand in quotes)"
     return f"line {match[2]}, {match[1][:1].lower()}{match[1][1:]}{quoted}"
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:80]}…"

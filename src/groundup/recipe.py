@@ -9,11 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from groundup.corpus.settings import CorpusSettings
 from groundup.evals.settings import EvalSettings
-from groundup.mistakes import contradiction
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.pretrain.settings import MultiToken, PretrainSettings
 from groundup.settings import Settings
 from groundup.tokenizer.settings import TokenizerSettings
+from groundup.words import contradiction
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 

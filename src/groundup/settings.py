@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from groundup.errors import SURROGATE, SettingsError, escaped
 from groundup.files import read_toml as read_toml
-from groundup.files import shortened
-from groundup.mistakes import BRIEFLY, contradiction, explained, kind_of, nearest, settings_in
+from groundup.words import BRIEFLY, contradiction, explained, kind_of, nearest, settings_in, shortened
 
 Table = dict[str, Any]
 

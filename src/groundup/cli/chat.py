@@ -10,9 +10,9 @@ from groundup.cli.terminal import Interrupted
 from groundup.errors import SettingsError
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
-from groundup.mistakes import nearest
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.words import nearest
 
 REPLY_TOKENS = 60
 """Most tokens of a reply, unless `max_tokens` is set."""

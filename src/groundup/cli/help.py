@@ -14,8 +14,8 @@ from typing import Any, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from groundup.mistakes import settings_in
 from groundup.settings import toml_value
+from groundup.words import settings_in
 
 
 def describe(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from groundup.mistakes import contradiction
 from groundup.settings import Settings
+from groundup.words import contradiction
 
 # --- position: how a token's place enters the model ---
 

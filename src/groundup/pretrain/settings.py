@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from groundup.evals.settings import Evaluation
-from groundup.mistakes import contradiction
 from groundup.settings import Settings
 from groundup.train.settings import TrainingSettings
+from groundup.words import contradiction
 
 
 class NextToken(Settings):

@@ -12,7 +12,7 @@ from importlib import resources
 import regex
 
 from groundup.errors import SettingsError
-from groundup.mistakes import nearest
+from groundup.words import nearest
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -14,7 +14,6 @@ from groundup.corpus.refine import describe_marks
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import describe_left_out, readable
 from groundup.errors import DataError, ResourceError, SettingsError
-from groundup.mistakes import nearest
 from groundup.model.presets import PRESETS, Preset
 from groundup.model.settings import LearnedPosition, ModelConfig
 from groundup.pages.render import plain, sentences
@@ -27,6 +26,7 @@ from groundup.tokenizer.settings import Learned
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.survey import TRIAL_BYTES, Survey, relaxed_in
 from groundup.weights.files import config_of, model_directory, not_finite_weights, refuse_not_finite, required_tokenizer
+from groundup.words import nearest
 
 LADDER = (
     (64, 4), (128, 4), (192, 6), (256, 6), (320, 8), (384, 8), (512, 8), (640, 10), (768, 12), (1024, 16), (1280, 20),

@@ -4,7 +4,6 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from groundup.mistakes import contradiction
 from groundup.optim.settings import (
     AdamW,
     Average,
@@ -17,6 +16,7 @@ from groundup.optim.settings import (
     warmup_steps,
 )
 from groundup.settings import Settings
+from groundup.words import contradiction
 
 
 class SkipAndRollBack(Settings):
