@@ -284,16 +284,20 @@ def print_verdict(verdict: "Verdict", first_of_group: bool) -> None:
             print(textwrap.fill(_visible(text), width, initial_indent=first, subsequent_indent=others), flush=True)
 
 
-TOKEN_COLOURS = (158, 223, 153, 225)
-"""Of the 256 that terminals have."""
+TOKEN_COLOURS = ("#b8e6d3", "#ffd9a8", "#c3dcfa", "#f5cfe6")
 
 
 def print_pieces(pieces: Sequence[Sequence[str]]) -> None:
     """Pre-tokens between bars, the tokens of one between broken bars; on a terminal also in alternating colours."""
-    colours = itertools.cycle(TOKEN_COLOURS)
-    marked = ("¦".join(typer.style(token, fg=16, bg=next(colours)) for token in tokens) for tokens in pieces)
-    color = False if os.environ.get("NO_COLOR") else None  # None: if standard output is a terminal
-    typer.echo(f"│{'│'.join(marked)}│", file=sys.stdout, color=color)
+    if not sys.stdout.isatty():
+        print(f"│{'│'.join(map('¦'.join, pieces))}│")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    styles = (f"#000000 on {colour}" for colour in itertools.cycle(TOKEN_COLOURS))
+    marked = [Text("¦").join(Text(token, next(styles)) for token in tokens) for tokens in pieces]
+    Console().print(Text("│").join([Text(), *marked, Text()]), soft_wrap=True)
 
 
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
