@@ -71,7 +71,7 @@ def test_tokens_show_on_a_terminal_has_colours_and_bars(built: Path) -> None:
     os.close(terminal)
     shown = os.read(controller, 1 << 16).decode()
     os.close(controller)
-    coloured = re.findall(r"\x1b\[[\d;]*48;5;(\d+)m([^\x1b]*)\x1b\[0m", shown)
+    coloured = re.findall(r"\x1b\[[\d;]*48;2;([\d;]+)m([^\x1b]*)\x1b\[0m", shown)
     tokenizer = Tokenizer.load(built / "runs" / "tiny" / "tokenizer")
     assert [text for _, text in coloured] == [tokenizer.decode([i]) for i in tokenizer.encode("the king")]
     assert all(one != other for (one, _), (other, _) in itertools.pairwise(coloured))
