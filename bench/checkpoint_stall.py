@@ -146,7 +146,7 @@ def measure_stalls(
             kept,
             {},
             {},
-            failures=1,
+            most_failures=1,
             tell=lambda event, sentence, **details: told.append(details),
         ) as saver:
             for number in range(saves):

@@ -205,7 +205,7 @@ def test_positions_and_hidden_states_that_do_not_fit_are_named(gpt2: ModelConfig
         model(ids(1, 5), torch.arange(20, 25)[None])
     model.embed = None
     for states in (torch.zeros(1, 5, 31), torch.zeros(5, 32), ids(1, 5)):
-        with pytest.raises(ValueError, match=r"reads hidden states, \(rows, length, 32\); these have shape"):
+        with pytest.raises(ValueError, match=r"tokens have shape .*, but .* reads hidden states, \(rows, length, 32\)"):
             model(states)
 
 

@@ -14,6 +14,7 @@ import pytest
 from groundup.batch import Batch
 from groundup.building import Built, build
 from groundup.errors import ResourceError, SavedAndStopped, SettingsError
+from groundup.evals.score import HeldOut
 from groundup.pretrain import run as pretrain_run
 from groundup.train import checkpoint, loader
 
@@ -104,7 +105,7 @@ def test_asked_to_stop_anywhere_it_saves_once_and_goes_on(
             case "a step":
                 before_batch(patched, {7: stop})
             case "an evaluation":
-                before_call(patched, pretrain_run, "score", stop)
+                before_call(patched, HeldOut, "score", stop)
             case "a sample":
                 before_call(patched, pretrain_run, "stream", stop)
             case "a save":

@@ -42,7 +42,7 @@ def dot_product_attention(
     >>> q = k = v = torch.randn(1, 2, 5, 8)
     >>> causal = torch.ones(5, 5, dtype=torch.bool).tril()
     >>> read = dot_product_attention(q, k, v, causal)
-    >>> torch.allclose(read, F.scaled_dot_product_attention(q, k, v, causal), atol=1e-6)
+    >>> torch.allclose(read, torch.nn.functional.scaled_dot_product_attention(q, k, v, causal), atol=1e-6)
     True
     """
     _refuse_unfit(q, k, v, mask, distance)

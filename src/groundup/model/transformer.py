@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -121,9 +122,17 @@ def make_block(config: ModelConfig, layer: int) -> nn.Module:
             return ParallelBlock(config, settings, layer)
 
 
-def make_multi_token_head(config: ModelConfig, layer: int) -> nn.ModuleDict:
+class MultiTokenHead(nn.Module):
     """One more block and norm: from each last hidden state to one from which the same head reads a later token."""
-    return nn.ModuleDict({"block": make_block(config, layer), "norm": make_norm(config.norm, config.d_model)})
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.block = make_block(config, layer)
+        self.norm = make_norm(config.norm, config.d_model)
+
+    def forward(self, x: Float[Tensor, "B T D"], *block_arguments: Any) -> Float[Tensor, "B T D"]:
+        hidden: Tensor = self.norm(self.block(x, *block_arguments))
+        return hidden
 
 
 class Transformer(nn.Module):
@@ -196,7 +205,7 @@ class Transformer(nn.Module):
         [torch.Size([1, 3, 8]), torch.Size([1, 3, 8])]
         """
         layers = range(self.config.n_layers, self.config.n_layers + n)
-        self.multi_token.extend(make_multi_token_head(self.config, layer) for layer in layers)
+        self.multi_token.extend(MultiTokenHead(self.config, layer) for layer in layers)
         initialise(self.multi_token, self.config.n_layers)
 
     def tie(self) -> None:
@@ -297,8 +306,7 @@ class Transformer(nn.Module):
             tap: as in `hidden`; sees what the added blocks compute.
         """
         terms, attend = terms_at(self.config, hidden, position), self._prepared(attend, hidden)
-        heads = (head.children() for head in self.multi_token)
-        return [norm(block(hidden, terms, attend, tap)) for block, norm in heads]
+        return [head(hidden, terms, attend, tap) for head in self.multi_token]
 
     def _prepared(self, attend: Attend, x: Tensor) -> Attend:
         """With what it makes once for all layers, if it makes such things."""
