@@ -33,6 +33,7 @@ def tiny(gpu: ModuleType) -> ModelConfig:
     return config
 
 
+@pytest.mark.slow
 def test_every_measurement_of_a_gpu_makes_a_row_of_one_table(
     gpu: ModuleType, tiny: ModelConfig, tmp_path: Path
 ) -> None:

@@ -202,6 +202,7 @@ def test_a_new_token_scores_as_the_mean_of_its_pieces(save: Saved, head: str) ->
     assert (scores[..., 320:].amax(dim=-1) <= scores[..., :320].amax(dim=-1)).all()  # so none is ever the best
 
 
+@pytest.mark.slow
 def test_rows_that_a_published_model_has_to_spare_are_taken_first(tmp_path: Path, shared: Path) -> None:
     """GPT-2's 50,257 ids in 50,304 rows, as some train it; and in as many rows as ids."""
     gpt2 = Tokenizer.load(shared / "data" / "tokenizers" / "gpt2")

@@ -280,6 +280,7 @@ def test_nothing_is_named_where_all_is_well(subject_of: SubjectOf, settings: lis
     assert len(lines) == 19
 
 
+@pytest.mark.slow
 def test_the_whole_set_tries_learning_going_on_and_cost(subject_of: SubjectOf, home: Path) -> None:
     """On a model this small; nothing is left behind, and neither model nor training is touched."""
     before = sorted(path.name for path in (home / "run").iterdir())
@@ -292,6 +293,7 @@ def test_the_whole_set_tries_learning_going_on_and_cost(subject_of: SubjectOf, h
     assert sorted(path.name for path in (home / "run").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_learning_rate_of_100_times_is_stopped_by_the_sweep(subject_of: SubjectOf) -> None:
     """The published rates are worth a warning; that it loses all it learned is shown by trying."""
     lines = list(doctor.all_checks(subject_of("model.n_layers=2", "pretrain.optimizer.learning_rate=0.5")))
