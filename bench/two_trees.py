@@ -1,11 +1,11 @@
 """Is a tree as fast as another? Both do the same work in turn, and the medians are compared.
 
-    python bench/two_trees.py OLD NEW [--rounds 5]
+    python bench/two_trees.py OLD NEW [--rounds 5] [--only NAME]
 
 OLD and NEW are checkouts; each runs with its own `src`, in new processes. Measured are a training step of the storybook
-recipe as it trains (compiled), encoding its documents on all cores, learning 8,192 tokens from them, both with warm
-compiled loops, and `groundup --help`. Prints the median time of both, their ratio, and the range of the ratios within
-a round: what the machine's own noise makes of it.
+recipe as it trains (compiled) and of one four times as large, encoding its documents on all cores, learning 8,192
+tokens from them, both with warm compiled loops, and `groundup --help`. Prints the median time of both, their ratio, and
+the range of the ratios within a round: what the machine's own noise makes of it.
 """
 
 import argparse
@@ -51,10 +51,15 @@ def run(tree: Path, *words: str) -> str:
     return done.stdout
 
 
-def seconds_of_step(tree: Path) -> float:
+LARGER = ("tokenizer.vocab_size=8192", "model.d_model=384", "model.n_heads=6", "model.d_ff=1024")
+"""13.8 M parameters."""
+
+
+def seconds_of_step(tree: Path, *larger: str) -> float:
     """The median of 40 steps, the first ten left out."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [
+            *larger,
             "pretrain.steps=40",
             "pretrain.schedule.warmup_steps=4",
             "pretrain.validate_every=1000",
@@ -76,7 +81,8 @@ def seconds_of_help(tree: Path) -> float:
 
 
 MEASURED: dict[str, Callable[[Path], float]] = {
-    "training step": seconds_of_step,
+    "training step, 3.5 M": seconds_of_step,
+    "training step, 13.8 M": lambda tree: seconds_of_step(tree, *LARGER),
     "encode": lambda tree: float(run(tree, "-c", TEXTS + ENCODE, str(tree))),
     "learn": lambda tree: float(run(tree, "-c", TEXTS + LEARN, str(tree))),
     "--help": seconds_of_help,
@@ -88,11 +94,13 @@ def main() -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=MEASURED, help="one of them")
     arguments = parser.parse_args()
     trees = [arguments.old.absolute(), arguments.new.absolute()]
     print("| | old, s | new, s | new / old | in single rounds |")
     print("|---|---|---|---|---|")
-    for name, measure in MEASURED.items():
+    for name in [arguments.only] if arguments.only else MEASURED:
+        measure = MEASURED[name]
         for tree in trees:
             measure(tree)  # whatever is made once and kept, such as compiled code
         # each first in every other round
