@@ -55,6 +55,7 @@ import os, random, signal, sys
 from groundup import artifacts
 from groundup.train import checkpoint
 from groundup.cli import app as cli
+from groundup.evals.score import HeldOut
 from groundup.pretrain import run
 
 place, times = sys.argv.pop(1), int(sys.argv.pop(1))
@@ -79,7 +80,7 @@ match place:
     case "while the thread writes":
         dying(checkpoint, "write_tensors", True)
     case "before the manifest":
-        dying(artifacts, "_digest_files", True)
+        dying(artifacts, "_finish_files", True)
     case "between manifest and name":
         dying(artifacts, "_rename_over", False)
     case "just after the name":
@@ -87,7 +88,7 @@ match place:
     case "while an old one is removed":
         dying(checkpoint, "remove_unless_held", False)
     case "in an evaluation":
-        dying(run, "score", False)
+        dying(HeldOut, "score", False)
     case "in a sample":
         dying(run, "stream", True)
 cli.main()

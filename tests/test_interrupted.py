@@ -189,7 +189,7 @@ def test_killed_in_any_other_stage_the_next_build_completes(recipe: Path, stage:
     text = recipe.read_text().replace('"tales"', '"groundup:storybook"').replace("max_tokens = 8", "max_tokens = 400")
     recipe.write_text(text)
     arguments = ["build", "tiny.toml", "tokenizer.vocab_size=2048", "pretrain.steps=5", "--run", "killed"]
-    place = random.choice(["Draft", "_digest_files"])  # at its beginning, or when all but the manifest is written
+    place = random.choice(["Draft", "_finish_files"])  # at its beginning, or when all but the manifest is written
     killed = f"happens({signal.SIGKILL:d}, artifacts, '{place}', lambda path, *rest: path.name == '.{stage}.partial')"
     assert finish(start(home, *arguments, happening=killed))[0] == -signal.SIGKILL
     assert (run / f".{stage}.partial").is_dir()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from groundup.batch import Batch, to
 from groundup.errors import DataError
-from groundup.model.feedforward import MixtureOfExperts, Tap
+from groundup.model.feedforward import FeedForward, MixtureOfExperts, Tap
 from groundup.model.presets import PRESETS
 from groundup.model.settings import Experts, LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer, evaluating
@@ -238,24 +238,26 @@ def check_units(model: Transformer, batch: Batch, loss: Loss, trained: bool = Fa
     """
     check, largest = "dead units", dict[str, Tensor]()
 
-    def tap_of(name: str, is_mixture: bool) -> Tap:
-        """Keeps the largest output of each unit; of a mixture, for each expert."""
+    def keep(name: str, inner: Tensor) -> None:
+        rows = inner.detach().abs().flatten(0, -2)
+        if len(rows) >= 32:  # nothing can be said of an expert that got few tokens
+            largest[name] = rows.amax(dim=0).float()
+
+    def tap_of(mixture: str) -> Tap:
+        """Keeps what the experts of a mixture show, one after the other."""
         number = itertools.count()
-
-        def tap(what: str, inner: Tensor) -> None:
-            if what == "active":
-                label = f"{name}.{next(number)}" if is_mixture else name
-                rows = inner.detach().abs().flatten(0, -2)
-                if len(rows) >= 32:  # nothing can be said of an expert that got few tokens
-                    largest[label] = rows.amax(dim=0).float()
-
-        return tap
+        return lambda what, inner: keep(f"{mixture}.{next(number)}", inner) if what == "active" else None
 
     with ExitStack() as hooks, evaluating(model):
         for name, module in model.named_modules():
-            if name.endswith(".feedforward"):
-                tap = tap_of(name, isinstance(module, MixtureOfExperts))
-                hooks.enter_context(module.register_forward_pre_hook(lambda _, given, tap=tap: (given[0], tap)))
+            if isinstance(module, MixtureOfExperts):
+                tap = tap_of(name)
+                hook = module.register_forward_pre_hook(lambda _, given, tap=tap: (given[0], tap))
+            elif isinstance(module, FeedForward) and not name.endswith(("experts", "shared")):
+                hook = module.down.register_forward_pre_hook(lambda _, given, name=name: keep(name, *given))
+            else:
+                continue
+            hooks.enter_context(hook)
         loss(model, to(batch, _device(model)))
     if not largest:
         return ok(check, "no layer got enough tokens to tell")
