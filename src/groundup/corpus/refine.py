@@ -151,11 +151,8 @@ def refine(
                     f"out of memory while reading {name} ({size / 1e6:,.1f} MB), of which no more than some documents "
                     "or a line are held at a time: end other programs, or let this one have more memory"
                 ) from None
-            if digests is not None and (now := _digest(name, path)) != digests[name]:
-                raise DataError(
-                    f"source {name} changed while it was read: its sha256 was {digests[name][:8]}…, and now it is "
-                    f"{now[:8]}…. {RUN_AGAIN}"
-                )
+            if digests is not None:
+                _refuse_changed(name, digests[name], _digest(name, path))
             done_bytes += size
         progress(done_bytes, done_bytes, "")
     kept, kept_bytes = (sum(count[what] for count in counts.values()) for what in ("documents", "bytes"))
@@ -299,3 +296,11 @@ def _digest(name: str, path: Path) -> str:
         return sha256_of_file(path)
     except OSError as error:
         raise DataError(f"cannot read source {name} ({path}): {error.strerror}. {RUN_AGAIN}") from None
+
+
+def _refuse_changed(name: str, before: str, now: str) -> None:
+    if now != before:
+        raise DataError(
+            f"source {name} changed while it was read: its sha256 was {before[:8]}…, and now it is {now[:8]}…. "
+            f"{RUN_AGAIN}"
+        )
