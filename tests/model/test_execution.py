@@ -74,7 +74,7 @@ def compare(kind: str, recompute: Recomputation) -> None:
 
 @pytest.mark.slow
 def test_traced_blocks_are_one_graph_a_shape_and_give_the_gradients_of_the_plain_ones() -> None:
-    """All of compilation but the generated code, which `make test-slow` compiles."""
+    """All of compilation but the generated code, which the next test has compiled."""
     run("llama", "windows", backend="aot_eager")
 
 

@@ -287,16 +287,16 @@ def print_verdict(verdict: "Verdict", first_of_group: bool) -> None:
 TOKEN_COLOURS = ("#b8e6d3", "#ffd9a8", "#c3dcfa", "#f5cfe6")
 
 
-def print_pieces(pieces: Sequence[Sequence[str]]) -> None:
+def print_pre_tokens(pre_tokens: Sequence[Sequence[str]]) -> None:
     """Pre-tokens between bars, the tokens of one between broken bars; on a terminal also in alternating colours."""
     if not sys.stdout.isatty():
-        print(f"│{'│'.join(map('¦'.join, pieces))}│")
+        print(f"│{'│'.join(map('¦'.join, pre_tokens))}│")
         return
     from rich.console import Console
     from rich.text import Text
 
     styles = (f"#000000 on {colour}" for colour in itertools.cycle(TOKEN_COLOURS))
-    marked = [Text("¦").join(Text(token, next(styles)) for token in tokens) for tokens in pieces]
+    marked = [Text("¦").join(Text(token, next(styles)) for token in tokens) for tokens in pre_tokens]
     Console().print(Text("│").join([Text(), *marked, Text()]), soft_wrap=True)
 
 

@@ -43,7 +43,7 @@ def show(
         terminal.print_json(showing.table(explained))
         return
     print(f"{explained.summary}\n")
-    terminal.print_pieces(showing.token_lines(explained))
+    terminal.print_pre_tokens(showing.token_lines(explained))
     if len(explained.ids) > showing.TOKENS_SHOWN:
         print(f"… the first {showing.TOKENS_SHOWN:,} of {len(explained.ids):,} tokens; --json has all")
     merges: tuple[terminal.Block, ...] = (

@@ -5,7 +5,7 @@ from collections import Counter
 from functools import cache
 
 LEAST_KANA = 0.05
-"""Of Han characters and kana together: a text with more of them is Japanese, not Chinese."""
+"""Share of kana among kana and Han characters above which a text is Japanese, not Chinese."""
 
 
 def main_script(text: str) -> str:

@@ -82,7 +82,7 @@ class Pairs:
 
     @classmethod
     def within(cls, length: int, device: torch.device, document: Int[Tensor, "B T"] | None = None) -> "Pairs":
-        """Of `length` positions with each other."""
+        """The pairs of `length` positions with each other."""
         index = torch.arange(length, dtype=torch.int32, device=device)
         return cls.of((index[:, None] - index)[None, None], document)
 
@@ -121,7 +121,7 @@ class Causal:
         return cls(Pairs.within(length, device).over(windows))
 
     def prepared(self, length: int, device: torch.device, windows: Collection[int | None]) -> "Causal":
-        """The same as `of` makes, for these `length`, `device` and `windows`."""
+        """As `of` makes it for this `length`, `device` and `windows`."""
         return self.of(length, device, windows)
 
     def __call__(

@@ -57,7 +57,7 @@ class AdafactorOptimizer(torch.optim.Optimizer):
 
 
 def _root_mean_square(tensor: Tensor) -> Tensor:
-    """Of a vector or a matrix one number; of a stack of experts' one for each."""
+    """One number for a vector or a matrix, one for each expert of a stack."""
     if tensor.ndim == 3:
         return torch.stack([_root_mean_square(expert) for expert in tensor])[:, None, None]
     size: Tensor = tensor.norm() / math.sqrt(tensor.numel())

@@ -27,7 +27,7 @@ class MultiToken(Settings):
     extra_tokens: int = Field(default=1, ge=1)
     """How many tokens after the next one."""
     weight: float = Field(default=0.3, gt=0)
-    """Of their mean cross-entropy; that of the next token has 1 (DeepSeek-V3 began with 0.3)."""
+    """Weight of their mean cross-entropy; the next token's has 1 (DeepSeek-V3 began with 0.3)."""
 
 
 class BatchRamp(Settings):

@@ -33,7 +33,7 @@ class RankFile:
     special: Mapping[str, int]
     normalizer: str | None = None
     sha256: str | None = None
-    """Of the content, where one is published."""
+    """The digest of the content, where one is published."""
     ids: int = 0
     """All ids, where more follow the last special token."""
     others: str = "<|reserved_{id}|>"

@@ -162,7 +162,7 @@ def diff(first: Path, second: Path) -> Difference:
 
 
 def _last_step(manifest: Manifest) -> Any:
-    """Of a checkpoint or a model; None if it was not trained."""
+    """The last step of a checkpoint or a model; None if it was not trained."""
     return manifest.statistics.get("step", manifest.statistics.get("steps"))
 
 

@@ -212,9 +212,9 @@ class Saver:
     checkpoints: Path
     kept: Kept
     settings: Mapping[str, Any]
-    """Of the run, as for `save`."""
+    """The run's settings, as for `save`."""
     inputs: Mapping[str, str]
-    """Of the run, as for `save`."""
+    """The run's inputs, as for `save`."""
     _: KW_ONLY
     most_failures: int
     """How many in a row raise `ResourceError`."""

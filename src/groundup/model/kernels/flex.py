@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 TENSORS = [
     f"{full}{side}_{what}" for side in ("kv", "q") for full in ("", "full_") for what in ("num_blocks", "indices")
 ]
-"""Of a `BlockMask`: which blocks of scores are computed, and which without asking for single scores."""
+"""Tensors of a `BlockMask`: which blocks of scores are computed, and which of them without a mask inside."""
 
 
 class Flex:

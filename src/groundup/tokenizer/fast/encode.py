@@ -36,7 +36,7 @@ LONGEST_SEARCHED = 48
 """Bytes of a pre-token up to which looking over all its pairs is faster than a heap."""
 NO_RANK = (1 << 32) - 1
 BYTES_AT_ONCE = 1 << 20
-"""Of text that a thread encodes at a time; the ends of its pre-tokens still fit the last cache."""
+"""Bytes of text that a thread encodes at a time; the ends of its pre-tokens still fit the last cache."""
 
 
 class Memory:

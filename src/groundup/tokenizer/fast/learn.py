@@ -30,9 +30,9 @@ N_MERGES, N_PAIRS, N_POSITIONS, N_HEAP, WATERLINE = range(5)
 """What stands where in `_Arrays.numbers`."""
 MERGES_AT_ONCE = 256
 BYTES_A_BYTE = 40
-"""Of memory that joining takes for each byte of the different pre-tokens, at most; see docs/numbers.md."""
+"""Bytes of memory that joining takes at most for each byte of the distinct pre-tokens; see docs/numbers.md."""
 BYTES_BESIDES = 350_000_000
-"""Of memory that Python, the libraries and the documents being read take."""
+"""Bytes of memory that Python, the libraries and the documents being read take."""
 
 
 def learn_from(
