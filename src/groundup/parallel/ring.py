@@ -157,7 +157,8 @@ def _of_heads(x: Float[Tensor, "B G S K"], heads: int) -> Float[Tensor, "B H S K
 
 
 def _of_groups(x: Float[Tensor, "B H S K"], groups: int) -> Float[Tensor, "B G S K"]:
-    return x.unflatten(1, (groups, -1)).sum(dim=2)
+    shared: Tensor = x.unflatten(1, (groups, -1)).sum(dim=2)
+    return shared
 
 
 def _pass_on(tensors: Any, group: ProcessGroup) -> Any:
