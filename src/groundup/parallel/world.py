@@ -72,6 +72,11 @@ class World:
         return self.axes.get_rank() == 0
 
     @property
+    def shares_rows_alone(self) -> bool:
+        """Whether each rank computes whole models on rows of its own."""
+        return self.sizes["pipeline"] == self.sizes["context"] == self.sizes["tensor"] == self.settings.expert == 1
+
+    @property
     def row_ranks(self) -> int:
         """Among how many the rows of a batch are shared out."""
         return self.sizes["replicate"] * self.sizes["shard"]

@@ -7,18 +7,23 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from groundup.batch import Batch
 from groundup.model.count import count
 from groundup.model.kernels.flex import Flex
 from groundup.model.settings import ModelConfig
-from groundup.model.transformer import Transformer
+from groundup.model.transformer import Transformer, initialise
 from groundup.optim.width import narrow_start
+from groundup.parallel.apply import ring_attending
+from groundup.parallel.ring import cut_positions, own_positions
+from groundup.parallel.stages import named_weights
+from groundup.parallel.world import World
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.pretrain.start import take_weights
 from groundup.shards import Tokens
 from groundup.train import loader, losses
-from groundup.train.assemble import Assembled, assemble
+from groundup.train.assemble import Assembled, assemble, assemble_on_ranks
 from groundup.train.fit import Loss
 from groundup.train.multi_token import multi_token
 
@@ -55,6 +60,33 @@ def set_up(
     return assemble(model, settings, loss, _width_ratio(config, settings))
 
 
+def set_up_ranks(
+    config: ModelConfig, settings: PretrainSettings, world: World, start: Path | None = None
+) -> Assembled:
+    """`set_up` for this rank of many: no rank holds the whole model, and together they begin with the same weights."""
+
+    def make() -> Transformer:
+        with torch.device("meta"):
+            model = Transformer(config)
+            if isinstance(settings.loss, MultiToken):
+                model.add_multi_token(settings.loss.extra_tokens)
+        return model
+
+    def fill(model: nn.Module) -> None:
+        for part in model.modules():
+            if isinstance(part, Transformer):
+                initialise(part, config.n_layers, settings.seed)
+        narrow_start(named_weights(model), _width_ratio(config, settings))
+        if start is not None:
+            take_weights(start, dict(named_weights(model)))
+
+    attend = attending(config, settings, world.device)
+    if world.sizes["context"] > 1:
+        attend = ring_attending(world, config.context_length)
+    loss = make_loss(settings, attend)
+    return assemble_on_ranks(make, world, settings, loss, attend, fill, _width_ratio(config, settings))
+
+
 def _width_ratio(config: ModelConfig, settings: PretrainSettings) -> float:
     return 1.0 if settings.base_width is None else config.d_model / settings.base_width
 
@@ -81,6 +113,21 @@ def batches(shards: Tokens, context_length: int, seed: int, rows: int | Iterable
     """Batches of so many rows each, from row `first` on."""
     for n in itertools.repeat(rows) if isinstance(rows, int) else rows:
         yield loader.rows(shards, context_length, seed, first, n)
+        first += n
+
+
+def own_batches(
+    shards: Tokens, context_length: int, seed: int, rows: Iterable[int], first: int, world: World
+) -> Iterator[Batch]:
+    """This rank's share of the same batches: its rows, and of those its positions. Where rows are not shared out evenly
+    some are read again, with no weight, so that all ranks go through as many."""
+    place = own_positions(context_length, world.sizes["context"], world.place("context"))
+    for n in rows:
+        share = -(-n // world.row_ranks)
+        begin = world.row_rank * share
+        batch = loader.rows(shards, context_length, seed, first + begin, share)
+        batch.weight[max(0, n - begin) :] = 0
+        yield cut_positions(batch, place) if world.sizes["context"] > 1 else batch
         first += n
 
 

@@ -98,6 +98,21 @@ class Ranks:
         """Whether every rank says yes."""
         return verdict
 
+    def own(self, weight: Tensor) -> Tensor:
+        """The part of a weight or gradient that is here."""
+        return weight
+
+    def copies(self, weight: Tensor) -> int:
+        """How many ranks have the same part of it."""
+        return 1
+
+    def sums(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each number added up over the ranks that have one of that name."""
+        return numbers
+
+    def after_measuring(self) -> None:
+        """Called when the model has been asked for something between two steps."""
+
     def gather(self, value: Any) -> list[Any]:
         """The JSON values of all ranks, in order."""
         return [value]
