@@ -52,27 +52,35 @@ def clip_shares(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return clip_gradients(parameters, max_norm)
 
 
-def two_ranks(rank: int) -> Ranks:
-    def agree(verdict: bool) -> bool:
-        return bool(added_up(torch.tensor(float(verdict))) == 2)
+class TwoRanks(Ranks):
+    size = 2
 
-    def weigh(batch: Weighted) -> Tensor:
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def clip_gradients(self, parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+        return clip_shares(parameters, max_norm)
+
+    def total_weight(self, batch: Weighted) -> Tensor:
         return added_up(total_weight(batch))
 
-    return Ranks(clip_shares, weigh, lambda count: rank * count, agree)
+    def add_up(self, shares: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: added_up(share) for name, share in shares.items()}
+
+    def first_micro_batch(self, count: int) -> int:
+        return self.rank * count
+
+    def agree(self, verdict: bool) -> bool:
+        return bool(added_up(torch.tensor(float(verdict))) == 2)
 
 
 def train(rank: int | None) -> dict[str, Any]:
     """Three steps over two micro-batches of two rows a rank, or four in one process; the second step is refused."""
     torch.manual_seed(0)
     model = Transformer(CONFIG)
-    ranks = ONE_RANK if rank is None else two_ranks(rank)
+    ranks = ONE_RANK if rank is None else TwoRanks(rank)
     optimizer = make_optimizer(model.named_parameters(), AdamW(learning_rate=1e-2))
-    own = accumulate(model, next_token, 4 if rank is None else 2, seed=5, ranks=ranks)
-
-    def gradients(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = own(batch)
-        return loss if rank is None else added_up(loss), parts
+    gradients = accumulate(model, next_token, 4 if rank is None else 2, seed=5, ranks=ranks)
 
     def batches() -> Iterator[Batch]:
         for number in itertools.count():
