@@ -52,7 +52,7 @@ def piece_of(tensor: Tensor | Piece) -> Piece:
         raise ValueError(f"a tensor of placements {tensor.placements} has no pieces: redistribute it first")
     mesh, local = tensor.device_mesh, tensor.to_local().detach()
     offset, lengths = block_of(tuple(tensor.shape), tensor.placements, mesh.shape, mesh.get_coordinate() or ())
-    assert tuple(local.shape) == lengths, f"{tensor.placements} of {tuple(tensor.shape)} gave {tuple(local.shape)}"
+    assert local.shape == lengths, f"{tensor.placements} of {tensor.shape} gave {local.shape}"
     return Piece(tuple(tensor.shape), offset, local)
 
 
