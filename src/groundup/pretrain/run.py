@@ -107,7 +107,9 @@ def pretrain(
         initial_weights=initial_weights,
         size_of=size_of,
         activations=partial(activations, assembled.model) if world is None or world.shares_rows_alone else None,
-        suspects=_no_suspects if world is not None else lambda batch, first_row: suspects(
+        suspects=_no_suspects
+        if world is not None
+        else lambda batch, first_row: suspects(
             assembled.model, batch, first_row, settings.micro_batch_rows, run / "corpus" / "train.parquet"
         ),
         advice_at_start=f"`groundup doctor RECIPE` looks at {whose} and at these rows",

@@ -41,7 +41,7 @@ def draw_model(config: ModelConfig, settings: PretrainSettings, start: Path | No
         model.add_multi_token(settings.loss.extra_tokens)
     narrow_start(model.named_parameters(), _width_ratio(config, settings))
     if start is not None:
-        take_weights(start, model)
+        take_weights(start, dict(model.named_parameters()))
     return model
 
 
@@ -60,9 +60,7 @@ def set_up(
     return assemble(model, settings, loss, _width_ratio(config, settings))
 
 
-def set_up_ranks(
-    config: ModelConfig, settings: PretrainSettings, world: World, start: Path | None = None
-) -> Assembled:
+def set_up_ranks(config: ModelConfig, settings: PretrainSettings, world: World, start: Path | None = None) -> Assembled:
     """`set_up` for this rank of many: no rank holds the whole model, and together they begin with the same weights."""
 
     def make() -> Transformer:

@@ -13,6 +13,7 @@ from groundup.batch import Rows, Weighted, split, to, total_weight
 from groundup.model.transformer import Transformer
 from groundup.optim.precision import step_optimizer
 from groundup.optim.schedule import Schedule
+from groundup.train.peers import ALONE
 
 Loss = Callable[[Transformer, Any], tuple[Tensor, Tensor, dict[str, Tensor]]]
 """(model, batch) → summed loss, the weight to divide it by, and its parts."""
@@ -71,6 +72,8 @@ class Ranks:
     """What depends on the other processes of a training. Here there are none; `train/ranks.py` has many."""
 
     rank, size = 0, 1
+    peers = ALONE
+    """Those who save together: they talk beside the training, in the thread that writes."""
 
     def clip_gradients(self, parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         """Clip to a norm over the gradients of all ranks, and return it."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from groundup.batch import Weighted, to, total_weight
 from groundup.optim.state import own
@@ -14,6 +15,7 @@ from groundup.parallel.shard import clip, copies_of, hold_gradients, norm_of, sh
 from groundup.parallel.stages import Pipeline
 from groundup.parallel.world import World
 from groundup.train.fit import Gradients, Ranks
+from groundup.train.peers import Peers
 
 
 class ManyRanks(Ranks):
@@ -22,6 +24,8 @@ class ManyRanks(Ranks):
     def __init__(self, world: World, model: nn.Module) -> None:
         self.world, self._model = world, model
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        saving = dist.new_group(backend="gloo")
+        self.peers = Peers(self.rank, self.size, lambda value: _gathered(value, saving))
         self._names: list[str] | None = None
         self._counted_elsewhere = (
             {half for stage, half in model.tied if stage} if isinstance(model, Pipeline) else set()
@@ -75,9 +79,13 @@ class ManyRanks(Ranks):
         return bool(votes)
 
     def gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        return _gathered(value, None)
+
+
+def _gathered(value: Any, group: ProcessGroup | None) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 class RanksScaler(torch.amp.GradScaler):

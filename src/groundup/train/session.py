@@ -30,6 +30,7 @@ from groundup.train.health import Activations, Health
 from groundup.train.incidents import Incidents
 from groundup.train.log import RunLog
 from groundup.train.loggers import Loggers
+from groundup.train.pieces import read_whole, stored_pieces
 from groundup.train.preemption import AskedToStop, Stop, noticing_signals
 from groundup.train.settings import SkipAndRollBack, TrainingSettings
 
@@ -93,7 +94,9 @@ class Session(Generic[Rows]):
         self._incidents = Incidents(settings, self._guard, self.directory, self.log, self.say, self.advice_at_start)
         checkpoints, most, tell = self.directory / "checkpoints", settings.failed_checkpoints, self._incidents.tell
         kept = Kept(settings.keep_checkpoints, settings.keep_every_steps, settings.keep_best)
-        self._saver = Saver(checkpoints, kept, self.recorded, self.inputs, most_failures=most, tell=tell)
+        self._saver = Saver(
+            checkpoints, kept, self.recorded, self.inputs, most_failures=most, tell=tell, peers=self.ranks.peers
+        )
         self._batch: Rows
         """The one that the current step learns from."""
         self._size = (0, 0)
@@ -272,11 +275,10 @@ class Session(Generic[Rows]):
             return self.assembled.final_weights
         if self.ranks.rank:
             return {}
-        newest = list_checkpoints(self._saver.checkpoints)[-1]
-        names = tensor_names(newest)
+        stored = stored_pieces(list_checkpoints(self._saver.checkpoints)[-1])
         prefix, suffix = ("model.", "") if self.assembled.average is None else ("optimizer.", ".average")
-        chosen = [name for name in names if name.startswith(prefix) and name.endswith(suffix)]
-        return {name.removeprefix(prefix).removesuffix(suffix): read_whole(newest, name) for name in chosen}
+        chosen = [name for name in stored if name.startswith(prefix) and name.endswith(suffix)]
+        return {name.removeprefix(prefix).removesuffix(suffix): read_whole(stored[name]) for name in chosen}
 
     # Checkpoints
 
