@@ -23,8 +23,8 @@ from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import evaluating
-from groundup.pretrain.settings import PretrainSettings
 from groundup.parallel.world import World
+from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches, draw_model, own_batches, set_up, set_up_ranks, training_flops_per_token
 from groundup.pretrain.speed import WORTH_MEASURING_FLOPS, matmul_peak
 from groundup.pretrain.start import with_vocabulary
@@ -97,6 +97,12 @@ def pretrain(
             return set_up_ranks(config, settings, world, start).masters.copies
         return dict(draw_model(config, settings, start).named_parameters())
 
+    def look(batch: Batch, first_row: int) -> tuple[dict[str, Any], str]:
+        if world is not None:  # this rank has only some rows of what was bad
+            return {}, ""
+        corpus = run / "corpus" / "train.parquet"
+        return suspects(assembled.model, batch, first_row, settings.micro_batch_rows, corpus)
+
     session = Session(
         settings,
         assembled,
@@ -107,11 +113,7 @@ def pretrain(
         initial_weights=initial_weights,
         size_of=size_of,
         activations=partial(activations, assembled.model) if world is None or world.shares_rows_alone else None,
-        suspects=_no_suspects
-        if world is not None
-        else lambda batch, first_row: suspects(
-            assembled.model, batch, first_row, settings.micro_batch_rows, run / "corpus" / "train.parquet"
-        ),
+        suspects=look,
         advice_at_start=f"`groundup doctor RECIPE` looks at {whose} and at these rows",
         flops_per_token=flops_per_token,
         peak_flops=matmul_peak(config, settings, device) * assembled.ranks.size if long else None,

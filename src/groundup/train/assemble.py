@@ -18,6 +18,7 @@ from groundup.optim.averaging import RunningAverage
 from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import make_scaler, optimizer_matmul_dtype, weight_dtype
+from groundup.optim.state import own
 from groundup.optim.settings import Autocast, ExponentialAverage, Float8
 from groundup.parallel.apply import apply, materialise
 from groundup.parallel.stages import Pipeline, named_weights
@@ -60,14 +61,24 @@ class Assembled:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by name: what is loaded into them is what training goes on from."""
-        return tensors_of(self.masters.copies, self.optimizer)
+        tensors = tensors_of(self.masters.copies, self.optimizer)
+        return {name: tensor for name, tensor in tensors.items() if not self._is_second_half(name)}
+
+    def _is_second_half(self, name: str) -> bool:
+        """Whether it is of a tied head whose other half, the embedding, is on this rank, too: one is kept for both."""
+        both = isinstance(self.model, Pipeline) and len(self.model.tied) == 2
+        return both and name.split(".", 1)[1].startswith("head.weight")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors, as JSON values: the state of the scaler, if there is one."""
         return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
 
+    @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from tensors that were loaded into `tensors()`, and the `state()` that was saved with them."""
+        tensors = tensors_of(self.masters.copies, self.optimizer)
+        for name in filter(self._is_second_half, tensors):
+            own(tensors[name]).copy_(own(tensors[name.replace("head.weight", "embed.weight", 1)]))
         self.masters.publish()
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
