@@ -30,10 +30,9 @@ def draw_model(config: ModelConfig, settings: PretrainSettings, start: Path | No
         config: with its vocabulary.
         start: a model whose weights it begins with; they are drawn if not given.
     """
-    torch.manual_seed(settings.seed)
-    model = Transformer(config)
+    model = Transformer(config, settings.seed)
     if isinstance(settings.loss, MultiToken):
-        model.add_multi_token(settings.loss.extra_tokens)
+        model.add_multi_token(settings.loss.extra_tokens, settings.seed)
     narrow_start(model.named_parameters(), _width_ratio(config, settings))
     if start is not None:
         take_weights(start, model)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from groundup.batch import Rows, Weighted, split, to, total_weight
+from groundup.model.dropout import row_keys
 from groundup.model.transformer import Transformer
 from groundup.optim.precision import step_optimizer
 from groundup.optim.schedule import Schedule
@@ -75,8 +76,8 @@ class Ranks:
     """Clips to a norm over the gradients of all ranks and returns it."""
     total_weight: Callable[[Weighted], Tensor] = total_weight
     """Weight of the global batch, of which this rank has some rows."""
-    first_micro_batch: Callable[[int], int] = lambda count: 0
-    """Number, within the global batch, of the first of this rank's `count` micro-batches."""
+    first_row: Callable[[int], int] = lambda count: 0
+    """Number, within the global batch, of the first of this rank's `count` rows; dropout depends on it."""
     agree: Callable[[bool], bool] = bool
     """Whether every rank says yes."""
 
@@ -169,7 +170,7 @@ def accumulate(
         model: whose gradients.
         loss: (model, batch) → summed loss, weight to divide it by, parts; such as `next_token`.
         micro_batches: into how many the rows are split, to save memory; a function of the batch, where batches differ.
-        seed: seed of dropout, together with the step and the number of the micro-batch.
+        seed: of dropout, together with the step and the number of the row within the global batch.
         start: number of the first step.
         scaler: scales the loss before its backward pass; give `fit` the same.
         ranks: give `fit` the same. Loss and gradients are this rank's share, to be added up over all.
@@ -182,10 +183,12 @@ def accumulate(
         divisor = ranks.total_weight(batch).to(device)
         total = torch.zeros((), device=device)
         parts: dict[str, Tensor] = {}
-        split_rows = split(batch, micro_batches if isinstance(micro_batches, int) else micro_batches(batch))
-        for index, rows in enumerate(split_rows, start=ranks.first_micro_batch(len(split_rows))):
-            torch.manual_seed(dropout_seed(seed, number, index))
+        first = ranks.first_row(len(batch.weight))
+        for rows in split(batch, micro_batches if isinstance(micro_batches, int) else micro_batches(batch)):
+            count = len(rows.weight)
+            model.keys = row_keys(seed, number, first, count, device) if model.config.drops else None
             summed, _, its_parts = loss(model, to(rows, device))
+            model.keys, first = None, first + count
             share = summed / divisor
             (share if scaler is None else scaler.scale(share)).backward()
             total += summed.detach()
@@ -194,12 +197,3 @@ def accumulate(
         return total / divisor, parts
 
     return gradients
-
-
-def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    """One seed for each (seed, step, number of the micro-batch within the global batch): no generator state is saved,
-    and any number of ranks drops the same units."""
-    mixed = 0
-    for number in (seed, step, micro_batch, 0):
-        mixed = (mixed * 0x9E3779B97F4A7C15 + number + 1) % (1 << 63)  # golden-ratio multiplier, as in splitmix64
-    return mixed
