@@ -149,7 +149,9 @@ def build(
     [('corpus', 'made'), ('tokenizer', 'made'), ('pack', 'made')]
     """
     examined = last is None  # a sweep tries on purpose what the doctor would refuse
-    job = _open_job(recipe, overrides, run, say=say, watch=watch, only=only, until=until, examined=examined, ranks=ranks)
+    job = _open_job(
+        recipe, overrides, run, say=say, watch=watch, only=only, until=until, examined=examined, ranks=ranks
+    )
     job.recipe.parallel.sizes(ranks)
     stages = _stages_up_to(only or last or "report")
     refuse_missing(job.recipe.pretrain.loggers, job.recipe.pretrain.TABLE)

@@ -177,7 +177,9 @@ class _WithSettings(typer.core.TyperCommand):
     def get_help(self, ctx: Any) -> str:
         from groundup.cli.help import describe_table
 
-        tables = ["model", "pretrain", "parallel"] if self.name == "pretrain" else [self.name] if self.name in TABLES else []
+        tables = (
+            ["model", "pretrain", "parallel"] if self.name == "pretrain" else [self.name] if self.name in TABLES else []
+        )
         rows: list[tuple[str, str, str]] = []
         for name in tables:
             room, kind = TABLES[name]

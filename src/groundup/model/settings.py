@@ -505,6 +505,11 @@ class ModelConfig(Settings):
         return self
 
     @property
+    def drops(self) -> bool:
+        """Whether anything is set to zero in training."""
+        return self.dropout > 0 or self.attention.dropout > 0
+
+    @property
     def kv_heads(self) -> int:
         """Key/value heads of each block."""
         return self.n_kv_heads or self.n_heads

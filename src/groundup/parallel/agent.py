@@ -1,6 +1,8 @@
 """stub"""
-from typing import Any
+
 from datetime import timedelta
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -16,5 +18,16 @@ def _rank(function: Any, arguments: Any, ranks: int) -> None:
 
 
 def run_ranks(function: Any, arguments: Any, ranks: int, settings: Any, progress: Any = None, say: Any = None) -> None:
-    config = LaunchConfig(1, 1, ranks, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", run_id="x", max_restarts=0, monitor_interval=0.2, start_method="spawn", local_addr="127.0.0.1")
+    config = LaunchConfig(
+        1,
+        1,
+        ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        run_id="x",
+        max_restarts=0,
+        monitor_interval=0.2,
+        start_method="spawn",
+        local_addr="127.0.0.1",
+    )
     elastic_launch(config, _rank)(function, arguments, ranks)

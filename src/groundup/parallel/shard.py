@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from groundup.model.feedforward import MixtureOfExperts
 from groundup.model.transformer import Transformer
 from groundup.optim.state import own
+from groundup.parallel.exact import PairwiseReduceScatter
 from groundup.parallel.world import World
 
 METHODS = ("hidden", "hidden_and_auxiliary", "hidden_multi_token", "logits")
@@ -63,6 +64,8 @@ def shard(model: Transformer, world: World, root: nn.Module | None = None) -> No
     for module in sharded(root):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
+        if settings.exact:
+            module.set_custom_reduce_scatter(PairwiseReduceScatter())
 
 
 def sharded(model: nn.Module) -> list[FSDPModule]:

@@ -31,7 +31,7 @@ def pretrain_rank(
 ) -> None:
     """`pretrain` on this rank of the process group that it has joined."""
     assert settings.precision is not None, "chosen before ranks are started"
-    world = World.of(parallel, ranks, device, weight_dtype(settings.precision))
+    world = World.of(parallel, ranks, device, weight_dtype(settings.precision), settings.micro_batch_rows)
     pretrain(model, settings, run, inputs, start, progress, until=until, world=world)
 
 

@@ -1,7 +1,7 @@
 """The pretraining stage: shards in, a model out; interrupted at any moment, it goes on as if it had not been.
 
 Every number of the run is a function of the recipe and the step: rows come from their number, dropout from (seed,
-step, micro-batch), samples from their own seed. So resuming needs only the weights, the optimizer's state and the step.
+step, row), samples from their own seed. So resuming needs only the weights, the optimizer's state and the step.
 `train/session.py` has the loop and all around it; here is what is special about pretraining.
 """
 

@@ -26,6 +26,7 @@ from groundup.train import loader, losses
 from groundup.train.assemble import Assembled, assemble, assemble_on_ranks
 from groundup.train.fit import Loss
 from groundup.train.multi_token import multi_token
+from groundup.train.ranks import own_rows
 
 
 def draw_model(config: ModelConfig, settings: PretrainSettings, start: Path | None = None) -> Transformer:
@@ -35,10 +36,9 @@ def draw_model(config: ModelConfig, settings: PretrainSettings, start: Path | No
         config: with its vocabulary.
         start: a model whose weights it begins with; they are drawn if not given.
     """
-    torch.manual_seed(settings.seed)
-    model = Transformer(config)
+    model = Transformer(config, settings.seed)
     if isinstance(settings.loss, MultiToken):
-        model.add_multi_token(settings.loss.extra_tokens)
+        model.add_multi_token(settings.loss.extra_tokens, settings.seed)
     narrow_start(model.named_parameters(), _width_ratio(config, settings))
     if start is not None:
         take_weights(start, dict(model.named_parameters()))
@@ -121,10 +121,10 @@ def own_batches(
     some are read again, with no weight, so that all ranks go through as many."""
     place = own_positions(context_length, world.sizes["context"], world.place("context"))
     for n in rows:
-        share = -(-n // world.row_ranks)
-        begin = world.row_rank * share
-        batch = loader.rows(shards, context_length, seed, first + begin, share)
-        batch.weight[max(0, n - begin) :] = 0
+        own = own_rows(world, n, -(-n // world.row_ranks))
+        runs = [loader.rows(shards, context_length, seed, first + int(run[0]), len(run)) for run in own]
+        batch = Batch(**{name: torch.cat([vars(run)[name] for run in runs]) for name in vars(runs[0])})
+        batch.weight[own.flatten() >= n] = 0
         yield cut_positions(batch, place) if world.sizes["context"] > 1 else batch
         first += n
 

@@ -18,8 +18,8 @@ from groundup.optim.averaging import RunningAverage
 from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import make_scaler, optimizer_matmul_dtype, weight_dtype
-from groundup.optim.state import own
 from groundup.optim.settings import Autocast, ExponentialAverage, Float8
+from groundup.optim.state import own
 from groundup.parallel.apply import apply, materialise
 from groundup.parallel.stages import Pipeline, named_weights
 from groundup.parallel.world import World

@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from groundup.batch import Weighted, to, total_weight
+from groundup.model.draw import hashed
+from groundup.model.dropout import row_keys
 from groundup.optim.state import own
+from groundup.parallel.exact import PairwiseSums, exact_norm
+from groundup.parallel.ring import own_positions
 from groundup.parallel.shard import clip, copies_of, hold_gradients, norm_of, sharded
 from groundup.parallel.stages import Pipeline
 from groundup.parallel.world import World
@@ -27,13 +32,14 @@ class ManyRanks(Ranks):
         saving = dist.new_group(backend="gloo")
         self.peers = Peers(self.rank, self.size, lambda value: _gathered(value, saving))
         self._names: list[str] | None = None
-        self._counted_elsewhere = (
-            {half for stage, half in model.tied if stage} if isinstance(model, Pipeline) else set()
-        )
+        tied = model.tied if isinstance(model, Pipeline) else []
+        self._counted_elsewhere = {half for stage, half in tied if stage}
+        self._pairwise = PairwiseSums(model.parameters()) if world.settings.exact else None
 
     def clip_gradients(self, parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         having = [(each, each.grad) for each in parameters if each.grad is not None]
-        norm = norm_of([gradient for each, gradient in having if each not in self._counted_elsewhere], self.world)
+        gradients = [gradient for each, gradient in having if each not in self._counted_elsewhere]
+        norm = exact_norm(gradients) if self._pairwise else norm_of(gradients, self.world)
         clip([gradient for _, gradient in having], norm, max_norm)
         return norm
 
@@ -42,19 +48,38 @@ class ManyRanks(Ranks):
         dist.all_reduce(weight, group=self.world.group("data"))
         return weight
 
-    def add_up(self, shares: dict[str, Tensor]) -> dict[str, Tensor]:
+    def add_up(self, shares: dict[str, list[Tensor]], divisor: Tensor) -> dict[str, Tensor]:
         if self._names is None:
-            self._names = max((each for each in self.gather(list(shares))), key=len)
+            self._names = max(self.gather(list(shares)), key=len)
+        count = max(map(len, shares.values()), default=1)
+        if self._pairwise:  # each share in its place among all, then added up in order
+            table = torch.zeros(len(self._names), count, self.size, dtype=torch.float64, device=self.world.device)
+            table[..., self.rank] = torch.stack([torch.stack(shares[name]) for name in self._names])
+            dist.all_reduce(table)
+            return dict(zip(self._names, (table / divisor).flatten(1).sum(dim=1), strict=True))
         zero = torch.zeros((), device=self.world.device)
-        numbers = torch.stack([shares.get(name, zero).double() for name in self._names])
-        dist.all_reduce(numbers, group=self.world.group("data"))
+        sums = [torch.stack(shares[name]).sum() if name in shares else zero for name in self._names]
+        total = torch.stack([each.double() for each in sums]) / divisor
+        dist.all_reduce(total, group=self.world.group("data"))
         if self.world.sizes["pipeline"] > 1:
-            dist.all_reduce(numbers, group=self.world.group("pipeline"))
-        return dict(zip(self._names, numbers, strict=True))
+            dist.all_reduce(total, group=self.world.group("pipeline"))
+        return dict(zip(self._names, total, strict=True))
+
+    def dropout_keys(self, seed: int, step: int, count: int, device: torch.device) -> Int[Tensor, "B T"]:
+        rows = own_rows(self.world, count * self.world.row_ranks, count)
+        keys = row_keys(seed, step, 0, count * self.world.row_ranks, device)[rows.flatten().to(device)]
+        ranks, length = self.world.sizes["context"], self._model.config.context_length
+        if ranks == 1:
+            return keys
+        return hashed(keys, own_positions(length, ranks, self.world.place("context")).to(device))
 
     def before_backward(self, last: bool) -> None:
-        if self.world.settings.zero == 1:
+        if self.world.settings.zero == 1 and not self._pairwise:
             hold_gradients(self._model, last)
+
+    def after_backward(self, last: bool) -> None:
+        if self._pairwise:
+            self._pairwise.take(last)
 
     def own(self, weight: Tensor) -> Tensor:
         return own(weight)
@@ -82,6 +107,17 @@ class ManyRanks(Ranks):
         return _gathered(value, None)
 
 
+def own_rows(world: World, rows: int, count: int) -> Int[Tensor, "runs n"]:
+    """Which rows of a global batch of `rows` this rank learns from, `count` of them, in runs of rows that follow each
+    other; numbers past the end are none.
+
+    With `exact` micro-batches go round the ranks, so that those that are added up first are on neighbouring ranks.
+    """
+    if not world.settings.exact:
+        return torch.arange(world.row_rank * count, (world.row_rank + 1) * count)[None]
+    return torch.arange(rows).view(-1, world.row_ranks, world.micro_batch_rows)[:, world.row_rank]
+
+
 def _gathered(value: Any, group: ProcessGroup | None) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
@@ -103,12 +139,8 @@ class RanksScaler(torch.amp.GradScaler):
     def _unscale_grads_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
     ) -> dict[torch.device, Tensor]:
-        gradients = [
-            own(weight.grad)
-            for group in optimizer.param_groups
-            for weight in group["params"]
-            if weight.grad is not None
-        ]
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        gradients = [own(weight.grad) for weight in weights if weight.grad is not None]
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found_inf, inv_scale)
         dist.all_reduce(found_inf, dist.ReduceOp.MAX)
         return {found_inf.device: found_inf}
@@ -128,13 +160,16 @@ def through_stages(
     device = next(model.parameters()).device
 
     def gradients(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        next(step)
+        number, rows = next(step), len(batch.weight)
         divisor = ranks.total_weight(batch)
-        rows = len(batch.weight)
-        n = next(n for n in range(micro_batches(batch), rows + 1) if rows % n == 0)
-        scale = (lambda loss: loss) if scaler is None else scaler.scale
-        shares = model.gradients(to(batch, device), None, n, divisor, scale)
-        whole = ranks.add_up({name: share / divisor for name, share in shares.items()})
+        keys = ranks.dropout_keys(seed, number, rows, device) if model.config.drops else None
+        n = model.fitting(rows, micro_batches(batch))
+        sums = model.gradients(to(batch, device), keys, n, divisor, scaler.scale if scaler else _unscaled)
+        whole = ranks.add_up({name: [share] for name, share in sums.items()}, divisor)
         return whole.pop(""), whole
 
     return gradients
+
+
+def _unscaled(loss: Tensor) -> Tensor:
+    return loss
