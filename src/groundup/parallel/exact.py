@@ -63,8 +63,8 @@ def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 
 def exact_norm(gradients: Iterable[Tensor]) -> Float[Tensor, ""]:
-    """The norm of all gradients together: the squares of each row of dim 0, which are on one rank, then their sum over all
-    rows, taken alike on every rank."""
+    """The norm of all gradients together: the squares of each row of dim 0, which are on one rank, then their sum over
+    all rows, taken alike on every rank."""
     rows = []
     for gradient in gradients:
         assert isinstance(gradient, DTensor), "every parameter is cut, if only over one rank"

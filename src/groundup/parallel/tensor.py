@@ -120,8 +120,8 @@ class _Splitter:
                 self._split_mixture(feedforward)
             case FeedForward():
                 self._split_dense(feedforward)
-        dropout = block.get_submodule("dropout")
-        dropout.register_forward_pre_hook(functools.partial(_cut_keys, self.region))
+        for name in ("attention_dropout", "feedforward_dropout"):
+            block.get_submodule(name).register_forward_pre_hook(functools.partial(_cut_keys, self.region))
         for part in (attention, feedforward):
             self.inside.update(part.modules())
             part.register_forward_pre_hook(functools.partial(_enter_region, self.region))

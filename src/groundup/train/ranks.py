@@ -7,12 +7,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from groundup.batch import Weighted, to, total_weight
 from groundup.model.draw import hashed
 from groundup.model.dropout import row_keys
+from groundup.model.transformer import Transformer
 from groundup.optim.state import own
 from groundup.parallel.exact import PairwiseSums, exact_norm
 from groundup.parallel.ring import own_positions
@@ -26,8 +27,8 @@ from groundup.train.peers import Peers
 class ManyRanks(Ranks):
     """This process's view of a `World` whose ranks train `model`."""
 
-    def __init__(self, world: World, model: nn.Module) -> None:
-        self.world, self._model = world, model
+    def __init__(self, world: World, model: Transformer | Pipeline) -> None:
+        self.world, self._model, self._config = world, model, model.config
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         saving = dist.new_group(backend="gloo")
         self.peers = Peers(self.rank, self.size, lambda value: _gathered(value, saving))
@@ -68,7 +69,7 @@ class ManyRanks(Ranks):
     def dropout_keys(self, seed: int, step: int, count: int, device: torch.device) -> Int[Tensor, "B T"]:
         rows = own_rows(self.world, count * self.world.row_ranks, count)
         keys = row_keys(seed, step, 0, count * self.world.row_ranks, device)[rows.flatten().to(device)]
-        ranks, length = self.world.sizes["context"], self._model.config.context_length
+        ranks, length = self.world.sizes["context"], self._config.context_length
         if ranks == 1:
             return keys
         return hashed(keys, own_positions(length, ranks, self.world.place("context")).to(device))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from groundup.batch import Rows
-from groundup.errors import Paused, ResourceError, SavedAndStopped, SettingsError
+from groundup.errors import Paused, PeerLost, ResourceError, SavedAndStopped, SettingsError
 from groundup.files import Progress, no_progress
 from groundup.optim.schedule import make_schedule
 from groundup.settings import Table
@@ -156,8 +156,11 @@ class Session(Generic[Rows]):
             except AskedToStop:
                 raise self._stopped(self.step, stop) from None
             stop.at_once = False
-            with contextlib.suppress(ResourceError):  # the model itself is about to be written
+            try:
                 self._saver.wait()
+            except ResourceError:  # the model itself is about to be written
+                if self.ranks.size > 1:  # from this very checkpoint
+                    raise
         self.log.check()
         finish()
         self.log.event("finished", step=steps)
@@ -287,7 +290,9 @@ class Session(Generic[Rows]):
         state = self._state_after(number)
         self._incidents.tell_overflows(state.get("scaler", {}).get("scale"))
         try:
-            self.log.check()  # what a checkpoint goes on from is in the log
+            self.ranks.peers.all_do(self.log.check, ResourceError)  # what a checkpoint goes on from is in the log
+        except PeerLost:
+            raise
         except ResourceError as error:
             self._saver.fail(number, error)
             return
