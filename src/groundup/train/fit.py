@@ -186,7 +186,7 @@ def accumulate(
         first = ranks.first_row(len(batch.weight))
         for rows in split(batch, micro_batches if isinstance(micro_batches, int) else micro_batches(batch)):
             count = len(rows.weight)
-            model.keys = row_keys(seed, number, first, count, device) if model.config.drops else None
+            model.keys = row_keys(seed, number, first, count, device)
             summed, _, its_parts = loss(model, to(rows, device))
             model.keys, first = None, first + count
             share = summed / divisor
