@@ -97,7 +97,7 @@ def test_a_stack_of_experts_computes_and_learns_what_each_would_alone(settings: 
     alone = [expert(module, number) for number in range(4)]
     expected = torch.cat([each(share) for each, share in zip(alone, rows.tensor_split(ends[:-1]), strict=True)])
     expected.square().sum().backward()
-    by_loop = module._answer(rows, torch.tensor([0] * 4 + [2] * 5), no_tap)
+    by_loop = module.experts(rows, torch.tensor([0] * 4 + [2] * 5), no_tap)
     stacks = module.experts.named_children()
     at_once = module.experts.compute(rows, no_tap, **{name: stack.together(ends.int()) for name, stack in stacks})
     for read, tolerance in ((by_loop, 0.0), (at_once, 1e-5)):

@@ -107,7 +107,8 @@ def test_auxiliary_losses_come_through_all_stages(llama: ModelConfig) -> None:
     del first.blocks["1"], second.blocks["0"]
     seen: dict[str, torch.Tensor] = {}
     states, asked = first.hidden_and_auxiliary(ids(2, 9))
-    hidden, auxiliary = second.hidden_and_auxiliary(states, auxiliary=asked)
+    second.earlier_auxiliary = asked
+    hidden, auxiliary = second.hidden_and_auxiliary(states)
     expected, all_asked = whole.hidden_and_auxiliary(ids(2, 9), tap=seen.__setitem__)
     assert torch.equal(hidden, expected)
     assert torch.equal(auxiliary, all_asked)

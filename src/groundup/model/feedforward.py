@@ -118,6 +118,36 @@ class StackedLinear(nn.Module):
         return multiply
 
 
+class StackedExperts(FeedForward):
+    """A feed-forward for each expert, with their linear maps stacked. N rows, E experts."""
+
+    def __init__(self, experts: Sequence[FeedForward]) -> None:
+        nn.Module.__init__(self)
+        self.activation = experts[0].activation
+        for name, _ in experts[0].named_children():
+            setattr(self, name, StackedLinear([expert.get_submodule(name) for expert in experts]))  # type: ignore[misc]
+
+    def forward(self, rows: Float[Tensor, "N D"], expert: Int[Tensor, "N"], tap: Tap) -> Float[Tensor, "N D"]:  # type: ignore[override]
+        """What its `expert` makes of each row; they are in the experts' order."""
+        stacks: dict[str, StackedLinear] = dict(self.named_children())  # type: ignore[arg-type]
+        n_experts = len(stacks["up"].weight)
+        if self._fit_the_kernel(rows) and not looks_inside(tap):
+            ends = torch.searchsorted(expert, torch.arange(n_experts, device=rows.device), right=True).int()
+            return self.compute(rows, tap, **{name: stack.together(ends) for name, stack in stacks.items()})
+        maps = zip(*(stack.each() for stack in stacks.values()), strict=True)
+        shares = rows.split(_sizes(expert, n_experts))
+        answers = (
+            self.compute(share, tap, **dict(zip(stacks, each, strict=True)))
+            for share, each in zip(shares, maps, strict=True)
+        )
+        return torch.cat([*answers])
+
+    def _fit_the_kernel(self, rows: Tensor) -> bool:
+        """It is a GPU's, and wants rows of whole 16 bytes."""
+        widths = self.down.weight.shape[1:]
+        return rows.is_cuda and rows.dtype != torch.float64 and all(n * rows.itemsize % 16 == 0 for n in widths)
+
+
 class MixtureOfExperts(nn.Module):
     """The router's `n_active` best experts for each token, weighted by how sure it is of them, and the shared ones."""
 
@@ -126,54 +156,37 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: ModelConfig, settings: Experts) -> None:
         super().__init__()
         self.settings = settings
+        self.mean_over_row: Callable[[Tensor], Tensor] = _mean_over_row
+        """Another where a rank has only a part of each row's positions."""
         d_model, d_ff = config.d_model, config.feedforward_width
         self.router = nn.Linear(d_model, settings.n_experts, bias=False)
-        self.experts = _stack([make_dense(settings.expert, d_model, d_ff) for _ in range(settings.n_experts)])
+        self.experts = StackedExperts([make_dense(settings.expert, d_model, d_ff) for _ in range(settings.n_experts)])
         self.shared = make_dense(settings.expert, d_model, settings.n_shared * d_ff) if settings.n_shared else None
 
     def forward(self, x: Float[Tensor, "B T D"], tap: Tap = no_tap) -> Float[Tensor, "B T D"]:
-        probability = self.router(x).float().softmax(dim=-1)  # (B, T, E)
+        scores = self.router(x)
+        probability = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(dim=-1)  # (B, T, E)
         weight, chosen = probability.topk(self.settings.n_active, dim=-1)  # (B, T, active)
         if self.settings.normalise:
             weight = weight / weight.sum(dim=-1, keepdim=True)
         tap("router", probability)
-        tap("auxiliary_loss", self.settings.balance * imbalance(probability, chosen))
+        tap("auxiliary_loss", self.settings.balance * imbalance(probability, chosen, self.mean_over_row))
         rows, (expert, order) = x.flatten(0, 1), chosen.flatten().sort(stable=True)
         token = order // self.settings.n_active  # the rows that go to expert 0, then those to expert 1, …
-        answers = self._answer(rows[token], expert, tap) * weight.flatten()[order, None].to(x.dtype)
+        answers = self.experts(rows[token], expert, tap) * weight.flatten()[order, None].to(x.dtype)
         output = torch.zeros_like(rows).index_add(0, token, answers).view_as(x)
         return output if self.shared is None else output + self.shared(x, tap)
 
-    def _answer(self, rows: Float[Tensor, "N D"], expert: Int[Tensor, "N"], tap: Tap) -> Float[Tensor, "N D"]:
-        """What its `expert` makes of each row; they are in the experts' order."""
-        stacks: dict[str, StackedLinear] = dict(self.experts.named_children())  # type: ignore[arg-type]
-        if self._fit_the_kernel(rows) and not looks_inside(tap):
-            last = torch.arange(self.settings.n_experts, device=rows.device)
-            ends = torch.searchsorted(expert, last, right=True).int()
-            return self.experts.compute(rows, tap, **{name: stack.together(ends) for name, stack in stacks.items()})
-        maps = zip(*(stack.each() for stack in stacks.values()), strict=True)
-        shares = rows.split(_sizes(expert, self.settings.n_experts))
-        answers = (
-            self.experts.compute(share, tap, **dict(zip(stacks, each, strict=True)))
-            for share, each in zip(shares, maps, strict=True)
-        )
-        return torch.cat([*answers])
 
-    def _fit_the_kernel(self, rows: Tensor) -> bool:
-        """It is a GPU's, and wants rows of whole 16 bytes."""
-        widths = self.experts.down.weight.shape[1:]
-        return rows.is_cuda and rows.dtype != torch.float64 and all(n * rows.itemsize % 16 == 0 for n in widths)
+def _mean_over_row(x: Float[Tensor, "B T E"]) -> Float[Tensor, "B 1 E"]:
+    return x.mean(dim=1, keepdim=True)
 
 
-def _stack(experts: Sequence[FeedForward]) -> FeedForward:
-    """One feed-forward with the linear maps of all `experts`, stacked."""
-    stacked = experts[0]
-    for name, _ in list(stacked.named_children()):
-        setattr(stacked, name, StackedLinear([expert.get_submodule(name) for expert in experts]))  # type: ignore[misc]
-    return stacked
-
-
-def imbalance(probability: Float[Tensor, "B T E"], chosen: Int[Tensor, "B T active"]) -> Float[Tensor, "B T"]:
+def imbalance(
+    probability: Float[Tensor, "B T E"],
+    chosen: Int[Tensor, "B T active"],
+    mean_over_row: Callable[[Tensor], Tensor] = _mean_over_row,
+) -> Float[Tensor, "B T"]:
     """E Σ share(e) × probability(e) for each token: 1 where the row's choices are spread evenly, E / active where all
     its tokens choose the same experts and are sure of them.
 
@@ -183,7 +196,7 @@ def imbalance(probability: Float[Tensor, "B T E"], chosen: Int[Tensor, "B T acti
     """
     n_experts = probability.shape[-1]
     picked = F.one_hot(chosen, n_experts).sum(dim=-2).to(probability.dtype)  # (B, T, E)
-    share = picked.mean(dim=1, keepdim=True) / chosen.shape[-1]
+    share = mean_over_row(picked) / chosen.shape[-1]
     return n_experts * (share * probability).sum(dim=-1)
 
 

@@ -5,7 +5,7 @@ B batch, T time, D width, V vocabulary.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -192,6 +192,10 @@ class Transformer(nn.Module):
                 self.head = nn.Linear(config.d_model, 1, bias=False)
         self.multi_token = nn.ModuleList()
         """What a loss reads the second token from, the third, …; empty but in training with that loss."""
+        self.logprobs: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+        """(logits, targets) → log p(target), log Σ exp(logits), where in training `logits` gives only some scores."""
+        self.earlier_auxiliary: Tensor | None = None
+        """(B, T) what the stages before ask the loss to add for each token, in a pipeline."""
         self.tie()
         initialise(self, config.n_layers, seed)
 
@@ -286,13 +290,11 @@ class Transformer(nn.Module):
         position: Int[Tensor, "B T"] | None = None,
         attend: Attend | None = None,
         tap: Tap = no_tap,
-        auxiliary: Float[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T"] | None]:
         """`hidden`, and the sum of what blocks ask the loss to add for each token; None if they ask for nothing.
 
         Args:
             tokens, position, attend, tap: those of `hidden`.
-            auxiliary: what the stage before returned, in a pipeline.
         """
         refuse_unfit(self.config, self.embed is not None, tokens, position)
         if position is None:
@@ -305,7 +307,7 @@ class Transformer(nn.Module):
             terms = self._with_keys(terms, tokens)
             x = self.dropout(x, terms.keys)
             tap("embed", x)
-        asked = AuxiliaryLosses(auxiliary)
+        asked = AuxiliaryLosses(self.earlier_auxiliary)
         inside = asked.beside(tap) if self.has_auxiliary_losses else tap
         for layer, block in self.blocks.items():
             x = block(x, terms.in_layer(int(layer)), attend, under(f"blocks.{layer}", inside))

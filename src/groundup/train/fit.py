@@ -68,18 +68,40 @@ def _one_expert_after_another(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
         yield from run if n_experts is None else itertools.chain.from_iterable(zip(*run, strict=True))
 
 
-@dataclass(frozen=True)
 class Ranks:
-    """What depends on the other processes of a data-parallel training. By default there are none."""
+    """What depends on the other processes of a training. Here there are none; `train/ranks.py` has many."""
 
-    clip_gradients: Callable[[Iterable[Tensor], float], Tensor] = clip_gradients
-    """Clips to a norm over the gradients of all ranks and returns it."""
-    total_weight: Callable[[Weighted], Tensor] = total_weight
-    """Weight of the global batch, of which this rank has some rows."""
-    first_row: Callable[[int], int] = lambda count: 0
-    """Number, within the global batch, of the first of this rank's `count` rows; dropout depends on it."""
-    agree: Callable[[bool], bool] = bool
-    """Whether every rank says yes."""
+    rank, size = 0, 1
+
+    def clip_gradients(self, parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+        """Clip to a norm over the gradients of all ranks, and return it."""
+        return clip_gradients(parameters, max_norm)
+
+    def total_weight(self, batch: Weighted) -> Tensor:
+        """Weight of the global batch, of which this rank has some rows."""
+        return total_weight(batch)
+
+    def add_up(self, shares: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of the global batch, by name, of which each rank has a share."""
+        return shares
+
+    def first_row(self, count: int) -> int:
+        """Number, within the global batch, of the first of this rank's `count` rows."""
+        return 0
+
+    def before_backward(self, last: bool) -> None:
+        """Called before each micro-batch, of which this may be the step's last."""
+
+    def after_backward(self, last: bool) -> None:
+        """Called after each micro-batch."""
+
+    def agree(self, verdict: bool) -> bool:
+        """Whether every rank says yes."""
+        return verdict
+
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON values of all ranks, in order."""
+        return [value]
 
 
 ONE_RANK = Ranks()
@@ -173,7 +195,7 @@ def accumulate(
         seed: of dropout, together with the step and the number of the row within the global batch.
         start: number of the first step.
         scaler: scales the loss before its backward pass; give `fit` the same.
-        ranks: give `fit` the same. Loss and gradients are this rank's share, to be added up over all.
+        ranks: give `fit` the same.
     """
     step = itertools.count(start)
     device = next(model.parameters()).device
@@ -181,19 +203,23 @@ def accumulate(
     def gradients(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         number = next(step)
         divisor = ranks.total_weight(batch).to(device)
-        total = torch.zeros((), device=device)
+        total: Tensor | float = 0.0
         parts: dict[str, Tensor] = {}
+        micro = split(batch, micro_batches if isinstance(micro_batches, int) else micro_batches(batch))
         first = ranks.first_row(len(batch.weight))
-        for rows in split(batch, micro_batches if isinstance(micro_batches, int) else micro_batches(batch)):
-            count = len(rows.weight)
+        for index, rows in enumerate(micro, start=1):
+            last, count = index == len(micro), len(rows.weight)
+            ranks.before_backward(last)
             model.keys = row_keys(seed, number, first, count, device)
             summed, _, its_parts = loss(model, to(rows, device))
             model.keys, first = None, first + count
             share = summed / divisor
             (share if scaler is None else scaler.scale(share)).backward()
-            total += summed.detach()
+            ranks.after_backward(last)
+            total = total + summed.detach()
             for name, part in its_parts.items():
                 parts[name] = parts.get(name, 0) + part.detach() / divisor
-        return total / divisor, parts
+        whole = ranks.add_up({"": total / divisor, **parts})
+        return whole.pop(""), whole
 
     return gradients

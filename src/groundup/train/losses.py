@@ -96,7 +96,10 @@ def target_logprobs(
     overwrite = getattr(model.logits, "__func__", None) is Transformer.logits and isinstance(model.head, nn.Linear)
 
     def score(hidden: Tensor, targets: Tensor) -> Any:
-        return _Logprobs.apply(model.logits(hidden), targets, compiled, overwrite)  # type: ignore[no-untyped-call]
+        logits = model.logits(hidden)
+        if model.logprobs is not None and torch.is_grad_enabled():
+            return model.logprobs(logits, targets)
+        return _Logprobs.apply(logits, targets, compiled, overwrite)  # type: ignore[no-untyped-call]
 
     in_float32 = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(hidden.device.type)
     if torch.is_grad_enabled() and not in_float32:

@@ -1,8 +1,10 @@
 """Multi-token prediction: the tokens after the next one, each by a head of its own that only training needs."""
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from groundup.batch import Batch, total_weight
+from groundup.model.attention import Attend
 from groundup.model.feedforward import AuxiliaryLosses, no_tap
 from groundup.model.transformer import Transformer
 from groundup.train.losses import Attending, by_document, target_logprobs
@@ -27,12 +29,23 @@ def multi_token(
     further = model.hidden_multi_token(hidden, batch.position, attend, tap)
     parts = {"next_token": summed}
     for shift, states in enumerate(further, start=1):
-        logprobs, _ = target_logprobs(model, states, batch.targets.roll(-shift, dims=1), compiled)
-        counts = batch.weight.roll(-shift, dims=1) * (batch.document.roll(-shift, dims=1) == batch.document)
-        counts[:, -shift:] = 0  # these have come round from the beginning of the row
+        targets, counts = _targets_ahead(batch, attend, shift)
+        logprobs, _ = target_logprobs(model, states, targets, compiled)
         part = parts[f"token_{shift + 1}"] = -(logprobs * counts).sum()
         summed = summed + weight / len(further) * part
     if (auxiliary := losses.total()) is not None:
         parts["auxiliary"] = (auxiliary * batch.weight).sum()
         summed = summed + parts["auxiliary"]
     return summed, total_weight(batch), parts
+
+
+def _targets_ahead(batch: Batch, attend: Attend, shift: int) -> tuple[Int[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """The targets so many tokens further on, and how much each counts: not at all in another document, or past the row.
+
+    A rank that has only some positions of each row asks the others through `attend.whole`, and keeps its `attend.own`.
+    """
+    whole, own = (getattr(attend, name, lambda x: x) for name in ("whole", "own"))
+    targets, weight, document = (whole(column) for column in (batch.targets, batch.weight, batch.document))
+    counts = weight.roll(-shift, dims=1) * (document.roll(-shift, dims=1) == document)
+    counts[:, -shift:] = 0  # these have come round from the beginning of the row
+    return own(targets.roll(-shift, dims=1)), own(counts)

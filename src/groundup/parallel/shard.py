@@ -1,0 +1,106 @@
+"""Sharding: parameters, gradients and optimizer state cut over ranks (ZeRO; Rajbhandari et al. 2020,
+arXiv:1910.02054), by torch's FSDP2.
+
+A rank's parameters are stretches along dim 0 in float32, the masters that the optimizer steps; before they are used
+they are gathered, in the precision of the passes. Gradients are summed over ranks in float32, never averaged: the loss
+is already divided by the weight of the global batch.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from groundup.model.feedforward import MixtureOfExperts
+from groundup.model.transformer import Transformer
+from groundup.parallel.world import World
+
+METHODS = ("hidden", "hidden_and_auxiliary", "hidden_multi_token", "logits")
+"""By which losses and generation call a model: FSDP gathers weights where one of them begins."""
+
+
+def shard(model: Transformer, world: World, root: nn.Module | None = None) -> None:
+    """Cut every parameter of `model`, or of a stage, block by block.
+
+    Args:
+        root: what is called for a pass, if it is not the model: the stage around it.
+    """
+    settings, dtype = world.settings, world.dtype
+    half = dtype not in (torch.float32, torch.float64)
+    options: dict[str, Any] = {
+        "reshard_after_forward": settings.zero == 3 and world.sizes["pipeline"] == 1,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=dtype if half else None,
+            reduce_dtype=torch.float32 if half else None,
+            cast_forward_inputs=False,
+        ),
+    }
+    if settings.offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=world.device.type == "cuda")
+    mesh, root = world.mesh["replicate", "shard"], root or model
+    for block in [*model.blocks.values(), *model.multi_token]:
+        for mixture in block.modules():
+            if world.experts is not None and isinstance(mixture, MixtureOfExperts):
+                fully_shard(mixture.experts, mesh=world.experts["data"], **options)
+        fully_shard(block, mesh=mesh, **options)
+    fully_shard(root, mesh=mesh, **options)
+    for name in METHODS:
+        if hasattr(root, name):
+            register_fsdp_forward_method(root, name)
+    for module in sharded(root):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
+
+
+def sharded(model: nn.Module) -> list[FSDPModule]:
+    """The modules whose parameters are gathered together."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def hold_gradients(model: nn.Module, last: bool) -> None:
+    """Before a micro-batch: whether its gradients are the last of a step and are to be summed over ranks now. Until
+    then they stay whole on each rank (ZeRO 1)."""
+    for module in sharded(model):
+        module.set_requires_gradient_sync(last, recurse=False)
+        module.set_is_last_backward(last)
+
+
+def norm_of(gradients: Iterable[Tensor], world: World) -> Float[Tensor, ""]:
+    """The norm of all gradients together over all ranks, each part counted once; squares are added up in float64.
+
+    Args:
+        gradients: of this rank's parameters, but for those that another stage counts.
+    """
+    squares: dict[Any, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=world.device))
+    for gradient in gradients:
+        assert isinstance(gradient, DTensor), "every parameter is cut, if only over one rank"
+        squares[gradient.device_mesh, gradient.placements] += gradient.to_local().double().square().sum()
+    for (mesh, placements), square in squares.items():
+        for axis, placement in enumerate(placements):
+            if not placement.is_replicate() and mesh.size(axis) > 1:
+                dist.all_reduce(square, group=mesh.get_group(axis))
+    total = torch.stack([*squares.values()]).sum() if squares else torch.zeros((), dtype=torch.float64)
+    if world.sizes["pipeline"] > 1:
+        dist.all_reduce(total, group=world.group("pipeline"))
+    return total.sqrt()
+
+
+@torch.no_grad()
+def clip(gradients: list[Tensor], norm: Tensor, max_norm: float) -> None:
+    """Shorten the gradients so that their norm, as it was found over all ranks, is at most `max_norm`."""
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_
+    for gradient in gradients:
+        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        local.mul_(factor.to(local.device, local.dtype))
