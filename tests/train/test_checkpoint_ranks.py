@@ -216,7 +216,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     checkpoint.save(folder / "alone", named(whole_tensors()), {"step": 1, "from": "alone"}, {}, {})
     ranks = [subprocess.Popen([sys.executable, __file__, str(rank), folder]) for rank in range(RANKS)]
-    assert [rank.wait() for rank in ranks] == [0, 0, 0, -signal.SIGKILL]
+    try:
+        assert [rank.wait() for rank in ranks] == [0, 0, 0, -signal.SIGKILL]
+    finally:
+        for rank in ranks:
+            rank.kill()
     return folder
 
 

@@ -4,12 +4,16 @@ import errno
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from groundup.errors import DamagedError, DataError, PeerLost, ResourceError
+from groundup.train import checkpoint
 from groundup.train.peers import ALONE, Peers
+from groundup.train.pieces import Piece
 
 
 def ranks(count: int) -> list[Peers]:
@@ -62,6 +66,27 @@ def test_a_bug_on_one_rank_ends_the_others_and_keeps_its_traceback() -> None:
     raised = outcomes(work)
     assert [type(each) for each in raised] == [PeerLost, KeyError, PeerLost]
     assert "rank 1: 'name'" in str(raised[0])
+
+
+def test_a_rank_that_does_not_see_the_directory_of_the_first_is_told_so(tmp_path: Path) -> None:
+    def save(peers: Peers) -> str:
+        piece = Piece((3, 2), (peers.rank, 0), torch.ones(1, 2))
+        with pytest.raises(ResourceError) as raised:
+            checkpoint.save(tmp_path / f"node-{peers.rank // 2}", {"w": piece}, {"step": 1}, {}, {}, peers=peers)
+        return str(raised.value)
+
+    with ThreadPoolExecutor(3) as threads:
+        (why,) = set(threads.map(save, ranks(3)))
+    assert why.startswith(f"rank 2: {tmp_path}/node-1/")
+    assert "was made by rank 0 and is not here: put the run where all see the same files" in why
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_pieces_that_are_not_the_whole_are_no_checkpoint(tmp_path: Path) -> None:
+    """What a rank that is not told of its peers would write."""
+    with pytest.raises(ValueError, match="the pieces of 1 ranks do not make up the whole of w"):
+        checkpoint.save(tmp_path, {"w": Piece((3, 2), (0, 0), torch.ones(1, 2))}, {"step": 1}, {}, {})
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_rank_that_no_longer_hears_the_others_says_so() -> None:

@@ -58,6 +58,18 @@ def test_any_block_is_read_from_any_blocks(tmp_path: Path) -> None:
     assert torch.equal(read_whole(stored_pieces(directory)["w"]), WHOLE)
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux to count what is read")
+def test_of_a_large_tensor_only_the_block_is_read(tmp_path: Path) -> None:
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    write_tensors(tmp_path / "model.safetensors", {"w": torch.ones(1 << 12, 1 << 10)})  # 16 MiB
+    before = bytes_read()
+    for shape in ((4, 1 << 10), (1 << 12, 4)):
+        read_pieces(tmp_path, {"w": Piece((1 << 12, 1 << 10), (0, 0), torch.zeros(shape))})
+    assert bytes_read() - before < 1 << 20
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     directory, gain = written(tmp_path, QUARTERS[0], QUARTERS[1], QUARTERS[3]), torch.zeros(2, 3)
     for name, shape, why in (

@@ -33,7 +33,6 @@ class LatentAttention(nn.Module):
         """As in `GroupedQueryAttention`."""
         self.d_head, self.d_rotary = config.head_width, settings.d_rotary
         self.d_value = settings.d_value or self.d_head
-        self.first_head = 0
         self.scale = (self.d_head + self.d_rotary) ** -0.5
         self.query_latent: nn.Module = nn.Identity()
         self.query_latent_norm: nn.Module = nn.Identity()

@@ -233,8 +233,8 @@ class Transformer(nn.Module):
         >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16))
         >>> model.embed = nn.Embedding(8, 16)
         >>> model.tie()
-        >>> model.head.weight is model.embed.weight
-        True
+        >>> model.is_tied, model.head.weight is model.embed.weight
+        (True, True)
         """
         if self.is_tied and self.head is not None and self.embed is not None:
             self.head.weight = self.embed.weight

@@ -124,11 +124,11 @@ def save(
             nonlocal draft
             if peers.rank == 0:
                 draft = drafting.enter_context(making(directory, "checkpoint", settings, inputs))
-            return str(draft.path) if draft else None
+            return draft.path.name if draft else None
 
         def write() -> list[Any]:
             with explaining_write_errors(directory):
-                return _write_share(Path(path or ""), pieces, shares)
+                return _write_share(checkpoints / str(partial_name), pieces, shares)
 
         def finish() -> None:
             if draft is not None:
@@ -138,7 +138,7 @@ def save(
                     _write_json_files(draft, shares, state)
                     drafting.close()  # gives it its manifest and its name
 
-        path = peers.all_do(begin, ResourceError)[0]
+        partial_name = peers.all_do(begin, ResourceError)[0]
         written = peers.all_do(write, ResourceError)
         peers.all_do(finish, ResourceError)
     return directory
@@ -149,7 +149,7 @@ def _write_share(directory: Path, pieces: Mapping[str, Piece], shares: Shares) -
     if shares.file is None:
         return []
     if not directory.is_dir():
-        raise ResourceError(f"{directory} was made by rank 0: put the run where all ranks see the same files")
+        raise ResourceError(f"{directory} was made by rank 0 and is not here: put the run where all see the same files")
     path, own = directory / shares.file, {name: piece for name, piece in pieces.items() if name in shares.own}
     tensors = {name: piece.local for name, piece in own.items()}
     offsets = json.dumps({name: {"saved_offsets": piece.offset} for name, piece in own.items()})

@@ -212,7 +212,7 @@ def _find_read_tokens(model: Transformer, batch: Batch, loss: Loss) -> tuple[flo
 
 
 def _with_same_dropout(model: Transformer, batch: Batch, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
-    model.keys = row_keys(0, 0, 0, len(batch.tokens), _device(model)) if model.config.drops else None
+    model.keys = row_keys(0, 0, 0, len(batch.tokens), _device(model))
     total, _, parts = loss(model, to(batch, _device(model)))
     model.keys = None
     return total, parts
