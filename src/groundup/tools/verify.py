@@ -1,0 +1,340 @@
+"""Verify: whether many ranks train a recipe as one process does, tried out small with processes of this machine.
+
+The recipe is shrunk and trained in float64, where adding up in another order changes the sixteenth digit, and a sum
+that is missing the first: once with its own optimizer, and once with plain gradient descent, as a gradient that is
+wrong by a factor hides behind Adam's division.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from queue import Empty
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from groundup.batch import Batch
+from groundup.errors import GroundupError, SettingsError
+from groundup.files import Progress, no_progress
+from groundup.model.execution import recompute_blocks
+from groundup.model.transformer import Transformer
+from groundup.optim.optimizer import make_optimizer
+from groundup.parallel.apply import apply, refuse_layout, ring_attending
+from groundup.parallel.ring import cut_positions, own_positions
+from groundup.parallel.settings import AXES, ParallelSettings
+from groundup.parallel.stages import Pipeline, named_weights
+from groundup.parallel.world import World
+from groundup.pretrain.settings import MultiToken
+from groundup.pretrain.setup import make_loss
+from groundup.recipe import load_recipe
+from groundup.tools.shrink import STEPS, Trial, shrink
+from groundup.train import losses
+from groundup.train.fit import ONE_RANK, Loss, accumulate, fit
+from groundup.train.ranks import ManyRanks
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+"""Largest difference, × max(1, largest magnitude in the tensor)."""
+LEARNING_RATE = 0.05  # of plain gradient descent: large enough to move every weight, small enough to stay finite
+CLIP = 0.25  # shorter than the gradients are at first, so that clipping is tried, too
+Stepping = Literal["recipe", "sgd"]
+Numbers = dict[tuple[int, str, str], Tensor]
+"""(step, what, name) → what a training came to: of each step its loss, gradient norm and gradients before clipping; of
+the last also weights."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one tensor is from what one process has."""
+
+    step: int
+    what: str
+    """Loss, gradient norm, gradient or weight."""
+    name: str
+    """Of the weight."""
+    size: float
+    """Largest difference, over max(1, largest magnitude)."""
+    ratio: float
+    """How many times what it should be, by least squares."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of comparing a layout with one process."""
+
+    trial: Trial
+    shrunk: list[str]
+    """What of the layout had to be made smaller, in words."""
+    differences: dict[Stepping, list[Difference]]
+    """Of every tensor on every rank."""
+
+    @property
+    def is_equal(self) -> bool:
+        return not any(self.unequal(stepping) for stepping in self.differences)
+
+    def unequal(self, stepping: Stepping) -> list[Difference]:
+        """What is too far off at the first step where anything is."""
+        return first_unequal(self.differences[stepping], TOLERANCE[torch.float64])
+
+
+def first_unequal(differences: Sequence[Difference], tolerance: float) -> list[Difference]:
+    """What is too far off at the first step where anything is, the largest first."""
+    off = [each for each in differences if not each.size <= tolerance]
+    first = min((each.step for each in off), default=0)
+    return sorted((each for each in off if each.step == first), key=lambda each: -each.size)
+
+
+def verify(
+    recipe: Path, words: Sequence[str] = (), ranks: int | None = None, progress: Progress = no_progress
+) -> Verdict:
+    """Train a recipe, shrunk, on as many processes as its layout has ranks, and alone, and compare.
+
+    Args:
+        words: settings, those of the layout under `parallel`.
+        ranks: how many there are to be; as few as [parallel] has if not given.
+
+    Raises:
+        SettingsError: a layout that is of one rank, or that the model cannot have.
+    """
+    own = [word for word in words if word.startswith("parallel.")]
+    loaded, _ = load_recipe(recipe, [word for word in words if word not in own])
+    parallel = ParallelSettings.from_table({}, "[parallel]", [word.removeprefix("parallel.") for word in own])
+    ranks = ranks or parallel.fewest_ranks
+    sizes = parallel.sizes(ranks)
+    if ranks == 1:
+        raise SettingsError(
+            "[parallel] is of one rank, which is equal to itself: name what is to be shared, such as parallel.shard=2"
+        )
+    refuse_layout(loaded.model.with_vocabulary(loaded.tokenizer.vocab_size), parallel, sizes)
+    trial, shrunk = shrink(loaded, parallel, ranks)
+    return Verdict(trial, shrunk, _launch(trial, progress))
+
+
+# --- processes ---
+
+
+def _launch(trial: Trial, progress: Progress) -> dict[Stepping, list[Difference]]:
+    """Compare on `trial.ranks` processes, which end with this one."""
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(target=_rank, args=(rank, trial, Path(folder), messages), daemon=True)
+            for rank in range(trial.ranks)
+        ]
+        for process in ranks:
+            process.start()
+        try:
+            for done in itertools.count():
+                match _next_message(messages, ranks):
+                    case dict() as differences:
+                        return differences
+                    case Exception() as error:
+                        raise error
+                    case what:
+                        progress(done, 4 * STEPS, what)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+    raise AssertionError("the ranks end with a message")
+
+
+def _next_message(messages: Any, ranks: Sequence[Any]) -> Any:
+    while True:
+        with contextlib.suppress(Empty):
+            return messages.get(timeout=1)
+        for rank, process in enumerate(ranks):
+            if process.exitcode:
+                raise RuntimeError(f"rank {rank} ended with exit code {process.exitcode}")
+
+
+def _rank(rank: int, trial: Trial, folder: Path, messages: Any) -> None:
+    """One of the processes: the first tells what came of it, any one what went wrong."""
+    try:
+        torch.set_num_threads(1)
+        store = dist.FileStore(str(folder / "store"), trial.ranks)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=trial.ranks, timeout=timedelta(minutes=5))
+        world = World.of(trial.parallel, trial.ranks, torch.device("cpu"), torch.float64)
+        tell = messages.put if rank == 0 else lambda what: None
+        differences = compare(trial, world, "recipe", tell), compare(trial, world, "sgd", tell)
+        tell(dict(zip(("recipe", "sgd"), differences, strict=True)))
+    except GroundupError as error:
+        messages.put(error)
+    except Exception as error:
+        error.add_note(f"on rank {rank}")
+        messages.put(error)
+    messages.close()
+    messages.join_thread()
+
+
+# --- training and comparing ---
+
+
+def compare(
+    trial: Trial, world: World, stepping: Stepping, tell: Callable[[str], None] = lambda what: None
+) -> list[Difference]:
+    """Train on all ranks of `world` and on the first alone: how far every tensor on any rank is from what it should be.
+
+    Args:
+        tell: is called after every step, with words for it.
+    """
+    alone: list[Any] = [None]
+    if world.is_first:
+        alone = [train_alone(dataclasses.replace(trial, parallel=ParallelSettings()), stepping, world.dtype, tell)]
+    dist.broadcast_object_list(alone, src=0)
+    found = differences(train(trial, world, stepping, world.dtype, tell), alone[0])
+    everywhere: list[Any] = [None] * trial.ranks
+    dist.all_gather_object(everywhere, found)
+    return [difference for of_rank in everywhere for difference in of_rank]
+
+
+def differences(got: Numbers, wanted: Numbers) -> list[Difference]:
+    """How far each tensor is from the one that it should be."""
+    found = []
+    for (step, what, name), own in got.items():
+        should = wanted[step, what, name].double()
+        size = (own - should).abs().max() / should.abs().max().clamp(min=1.0)
+        ratio = (own * should).sum() / should.square().sum()
+        found.append(Difference(step, what, name, size.item(), ratio.item()))
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def train_alone(trial: Trial, stepping: Stepping, dtype: torch.dtype, tell: Callable[[str], None]) -> Numbers:
+    return train(trial, None, stepping, dtype, tell)
+
+
+def train(
+    trial: Trial, world: World | None, stepping: Stepping, dtype: torch.dtype, tell: Callable[[str], None]
+) -> Numbers:
+    """A few steps: as this rank of `world` sees them, or in one process if it is None."""
+    model, loss = _make(trial, world, dtype)
+    ranks = ONE_RANK if world is None else ManyRanks(world, model)
+    weights = dict(named_weights(model))
+    numbers: Numbers = {}
+    if stepping == "sgd":
+        group = {"params": [*weights.values()], "lr": LEARNING_RATE, "initial_lr": LEARNING_RATE}
+        optimizer: torch.optim.Optimizer = torch.optim.SGD([group])
+    else:
+        base = trial.settings.base_width or trial.model.d_model
+        optimizer = make_optimizer(weights.items(), trial.settings.optimizer, dtype, trial.model.d_model / base)
+    pass_through = _gradients(trial, model, loss, ranks)
+    step = itertools.count(1)
+
+    def gradients(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        result, number = pass_through(batch), next(step)
+        for name, weight in weights.items():
+            numbers[number, "gradient", _name(name, weights)] = _whole(_gradient_of(weight))
+        return result
+
+    limit = trial.settings.clip_value and CLIP / 10
+    batches = map(functools.partial(_own_part, trial, world), batches_of(trial))
+    for done in fit(optimizer, lambda _: 1.0, batches, gradients, steps=STEPS, clip=CLIP, clip_value=limit, ranks=ranks):
+        numbers[done.number, "loss", ""] = done.loss.detach().double()
+        numbers[done.number, "gradient norm", ""] = done.grad_norm.double()
+        where = "one process" if world is None else f"{trial.ranks} ranks"
+        tell(f"step {done.number} on {where}, {stepping}")
+    for name, weight in weights.items():
+        numbers[STEPS, "weight", _name(name, weights)] = _whole(weight)
+    return numbers
+
+
+def _name(name: str, weights: dict[str, nn.Parameter]) -> str:
+    """A tied head that one rank holds beside the embedding is compared with it."""
+    return "embed.weight" if name == "head.weight" and "embed.weight" in weights else name
+
+
+def _gradient_of(weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().double().clone()
+
+
+def _make(trial: Trial, world: World | None, dtype: torch.dtype) -> tuple[Transformer | Pipeline, Loss]:
+    """The model as this rank has it, in training, and its loss."""
+    length, recompute = trial.model.context_length, trial.settings.recompute
+
+    def whole() -> Transformer:
+        model = Transformer(trial.model)
+        if isinstance(trial.settings.loss, MultiToken):
+            model.add_multi_token(trial.settings.loss.extra_tokens)
+        _draw(model)
+        return model.to(dtype)
+
+    in_ring = world is not None and world.sizes["context"] > 1
+    attending = ring_attending(world, length) if world is not None and in_ring else losses.by_document
+    loss = make_loss(trial.settings, attending)
+    if world is None:
+        model: Transformer | Pipeline = whole()
+        recompute_blocks(model, recompute)
+    else:
+        model = apply(whole, world, loss, attending, recompute)
+    return model.train(), loss
+
+
+@torch.no_grad()
+def _draw(model: nn.Module) -> None:
+    """Draw weights by their names: wider than a training begins with, gains and biases too, so that everything in the
+    model has a part in what comes out."""
+    for name, weight in model.named_parameters():
+        draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        drawn = torch.randn(weight.shape, generator=draw, dtype=torch.float64)
+        is_gain = weight.ndim == 1 and not name.endswith(".bias")
+        weight.copy_(1 + 0.1 * drawn if is_gain else 0.3 * drawn)
+
+
+def batches_of(trial: Trial) -> Iterator[Batch]:
+    """Rows of two documents each and some padding, whose targets count unevenly: few of the first rows, and most of the
+    last."""
+    rows, length, vocabulary = trial.rows, trial.model.context_length, trial.model.vocab_size or 0
+    for step in itertools.count():
+        draw = torch.Generator().manual_seed(trial.settings.seed + step)
+        tokens, targets = torch.randint(vocabulary, (2, rows, length), generator=draw)
+        begins = torch.randint(3, length - 3, (rows, 1), generator=draw)
+        place = torch.arange(length).expand(rows, length)
+        second = place >= begins
+        padding = second & (place >= length - 2) & (torch.arange(rows)[:, None] % 3 == 1)
+        document = torch.where(padding, -1, 2 * torch.arange(rows)[:, None] + second)
+        counts = torch.rand(rows, length, generator=draw) < torch.linspace(0.0, 1.0, rows)[:, None]
+        position = torch.where(second, place - begins, place)
+        yield Batch(tokens, targets, (counts & ~padding).double(), position, document)
+
+
+def _own_part(trial: Trial, world: World | None, batch: Batch) -> Batch:
+    """This rank's rows, and of them its positions."""
+    if world is None:
+        return batch
+    each = trial.rows // world.row_ranks
+    rows = slice(world.row_rank * each, (world.row_rank + 1) * each)
+    own = dataclasses.replace(batch, **{name: column[rows] for name, column in vars(batch).items()})
+    if world.sizes["context"] == 1:
+        return own
+    length = trial.model.context_length
+    return cut_positions(own, own_positions(length, world.sizes["context"], world.place("context")))
+
+
+def _gradients(trial: Trial, model: Transformer | Pipeline, loss: Any, ranks: Any) -> Any:
+    if isinstance(model, Transformer):
+        return accumulate(model, loss, trial.micro_batches, seed=trial.settings.seed, ranks=ranks)
+
+    def through_stages(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        divisor = ranks.total_weight(batch)
+        parts = model.gradients(batch, None, trial.micro_batches, divisor, lambda share: share)
+        whole = ranks.add_up({name: part / divisor for name, part in parts.items()})
+        return whole.pop(""), whole
+
+    return through_stages
