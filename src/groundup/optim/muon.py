@@ -66,7 +66,7 @@ class MuonOptimizer(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Float[Tensor, "N R C"], matmul_dtype: torch.dtype) -> Float[Tensor, "N R C"]:
-    """Each matrix with its singular values brought near one (0.7 to 1.2 for all but the very small), in float32.
+    """Each matrix with its singular values brought near one (0.7 to 1.2 for all but the very small).
 
     Five steps of a quintic Newton–Schulz iteration: X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X takes each singular value s to
     a s + b s³ + c s⁵ and leaves the directions as they are.
@@ -78,4 +78,4 @@ def orthogonalised(matrices: Float[Tensor, "N R C"], matmul_dtype: torch.dtype) 
     for _ in range(ITERATIONS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).float()
+    return (x.mT if tall else x).to(matrices.dtype)

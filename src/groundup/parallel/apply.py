@@ -69,11 +69,10 @@ def refuse_layout(config: ModelConfig, settings: ParallelSettings, sizes: dict[s
         SettingsError: a layout that the model cannot have.
     """
     tensor, context, expert = sizes["tensor"], sizes["context"], settings.expert
-    layers_of_stages(config, sizes["pipeline"] * stages_a_rank(settings.schedule))
+    if sizes["pipeline"] > 1:
+        layers_of_stages(config, sizes["pipeline"] * stages_a_rank(settings.schedule))
     if tensor > config.n_heads:
-        raise SettingsError(
-            f"parallel.tensor = {tensor}, but model.n_heads = {config.n_heads}: each rank needs a head"
-        )
+        raise SettingsError(f"parallel.tensor = {tensor}, but model.n_heads = {config.n_heads}: each rank needs a head")
     if context > 1 and config.context_length % (2 * context):
         raise SettingsError(
             f"parallel.context = {context} gives each rank two of {2 * context} equal chunks of a row, but "

@@ -11,7 +11,6 @@ from groundup.model.settings import ModelConfig
 from groundup.optim.settings import Constant
 from groundup.parallel.settings import AXES, Interleaved, ParallelSettings, ZeroBubble
 from groundup.pretrain.settings import MultiToken, PretrainSettings
-from groundup.recipe import Recipe
 from groundup.settings import Table
 from groundup.train.settings import NoGuard
 
@@ -38,8 +37,13 @@ class Trial:
         return self.parallel.fewest_ranks
 
 
-def shrink(recipe: Recipe, parallel: ParallelSettings, ranks: int) -> tuple[Trial, list[str]]:
-    """The recipe made small, and what of its layout over `ranks` had to be made smaller, in words.
+def shrink(
+    model: ModelConfig, settings: PretrainSettings, parallel: ParallelSettings, ranks: int
+) -> tuple[Trial, list[str]]:
+    """A training made small, and what of its layout over `ranks` had to be made smaller, in words.
+
+    Args:
+        model: with its vocabulary.
 
     Raises:
         SettingsError: axes whose product is not the number of ranks.
@@ -48,9 +52,10 @@ def shrink(recipe: Recipe, parallel: ParallelSettings, ranks: int) -> tuple[Tria
     small = _fewer_ranks(full)
     # An axis that was left out decides nothing.
     full = {axis: size if small[axis] > 1 else 1 for axis, size in full.items()}
-    model = _small_model(recipe, parallel, full, small)
-    settings = _small_settings(recipe.pretrain, recipe.model, model)
-    rows_of_rank = max(4, small["pipeline"])
+    small_model = _small_model(model, parallel, full, small)
+    small_settings = _small_settings(settings, model, small_model)
+    # Uneven micro-batches, but for pipelines, which have none.
+    rows_of_rank, micro_batches = (3, 2) if small["pipeline"] == 1 else (max(4, small["pipeline"]),) * 2
     layout = parallel.model_copy(update=small | {"elastic": False})
     said = [
         f"{axis} {size} is tried as {small[axis]}"
@@ -58,7 +63,7 @@ def shrink(recipe: Recipe, parallel: ParallelSettings, ranks: int) -> tuple[Tria
         if size != small[axis]
     ]
     rows = rows_of_rank * small["replicate"] * small["shard"]
-    return Trial(model, settings, layout, rows, rows_of_rank), said
+    return Trial(small_model, small_settings, layout, rows, micro_batches), said
 
 
 def _fewer_ranks(sizes: dict[str, int]) -> dict[str, int]:
@@ -75,8 +80,10 @@ def _fewer_ranks(sizes: dict[str, int]) -> dict[str, int]:
     return small
 
 
-def _small_model(recipe: Recipe, parallel: ParallelSettings, full: dict[str, int], small: dict[str, int]) -> ModelConfig:
-    model, table = recipe.model, recipe.model.table()
+def _small_model(
+    model: ModelConfig, parallel: ParallelSettings, full: dict[str, int], small: dict[str, int]
+) -> ModelConfig:
+    table = model.table()
     tensor = full["tensor"], small["tensor"]
     n_heads, n_kv_heads = _heads(model, *tensor)
     d_head = _head_width(model)
@@ -84,7 +91,7 @@ def _small_model(recipe: Recipe, parallel: ParallelSettings, full: dict[str, int
     stages = {axis: _stages(parallel, sizes["pipeline"]) for axis, sizes in (("full", full), ("small", small))}
     context_length = _context_length(model, full, small)
     table |= {
-        "vocab_size": _alike(recipe.tokenizer.vocab_size, *tensor, 80),
+        "vocab_size": _alike(model.vocab_size or 0, *tensor, 80),
         "context_length": context_length,
         "d_model": d_model,
         "n_layers": _alike(model.n_layers, stages["full"], stages["small"], max(2, stages["small"])),
@@ -118,9 +125,7 @@ def _heads(model: ModelConfig, ranks: int, few: int) -> tuple[int, int]:
 
     wanted = facts(model.n_heads, model.kv_heads, ranks)
     possible = ((groups * each, groups) for groups in range(1, 33) for each in range(1, 33))
-    return min(
-        (heads for heads in possible if facts(*heads, few) == wanted), default=(model.n_heads, model.kv_heads)
-    )
+    return min((heads for heads in possible if facts(*heads, few) == wanted), default=(model.n_heads, model.kv_heads))
 
 
 def _head_width(model: ModelConfig) -> int:

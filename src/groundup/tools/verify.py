@@ -9,8 +9,13 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
+import math
 import multiprocessing
+import re
+import statistics
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,15 +43,19 @@ from groundup.parallel.world import World
 from groundup.pretrain.settings import MultiToken
 from groundup.pretrain.setup import make_loss
 from groundup.recipe import load_recipe
+from groundup.tokenizer.make import load_existing
+from groundup.tokenizer.settings import Existing
 from groundup.tools.shrink import STEPS, Trial, shrink
 from groundup.train import losses
-from groundup.train.fit import ONE_RANK, Loss, accumulate, fit
+from groundup.train.fit import ONE_RANK, Gradients, Loss, Ranks, accumulate, fit
 from groundup.train.ranks import ManyRanks
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 """Largest difference, × max(1, largest magnitude in the tensor)."""
 LEARNING_RATE = 0.05  # of plain gradient descent: large enough to move every weight, small enough to stay finite
 CLIP = 0.25  # shorter than the gradients are at first, so that clipping is tried, too
+NEAR = 0.15  # of a whole number of times: what is missing of a sum is rarely just its share
+NUMBER = re.compile(r"\.\d+\.")
 Stepping = Literal["recipe", "sgd"]
 Numbers = dict[tuple[int, str, str], Tensor]
 """(step, what, name) → what a training came to: of each step its loss, gradient norm and gradients before clipping; of
@@ -82,6 +91,30 @@ class Verdict:
     def is_equal(self) -> bool:
         return not any(self.unequal(stepping) for stepping in self.differences)
 
+    def table(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "equal": self.is_equal,
+            "ranks": self.trial.ranks,
+            "shrunk": self.shrunk,
+            "model": self.trial.model.table(),
+            "parallel": self.trial.parallel.table(),
+            "largest_differences": {
+                stepping: {what: _largest(of, what) for what in KINDS} for stepping, of in self.differences.items()
+            },
+            "unequal": {
+                stepping: [dataclasses.asdict(each) for each in self.unequal(stepping)] for stepping in self.differences
+            },
+        }
+
+    def refuse_unequal(self) -> None:
+        """
+        Raises:
+            SettingsError: the layout does not train as one process does.
+        """
+        if not self.is_equal:
+            raise SettingsError("many ranks do not train this recipe as one process does; do not pay for such a run")
+
     def unequal(self, stepping: Stepping) -> list[Difference]:
         """What is too far off at the first step where anything is."""
         return first_unequal(self.differences[stepping], TOLERANCE[torch.float64])
@@ -107,7 +140,7 @@ def verify(
         SettingsError: a layout that is of one rank, or that the model cannot have.
     """
     own = [word for word in words if word.startswith("parallel.")]
-    loaded, _ = load_recipe(recipe, [word for word in words if word not in own])
+    loaded, beside = load_recipe(recipe, [word for word in words if word not in own])
     parallel = ParallelSettings.from_table({}, "[parallel]", [word.removeprefix("parallel.") for word in own])
     ranks = ranks or parallel.fewest_ranks
     sizes = parallel.sizes(ranks)
@@ -115,9 +148,90 @@ def verify(
         raise SettingsError(
             "[parallel] is of one rank, which is equal to itself: name what is to be shared, such as parallel.shard=2"
         )
-    refuse_layout(loaded.model.with_vocabulary(loaded.tokenizer.vocab_size), parallel, sizes)
-    trial, shrunk = shrink(loaded, parallel, ranks)
+    match loaded.tokenizer:
+        case Existing() as existing:
+            vocabulary = load_existing(existing, beside).vocab_size
+        case learned:
+            vocabulary = learned.vocab_size
+    model = loaded.model.with_vocabulary(vocabulary)
+    refuse_layout(model, parallel, sizes)
+    trial, shrunk = shrink(model, loaded.pretrain, parallel, ranks)
     return Verdict(trial, shrunk, _launch(trial, progress))
+
+
+# --- in words ---
+
+KINDS = {"loss": "losses", "gradient norm": "gradient norms", "gradient": "gradients", "weight": "final weights"}
+
+
+def rows(verdict: Verdict) -> list[tuple[str, ...]]:
+    """The largest difference of each kind of number, under either optimizer."""
+    head = ("largest difference", verdict.trial.settings.optimizer.kind, "sgd")
+    found = verdict.differences.values()
+    return [head, *((words, *(f"{_largest(of, what):.1e}" for of in found)) for what, words in KINDS.items())]
+
+
+def _largest(differences: Sequence[Difference], what: str) -> float:
+    sizes = [each.size for each in differences if each.what == what]
+    return max((math.inf if math.isnan(size) else size for size in sizes), default=0.0)
+
+
+def layout_words(verdict: Verdict) -> str:
+    """How many ranks share what.
+
+    >>> from groundup.model.settings import ModelConfig
+    >>> from groundup.pretrain.settings import PretrainSettings
+    >>> trial = Trial(ModelConfig(), PretrainSettings(), ParallelSettings(tensor=2, shard=2, zero=1), 6, 2)
+    >>> layout_words(Verdict(trial, ["shard 64 is tried as 2"], {}))
+    'equal to one process: 4 ranks, shard 2 (zero 1) × tensor 2 (shard 64 is tried as 2)'
+    """
+    layout = verdict.trial.parallel
+    named = {axis: getattr(layout, axis) or 1 for axis in (*AXES, "expert")}
+    words = [f"{axis} {size}" for axis, size in named.items() if size > 1]
+    detail = {"shard": f" (zero {layout.zero})", "pipeline": f" ({layout.schedule.kind})"}
+    words = [word + detail.get(word.split()[0], "") for word in words]
+    smaller = f" ({'; '.join(verdict.shrunk)})" if verdict.shrunk else ""
+    equal = "equal" if verdict.is_equal else "not equal"
+    return f"{equal} to one process: {verdict.trial.ranks} ranks, {' × '.join(words)}{smaller}"
+
+
+def places(verdict: Verdict) -> list[tuple[str, ...]]:
+    """Where it is unequal first: by module, the farthest off before the others."""
+    stepping, off = _first_place(verdict)
+    best: dict[tuple[str, str], Difference] = {}
+    for each in off:
+        best.setdefault((each.what, NUMBER.sub(".*.", each.name)), each)
+    kind = verdict.trial.settings.optimizer.kind if stepping == "recipe" else stepping
+    head = (f"unequal first in step {off[0].step} with {kind}", "", "differs by", "times what it should be")
+    shown = list(best.items())[:12]
+    return [head, *((what, name, f"{each.size:.1e}", f"{each.ratio:.4g}") for (what, name), each in shown)]
+
+
+def likely(verdict: Verdict) -> str:
+    """What is likely wrong, by what differs and how."""
+    _, off = _first_place(verdict)
+    kinds = {each.what for each in off}
+    if "loss" in kinds:
+        return "The loss differs: something is missing in the forward pass, or the loss's own sum over ranks."
+    if "gradient" not in kinds:
+        what = "the norm's sum over ranks" if "gradient norm" in kinds else "clipping, or the optimizer's step"
+        return f"Every gradient is equal: {what} is wrong."
+    ratio = statistics.median(each.ratio for each in off if each.what == "gradient")
+    sizes = {axis: getattr(verdict.trial.parallel, axis) or 1 for axis in AXES}
+    for axis, n in sizes.items():
+        if n > 1 and abs(ratio * n - 1) < NEAR:
+            return f"Gradients are about 1/{n} of what they should be: a sum over {n} ranks ({axis}) is missing."
+        if n > 1 and abs(ratio / n - 1) < NEAR:
+            return (
+                f"Gradients are about {n} times what they should be: {n} ranks ({axis}) add up what is whole already."
+            )
+    return "The loss is equal: a sum or an exchange is missing, or wrong, on the way back to these weights."
+
+
+def _first_place(verdict: Verdict) -> tuple[Stepping, list[Difference]]:
+    """With plain gradient descent, if it is unequal there: by it one sees factors."""
+    steppings: tuple[Stepping, ...] = ("sgd", "recipe")
+    return next((stepping, off) for stepping in steppings if (off := verdict.unequal(stepping)))
 
 
 # --- processes ---
@@ -163,7 +277,9 @@ def _rank(rank: int, trial: Trial, folder: Path, messages: Any) -> None:
     """One of the processes: the first tells what came of it, any one what went wrong."""
     try:
         torch.set_num_threads(1)
-        store = dist.FileStore(str(folder / "store"), trial.ranks)
+        warnings.simplefilter("ignore")  # torch's own, about its older names
+        logging.disable(logging.WARNING)
+        store = dist.FileStore(str(folder / "store"), trial.ranks)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=rank, world_size=trial.ranks, timeout=timedelta(minutes=5))
         world = World.of(trial.parallel, trial.ranks, torch.device("cpu"), torch.float64)
         tell = messages.put if rank == 0 else lambda what: None
@@ -240,7 +356,9 @@ def train(
 
     limit = trial.settings.clip_value and CLIP / 10
     batches = map(functools.partial(_own_part, trial, world), batches_of(trial))
-    for done in fit(optimizer, lambda _: 1.0, batches, gradients, steps=STEPS, clip=CLIP, clip_value=limit, ranks=ranks):
+    for done in fit(
+        optimizer, lambda _: 1.0, batches, gradients, steps=STEPS, clip=CLIP, clip_value=limit, ranks=ranks
+    ):
         numbers[done.number, "loss", ""] = done.loss.detach().double()
         numbers[done.number, "gradient norm", ""] = done.grad_norm.double()
         where = "one process" if world is None else f"{trial.ranks} ranks"
@@ -278,11 +396,10 @@ def _make(trial: Trial, world: World | None, dtype: torch.dtype) -> tuple[Transf
     in_ring = world is not None and world.sizes["context"] > 1
     attending = ring_attending(world, length) if world is not None and in_ring else losses.by_document
     loss = make_loss(trial.settings, attending)
-    if world is None:
-        model: Transformer | Pipeline = whole()
-        recompute_blocks(model, recompute)
-    else:
-        model = apply(whole, world, loss, attending, recompute)
+    if world is not None:
+        return apply(whole, world, loss, attending, recompute).train(), loss
+    model = whole()
+    recompute_blocks(model, recompute)
     return model.train(), loss
 
 
@@ -327,7 +444,7 @@ def _own_part(trial: Trial, world: World | None, batch: Batch) -> Batch:
     return cut_positions(own, own_positions(length, world.sizes["context"], world.place("context")))
 
 
-def _gradients(trial: Trial, model: Transformer | Pipeline, loss: Any, ranks: Any) -> Any:
+def _gradients(trial: Trial, model: Transformer | Pipeline, loss: Loss, ranks: Ranks) -> Gradients[Batch]:
     if isinstance(model, Transformer):
         return accumulate(model, loss, trial.micro_batches, seed=trial.settings.seed, ranks=ranks)
 
