@@ -57,6 +57,7 @@ CLIP = 0.25  # shorter than the gradients are at first, so that clipping is trie
 NEAR = 0.15  # of a whole number of times: what is missing of a sum is rarely just its share
 NUMBER = re.compile(r"\.\d+\.")
 Stepping = Literal["recipe", "sgd"]
+STEPPINGS: tuple[Stepping, ...] = ("recipe", "sgd")
 Numbers = dict[tuple[int, str, str], Tensor]
 """(step, what, name) → what a training came to: of each step its loss, gradient norm and gradients before clipping; of
 the last also weights."""
@@ -283,8 +284,8 @@ def _rank(rank: int, trial: Trial, folder: Path, messages: Any) -> None:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=trial.ranks, timeout=timedelta(minutes=5))
         world = World.of(trial.parallel, trial.ranks, torch.device("cpu"), torch.float64)
         tell = messages.put if rank == 0 else lambda what: None
-        differences = compare(trial, world, "recipe", tell), compare(trial, world, "sgd", tell)
-        tell(dict(zip(("recipe", "sgd"), differences, strict=True)))
+        differences = (compare(trial, world, each, STEPS, tell) for each in STEPPINGS)
+        tell(dict(zip(STEPPINGS, differences, strict=True)))
     except GroundupError as error:
         messages.put(error)
     except Exception as error:
@@ -298,7 +299,7 @@ def _rank(rank: int, trial: Trial, folder: Path, messages: Any) -> None:
 
 
 def compare(
-    trial: Trial, world: World, stepping: Stepping, tell: Callable[[str], None] = lambda what: None
+    trial: Trial, world: World, stepping: Stepping, steps: int, tell: Callable[[str], None] = lambda what: None
 ) -> list[Difference]:
     """Train on all ranks of `world` and on the first alone: how far every tensor on any rank is from what it should be.
 
@@ -307,10 +308,11 @@ def compare(
     """
     alone: list[Any] = [None]
     if world.is_first:
-        alone = [train_alone(dataclasses.replace(trial, parallel=ParallelSettings()), stepping, world.dtype, tell)]
+        one = dataclasses.replace(trial, parallel=ParallelSettings(), micro_batches=2)
+        alone = [train_alone(one, stepping, steps, world.dtype, tell)]
     dist.broadcast_object_list(alone, src=0)
-    found = differences(train(trial, world, stepping, world.dtype, tell), alone[0])
-    everywhere: list[Any] = [None] * trial.ranks
+    found = differences(train(trial, world, stepping, steps, world.dtype, tell), alone[0])
+    everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, found)
     return [difference for of_rank in everywhere for difference in of_rank]
 
@@ -326,15 +328,17 @@ def differences(got: Numbers, wanted: Numbers) -> list[Difference]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
-def train_alone(trial: Trial, stepping: Stepping, dtype: torch.dtype, tell: Callable[[str], None]) -> Numbers:
-    return train(trial, None, stepping, dtype, tell)
+@functools.lru_cache(maxsize=64)  # for many layouts of one trial
+def train_alone(
+    trial: Trial, stepping: Stepping, steps: int, dtype: torch.dtype, tell: Callable[[str], None]
+) -> Numbers:
+    return train(trial, None, stepping, steps, dtype, tell)
 
 
 def train(
-    trial: Trial, world: World | None, stepping: Stepping, dtype: torch.dtype, tell: Callable[[str], None]
+    trial: Trial, world: World | None, stepping: Stepping, steps: int, dtype: torch.dtype, tell: Callable[[str], None]
 ) -> Numbers:
-    """A few steps: as this rank of `world` sees them, or in one process if it is None."""
+    """What so many steps come to: as this rank of `world` sees them, or in one process if it is None."""
     model, loss = _make(trial, world, dtype)
     ranks = ONE_RANK if world is None else ManyRanks(world, model)
     weights = dict(named_weights(model))
@@ -351,26 +355,27 @@ def train(
     def gradients(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         result, number = pass_through(batch), next(step)
         for name, weight in weights.items():
-            numbers[number, "gradient", _name(name, weights)] = _whole(_gradient_of(weight))
+            numbers[number, "gradient", _name(name, trial)] = _whole(_gradient_of(weight))
         return result
 
     limit = trial.settings.clip_value and CLIP / 10
     batches = map(functools.partial(_own_part, trial, world), batches_of(trial))
     for done in fit(
-        optimizer, lambda _: 1.0, batches, gradients, steps=STEPS, clip=CLIP, clip_value=limit, ranks=ranks
+        optimizer, lambda _: 1.0, batches, gradients, steps=steps, clip=CLIP, clip_value=limit, ranks=ranks
     ):
         numbers[done.number, "loss", ""] = done.loss.detach().double()
         numbers[done.number, "gradient norm", ""] = done.grad_norm.double()
         where = "one process" if world is None else f"{trial.ranks} ranks"
         tell(f"step {done.number} on {where}, {stepping}")
     for name, weight in weights.items():
-        numbers[STEPS, "weight", _name(name, weights)] = _whole(weight)
+        numbers[steps, "weight", _name(name, trial)] = _whole(weight)
     return numbers
 
 
-def _name(name: str, weights: dict[str, nn.Parameter]) -> str:
+def _name(name: str, trial: Trial) -> str:
     """A tied head that one rank holds beside the embedding is compared with it."""
-    return "embed.weight" if name == "head.weight" and "embed.weight" in weights else name
+    tied = getattr(trial.model.head, "tied", False)
+    return "embed.weight" if tied and name == "head.weight" else name
 
 
 def _gradient_of(weight: Tensor) -> Tensor:
