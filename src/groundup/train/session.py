@@ -30,6 +30,7 @@ from groundup.train.health import Activations, Health
 from groundup.train.incidents import Incidents
 from groundup.train.log import RunLog
 from groundup.train.loggers import Loggers
+from groundup.train.peers import ALONE, Peers
 from groundup.train.preemption import AskedToStop, Stop, noticing_signals
 from groundup.train.settings import SkipAndRollBack, TrainingSettings
 
@@ -76,6 +77,8 @@ class Session(Generic[Rows]):
     peak_flops: float | None = None
     """FLOPs a second of this machine at best, where they were measured."""
     ranks: Ranks = ONE_RANK
+    peers: Peers = ALONE
+    """The ranks that share checkpoints."""
     say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
@@ -88,7 +91,9 @@ class Session(Generic[Rows]):
         self._incidents = Incidents(settings, self._guard, self.directory, self.log, self.say, self.advice_at_start)
         checkpoints, most, tell = self.directory / "checkpoints", settings.failed_checkpoints, self._incidents.tell
         kept = Kept(settings.keep_checkpoints, settings.keep_every_steps, settings.keep_best)
-        self._saver = Saver(checkpoints, kept, self.recorded, self.inputs, most_failures=most, tell=tell)
+        self._saver = Saver(
+            checkpoints, kept, self.recorded, self.inputs, most_failures=most, tell=tell, peers=self.peers
+        )
         self._batch: Rows
         """The one that the current step learns from."""
         self._next_row = 0
