@@ -108,7 +108,7 @@ QUICK: dict[int, dict[str, Case]] = {
 }
 OPTIMIZERS = {
     f"{kind}: {' x '.join(parallel)}": Case(parallel, "mixture", pretrain={"optimizer": {"kind": kind}})
-    for kind in ("muon", "lion", "adafactor")
+    for kind in ("lion", "adafactor", "muon")
     for parallel in ({"shard": 2}, {"tensor": 2}, {"expert": 2}, {"pipeline": 2})
 }
 SLOW: dict[int, dict[str, Case]] = {
@@ -255,7 +255,7 @@ def run(ranks: int, rank: int, which: str, folder: Path) -> None:
     import time
     for number, (name, case) in enumerate(cases.items()):
         store = dist.FileStore(str(folder / f"store-{number}"), ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
         t0 = time.time()
         try:
             result = result_of(case, ranks)

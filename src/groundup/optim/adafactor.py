@@ -59,6 +59,6 @@ class AdafactorOptimizer(torch.optim.Optimizer):
 def _root_mean_square(tensor: Tensor) -> Tensor:
     """One number for a vector or a matrix, one for each expert of a stack."""
     if tensor.ndim == 3:
-        return torch.stack([_root_mean_square(expert) for expert in tensor])[:, None, None]
+        return tensor.norm(dim=(1, 2), keepdim=True) / math.sqrt(tensor[0].numel())
     size: Tensor = tensor.norm() / math.sqrt(tensor.numel())
     return size
