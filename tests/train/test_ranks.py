@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from groundup.batch import Batch, Weighted, split, total_weight
+from groundup.model.dropout import row_keys
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.optimizer import make_optimizer
@@ -64,11 +65,11 @@ class TwoRanks(Ranks):
     def total_weight(self, batch: Weighted) -> Tensor:
         return added_up(total_weight(batch))
 
-    def add_up(self, shares: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: added_up(share) for name, share in shares.items()}
+    def add_up(self, shares: dict[str, list[Tensor]], divisor: Tensor) -> dict[str, Tensor]:
+        return {name: added_up(torch.stack(each).sum()) / divisor for name, each in shares.items()}
 
-    def first_micro_batch(self, count: int) -> int:
-        return self.rank * count
+    def dropout_keys(self, seed: int, step: int, count: int, device: torch.device) -> Tensor:
+        return row_keys(seed, step, self.rank * count, count, device)
 
     def agree(self, verdict: bool) -> bool:
         return bool(added_up(torch.tensor(float(verdict))) == 2)

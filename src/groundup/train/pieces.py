@@ -171,7 +171,7 @@ def read_whole(pieces: Sequence[StoredPiece]) -> Tensor:
     if len(pieces) > 1:
         whole = whole.new_empty(whole_shape(pieces))
         for piece in pieces:
-            whole[_block(piece.offset, piece.shape, (0,) * whole.ndim)] = _read(piece)
+            whole[block(piece.offset, piece.shape)] = _read(piece)
     return whole
 
 
@@ -224,13 +224,13 @@ def _copy(path: Path, overlaps: Sequence[tuple[StoredPiece, Piece, list[int], li
             if tuple(lengths) == stored.shape:
                 source = file.get_tensor(stored.name)
             else:  # a mapped file is read no further than the block goes; the other way reads the whole tensor
-                source = mapped.get_slice(stored.name)[_block(starts, lengths, stored.offset)]
-            piece.local[_block(starts, lengths, piece.offset)].copy_(source)
+                source = mapped.get_slice(stored.name)[block(starts, lengths, stored.offset)]
+            piece.local[block(starts, lengths, piece.offset)].copy_(source)
 
 
-def _block(starts: Sequence[int], lengths: Sequence[int], origin: Sequence[int]) -> tuple[slice, ...]:
-    """Indices of a block within one that begins at `origin`."""
-    begins = [start - first for start, first in zip(starts, origin, strict=True)]
+def block(starts: Sequence[int], lengths: Sequence[int], origin: Sequence[int] | None = None) -> tuple[slice, ...]:
+    """Indices of a block within one that begins at `origin`; within the whole tensor if not given."""
+    begins = [start - first for start, first in zip(starts, origin or [0] * len(starts), strict=True)]
     return tuple(slice(begin, begin + length) for begin, length in zip(begins, lengths, strict=True))
 
 
