@@ -5,7 +5,9 @@ The cases of as many ranks share one launch of processes, which run this file; e
 """
 
 import contextlib
+import dataclasses
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,7 +42,15 @@ from groundup.tools.shrink import Trial
 from groundup.tools.verify import TOLERANCE, Stepping, compare
 from groundup.train.ranks import ManyRanks
 
-SIZES = {"vocab_size": 96, "context_length": 32, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48}
+SIZES = {
+    "vocab_size": 96,
+    "context_length": 32,
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "d_ff": 48,
+}
 MIXTURE = {"kind": "experts", "n_experts": 4, "n_active": 2, "n_shared": 1, "balance": 0.1}
 SHAPES: dict[str, Table] = {
     "llama": {},
@@ -77,13 +87,17 @@ class Case:
     def trial(self) -> Trial:
         kinds = {"attention": "grouped_query", "head": "language_model", "block": "sequential"}
         table = SIZES | SHAPES[self.shape] | (self.model or {})
-        table |= {name: {"kind": kind, **table[name]} for name, kind in kinds.items() if isinstance(table.get(name), dict)}
+        table |= {
+            name: {"kind": kind, **table[name]} for name, kind in kinds.items() if isinstance(table.get(name), dict)
+        }
         parallel = ParallelSettings.from_table(self.parallel)
-        settings = PretrainSettings.from_table({"loss": {"kind": "next_token", "z_loss": 1e-3}, **(self.pretrain or {})})
+        settings = PretrainSettings.from_table(
+            {"precision": "float32", "loss": {"kind": "next_token", "z_loss": 1e-3}, **(self.pretrain or {})}
+        )
         row_ranks = (parallel.replicate or 1) * (parallel.shard or max(1, parallel.expert // parallel.context))
         rows = 8 // row_ranks
-        micro_batches = min(rows, 4 if parallel.pipeline > 1 else 2)
-        return Trial(ModelConfig.from_table(table), settings, parallel, 8, micro_batches)
+        settings = settings.model_copy(update={"micro_batch_rows": -(-rows // (4 if parallel.pipeline > 1 else 2))})
+        return Trial(ModelConfig.from_table(table), settings, parallel, 8)
 
 
 def over(shapes: Iterable[str], **parallel: Any) -> dict[str, Case]:
@@ -210,7 +224,9 @@ def taken_out(name: str) -> contextlib.AbstractContextManager[Any]:
     def own(x: Tensor, group: dist.ProcessGroup, dim: int = 1) -> Tensor:
         return x.chunk(group.size(), dim)[group.rank()]
 
-    def reduce_scatter(self: Any, output_tensor: Tensor, input_tensor: Tensor, group: Any, *rest: Any, **more: Any) -> None:
+    def reduce_scatter(
+        self: Any, output_tensor: Tensor, input_tensor: Tensor, group: Any, *rest: Any, **more: Any
+    ) -> None:
         output_tensor.copy_(own(input_tensor, group, 0))
 
     def keep_gradients(tensors: Any, group: Any) -> Any:
@@ -251,11 +267,13 @@ def run(ranks: int, rank: int, which: str, folder: Path) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     cases = {"quick": QUICK, "slow": SLOW}[which][ranks]
-    if os.environ.get("ONLY"): cases = {k: v for k, v in cases.items() if re.search(os.environ["ONLY"], k)}
+    if os.environ.get("ONLY"):
+        cases = {k: v for k, v in cases.items() if re.search(os.environ["ONLY"], k)}
     import time
-    for number, (name, case) in enumerate(cases.items()):
-        store = dist.FileStore(str(folder / f"store-{number}"), ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+
+    store = dist.FileStore(str(folder / "store"), ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    for name, case in cases.items():
         t0 = time.time()
         try:
             result = result_of(case, ranks)
@@ -266,13 +284,21 @@ def run(ranks: int, rank: int, which: str, folder: Path) -> None:
         if rank == 0:
             with (folder / "results.jsonl").open("a") as results:
                 print(json.dumps([name, result]), file=results)
-        dist.destroy_process_group()
+    dist.destroy_process_group()
+
+
+@functools.cache
+def world_of(parallel: ParallelSettings, ranks: int) -> World:
+    return World.of(parallel, ranks, torch.device("cpu"), torch.float64)
 
 
 def result_of(case: Case, ranks: int) -> dict[str, Any]:
     """The largest difference, and where it is."""
     trial, worst = case.trial(), []
-    world = World.of(trial.parallel, ranks, torch.device("cpu"), case.dtype)
+    torch.set_default_dtype(case.dtype)
+    world = dataclasses.replace(
+        world_of(trial.parallel, ranks), dtype=case.dtype, micro_batch_rows=trial.settings.micro_batch_rows
+    )
     with taken_out(case.without):
         for stepping, steps in STEPS.items() if not case.without else {"sgd": 1}.items():
             differences = compare(trial, world, stepping, steps)
@@ -310,7 +336,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], di
     return results_of
 
 
-def check(ranks: int, which: str, name: str, results: Callable[[int, str], dict[str, Any]], folder: Path | None = None) -> None:
+def check(
+    ranks: int, which: str, name: str, results: Callable[[int, str], dict[str, Any]], folder: Path | None = None
+) -> None:
     case = {"quick": QUICK, "slow": SLOW}[which][ranks][name]
     found = results(ranks, which)
     assert name in found, f"the ranks did not come so far; they did: {list(found)}"
@@ -332,7 +360,9 @@ def test_ranks_train_as_one_process(ranks: int, name: str, results: Callable[[in
 @needs_gloo
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "name"), [(ranks, name) for ranks in SLOW for name in SLOW[ranks]])
-def test_every_layout_trains_as_one_process(ranks: int, name: str, results: Callable[[int, str], dict[str, Any]]) -> None:
+def test_every_layout_trains_as_one_process(
+    ranks: int, name: str, results: Callable[[int, str], dict[str, Any]]
+) -> None:
     """And is seen not to, where a collective is taken out."""
     check(ranks, "slow", name, results)
 

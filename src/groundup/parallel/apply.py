@@ -7,15 +7,12 @@ import torch
 from torch import nn
 
 from groundup.batch import Batch
-from groundup.errors import SettingsError
 from groundup.model.attention import Attend
 from groundup.model.execution import Recomputation, compile_blocks, recompute_blocks
 from groundup.model.feedforward import MixtureOfExperts
-from groundup.model.settings import Experts, ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.parallel.experts import spread_experts
 from groundup.parallel.ring import Ring, mean_over_ring, own_positions
-from groundup.parallel.settings import ParallelSettings
 from groundup.parallel.shard import shard
 from groundup.parallel.stages import (
     Loss,
@@ -62,34 +59,6 @@ def apply(
     return Pipeline(stages, world)
 
 
-def refuse_layout(config: ModelConfig, settings: ParallelSettings, sizes: dict[str, int]) -> None:
-    """
-    Args:
-        config: with its vocabulary.
-        sizes: of the axes.
-
-    Raises:
-        SettingsError: a layout that the model cannot have.
-    """
-    tensor, context, expert = sizes["tensor"], sizes["context"], settings.expert
-    if sizes["pipeline"] > 1:
-        layers_of_stages(config, sizes["pipeline"] * stages_a_rank(settings.schedule))
-    if tensor > config.n_heads:
-        raise SettingsError(f"parallel.tensor = {tensor}, but model.n_heads = {config.n_heads}: each rank needs a head")
-    if context > 1 and config.context_length % (2 * context):
-        raise SettingsError(
-            f"parallel.context = {context} gives each rank two of {2 * context} equal chunks of a row, but "
-            f"model.context_length = {config.context_length:,}: set a multiple of {2 * context}"
-        )
-    if expert > 1 and not isinstance(config.feedforward, Experts):
-        raise SettingsError(f"parallel.expert = {expert}, but the model has no experts: leave parallel.expert out")
-    if isinstance(config.feedforward, Experts) and config.feedforward.n_experts % expert:
-        raise SettingsError(
-            f"parallel.expert = {expert} does not divide model.feedforward.n_experts = "
-            f"{config.feedforward.n_experts}: each rank has as many"
-        )
-
-
 def own_stages(world: World) -> list[int]:
     """The numbers of this rank's stages."""
     schedule, n = world.settings.schedule, world.sizes["pipeline"]
@@ -105,7 +74,6 @@ def stage_layers(model: Transformer, world: World) -> list[range]:
 
 def _spread(model: Transformer, world: World, recompute: Recomputation, compile: bool) -> None:
     """What is done to one stage, but for its shards."""
-    refuse_layout(model.config, world.settings, world.sizes)
     experts = None if world.experts is None else world.experts["expert", "tensor"]
     if world.sizes["tensor"] > 1 or experts is not None:
         tensor_parallel(model, world.mesh["tensor"], experts)

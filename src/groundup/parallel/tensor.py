@@ -22,6 +22,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
+from groundup.errors import SettingsError
 from groundup.model.attention import GroupedQueryAttention
 from groundup.model.dropout import Dropout
 from groundup.model.feedforward import AuxiliaryLosses, FeedForward, MixtureOfExperts
@@ -76,8 +77,15 @@ def tensor_parallel(model: Transformer, mesh: DeviceMesh, experts: DeviceMesh | 
 
     Args:
         experts: axes expert and tensor, where experts are spread too; which goes for one tensor rank as well.
+
+    Raises:
+        SettingsError: more ranks than heads.
     """
     region = Region(mesh.get_group())
+    if region.n > model.config.n_heads:
+        raise SettingsError(
+            f"parallel.tensor = {region.n}, but model.n_heads = {model.config.n_heads}: each rank needs a head"
+        )
     splitter = _Splitter(mesh, region, experts)
     blocks = [*model.blocks.values(), *(head.get_submodule("block") for head in model.multi_token)]
     if region.n == 1:

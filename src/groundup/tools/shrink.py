@@ -29,8 +29,6 @@ class Trial:
     """With every axis set."""
     rows: int
     """Of the batch of all ranks."""
-    micro_batches: int
-    """Into which each rank's rows are split."""
 
     @property
     def ranks(self) -> int:
@@ -52,10 +50,12 @@ def shrink(
     small = _fewer_ranks(full)
     # An axis that was left out decides nothing.
     full = {axis: size if small[axis] > 1 else 1 for axis, size in full.items()}
+    # Micro-batches are uneven, but in pipelines, which have none such.
+    rows_of_rank, micro_batch_rows = (max(4, small["pipeline"]), 1) if small["pipeline"] > 1 else (3, 2)
+    if parallel.exact:
+        rows_of_rank, micro_batch_rows = 4, 2
     small_model = _small_model(model, parallel, full, small)
-    small_settings = _small_settings(settings, model, small_model)
-    # Uneven micro-batches, but for pipelines, which have none.
-    rows_of_rank, micro_batches = (3, 2) if small["pipeline"] == 1 else (max(4, small["pipeline"]),) * 2
+    small_settings = _small_settings(settings, model, small_model, micro_batch_rows)
     layout = parallel.model_copy(update=small | {"elastic": False})
     said = [
         f"{axis} {size} is tried as {small[axis]}"
@@ -63,7 +63,7 @@ def shrink(
         if size != small[axis]
     ]
     rows = rows_of_rank * small["replicate"] * small["shard"]
-    return Trial(small_model, small_settings, layout, rows, micro_batches), said
+    return Trial(small_model, small_settings, layout, rows), said
 
 
 def _fewer_ranks(sizes: dict[str, int]) -> dict[str, int]:
@@ -175,7 +175,9 @@ def _small_feedforward(table: Table, ranks: int, few: int) -> Table:
     }
 
 
-def _small_settings(settings: PretrainSettings, model: ModelConfig, small: ModelConfig) -> PretrainSettings:
+def _small_settings(
+    settings: PretrainSettings, model: ModelConfig, small: ModelConfig, micro_batch_rows: int
+) -> PretrainSettings:
     """Its loss, optimizer, clipping and recomputation, at the top of the learning rate from the first step on."""
     loss, base = settings.loss, settings.base_width
     if isinstance(loss, MultiToken):
@@ -185,8 +187,7 @@ def _small_settings(settings: PretrainSettings, model: ModelConfig, small: Model
             "steps": STEPS,
             "schedule": Constant(warmup_steps=0),
             "guard": NoGuard(),
-            "precision": None,
-            "compile": False,
+            "micro_batch_rows": micro_batch_rows,
             "batch_ramp": None,
             "loss": loss,
             "base_width": None if base is None else max(1, round(base * small.d_model / model.d_model)),

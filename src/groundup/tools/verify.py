@@ -16,8 +16,7 @@ import re
 import statistics
 import tempfile
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,34 +25,31 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from groundup.batch import Batch
 from groundup.errors import GroundupError, SettingsError
 from groundup.files import Progress, no_progress
-from groundup.model.execution import recompute_blocks
-from groundup.model.transformer import Transformer
-from groundup.optim.optimizer import make_optimizer
-from groundup.parallel.apply import apply, refuse_layout, ring_attending
+from groundup.model.draw import drawn, key, local_part
+from groundup.optim.settings import Float32
 from groundup.parallel.ring import cut_positions, own_positions
 from groundup.parallel.settings import AXES, ParallelSettings
-from groundup.parallel.stages import Pipeline, named_weights
 from groundup.parallel.world import World
-from groundup.pretrain.settings import MultiToken
-from groundup.pretrain.setup import make_loss
+from groundup.pretrain.ranks import check_layout
+from groundup.pretrain.setup import set_up, set_up_ranks
 from groundup.recipe import load_recipe
 from groundup.tokenizer.make import load_existing
 from groundup.tokenizer.settings import Existing
 from groundup.tools.shrink import STEPS, Trial, shrink
-from groundup.train import losses
-from groundup.train.fit import ONE_RANK, Gradients, Loss, Ranks, accumulate, fit
-from groundup.train.ranks import ManyRanks
+from groundup.train.fit import fit
+from groundup.train.ranks import own_rows
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 """Largest difference, × max(1, largest magnitude in the tensor)."""
 LEARNING_RATE = 0.05  # of plain gradient descent: large enough to move every weight, small enough to stay finite
 CLIP = 0.25  # shorter than the gradients are at first, so that clipping is tried, too
+CPU = torch.device("cpu")
 NEAR = 0.15  # of a whole number of times: what is missing of a sum is rarely just its share
 NUMBER = re.compile(r"\.\d+\.")
 Stepping = Literal["recipe", "sgd"]
@@ -140,11 +136,8 @@ def verify(
     Raises:
         SettingsError: a layout that is of one rank, or that the model cannot have.
     """
-    own = [word for word in words if word.startswith("parallel.")]
-    loaded, beside = load_recipe(recipe, [word for word in words if word not in own])
-    parallel = ParallelSettings.from_table({}, "[parallel]", [word.removeprefix("parallel.") for word in own])
-    ranks = ranks or parallel.fewest_ranks
-    sizes = parallel.sizes(ranks)
+    loaded, beside = load_recipe(recipe, words)
+    ranks = ranks or loaded.parallel.fewest_ranks
     if ranks == 1:
         raise SettingsError(
             "[parallel] is of one rank, which is equal to itself: name what is to be shared, such as parallel.shard=2"
@@ -155,14 +148,21 @@ def verify(
         case learned:
             vocabulary = learned.vocab_size
     model = loaded.model.with_vocabulary(vocabulary)
-    refuse_layout(model, parallel, sizes)
-    trial, shrunk = shrink(model, loaded.pretrain, parallel, ranks)
+    settings = loaded.pretrain.model_copy(update={"precision": Float32(), "compile": False})
+    check_layout(model, settings, loaded.parallel, ranks)
+    trial, shrunk = shrink(model, settings, loaded.parallel, ranks)
     return Verdict(trial, shrunk, _launch(trial, progress))
 
 
 # --- in words ---
 
-KINDS = {"loss": "losses", "gradient norm": "gradient norms", "gradient": "gradients", "weight": "final weights"}
+KINDS = {
+    "loss": "losses",
+    "gradient norm": "gradient norms",
+    "gradient": "gradients",
+    "weight": "final weights",
+    "average": "their averages",
+}
 
 
 def rows(verdict: Verdict) -> list[tuple[str, ...]]:
@@ -182,7 +182,7 @@ def layout_words(verdict: Verdict) -> str:
 
     >>> from groundup.model.settings import ModelConfig
     >>> from groundup.pretrain.settings import PretrainSettings
-    >>> trial = Trial(ModelConfig(), PretrainSettings(), ParallelSettings(tensor=2, shard=2, zero=1), 6, 2)
+    >>> trial = Trial(ModelConfig(), PretrainSettings(), ParallelSettings(tensor=2, shard=2, zero=1), 6)
     >>> layout_words(Verdict(trial, ["shard 64 is tried as 2"], {}))
     'equal to one process: 4 ranks, shard 2 (zero 1) × tensor 2 (shard 64 is tried as 2)'
     """
@@ -282,7 +282,8 @@ def _rank(rank: int, trial: Trial, folder: Path, messages: Any) -> None:
         logging.disable(logging.WARNING)
         store = dist.FileStore(str(folder / "store"), trial.ranks)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=rank, world_size=trial.ranks, timeout=timedelta(minutes=5))
-        world = World.of(trial.parallel, trial.ranks, torch.device("cpu"), torch.float64)
+        torch.set_default_dtype(torch.float64)
+        world = World.of(trial.parallel, trial.ranks, CPU, torch.float64, trial.settings.micro_batch_rows)
         tell = messages.put if rank == 0 else lambda what: None
         differences = (compare(trial, world, each, STEPS, tell) for each in STEPPINGS)
         tell(dict(zip(STEPPINGS, differences, strict=True)))
@@ -298,8 +299,12 @@ def _rank(rank: int, trial: Trial, folder: Path, messages: Any) -> None:
 # --- training and comparing ---
 
 
+def _quiet(what: str) -> None:
+    pass
+
+
 def compare(
-    trial: Trial, world: World, stepping: Stepping, steps: int, tell: Callable[[str], None] = lambda what: None
+    trial: Trial, world: World, stepping: Stepping, steps: int, tell: Callable[[str], None] = _quiet
 ) -> list[Difference]:
     """Train on all ranks of `world` and on the first alone: how far every tensor on any rank is from what it should be.
 
@@ -308,10 +313,11 @@ def compare(
     """
     alone: list[Any] = [None]
     if world.is_first:
-        one = dataclasses.replace(trial, parallel=ParallelSettings(), micro_batches=2)
-        alone = [train_alone(one, stepping, steps, world.dtype, tell)]
+        settings = trial.settings.model_copy(update={"micro_batch_rows": trial.rows // 2})
+        one = dataclasses.replace(trial, parallel=ParallelSettings(), settings=settings)
+        alone = [train_alone(one, stepping, steps, torch.get_default_dtype(), tell)]
     dist.broadcast_object_list(alone, src=0)
-    found = differences(train(trial, world, stepping, steps, world.dtype, tell), alone[0])
+    found = differences(train(trial, world, stepping, steps, tell), alone[0])
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, found)
     return [difference for of_rank in everywhere for difference in of_rank]
@@ -332,25 +338,25 @@ def differences(got: Numbers, wanted: Numbers) -> list[Difference]:
 def train_alone(
     trial: Trial, stepping: Stepping, steps: int, dtype: torch.dtype, tell: Callable[[str], None]
 ) -> Numbers:
-    return train(trial, None, stepping, steps, dtype, tell)
+    assert dtype == torch.get_default_dtype(), "which results are remembered by"
+    return train(trial, None, stepping, steps, tell)
 
 
 def train(
-    trial: Trial, world: World | None, stepping: Stepping, steps: int, dtype: torch.dtype, tell: Callable[[str], None]
+    trial: Trial, world: World | None, stepping: Stepping, steps: int, tell: Callable[[str], None] = _quiet
 ) -> Numbers:
-    """What so many steps come to: as this rank of `world` sees them, or in one process if it is None."""
-    model, loss = _make(trial, world, dtype)
-    ranks = ONE_RANK if world is None else ManyRanks(world, model)
-    weights = dict(named_weights(model))
-    numbers: Numbers = {}
+    """What so many steps come to: as this rank of `world` sees them, or in one process if it is None. In torch's
+    default type."""
+    settings = trial.settings
+    assembled = set_up(trial.model, settings, CPU) if world is None else set_up_ranks(trial.model, settings, world)
+    weights, average = assembled.masters.copies, assembled.average if stepping == "recipe" else None
+    _widen(weights)
+    optimizer = assembled.optimizer
     if stepping == "sgd":
         group = {"params": [*weights.values()], "lr": LEARNING_RATE, "initial_lr": LEARNING_RATE}
-        optimizer: torch.optim.Optimizer = torch.optim.SGD([group])
-    else:
-        base = trial.settings.base_width or trial.model.d_model
-        optimizer = make_optimizer(weights.items(), trial.settings.optimizer, dtype, trial.model.d_model / base)
-    pass_through = _gradients(trial, model, loss, ranks)
-    step = itertools.count(1)
+        optimizer = torch.optim.SGD([group])
+    numbers: Numbers = {}
+    step, pass_through = itertools.count(1), assembled.gradients(settings)
 
     def gradients(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         result, number = pass_through(batch), next(step)
@@ -358,18 +364,36 @@ def train(
             numbers[number, "gradient", _name(name, trial)] = _whole(_gradient_of(weight))
         return result
 
-    limit = trial.settings.clip_value and CLIP / 10
-    batches = map(functools.partial(_own_part, trial, world), batches_of(trial))
+    assembled.model.train()
     for done in fit(
-        optimizer, lambda _: 1.0, batches, gradients, steps=steps, clip=CLIP, clip_value=limit, ranks=ranks
+        optimizer,
+        lambda _: 1.0,
+        map(functools.partial(_own_part, world), batches_of(trial)),
+        gradients,
+        steps=steps,
+        clip=CLIP,
+        clip_value=settings.clip_value and CLIP / 10,
+        ranks=assembled.ranks,
     ):
         numbers[done.number, "loss", ""] = done.loss.detach().double()
         numbers[done.number, "gradient norm", ""] = done.grad_norm.double()
+        if average is not None:
+            average.update(done.number)
         where = "one process" if world is None else f"{trial.ranks} ranks"
         tell(f"step {done.number} on {where}, {stepping}")
-    for name, weight in weights.items():
-        numbers[steps, "weight", _name(name, trial)] = _whole(weight)
+    for what, tensors in (("weight", weights), ("average", average.weights if average else {})):
+        numbers |= {(steps, what, _name(name, trial)): _whole(tensor) for name, tensor in tensors.items()}
     return numbers
+
+
+@torch.no_grad()
+def _widen(weights: Mapping[str, Tensor]) -> None:
+    """Make weights larger than a training begins with, and gains and biases uneven, so that everything in the model has
+    a part in what comes out."""
+    for name, weight in weights.items():
+        part, ranges = local_part(weight)
+        part.mul_(12 if weight.ndim > 1 else 1)
+        part.add_(drawn(key("uneven", name), weight.shape, ranges, 0.1, part.dtype))
 
 
 def _name(name: str, trial: Trial) -> str:
@@ -385,38 +409,6 @@ def _gradient_of(weight: Tensor) -> Tensor:
 def _whole(tensor: Tensor) -> Tensor:
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return whole.detach().double().clone()
-
-
-def _make(trial: Trial, world: World | None, dtype: torch.dtype) -> tuple[Transformer | Pipeline, Loss]:
-    """The model as this rank has it, in training, and its loss."""
-    length, recompute = trial.model.context_length, trial.settings.recompute
-
-    def whole() -> Transformer:
-        model = Transformer(trial.model)
-        if isinstance(trial.settings.loss, MultiToken):
-            model.add_multi_token(trial.settings.loss.extra_tokens)
-        _draw(model)
-        return model.to(dtype)
-
-    in_ring = world is not None and world.sizes["context"] > 1
-    attending = ring_attending(world, length) if world is not None and in_ring else losses.by_document
-    loss = make_loss(trial.settings, attending)
-    if world is not None:
-        return apply(whole, world, loss, attending, recompute).train(), loss
-    model = whole()
-    recompute_blocks(model, recompute)
-    return model.train(), loss
-
-
-@torch.no_grad()
-def _draw(model: nn.Module) -> None:
-    """Draw weights by their names: wider than a training begins with, gains and biases too, so that everything in the
-    model has a part in what comes out."""
-    for name, weight in model.named_parameters():
-        draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        drawn = torch.randn(weight.shape, generator=draw, dtype=torch.float64)
-        is_gain = weight.ndim == 1 and not name.endswith(".bias")
-        weight.copy_(1 + 0.1 * drawn if is_gain else 0.3 * drawn)
 
 
 def batches_of(trial: Trial) -> Iterator[Batch]:
@@ -436,27 +428,12 @@ def batches_of(trial: Trial) -> Iterator[Batch]:
         yield Batch(tokens, targets, (counts & ~padding).double(), position, document)
 
 
-def _own_part(trial: Trial, world: World | None, batch: Batch) -> Batch:
+def _own_part(world: World | None, batch: Batch) -> Batch:
     """This rank's rows, and of them its positions."""
     if world is None:
         return batch
-    each = trial.rows // world.row_ranks
-    rows = slice(world.row_rank * each, (world.row_rank + 1) * each)
-    own = dataclasses.replace(batch, **{name: column[rows] for name, column in vars(batch).items()})
-    if world.sizes["context"] == 1:
-        return own
-    length = trial.model.context_length
-    return cut_positions(own, own_positions(length, world.sizes["context"], world.place("context")))
-
-
-def _gradients(trial: Trial, model: Transformer | Pipeline, loss: Loss, ranks: Ranks) -> Gradients[Batch]:
-    if isinstance(model, Transformer):
-        return accumulate(model, loss, trial.micro_batches, seed=trial.settings.seed, ranks=ranks)
-
-    def through_stages(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        divisor = ranks.total_weight(batch)
-        parts = model.gradients(batch, None, trial.micro_batches, divisor, lambda share: share)
-        whole = ranks.add_up({name: part / divisor for name, part in parts.items()})
-        return whole.pop(""), whole
-
-    return through_stages
+    rows, length = batch.tokens.shape
+    own = own_rows(world, rows, rows // world.row_ranks).flatten()
+    ranks, rank = world.sizes["context"], world.place("context")
+    batch = dataclasses.replace(batch, **{name: column[own] for name, column in vars(batch).items()})
+    return cut_positions(batch, own_positions(length, ranks, rank)) if ranks > 1 else batch
