@@ -350,7 +350,7 @@ def train(
     settings = trial.settings
     assembled = set_up(trial.model, settings, CPU) if world is None else set_up_ranks(trial.model, settings, world)
     weights, average = assembled.masters.copies, assembled.average if stepping == "recipe" else None
-    _widen(weights)
+    _widen(weights, trial)
     optimizer = assembled.optimizer
     if stepping == "sgd":
         group = {"params": [*weights.values()], "lr": LEARNING_RATE, "initial_lr": LEARNING_RATE}
@@ -387,13 +387,13 @@ def train(
 
 
 @torch.no_grad()
-def _widen(weights: Mapping[str, Tensor]) -> None:
+def _widen(weights: Mapping[str, Tensor], trial: Trial) -> None:
     """Make weights larger than a training begins with, and gains and biases uneven, so that everything in the model has
     a part in what comes out."""
     for name, weight in weights.items():
         part, ranges = local_part(weight)
         part.mul_(12 if weight.ndim > 1 else 1)
-        part.add_(drawn(key("uneven", name), weight.shape, ranges, 0.1, part.dtype))
+        part.add_(drawn(key("uneven", _name(name, trial)), weight.shape, ranges, 0.1, part.dtype))
 
 
 def _name(name: str, trial: Trial) -> str:
