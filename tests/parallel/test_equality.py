@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -67,6 +68,7 @@ SHAPES: dict[str, Table] = {
     "odd": {"vocab_size": 97, "context_length": 36, "n_heads": 9, "n_kv_heads": 3, "d_head": 6, "d_ff": 51,
             "n_layers": 3},
     "parallel blocks": {"block": {"kind": "parallel"}, "embedding_norm": True, "d_embedding": 20},
+    "dropout": {"dropout": 0.2, "attention": {"dropout": 0.1}},
     "multi-query": {"n_kv_heads": 1, "attention": {"bias": "qkv"}, "block": {"norm": "after"}},
 }  # fmt: skip
 STEPS: dict[Stepping, int] = {"recipe": 5, "sgd": 1}
@@ -92,7 +94,12 @@ class Case:
         }
         parallel = ParallelSettings.from_table(self.parallel)
         settings = PretrainSettings.from_table(
-            {"precision": "float32", "loss": {"kind": "next_token", "z_loss": 1e-3}, **(self.pretrain or {})}
+            {
+                "precision": "float32",
+                "loss": {"kind": "next_token", "z_loss": 1e-3},
+                "average": "ema",
+                **(self.pretrain or {}),
+            }
         )
         row_ranks = (parallel.replicate or 1) * (parallel.shard or max(1, parallel.expert // parallel.context))
         rows = 8 // row_ranks
@@ -212,6 +219,7 @@ MUTATED: dict[int, dict[str, Case]] = {
 }
 for ranks, mutated in MUTATED.items():
     SLOW[ranks] |= {f"without {name}": replace(case, without=name) for name, case in mutated.items()}
+CASES = {"quick": QUICK, "slow": SLOW}
 
 
 # --- collectives taken out ---
@@ -260,26 +268,22 @@ def taken_out(name: str) -> contextlib.AbstractContextManager[Any]:
 # --- a rank ---
 
 
-def run(ranks: int, rank: int, which: str, folder: Path) -> None:
+def run(ranks: int, which: str, folder: Path, rank: int, pattern: str = "") -> None:
     """One of the processes: the first writes what came of each case."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    cases = {"quick": QUICK, "slow": SLOW}[which][ranks]
-    if os.environ.get("ONLY"):
-        cases = {k: v for k, v in cases.items() if re.search(os.environ["ONLY"], k)}
-    import time
-
+    cases = {name: case for name, case in CASES[which][ranks].items() if re.search(pattern, name)}
     store = dist.FileStore(str(folder / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     for name, case in cases.items():
-        t0 = time.time()
+        begin = time.monotonic()
         try:
             result = result_of(case, ranks)
         except Exception:
             (folder / f"failed-{rank}.txt").write_text(f"{name}\n{traceback.format_exc()}")
             raise
-        result["seconds"] = round(time.time() - t0, 1)
+        result["seconds"] = round(time.monotonic() - begin, 1)
         if rank == 0:
             with (folder / "results.jsonl").open("a") as results:
                 print(json.dumps([name, result]), file=results)
@@ -309,38 +313,28 @@ def result_of(case: Case, ranks: int) -> dict[str, Any]:
 # --- the launches ---
 
 
-def launch(ranks: int, which: str, folder: Path) -> dict[str, Any]:
-    """Each case's result, by name; of all tests that ask, the first launches."""
+def launch(ranks: int, which: str, folder: Path) -> None:
+    """Of all tests that ask, also in other processes, the first launches."""
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            (folder / "done").touch()
-            command = [sys.executable, __file__, str(ranks), which, str(folder)]
-            processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.DEVNULL) for rank in range(ranks)]
-            for process in processes:
-                process.wait()
-    lines = (folder / "results.jsonl").read_text().splitlines() if (folder / "results.jsonl").exists() else []
-    return dict(json.loads(line) for line in lines)
+        if (folder / "results.jsonl").exists():
+            return
+        (folder / "results.jsonl").touch()
+        command = [sys.executable, __file__, str(ranks), which, str(folder)]
+        processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.DEVNULL) for rank in range(ranks)]
+        for process in processes:
+            process.wait()
 
 
-@pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], dict[str, Any]]:
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-    def results_of(ranks: int, which: str) -> dict[str, Any]:
-        return launch(ranks, which, shared / f"ranks-{ranks}-{which}")
-
-    return results_of
-
-
-def check(
-    ranks: int, which: str, name: str, results: Callable[[int, str], dict[str, Any]], folder: Path | None = None
-) -> None:
-    case = {"quick": QUICK, "slow": SLOW}[which][ranks][name]
-    found = results(ranks, which)
-    assert name in found, f"the ranks did not come so far; they did: {list(found)}"
+def check(ranks: int, which: str, name: str, temporary: pytest.TempPathFactory) -> None:
+    """Read the result of a case from the launch that all cases of as many ranks share."""
+    own = temporary.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"ranks-{ranks}-{which}"
+    launch(ranks, which, folder)
+    found = dict(json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines())
+    assert name in found, "\n".join(file.read_text() for file in folder.glob("failed-*")) or "the ranks came to no end"
+    case = CASES[which][ranks][name]
     if case.without:
         assert found[name]["size"] > TOLERANCE[case.dtype], "the comparison does not see it"
     else:
@@ -352,19 +346,17 @@ needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
 
 @needs_gloo
 @pytest.mark.parametrize(("ranks", "name"), [(ranks, name) for ranks in QUICK for name in QUICK[ranks]])
-def test_ranks_train_as_one_process(ranks: int, name: str, results: Callable[[int, str], dict[str, Any]]) -> None:
-    check(ranks, "quick", name, results)
+def test_ranks_train_as_one_process(ranks: int, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    check(ranks, "quick", name, tmp_path_factory)
 
 
 @needs_gloo
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "name"), [(ranks, name) for ranks in SLOW for name in SLOW[ranks]])
-def test_every_layout_trains_as_one_process(
-    ranks: int, name: str, results: Callable[[int, str], dict[str, Any]]
-) -> None:
+def test_every_layout_trains_as_one_process(ranks: int, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """And is seen not to, where a collective is taken out."""
-    check(ranks, "slow", name, results)
+    check(ranks, "slow", name, tmp_path_factory)
 
 
 if __name__ == "__main__":
-    run(int(sys.argv[1]), int(sys.argv[4]), sys.argv[2], Path(sys.argv[3]))
+    run(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])
