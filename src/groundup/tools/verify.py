@@ -336,9 +336,9 @@ def differences(got: Numbers, wanted: Numbers) -> list[Difference]:
 
 @functools.lru_cache(maxsize=64)  # for many layouts of one trial
 def train_alone(
-    trial: Trial, stepping: Stepping, steps: int, dtype: torch.dtype, tell: Callable[[str], None]
+    trial: Trial, stepping: Stepping, steps: int, dtype: torch.dtype, tell: Callable[[str], None] = _quiet
 ) -> Numbers:
-    assert dtype == torch.get_default_dtype(), "which results are remembered by"
+    """In one process; `dtype` is torch's default type."""
     return train(trial, None, stepping, steps, tell)
 
 
