@@ -153,7 +153,10 @@ SLOW: dict[int, dict[str, Case]] = {
            ("tensor", "context", "pipeline", "shard")},
         **{f"{axis}: float32": Case({axis: 2}, dtype=torch.float32) for axis in
            ("tensor", "context", "pipeline", "shard")},
+        "lion: what rounding alone moves": Case({"tensor": 2}, "gpt2", pretrain={"optimizer": "lion"}),
+        "adafactor: what rounding alone moves": Case({"tensor": 2}, "gpt2", pretrain={"optimizer": "adafactor"}),
         "offload": Case({"shard": 2, "offload": True}),
+        "exact": Case({"shard": 2, "exact": True}, "dropout"),
         "largest values": Case({"shard": 2}, pretrain={"clip_value": 1e-3}),
         **OPTIMIZERS,
     },
@@ -167,6 +170,9 @@ SLOW: dict[int, dict[str, Case]] = {
     | over(["llama", "latent", "mixture"], pipeline=2, context=2)
     | over(["llama", "mixture"], replicate=2, shard=2)
     | over(["llama"], replicate=2, shard=2, zero=1)
+    | over(["dropout"], context=2, tensor=2)
+    | over(["dropout"], pipeline=2, tensor=2)
+    | over(["dropout"], pipeline=2, context=2)
     | over(["mixture"], expert=4)
     | over(["mixture"], expert=2, tensor=2)
     | over(["mixture"], expert=2, context=2)
@@ -190,7 +196,7 @@ SLOW: dict[int, dict[str, Case]] = {
     | over(["mixture"], context=2, expert=4, tensor=2)
     | over(["mixture"], expert=4, shard=8)
     | over(["parallel blocks"], replicate=2, shard=4, zero=2)
-    | over(["full qk-norm"], pipeline=4, tensor=2)
+    | {"pipeline 4 x tensor 2: full qk-norm": Case({"pipeline": 4, "tensor": 2}, "full qk-norm", {"n_layers": 5})}
     | {"zero bubble 4 x shard 2": Case({"pipeline": 4, "schedule": "zero_bubble", "shard": 2}, model={"n_layers": 9})},
 }  # fmt: skip
 MUTATED: dict[int, dict[str, Case]] = {
