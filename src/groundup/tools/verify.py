@@ -31,7 +31,7 @@ from groundup.batch import Batch
 from groundup.errors import GroundupError, SettingsError
 from groundup.files import Progress, no_progress
 from groundup.model.draw import Ranges, drawn, key, local_part
-from groundup.optim.settings import Float32
+from groundup.optim.settings import ExponentialAverage, Float32
 from groundup.parallel.ring import cut_positions, own_positions
 from groundup.parallel.settings import AXES, ParallelSettings
 from groundup.parallel.world import World
@@ -168,8 +168,9 @@ KINDS = {
 def rows(verdict: Verdict) -> list[tuple[str, ...]]:
     """The largest difference of each kind of number, under either optimizer."""
     head = ("largest difference", verdict.trial.settings.optimizer.kind, "sgd")
-    found = verdict.differences.values()
-    return [head, *((words, *(f"{_largest(of, what):.1e}" for of in found)) for what, words in KINDS.items())]
+    found, averaged = verdict.differences.values(), isinstance(verdict.trial.settings.average, ExponentialAverage)
+    kinds = {what: words for what, words in KINDS.items() if what != "average" or averaged}
+    return [head, *((words, *(f"{_largest(of, what):.1e}" for of in found)) for what, words in kinds.items())]
 
 
 def _largest(differences: Sequence[Difference], what: str) -> float:
