@@ -125,7 +125,6 @@ QUICK: dict[int, dict[str, Case]] = {
         "tensor: odd": Case({"tensor": 2}, "odd"),
         "context: caps, windows": Case({"context": 2}, "caps, windows"),
         "pipeline: tied": Case({"pipeline": 2}),
-        "shard": Case({"shard": 2}, "gpt2"),
         "shard without its sum": Case({"shard": 2}, "gpt2", without="shard's sum"),
     },
     4: {
@@ -142,7 +141,7 @@ SLOW: dict[int, dict[str, Case]] = {
     2: over(SHAPES, tensor=2)
     | over(SHAPES, context=2)
     | over(SHAPES, pipeline=2)
-    | over(["llama", "odd", "mixture"], shard=2)
+    | over(["llama", "odd", "mixture", "gpt2"], shard=2)
     | over(["llama", "mixture"], shard=2, zero=2)
     | over(["llama", "mixture"], shard=2, zero=1)
     | over(["llama", "mixture"], replicate=2)
