@@ -31,6 +31,8 @@ def pretrain_rank(
 ) -> None:
     """`pretrain` on this rank of the process group that it has joined."""
     assert settings.precision is not None, "chosen before ranks are started"
+    if parallel.exact:
+        torch.set_num_threads(1)  # how a matmul is shared out over threads changes its bits
     world = World.of(parallel, ranks, device, weight_dtype(settings.precision), settings.micro_batch_rows)
     pretrain(model, settings, run, inputs, start, progress, until=until, world=world)
 

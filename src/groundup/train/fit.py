@@ -74,6 +74,8 @@ class Ranks:
     """What depends on the other processes of a training. Here there are none; `train/ranks.py` has many."""
 
     rank, size = 0, 1
+    cuts_weights = False
+    """Whether a rank may hold only parts of the weights."""
     peers = ALONE
     """Those who save together: they talk beside the training, in the thread that writes."""
 

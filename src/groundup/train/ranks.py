@@ -27,6 +27,8 @@ from groundup.train.peers import Peers
 class ManyRanks(Ranks):
     """This process's view of a `World` whose ranks train `model`."""
 
+    cuts_weights = True
+
     def __init__(self, world: World, model: Transformer | Pipeline) -> None:
         self.world, self._model, self._config = world, model, model.config
         self.rank, self.size = dist.get_rank(), dist.get_world_size()

@@ -159,7 +159,7 @@ class Session(Generic[Rows]):
             try:
                 self._saver.wait()
             except ResourceError:  # the model itself is about to be written
-                if self.ranks.size > 1:  # from this very checkpoint
+                if self.ranks.cuts_weights:  # from this very checkpoint
                     raise
         self.log.check()
         finish()
@@ -274,7 +274,7 @@ class Session(Generic[Rows]):
     def final_weights(self) -> Mapping[str, Tensor]:
         """Every weight of the model as it is finished, by name. Of many ranks the first has them, from the last
         checkpoint, as it may hold only a part itself."""
-        if self.ranks.size == 1:
+        if not self.ranks.cuts_weights:
             return self.assembled.final_weights
         if self.ranks.rank:
             return {}
