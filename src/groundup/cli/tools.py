@@ -1,4 +1,5 @@
-"""Commands that take a model, a run or any file: generate, chat, inspect, compare, watch, bench."""
+"""Commands that take a model, a run or any file: generate, chat, inspect, compare, watch, bench,
+verify."""
 
 import contextlib
 import sys
@@ -11,7 +12,7 @@ import typer
 from typer import Argument, Option
 
 from groundup.cli import terminal
-from groundup.cli.options import AsJson, Device, Model, Overrides, example
+from groundup.cli.options import AsJson, Device, Model, Overrides, RecipeFile, example
 
 app = typer.Typer()
 
@@ -190,3 +191,25 @@ def bench(
     longest = "Operations that took most time themselves, of a step:" if operations else ""
     wrote = f"Wrote {trace}: open it in a browser at chrome://tracing, or in Perfetto." if trace else ""
     terminal.show(benching.rows(measured), longest, operations, wrote, instead=as_json and measured.table())
+
+
+@app.command(epilog=example("verify"))
+def verify(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int | None, Option(min=2, help="How many; as few as [parallel] has if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that many ranks train a recipe as one process does, or say where not. Ends in 2 if they do not.
+
+    The recipe is shrunk and trained in float64 by as many processes of this machine as the layout has ranks, at most 8,
+    and by one: losses, gradient norms, every gradient and the final weights are compared.
+    """
+    from groundup.tools import verify as verifying
+
+    with terminal.watch("verify") as progress:
+        verdict = verifying.verify(recipe, overrides or (), ranks, progress)
+    where = () if verdict.is_equal else (verifying.places(verdict), verifying.likely(verdict))
+    table = as_json and verdict.table()
+    terminal.show(verifying.layout_words(verdict), verifying.rows(verdict), *where, instead=table)
+    verdict.refuse_unequal()
