@@ -1,4 +1,4 @@
-"""With `parallel.exact` one, two and four ranks end with the same weights to the last bit, stopped in between or not."""
+"""With `parallel.exact` one, two and four ranks end with the same weights to the last bit, stopped or not."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from groundup.building import build
 from groundup.errors import Paused
 from groundup.parallel.settings import ParallelSettings
-from groundup.pretrain.ranks import pretrain_rank
+from groundup.pretrain.ranks import Training, pretrain_rank
 from groundup.recipe import Recipe
 
 STAGES: dict[str, list[tuple[int, int | None]]] = {
@@ -41,7 +41,8 @@ def work(rank: int, ranks: int, until: int | None, run: Path, store: Path) -> No
     )
     recipe, parallel = Recipe.from_table(TABLE), ParallelSettings(exact=True, zero=rank_free_zero(run))
     try:
-        pretrain_rank(recipe.model, recipe.pretrain, parallel, run, {}, None, until, torch.device("cpu"), ranks)
+        training = Training(recipe.model, recipe.pretrain, parallel, run, {}, None, until)
+        pretrain_rank(training, "", torch.device("cpu"), ranks)
     except Paused:
         pass
     dist.destroy_process_group()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from groundup.building import build
 from groundup.errors import Paused
 from groundup.parallel.settings import ParallelSettings
-from groundup.pretrain.ranks import pretrain_rank
+from groundup.pretrain.ranks import Training, pretrain_rank
 from groundup.pretrain.run import pretrain
 from groundup.recipe import Recipe
 
@@ -77,7 +77,8 @@ def go(run: Path, layout: str, until: int | None) -> None:
         if layout == "one":
             pretrain(settings.model, settings.pretrain, run, {}, say=lambda text: None, until=until)
         else:
-            pretrain_rank(settings.model, settings.pretrain, parallel, run, {}, None, until, torch.device("cpu"), RANKS)
+            training = Training(settings.model, settings.pretrain, parallel, run, {}, None, until)
+            pretrain_rank(training, "", torch.device("cpu"), RANKS)
     except Paused:
         pass
 

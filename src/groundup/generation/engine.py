@@ -91,7 +91,7 @@ class Sequences:
         self._model, self._samplings, self._device = model, samplings, weight.device
         self._ids, self._held = [list(prompt) for prompt in prompts], [0] * len(prompts)
         self._cache = None
-        """Not for weights that are cut over ranks, of which none knows how many heads are its own: all is read again."""
+        """None for weights that are cut over ranks, as a rank has only some heads: all is read again."""
         if not isinstance(weight, DTensor):
             self._cache = ContiguousCache.empty(model.config, len(prompts), weight.device, weight.dtype)
         self._generators = [torch.Generator().manual_seed(sampling.seed) for sampling in samplings]
