@@ -69,6 +69,8 @@ class Draft:
 
     path: Path
     statistics: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Relative path → (bytes, sha256), of files whose writers have digested them and put them on the disk."""
     seconds_before: float = 0.0
     """Time spent before the directory was opened; recorded with the rest."""
 
@@ -111,7 +113,7 @@ def making(directory: Path, kind: str, settings: Mapping[str, Any], inputs: Mapp
                 kind=kind,
                 settings=dict(settings),
                 inputs=dict(inputs),
-                files=_finish_files(partial),
+                files=_finish_files(partial, draft.digests),
                 statistics=draft.statistics,
                 made=_provenance(draft.seconds_before + time.monotonic() - started),
             )
@@ -135,9 +137,9 @@ def refuse_in_the_way(directory: Path) -> None:
         )
 
 
-def _finish_files(directory: Path) -> dict[str, tuple[int, str]]:
+def _finish_files(directory: Path, digested: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
     """Give the files in a new directory the mode that `open` gives, as some libraries write for their owner alone, put
-    them on the disk, and digest them.
+    them on the disk, and digest those that are not.
 
     The directory itself shows what the umask allows; to ask the process for it is to change it in all threads.
     """
@@ -147,9 +149,13 @@ def _finish_files(directory: Path) -> dict[str, tuple[int, str]]:
         if path.is_file():
             with contextlib.suppress(PermissionError):  # a file system whose modes are fixed
                 path.chmod(stat.S_IMODE(path.stat().st_mode) | wanted)
+            name = path.relative_to(directory).as_posix()
+            if name in digested:
+                files[name] = digested[name]
+                continue
             with open(path, "rb") as stream:
                 os.fsync(stream.fileno())
-            files[path.relative_to(directory).as_posix()] = (path.stat().st_size, sha256_of_file(path))
+            files[name] = (path.stat().st_size, sha256_of_file(path))
     return files
 
 

@@ -52,6 +52,8 @@ class Job:
     """The step of training to pause after."""
     examined: bool = True
     """Whether the doctor looks at a training before its first step."""
+    ranks: int = 1
+    """Processes that train together."""
 
     @property
     def start(self) -> Path | None:
@@ -115,6 +117,7 @@ def build(
     only: str | None = None,
     last: str | None = None,
     until: int | None = None,
+    ranks: int = 1,
     watch: Watch = lambda stage: nullcontext(no_progress),
     say: Say = print,
 ) -> Built:
@@ -128,6 +131,7 @@ def build(
         only: run this one stage; those before it must be up to date.
         last: run no stage after this one.
         until: the step of training to pause after; a build without it goes on.
+        ranks: processes that train together, as `[parallel]` says; they are started here.
         watch: opens something that draws the progress of the stage of that name.
         say: called with each message.
 
@@ -145,7 +149,10 @@ def build(
     [('corpus', 'made'), ('tokenizer', 'made'), ('pack', 'made')]
     """
     examined = last is None  # a sweep tries on purpose what the doctor would refuse
-    job = _open_job(recipe, overrides, run, say=say, watch=watch, only=only, until=until, examined=examined)
+    job = _open_job(
+        recipe, overrides, run, say=say, watch=watch, only=only, until=until, examined=examined, ranks=ranks
+    )
+    job.recipe.parallel.sizes(ranks)
     stages = _stages_up_to(only or last or "report")
     refuse_missing(job.recipe.pretrain.loggers, job.recipe.pretrain.TABLE)
     with lock(job.run):
@@ -513,22 +520,32 @@ def _model_settings(recipe: Recipe) -> Table:
 
 def _make_model(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
     """Choose what the recipe leaves open, and write it down before the first step; then train, or go on training."""
+    from groundup.parallel.agent import run_ranks
     from groundup.pretrain.before import ready
+    from groundup.pretrain.ranks import pretrain_rank, ready_for_ranks
     from groundup.pretrain.run import pretrain
     from groundup.train.assemble import prepare_process
 
     prepare_process()
+    many = job.ranks > 1 or job.recipe.parallel.exact
     work, recipe = job.run / "pretrain", job.recipe
     begun = any((work / "checkpoints").glob("step-*"))
     _check_fits(job, None if begun else job.start)  # what has begun has no more use for the model it started with
     with _explaining_memory(job):
-        chosen = ready(recipe.model, recipe.pretrain, job.run, job.start, job.say, job.examined and not begun)
+        if many:
+            chosen = ready_for_ranks(recipe.model, recipe.pretrain, recipe.parallel, job.ranks)
+        else:
+            chosen = ready(recipe.model, recipe.pretrain, job.run, job.start, job.say, job.examined and not begun)
         recipe = recipe.model_copy(update={"pretrain": chosen})
         write_text(job.run / "recipe.toml", recipe.to_toml())
         with explaining_write_errors(work):
             work.mkdir(exist_ok=True)
         write_json(work / "origin.json", {"settings": _model_settings(recipe), "inputs": dict(inputs)})
-        pretrain(recipe.model, chosen, job.run, dict(inputs), job.start, progress, job.say, job.until)
+        if many:
+            whole = (recipe.model, chosen, recipe.parallel, job.run, dict(inputs), job.start, job.until)
+            run_ranks(pretrain_rank, whole, job.ranks, recipe.parallel, progress, job.say)
+        else:
+            pretrain(recipe.model, chosen, job.run, dict(inputs), job.start, progress, job.say, job.until)
 
 
 def _check_fits(job: Job, start: Path | None) -> None:

@@ -52,6 +52,10 @@ class ResourceError(GroundupError):
     exit_code = 4
 
 
+class PeerLost(ResourceError):
+    """Another process of the same training was killed, hangs, or ended with a bug: this one cannot go on alone."""
+
+
 class DivergedError(GroundupError):
     """Training produced a loss or gradient that is not a finite number."""
 

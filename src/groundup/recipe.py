@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from groundup.corpus.settings import CorpusSettings
 from groundup.evals.settings import EvalSettings
 from groundup.model.settings import LanguageModel, ModelConfig
+from groundup.parallel.settings import ParallelSettings
 from groundup.pretrain.settings import MultiToken, PretrainSettings
 from groundup.settings import Settings
 from groundup.tokenizer.settings import TokenizerSettings
@@ -36,6 +37,7 @@ class Recipe(Settings):
     tokenizer: TokenizerSettings
     shards: ShardSettings = ShardSettings()
     model: ModelConfig = ModelConfig()
+    parallel: ParallelSettings = ParallelSettings()
     pretrain: PretrainSettings = PretrainSettings()
     evals: EvalSettings = EvalSettings()
 

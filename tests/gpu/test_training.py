@@ -45,7 +45,7 @@ def losses(run: Path) -> list[float]:
 def test_a_run_in_float32_has_the_losses_of_the_cpu(recipe: Path, device: torch.device) -> None:
     runs = []
     for name in ("cpu", device.type):
-        settings = [f"pretrain.device={name}", "model.dropout=0"]  # generators differ between devices
+        settings = [f"pretrain.device={name}"]  # the same units are dropped on every device
         runs.append(build(recipe, settings, run=recipe.parent / name, say=lambda text: None).run)
     assert_close(losses(runs[1]), losses(runs[0]), atol=1e-4, rtol=1e-3)
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from groundup.generation.cache import ContiguousCache
 from groundup.model.attention import Causal, Packed
+from groundup.model.dropout import Drop
 from groundup.model.position import PositionTerms
 from groundup.model.settings import ALiBi, GroupedQuery, ModelConfig
 from groundup.model.transformer import Transformer
@@ -88,13 +89,13 @@ def test_the_model_hands_attend_every_argument_that_is_pinned() -> None:
     seen = []
 
     def attend(q, k, v, *, layer, window, slopes, scale, soft_cap, dropout):  # type: ignore[no-untyped-def]
-        seen.append((layer, window, slopes.tolist(), scale, soft_cap, dropout))
+        seen.append((layer, window, slopes.tolist(), scale, soft_cap, dropout and dropout.share))
         return torch.zeros_like(q)
 
     for training in (True, False):
         model.train(training)(torch.arange(6)[None], attend=attend)
     slopes = [2**-2, 2**-4, 2**-6, 2**-8]
-    for number, dropout in ((0, 0.5), (2, 0.0)):
+    for number, dropout in ((0, 0.5), (2, None)):
         assert seen[number] == (0, 3, slopes, 0.2, 4.0, dropout)
         assert seen[number + 1] == (1, None, slopes, 0.2, 4.0, dropout)
 
@@ -132,7 +133,8 @@ def test_dropout_leaves_out_that_share_of_the_weights() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(1, 1, 64, 8), torch.randn(1, 1, 64, 8)
     v = torch.eye(64)[None, None]
-    weights = Causal()(q, k, v, layer=0, dropout=0.25)[0, 0]
+    drop = Drop(0.25, keys=torch.randint(1 << 62, (1, 1, 64)))
+    weights = Causal()(q, k, v, layer=0, dropout=drop)[0, 0]
     kept = Causal()(q, k, v, layer=0)[0, 0]
     lower = torch.ones(64, 64).tril().bool()
     assert (weights[lower] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)

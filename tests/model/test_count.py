@@ -200,9 +200,8 @@ def test_checkpointed_activation_bytes_are_those_that_stay_in_memory(shape: Mode
 
 
 def test_a_layer_of_gpt_keeps_what_the_paper_says() -> None:
-    """Korthikanti et al. 2022 (arXiv:2205.05198, eq. 1): s b h (34 + 5 a s / h) bytes a layer, in 16 bits with dropout.
-
-    Three of its terms are dropout masks of one byte. torch on a CPU keeps a mask in 16 bits: 36 + 6 a s / h.
+    """Korthikanti et al. 2022 (arXiv:2205.05198, eq. 1): s b h (34 + 5 a s / h) bytes a layer, in 16 bits with dropout,
+    whose masks take a byte.
     """
     s, h, heads = 128, 256, 4
     base = ModelConfig.from_table(
@@ -221,7 +220,7 @@ def test_a_layer_of_gpt_keeps_what_the_paper_says() -> None:
     three, two = (
         sum(count(base.model_copy(update={"n_layers": n})).activation_bytes["bfloat16"].values()) for n in (3, 2)
     )
-    assert three - two == pytest.approx(s * h * (36 + 6 * heads * s / h), rel=0.01)
+    assert three - two == pytest.approx(s * h * (34 + 5 * heads * s / h), rel=0.01)
 
 
 def test_cache_bytes_are_those_of_the_tensors(shape: ModelConfig) -> None:

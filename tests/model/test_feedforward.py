@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from groundup.model.draw import drawn, key
 from groundup.model.feedforward import MixtureOfExperts, imbalance, make_dense, make_feedforward, no_tap
 from groundup.model.settings import GELU, Experts, GeGLU, ModelConfig, ReLU, ReLUSquared, SwiGLU
 from groundup.model.transformer import Transformer
@@ -108,12 +109,13 @@ def test_a_stack_of_experts_computes_and_learns_what_each_would_alone(settings: 
             assert_close(stack.grad.view_as(gradients), gradients, atol=tolerance, rtol=0)
 
 
-def test_each_expert_is_drawn_as_if_it_were_a_module_of_its_own() -> None:
-    """Of one seed the same weights as from a list of experts, which they once were: recorded then."""
-    torch.manual_seed(0)
+def test_each_expert_is_drawn_by_its_place_in_the_stack() -> None:
+    """A process that holds some of them draws those."""
     table = {"vocab_size": 20, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16, "feedforward": "experts"}
-    experts = Transformer(ModelConfig.from_table(table)).blocks["0"].feedforward.experts
-    assert [round(experts.gate.weight[e, 0, 0].item(), 6) for e in (0, 1, 7)] == [0.038361, -0.017203, -0.012165]
+    experts = Transformer(ModelConfig.from_table(table), seed=3).blocks["0"].feedforward.experts
+    weight, name = experts.gate.weight, key(3, "blocks.0.feedforward.experts.gate.weight")
+    assert torch.equal(weight[2:5], drawn(name, weight.shape, [(2, 5), (0, 16), (0, 16)], 0.02))
+    assert len({expert.std().item() for expert in weight}) == len(weight) == 8, "each has its own"
 
 
 def test_every_expert_gets_a_gradient_even_if_no_token_came() -> None:

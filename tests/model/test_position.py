@@ -158,7 +158,7 @@ def test_alibi_takes_off_scores_in_proportion_to_distance() -> None:
     )
     q = k = torch.zeros(1, n_heads, length, 4)
     v = torch.eye(length).expand(1, n_heads, length, length)
-    options = {"window": None, "scale": None, "soft_cap": None, "dropout": 0.0}
+    options = {"window": None, "scale": None, "soft_cap": None, "dropout": None}
     weights = Causal()(q, k, v, layer=0, slopes=terms.slopes, **options)[0]
     steps = weights[:, -1].log().diff(dim=-1)  # from each key to the next nearer one
     assert_close(steps, terms.slopes[:, None].expand(n_heads, length - 1), atol=1e-4, rtol=1e-4)

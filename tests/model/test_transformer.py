@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from groundup.errors import SettingsError
 from groundup.model.attention import Causal, Packed
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.model.transformer import Transformer, make_block
+from groundup.model.transformer import Transformer, initialise, make_block
 
 SAME_SUMS_OTHER_ORDER = 1e-5  # float32
 
@@ -153,6 +153,38 @@ def test_initialisation_is_gpt2s(n_layers: int) -> None:
     tokens = torch.randint(0, 512, (4, 64))
     loss = torch.nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
     assert loss.item() == pytest.approx(math.log(512), abs=0.1)
+
+
+def test_a_weight_depends_on_seed_name_and_place_alone(config: ModelConfig) -> None:
+    """Whatever is here of the model, on whatever device it was made, and whatever was drawn before."""
+    whole = Transformer(config, seed=5)
+    whole.add_multi_token(1, seed=5)
+    weights = dict(whole.named_parameters())
+    with torch.device("meta"):
+        late = Transformer(config)
+        late.add_multi_token(1)
+    stage = Transformer(config, seed=6)
+    del stage.blocks["0"]
+    stage.embed = None  # as at the end of a pipeline
+    for model in (late.to_empty(device="cpu"), stage):
+        model.tie()
+        torch.rand(3)
+        initialise(model, config.n_layers, seed=5)
+        for name, weight in model.named_parameters():
+            held = name if name in weights else "embed.weight"  # the head's own copy, where it is tied
+            assert torch.equal(weight, weights[held]), name
+    assert not torch.equal(
+        Transformer(config, seed=6).blocks["0"].attention.query.weight, weights["blocks.0.attention.query.weight"]
+    )
+    drawn = [next(Transformer(config).parameters()) for _ in range(2) if torch.manual_seed(7)]
+    assert torch.equal(*drawn), "without a seed by torch's generator"
+
+
+def test_on_the_meta_device_nothing_is_drawn(config: ModelConfig) -> None:
+    before = torch.get_rng_state()
+    with torch.device("meta"):
+        Transformer(config)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_dropout_acts_in_training_only(llama: ModelConfig) -> None:

@@ -230,7 +230,7 @@ def test_a_signal_while_a_checkpoint_is_read_says_nothing_of_the_checkpoint(
         raise AskedToStop("SIGTERM")
 
     save_three(tmp_path, llama)
-    monkeypatch.setattr(checkpoint, "_opened", interrupted)
+    monkeypatch.setattr(checkpoint, "read_pieces", interrupted)
     with pytest.raises(AskedToStop):
         load(tmp_path, trained(llama, steps=0))
     assert len(checkpoint.list_checkpoints(tmp_path)) == 3
@@ -376,8 +376,8 @@ def test_what_does_not_read_back_as_it_was_meant_replaces_nothing(
 ) -> None:
     """A disk that loses a bit on the way: the old checkpoint stays, the new one is not there."""
 
-    def losing(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-        write_tensors(path, tensors)
+    def losing(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        write_tensors(path, tensors, metadata)
         raw = bytearray(path.read_bytes())
         raw[-1] ^= 1
         path.write_bytes(raw)

@@ -1,6 +1,5 @@
 """The loop: micro-batches add up, randomness is a function of (seed, step), and the caller keeps the reins."""
 
-import itertools
 import json
 from collections.abc import Callable, Iterator
 
@@ -9,11 +8,12 @@ import torch
 from torch.testing import assert_close
 
 from groundup.batch import Batch
+from groundup.model.dropout import row_keys
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.settings import AdamW
-from groundup.train.fit import Step, accumulate, clip_gradients, dropout_seed, fit
+from groundup.train.fit import Step, accumulate, clip_gradients, fit
 from groundup.train.losses import next_token
 
 
@@ -43,7 +43,9 @@ def gradients_of(
 
 @pytest.mark.parametrize("micro_batches", [2, 7, 16, lambda batch: len(batch.weight) // 4])
 def test_one_micro_batch_equals_uneven_ones(config: ModelConfig, micro_batches: int | Callable[[Batch], int]) -> None:
-    """16 rows in 7 micro-batches are 3, 3, 2, 2, 2, 2, 2 rows, of unequal weight; some have none."""
+    """16 rows in 7 micro-batches are 3, 3, 2, 2, 2, 2, 2 rows, of unequal weight; some have none. Dropout included."""
+    attention = config.attention.model_copy(update={"dropout": 0.2})
+    config = config.model_copy(update={"dropout": 0.3, "attention": attention})
     whole_loss, whole = gradients_of(config, 1)
     loss, in_parts = gradients_of(config, micro_batches)
     assert_close(loss, whole_loss)
@@ -75,9 +77,9 @@ def test_the_same_seed_gives_the_same_losses_with_dropout(llama: ModelConfig) ->
     assert [step.loss.item() for step in one] == [step.loss.item() for step in two]
 
 
-def test_dropout_differs_by_seed_step_and_micro_batch() -> None:
-    seeds = {dropout_seed(*numbers) for numbers in itertools.product(range(5), range(9), range(8))}
-    assert len(seeds) == 5 * 9 * 8
+def test_dropout_differs_by_seed_step_and_row() -> None:
+    keys = [row_keys(seed, step, 0, 8, torch.device("cpu")) for seed in range(5) for step in range(9)]
+    assert len(torch.cat(keys).unique()) == 5 * 9 * 8
 
 
 def test_gradients_are_clipped_to_the_norm(llama: ModelConfig) -> None:

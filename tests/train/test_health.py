@@ -39,7 +39,8 @@ def measured(config: ModelConfig, every: int = 1, steps: int = 3) -> tuple[Trans
         return step.number != 2
 
     forever = iter(batch, None)
-    for step in fit(optimizer, lambda _: 1.0, forever, accumulate(model, next_token, 2), steps=steps, accept=accept):
+    taken = accumulate(model, next_token, 2)
+    for step in fit(optimizer, lambda _: 1.0, forever, taken, steps=steps, clip=None, accept=accept):
         lines.append(health.after(step))
     return model, lines
 

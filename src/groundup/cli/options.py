@@ -17,6 +17,7 @@ def example(command: str) -> str:
 RecipeFile = Annotated[Path, Argument(help="A recipe, such as recipes/storybook.toml.")]
 Overrides = Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help="Settings, such as pretrain.steps=500.")]
 Run = Annotated[Path | None, Option("--run", help="The run directory; runs/NAME if not given.")]
+Ranks = Annotated[int, Option("--ranks", min=1, help="Processes that train together, as [parallel] says.")]
 Replace = Annotated[bool, Option("--replace", help="Make again the stages that no longer fit the recipe.")]
 Model = Annotated[Path, Argument(help="A run or a model directory.")]
 Device = Annotated[str | None, Option(help="Such as cpu or cuda; the best present if not given.")]

@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from groundup.cli import terminal
-from groundup.cli.options import AsJson, Device, Overrides, RecipeFile, Replace, Run, example
+from groundup.cli.options import AsJson, Device, Overrides, Ranks, RecipeFile, Replace, Run, example
 
 if TYPE_CHECKING:
     from groundup.building import Built
@@ -107,14 +107,16 @@ def doctor(
 
 
 @app.command(epilog=example("build"))
-def build(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False) -> None:
+def build(
+    recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False, ranks: Ranks = 1
+) -> None:
     """Make all that a recipe describes, from corpus to report.
 
     Stages that are up to date are not run again. Interrupted, the same command goes on.
     """
     from groundup.tools.summary import read_samples, score_line
 
-    directory = _build(recipe, overrides, run, replace).run
+    directory = _build(recipe, overrides, run, replace, ranks=ranks).run
     samples = read_samples(directory)
     prompt = next((sample["prompt"] for sample in samples if sample["prompt"]), "")
     then = [
@@ -135,6 +137,7 @@ def _build(
     replace: bool,
     only: str | None = None,
     quiet: bool = False,
+    ranks: int = 1,
 ) -> "Built":
     """Build all stages or `only` one, and print a row for each; `quiet` leaves standard output to the caller."""
     from groundup import building
@@ -142,8 +145,9 @@ def _build(
 
     with terminal.keeping("the stages"):
         built = building.build(
-            recipe, overrides or (), run=run, replace=replace, only=only, watch=terminal.watch, say=terminal.say(quiet)
-        )
+            recipe, overrides or (), run=run, replace=replace, only=only, ranks=ranks, watch=terminal.watch,
+            say=terminal.say(quiet),
+        )  # fmt: skip
     if not quiet:
         print()
         terminal.show(stage_rows(built))
@@ -155,6 +159,7 @@ TABLES = {
     "tokenizer": ("groundup.tokenizer.settings", "TokenizerSettings"),
     "model": ("groundup.model.settings", "ModelConfig"),
     "pretrain": ("groundup.pretrain.settings", "PretrainSettings"),
+    "parallel": ("groundup.parallel.settings", "ParallelSettings"),
 }
 """Tables of a recipe and where they are declared, for help that imports no more than it shows."""
 ALONE = {
@@ -172,7 +177,9 @@ class _WithSettings(typer.core.TyperCommand):
     def get_help(self, ctx: Any) -> str:
         from groundup.cli.help import describe_table
 
-        tables = ["model", "pretrain"] if self.name == "pretrain" else [self.name] if self.name in TABLES else []
+        tables = (
+            ["model", "pretrain", "parallel"] if self.name == "pretrain" else [self.name] if self.name in TABLES else []
+        )
         rows: list[tuple[str, str, str]] = []
         for name in tables:
             room, kind = TABLES[name]
@@ -191,6 +198,12 @@ def _add_stage(name: str) -> None:
     def command(recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False) -> None:
         _build(recipe, overrides, run, replace, name)
 
+    def training(
+        recipe: RecipeFile, overrides: Overrides = None, run: Run = None, replace: Replace = False, ranks: Ranks = 1
+    ) -> None:
+        _build(recipe, overrides, run, replace, name, ranks=ranks)
+
+    command = training if name == "pretrain" else command
     app.command(name, cls=_WithSettings, help=ALONE[name], epilog=example(name))(command)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from groundup.model.dot_product import dot_product_attention as dot_product_attention
+from groundup.model.dropout import Drop, drop_for
 from groundup.model.equation import additive, by_kernel, has_kernel
 from groundup.model.kernels.blocks import block_count, by_blocks
 from groundup.model.norm import make_norm
@@ -33,7 +34,8 @@ class Attend(Protocol):
         slopes: (H,) ALiBi slopes: a key at distance n is scored n × slope lower.
         scale: factor on the scores; None for 1/√K.
         soft_cap: scores are squeezed into ±soft_cap by tanh.
-        dropout: share of attention weights set to zero.
+        dropout: leaves out a share of the attention weights: called with them, (B, H, T, S), and the first key's
+            position in its row, or the positions of all keys; None for nothing.
 
     One that has `wants_latents = True` gets latent vectors where they can stand for keys and values, which takes less
     room. One that has a method `prepared(length, device, windows)` is asked by the model, before its first layer, for
@@ -59,7 +61,7 @@ class Attend(Protocol):
         slopes: Float[Tensor, "H"] | None,
         scale: float | None,
         soft_cap: float | None,
-        dropout: float,
+        dropout: Drop | None,
     ) -> Float[Tensor, "B H T W"]: ...
 
 
@@ -224,7 +226,9 @@ class GroupedQueryAttention(nn.Module):
             slopes=None if terms.slopes is None else terms.slopes[self.first_head :][: q.shape[1]],
             scale=self.settings.scale,
             soft_cap=self.settings.soft_cap,
-            dropout=self.settings.dropout if self.training else 0.0,
+            dropout=drop_for(self.settings.dropout, terms.keys, x, self.first_head, q.shape[1])
+            if self.training
+            else None,
         )
         output: Tensor = self.out(read.transpose(1, 2).flatten(2))
         return output

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from groundup.model.dropout import Drop
 from groundup.model.equation import additive, weighted_values
 
 
@@ -24,7 +25,7 @@ def dot_product_attention(
     slopes: Float[Tensor, "H"] | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
-    dropout: float = 0.0,
+    dropout: Drop | None = None,
 ) -> Float[Tensor, "B H T W"]:
     """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1); of a head, the mask means what it
     means to torch's `scaled_dot_product_attention`.

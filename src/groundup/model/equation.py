@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from groundup.model.dropout import Drop
+
 
 def weighted_values(
     q: Float[Tensor, "B H T K"],
@@ -21,7 +23,8 @@ def weighted_values(
     slopes: Float[Tensor, "H"] | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
-    dropout: float = 0.0,
+    dropout: Drop | None = None,
+    first_key: int = 0,
 ) -> Float[Tensor, "B H T W"]:
     """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
 
@@ -29,10 +32,11 @@ def weighted_values(
         mask: added to the scores (`additive`); each query may read a key.
         distance: position of the query minus position of the key, for slopes.
         slopes, scale, soft_cap, dropout: as of `Attend`.
+        first_key: position of the first key, for dropout.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if has_kernel(q, slopes=slopes, soft_cap=soft_cap):
-        return by_kernel(q, k, v, mask, scale=scale, dropout=dropout)
+    if has_kernel(q, slopes=slopes, soft_cap=soft_cap, dropout=dropout):
+        return by_kernel(q, k, v, mask, scale=scale)
     # On a CPU three plain operations take a third of the time of torch's fused kernel at a few hundred positions
     # (docs/numbers.md).
     batch, heads, length, width = q.shape
@@ -47,16 +51,24 @@ def weighted_values(
         scores = scores - slopes[:, None, None] * distance
     if mask is not None:
         scores = scores + mask
-    weights = F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout)
+    weights = scores.softmax(dim=-1).to(v.dtype)
+    if dropout is not None:
+        weights = dropout(weights, first_key)
     return (weights.reshape(batch, groups, -1, k.shape[2]) @ v).reshape(batch, heads, length, -1)
 
 
 def has_kernel(
-    q: Tensor, *, window: int | None = None, slopes: Tensor | None = None, soft_cap: float | None = None, **_: Any
+    q: Tensor,
+    *,
+    window: int | None = None,
+    slopes: Tensor | None = None,
+    soft_cap: float | None = None,
+    dropout: Drop | None = None,
+    **_: Any,
 ) -> bool:
     """Whether torch has one fused kernel for it, which takes less time than plain operations: on a GPU, and it knows
-    neither slopes nor a soft cap, nor a window that is not in the mask."""
-    return q.is_cuda and window is None and slopes is None and soft_cap is None
+    neither slopes nor a soft cap, nor dropout by place, nor a window that is not in the mask."""
+    return q.is_cuda and window is None and slopes is None and soft_cap is None and dropout is None
 
 
 def by_kernel(
@@ -67,7 +79,6 @@ def by_kernel(
     *,
     causal: bool = False,
     scale: float | None = None,
-    dropout: float = 0.0,
     **_: Any,
 ) -> Float[Tensor, "B H T W"]:
     """Attention by torch's fused kernels. Of these flash attention takes no mask, but `causal`, where each position
@@ -77,7 +88,6 @@ def by_kernel(
         k,
         v,
         attn_mask=None if mask is None else mask.to(q.dtype),
-        dropout_p=dropout,
         is_causal=causal,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from groundup.model.attention import Attend, Causal, heads_of
+from groundup.model.dropout import drop_for
 from groundup.model.norm import make_norm
 from groundup.model.position import PositionTerms, terms_at
 from groundup.model.settings import Latent, ModelConfig
@@ -28,9 +29,10 @@ class LatentAttention(nn.Module):
     def __init__(self, config: ModelConfig, settings: Latent, layer: int) -> None:
         super().__init__()
         self.config, self.layer, self.dropout, n_heads = config, layer, settings.dropout, config.n_heads
+        self.first_head = 0
+        """As in `GroupedQueryAttention`."""
         self.d_head, self.d_rotary = config.head_width, settings.d_rotary
         self.d_value = settings.d_value or self.d_head
-        self.first_head = 0
         self.scale = (self.d_head + self.d_rotary) ** -0.5
         self.query_latent: nn.Module = nn.Identity()
         self.query_latent_norm: nn.Module = nn.Identity()
@@ -73,7 +75,7 @@ class LatentAttention(nn.Module):
             slopes=None,
             scale=self.scale,
             soft_cap=None,
-            dropout=self.dropout if self.training else 0.0,
+            dropout=drop_for(self.dropout, terms.keys, x, self.first_head, q.shape[1]) if self.training else None,
         )
         if by_latents:
             read = read @ self.value.weight.unflatten(0, (-1, self.d_value)).transpose(-1, -2)  # (B, H, T, W)

@@ -6,12 +6,13 @@ B batch, T time, D width, H heads, K head width, R rotated channels of a head.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from groundup.model.draw import hashed
 from groundup.model.settings import (
     ALiBi,
     LearnedPosition,
@@ -30,12 +31,19 @@ from groundup.model.unfit import row_of
 
 @dataclass(frozen=True)
 class PositionTerms:
-    """What position leaves for attention."""
+    """What position leaves for the blocks."""
 
     angles: tuple[Float[Tensor, "B 1 T R"], Float[Tensor, "B 1 T R"]] | None = None
     """Cosine and sine for each position and rotated channel."""
     slopes: Float[Tensor, "H"] | None = None
     """What each head takes off a score for every position between query and key."""
+    keys: Int[Tensor, "B T"] | None = None
+    """What dropout depends on, of each position; of one layer, for a block. Drawn where something is dropped, if not
+    given."""
+
+    def in_layer(self, layer: int) -> "PositionTerms":
+        """For the block of this global number."""
+        return self if self.keys is None else replace(self, keys=hashed(self.keys, 1 + layer))
 
     def rotate(self, x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T K"]:
         """Queries or keys with their first R channels rotated, if there are angles."""

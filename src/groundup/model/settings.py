@@ -505,6 +505,11 @@ class ModelConfig(Settings):
         return self
 
     @property
+    def drops(self) -> bool:
+        """Whether anything is set to zero in training."""
+        return self.dropout > 0 or self.attention.dropout > 0
+
+    @property
     def kv_heads(self) -> int:
         """Key/value heads of each block."""
         return self.n_kv_heads or self.n_heads
@@ -582,8 +587,8 @@ class ModelConfig(Settings):
         >>> config = ModelConfig(d_model=64, n_layers=2, n_heads=4, n_kv_heads=2).with_vocabulary(320)
         >>> config.vocab_size, config.kv_heads, config.head_width, config.rotary_width, config.feedforward_width
         (320, 2, 16, 16, 256)
-        >>> config.parameters, config.training_flops_per_token, config.cached
-        (143680, 1253376, (2, 16, 16))
+        >>> config.parameters, config.training_flops_per_token, config.cached, config.drops
+        (143680, 1253376, (2, 16, 16), False)
         """
         return self.model_copy(update={"vocab_size": vocab_size})
 

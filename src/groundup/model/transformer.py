@@ -4,9 +4,9 @@ B batch, T time, D width, V vocabulary.
 """
 
 import contextlib
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groundup.model.attention import Attend, Causal, GroupedQueryAttention
+from groundup.model.draw import drawn, key, local_part
+from groundup.model.dropout import ATTENTION, FEEDFORWARD, Dropout, position_keys
 from groundup.model.feedforward import AuxiliaryLosses, Tap, make_feedforward, no_tap, under
 from groundup.model.latent import LatentAttention
 from groundup.model.norm import make_norm
@@ -49,7 +51,8 @@ class SequentialBlock(nn.Module):
         self.feedforward = make_feedforward(config)
         self.feedforward_output_norm = norm_if("output", "around")
         self.feedforward_sum_norm = norm_if("after")
-        self.dropout = nn.Dropout(config.dropout)
+        self.attention_dropout = Dropout(config.dropout, ATTENTION)
+        self.feedforward_dropout = Dropout(config.dropout, FEEDFORWARD)
 
     def forward(
         self,
@@ -58,13 +61,14 @@ class SequentialBlock(nn.Module):
         attend: Attend | None = None,
         tap: Tap = no_tap,
     ) -> Float[Tensor, "B T D"]:
+        keys = None if terms is None else terms.keys
         attention = self.attention_output_norm(self.attention(self.attention_norm(x), terms, attend))
         tap("attention", attention)
-        x = self.attention_sum_norm(x + self.dropout(attention))
+        x = self.attention_sum_norm(x + self.attention_dropout(attention, keys))
         feedforward = self.feedforward(self.feedforward_norm(x), under("feedforward", tap))
         feedforward = self.feedforward_output_norm(feedforward)
         tap("feedforward", feedforward)
-        output: Tensor = self.feedforward_sum_norm(x + self.dropout(feedforward))
+        output: Tensor = self.feedforward_sum_norm(x + self.feedforward_dropout(feedforward, keys))
         return output
 
 
@@ -77,7 +81,8 @@ class ParallelBlock(nn.Module):
         self.attention = make_attention(config, layer)
         self.feedforward_norm = None if settings.shared_norm else make_norm(config.norm, config.d_model)
         self.feedforward = make_feedforward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.attention_dropout = Dropout(config.dropout, ATTENTION)
+        self.feedforward_dropout = Dropout(config.dropout, FEEDFORWARD)
 
     def forward(
         self,
@@ -93,7 +98,8 @@ class ParallelBlock(nn.Module):
             normed if self.feedforward_norm is None else self.feedforward_norm(x), under("feedforward", tap)
         )
         tap("feedforward", feedforward)
-        output: Tensor = x + self.dropout(attention) + self.dropout(feedforward)
+        keys = None if terms is None else terms.keys
+        output: Tensor = x + self.attention_dropout(attention, keys) + self.feedforward_dropout(feedforward, keys)
         return output
 
 
@@ -140,6 +146,7 @@ class Transformer(nn.Module):
 
     Args:
         config: sizes and kinds of everything, with a `vocab_size`.
+        seed: of the weights; drawn from torch's generator if not given.
 
     Raises:
         ValueError: for a config without a `vocab_size`.
@@ -153,7 +160,7 @@ class Transformer(nn.Module):
     (True, None)
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, seed: int | None = None) -> None:
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("ModelConfig.vocab_size is not set: use config.with_vocabulary(tokenizer.vocab_size)")
@@ -165,7 +172,10 @@ class Transformer(nn.Module):
         self.position = Position(config)
         # By number, so that the stage of a pipeline that holds blocks 6 to 11 has them under these names.
         self.blocks = nn.ModuleDict({str(layer): make_block(config, layer) for layer in range(config.n_layers)})
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout, number=0)
+        self.keys: Int[Tensor, "B 1"] | Int[Tensor, "B T"] | None = None
+        """What dropout depends on: a key for each row (`row_keys`), or for each position, of what is read next in
+        training; drawn from torch's generator if not set."""
         self.norm = nn.Identity() if config.block.ends_normed else make_norm(config.norm, config.d_model)
         self.project_out: nn.Module = nn.Identity()
         self.soft_cap: float | None = None
@@ -184,11 +194,10 @@ class Transformer(nn.Module):
         """What a loss reads the second token from, the third, …; empty but in training with that loss."""
         self.logprobs: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         """(logits, targets) → log p(target), log Σ exp(logits), where in training `logits` gives only some scores."""
-        self.keys: Tensor | None = None
         self.earlier_auxiliary: Tensor | None = None
         """(B, T) what the stages before ask the loss to add for each token, in a pipeline."""
         self.tie()
-        initialise(self, config.n_layers)
+        initialise(self, config.n_layers, seed)
 
     @property
     def has_auxiliary_losses(self) -> bool:
@@ -199,8 +208,12 @@ class Transformer(nn.Module):
         """
         return isinstance(self.config.feedforward, Experts)
 
-    def add_multi_token(self, n: int) -> None:
+    def add_multi_token(self, n: int, seed: int | None = None) -> None:
         """Add heads for the `n` tokens after the next one, for `hidden_multi_token`; `forward` does without.
+
+        Args:
+            n: how many.
+            seed: of their weights; drawn from torch's generator if not given.
 
         >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16))
         >>> model.add_multi_token(2)
@@ -211,7 +224,7 @@ class Transformer(nn.Module):
         """
         layers = range(self.config.n_layers, self.config.n_layers + n)
         self.multi_token.extend(MultiTokenHead(self.config, layer) for layer in layers)
-        initialise(self.multi_token, self.config.n_layers)
+        initialise(self.multi_token, self.config.n_layers, seed, "multi_token.")
 
     def tie(self) -> None:
         """Let the head score with the embedding's own matrix, if the config says so and both are here; needed where
@@ -220,12 +233,16 @@ class Transformer(nn.Module):
         >>> model = Transformer(ModelConfig(vocab_size=8, d_model=16))
         >>> model.embed = nn.Embedding(8, 16)
         >>> model.tie()
-        >>> model.head.weight is model.embed.weight
-        True
+        >>> model.is_tied, model.head.weight is model.embed.weight
+        (True, True)
         """
-        head = self.config.head
-        if isinstance(head, LanguageModel) and head.tied and self.head is not None and self.embed is not None:
+        if self.is_tied and self.head is not None and self.embed is not None:
             self.head.weight = self.embed.weight
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether head and embedding are to be one matrix."""
+        return isinstance(self.config.head, LanguageModel) and self.config.head.tied
 
     def forward(
         self,
@@ -284,15 +301,16 @@ class Transformer(nn.Module):
             position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
         attend = self._prepared(Causal() if attend is None else attend, tokens)
         if self.embed is None:
-            x, terms = tokens, terms_at(self.config, tokens, position)
+            x, terms = tokens, self._with_keys(terms_at(self.config, tokens, position), tokens)
         else:
             x, terms = self.position(self._embedded(tokens), position)
-            x = self.dropout(x)
+            terms = self._with_keys(terms, tokens)
+            x = self.dropout(x, terms.keys)
             tap("embed", x)
         asked = AuxiliaryLosses(self.earlier_auxiliary)
         inside = asked.beside(tap) if self.has_auxiliary_losses else tap
         for layer, block in self.blocks.items():
-            x = block(x, terms, attend, under(f"blocks.{layer}", inside))
+            x = block(x, terms.in_layer(int(layer)), attend, under(f"blocks.{layer}", inside))
             tap(f"blocks.{layer}", x)
         if self.head is not None:
             x = self.norm(x)
@@ -308,8 +326,21 @@ class Transformer(nn.Module):
             hidden: the last hidden states, made with the same `position` and `attend`.
             tap: as in `hidden`; sees what the added blocks compute.
         """
-        terms, attend = terms_at(self.config, hidden, position), self._prepared(attend, hidden)
-        return [head(hidden, terms, attend, tap) for head in self.multi_token]
+        terms, attend = self._with_keys(terms_at(self.config, hidden, position), hidden), self._prepared(attend, hidden)
+        layers = range(self.config.n_layers, self.config.n_layers + len(self.multi_token))
+        heads = zip(layers, self.multi_token, strict=True)
+        return [head(hidden, terms.in_layer(layer), attend, tap) for layer, head in heads]
+
+    def _with_keys(self, terms: PositionTerms, x: Tensor) -> PositionTerms:
+        """With a key for each position of `x`, if the model drops something by its `keys`."""
+        if self.keys is None or not (self.training and self.config.drops):
+            return terms
+        if len(self.keys) != len(x):
+            raise ValueError(
+                f"model.keys are of {len(self.keys)} rows, and {len(x)} are read: set it to row_keys(…) of these rows, "
+                "or to None"
+            )
+        return replace(terms, keys=position_keys(self.keys, x.shape[1]))
 
     def _prepared(self, attend: Attend, x: Tensor) -> Attend:
         """With what it makes once for all layers, if it makes such things."""
@@ -333,7 +364,7 @@ class Transformer(nn.Module):
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, n_layers: int) -> None:
+def initialise(module: nn.Module, n_layers: int, seed: int | None = None, prefix: str = "") -> None:
     """GPT-2's initialisation, but for its table of positions, which has 0.01 there.
 
     Every matrix is drawn from a normal distribution of standard deviation 0.02, every bias is zero, every gain one.
@@ -341,27 +372,31 @@ def initialise(module: nn.Module, n_layers: int) -> None:
     up 2 n_layers independent terms, so its variance at the top then does not grow with depth (Radford et al. 2019,
     section 2.3). A new block is known by its names: what writes into the stream is called `out` or `down`, a parameter
     of one axis that is no `bias` is a gain.
+
+    A weight depends on the seed, its name in the whole model and its place in the whole tensor alone: a stage of a
+    pipeline and a rank that holds parts of tensors have the bits of the whole model.
+
+    Args:
+        module: a model or a part of it; what is on the meta device stays without values.
+        n_layers: those of the whole model.
+        seed: drawn from torch's generator if not given.
+        prefix: what comes before the names that `module` has, in the whole model.
     """
     residual_deviation = 0.02 / math.sqrt(2 * n_layers)
-    for name, parameter in _one_expert_after_another(module.named_parameters()):
+    here = [(prefix + name, parameter) for name, parameter in module.named_parameters() if not parameter.is_meta]
+    if seed is None and here:
+        seed = int(torch.randint(1 << 62, (), device="cpu"))
+    for name, parameter in here:
         if name.endswith(".bias"):
             parameter.zero_()
         elif parameter.ndim == 1:
             parameter.fill_(1.0)
-        elif name.endswith((".out.weight", ".down.weight")):
-            parameter.normal_(0.0, residual_deviation)
         else:
-            parameter.normal_(0.0, 0.02)
-
-
-def _one_expert_after_another(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The parameters; of stacked experts first all of expert 0, then all of expert 1, …"""
-    for experts, group in itertools.groupby(named, lambda pair: pair[0].rpartition(".experts.")[0]):
-        if experts:
-            names, stacks = zip(*group, strict=True)
-            yield from (pair for expert in zip(*stacks, strict=True) for pair in zip(names, expert, strict=True))
-        else:
-            yield from group
+            deviation = residual_deviation if name.endswith((".out.weight", ".down.weight")) else 0.02
+            if name == "head.weight" and isinstance(module, Transformer) and module.is_tied:
+                name = "embed.weight"  # the last stage of a pipeline has a copy of it
+            part, ranges = local_part(parameter)
+            part.copy_(drawn(key(seed or 0, name), parameter.shape, ranges, deviation, part.dtype))
 
 
 @contextlib.contextmanager

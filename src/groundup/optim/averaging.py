@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from groundup.optim.masters import Masters
+from groundup.optim.state import own
 
 
 class RunningAverage:
@@ -31,7 +32,9 @@ class RunningAverage:
     def update(self, step: int) -> None:
         """Take in the masters as they are after step `step`, the first being 1."""
         share = (1 - self._decay) / (1 - self._decay**step)
-        torch._foreach_lerp_(list(self.weights.values()), [weight.detach() for weight in self._masters], share)
+        torch._foreach_lerp_(
+            [*map(own, self.weights.values())], [own(weight.detach()) for weight in self._masters], share
+        )
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -44,7 +47,7 @@ class RunningAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        averages, weights = list(self.weights.values()), [weight.detach() for weight in self._masters]
+        averages, weights = [*map(own, self.weights.values())], [own(weight.detach()) for weight in self._masters]
         held = [weight.clone() for weight in weights]
         torch._foreach_copy_(weights, averages)
         torch._foreach_copy_(averages, held)

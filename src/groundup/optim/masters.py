@@ -1,6 +1,6 @@
 """Masters: float32 copies of weights that the model itself keeps in fewer bits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -15,10 +15,17 @@ class Masters:
     (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1). For a model in float32 they are its own weights.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Keep `model`'s present float32 weights and turn the model itself to `dtype`."""
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, weights: Iterable[tuple[str, Tensor]] | None = None
+    ) -> None:
+        """Keep `model`'s present float32 weights and turn the model itself to `dtype`.
+
+        Args:
+            weights: by their names, if those differ from the model's.
+        """
         self._own = dtype == torch.float32
-        self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        named = model.named_parameters() if weights is None else weights
+        self._weights = {name: weight for name, weight in named if weight.requires_grad}
         if self._own:
             self.copies: dict[str, Tensor] = dict(self._weights)
             return

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 Group = dict[str, Any]
 """Weights that are stepped alike: `params`, `lr`, `initial_lr`, `weight_decay`, …, as torch's optimizers have them."""
@@ -19,6 +20,11 @@ def prepare_state(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for weight in group["params"]:
             optimizer.state[weight] |= empty_state(weight, group)
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The part of a tensor that is here, if it is cut over ranks."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def adamw_state(weight: Tensor) -> dict[str, Tensor]:

@@ -3,6 +3,9 @@
 import functools
 from collections.abc import Callable
 
+import torch
+from torch import nn
+
 from groundup.batch import Batch
 from groundup.model.attention import Attend
 from groundup.model.execution import Recomputation, compile_blocks, recompute_blocks
@@ -89,3 +92,16 @@ def ring_attending(world: World, length: int) -> Callable[[Batch], Attend]:
     """How ranks that share the positions of rows of `length` read them."""
     place = own_positions(length, world.sizes["context"], world.place("context")).to(world.device)
     return lambda batch: Ring(place, batch.document, world.group("context"))
+
+
+def materialise(model: nn.Module, device: torch.device) -> None:
+    """Give every parameter of a model that was made on the meta device memory on `device`, without values; tied ones
+    stay tied."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                if parameter not in made:
+                    empty = torch.empty_like(parameter, device=device)
+                    made[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = made[parameter]

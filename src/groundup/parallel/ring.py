@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from groundup.batch import Batch
+from groundup.model.dropout import Drop
 from groundup.parallel.collectives import added_up, joined
 
 
@@ -57,10 +58,10 @@ class Ring:
         slopes: Float[Tensor, "H"] | None,
         window: int | None,
         soft_cap: float | None,
-        dropout: Any,
+        dropout: Drop | None,
         layer: int,
     ) -> Float[Tensor, "B H T W"]:
-        how = _How(q.shape[-1] ** -0.5 if scale is None else scale, slopes, window, soft_cap, dropout or None)
+        how = _How(q.shape[-1] ** -0.5 if scale is None else scale, slopes, window, soft_cap, dropout)
         read: Tensor = _Read.apply(q, k, v, self, how)  # type: ignore[no-untyped-call]
         return read
 
@@ -71,7 +72,7 @@ class _How:
     slopes: Tensor | None
     window: int | None
     soft_cap: float | None
-    drop: Any
+    drop: Drop | None
 
 
 def _scores(

@@ -100,6 +100,8 @@ class ParallelSettings(Settings):
         shard = self.shard if self.shard is not None else max(1, self.expert // self.context)
         fixed = self.pipeline * shard * self.context * self.tensor
         replicate = self.replicate if self.replicate is not None else max(1, ranks // fixed)
+        if self.exact:  # what would be alike on several ranks is cut over them: the sums are the same
+            fixed, shard, replicate = fixed * replicate, shard * replicate, 1
         product = fixed * replicate
         named = {"pipeline": self.pipeline, "replicate": replicate, "shard": shard} | {
             "context": self.context,

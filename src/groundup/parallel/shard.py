@@ -6,7 +6,7 @@ they are gathered, in the precision of the passes. Gradients are summed over ran
 is already divided by the weight of the global batch.
 """
 
-from collections import defaultdict
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +25,8 @@ from torch.distributed.tensor import DTensor
 
 from groundup.model.feedforward import MixtureOfExperts
 from groundup.model.transformer import Transformer
+from groundup.optim.state import own
+from groundup.parallel.exact import PairwiseReduceScatter
 from groundup.parallel.world import World
 
 METHODS = ("hidden", "hidden_and_auxiliary", "hidden_multi_token", "logits")
@@ -63,6 +65,8 @@ def shard(model: Transformer, world: World, root: nn.Module | None = None) -> No
     for module in sharded(root):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
+        if settings.exact:
+            module.set_custom_reduce_scatter(PairwiseReduceScatter())
 
 
 def sharded(model: nn.Module) -> list[FSDPModule]:
@@ -78,23 +82,29 @@ def hold_gradients(model: nn.Module, last: bool) -> None:
         module.set_is_last_backward(last)
 
 
+def own_square(tensor: Tensor) -> Float[Tensor, ""]:
+    """This rank's share of the squared norm of a tensor, in float64: where several have the same part, each has its
+    share of that part's square."""
+    return own(tensor).detach().double().square().sum() / copies_of(tensor)
+
+
+def copies_of(tensor: Tensor) -> int:
+    """How many ranks have the same part of a tensor."""
+    if not isinstance(tensor, DTensor):
+        return 1
+    mesh = tensor.device_mesh
+    return math.prod(mesh.size(axis) for axis, placed in enumerate(tensor.placements) if placed.is_replicate())
+
+
 def norm_of(gradients: Iterable[Tensor], world: World) -> Float[Tensor, ""]:
-    """The norm of all gradients together over all ranks, each part counted once; squares are added up in float64.
+    """The norm of all gradients together over all ranks, each part counted once.
 
     Args:
         gradients: of this rank's parameters, but for those that another stage counts.
     """
-    squares: dict[Any, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=world.device))
-    for gradient in gradients:
-        assert isinstance(gradient, DTensor), "every parameter is cut, if only over one rank"
-        squares[gradient.device_mesh, gradient.placements] += gradient.to_local().double().square().sum()
-    for (mesh, placements), square in squares.items():
-        for axis, placement in enumerate(placements):
-            if not placement.is_replicate() and mesh.size(axis) > 1:
-                dist.all_reduce(square, group=mesh.get_group(axis))
-    total = torch.stack([*squares.values()]).sum() if squares else torch.zeros((), dtype=torch.float64)
-    if world.sizes["pipeline"] > 1:
-        dist.all_reduce(total, group=world.group("pipeline"))
+    squares = [own_square(gradient).to(world.device) for gradient in gradients]
+    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=world.device)
+    dist.all_reduce(total)
     return total.sqrt()
 
 
@@ -103,5 +113,4 @@ def clip(gradients: list[Tensor], norm: Tensor, max_norm: float) -> None:
     """Shorten the gradients so that their norm, as it was found over all ranks, is at most `max_norm`."""
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_
     for gradient in gradients:
-        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-        local.mul_(factor.to(local.device, local.dtype))
+        own(gradient).mul_(factor.to(own(gradient).device, own(gradient).dtype))

@@ -184,6 +184,11 @@ class Pipeline(nn.Module):
     def _own(self) -> list[tuple[int, Stage]]:
         return [(int(number), stage) for number, stage in self.stages.items()]  # type: ignore[misc]
 
+    @staticmethod
+    def fitting(rows: int, micro_batches: int) -> int:
+        """The fewest micro-batches, not below `micro_batches`, into which the rows can be cut evenly."""
+        return next(n for n in range(min(micro_batches, rows), rows + 1) if rows % n == 0)
+
     def gradients(
         self, batch: Batch, keys: Tensor | None, micro_batches: int, divisor: Tensor, scale: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 from groundup.errors import SettingsError
 from groundup.model.attention import GroupedQueryAttention
+from groundup.model.dropout import Dropout
 from groundup.model.feedforward import AuxiliaryLosses, FeedForward, MixtureOfExperts
 from groundup.model.latent import LatentAttention
 from groundup.model.transformer import Transformer
@@ -120,8 +121,8 @@ class _Splitter:
                 self._split_mixture(feedforward)
             case FeedForward():
                 self._split_dense(feedforward)
-        dropout = block.get_submodule("dropout")
-        dropout.register_forward_pre_hook(functools.partial(_cut_keys, self.region))
+        for dropout in (each for each in block.children() if isinstance(each, Dropout)):
+            dropout.register_forward_pre_hook(functools.partial(_cut_keys, self.region))
         for part in (attention, feedforward):
             self.inside.update(part.modules())
             part.register_forward_pre_hook(functools.partial(_enter_region, self.region))

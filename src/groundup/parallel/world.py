@@ -30,9 +30,18 @@ class World:
     device: torch.device
     dtype: torch.dtype
     """Of weights and activations in the passes."""
+    micro_batch_rows: int = 1
+    """Most rows that go through the model at once."""
 
     @classmethod
-    def of(cls, settings: ParallelSettings, ranks: int, device: torch.device, dtype: torch.dtype) -> "World":
+    def of(
+        cls,
+        settings: ParallelSettings,
+        ranks: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        micro_batch_rows: int = 1,
+    ) -> "World":
         """Of the process group that this process has joined.
 
         Raises:
@@ -52,7 +61,7 @@ class World:
             each = settings.expert
             shape = (pipeline, replicate * shard * context // each, each, tensor)
             experts = view(shape, ("pipeline", "data", "expert", "tensor"))
-        return cls(settings, sizes, mesh, axes, experts, device, dtype)
+        return cls(settings, sizes, mesh, axes, experts, device, dtype, micro_batch_rows)
 
     def group(self, axis: str) -> ProcessGroup:
         """The ranks that differ from this one along `axis`, or data: replicate × shard × context."""
@@ -70,6 +79,11 @@ class World:
     def is_first(self) -> bool:
         """Whether this is the rank that writes and speaks for all."""
         return self.axes.get_rank() == 0
+
+    @property
+    def shares_rows_alone(self) -> bool:
+        """Whether each rank computes whole models on rows of its own."""
+        return self.sizes["pipeline"] == self.sizes["context"] == self.sizes["tensor"] == self.settings.expert == 1
 
     @property
     def row_ranks(self) -> int:

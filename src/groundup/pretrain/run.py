@@ -1,7 +1,7 @@
 """The pretraining stage: shards in, a model out; interrupted at any moment, it goes on as if it had not been.
 
 Every number of the run is a function of the recipe and the step: rows come from their number, dropout from (seed,
-step, micro-batch), samples from their own seed. So resuming needs only the weights, the optimizer's state and the step.
+step, row), samples from their own seed. So resuming needs only the weights, the optimizer's state and the step.
 `train/session.py` has the loop and all around it; here is what is special about pretraining.
 """
 
@@ -23,8 +23,9 @@ from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import evaluating
+from groundup.parallel.world import World
 from groundup.pretrain.settings import PretrainSettings
-from groundup.pretrain.setup import batches, draw_model, set_up, training_flops_per_token
+from groundup.pretrain.setup import batches, draw_model, own_batches, set_up, set_up_ranks, training_flops_per_token
 from groundup.pretrain.speed import WORTH_MEASURING_FLOPS, matmul_peak
 from groundup.pretrain.start import with_vocabulary
 from groundup.pretrain.suspects import suspects
@@ -46,6 +47,7 @@ def pretrain(
     progress: Progress = no_progress,
     say: Callable[[str], None] = print,
     until: int | None = None,
+    world: World | None = None,
 ) -> None:
     """Train, or go on training, and write `model/`.
 
@@ -55,6 +57,7 @@ def pretrain(
         inputs: name of each input → its digest, recorded in checkpoints and model.
         start: the model whose weights it begins with; they are drawn if not given.
         until: the step to pause after, measured and saved; another call goes on from there.
+        world: the ranks that train together, each calling this; alone if not given.
 
     Raises:
         Paused: at that step.
@@ -68,19 +71,37 @@ def pretrain(
     train, validation = (  # every id was compared with the vocabulary by `check_fits`
         replace(open_split(run / "shards", split), vocab_size=ids) for split in ("train", "validation")
     )
-    device, context = find_device(settings.device), config.context_length
+    device = find_device(settings.device) if world is None else world.device
+    context = config.context_length
     begun = bool(checkpoint.list_checkpoints(run / "pretrain" / "checkpoints"))
-    assembled = set_up(config, settings, device, None if begun else start)
+    if world is None:
+        assembled = set_up(config, settings, device, None if begun else start)
+    else:
+        assembled = set_up_ranks(config, settings, world, None if begun else start)
     flops_per_token = training_flops_per_token(config, settings.loss)
     long = flops_per_token * settings.tokens(context) >= WORTH_MEASURING_FLOPS
     whose = f"the weights of {start}" if start is not None else "the drawn weights"
 
     def batches_from(step: int, first_row: int) -> Iterator[Batch]:
         n_rows = (settings.batch_rows(number, context) for number in itertools.count(step))
+        if world is not None:
+            return own_batches(train, context, settings.seed, n_rows, first_row, world)
         return batches(train, context, settings.seed, n_rows, first_row)
 
+    def size_of(step: int, batch: Batch) -> tuple[int, int]:
+        rows = settings.batch_rows(step, context)
+        return rows, rows * context
+
     def initial_weights() -> Mapping[str, Tensor]:
+        if world is not None:
+            return set_up_ranks(config, settings, world, start).masters.copies
         return dict(draw_model(config, settings, start).named_parameters())
+
+    def look(batch: Batch, first_row: int) -> tuple[dict[str, Any], str]:
+        if world is not None:  # this rank has only some rows of what was bad
+            return {}, ""
+        corpus = run / "corpus" / "train.parquet"
+        return suspects(assembled.model, batch, first_row, settings.micro_batch_rows, corpus)
 
     session = Session(
         settings,
@@ -90,13 +111,12 @@ def pretrain(
         inputs,
         batches=batches_from,
         initial_weights=initial_weights,
-        activations=partial(activations, assembled.model),
-        suspects=lambda batch, first_row: suspects(
-            assembled.model, batch, first_row, settings.micro_batch_rows, run / "corpus" / "train.parquet"
-        ),
+        size_of=size_of,
+        activations=partial(activations, assembled.model) if world is None or world.shares_rows_alone else None,
+        suspects=look,
         advice_at_start=f"`groundup doctor RECIPE` looks at {whose} and at these rows",
         flops_per_token=flops_per_token,
-        peak_flops=matmul_peak(config, settings, device) if long else None,
+        peak_flops=matmul_peak(config, settings, device) * assembled.ranks.size if long else None,
         say=say,
     )
     held_out = HeldOut(assembled.model, tokenizer, validation, batch_rows=settings.micro_batch_rows)
@@ -134,8 +154,11 @@ def _measurements(session: Session[Batch], settings: PretrainSettings, held_out:
 def _write_model(
     session: Session[Batch], config: ModelConfig, tokenizer: Tokenizer, run: Path, inputs: dict[str, str]
 ) -> None:
+    weights = session.final_weights()
+    if session.ranks.rank:
+        return  # the first writes for all
     with making(run / "model", "model", session.recorded, inputs) as draft:
-        write_model(draft, config, session.assembled.final_weights, tokenizer, Sampling().table())
+        write_model(draft, config, weights, tokenizer, Sampling().table())
         draft.seconds_before = session.seconds
         draft.statistics |= {
             "steps": session.settings.steps,

@@ -7,20 +7,26 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from groundup.batch import Batch
 from groundup.model.count import count
 from groundup.model.kernels.flex import Flex
 from groundup.model.settings import ModelConfig
-from groundup.model.transformer import Transformer
+from groundup.model.transformer import Transformer, initialise
 from groundup.optim.width import narrow_start
+from groundup.parallel.apply import ring_attending
+from groundup.parallel.ring import cut_positions, own_positions
+from groundup.parallel.stages import named_weights
+from groundup.parallel.world import World
 from groundup.pretrain.settings import MultiToken, NextToken, PretrainSettings
 from groundup.pretrain.start import take_weights
 from groundup.shards import Tokens
 from groundup.train import loader, losses
-from groundup.train.assemble import Assembled, assemble
+from groundup.train.assemble import Assembled, assemble, assemble_on_ranks
 from groundup.train.fit import Loss
 from groundup.train.multi_token import multi_token
+from groundup.train.ranks import own_rows
 
 
 def draw_model(config: ModelConfig, settings: PretrainSettings, start: Path | None = None) -> Transformer:
@@ -30,13 +36,12 @@ def draw_model(config: ModelConfig, settings: PretrainSettings, start: Path | No
         config: with its vocabulary.
         start: a model whose weights it begins with; they are drawn if not given.
     """
-    torch.manual_seed(settings.seed)
-    model = Transformer(config)
+    model = Transformer(config, settings.seed)
     if isinstance(settings.loss, MultiToken):
-        model.add_multi_token(settings.loss.extra_tokens)
+        model.add_multi_token(settings.loss.extra_tokens, settings.seed)
     narrow_start(model.named_parameters(), _width_ratio(config, settings))
     if start is not None:
-        take_weights(start, model)
+        take_weights(start, dict(model.named_parameters()))
     return model
 
 
@@ -53,6 +58,31 @@ def set_up(
     model = draw_model(config, settings, start).to(device)
     loss = make_loss(settings, attending(config, settings, device))
     return assemble(model, settings, loss, _width_ratio(config, settings))
+
+
+def set_up_ranks(config: ModelConfig, settings: PretrainSettings, world: World, start: Path | None = None) -> Assembled:
+    """`set_up` for this rank of many: no rank holds the whole model, and together they begin with the same weights."""
+
+    def make() -> Transformer:
+        with torch.device("meta"):
+            model = Transformer(config)
+            if isinstance(settings.loss, MultiToken):
+                model.add_multi_token(settings.loss.extra_tokens)
+        return model
+
+    def fill(model: nn.Module) -> None:
+        for part in model.modules():
+            if isinstance(part, Transformer):
+                initialise(part, config.n_layers, settings.seed)
+        narrow_start(named_weights(model), _width_ratio(config, settings))
+        if start is not None:
+            take_weights(start, dict(named_weights(model)))
+
+    attend = attending(config, settings, world.device)
+    if world.sizes["context"] > 1:
+        attend = ring_attending(world, config.context_length)
+    loss = make_loss(settings, attend)
+    return assemble_on_ranks(make, world, settings, loss, attend, fill, _width_ratio(config, settings))
 
 
 def _width_ratio(config: ModelConfig, settings: PretrainSettings) -> float:
@@ -81,6 +111,21 @@ def batches(shards: Tokens, context_length: int, seed: int, rows: int | Iterable
     """Batches of so many rows each, from row `first` on."""
     for n in itertools.repeat(rows) if isinstance(rows, int) else rows:
         yield loader.rows(shards, context_length, seed, first, n)
+        first += n
+
+
+def own_batches(
+    shards: Tokens, context_length: int, seed: int, rows: Iterable[int], first: int, world: World
+) -> Iterator[Batch]:
+    """This rank's share of the same batches: its rows, and of those its positions. Where rows are not shared out evenly
+    some are read again, with no weight, so that all ranks go through as many."""
+    place = own_positions(context_length, world.sizes["context"], world.place("context"))
+    for n in rows:
+        own = own_rows(world, n, -(-n // world.row_ranks))
+        runs = [loader.rows(shards, context_length, seed, first + int(run[0]), len(run)) for run in own]
+        batch = Batch(**{name: torch.cat([vars(run)[name] for run in runs]) for name in vars(runs[0])})
+        batch.weight[own.flatten() >= n] = 0
+        yield cut_positions(batch, place) if world.sizes["context"] > 1 else batch
         first += n
 
 

@@ -1,18 +1,19 @@
 """Training that begins with the weights of another model: what must fit, and how they are taken over."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from groundup.corpus.document import SPLITS
 from groundup.errors import SettingsError
 from groundup.model.settings import LearnedPosition, ModelConfig
-from groundup.model.transformer import Transformer
 from groundup.settings import differences, toml_value
 from groundup.shards import count_ids, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.train.pieces import block, piece_of
 from groundup.weights.files import config_of
 from groundup.weights.load import load, load_model
 
@@ -71,15 +72,17 @@ def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer, start: Path | None
 
 
 @torch.no_grad()
-def take_weights(start: Path, model: Transformer) -> None:
-    """Copy the weights of the model in `start` into those of the same name.
+def take_weights(start: Path, weights: Mapping[str, Tensor]) -> None:
+    """Copy the weights of the model in `start` into those of the same name, or into the parts of them that are here.
 
     What it does not have, heads for further tokens, stays as it was drawn.
     """
     loaded = load_model(start, device="cpu")
-    weights = dict(model.named_parameters())
-    for name, weight in loaded.named_parameters():
-        weights[name].copy_(weight)
+    there = dict(loaded.named_parameters(remove_duplicate=False))
+    for name, weight in weights.items():
+        if name in there:
+            piece = piece_of(weight)
+            piece.local.copy_(there[name][block(piece.offset, piece.local.shape)])
 
 
 def _shape(config: ModelConfig) -> dict[str, Any]:

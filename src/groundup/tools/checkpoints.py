@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from groundup.artifacts import Manifest, damage, hold, is_made, making, read_manifest, verify
@@ -19,11 +18,12 @@ from groundup.model.settings import ModelConfig
 from groundup.settings import differences
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import checkpoint
-from groundup.train.checkpoint import STEP_NAME, WEIGHTS, Kept
+from groundup.train.checkpoint import STEP_NAME, Kept
+from groundup.train.pieces import read_whole, stored_pieces
 from groundup.weights.write import write_model
 
 Weights = Mapping[str, Callable[[], Tensor]]
-"""The weights in a file by their names in the model, each read when it is called."""
+"""The weights in a directory by their names in the model, each read when it is called."""
 
 
 def checkpoints_in(path: Path) -> list[Path]:
@@ -170,10 +170,9 @@ def _open(path: Path, opened: ExitStack) -> tuple[Manifest, Weights]:
     is_model = (path / "config.json").is_file()
     directory = opened.enter_context(hold(path if is_model else checkpoints_in(path)[-1]))
     manifest = verify(directory, "model" if is_model else "checkpoint")
-    name, prefix = ("model.safetensors", "") if is_model else (WEIGHTS, "model.")
-    file = opened.enter_context(safe_open(directory / name, framework="pt"))
-    names = sorted(name for name in file.keys() if name.startswith(prefix))  # noqa: SIM118 (it is no dict)
-    return manifest, {name.removeprefix(prefix): partial(file.get_tensor, name) for name in names}
+    prefix, pieces = "" if is_model else "model.", stored_pieces(directory)
+    names = sorted(name for name in pieces if name.startswith(prefix))
+    return manifest, {name.removeprefix(prefix): partial(read_whole, pieces[name]) for name in names}
 
 
 def _compare_tensor(name: str, first: Weights, second: Weights) -> TensorChange:

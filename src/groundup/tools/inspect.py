@@ -426,22 +426,23 @@ def _tensor_facts(files: Iterable[Path], numbers: str = "numbers", first: int = 
         DamagedError: a file that is missing or not whole.
     """
     shapes: dict[str, list[int]] = {}
-    types: Counter[str] = Counter()
+    types: dict[str, str] = {}
+    count = 0
     for file in files:
         try:
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (it is no dict)
                     part = tensors.get_slice(name)
-                    shapes[name] = part.get_shape()
-                    types[part.get_dtype()] += 1
+                    shapes[name], types[name] = part.get_shape(), part.get_dtype()
+                    count += math.prod(shapes[name])  # of a checkpoint of many ranks, a tensor may lie in many files
         except FileNotFoundError:
             raise DamagedError(f"{file.name} is missing") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise DamagedError(f"{file.name} is not a whole safetensors file: {error}") from None
     return {
         "tensors": len(shapes),
-        numbers: sum(map(math.prod, shapes.values())),
-        "types": ", ".join(f"{count} × {name}" for name, count in types.items()),
+        numbers: count,
+        "types": ", ".join(f"{tensors} × {name}" for name, tensors in Counter(types.values()).items()),
         **({"first": {name: str(shape) for name, shape in list(shapes.items())[:first]}} if first else {}),
     }
 

@@ -2,13 +2,13 @@
 
 import ctypes
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from groundup.errors import SettingsError
 from groundup.model.execution import compile_blocks, recompute_blocks
@@ -19,8 +19,14 @@ from groundup.optim.masters import Masters
 from groundup.optim.optimizer import make_optimizer
 from groundup.optim.precision import make_scaler, optimizer_matmul_dtype, weight_dtype
 from groundup.optim.settings import Autocast, ExponentialAverage, Float8
+from groundup.optim.state import own
+from groundup.parallel.apply import apply, materialise
+from groundup.parallel.stages import Pipeline, named_weights
+from groundup.parallel.world import World
 from groundup.train.checkpoint import tensors_of
 from groundup.train.fit import ONE_RANK, Gradients, Loss, Ranks, accumulate
+from groundup.train.losses import Attending
+from groundup.train.ranks import ManyRanks, RanksScaler, through_stages
 from groundup.train.settings import TrainingSettings
 
 
@@ -50,17 +56,29 @@ class Assembled:
     loss: Loss
     average: RunningAverage | None
     """Average of the master weights, if the finished model is to have it; to be updated after every step."""
+    ranks: Ranks = ONE_RANK
+    """The processes that train it together."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by name: what is loaded into them is what training goes on from."""
-        return tensors_of(self.masters.copies, self.optimizer)
+        tensors = tensors_of(self.masters.copies, self.optimizer)
+        return {name: tensor for name, tensor in tensors.items() if not self._is_second_half(name)}
+
+    def _is_second_half(self, name: str) -> bool:
+        """Whether it is of a tied head whose other half, the embedding, is on this rank, too: one is kept for both."""
+        both = isinstance(self.model, Pipeline) and len(self.model.tied) == 2
+        return both and name.split(".", 1)[1].startswith("head.weight")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors, as JSON values: the state of the scaler, if there is one."""
         return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
 
+    @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from tensors that were loaded into `tensors()`, and the `state()` that was saved with them."""
+        tensors = tensors_of(self.masters.copies, self.optimizer)
+        for name in filter(self._is_second_half, tensors):
+            own(tensors[name]).copy_(own(tensors[name.replace("head.weight", "embed.weight", 1)]))
         self.masters.publish()
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
@@ -89,15 +107,16 @@ class Assembled:
         trained = self.masters.copies if self.average is None else self.average.weights
         return dict(self.model.named_parameters()) | trained
 
-    def gradients(self, settings: TrainingSettings, *, start: int = 0, ranks: Ranks = ONE_RANK) -> Gradients[Any]:
+    def gradients(self, settings: TrainingSettings, *, start: int = 0) -> Gradients[Any]:
         """Forward and backward over a batch in micro-batches, as `fit` asks for them from step `start` on."""
 
         def micro_batches(batch: Any) -> int:
             return -(-len(batch.weight) // settings.micro_batch_rows)
 
-        return accumulate(
-            self.model, self.loss, micro_batches, seed=settings.seed, start=start, scaler=self.scaler, ranks=ranks
-        )
+        options: dict[str, Any] = {"seed": settings.seed, "start": start, "scaler": self.scaler, "ranks": self.ranks}
+        if isinstance(self.model, Pipeline):
+            return through_stages(self.model, micro_batches, **options)
+        return accumulate(self.model, self.loss, micro_batches, **options)
 
 
 def assemble(model: Transformer, settings: TrainingSettings, loss: Loss, width_ratio: float = 1.0) -> Assembled:
@@ -117,19 +136,59 @@ def assemble(model: Transformer, settings: TrainingSettings, loss: Loss, width_r
                 f"Hopper on have): set {settings.TABLE}.precision=bfloat16"
             )
         use_float8(model.blocks)
+    if isinstance(settings.precision, Autocast):
+        loss = _under_autocast(loss, device)
     recompute_blocks(model, settings.recompute)
     if settings.compile:
         compile_blocks(model)
     masters = Masters(model, weight_dtype(settings.precision))
+    return _with_optimizer(model, masters, settings, loss, width_ratio, make_scaler(settings.precision, device))
+
+
+def assemble_on_ranks(
+    make: Callable[[], Transformer],
+    world: World,
+    settings: TrainingSettings,
+    loss: Loss,
+    attending: Attending,
+    fill: Callable[[nn.Module], None],
+    width_ratio: float = 1.0,
+) -> Assembled:
+    """As `assemble`, for this rank's part of a model that many ranks train.
+
+    Args:
+        make: makes the model on the meta device; no rank ever holds all of it.
+        attending: how it reads a batch, for stages that compute no loss.
+        fill: gives values to the weights of a model or of stages, once they are cut.
+    """
+    assert settings.precision is not None, "chosen before anything is trained"
+    if isinstance(settings.precision, Autocast):
+        loss = _under_autocast(loss, world.device)
+    model = apply(make, world, loss, attending, settings.recompute, bool(settings.compile))
+    materialise(model, world.device)
+    fill(model)
+    ranks = ManyRanks(world, model)
+    scaler = RanksScaler.of(make_scaler(settings.precision, world.device))
+    masters = Masters(model, torch.float32, named_weights(model))
+    return replace(_with_optimizer(model, masters, settings, loss, width_ratio, scaler), ranks=ranks)
+
+
+def _with_optimizer(
+    model: Any,
+    masters: Masters,
+    settings: TrainingSettings,
+    loss: Loss,
+    width_ratio: float,
+    scaler: torch.amp.GradScaler | None,
+) -> Assembled:
+    assert settings.precision is not None
     matmuls = optimizer_matmul_dtype(settings.precision)
     optimizer = make_optimizer(masters.copies.items(), settings.optimizer, matmuls, width_ratio)
     masters.follow(optimizer)
-    if isinstance(settings.precision, Autocast):
-        loss = _under_autocast(loss, device)
     average = None
     if isinstance(settings.average, ExponentialAverage):
         average = RunningAverage(masters, optimizer, settings.average.decay)
-    return Assembled(model, masters, optimizer, make_scaler(settings.precision, device), loss, average)
+    return Assembled(model, masters, optimizer, scaler, loss, average)
 
 
 def _under_autocast(loss: Loss, device: torch.device) -> Loss:

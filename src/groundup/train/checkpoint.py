@@ -2,10 +2,13 @@
 
 A checkpoint is a directory `step-00001000/` with safetensors (weights in float32, the optimizer's state) in Hugging
 Face's layout, which torch.distributed.checkpoint reads too, and `state.json` (where the data was). It holds no pickle.
+Where several ranks train, each writes the pieces of tensors that it has, and any number of ranks, in any layout, reads
+what it needs.
 """
 
 import contextlib
 import copy
+import hashlib
 import json
 import os
 import re
@@ -13,22 +16,25 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from groundup.artifacts import Manifest, making, read_manifest, remove_unless_held, verify
-from groundup.errors import DamagedError, DataError, GroundupError, ResourceError
+from groundup.artifacts import Draft, Manifest, damage, making, read_manifest, remove_unless_held
+from groundup.errors import DamagedError, DataError, GroundupError, PeerLost, ResourceError
+from groundup.files import canonical_json, explaining_write_errors, sha256_of_file
 from groundup.settings import differences
+from groundup.train.peers import ALONE, Peers
+from groundup.train.pieces import OFFSETS, Piece, Shares, layout_of, opened, piece_of, read_pieces, share_out
 from groundup.weights.write import write_tensors
 
 STEP_NAME = re.compile(r"step-(\d{8})$")
 WEIGHTS = "model-00001-of-00001.safetensors"
+"""All tensors, where one rank has them all."""
 INDEX = "model.safetensors.index.json"
 STATE = "state.json"
 THREAD = "checkpoint"
@@ -79,40 +85,84 @@ def _first_of(names: list[str]) -> str:
 
 def save(
     checkpoints: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Piece],
     state: Mapping[str, Any],
     settings: Mapping[str, Any],
     inputs: Mapping[str, str],
     statistics: Mapping[str, Any] | None = None,
+    peers: Peers = ALONE,
+    shares: Shares | None = None,
 ) -> Path:
-    """Write `checkpoints/step-N`, and read it back.
+    """Write `checkpoints/step-N`, and read it back. With peers, all of them call it at the same time.
 
     Args:
-        tensors: contiguous, on the CPU.
+        tensors: contiguous, on the CPU; those of this rank.
         state: `step` and whatever else the run needs to go on, as JSON values.
         settings: of the run, by table.
         inputs: name of each input of the run → its digest; a run with others will not take this checkpoint.
         statistics: of the run at this step, such as `validation_bits_per_byte`.
+        peers: the ranks that train together.
+        shares: who writes what, where that was agreed before.
 
     Raises:
-        ResourceError: disk full or read-only; the checkpoints that were there are untouched.
+        ResourceError: disk full or read-only, for whichever rank; the checkpoints that were there are untouched.
         DamagedError: what was written does not read back.
+        PeerLost: another rank is gone.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(Path(folder), {"model.gain": torch.ones(2)}, {"step": 10}, settings={}, inputs={}).name
     'step-00000010'
     """
+    pieces = {name: piece_of(tensor) for name, tensor in tensors.items()}
+    shares = shares or share_out(pieces, peers)
     directory = checkpoints / f"step-{state['step']:08d}"
-    with making(directory, "checkpoint", settings, inputs) as draft:
-        write_tensors(draft.path / WEIGHTS, tensors)
-        _read_back(draft.path / WEIGHTS, tensors)
-        size = (draft.path / WEIGHTS).stat().st_size
-        index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(sorted(tensors), WEIGHTS)}
-        (draft.path / INDEX).write_text(json.dumps(index, indent=2), "utf-8")
-        (draft.path / STATE).write_text(json.dumps(dict(state), indent=1), "utf-8")
-        draft.statistics |= statistics or {}
+    draft: Draft | None = None
+    with contextlib.ExitStack() as drafting:
+
+        def begin() -> str | None:
+            nonlocal draft
+            if peers.rank == 0:
+                draft = drafting.enter_context(making(directory, "checkpoint", settings, inputs))
+            return draft.path.name if draft else None
+
+        def write() -> list[Any]:
+            with explaining_write_errors(directory):
+                return _write_share(checkpoints / str(partial_name), pieces, shares)
+
+        def finish() -> None:
+            if draft is not None:
+                with explaining_write_errors(directory):
+                    draft.digests = {name: (size, sha256) for name, size, sha256 in filter(None, written)}
+                    draft.statistics |= statistics or {}
+                    _write_json_files(draft, shares, state)
+                    drafting.close()  # gives it its manifest and its name
+
+        partial_name = peers.all_do(begin, ResourceError)[0]
+        written = peers.all_do(write, ResourceError)
+        peers.all_do(finish, ResourceError)
     return directory
+
+
+def _write_share(directory: Path, pieces: Mapping[str, Piece], shares: Shares) -> list[Any]:
+    """Write this rank's file and read it back; its name, bytes and sha256, or nothing."""
+    if shares.file is None:
+        return []
+    if not directory.is_dir():
+        raise ResourceError(f"{directory} was made by rank 0 and is not here: put the run where all see the same files")
+    path, own = directory / shares.file, {name: piece for name, piece in pieces.items() if name in shares.own}
+    tensors = {name: piece.local for name, piece in own.items()}
+    offsets = json.dumps({name: {"saved_offsets": piece.offset} for name, piece in own.items()})
+    write_tensors(path, tensors, {OFFSETS: offsets} if shares.n_files > 1 else {})
+    _read_back(path, tensors)
+    return [shares.file, path.stat().st_size, sha256_of_file(path)]
+
+
+def _write_json_files(draft: Draft, shares: Shares, state: Mapping[str, Any]) -> None:
+    size = sum(size for size, _ in draft.digests.values())
+    index = {"metadata": {"total_size": size}, "weight_map": shares.weight_map}
+    (draft.path / INDEX).write_text(json.dumps(index, indent=2), "utf-8")
+    (draft.path / STATE).write_text(json.dumps(dict(state), indent=1), "utf-8")
 
 
 def _read_back(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -122,7 +172,7 @@ def _read_back(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
-    with _opened(path) as file:
+    with opened(path) as file:
         for name, tensor in tensors.items():
             if not torch.equal(_bytes_of(file.get_tensor(name)), _bytes_of(tensor)):
                 raise DamagedError(f"{name} was written to {path}, but reads back as something else: check that disk")
@@ -132,46 +182,34 @@ def _bytes_of(tensor: Tensor) -> Tensor:
     return tensor.flatten().view(torch.uint8)
 
 
-def _opened(path: Path) -> Any:
-    """Tensors are read, not mapped: mapped files would count as memory that the training needs."""
-    return safe_open(path, framework="pt", backend="pread")
-
-
 class Snapshot:
     """Copies of tensors in memory that is kept from one time to the next; pinned where the tensors are on a GPU."""
 
     def __init__(self) -> None:
-        self._copies: dict[str, Tensor] = {}
+        self._copies: dict[str, Piece] = {}
         self._copied: torch.cuda.Event | None = None
 
     @torch.no_grad()
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors` as they are now; of a sharded one, this rank's shard. On a GPU this is only begun, in order
+    def take(self, tensors: Mapping[str, Tensor | Piece]) -> None:
+        """Copy `tensors` as they are now; of a sharded one, this rank's piece. On a GPU this is only begun, in order
         with what comes after it there."""
-        tensors = {name: _own_shard(tensor) for name, tensor in tensors.items()}
-        if _shapes(tensors) != _shapes(self._copies):
-            self._copies = {
-                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                for name, tensor in tensors.items()
-            }
-        for name, tensor in tensors.items():
-            self._copies[name].copy_(tensor, non_blocking=tensor.is_cuda)
-        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        pieces = {name: piece_of(tensor) for name, tensor in tensors.items()}
+        if layout_of(pieces) != layout_of(self._copies):
+            self._copies = {name: replace(piece, local=_room_for(piece.local)) for name, piece in pieces.items()}
+        for name, piece in pieces.items():
+            self._copies[name].local.copy_(piece.local, non_blocking=piece.local.is_cuda)
+        on_gpu = any(piece.local.is_cuda for piece in pieces.values())
         self._copied = torch.cuda.current_stream().record_event() if on_gpu else None
 
-    def wait(self) -> Mapping[str, Tensor]:
+    def wait(self) -> Mapping[str, Piece]:
         """The copies, once they are whole."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._copies
 
 
-def _own_shard(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+def _room_for(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
 
 @dataclass(frozen=True)
@@ -219,10 +257,16 @@ class Saver:
     most_failures: int
     """How many in a row raise `ResourceError`."""
     tell: Tell
-    """Called with `saved`, `save failed` and `checkpoint refused`, in the thread of whoever calls."""
+    """Called with `saved`, `save failed` and `checkpoint refused`, in the thread of whoever calls, on rank 0."""
+    peers: Peers = ALONE
+    """The ranks that train together, who call the same at the same step; what they say here goes through a group of
+    processes of its own."""
 
     def __post_init__(self) -> None:
         self._snapshot = Snapshot()
+        self._agreed: list[Any] = []
+        """Of every rank, the digest of the layout that the shares were agreed for."""
+        self._shares: Shares | None = None
         self._thread = ThreadPoolExecutor(1, THREAD)
         self._writing: Future[float] | None = None
         self._report: dict[str, Any] = {}
@@ -230,7 +274,7 @@ class Saver:
 
     def __enter__(self) -> Self:
         with contextlib.suppress(OSError):  # the next save meets it again, and tells
-            remove_old(self.checkpoints, self.kept)  # of which a process that was killed just after a save left some
+            self._remove_old()  # of which a process that was killed just after a save left some
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -245,29 +289,41 @@ class Saver:
         """`load_newest` of this run's checkpoints; those that are passed over are told."""
 
         def refused(directory: Path, why: str) -> None:
-            self.tell("checkpoint refused", f"passed over {directory.name}: {why}", checkpoint=directory.name, why=why)
+            self._tell("checkpoint refused", f"passed over {directory.name}: {why}", checkpoint=directory.name, why=why)
 
-        return load_newest(self.checkpoints, tensors, self.settings, self.inputs, refused, may_change)
+        return load_newest(self.checkpoints, tensors, self.settings, self.inputs, refused, may_change, self.peers)
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], statistics: Mapping[str, Any]) -> None:
         """Begin to write `step-N`; see `checkpoint.save`. A save that is still being written is waited for.
 
         Raises:
             ResourceError: when this many in a row could not be written.
+            PeerLost: another rank is gone.
         """
         began = time.monotonic()
         waits = self._writing is not None and not self._writing.done()
         self.wait()
         waited = time.monotonic() - began
-        self._snapshot.take(tensors)
+        pieces = {name: piece_of(tensor) for name, tensor in tensors.items()}
+        shares = self._agree_on_shares(pieces)
+        self._snapshot.take({name: piece for name, piece in pieces.items() if name in shares.own})
         self._report = {"step": state["step"], "stall_seconds": round(time.monotonic() - began, 3)}
         if waits:
             self._report["waited_seconds"] = round(waited, 3)  # for the one before
-        self._writing = self._thread.submit(self._write, copy.deepcopy(dict(state)), dict(statistics))
+        self._writing = self._thread.submit(self._write, copy.deepcopy(dict(state)), dict(statistics), shares)
+
+    def _agree_on_shares(self, pieces: Mapping[str, Piece]) -> Shares:
+        """Those of the last time, unless some rank's pieces have other shapes now."""
+        digest = hashlib.sha256(canonical_json(layout_of(pieces))).hexdigest()
+        agreed = self.peers.all_do(lambda: digest, ResourceError)
+        if self._shares is None or agreed != self._agreed:
+            self._agreed, self._shares = agreed, share_out(pieces, self.peers)
+        return self._shares
 
     def poll(self) -> None:
-        """Report a save that has ended by now; raises as `wait` does."""
-        if self._writing is not None and self._writing.done():
+        """Report a save that has ended by now; raises as `wait` does. With peers nothing is reported before `wait`, so
+        that all ranks meet it at the same step."""
+        if self.peers.size == 1 and self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self, *, last: bool = False) -> None:
@@ -278,16 +334,17 @@ class Saver:
 
         Raises:
             ResourceError: when too many in a row could not be written.
+            PeerLost: another rank is gone.
         """
         if self._writing is not None:
             error = self._writing.exception()  # waits
             written, self._writing = self._writing, None
-            if isinstance(error, (GroundupError, OSError)):
+            if isinstance(error, (GroundupError, OSError)) and not isinstance(error, PeerLost):
                 self.fail(self._report["step"], error)
             else:
                 self._report["write_seconds"] = round(written.result(), 3)
                 self._failures = []
-                self.tell("saved", "", **self._report)
+                self._tell("saved", "", **self._report)
         if last and self._failures:
             raise self._given_up()
 
@@ -299,7 +356,7 @@ class Saver:
         """
         self._failures.append(error)
         sentence = f"step {step:,} could not be saved, training goes on: {error}"
-        self.tell("save failed", sentence, step=step, why=str(error), in_a_row=len(self._failures))
+        self._tell("save failed", sentence, step=step, why=str(error), in_a_row=len(self._failures))
         if len(self._failures) >= self.most_failures:
             raise self._given_up()
 
@@ -309,13 +366,21 @@ class Saver:
         where = f"the newest whole one is {newest[0].name}" if newest else "there is none"
         return ResourceError(f"{what} could not be written, {where}: {self._failures[-1]}")
 
-    def _write(self, state: dict[str, Any], statistics: dict[str, Any]) -> float:
+    def _write(self, state: dict[str, Any], statistics: dict[str, Any], shares: Shares) -> float:
         """Write and remove older ones; returns the seconds that it took."""
         began = time.monotonic()
-        tensors = self._snapshot.wait()
-        save(self.checkpoints, tensors, state, self.settings, self.inputs, statistics)
-        remove_old(self.checkpoints, self.kept)
+        pieces = self._snapshot.wait()
+        save(self.checkpoints, pieces, state, self.settings, self.inputs, statistics, self.peers, shares)
+        self.peers.all_do(self._remove_old, ResourceError)
         return time.monotonic() - began
+
+    def _remove_old(self) -> None:
+        if self.peers.rank == 0:
+            remove_old(self.checkpoints, self.kept)
+
+    def _tell(self, event: str, sentence: str, **details: Any) -> None:
+        if self.peers.rank == 0:
+            self.tell(event, sentence, **details)
 
 
 def remove_old(checkpoints: Path, kept: Kept) -> None:
@@ -365,21 +430,25 @@ def load_newest(
     inputs: Mapping[str, str],
     refused: Refusal,
     may_change: Callable[[str], bool] = lambda name: False,
+    peers: Peers = ALONE,
 ) -> Loaded | None:
-    """Load the newest whole checkpoint of this run into `tensors`, in place.
+    """Load the newest whole checkpoint of this run into `tensors`, in place. With peers, all of them call it at the
+    same time and load the same one; how many there were when it was saved, and in which layout, does not matter.
 
     A damaged one, or one of a run with other settings or inputs, is passed over, and once another has been loaded it is
     renamed to `….refused`. None when there is none to load.
 
     Args:
-        tensors: by name, as they were saved.
+        tensors: by name, as they were saved; of the sharded ones, this rank's part is read.
         settings: of the run, as given to `save`.
         inputs: of the run, as given to `save`.
         refused: called with each checkpoint that is passed over, and why.
         may_change: whether a checkpoint will do that was written with another value of this dotted setting.
+        peers: the ranks that train together.
 
     Raises:
         DataError: when there are checkpoints and every one of them is damaged.
+        PeerLost: another rank is gone.
 
     >>> import tempfile
     >>> gain = torch.zeros(2)
@@ -390,27 +459,18 @@ def load_newest(
     >>> loaded.state, gain
     ({'step': 20}, tensor([20., 20.]))
     """
-    for leftover in checkpoints.glob(".step-*"):  # by a process that was killed while it saved or removed one
-        before = leftover.with_name(leftover.name.removeprefix(".").removesuffix(".old"))
-        if leftover.suffix == ".old" and not before.exists():
-            leftover.rename(before)  # killed just when the same step was to get its place
-        else:
-            shutil.rmtree(leftover)
-    candidates = list_checkpoints(checkpoints)
+    candidates = peers.all_do(lambda: _tidy(checkpoints) if peers.rank == 0 else [], DataError)[0]
     useless, newest = [], ""
-    for directory in reversed(candidates):
+    for directory in (checkpoints / name for name in reversed(candidates)):
         try:
-            manifest = verify(directory, "checkpoint")
-            changed = differences(dict(manifest.settings), dict(settings))
-            if manifest.inputs != inputs or not all(map(may_change, changed)):
-                raise DataError(f"{directory} was written by a run with {_what_differs(manifest, changed, inputs)}")
-            state = _load(directory, tensors)
+            changed = _agree_on(directory, settings, inputs, may_change, peers)
+            state = peers.all_do(partial(_load, directory, tensors), DataError)[0]
         except DataError as error:
             refused(directory, str(error))
             newest = newest or str(error)
             useless.append(directory)
             continue
-        for other in useless:
+        for other in useless if peers.rank == 0 else ():
             _set_aside(other)
         return Loaded(state, changed)
     if candidates:
@@ -419,6 +479,45 @@ def load_newest(
             "begin this training anew"
         )
     return None
+
+
+def _tidy(checkpoints: Path) -> list[str]:
+    """Clear away what a process left that was killed while it saved or removed a checkpoint; the names of those there
+    are, oldest first."""
+    for leftover in checkpoints.glob(".step-*"):
+        before = leftover.with_name(leftover.name.removeprefix(".").removesuffix(".old"))
+        if leftover.suffix == ".old" and not before.exists():
+            leftover.rename(before)  # killed just when the same step was to get its place
+        else:
+            shutil.rmtree(leftover)
+    return [directory.name for directory in list_checkpoints(checkpoints)]
+
+
+def _agree_on(
+    directory: Path,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    may_change: Callable[[str], bool],
+    peers: Peers,
+) -> dict[str, tuple[Any, Any]]:
+    """The settings that have changed since a checkpoint, every byte of which was checked; each rank takes some files.
+
+    Raises:
+        DataError: on all ranks, if one will not have it.
+    """
+
+    def examine() -> None:
+        manifest = read_manifest(directory, "checkpoint")
+        own = dict(list(manifest.files.items())[peers.rank :: peers.size])
+        for why in damage(directory, replace(manifest, files=own)):
+            raise DamagedError(f"{directory} is damaged: {why}")
+        changed.update(differences(dict(manifest.settings), dict(settings)))
+        if manifest.inputs != inputs or not all(map(may_change, changed)):
+            raise DataError(f"{directory} was written by a run with {_what_differs(manifest, changed, inputs)}")
+
+    changed: dict[str, tuple[Any, Any]] = {}
+    peers.all_do(examine, DataError)
+    return changed
 
 
 def _what_differs(manifest: Manifest, changed: Iterable[str], inputs: Mapping[str, str]) -> str:
@@ -439,14 +538,6 @@ def _set_aside(directory: Path) -> None:
 
 
 def _load(directory: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    with _opened(directory / WEIGHTS) as file, torch.no_grad():
-        there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        own = {name: _own_shard(tensor) for name, tensor in tensors.items()}
-        for name, tensor in own.items():
-            if list(tensor.shape) != there.get(name):
-                shapes = f"{name} is {there.get(name)} there, {list(tensor.shape)} here"
-                raise DataError(f"{directory} does not fit this model: {shapes}")
-        for name, tensor in own.items():
-            tensor.copy_(file.get_tensor(name))
+    read_pieces(directory, {name: piece_of(tensor) for name, tensor in tensors.items()})
     state: dict[str, Any] = json.loads((directory / STATE).read_bytes())
     return state

@@ -1,18 +1,21 @@
 """The loop: an iterator over optimizer steps. Logging, evaluating and saving are the caller's `for` body."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from groundup.batch import Rows, Weighted, split, to, total_weight
+from groundup.model.dropout import row_keys
 from groundup.model.transformer import Transformer
 from groundup.optim.precision import step_optimizer
 from groundup.optim.schedule import Schedule
+from groundup.train.peers import ALONE
 
 Loss = Callable[[Transformer, Any], tuple[Tensor, Tensor, dict[str, Tensor]]]
 """(model, batch) → summed loss, the weight to divide it by, and its parts."""
@@ -71,6 +74,8 @@ class Ranks:
     """What depends on the other processes of a training. Here there are none; `train/ranks.py` has many."""
 
     rank, size = 0, 1
+    peers = ALONE
+    """Those who save together: they talk beside the training, in the thread that writes."""
 
     def clip_gradients(self, parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         """Clip to a norm over the gradients of all ranks, and return it."""
@@ -80,13 +85,13 @@ class Ranks:
         """Weight of the global batch, of which this rank has some rows."""
         return total_weight(batch)
 
-    def add_up(self, shares: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Losses of the global batch, by name, of which each rank has a share."""
-        return shares
+    def add_up(self, shares: dict[str, list[Tensor]], divisor: Tensor) -> dict[str, Tensor]:
+        """The losses of the global batch, by name, of their shares in each of this rank's micro-batches; divided."""
+        return {name: torch.stack(each).sum() / divisor for name, each in shares.items()}
 
-    def first_micro_batch(self, count: int) -> int:
-        """Number, within the global batch, of the first of this rank's `count` micro-batches."""
-        return 0
+    def dropout_keys(self, seed: int, step: int, count: int, device: torch.device) -> Int[Tensor, "B T"]:
+        """The keys for `Transformer.keys` of this rank's `count` rows of the global batch."""
+        return row_keys(seed, step, 0, count, device)
 
     def before_backward(self, last: bool) -> None:
         """Called before each micro-batch, of which this may be the step's last."""
@@ -97,6 +102,21 @@ class Ranks:
     def agree(self, verdict: bool) -> bool:
         """Whether every rank says yes."""
         return verdict
+
+    def own(self, weight: Tensor) -> Tensor:
+        """The part of a weight or gradient that is here."""
+        return weight
+
+    def copies(self, weight: Tensor) -> int:
+        """How many ranks have the same part of it."""
+        return 1
+
+    def sums(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each number added up over the ranks that have one of that name."""
+        return numbers
+
+    def after_measuring(self) -> None:
+        """Called when the model has been asked for something between two steps."""
 
     def gather(self, value: Any) -> list[Any]:
         """The JSON values of all ranks, in order."""
@@ -191,7 +211,7 @@ def accumulate(
         model: whose gradients.
         loss: (model, batch) → summed loss, weight to divide it by, parts; such as `next_token`.
         micro_batches: into how many the rows are split, to save memory; a function of the batch, where batches differ.
-        seed: seed of dropout, together with the step and the number of the micro-batch.
+        seed: of dropout, together with the step and the number of the row within the global batch.
         start: number of the first step.
         scaler: scales the loss before its backward pass; give `fit` the same.
         ranks: give `fit` the same.
@@ -202,30 +222,21 @@ def accumulate(
     def gradients(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         number = next(step)
         divisor = ranks.total_weight(batch).to(device)
-        total: Tensor | float = 0.0
-        parts: dict[str, Tensor] = {}
-        split_rows = split(batch, micro_batches if isinstance(micro_batches, int) else micro_batches(batch))
-        for index, rows in enumerate(split_rows, start=ranks.first_micro_batch(len(split_rows))):
-            torch.manual_seed(dropout_seed(seed, number, index))
-            last = index + 1 - ranks.first_micro_batch(len(split_rows)) == len(split_rows)
-            ranks.before_backward(last)
-            summed, _, its_parts = loss(model, to(rows, device))
+        shares: dict[str, list[Tensor]] = defaultdict(list)
+        pieces = split(batch, micro_batches if isinstance(micro_batches, int) else micro_batches(batch))
+        keys = ranks.dropout_keys(seed, number, len(batch.weight), device) if model.config.drops else None
+        first = 0
+        for left, rows in zip(reversed(range(len(pieces))), pieces, strict=True):
+            ranks.before_backward(last=not left)
+            model.keys = None if keys is None else keys[first : first + len(rows.weight)]
+            summed, _, parts = loss(model, to(rows, device))
+            model.keys, first = None, first + len(rows.weight)
             share = summed / divisor
             (share if scaler is None else scaler.scale(share)).backward()
-            ranks.after_backward(last)
-            total = total + summed.detach()
-            for name, part in its_parts.items():
-                parts[name] = parts.get(name, 0) + part.detach() / divisor
-        whole = ranks.add_up({"": total / divisor, **parts})
+            ranks.after_backward(last=not left)
+            for name, part in {"": summed, **parts}.items():
+                shares[name].append(part.detach())
+        whole = ranks.add_up(shares, divisor)
         return whole.pop(""), whole
 
     return gradients
-
-
-def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    """One seed for each (seed, step, number of the micro-batch within the global batch): no generator state is saved,
-    and any number of ranks drops the same units."""
-    mixed = 0
-    for number in (seed, step, micro_batch, 0):
-        mixed = (mixed * 0x9E3779B97F4A7C15 + number + 1) % (1 << 63)  # golden-ratio multiplier, as in splitmix64
-    return mixed

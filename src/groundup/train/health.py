@@ -18,7 +18,7 @@ from groundup.batch import Batch, split, to
 from groundup.model.attention import Attend
 from groundup.model.transformer import Transformer, evaluating
 from groundup.optim.masters import Masters
-from groundup.train.fit import Step
+from groundup.train.fit import ONE_RANK, Ranks, Step
 from groundup.train.losses import by_document
 
 TOKENS = 2048
@@ -36,12 +36,19 @@ Activations = tuple[int, Measured]
 class Health:
     """Measures every so many steps: `before` the update, then `after` it."""
 
-    def __init__(self, masters: Masters, every: int, activations: Callable[[Any], Activations] | None) -> None:
+    def __init__(
+        self,
+        masters: Masters,
+        every: int,
+        activations: Callable[[Any], Activations] | None,
+        ranks: Ranks = ONE_RANK,
+    ) -> None:
         """
         Args:
             activations: measures a batch, such as `activations` of a model; without it only weights are measured.
+            ranks: those that have parts of the weights.
         """
-        self._masters, self._every, self._activations = masters, every, activations
+        self._masters, self._every, self._activations, self._ranks = masters, every, activations, ranks
         self._measured: Measured = {}
         self._before: dict[str, Tensor] = {}
         self._rows, self._seconds = 0, 0.0
@@ -54,11 +61,13 @@ class Health:
         started = time.monotonic()
         self._rows, measured = (0, {}) if self._activations is None else self._activations(batch)
         self._measured |= measured
-        weights = {name: weight.detach() for name, weight in self._masters.copies.items()}
-        gradients = {name: weight.grad for name, weight in self._masters.copies.items() if weight.grad is not None}
-        self._measured |= {(layer, "grad_norm"): norm for layer, norm in _norms(gradients).items()}
-        self._measured |= {(layer, "weight_norm"): norm for layer, norm in _norms(weights).items()}
+        own = self._ranks.own
+        weights = {name: own(weight.detach()) for name, weight in self._masters.copies.items()}
+        gradients = {name: own(weight.grad) for name, weight in self._masters.copies.items() if weight.grad is not None}
+        self._measured |= {(layer, "grad_norm"): norm for layer, norm in self._norms(gradients).items()}
+        self._measured |= {(layer, "weight_norm"): norm for layer, norm in self._norms(weights).items()}
         self._before = {name: _some_of(weight).clone() for name, weight in weights.items()}
+        self._ranks.after_measuring()
         self._seconds = time.monotonic() - started
 
     def after(self, step: Step) -> dict[str, Any] | None:
@@ -68,12 +77,13 @@ class Health:
         started = time.monotonic()
         moved, were = {}, {}
         for name, before in self._before.items():
-            weight = self._masters.copies[name].detach()
-            share = (weight.numel() / before.numel()) ** 0.5
+            weight = self._ranks.own(self._masters.copies[name].detach())
+            share = (weight.numel() / max(1, before.numel())) ** 0.5
             moved[name], were[name] = (_some_of(weight) - before) * share, before * share
-        lengths = _norms(were)
+        lengths = self._norms(were)
         self._measured |= {
-            (layer, "update_ratio"): norm / lengths[layer].clamp(min=1e-12) for layer, norm in _norms(moved).items()
+            (layer, "update_ratio"): norm / lengths[layer].clamp(min=1e-12)
+            for layer, norm in self._norms(moved).items()
         }
         values = torch.stack([value.float() for value in self._measured.values()]).tolist()  # waits once
         numbers: dict[str, dict[str, float]] = defaultdict(dict)
@@ -89,19 +99,19 @@ class Health:
             "parts": {layer: found for layer, found in numbers.items() if not layer.isdigit()},
         }
 
+    def _norms(self, tensors: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """The norm of all tensors of a layer together, those that other ranks hold included."""
+        squares: dict[str, list[Tensor]] = defaultdict(list)
+        for name, norm in zip(tensors, torch._foreach_norm(list(tensors.values())), strict=True):
+            squares[_layer_of(name)].append(norm.float().square() / self._ranks.copies(self._masters.copies[name]))
+        total = self._ranks.sums({layer: torch.stack(found).sum() for layer, found in squares.items()})
+        return {layer: square.sqrt() for layer, square in total.items()}
+
 
 def _layer_of(name: str) -> str:
     """`3` of `blocks.3.attention.query.weight`, `embed` of `embed.weight`."""
     first, *rest = name.split(".")
     return rest[0] if first == "blocks" else first
-
-
-def _norms(tensors: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
-    """The norm of all tensors of a layer together."""
-    squares: dict[str, list[Tensor]] = defaultdict(list)
-    for name, norm in zip(tensors, torch._foreach_norm(list(tensors.values())), strict=True):
-        squares[_layer_of(name)].append(norm.float().square())
-    return {layer: torch.stack(found).sum().sqrt() for layer, found in squares.items()}
 
 
 def _some_of(weight: Tensor) -> Tensor:

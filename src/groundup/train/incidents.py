@@ -102,6 +102,7 @@ class Incidents:
         guard = self.guard.state() if self.guard else {}
         dump = {"step": number, "why": what, **known, "bad_steps": list(self._bad_steps), "guard": guard}
         path = self.directory / "diverged.json"
-        write_text(path, json.dumps(as_json(dump), indent=1) + "\n")
+        if self.log.writes:
+            write_text(path, json.dumps(as_json(dump), indent=1) + "\n")
         self.tell("diverged", step=number, why=what)
         return DivergedError(f"{what}: training diverged. {advice}. All that was seen is in {path}")

@@ -30,6 +30,8 @@ class RunLog:
     flops_per_token: int = 0
     peak_flops: float | None = None
     """FLOPs a second of this machine at best, where they were measured."""
+    writes: bool = True
+    """Whether this process writes the files; of many ranks one does, and the others only remember."""
 
     def __post_init__(self) -> None:
         with explaining_write_errors(self.directory):
@@ -55,7 +57,7 @@ class RunLog:
         for path in (self._metrics, self._health):
             self._unwritten.pop(path, None)
             kept = [line for line in read_lines(path) if isinstance(line.get("step"), int) and line["step"] <= step]
-            if kept or path.exists():
+            if self.writes and (kept or path.exists()):
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             if path == self._metrics:
                 for line in kept:
@@ -131,7 +133,7 @@ class RunLog:
             del self._unwritten[path]
 
     def _write(self, path: Path, lines: list[dict[str, Any]]) -> None:
-        for line in lines:
+        for line in lines if self.writes else ():
             self._unwritten.setdefault(path, []).append(line)
         with contextlib.suppress(ResourceError):
             self.check()

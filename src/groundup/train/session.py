@@ -18,18 +18,19 @@ import torch
 from torch import Tensor
 
 from groundup.batch import Rows
-from groundup.errors import Paused, ResourceError, SavedAndStopped, SettingsError
+from groundup.errors import Paused, PeerLost, ResourceError, SavedAndStopped, SettingsError
 from groundup.files import Progress, no_progress
 from groundup.optim.schedule import make_schedule
 from groundup.settings import Table
 from groundup.train.assemble import Assembled
 from groundup.train.checkpoint import Kept, Loaded, Saver, list_checkpoints, step_of
-from groundup.train.fit import ONE_RANK, Ranks, Step, fit
+from groundup.train.fit import Step, fit
 from groundup.train.guard import Guard, with_range
 from groundup.train.health import Activations, Health
 from groundup.train.incidents import Incidents
 from groundup.train.log import RunLog
 from groundup.train.loggers import Loggers
+from groundup.train.pieces import read_whole, stored_pieces
 from groundup.train.preemption import AskedToStop, Stop, noticing_signals
 from groundup.train.settings import SkipAndRollBack, TrainingSettings
 
@@ -75,22 +76,31 @@ class Session(Generic[Rows]):
     flops_per_token: int = 0
     peak_flops: float | None = None
     """FLOPs a second of this machine at best, where they were measured."""
-    ranks: Ranks = ONE_RANK
+    size_of: Callable[[int, Rows], tuple[int, int]] = lambda step, batch: (len(batch.weight), batch.weight.numel())
+    """(finished steps, this rank's batch) → rows and positions of the global batch."""
     say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
-        settings, loggers = self.settings, Loggers(self.settings.loggers, self.directory, self.recorded)
-        self.log = RunLog(self.directory, loggers, self.flops_per_token, self.peak_flops)
+        settings, self.ranks = self.settings, self.assembled.ranks
+        first = self.ranks.rank == 0
+        loggers = Loggers(settings.loggers if first else (), self.directory, self.recorded)
+        self.log = RunLog(self.directory, loggers, self.flops_per_token, self.peak_flops, writes=first)
+        if not first:
+            self.say = _nothing
         self.tokens = 0
         """Positions of all batches so far."""
         self._guard = Guard(settings.guard) if isinstance(settings.guard, SkipAndRollBack) else None
-        self._health = Health(self.assembled.masters, settings.health_every, self.activations)
+        self._health = Health(self.assembled.masters, settings.health_every, self.activations, self.ranks)
         self._incidents = Incidents(settings, self._guard, self.directory, self.log, self.say, self.advice_at_start)
         checkpoints, most, tell = self.directory / "checkpoints", settings.failed_checkpoints, self._incidents.tell
         kept = Kept(settings.keep_checkpoints, settings.keep_every_steps, settings.keep_best)
-        self._saver = Saver(checkpoints, kept, self.recorded, self.inputs, most_failures=most, tell=tell)
+        self._saver = Saver(
+            checkpoints, kept, self.recorded, self.inputs, most_failures=most, tell=tell, peers=self.ranks.peers
+        )
         self._batch: Rows
         """The one that the current step learns from."""
+        self._size = (0, 0)
+        """Rows and positions of the global batch."""
         self._next_row = 0
         self._skipped: list[list[int]] = []
         """Ranges [first, last) of rows from which nothing was learned, in order."""
@@ -134,7 +144,9 @@ class Session(Generic[Rows]):
             raise Paused(f"paused at step {self.step:,} of {steps:,} before")
         with noticing_signals() as stop, self.log, self._saver:
             try:
-                stop.at_once = True  # up to the end of the first step, which may be long: the model is compiled in it
+                # Up to the end of the first step, which may be long, as the model is compiled in it; not where other
+                # ranks would wait for this one.
+                stop.at_once = self.ranks.size == 1
                 if self.step:
                     self._measure(measurements, self.step, self.step in ends, stop)
                 for step in self._steps():
@@ -144,8 +156,11 @@ class Session(Generic[Rows]):
             except AskedToStop:
                 raise self._stopped(self.step, stop) from None
             stop.at_once = False
-            with contextlib.suppress(ResourceError):  # the model itself is about to be written
+            try:
                 self._saver.wait()
+            except ResourceError:  # the model itself is about to be written
+                if self.ranks.size > 1:  # from this very checkpoint
+                    raise
         self.log.check()
         finish()
         self.log.event("finished", step=steps)
@@ -160,7 +175,7 @@ class Session(Generic[Rows]):
                 assembled.optimizer,
                 make_schedule(settings.schedule, settings.steps),
                 self._reading(),
-                assembled.gradients(settings, start=self.step, ranks=self.ranks),
+                assembled.gradients(settings, start=self.step),
                 steps=settings.steps,
                 start=self.step,
                 clip=settings.clip,
@@ -180,15 +195,16 @@ class Session(Generic[Rows]):
     def _reading(self) -> Iterator[Rows]:
         """The batches from the newest checkpoint on; the one that a step learns from is remembered."""
         self._next_row = self._state["next_row"]
-        for batch in self.batches(self.step, self._next_row):
+        for step, batch in enumerate(self.batches(self.step, self._next_row), start=self.step):
             self._batch = batch
-            self._next_row += len(batch.weight)
+            self._size = self.size_of(step, batch)
+            self._next_row += self._size[0]
             yield batch
 
     @property
     def _rows(self) -> list[int]:
         """Rows [first, last) of the current batch."""
-        return [self._next_row - len(self._batch.weight), self._next_row]
+        return [self._next_row - self._size[0], self._next_row]
 
     def _accept(self, step: Step) -> bool:
         """Whether to take a step. Without a guard no number is read, so that nothing waits for the device."""
@@ -207,6 +223,8 @@ class Session(Generic[Rows]):
     def _after(self, step: Step, measurements: Sequence[Periodic], last: bool, stop: Stop) -> None:
         """Count and log a step; measure and save what is due after it; obey a signal or the end of this run."""
         number, steps = step.number, self.settings.steps
+        if not self.ranks.agree(not stop.asked):
+            stop.asked = stop.asked or "signal to another rank"
         self._count(step)
         if number % STEPS_PER_FLUSH == 0:
             self._flush()
@@ -224,7 +242,7 @@ class Session(Generic[Rows]):
         """Count and log a step that was taken or skipped."""
         if self.assembled.average is not None:
             self.assembled.average.update(step.number)
-        self.tokens += self._batch.weight.numel()
+        self.tokens += self._size[1]
         self.log.step(step, self.tokens, self.seconds)
         self._incidents.count_overflow(step.number, not step.accepted and not self._refused)
         if (line := self._health.after(step)) is not None:
@@ -246,10 +264,24 @@ class Session(Generic[Rows]):
         if not due:
             return
         self._flush()  # before a model that diverged is asked for anything
+        check = stop.check if self.ranks.size == 1 else no_progress
         with self.assembled.with_final_weights():
             for measurement in due:
-                self.log.add(step=number, **measurement.measure(stop.check))
+                self.log.add(step=number, **measurement.measure(check))
+            self.ranks.after_measuring()
         self._flush()
+
+    def final_weights(self) -> Mapping[str, Tensor]:
+        """Every weight of the model as it is finished, by name. Of many ranks the first has them, from the last
+        checkpoint, as it may hold only a part itself."""
+        if self.ranks.size == 1:
+            return self.assembled.final_weights
+        if self.ranks.rank:
+            return {}
+        stored = stored_pieces(list_checkpoints(self._saver.checkpoints)[-1])
+        prefix, suffix = ("model.", "") if self.assembled.average is None else ("optimizer.", ".average")
+        chosen = [name for name in stored if name.startswith(prefix) and name.endswith(suffix)]
+        return {name.removeprefix(prefix).removesuffix(suffix): read_whole(stored[name]) for name in chosen}
 
     # Checkpoints
 
@@ -258,7 +290,9 @@ class Session(Generic[Rows]):
         state = self._state_after(number)
         self._incidents.tell_overflows(state.get("scaler", {}).get("scale"))
         try:
-            self.log.check()  # what a checkpoint goes on from is in the log
+            self.ranks.peers.all_do(self.log.check, ResourceError)  # what a checkpoint goes on from is in the log
+        except PeerLost:
+            raise
         except ResourceError as error:
             self._saver.fail(number, error)
             return
@@ -318,8 +352,9 @@ class Session(Generic[Rows]):
             first = number - guard.bad_in_a_row + 1
             raise self._incidents.diverged(what, number, first, rows=[self._state["next_row"], next_row])
         for step, path in saved.items():
-            if goal is None or step > goal:
+            if self.ranks.rank == 0 and (goal is None or step > goal):
                 shutil.rmtree(path)
+        self.ranks.gather(None)  # gone for all
         if goal is None:
             self.assembled.restart(self.initial_weights())
         self._load()
@@ -332,3 +367,7 @@ class Session(Generic[Rows]):
     def _stopped(self, number: int, stop: Stop) -> SavedAndStopped:
         self.log.event("stopped", step=number, signal=stop.asked)
         return SavedAndStopped(f"saved at step {number:,} of {self.settings.steps:,}")
+
+
+def _nothing(sentence: str) -> None:
+    """For ranks that leave speaking to the first."""

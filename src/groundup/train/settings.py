@@ -99,7 +99,7 @@ class TrainingSettings(Settings):
     """Optimizer steps to take. Fixed here, never by a clock: the same recipe is the same run on any machine."""
     micro_batch_rows: int = Field(default=16, ge=1)
     """Most rows that go through the model at once; gradients of the others are added up. A matter of memory:
-    results change only by rounding, and by which units dropout drops."""
+    results change only by rounding."""
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Seed of the initial weights, the order of the rows, and dropout."""
     device: str | None = None

@@ -86,17 +86,18 @@ def _write(directory: Path, config: Mapping[str, Any], weights: Mapping[str, Ten
     shutil.copymode(directory / "config.json", directory / "model.safetensors")  # the library's is the owner's alone
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file from the tensors' own memory, while other threads run.
 
     Args:
         tensors: by name, contiguous, on the CPU.
+        metadata: further entries of the file's header.
 
     Raises:
         OSError: as the system gave it, such as of a full disk.
     """
     try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
+        save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:  # the library hides which error the system gave
         number = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else error) from None

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from groundup.model.dropout import Drop
 from groundup.model.equation import weighted_values
 
 BLOCK, MOST_BLOCKS = 128, 2
@@ -30,6 +31,7 @@ def by_blocks(
     n_blocks: int,
     *,
     window: int | None = None,
+    dropout: Drop | None = None,
     **options: Any,
 ) -> Float[Tensor, "B H T W"]:
     """`weighted_values`, the queries in `n_blocks` blocks, each of which meets only the keys that its queries may read:
@@ -55,6 +57,8 @@ def by_blocks(
                 torch.cat(values[first : number + 1], dim=2),
                 mask[square],
                 None if distance is None else distance[square],
+                dropout=None if dropout is None else dropout.of_queries(begin, end),
+                first_key=edges[first],
                 **options,
             )
         )

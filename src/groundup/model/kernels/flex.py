@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils import _pytree as pytree
 
+from groundup.model.dropout import Drop
+
 TENSORS = [
     f"{full}{side}_{what}" for side in ("kv", "q") for full in ("", "full_") for what in ("num_blocks", "indices")
 ]
@@ -48,9 +50,9 @@ class Flex:
         slopes: Tensor | None = None,
         scale: float | None = None,
         soft_cap: float | None = None,
-        dropout: float = 0.0,
+        dropout: Drop | None = None,
     ) -> Tensor:
-        assert dropout == 0, "it has no dropout"
+        assert dropout is None, "it has no dropout"
         read: Tensor = flex_attention(
             q,
             k,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from groundup.batch import Batch, to
 from groundup.errors import DataError
+from groundup.model.dropout import row_keys
 from groundup.model.feedforward import FeedForward, MixtureOfExperts, Tap
 from groundup.model.presets import PRESETS
 from groundup.model.settings import Experts, LanguageModel, ModelConfig
@@ -211,8 +212,9 @@ def _find_read_tokens(model: Transformer, batch: Batch, loss: Loss) -> tuple[flo
 
 
 def _with_same_dropout(model: Transformer, batch: Batch, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
-    torch.manual_seed(0)
+    model.keys = row_keys(0, 0, 0, len(batch.tokens), _device(model))
     total, _, parts = loss(model, to(batch, _device(model)))
+    model.keys = None
     return total, parts
 
 
