@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 from groundup.cli import terminal
-from groundup.cli.options import AsJson, Device, Model, Overrides, example
+from groundup.cli.options import AsJson, Device, Model, Overrides, RecipeFile, example
 
 app = typer.Typer()
 
@@ -190,3 +190,30 @@ def bench(
     longest = "Operations that took most time themselves, of a step:" if operations else ""
     wrote = f"Wrote {trace}: open it in a browser at chrome://tracing, or in Perfetto." if trace else ""
     terminal.show(benching.rows(measured), longest, operations, wrote, instead=as_json and measured.table())
+
+
+@app.command(epilog=example("rehearse"))
+def rehearse(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int, Option("--ranks", min=1, help="How many ranks the layout is for.")] = 1,
+    gpu: Annotated[str, Option(help="Of what kind: its memory is what must suffice.")] = "H100",
+    as_json: AsJson = False,
+) -> None:
+    """Say what each rank of a layout would hold and send in a step, and what does not divide: without GPUs.
+
+    The real model is cut up for every kind of rank, on tensors without values, and takes a step.
+    """
+    from groundup.tools import rehearse as rehearsing
+
+    settings, model, memory = rehearsing.read(recipe, overrides or (), gpu)
+    rehearsal = rehearsing.rehearse(model, settings.pretrain, settings.parallel, ranks)
+    blocks: list[terminal.Block] = [
+        rehearsing.summary_rows(rehearsal),
+        rehearsing.memory_rows(rehearsal, memory),
+        rehearsing.advice(rehearsal, settings.pretrain, memory),
+    ]
+    for kind in rehearsal.kinds:
+        blocks += [f"Exchanges of the {kind.name}:", rehearsing.collective_rows(kind)]
+    blocks.append("\n".join(rehearsal.remarks))
+    terminal.show(*blocks, instead=as_json and rehearsing.table_of(rehearsal))

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from groundup.optim.state import own
 from groundup.parallel.settings import AXES
 
 KINDS = {
@@ -39,7 +40,7 @@ class Collective:
     """One exchange among the ranks of a group, as one of them sees it."""
 
     axis: str
-    """Along which axes of `[parallel]` the ranks differ; `expert` where tokens go to experts and back."""
+    """Along which axes of `[parallel]` the ranks differ."""
     ranks: int
     kind: str
     dtype: str
@@ -60,7 +61,7 @@ class Collective:
 
     @property
     def moved_bytes(self) -> float:
-        return self.moved * getattr(torch, self.dtype).itemsize
+        return self.moved * int(getattr(torch, self.dtype).itemsize)
 
 
 class Recorder(TorchDispatchMode):
@@ -71,7 +72,7 @@ class Recorder(TorchDispatchMode):
         Args:
             sizes: of each of `AXES`, in their order.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.collectives: Counter[Collective] = Counter()
         self.peak: Counter[str] = Counter()
         """Bytes by what they are, at the moment when all together were most."""
@@ -122,9 +123,7 @@ class Recorder(TorchDispatchMode):
         leaves = [leaf for leaf in tree_leaves(of) if isinstance(leaf, Tensor)]
         elements = sum(leaf.numel() for leaf in leaves) * (ranks if name == "all_gather_into_tensor" else 1)
         dtype = str(leaves[0].dtype).removeprefix("torch.")
-        self.collectives[
-            Collective("expert" if kind == "all-to-all" else axis, ranks, kind, dtype, elements)
-        ] += 1
+        self.collectives[Collective(axis, ranks, kind, dtype, elements)] += 1
 
     def _axis(self, group: Any) -> tuple[str, int]:
         if group.group_name not in self._axes:
@@ -167,17 +166,12 @@ class Recorder(TorchDispatchMode):
                 self._set(storage._cdata, "gathered weights", storage.nbytes())
             return result
 
-        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
         try:
             with self:
                 yield self
         finally:
             torch.UntypedStorage.resize_ = plain  # type: ignore[method-assign]
-
-
-def own(tensor: Tensor) -> Tensor:
-    """What of a tensor is on this rank."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _places(rank: int, sizes: list[int]) -> list[int]:
