@@ -22,6 +22,7 @@ from groundup.parallel.settings import AXES
 KINDS = {
     "allreduce_": "all-reduce",
     "all_reduce": "all-reduce",
+    "allgather_": "all-gather",
     "_allgather_base_": "all-gather",
     "all_gather_into_tensor": "all-gather",
     "_reduce_scatter_base_": "reduce-scatter",
