@@ -1,4 +1,5 @@
-"""Commands that take a model, a run or any file: generate, chat, inspect, compare, watch, bench."""
+"""Commands that take a model, a run or any file: generate, chat, inspect, compare, watch, bench,
+verify."""
 
 import contextlib
 import sys
@@ -217,3 +218,25 @@ def rehearse(
         blocks += [f"Exchanges of the {kind.name}:", rehearsing.collective_rows(kind)]
     blocks.append("\n".join(rehearsal.remarks))
     terminal.show(*blocks, instead=as_json and rehearsing.table_of(rehearsal))
+
+
+@app.command(epilog=example("verify"))
+def verify(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int | None, Option(min=2, help="How many; as few as [parallel] has if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that many ranks train a recipe as one process does, or say where not. Ends in 2 if they do not.
+
+    The recipe is shrunk and trained in float64 by as many processes of this machine as the layout has ranks, at most 8,
+    and by one: losses, gradient norms, every gradient and the final weights are compared.
+    """
+    from groundup.tools import verify as verifying
+
+    with terminal.watch("verify") as progress:
+        verdict = verifying.verify(recipe, overrides or (), ranks, progress)
+    where = () if verdict.is_equal else (verifying.places(verdict), verifying.likely(verdict))
+    table = as_json and verdict.table()
+    terminal.show(verifying.layout_words(verdict), verifying.rows(verdict), *where, instead=table)
+    verdict.refuse_unequal()

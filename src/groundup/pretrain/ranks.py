@@ -43,14 +43,14 @@ def ready_for_ranks(
     Raises:
         SettingsError: naming what cannot be shared out, and the nearest that works.
     """
-    _check_layout(model, settings, parallel, ranks)
+    check_layout(model, settings, parallel, ranks)
     device = find_device(settings.device)
     precision = settings.precision or (Bfloat16() if device.type == "cuda" else Float32())
     chosen = {"device": str(device), "precision": precision, "compile": bool(settings.compile)}
     return settings.model_copy(update=chosen)
 
 
-def _check_layout(model: ModelConfig, settings: PretrainSettings, parallel: ParallelSettings, ranks: int) -> None:
+def check_layout(model: ModelConfig, settings: PretrainSettings, parallel: ParallelSettings, ranks: int) -> None:
     sizes = parallel.sizes(ranks)
     experts = model.feedforward.n_experts if isinstance(model.feedforward, Experts) else 0
     chunks, rows = 2 * sizes["context"], settings.batch_rows(0, model.context_length)
