@@ -363,8 +363,8 @@ def _answer_evenly(experts: StackedExperts, spread: Any, rows: Tensor, expert: T
 
 
 def zero_terms(parameters: int, shard: int, zero: int) -> int:
-    """Bytes of weights, gradients and Adam's state by the paper's terms: 2, 2 and 12 bytes each (Rajbhandari et al. 2020,
-    arXiv:1910.02054, figure 1). In this house they are 4 (masters), and 2 of what is gathered; 4; and 8.
+    """Bytes of weights, gradients and Adam's state by the paper's terms: 2, 2 and 12 bytes each (Rajbhandari et al.
+    2020, arXiv:1910.02054, figure 1). In this house they are 4 (masters), and 2 of what is gathered; 4; and 8.
 
     Args:
         parameters: that a rank holds of those that `shard` ranks share.
