@@ -4,6 +4,7 @@ The order of forward and backward passes is torch's; a stage is a `Transformer` 
 the embedding, the last with norm, head and loss. B rows, T positions, D width.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -53,6 +54,7 @@ def rank_of_stage(schedule: PipelineSchedule, stage: int, ranks: int) -> int:
     return ranks - 1 - back if isinstance(schedule, ZeroBubble) and there % 2 else back
 
 
+@functools.cache  # asked for by every stage, and counting a large model takes a second
 def layers_of_stages(config: ModelConfig, n_stages: int, extra_blocks: int = 0) -> list[range]:
     """The layers of each stage, so that the slowest takes as little as can be: the head counts with the last stage, as
     do blocks that predict further tokens.
