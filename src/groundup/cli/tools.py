@@ -193,6 +193,33 @@ def bench(
     terminal.show(benching.rows(measured), longest, operations, wrote, instead=as_json and measured.table())
 
 
+@app.command(epilog=example("rehearse"))
+def rehearse(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int, Option("--ranks", min=1, help="How many ranks the layout is for.")] = 1,
+    gpu: Annotated[str, Option(help="Of what kind: its memory is what must suffice.")] = "H100",
+    as_json: AsJson = False,
+) -> None:
+    """Say what each rank of a layout would hold and send in a step, and what does not divide: without GPUs.
+
+    The real model is cut up for every kind of rank, on tensors without values, and takes a step.
+    """
+    from groundup.tools import rehearse as rehearsing
+
+    settings, model, memory = rehearsing.read(recipe, overrides or (), gpu)
+    rehearsal = rehearsing.rehearse(model, settings.pretrain, settings.parallel, ranks)
+    blocks: list[terminal.Block] = [
+        rehearsing.summary_rows(rehearsal),
+        rehearsing.memory_rows(rehearsal, memory),
+        rehearsing.advice(rehearsal, settings.pretrain, memory),
+    ]
+    for kind in rehearsal.kinds:
+        blocks += [f"Exchanges of the {kind.name}:", rehearsing.collective_rows(kind)]
+    blocks.append("\n".join(rehearsal.remarks))
+    terminal.show(*blocks, instead=as_json and rehearsing.table_of(rehearsal))
+
+
 @app.command(epilog=example("verify"))
 def verify(
     recipe: RecipeFile,
