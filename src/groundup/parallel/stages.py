@@ -133,13 +133,17 @@ class Stage(nn.Module):
         """Of this step's loss so far, their sum under the empty name."""
 
     def forward(self, tokens: Tensor, auxiliary: Tensor | None = None, **fields: Tensor) -> Any:
-        model = self.model
-        model.earlier_auxiliary, model.keys = auxiliary, fields.pop("keys", None)
-        batch = Batch(tokens=tokens, **fields)
-        if model.head is None:
-            hidden, asked = model.hidden_and_auxiliary(tokens, batch.position, self.attending(batch))
+        self.model.earlier_auxiliary, self.model.keys = auxiliary, fields.pop("keys", None)
+        result = self._forward(Batch(tokens=tokens, **fields))
+        self.model.earlier_auxiliary = self.model.keys = None
+        return result
+
+    def _forward(self, batch: Batch) -> Any:
+        if self.model.head is None:
+            attend = self.attending(batch)
+            hidden, asked = self.model.hidden_and_auxiliary(batch.tokens, batch.position, attend)
             return hidden if asked is None else (hidden, asked)
-        summed, _, parts = self.loss(model, batch)
+        summed, _, parts = self.loss(self.model, batch)
         for name, part in {"": summed, **parts}.items():
             self.parts[name] = self.parts.get(name, 0) + part.detach()
         return self.scale(summed / self.divisor)
