@@ -215,7 +215,7 @@ def rehearse(
         rehearsing.advice(rehearsal, settings.pretrain, memory),
     ]
     for kind in rehearsal.kinds:
-        blocks += [f"Exchanges of the {kind.name}:", rehearsing.collective_rows(kind)]
+        blocks += [f"Exchanges of {kind.name}:", rehearsing.collective_rows(kind)]
     blocks.append("\n".join(rehearsal.remarks))
     terminal.show(*blocks, instead=as_json and rehearsing.table_of(rehearsal))
 

@@ -204,7 +204,8 @@ def _rehearse_rank(
 def _name(place: int, stages: int) -> str:
     if stages == 1:
         return "every rank"
-    return {0: "first of the pipeline", stages - 1: "last of the pipeline"}.get(place, "middle of the pipeline")
+    words = {0: "the first of the pipeline", stages - 1: "the last of the pipeline"}
+    return words.get(place, "one in the middle of the pipeline")
 
 
 def _two_counts(parallel: ParallelSettings, micro_batches: int) -> tuple[int, int]:
@@ -213,7 +214,8 @@ def _two_counts(parallel: ParallelSettings, micro_batches: int) -> tuple[int, in
     stages = parallel.pipeline
     if stages > 1 and stages_a_rank(parallel.schedule) > 1:
         return stages, 2 * stages
-    few = min(stages, micro_batches)
+    # Gradients that wait for the last micro-batch are a sum only from the second on.
+    few = min(max(stages, 2 if parallel.zero == 1 else 1), micro_batches)
     return few, few + 1
 
 
@@ -569,6 +571,6 @@ def advice(rehearsal: Rehearsal, training: PretrainSettings, available: float) -
         changes.append(f"parallel.shard={sizes['replicate'] * sizes['shard']} (instead of replicate)")
     changes.append(f"parallel.tensor={2 * sizes['tensor']}")
     return (
-        f"The {kind.name} needs {byte_size(kind.total_bytes)} and has {byte_size(available)}: try "
+        f"{kind.name.capitalize()} needs {byte_size(kind.total_bytes)} and has {byte_size(available)}: try "
         f"{', then '.join(changes)}"
     )
