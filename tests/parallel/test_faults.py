@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 
 from groundup.errors import DataError, GroundupError, SavedAndStopped
-from groundup.parallel.agent import ranks_that_fit, run_ranks
 from groundup.parallel.settings import ParallelSettings
-from groundup.parallel.watch import Watch, by_rank, compare, slow_ranks
+from groundup.processes.agent import ranks_that_fit, run_ranks
+from groundup.processes.watch import Watch, by_rank, compare, slow_ranks
 
 PATIENCE = 6
 """Seconds after which a rank has hung, here."""

@@ -150,10 +150,15 @@ def _build(
             recipe, overrides or (), run=run, replace=replace, only=only, ranks=ranks, watch=terminal.watch,
             say=terminal.say(quiet),
         )  # fmt: skip
+<<<<<<< HEAD
     if ranks > 1:
         from groundup.parallel.agent import release_followers
 
         release_followers()
+=======
+    if not built.rows:  # one of many ranks, and not the first, which tells of everything
+        raise typer.Exit()
+>>>>>>> main
     if not quiet:
         print()
         terminal.show(stage_rows(built))

@@ -193,6 +193,7 @@ def bench(
     terminal.show(benching.rows(measured), longest, operations, wrote, instead=as_json and measured.table())
 
 
+<<<<<<< HEAD
 @app.command(epilog=example("launch"))
 def launch(
     recipe: RecipeFile,
@@ -217,6 +218,33 @@ def launch(
         terminal.show(f"Wrote {script}: {job.layout}", job.warning, then=[f"sbatch {script}"])
     else:
         terminal.show(job.layout, job.warning, job.lines(first_node).rstrip())
+=======
+@app.command(epilog=example("rehearse"))
+def rehearse(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int, Option("--ranks", min=1, help="How many ranks the layout is for.")] = 1,
+    gpu: Annotated[str, Option(help="Of what kind: its memory is what must suffice.")] = "H100",
+    as_json: AsJson = False,
+) -> None:
+    """Say what each rank of a layout would hold and send in a step, and what does not divide: without GPUs.
+
+    The real model is cut up for every kind of rank, on tensors without values, and takes a step.
+    """
+    from groundup.tools import rehearse as rehearsing
+
+    settings, model, memory = rehearsing.read(recipe, overrides or (), gpu)
+    rehearsal = rehearsing.rehearse(model, settings.pretrain, settings.parallel, ranks)
+    blocks: list[terminal.Block] = [
+        rehearsing.summary_rows(rehearsal),
+        rehearsing.memory_rows(rehearsal, memory),
+        rehearsing.advice(rehearsal, settings.pretrain, memory),
+    ]
+    for kind in rehearsal.kinds:
+        blocks += [f"Exchanges of {kind.name}:", rehearsing.collective_rows(kind)]
+    blocks.append("\n".join(rehearsal.remarks))
+    terminal.show(*blocks, instead=as_json and rehearsing.table_of(rehearsal))
+>>>>>>> main
 
 
 @app.command(epilog=example("verify"))

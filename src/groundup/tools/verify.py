@@ -26,13 +26,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from groundup.batch import Batch
 from groundup.errors import GroundupError, SettingsError
 from groundup.files import Progress, no_progress
-from groundup.model.draw import drawn, key, local_part
-from groundup.optim.settings import Float32
+from groundup.model.draw import Ranges, drawn, key, local_part
+from groundup.optim.settings import ExponentialAverage, Float32
 from groundup.parallel.ring import cut_positions, own_positions
 from groundup.parallel.settings import AXES, ParallelSettings
 from groundup.parallel.world import World
@@ -50,13 +49,14 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 LEARNING_RATE = 0.05  # of plain gradient descent: large enough to move every weight, small enough to stay finite
 CLIP = 0.25  # shorter than the gradients are at first, so that clipping is tried, too
 CPU = torch.device("cpu")
+ROUNDING = 1e-13
 NEAR = 0.15  # of a whole number of times: what is missing of a sum is rarely just its share
 NUMBER = re.compile(r"\.\d+\.")
 Stepping = Literal["recipe", "sgd"]
 STEPPINGS: tuple[Stepping, ...] = ("recipe", "sgd")
-Numbers = dict[tuple[int, str, str], Tensor]
+Numbers = dict[tuple[int, str, str], tuple[Tensor, Ranges]]
 """(step, what, name) → what a training came to: of each step its loss, gradient norm and gradients before clipping; of
-the last also weights."""
+the last also weights. Of each the part that is here, and where this is in the whole."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,9 @@ KINDS = {
 def rows(verdict: Verdict) -> list[tuple[str, ...]]:
     """The largest difference of each kind of number, under either optimizer."""
     head = ("largest difference", verdict.trial.settings.optimizer.kind, "sgd")
-    found = verdict.differences.values()
-    return [head, *((words, *(f"{_largest(of, what):.1e}" for of in found)) for what, words in KINDS.items())]
+    found, averaged = verdict.differences.values(), isinstance(verdict.trial.settings.average, ExponentialAverage)
+    kinds = {what: words for what, words in KINDS.items() if what != "average" or averaged}
+    return [head, *((words, *(f"{_largest(of, what):.1e}" for of in found)) for what, words in kinds.items())]
 
 
 def _largest(differences: Sequence[Difference], what: str) -> float:
@@ -324,14 +325,26 @@ def compare(
 
 
 def differences(got: Numbers, wanted: Numbers) -> list[Difference]:
-    """How far each tensor is from the one that it should be."""
+    """How far each part is from what it should be, which `wanted` has as a whole."""
     found = []
-    for (step, what, name), own in got.items():
-        should = wanted[step, what, name].double()
-        size = (own - should).abs().max() / should.abs().max().clamp(min=1.0)
+    for (step, what, name), (own, ranges) in got.items():
+        whole = wanted[step, what, name][0]
+        part = tuple(slice(*each) for each in ranges)
+        off, should = own - whole[part], whole[part]
+        if what in ("weight", "average"):
+            off, own = off * _learned(wanted, name)[part], own * _learned(wanted, name)[part]
+        size = torch.cat((off.abs().flatten(), torch.zeros(1))).max() / whole.abs().max().clamp(min=1.0)
         ratio = (own * should).sum() / should.square().sum()
         found.append(Difference(step, what, name, size.item(), ratio.item()))
     return found
+
+
+def _learned(wanted: Numbers, name: str) -> Tensor:
+    """Where a weight has a gradient, or none at all. What is not zero only by rounding, as of the bias of keys that are
+    not rotated, differs between any two ways to compute it, and Lion takes no more than its sign."""
+    gradients = [whole.abs() for (_, what, of), (whole, _) in wanted.items() if (what, of) == ("gradient", name)]
+    largest = torch.stack(gradients).amax(dim=0)
+    return (largest == 0) | (largest > ROUNDING)
 
 
 @functools.lru_cache(maxsize=64)  # for many layouts of one trial
@@ -361,7 +374,7 @@ def train(
     def gradients(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         result, number = pass_through(batch), next(step)
         for name, weight in weights.items():
-            numbers[number, "gradient", _name(name, trial)] = _whole(_gradient_of(weight))
+            numbers[number, "gradient", _name(name, trial)] = _part(_gradient_of(weight))
         return result
 
     assembled.model.train()
@@ -375,14 +388,14 @@ def train(
         clip_value=settings.clip_value and CLIP / 10,
         ranks=assembled.ranks,
     ):
-        numbers[done.number, "loss", ""] = done.loss.detach().double()
-        numbers[done.number, "gradient norm", ""] = done.grad_norm.double()
+        numbers[done.number, "loss", ""] = _part(done.loss)
+        numbers[done.number, "gradient norm", ""] = _part(done.grad_norm)
         if average is not None:
             average.update(done.number)
         where = "one process" if world is None else f"{trial.ranks} ranks"
         tell(f"step {done.number} on {where}, {stepping}")
     for what, tensors in (("weight", weights), ("average", average.weights if average else {})):
-        numbers |= {(steps, what, _name(name, trial)): _whole(tensor) for name, tensor in tensors.items()}
+        numbers |= {(steps, what, _name(name, trial)): _part(tensor) for name, tensor in tensors.items()}
     return numbers
 
 
@@ -406,9 +419,9 @@ def _gradient_of(weight: Tensor) -> Tensor:
     return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().double().clone()
+def _part(tensor: Tensor) -> tuple[Tensor, Ranges]:
+    part, ranges = local_part(tensor.detach())
+    return part.double().clone(), ranges
 
 
 def batches_of(trial: Trial) -> Iterator[Batch]:

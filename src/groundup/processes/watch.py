@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from groundup.errors import ResourceError, SettingsError
 from groundup.files import explaining_write_errors
-from groundup.parallel.agent import tell
+from groundup.processes.agent import tell
 from groundup.words import plural
 
 LOOKS = 20
