@@ -143,40 +143,17 @@ def _build(
     from groundup import building
     from groundup.tools.summary import stage_rows
 
-    if ranks > 1:
-        _follow_if_told(recipe, overrides)
     with terminal.keeping("the stages"):
         built = building.build(
             recipe, overrides or (), run=run, replace=replace, only=only, ranks=ranks, watch=terminal.watch,
             say=terminal.say(quiet),
         )  # fmt: skip
-<<<<<<< HEAD
-    if ranks > 1:
-        from groundup.parallel.agent import release_followers
-
-        release_followers()
-=======
     if not built.rows:  # one of many ranks, and not the first, which tells of everything
         raise typer.Exit()
->>>>>>> main
     if not quiet:
         print()
         terminal.show(stage_rows(built))
     return built
-
-
-def _follow_if_told(recipe: Path, overrides: list[str] | None) -> None:
-    """Where torchrun started several processes, the first one builds, and the others only train with it.
-
-    Raises:
-        typer.Exit: in one of the others, when it is done.
-    """
-    from groundup.parallel import agent
-    from groundup.recipe import Recipe
-
-    if agent.is_follower():
-        agent.follow(Recipe.load(recipe, overrides or ()).parallel)
-        raise typer.Exit()
 
 
 TABLES = {

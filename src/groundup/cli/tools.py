@@ -193,7 +193,6 @@ def bench(
     terminal.show(benching.rows(measured), longest, operations, wrote, instead=as_json and measured.table())
 
 
-<<<<<<< HEAD
 @app.command(epilog=example("launch"))
 def launch(
     recipe: RecipeFile,
@@ -218,7 +217,8 @@ def launch(
         terminal.show(f"Wrote {script}: {job.layout}", job.warning, then=[f"sbatch {script}"])
     else:
         terminal.show(job.layout, job.warning, job.lines(first_node).rstrip())
-=======
+
+
 @app.command(epilog=example("rehearse"))
 def rehearse(
     recipe: RecipeFile,
@@ -244,7 +244,6 @@ def rehearse(
         blocks += [f"Exchanges of {kind.name}:", rehearsing.collective_rows(kind)]
     blocks.append("\n".join(rehearsal.remarks))
     terminal.show(*blocks, instead=as_json and rehearsing.table_of(rehearsal))
->>>>>>> main
 
 
 @app.command(epilog=example("verify"))

@@ -61,9 +61,9 @@ def run_ranks(
     """Call `function(*arguments, device, ranks, progress)` in each of `ranks` processes, which have joined one process
     group; what it returned on rank 0. The device is the rank's own; the progress of rank 0 reaches `progress`.
 
-    A process that torchrun started is a rank already: it calls the function itself, as do those that `follow`, and
-    `ranks` is not read. Elsewhere the ranks are processes of this machine; if one dies, all are started again, up to
-    `settings.restarts` times, so the function goes on from what it saved. Ctrl-C and SIGTERM reach them once.
+    A process that torchrun started is a rank already: it calls the function itself, and `ranks` is not read. Elsewhere
+    the ranks are processes of this machine; if one dies, all are started again, up to `settings.restarts` times, so the
+    function goes on from what it saved. Ctrl-C and SIGTERM are passed on to them once.
 
     Args:
         function: a function of a module, as other processes have to find it; its arguments are pickled.
@@ -107,23 +107,6 @@ def run_ranks(
             "out, the system's log says so; the same command goes on from the newest checkpoint"
         )
     return result.return_values[0]
-
-
-def is_follower() -> bool:
-    """Whether torchrun started this process as another rank than the first, which does what one process can do."""
-    return dist.is_torchelastic_launched() and _place()[1] > 0
-
-
-def follow(settings: ParallelSettings) -> None:
-    """Call what the first rank calls with `run_ranks`, until it calls `release_followers`."""
-    if _wait_for(_place()[0], "start", "all done") == "start":
-        _join_and_call(None, (), settings, no_progress)
-
-
-def release_followers() -> None:
-    """Let the ranks end that `follow`; nothing where torchrun started none."""
-    if dist.is_torchelastic_launched():
-        _place()[0].set("all done", "")
 
 
 def own_device() -> torch.device:
@@ -257,20 +240,19 @@ def _begin(threads: int, function: Callable[..., Any], *rest: Any) -> Any:
 
 
 def _join_and_call(
-    function: Callable[..., Any] | None, arguments: Sequence[Any], settings: ParallelSettings, above: Word | Progress
+    function: Callable[..., Any], arguments: Sequence[Any], settings: ParallelSettings, above: Word | Progress
 ) -> Any:
     """Join the process group, call the function, and leave when all ranks are done; what rank 0's call returned.
 
     Args:
-        function: None if the first rank says which, and with which arguments.
         above: the process that started the ranks, where the first error is told; or without one, the progress.
     """
     timeout = timedelta(seconds=LONGER_THAN_WATCHED * settings.timeout_seconds)
-    shared, rank, size = _place(timeout)
+    shared, rank, size = next(rendezvous("env://", timeout=timeout))
     store = PrefixStore(_agree_on_start(shared, rank, size), shared)
     used = ranks_that_fit(settings, size)
-    if rank >= used:  # one too many for the layout: until the others are done, or the agent starts all again
-        _wait_for(store, "done")
+    if rank >= used:
+        _stand_by(store)
         return None
     word = above if isinstance(above, Word) else None
     progress = above.tell_progress if isinstance(above, Word) else above
@@ -282,11 +264,6 @@ def _join_and_call(
         dist.init_process_group(backend, store=store, rank=rank, world_size=used, timeout=timeout)
         if word is not None:
             _get_default_store().set("folder", str(word.folder))
-        if word is None:  # under torchrun
-            call: list[Any] = [function, arguments]
-            dist.broadcast_object_list(call, src=0)
-            function, arguments = call
-        assert function is not None, "the first rank has one"
         result = function(*arguments, device, used, progress if rank == 0 else no_progress)
         dist.barrier()
         if rank == 0:
@@ -299,21 +276,6 @@ def _join_and_call(
             dist.destroy_process_group()
 
 
-def _place(timeout: timedelta = timedelta(minutes=10)) -> tuple[Store, int, int]:
-    """The store of all ranks, this one's number, and how many there are, as the environment says."""
-    place: tuple[Store, int, int] = next(rendezvous("env://", timeout=timeout))
-    return place
-
-
-def _wait_for(store: Store, *keys: str) -> str:
-    """Wait, however long it takes, until one of them is set; which."""
-    while True:
-        for key in keys:
-            if store.check([key]):
-                return key
-        time.sleep(0.2)
-
-
 def _agree_on_start(store: Store, rank: int, size: int) -> str:
     """A name that just these processes have in common: ranks that are started again find the same store, in which what
     the ranks before them wrote, such as their addresses, still stands."""
@@ -324,7 +286,8 @@ def _agree_on_start(store: Store, rank: int, size: int) -> str:
         store.set(f"{own}/joined", " ".join(joined))
         return own
     start = ""
-    _wait_for(store, "start")
+    while not store.check(["start"]):  # as long as the first rank takes for what comes before
+        time.sleep(0.2)
     while True:
         if (newest := store.get("start").decode()) != start:
             start = newest
@@ -341,6 +304,12 @@ def ranks_that_fit(settings: ParallelSettings, size: int) -> int:
             settings.sizes(used)
             return used
     return size
+
+
+def _stand_by(store: Store) -> None:
+    """A rank too many for the layout waits until the others are done, or the agent starts all of them again."""
+    while not store.check(["done"]):
+        time.sleep(1.0)
 
 
 def _end(error: Exception, rank: int, by_agent: bool) -> None:
