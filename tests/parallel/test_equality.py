@@ -180,6 +180,8 @@ SLOW: dict[int, dict[str, Case]] = {
     | over(["mixture"], expert=2, shard=4)
     | over(["mixture"], expert=2, pipeline=2)
     | {
+        "exact: fewer rows than ranks": Case({"shard": 4, "exact": True}, "mixture",
+                                             {"feedforward": MIXTURE | {"n_experts": 5}}),
         "pipeline 4": Case({"pipeline": 4}, model={"n_layers": 5}),
         "zero bubble 4": Case({"pipeline": 4, "schedule": "zero_bubble"}, model={"n_layers": 8}),
         "muon: shard x tensor": Case({"shard": 2, "tensor": 2}, pretrain={"optimizer": {"kind": "muon"}}),
