@@ -1,14 +1,16 @@
 """Ranks that die, hang, lag, differ or are told to stop. Each case is a program of its own: this file, run."""
 
+import contextlib
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,12 @@ def count(folder: Path, goal: int, *rest: Any) -> int:
             (folder / "new").replace(folder / "saved")
         progress(number, goal, "counting")
     return number
+
+
+def count_watched(folder: Path, goal: int, *rest: Any) -> int:
+    """As `count`, where nobody is waited for too long."""
+    with Watch(folder, PATIENCE):
+        return count(folder, goal, *rest)
 
 
 def fail(folder: Path, how: str, *_: Any) -> None:
@@ -158,6 +166,14 @@ def run(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., tuple[in
 def wait_for(condition: Callable[[], Any]) -> None:
     while not condition():
         time.sleep(0.02)
+
+
+def runs(process: int) -> bool:
+    """Whether it has not ended; one that nobody asked after has."""
+    status = Path(f"/proc/{process}/stat")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def test_ranks_that_differ_are_refused_by_name(run: Callable[..., tuple[int, str, str]]) -> None:
@@ -267,6 +283,64 @@ def test_ranks_need_no_network_and_no_name(run: Callable[..., tuple[int, str, st
     code, out, err = run("place", 2, before=inside)
     assert (code, err) == (0, "")
     assert out.startswith("cpu 2 2 ")
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[tuple[str, str]]:
+    """Two network namespaces, 10.9.0.1 and 10.9.0.2, and the link between them."""
+    names = tuple(f"groundup-{os.getpid()}-{node}" for node in (1, 2))
+    one, two = names
+    commands = [
+        f"ip netns add {one}",
+        f"ip netns add {two}",
+        f"ip link add wire netns {one} type veth peer name wire netns {two}",
+        *(f"ip -n {name} addr add 10.9.0.{node}/24 dev wire" for node, name in enumerate(names, 1)),
+        *(f"ip -n {name} link set {link} up" for name in names for link in ("lo", "wire")),
+    ]
+    try:
+        for command in commands:
+            done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"needs to make network namespaces: {done.stderr.strip()}")
+        yield one, two
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs ip, to make two nodes")
+def test_a_cut_network_ends_the_run_and_a_healed_one_goes_on(two_nodes: tuple[str, str], tmp_path: Path) -> None:
+    def begin(goal: int, run_id: str) -> list["subprocess.Popen[str]"]:
+        return [begin_node(node, name, goal, run_id) for node, name in enumerate(two_nodes, 1)]
+
+    def begin_node(node: int, name: str, goal: int, run_id: str) -> "subprocess.Popen[str]":
+        line = (
+            f"ip netns exec {name} {sys.executable} -m torch.distributed.run --nnodes=2 --nproc-per-node=1 "
+            f"--rdzv-backend=c10d --rdzv-endpoint=10.9.0.1:29400 --rdzv-id={run_id} --local-addr=10.9.0.{node} "
+            f"--rdzv-conf=read_timeout=20,is_host={int(node == 1)} --max-restarts=0 "
+            f"{__file__} count_watched {tmp_path} 2 {goal}"
+        )
+        around = os.environ | {"GLOO_SOCKET_IFNAME": "wire"}
+        return subprocess.Popen(line.split(), env=around, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    first = begin(1_000_000, "first")
+    wait_for(lambda: read(tmp_path / "saved") > 20 or any(node.poll() is not None for node in first))
+    assert read(tmp_path / "saved") > 20, [node.communicate() for node in first]
+    subprocess.run(["ip", "-n", two_nodes[1], "link", "set", "wire", "down"], check=True)
+    ranks = [int((tmp_path / f"process-{rank}").read_text()) for rank in range(2)]
+    wait_for(lambda: not any(runs(rank) for rank in ranks))
+    for node in first:
+        node.kill()  # torchrun itself goes on trying to reach the other one
+    told = [node.communicate()[1] for node in first]
+    for text in told:
+        assert re.search("rank 1 .* has hung|lost the connection|has not reached the first rank", text), text
+    saved = read(tmp_path / "saved")
+    subprocess.run(["ip", "-n", two_nodes[1], "link", "set", "wire", "up"], check=True)
+    second = begin(saved + 10, "second")
+    out = [node.communicate()[0] for node in second]
+    assert [node.returncode for node in second] == [0, 0]
+    assert out[0].endswith(f"{saved + 10}\n") or out[1].endswith(f"{saved + 10}\n")
 
 
 def test_what_is_left_of_the_ranks_is_used_as_far_as_it_fits() -> None:

@@ -193,6 +193,32 @@ def bench(
     terminal.show(benching.rows(measured), longest, operations, wrote, instead=as_json and measured.table())
 
 
+@app.command(epilog=example("launch"))
+def launch(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int, Option(min=1, help="Machines.")] = 1,
+    ranks_per_node: Annotated[int, Option(min=1, help="Processes on each of them; as many as it has GPUs.")] = 8,
+    slurm: Annotated[bool, Option("--slurm", help="Write NAME.sbatch, to be submitted with sbatch.")] = False,
+    hours: Annotated[float, Option(min=0.1, help="Time limit of one stay in Slurm's queue.")] = 24.0,
+    first_node: Annotated[str, Option(help="Name or address of the first machine, where not under Slurm.")] = "FIRST",
+) -> None:
+    """Write how to build a recipe on many machines: a Slurm script, or the line to run on each of them.
+
+    [parallel] is checked against the number of ranks. Preempted, or out of time, a job saves and queues again.
+    """
+    from groundup.files import write_text
+    from groundup.tools.launch import Launch
+
+    job = Launch(recipe, overrides or (), nodes, ranks_per_node)
+    if slurm:
+        script = Path(f"{job.recipe.name}.sbatch")
+        write_text(script, job.slurm(terminal.command(*sys.argv[1:]), hours))
+        terminal.show(f"Wrote {script}: {job.layout}", job.warning, then=[f"sbatch {script}"])
+    else:
+        terminal.show(job.layout, job.warning, job.lines(first_node).rstrip())
+
+
 @app.command(epilog=example("rehearse"))
 def rehearse(
     recipe: RecipeFile,

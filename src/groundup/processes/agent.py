@@ -286,6 +286,8 @@ def _agree_on_start(store: Store, rank: int, size: int) -> str:
         store.set(f"{own}/joined", " ".join(joined))
         return own
     start = ""
+    while not store.check(["start"]):  # as long as the first rank takes for what comes before
+        time.sleep(0.2)
     while True:
         if (newest := store.get("start").decode()) != start:
             start = newest

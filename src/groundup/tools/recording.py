@@ -33,7 +33,7 @@ KINDS = {
 }
 """Operation of torch → what it is called. Whoever receives is counted as the one who sends; nothing is sent by
 `barrier`, nor in waiting."""
-SILENT = {"recv_", "barrier", "wait_tensor"}
+SILENT = {"recv_", "barrier", "wait_tensor", "_wrap_tensor_autograd"}
 
 
 @dataclass(frozen=True, order=True)
