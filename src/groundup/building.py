@@ -5,6 +5,7 @@ A room, and torch with it, is imported when its stage runs.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import shutil
 import time
@@ -16,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from groundup.artifacts import COMMANDS, is_made, lock, making, read_manifest, refuse_in_the_way, share, verify
 from groundup.errors import DamagedError, DataError, MissingError, SettingsError
-from groundup.files import Progress, explaining_write_errors, locate, no_progress, write_json, write_text
+from groundup.files import (
+    Progress,
+    canonical_json,
+    explaining_write_errors,
+    locate,
+    no_progress,
+    write_json,
+    write_text,
+)
+from groundup.machine import place_among_ranks
 from groundup.pretrain.settings import PretrainSettings
 from groundup.recipe import Recipe, load_recipe
 from groundup.settings import Table, differences, read_toml, toml_value
@@ -131,7 +141,8 @@ def build(
         only: run this one stage; those before it must be up to date.
         last: run no stage after this one.
         until: the step of training to pause after; a build without it goes on.
-        ranks: processes that train together, as `[parallel]` says; they are started here.
+        ranks: processes that train together, as `[parallel]` says; they are started here. Where torchrun has started
+            this process as one of many, the first makes everything, and the others train with it and return no rows.
         watch: opens something that draws the progress of the stage of that name.
         say: called with each message.
 
@@ -152,7 +163,11 @@ def build(
     job = _open_job(
         recipe, overrides, run, say=say, watch=watch, only=only, until=until, examined=examined, ranks=ranks
     )
-    job.recipe.parallel.sizes(ranks)
+    among = place_among_ranks() if (only or last) in (None, "pretrain") else None
+    if among is None:
+        job.recipe.parallel.sizes(ranks)
+    elif among[0] > 0:
+        return _follow(job)
     stages = _stages_up_to(only or last or "report")
     refuse_missing(job.recipe.pretrain.loggers, job.recipe.pretrain.TABLE)
     with lock(job.run):
@@ -520,20 +535,22 @@ def _model_settings(recipe: Recipe) -> Table:
 
 def _make_model(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
     """Choose what the recipe leaves open, and write it down before the first step; then train, or go on training."""
-    from groundup.parallel.agent import run_ranks
     from groundup.pretrain.before import ready
-    from groundup.pretrain.ranks import pretrain_rank, ready_for_ranks
+    from groundup.pretrain.ranks import Training, pretrain_rank, ready_for_ranks
     from groundup.pretrain.run import pretrain
+    from groundup.processes.agent import run_ranks
     from groundup.train.assemble import prepare_process
 
     prepare_process()
-    many = job.ranks > 1 or job.recipe.parallel.exact
+    among = place_among_ranks()
+    ranks = job.ranks if among is None else among[1]
+    many = among is not None or ranks > 1 or job.recipe.parallel.exact
     work, recipe = job.run / "pretrain", job.recipe
     begun = any((work / "checkpoints").glob("step-*"))
     _check_fits(job, None if begun else job.start)  # what has begun has no more use for the model it started with
     with _explaining_memory(job):
         if many:
-            chosen = ready_for_ranks(recipe.model, recipe.pretrain, recipe.parallel, job.ranks)
+            chosen = ready_for_ranks(recipe.model, recipe.pretrain, recipe.parallel, ranks)
         else:
             chosen = ready(recipe.model, recipe.pretrain, job.run, job.start, job.say, job.examined and not begun)
         recipe = recipe.model_copy(update={"pretrain": chosen})
@@ -542,10 +559,26 @@ def _make_model(job: Job, settings: Table, inputs: Mapping[str, str], progress: 
             work.mkdir(exist_ok=True)
         write_json(work / "origin.json", {"settings": _model_settings(recipe), "inputs": dict(inputs)})
         if many:
-            whole = (recipe.model, chosen, recipe.parallel, job.run, dict(inputs), job.start, job.until)
-            run_ranks(pretrain_rank, whole, job.ranks, recipe.parallel, progress, job.say)
+            whole = Training(recipe.model, chosen, recipe.parallel, job.run, dict(inputs), job.start, job.until)
+            told = (whole, _digest_of(job.recipe))
+            run_ranks(pretrain_rank, told, ranks, recipe.parallel, progress, job.say)
         else:
             pretrain(recipe.model, chosen, job.run, dict(inputs), job.start, progress, job.say, job.until)
+
+
+def _digest_of(recipe: Recipe) -> str:
+    return hashlib.sha256(canonical_json(recipe.table())).hexdigest()[:12]
+
+
+def _follow(job: Job) -> Built:
+    """As a rank that torchrun started and that is not the first: wait for the first to make what comes before, train
+    with it, and leave the rest to it."""
+    from groundup.pretrain.ranks import pretrain_rank
+    from groundup.processes.agent import run_ranks
+
+    if not is_made(job.run / "model"):  # else the first has nothing to train, either
+        run_ranks(pretrain_rank, (None, _digest_of(job.recipe)), 0, job.recipe.parallel, say=job.say)
+    return Built(job.run, [])
 
 
 def _check_fits(job: Job, start: Path | None) -> None:

@@ -117,3 +117,13 @@ def power_limit(device: "torch.device") -> tuple[float, str]:
         return int(limit) / 1e6, "the processor's limit"
     watts = float(WATTS_PER_CORE * (os.cpu_count() or 1))
     return watts, f"assumed: {WATTS_PER_CORE} per core; set it with --watts"
+
+
+def place_among_ranks() -> tuple[int, int] | None:
+    """The number of this process among those that torchrun has started, and how many they are; None elsewhere."""
+    import torch.distributed as dist
+    from torch.distributed.elastic.utils.api import get_env_variable_or_raise
+
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        return None
+    return int(get_env_variable_or_raise("RANK")), int(get_env_variable_or_raise("WORLD_SIZE"))

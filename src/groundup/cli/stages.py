@@ -148,6 +148,8 @@ def _build(
             recipe, overrides or (), run=run, replace=replace, only=only, ranks=ranks, watch=terminal.watch,
             say=terminal.say(quiet),
         )  # fmt: skip
+    if not built.rows:  # one of many ranks, and not the first, which tells of everything
+        raise typer.Exit()
     if not quiet:
         print()
         terminal.show(stage_rows(built))

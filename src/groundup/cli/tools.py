@@ -1,4 +1,5 @@
-"""Commands that take a model, a run or any file: generate, chat, inspect, compare, watch, bench."""
+"""Commands that take a model, a run or any file: generate, chat, inspect, compare, watch, bench,
+verify."""
 
 import contextlib
 import sys
@@ -11,7 +12,7 @@ import typer
 from typer import Argument, Option
 
 from groundup.cli import terminal
-from groundup.cli.options import AsJson, Device, Model, Overrides, example
+from groundup.cli.options import AsJson, Device, Model, Overrides, RecipeFile, example
 
 app = typer.Typer()
 
@@ -190,3 +191,78 @@ def bench(
     longest = "Operations that took most time themselves, of a step:" if operations else ""
     wrote = f"Wrote {trace}: open it in a browser at chrome://tracing, or in Perfetto." if trace else ""
     terminal.show(benching.rows(measured), longest, operations, wrote, instead=as_json and measured.table())
+
+
+@app.command(epilog=example("launch"))
+def launch(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int, Option(min=1, help="Machines.")] = 1,
+    ranks_per_node: Annotated[int, Option(min=1, help="Processes on each of them; as many as it has GPUs.")] = 8,
+    slurm: Annotated[bool, Option("--slurm", help="Write NAME.sbatch, to be submitted with sbatch.")] = False,
+    hours: Annotated[float, Option(min=0.1, help="Time limit of one stay in Slurm's queue.")] = 24.0,
+    first_node: Annotated[str, Option(help="Name or address of the first machine, where not under Slurm.")] = "FIRST",
+) -> None:
+    """Write how to build a recipe on many machines: a Slurm script, or the line to run on each of them.
+
+    [parallel] is checked against the number of ranks. Preempted, or out of time, a job saves and queues again.
+    """
+    from groundup.files import write_text
+    from groundup.tools.launch import Launch
+
+    job = Launch(recipe, overrides or (), nodes, ranks_per_node)
+    if slurm:
+        script = Path(f"{job.recipe.name}.sbatch")
+        write_text(script, job.slurm(terminal.command(*sys.argv[1:]), hours))
+        terminal.show(f"Wrote {script}: {job.layout}", job.warning, then=[f"sbatch {script}"])
+    else:
+        terminal.show(job.layout, job.warning, job.lines(first_node).rstrip())
+
+
+@app.command(epilog=example("rehearse"))
+def rehearse(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int, Option("--ranks", min=1, help="How many ranks the layout is for.")] = 1,
+    gpu: Annotated[str, Option(help="Of what kind: its memory is what must suffice.")] = "H100",
+    as_json: AsJson = False,
+) -> None:
+    """Say what each rank of a layout would hold and send in a step, and what does not divide: without GPUs.
+
+    The real model is cut up for every kind of rank, on tensors without values, and takes a step.
+    """
+    from groundup.tools import rehearse as rehearsing
+
+    settings, model, memory = rehearsing.read(recipe, overrides or (), gpu)
+    rehearsal = rehearsing.rehearse(model, settings.pretrain, settings.parallel, ranks)
+    blocks: list[terminal.Block] = [
+        rehearsing.summary_rows(rehearsal),
+        rehearsing.memory_rows(rehearsal, memory),
+        rehearsing.advice(rehearsal, settings.pretrain, memory),
+    ]
+    for kind in rehearsal.kinds:
+        blocks += [f"Exchanges of {kind.name}:", rehearsing.collective_rows(kind)]
+    blocks.append("\n".join(rehearsal.remarks))
+    terminal.show(*blocks, instead=as_json and rehearsing.table_of(rehearsal))
+
+
+@app.command(epilog=example("verify"))
+def verify(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int | None, Option(min=2, help="How many; as few as [parallel] has if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that many ranks train a recipe as one process does, or say where not. Ends in 2 if they do not.
+
+    The recipe is shrunk and trained in float64 by as many processes of this machine as the layout has ranks, at most 8,
+    and by one: losses, gradient norms, every gradient and the final weights are compared.
+    """
+    from groundup.tools import verify as verifying
+
+    with terminal.watch("verify") as progress:
+        verdict = verifying.verify(recipe, overrides or (), ranks, progress)
+    where = () if verdict.is_equal else (verifying.places(verdict), verifying.likely(verdict))
+    table = as_json and verdict.table()
+    terminal.show(verifying.layout_words(verdict), verifying.rows(verdict), *where, instead=table)
+    verdict.refuse_unequal()

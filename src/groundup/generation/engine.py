@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from groundup.errors import DivergedError, SettingsError
 from groundup.generation.cache import ContiguousCache
@@ -89,7 +90,10 @@ class Sequences:
                 )
         self._model, self._samplings, self._device = model, samplings, weight.device
         self._ids, self._held = [list(prompt) for prompt in prompts], [0] * len(prompts)
-        self._cache = ContiguousCache.empty(model.config, len(prompts), weight.device, weight.dtype)
+        self._cache = None
+        """None for weights that are cut over ranks, as a rank has only some heads: all is read again."""
+        if not isinstance(weight, DTensor):
+            self._cache = ContiguousCache.empty(model.config, len(prompts), weight.device, weight.dtype)
         self._generators = [torch.Generator().manual_seed(sampling.seed) for sampling in samplings]
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
 
@@ -122,7 +126,10 @@ class Sequences:
         filled = torch.tensor([ids + [0] * (max(new) - len(ids)) for ids in unread], device=self._device)
         position = torch.tensor(self._held, device=self._device)[:, None] + torch.arange(max(new), device=self._device)
         position = position.clamp(max=self._model.config.context_length - 1)  # of what fills a row
-        hidden = self._model.hidden(filled, position, self._cache.attend(self._held, new))
-        self._held = [len(ids) for ids in self._ids]
+        if self._cache is None:
+            hidden = self._model.hidden(filled, position)
+        else:
+            hidden = self._model.hidden(filled, position, self._cache.attend(self._held, new))
+            self._held = [len(ids) for ids in self._ids]
         last = torch.tensor(new, device=self._device) - 1
         return self._model.logits(hidden[torch.arange(len(new), device=self._device), last])

@@ -1,6 +1,7 @@
 """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235). R and C a matrix's rows and columns."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class AdafactorOptimizer(torch.optim.Optimizer):
 
 def _root_mean_square(tensor: Tensor) -> Tensor:
     """One number for a vector or a matrix, one for each expert of a stack."""
-    if tensor.ndim == 3:
-        return torch.stack([_root_mean_square(expert) for expert in tensor])[:, None, None]
-    size: Tensor = tensor.norm() / math.sqrt(tensor.numel())
+    of_each: dict[str, Any] = {"dim": (1, 2), "keepdim": True} if tensor.ndim == 3 else {}
+    n = math.prod(tensor.shape[-2:])
+    size: Tensor = tensor.norm(**of_each) / math.sqrt(n)
     return size

@@ -11,7 +11,9 @@ from collections import defaultdict
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from groundup.model.draw import Ranges, local_part
 from groundup.optim.adamw import adamw_step
 from groundup.optim.settings import Muon
 from groundup.optim.state import Group, adamw_state
@@ -59,23 +61,37 @@ class MuonOptimizer(torch.optim.Optimizer):
             alike[tuple(weight.shape)].append(number)
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         for shape, members in alike.items():
-            matrices = torch.stack([ahead[number] for number in members])  # (…, R, C): experts come in stacks
+            matrices = torch.stack([_whole(ahead[number]) for number in members])  # (…, R, C): experts come in stacks
             directions = orthogonalised(matrices.flatten(0, -3), self._matmul_dtype).view_as(matrices)
             length = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape[-2:]))
-            torch._foreach_add_([weights[number] for number in members], list(directions), alpha=-length)
+            parts = [local_part(weights[number]) for number in members]
+            own = [whole[_slices(ranges)] for whole, (_, ranges) in zip(directions, parts, strict=True)]
+            torch._foreach_add_([part for part, _ in parts], own, alpha=-length)
+
+
+def _whole(matrix: Tensor) -> Tensor:
+    """A matrix that is cut over ranks put together, on each of them: its directions are those of the whole."""
+    return matrix.full_tensor() if isinstance(matrix, DTensor) else matrix
+
+
+def _slices(ranges: Ranges) -> tuple[slice, ...]:
+    return tuple(slice(*each) for each in ranges)
 
 
 def orthogonalised(matrices: Float[Tensor, "N R C"], matmul_dtype: torch.dtype) -> Float[Tensor, "N R C"]:
-    """Each matrix with its singular values brought near one (0.7 to 1.2 for all but the very small), in float32.
+    """Each matrix with its singular values brought near one (0.7 to 1.2 for all but the very small), in
+    `matmul_dtype`; what is in float64 stays in float64.
 
     Five steps of a quintic Newton–Schulz iteration: X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X takes each singular value s to
     a s + b s³ + c s⁵ and leaves the directions as they are.
     """
     a, b, c = COEFFICIENTS
+    if matrices.dtype == torch.float64:
+        matmul_dtype = torch.float64
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # the smaller side first: X Xᵀ is then the smaller of the two squares
     x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(matmul_dtype)
     for _ in range(ITERATIONS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).float()
+    return (x.mT if tall else x).to(matrices.dtype)

@@ -69,7 +69,7 @@ def exact_norm(gradients: Iterable[Tensor]) -> Float[Tensor, ""]:
     for gradient in gradients:
         assert isinstance(gradient, DTensor), "every parameter is cut, if only over one rank"
         whole = torch.zeros(gradient.shape[0], dtype=torch.float64, device=gradient.device)
-        own = gradient.to_local().double().square().flatten(1).sum(dim=1)
+        own = gradient.to_local().double().square().unsqueeze(-1).flatten(1).sum(dim=1)  # of no row, too
         begin = min(len(whole), gradient.device_mesh.get_local_rank("shard") * -(-len(whole) // _ranks(gradient)))
         whole[begin : begin + len(own)] = own
         rows.append(whole)

@@ -88,6 +88,19 @@ class ParallelSettings(Settings):
             )
         return self
 
+    @property
+    def fewest_ranks(self) -> int:
+        """How many there are where `replicate` is not set, and so one.
+
+        >>> ParallelSettings(tensor=2, pipeline=2).fewest_ranks
+        4
+        """
+        return self.pipeline * (self.replicate or 1) * self._shard * self.context * self.tensor
+
+    @property
+    def _shard(self) -> int:
+        return self.shard if self.shard is not None else max(1, self.expert // self.context)
+
     def sizes(self, ranks: int) -> dict[str, int]:
         """Size of each of `AXES` for this many ranks.
 
@@ -97,7 +110,7 @@ class ParallelSettings(Settings):
         >>> ParallelSettings(tensor=2).sizes(8)
         {'pipeline': 1, 'replicate': 4, 'shard': 1, 'context': 1, 'tensor': 2}
         """
-        shard = self.shard if self.shard is not None else max(1, self.expert // self.context)
+        shard = self._shard
         fixed = self.pipeline * shard * self.context * self.tensor
         replicate = self.replicate if self.replicate is not None else max(1, ranks // fixed)
         if self.exact:  # what would be alike on several ranks is cut over them: the sums are the same

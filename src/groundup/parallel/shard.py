@@ -57,7 +57,8 @@ def shard(model: Transformer, world: World, root: nn.Module | None = None) -> No
             if world.experts is not None and isinstance(mixture, MixtureOfExperts):
                 fully_shard(mixture.experts, mesh=world.experts["data"], **options)
         fully_shard(block, mesh=mesh, **options)
-    fully_shard(root, mesh=mesh, **options)
+    # Not cut again after each of its methods: its embedding, norm and head are asked for one after the other.
+    fully_shard(root, mesh=mesh, **options | {"reshard_after_forward": False})
     for name in METHODS:
         if hasattr(root, name):
             register_fsdp_forward_method(root, name)

@@ -4,6 +4,7 @@ The order of forward and backward passes is torch's; a stage is a `Transformer` 
 the embedding, the last with norm, head and loss. B rows, T positions, D width.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -53,6 +54,7 @@ def rank_of_stage(schedule: PipelineSchedule, stage: int, ranks: int) -> int:
     return ranks - 1 - back if isinstance(schedule, ZeroBubble) and there % 2 else back
 
 
+@functools.cache  # asked for by every stage, and counting a large model takes a second
 def layers_of_stages(config: ModelConfig, n_stages: int, extra_blocks: int = 0) -> list[range]:
     """The layers of each stage, so that the slowest takes as little as can be: the head counts with the last stage, as
     do blocks that predict further tokens.
@@ -131,13 +133,17 @@ class Stage(nn.Module):
         """Of this step's loss so far, their sum under the empty name."""
 
     def forward(self, tokens: Tensor, auxiliary: Tensor | None = None, **fields: Tensor) -> Any:
-        model = self.model
-        model.earlier_auxiliary, model.keys = auxiliary, fields.pop("keys", None)
-        batch = Batch(tokens=tokens, **fields)
-        if model.head is None:
-            hidden, asked = model.hidden_and_auxiliary(tokens, batch.position, self.attending(batch))
+        self.model.earlier_auxiliary, self.model.keys = auxiliary, fields.pop("keys", None)
+        result = self._forward(Batch(tokens=tokens, **fields))
+        self.model.earlier_auxiliary = self.model.keys = None
+        return result
+
+    def _forward(self, batch: Batch) -> Any:
+        if self.model.head is None:
+            attend = self.attending(batch)
+            hidden, asked = self.model.hidden_and_auxiliary(batch.tokens, batch.position, attend)
             return hidden if asked is None else (hidden, asked)
-        summed, _, parts = self.loss(model, batch)
+        summed, _, parts = self.loss(self.model, batch)
         for name, part in {"": summed, **parts}.items():
             self.parts[name] = self.parts.get(name, 0) + part.detach()
         return self.scale(summed / self.divisor)

@@ -41,13 +41,17 @@ def this_machine() -> Machine:
     return _gpu() or _cpu()
 
 
+def gpus() -> dict[str, dict[str, float]]:
+    """Of each kind of GPU that is known, `flops` a second of dense matmuls in half precision, and bytes of `memory`."""
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+
+
 def _gpu() -> Machine | None:
     values = query_gpu("name", "memory.total")
     if values is None or not values[1].isdigit():
         return None
     name, memory = values[0], int(values[1]) * 2**20
-    peaks = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-    words = (flops for part, flops in peaks.items() if re.search(rf"\b{re.escape(part)}\b", name))
+    words = (gpu["flops"] for part, gpu in gpus().items() if re.search(rf"\b{re.escape(part)}\b", name))
     # A quarter of the peak is what plain PyTorch code often reaches; not measured with this project.
     return Machine(name, False, memory, next(words, UNKNOWN_GPU_FLOPS), 0.25, 512, is_measured=False)
 

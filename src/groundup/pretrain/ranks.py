@@ -1,11 +1,15 @@
 """Pretraining on many ranks: what each of them does, and what is checked before any is started."""
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
+from groundup.artifacts import is_made, read_manifest
 from groundup.errors import SettingsError
-from groundup.files import Progress, no_progress
+from groundup.files import Progress, no_progress, sha256_of_file
 from groundup.model.settings import Experts, ModelConfig
 from groundup.optim.precision import weight_dtype
 from groundup.optim.settings import Adafactor, Bfloat16, Float8, Float32, Muon
@@ -14,25 +18,65 @@ from groundup.parallel.stages import stages_a_rank
 from groundup.parallel.world import World
 from groundup.pretrain.run import pretrain
 from groundup.pretrain.settings import PretrainSettings
+from groundup.processes.watch import compare
 from groundup.weights.load import find_device
 
 
+@dataclass(frozen=True)
+class Training:
+    """What the first rank tells the others to do: the arguments of `pretrain`."""
+
+    model: ModelConfig
+    settings: PretrainSettings
+    parallel: ParallelSettings
+    run: Path
+    inputs: dict[str, str]
+    start: Path | None = None
+    until: int | None = None
+
+
 def pretrain_rank(
-    model: ModelConfig,
-    settings: PretrainSettings,
-    parallel: ParallelSettings,
-    run: Path,
-    inputs: dict[str, str],
-    start: Path | None,
-    until: int | None,
+    training: Training | None,
+    recipe: str,
     device: torch.device,
     ranks: int,
     progress: Progress = no_progress,
 ) -> None:
-    """`pretrain` on this rank of the process group that it has joined."""
-    assert settings.precision is not None, "chosen before ranks are started"
-    world = World.of(parallel, ranks, device, weight_dtype(settings.precision), settings.micro_batch_rows)
-    pretrain(model, settings, run, inputs, start, progress, until=until, world=world)
+    """`pretrain` on this rank of the process group that it has joined.
+
+    Args:
+        training: on the first rank; the others are told.
+        recipe: a digest of the recipe that this rank was started with.
+
+    Raises:
+        SettingsError: ranks with different recipes, code, torch or shards; naming which.
+    """
+    told = [training]
+    dist.broadcast_object_list(told, src=0)
+    job = told[0]
+    assert job is not None and job.settings.precision is not None, "chosen before ranks are started"
+    shards = job.run / "shards"
+    compare(
+        {
+            "the recipe": recipe,
+            "groundup's code": _digest_of_code(),
+            "torch": str(torch.__version__),
+            f"the shards in {shards}": read_manifest(shards).digest if is_made(shards) else "none",
+        }
+    )
+    if job.settings.device == "cpu":
+        device = torch.device("cpu")
+    if job.parallel.exact:
+        torch.set_num_threads(1)  # how a matmul is shared out over threads changes its bits
+    dtype = weight_dtype(job.settings.precision)
+    world = World.of(job.parallel, ranks, device, dtype, job.settings.micro_batch_rows)
+    pretrain(job.model, job.settings, job.run, job.inputs, job.start, progress, until=job.until, world=world)
+
+
+def _digest_of_code() -> str:
+    package = Path(__file__).parents[1]
+    digests = [sha256_of_file(path) for path in sorted(package.rglob("*.py"))]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
 def ready_for_ranks(
@@ -43,14 +87,14 @@ def ready_for_ranks(
     Raises:
         SettingsError: naming what cannot be shared out, and the nearest that works.
     """
-    _check_layout(model, settings, parallel, ranks)
+    check_layout(model, settings, parallel, ranks)
     device = find_device(settings.device)
     precision = settings.precision or (Bfloat16() if device.type == "cuda" else Float32())
     chosen = {"device": str(device), "precision": precision, "compile": bool(settings.compile)}
     return settings.model_copy(update=chosen)
 
 
-def _check_layout(model: ModelConfig, settings: PretrainSettings, parallel: ParallelSettings, ranks: int) -> None:
+def check_layout(model: ModelConfig, settings: PretrainSettings, parallel: ParallelSettings, ranks: int) -> None:
     sizes = parallel.sizes(ranks)
     experts = model.feedforward.n_experts if isinstance(model.feedforward, Experts) else 0
     chunks, rows = 2 * sizes["context"], settings.batch_rows(0, model.context_length)

@@ -165,6 +165,19 @@ def assemble_on_ranks(
     if isinstance(settings.precision, Autocast):
         loss = _under_autocast(loss, world.device)
     model = apply(make, world, loss, attending, settings.recompute, bool(settings.compile))
+    return assemble_applied(model, world, settings, loss, fill, width_ratio)
+
+
+def assemble_applied(
+    model: Transformer | Pipeline,
+    world: World,
+    settings: TrainingSettings,
+    loss: Loss,
+    fill: Callable[[nn.Module], None],
+    width_ratio: float = 1.0,
+) -> Assembled:
+    """What `assemble_on_ranks` does once this rank's part of the model is cut out of it."""
+    assert settings.precision is not None, "chosen before anything is trained"
     materialise(model, world.device)
     fill(model)
     ranks = ManyRanks(world, model)

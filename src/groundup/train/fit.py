@@ -3,7 +3,9 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +76,8 @@ class Ranks:
     """What depends on the other processes of a training. Here there are none; `train/ranks.py` has many."""
 
     rank, size = 0, 1
+    cuts_weights = False
+    """Whether a rank may hold only parts of the weights."""
     peers = ALONE
     """Those who save together: they talk beside the training, in the thread that writes."""
 
@@ -117,6 +121,17 @@ class Ranks:
 
     def after_measuring(self) -> None:
         """Called when the model has been asked for something between two steps."""
+
+    def watching(self, directory: Path) -> AbstractContextManager[Any]:
+        """Inside, each rank looks after the others; what it finds goes into `directory`."""
+        return nullcontext()
+
+    def mark(self, step: int, where: str) -> None:
+        """Remember how far this rank is, for what is said of it if it hangs."""
+
+    def times(self) -> dict[str, list[float]] | None:
+        """Since the last time, by rank: seconds `computing`, in `collectives` and `waiting`, and `bytes` sent."""
+        return None
 
     def gather(self, value: Any) -> list[Any]:
         """The JSON values of all ranks, in order."""

@@ -1,7 +1,9 @@
 """Ranks: `fit` and its surroundings where many processes train one model together."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from groundup.parallel.ring import own_positions
 from groundup.parallel.shard import clip, copies_of, hold_gradients, norm_of, sharded
 from groundup.parallel.stages import Pipeline
 from groundup.parallel.world import World
+from groundup.processes.watch import Watch, by_rank
 from groundup.train.fit import Gradients, Ranks
 from groundup.train.peers import Peers
 
@@ -27,12 +30,15 @@ from groundup.train.peers import Peers
 class ManyRanks(Ranks):
     """This process's view of a `World` whose ranks train `model`."""
 
+    cuts_weights = True
+
     def __init__(self, world: World, model: Transformer | Pipeline) -> None:
         self.world, self._model, self._config = world, model, model.config
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         saving = dist.new_group(backend="gloo")
         self.peers = Peers(self.rank, self.size, lambda value: _gathered(value, saving))
         self._names: list[str] | None = None
+        self._watch: Watch | None = None
         tied = model.tied if isinstance(model, Pipeline) else []
         self._counted_elsewhere = {half for stage, half in tied if stage}
         self._pairwise = PairwiseSums(model.parameters()) if world.settings.exact else None
@@ -46,7 +52,7 @@ class ManyRanks(Ranks):
 
     def total_weight(self, batch: Weighted) -> Tensor:
         weight = total_weight(batch).to(self.world.device)
-        dist.all_reduce(weight, group=self.world.group("data"))
+        dist.all_reduce(weight, group=self.world.data)
         return weight
 
     def add_up(self, shares: dict[str, list[Tensor]], divisor: Tensor) -> dict[str, Tensor]:
@@ -61,7 +67,7 @@ class ManyRanks(Ranks):
         zero = torch.zeros((), device=self.world.device)
         sums = [torch.stack(shares[name]).sum() if name in shares else zero for name in self._names]
         total = torch.stack([each.double() for each in sums]) / divisor
-        dist.all_reduce(total, group=self.world.group("data"))
+        dist.all_reduce(total, group=self.world.data)
         if self.world.sizes["pipeline"] > 1:
             dist.all_reduce(total, group=self.world.group("pipeline"))
         return dict(zip(self._names, total, strict=True))
@@ -103,6 +109,19 @@ class ManyRanks(Ranks):
         votes = torch.tensor(int(verdict), device=self.world.device)
         dist.all_reduce(votes, dist.ReduceOp.MIN)
         return bool(votes)
+
+    @contextmanager
+    def watching(self, directory: Path) -> Iterator[None]:
+        with Watch(directory, self.world.settings.timeout_seconds) as self._watch:
+            yield
+        self._watch = None
+
+    def mark(self, step: int, where: str) -> None:
+        if self._watch is not None:
+            self._watch.mark(step, where)
+
+    def times(self) -> dict[str, list[float]] | None:
+        return None if self._watch is None else by_rank(self.gather(self._watch.meter.read()))
 
     def gather(self, value: Any) -> list[Any]:
         return _gathered(value, None)

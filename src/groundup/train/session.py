@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -21,6 +22,7 @@ from groundup.batch import Rows
 from groundup.errors import Paused, PeerLost, ResourceError, SavedAndStopped, SettingsError
 from groundup.files import Progress, no_progress
 from groundup.optim.schedule import make_schedule
+from groundup.processes.watch import slow_ranks
 from groundup.settings import Table
 from groundup.train.assemble import Assembled
 from groundup.train.checkpoint import Kept, Loaded, Saver, list_checkpoints, step_of
@@ -142,7 +144,7 @@ class Session(Generic[Rows]):
         steps, ends = self.settings.steps, (self.settings.steps, until)
         if until is not None and self.step >= until:
             raise Paused(f"paused at step {self.step:,} of {steps:,} before")
-        with noticing_signals() as stop, self.log, self._saver:
+        with noticing_signals() as stop, self.log, self.ranks.watching(self.directory), self._saver:
             try:
                 # Up to the end of the first step, which may be long, as the model is compiled in it; not where other
                 # ranks would wait for this one.
@@ -151,6 +153,7 @@ class Session(Generic[Rows]):
                     self._measure(measurements, self.step, self.step in ends, stop)
                 for step in self._steps():
                     stop.at_once = False
+                    self.ranks.mark(step.number, "between two steps")
                     self._after(step, measurements, step.number in ends, stop)
                     progress(step.number, steps, self.log.summary())
             except AskedToStop:
@@ -159,7 +162,7 @@ class Session(Generic[Rows]):
             try:
                 self._saver.wait()
             except ResourceError:  # the model itself is about to be written
-                if self.ranks.size > 1:  # from this very checkpoint
+                if self.ranks.cuts_weights:  # from this very checkpoint
                     raise
         self.log.check()
         finish()
@@ -227,6 +230,7 @@ class Session(Generic[Rows]):
             stop.asked = stop.asked or "signal to another rank"
         self._count(step)
         if number % STEPS_PER_FLUSH == 0:
+            self._tell_times(number)
             self._flush()
         with contextlib.suppress(AskedToStop):
             self._measure(measurements, number, last, stop)
@@ -237,6 +241,21 @@ class Session(Generic[Rows]):
             self._saver.wait(last=True)
             raise self._stopped(number, stop) if stop.asked else Paused(f"paused at step {number:,} of {steps:,}")
         self._saver.poll()
+
+    def _tell_times(self, number: int) -> None:
+        """Log what the ranks' time went into, and name one that is slow."""
+        times = self.ranks.times()
+        if times is None:
+            return
+        self.log.add(step=number, ranks=times)
+        for rank in slow_ranks(times["computing"]):
+            usual = statistics.median_low(times["computing"])
+            sentence = (
+                f"rank {rank} is slow: it computed for {times['computing'][rank]:.1f} s where others took {usual:.1f} s"
+            )
+            self._incidents.tell(
+                "slow rank", sentence, step=number, rank=rank, seconds=times["computing"][rank], usual=usual
+            )
 
     def _count(self, step: Step) -> None:
         """Count and log a step that was taken or skipped."""
@@ -274,7 +293,7 @@ class Session(Generic[Rows]):
     def final_weights(self) -> Mapping[str, Tensor]:
         """Every weight of the model as it is finished, by name. Of many ranks the first has them, from the last
         checkpoint, as it may hold only a part itself."""
-        if self.ranks.size == 1:
+        if not self.ranks.cuts_weights:
             return self.assembled.final_weights
         if self.ranks.rank:
             return {}
