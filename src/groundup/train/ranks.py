@@ -81,7 +81,8 @@ class ManyRanks(Ranks):
         return hashed(keys, own_positions(length, ranks, self.world.place("context")).to(device))
 
     def before_backward(self, last: bool) -> None:
-        if self.world.settings.zero == 1 and not self._pairwise:
+        whole = self.world.settings.zero == 1 or self.world.mesh["shard"].size() == 1
+        if whole and not self._pairwise:
             hold_gradients(self._model, last)
 
     def after_backward(self, last: bool) -> None:
