@@ -77,7 +77,7 @@ class Meter:
     def __enter__(self) -> "Meter":
         self._wrap(Work, "wait", self._timed)
         for name, volume in VOLUMES.items():
-            if hasattr(ProcessGroup, name):  # some are called otherwise in other versions of torch
+            if name in vars(ProcessGroup):  # some are called otherwise in other versions of torch
                 self._wrap(ProcessGroup, name, functools.partial(self._counted, volume))
         return self
 
@@ -87,7 +87,7 @@ class Meter:
 
     def _wrap(self, owner: type, name: str, wrapped: Callable[[Any], Any]) -> None:
         plain = getattr(owner, name)
-        self._plain.append((owner, name, plain))
+        self._plain.append((owner, name, vars(owner)[name]))  # what `getattr` gives would no more be bound to a group
         setattr(owner, name, wrapped(plain))
 
     def _timed(self, plain: Callable[..., Any]) -> Callable[..., Any]:
