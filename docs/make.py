@@ -1,21 +1,26 @@
 """Write what is derived from the code: the recipe's JSON Schema, the pages of reference, the pictures of positions, of
-a text in tokens and, of a run, the README's.
+a text in tokens, of what ranks have and, of a run, the README's.
 
-python docs/make.py [schema|reference|positions|tokens|report …]        everything, if nothing is named
+python docs/make.py [schema|reference|positions|ranks|tokens|report …]        everything, if nothing is named
 """
 
+import itertools
 import json
 import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from hooks import lines_of_files_shown
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from playwright.sync_api import sync_playwright
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from groundup.corpus import sources
 from groundup.model.attention import Causal
@@ -33,9 +38,17 @@ from groundup.model.settings import (
     YaRNScaling,
 )
 from groundup.model.transformer import Transformer
+from groundup.parallel.apply import apply
+from groundup.parallel.ring import own_positions
+from groundup.parallel.settings import ParallelSettings
+from groundup.parallel.stages import named_weights
+from groundup.parallel.world import World
 from groundup.recipe import Recipe
 from groundup.report.tokens import explain, write_page
 from groundup.tokenizer.tokenizer import Tokenizer
+from groundup.train.losses import by_document, next_token
+from groundup.train.pieces import piece_of
+from groundup.train.ranks import own_rows
 from reference import PAGES, json_schema
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +182,79 @@ def order_blindness(axis: Axes) -> None:
     axis.legend(frameon=False)
 
 
+MODES = {
+    "replicate = 4": {"replicate": 4},
+    "shard = 4, zero = 3": {"shard": 4},
+    "tensor = 4": {"tensor": 4},
+    "pipeline = 4": {"pipeline": 4},
+    "context = 4": {"context": 4},
+    "expert = 4": {"expert": 4},
+    "replicate = 2, shard = 2": {"replicate": 2, "shard": 2},
+    "shard = 2, tensor = 2": {"shard": 2, "tensor": 2},
+    "pipeline = 2, context = 2": {"pipeline": 2, "context": 2},
+}
+DRAWN = ("blocks.0.attention.query.weight", "blocks.0.attention.out.weight", "blocks.3.feedforward.experts.up.weight")
+
+
+def ranks() -> None:
+    """What each of four ranks has, mode by mode, as the real meshes and parameters say."""
+    figure, axes = pyplot.subplots(3, 3, figsize=(13, 9.5), layout="constrained")
+    for axis, (title, table) in zip(axes.flat, MODES.items(), strict=True):
+        axis.set_title(title, loc="left")
+        for rank in range(4):
+            draw_rank(axis, rank, *held_by(rank, table))
+        axis.set(xlim=(-0.6, 13.4), ylim=(-13.4, 1.2), aspect="equal")
+        axis.axis("off")
+    figure.savefig(ROOT / "docs" / "ranks.png", dpi=100)
+
+
+def held_by(rank: int, table: dict[str, int]) -> tuple[list[int], list[int], dict[str, tuple[Any, Any, Any]]]:
+    """Rows and positions that a rank learns from, and of each drawn matrix (shape, offset, lengths)."""
+    dist.init_process_group("fake", rank=rank, world_size=4, store=FakeStore())
+    parallel = ParallelSettings.from_table(table)
+    world = World.of(parallel, 4, torch.device("cpu"), torch.float32)
+    config = ModelConfig.from_table(
+        {"vocab_size": 320, "context_length": 8, "d_model": 32, "n_layers": 4, "n_heads": 4}
+        | {"feedforward": {"kind": "experts", "n_experts": 4, "n_active": 1}}
+    )
+
+    def make() -> Transformer:
+        with torch.device("meta"):
+            return Transformer(config)
+
+    model = apply(make, world, next_token, by_document)
+    weights = {name: piece_of(weight) for name, weight in named_weights(model) if name in DRAWN}
+    rows = own_rows(world, 8, 8 // world.row_ranks).flatten().tolist()
+    places = own_positions(8, world.sizes["context"], world.place("context")).tolist()
+    dist.destroy_process_group()
+    return rows, places, {name: (each.shape, each.offset, each.local.shape) for name, each in weights.items()}
+
+
+def draw_rank(
+    axis: Axes, rank: int, rows: list[int], places: list[int], weights: dict[str, tuple[Any, Any, Any]]
+) -> None:
+    """A column: the batch, rows down and positions across, and the matrices; what the rank has is dark."""
+    left = rank * 3.5
+    axis.text(left + 1.25, 0.4, f"rank {rank}", ha="center", fontsize=9)
+    for row, place in itertools.product(range(8), range(8)):
+        dark = row in rows and place in places
+        corner = (left + place * 2.5 / 8, -0.2 - (row + 1) * 2.5 / 8)
+        axis.add_patch(Rectangle(corner, 0.28, 0.28, color="#1f77b4" if dark else "#e4e9ee"))
+    for number, name in enumerate(DRAWN):
+        bottom = -6.2 - number * 3.3
+        axis.add_patch(Rectangle((left, bottom), 2.5, 2.5, color="#f1e9df"))
+        if name in weights:
+            shape, offset, lengths = weights[name]
+            if len(shape) == 3:  # experts lie one below the other
+                shape, offset, lengths = ((a * b, c) for a, b, c in (shape, (offset[0], shape[1], offset[2]), lengths))
+            high, wide = (2.5 * length / whole for length, whole in zip(lengths, shape, strict=True))
+            top, begin = (2.5 * first / whole for first, whole in zip(offset, shape, strict=True))
+            axis.add_patch(Rectangle((left + begin, bottom + 2.5 - top - high), wide, high, color="#d2691e"))
+        if rank == 0:
+            layer, part = name.split(".")[1], name.split(".")[-2]
+            axis.text(left, bottom + 2.56, f"layer {layer}, {part}", fontsize=7)
+
+
 def tokens() -> None:
     """A sentence in the tokens of the storybook's recipe, learned here."""
     settings = Recipe.load(ROOT / "recipes" / "storybook.toml")
@@ -209,6 +295,7 @@ MAKERS = {
     "schema": schema,
     "reference": reference,
     "tour": tour,
+    "ranks": ranks,
     "positions": positions,
     "tokens": tokens,
     "report": report,

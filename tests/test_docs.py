@@ -440,6 +440,8 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, folder: Path) -> None
             name, given = parse(command.words)
             if name == "watch":
                 continue  # serves until it is stopped: tests/report/test_watch.py starts it, and stops it
+            if name in ("verify", "rehearse"):
+                continue  # tests/tools/ runs them, once for all
             if name == "new":
                 (folder / f"{given['name']}.toml").unlink(missing_ok=True)
             smaller = RUN[page] if "overrides" in given and command.words[1].endswith(".toml") else []
@@ -477,7 +479,7 @@ def test_where_to_look_names_modules_that_are_there() -> None:
     page = (DOCS / "architecture.md").read_text()
     section = page.partition("## Where to look\n")[2].partition("\n## ")[0]
     questions = re.findall(r"^[|] (.*\?) [|] (.*) [|]$", section, re.M)
-    assert len(questions) == 5
+    assert len(questions) >= 5
     for question, answer in questions:
         modules = re.findall(r"`([^`]+)`", answer)
         assert modules and all((ROOT / "src" / "groundup" / module).is_file() for module in modules), question

@@ -576,7 +576,8 @@ def _follow(job: Job) -> Built:
     from groundup.pretrain.ranks import pretrain_rank
     from groundup.processes.agent import run_ranks
 
-    run_ranks(pretrain_rank, (None, _digest_of(job.recipe)), 0, job.recipe.parallel, say=job.say)
+    if not is_made(job.run / "model"):  # else the first has nothing to train, either
+        run_ranks(pretrain_rank, (None, _digest_of(job.recipe)), 0, job.recipe.parallel, say=job.say)
     return Built(job.run, [])
 
 

@@ -117,7 +117,7 @@ def test_in_a_real_terminal_it_says_what_it_is_and_survives_ctrl_c(conversation:
     model = conversation.model
     save(tmp_path, model.config, dict(model.named_parameters()), conversation.tokenizer)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "groundup", "chat", str(tmp_path), "max_tokens=100000"]
+    command = [sys.executable, "-m", "groundup", "chat", str(tmp_path), "max_tokens=100000", "temperature=0"]
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),

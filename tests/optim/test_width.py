@@ -120,20 +120,25 @@ def test_a_step_decays_by_the_same_share_at_every_width() -> None:
 RATES = [0.004, 0.008, 0.016, 0.032, 0.064, 0.128]
 
 
-def best_rate(width: int, base_width: int | None) -> int:
-    """The number in `RATES` of the one with which the loss is lowest after forty steps."""
+def losses_by_rate(width: int, base_width: int | None) -> list[float]:
+    """The loss with each of the `RATES`, over the last ten of forty steps."""
     losses = []
     for rate in RATES:
         model, optimizer = made(width, AdamW(learning_rate=rate), base_width)
         schedule = make_schedule(Linear(warmup_steps=4), 40)
         taken = list(fit(optimizer, schedule, batches(), accumulate(model, next_token, 1), steps=40))
         losses.append(sum(step.loss.item() for step in taken[-10:]))
-    return losses.index(min(losses))
+    return losses
 
 
 @pytest.mark.slow
 def test_the_best_learning_rate_stays_put_as_width_grows() -> None:
-    narrow = best_rate(32, 32)
-    assert 0 < narrow < len(RATES) - 1
-    assert [best_rate(width, 32) for width in (64, 128)] == [narrow, narrow]
-    assert best_rate(128, None) < narrow
+    """Or lies so near that it makes no difference: with each seed two rates are equally good here and there."""
+    narrow = losses_by_rate(32, 32)
+    best = narrow.index(min(narrow))
+    assert 0 < best < len(RATES) - 1
+    for width in (64, 128):
+        wide = losses_by_rate(width, 32)
+        assert wide[best] < 1.05 * min(wide)
+    untransferred = losses_by_rate(128, None)
+    assert untransferred[best] > 1.5 * min(untransferred)

@@ -207,6 +207,21 @@ def test_the_page_waits_for_a_server_that_went_away(watching: Any, tab: Any, tmp
     tab.locator(".notice").wait_for(state="hidden")
 
 
+def test_ranks_have_bars_where_a_run_has_them(serving: Serving, tab: Any, tmp_path: Path) -> None:
+    run = make(tmp_path / "a", 10)
+    tab.goto(serving(tmp_path))
+    card(tab, "Training loss").wait_for()
+    assert tab.locator(".ranks").is_hidden()
+    times = {"computing": [4.0, 6.0], "collectives": [6.0, 4.0], "waiting": [2.0, 0.0], "bytes": [8e6, 8e6]}
+    add(run, [{"step": 10, "ranks": times}])
+    tab.locator(".ranks tbody tr").nth(1).wait_for()
+    widths = tab.locator(".stack").first.locator("i").evaluate_all("all => all.map(e => e.clientWidth)")
+    assert [width / sum(widths) for width in widths] == pytest.approx([0.4, 0.4, 0.2], abs=0.02)
+    assert tab.locator(".ranks tr").nth(2).locator("td").all_inner_texts()[2:] == [
+        "1.00 s", "60%", "40%", "0%", "800.0 kB",
+    ]  # fmt: skip
+
+
 def test_health_is_a_map_of_layers_over_time(serving: Serving, tab: Any, tmp_path: Path) -> None:
     run = make(tmp_path / "a", 10)
     write_text(

@@ -10,6 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+# The second names are those before torch 2.13.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 def added_up(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """The sum of every rank's `x`; not differentiable."""
@@ -22,7 +26,7 @@ def joined(x: Tensor, group: ProcessGroup) -> Tensor:
     """Every rank's `x`, put together along T (dim 1), in order of rank; not differentiable."""
     n = group.size()
     parts = x.new_empty((n * len(x), *x.shape[1:]))
-    dist.all_gather_into_tensor(parts, x.contiguous(), group=group)
+    _all_gather(parts, x.contiguous(), group=group)
     return torch.cat(parts.chunk(n), dim=1)
 
 
@@ -30,7 +34,7 @@ def own_sum(x: Tensor, group: ProcessGroup) -> Tensor:
     """This rank's stretch along T (dim 1) of the sum of every rank's `x`; not differentiable."""
     parts = torch.cat(x.chunk(group.size(), dim=1))
     own = x.new_empty((len(x), x.shape[1] // group.size(), *x.shape[2:]))
-    dist.reduce_scatter_tensor(own, parts, group=group)
+    _reduce_scatter(own, parts, group=group)
     return own
 
 

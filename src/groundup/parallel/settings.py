@@ -1,5 +1,6 @@
 """Settings of many ranks: along which axes they share the work, and what they do about faults."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -39,6 +40,15 @@ class ZeroBubble(Settings):
 PipelineSchedule = Annotated[GPipe | OneForwardOneBackward | Interleaved | ZeroBubble, Field(discriminator="kind")]
 AXES = ("pipeline", "replicate", "shard", "context", "tensor")
 """From the slowest connection to the fastest: neighbouring ranks differ in the last."""
+
+
+def in_words(sizes: Mapping[str, int], one: str) -> str:
+    """The axes that have more than one rank; `one` if none has.
+
+    >>> in_words({"pipeline": 1, "shard": 4, "tensor": 2}, "one rank")
+    'shard 4 × tensor 2'
+    """
+    return " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or one
 
 
 class ParallelSettings(Settings):
@@ -121,11 +131,10 @@ class ParallelSettings(Settings):
             "tensor": self.tensor,
         }
         if product != ranks:
-            words = " × ".join(f"{name} {size}" for name, size in named.items() if size > 1) or "1"
             nearest = max(fixed, ranks // fixed * fixed) if self.replicate is None else product
             raise SettingsError(
-                f"[parallel] {words} = {product:,} ranks, but there {'is' if ranks == 1 else 'are'} {ranks:,}: start "
-                f"{nearest:,} (--ranks {nearest}), or change a size"
+                f"[parallel] {in_words(named, '1')} = {product:,} ranks, but there {'is' if ranks == 1 else 'are'} "
+                f"{ranks:,}: start {nearest:,} (--ranks {nearest}), or change a size"
             )
         if replicate * shard * self.context % self.expert:
             raise SettingsError(

@@ -1,7 +1,6 @@
 """World: the ranks of a training, their axes, and who they are to each other."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch.distributed import ProcessGroup
@@ -24,7 +23,9 @@ class World:
     mesh: DeviceMesh
     """Axes pipeline, replicate, shard (shard × context), tensor."""
     axes: DeviceMesh
-    """Axes pipeline, replicate, shard, context, tensor, data (replicate × shard × context)."""
+    """Axes pipeline, replicate, shard, context, tensor."""
+    data: ProcessGroup
+    """The ranks whose gradients are added up: replicate × shard × context."""
     experts: DeviceMesh | None
     """Axes pipeline, data (what is left of it), expert, tensor; None without experts' ranks."""
     device: torch.device
@@ -54,22 +55,18 @@ class World:
             return init_device_mesh(device.type, shape, mesh_dim_names=names)
 
         axes = view((pipeline, replicate, shard, context, tensor), AXES)
-        axes["replicate", "shard", "context"]._flatten("data")
+        data = axes["replicate", "shard", "context"]._flatten("data")
         mesh = view((pipeline, replicate, shard * context, tensor), ("pipeline", "replicate", "shard", "tensor"))
         experts = None
         if settings.expert > 1:
             each = settings.expert
             shape = (pipeline, replicate * shard * context // each, each, tensor)
             experts = view(shape, ("pipeline", "data", "expert", "tensor"))
-        return cls(settings, sizes, mesh, axes, experts, device, dtype, micro_batch_rows)
+        return cls(settings, sizes, mesh, axes, data.get_group(), experts, device, dtype, micro_batch_rows)
 
     def group(self, axis: str) -> ProcessGroup:
-        """The ranks that differ from this one along `axis`, or data: replicate × shard × context."""
-        return self.axes.get_group(axis) if axis in AXES else self._data
-
-    @cached_property
-    def _data(self) -> ProcessGroup:
-        return self.axes["data"].get_group()
+        """The ranks that differ from this one along `axis`."""
+        return self.axes.get_group(axis)
 
     def place(self, axis: str) -> int:
         """This rank's number along `axis`."""

@@ -65,6 +65,8 @@ def pretrain_rank(
             f"the shards in {shards}": read_manifest(shards).digest if is_made(shards) else "none",
         }
     )
+    if job.settings.device == "cpu":
+        device = torch.device("cpu")
     if job.parallel.exact:
         torch.set_num_threads(1)  # how a matmul is shared out over threads changes its bits
     dtype = weight_dtype(job.settings.precision)

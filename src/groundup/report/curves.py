@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeGuard, get_args
 import numpy as np
 import orjson
 
+from groundup.report.ranks import RankTimes
+
 MAX_LINES = 1 << 19
 """Lines that are kept as they are; of a longer run, older ones are thinned."""
 MAX_METRICS = 64
@@ -145,6 +147,7 @@ class Curves:
 
     def _forget(self) -> None:
         self.samples: list[dict[str, Any]] = []
+        self.ranks = RankTimes()
         self.lines = 0
         self._thinned, self._group = 0, 4
         """Lines at the beginning that were thinned, and how many lines each two of them stand for."""
@@ -199,6 +202,8 @@ class Curves:
             for i, row in enumerate(rows if "sample" in names else ())
             if isinstance(row.get("sample"), str)
         ]
+        for row in rows if "ranks" in names else ():
+            self.ranks.add(row)
         if len(self.samples) > MAX_SAMPLES:  # the first and the latest say the most
             self.samples = self.samples[:20] + self.samples[-(MAX_SAMPLES - 20) :]
         if self.lines > MAX_LINES:

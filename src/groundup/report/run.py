@@ -31,6 +31,7 @@ def write_report(directory: Path) -> Path:
         DataError: when the run is not finished, or damaged.
     """
     run, tokenizer = facts.read(directory), Tokenizer.load(directory / "tokenizer")
+    frozen = freeze(directory)
     page = render(
         "run.html",
         scripts=SCRIPTS,
@@ -48,7 +49,8 @@ def write_report(directory: Path) -> Path:
         by_difficulty=sorted((line["bits"] / line["bytes"], line["id"]) for line in run.documents),
         charts=_training_charts(run) if run.steps else None,
         usual_norm=statistics.median(line["grad_norm"] for line in run.steps) if run.steps else None,
-        frozen={"runs": [freeze(directory)]},
+        frozen={"runs": [frozen]},
+        ranks=frozen["ranks"],
         token_uses=_token_uses(run),
         **_bars(run),
         **_tokens(run, tokenizer),

@@ -138,6 +138,7 @@ class WatchedRun:
             "metrics": metrics,
             "training_bits_per_byte": self._training_bits_per_byte(metrics),
             "events": [{**event, "x": x} for event, x in zip(self.events.events, positions, strict=True)],
+            "ranks": self.curves.ranks.summary(self.recipe(), self.events.events),
         }
 
     def _training_bits_per_byte(self, metrics: dict[str, Any]) -> dict[str, Any] | None:
@@ -229,6 +230,7 @@ def freeze(directory: Path, points: int = 600) -> Table:
         "metrics": curves["metrics"],
         "training_bits_per_byte": curves["training_bits_per_byte"],
         "events": curves["events"],
+        "ranks": curves["ranks"],
         "knots": {axis: run.curves.interpolated(axis, steps) for axis in X},
         "health": run.samples_and_health()["health"],
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from groundup.errors import SettingsError
+from groundup.parallel.settings import in_words
 from groundup.recipe import Recipe
 from groundup.words import plural
 
@@ -56,8 +57,7 @@ class Launch:
     def layout(self) -> str:
         """How the ranks share the work, in words."""
         sizes = self.recipe.parallel.sizes(self.ranks)
-        shared = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "alone"
-        return f"{plural(self.ranks, 'rank')} on {plural(self.nodes, 'node')}: {shared}"
+        return f"{plural(self.ranks, 'rank')} on {plural(self.nodes, 'node')}: {in_words(sizes, 'alone')}"
 
     @property
     def warning(self) -> str:

@@ -36,7 +36,7 @@ from groundup.optim.settings import Bfloat16
 from groundup.optim.state import own
 from groundup.parallel.apply import apply, own_stages, ring_attending, stage_layers
 from groundup.parallel.experts import _send
-from groundup.parallel.settings import GPipe, ParallelSettings, ZeroBubble
+from groundup.parallel.settings import GPipe, ParallelSettings, ZeroBubble, in_words
 from groundup.parallel.shard import sharded
 from groundup.parallel.stages import Pipeline, stages_a_rank
 from groundup.parallel.world import World
@@ -509,9 +509,8 @@ def table_of(rehearsal: Rehearsal) -> dict[str, Any]:
 
 def summary_rows(rehearsal: Rehearsal) -> list[tuple[str, str]]:
     """A fact a row."""
-    sizes = " × ".join(f"{axis} {size}" for axis, size in rehearsal.sizes.items() if size > 1) or "one rank"
     facts = [
-        ("layout", sizes),
+        ("layout", in_words(rehearsal.sizes, "one rank")),
         ("parameters", f"{rehearsal.parameters:,}"),
         ("precision", rehearsal.precision),
         ("micro-batches", f"{rehearsal.micro_batches:,} × {plural(rehearsal.micro_batch_rows, 'row')}"),

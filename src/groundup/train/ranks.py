@@ -52,7 +52,7 @@ class ManyRanks(Ranks):
 
     def total_weight(self, batch: Weighted) -> Tensor:
         weight = total_weight(batch).to(self.world.device)
-        dist.all_reduce(weight, group=self.world.group("data"))
+        dist.all_reduce(weight, group=self.world.data)
         return weight
 
     def add_up(self, shares: dict[str, list[Tensor]], divisor: Tensor) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ class ManyRanks(Ranks):
         zero = torch.zeros((), device=self.world.device)
         sums = [torch.stack(shares[name]).sum() if name in shares else zero for name in self._names]
         total = torch.stack([each.double() for each in sums]) / divisor
-        dist.all_reduce(total, group=self.world.group("data"))
+        dist.all_reduce(total, group=self.world.data)
         if self.world.sizes["pipeline"] > 1:
             dist.all_reduce(total, group=self.world.group("pipeline"))
         return dict(zip(self._names, total, strict=True))
@@ -81,7 +81,8 @@ class ManyRanks(Ranks):
         return hashed(keys, own_positions(length, ranks, self.world.place("context")).to(device))
 
     def before_backward(self, last: bool) -> None:
-        if self.world.settings.zero == 1 and not self._pairwise:
+        whole = self.world.settings.zero == 1 or self.world.mesh["shard"].size() == 1
+        if whole and not self._pairwise:
             hold_gradients(self._model, last)
 
     def after_backward(self, last: bool) -> None:

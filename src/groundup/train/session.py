@@ -35,10 +35,7 @@ from groundup.train.loggers import Loggers
 from groundup.train.peers import Peers
 from groundup.train.pieces import read_whole, stored_pieces
 from groundup.train.preemption import AskedToStop, Stop, noticing_signals
-from groundup.train.settings import SkipAndRollBack, TrainingSettings
-
-STEPS_PER_FLUSH = 10
-"""Metrics are written this often: reading a loss waits for the device."""
+from groundup.train.settings import STEPS_PER_FLUSH, SkipAndRollBack, TrainingSettings
 
 
 @dataclass(frozen=True)

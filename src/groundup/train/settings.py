@@ -18,6 +18,9 @@ from groundup.optim.settings import (
 from groundup.settings import Settings
 from groundup.words import contradiction
 
+STEPS_PER_FLUSH = 10
+"""Metrics are written this often: reading a loss waits for the device."""
+
 
 class SkipAndRollBack(Settings):
     """Leave out a step whose loss or gradient is not a number or far above the last ones; after several in a row, go

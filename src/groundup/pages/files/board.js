@@ -36,11 +36,12 @@ export class Board {
     this.controls = element("form", { class: "controls", "aria-label": "How curves are drawn" });
     this.grid = element("div", { class: "charts" });
     this.health = part("Health", "health");
+    this.ranks = part("Ranks", "ranks");
     this.settings = part("Settings that differ", "settings");
     this.samples = part("What it writes", "samples");
     this.events = part("Events", "events");
     this.buildControls();
-    this.nodes = [this.controls, this.grid, this.health, this.settings, this.samples, this.events];
+    this.nodes = [this.controls, this.grid, this.health, this.ranks, this.settings, this.samples, this.events];
   }
 
   buildControls() {
@@ -83,6 +84,7 @@ export class Board {
     this.all.hidden = view.low === null && view.high === null;
     this.drawCharts();
     this.drawHealth();
+    this.drawRanks();
     this.drawSettings();
     this.drawSamples();
     this.drawEvents();
@@ -166,6 +168,17 @@ export class Board {
     }
     this.health.replaceChildren(this.health.querySelector("h2"), element("p", {}, "A row a layer, the first at the top; " +
       "a column a measurement. Point at a cell to read it."), element("div", { class: "maps" }, ...maps));
+  }
+
+  drawRanks() {
+    const measured = this.runs.filter(run => run.ranks);
+    this.ranks.hidden = !measured.length;
+    refill(this.ranks, measured.map(run => [run.name, run.ranks]), element("div", {}, ...measured.flatMap(run => [
+      this.runs.length > 1 ? element("h3", {}, named(run)) : "", ...run.ranks.words.map(words => element("p", {}, words)),
+      table(run.ranks.header, run.ranks.rows.map(rank => [
+        rank.slow ? element("b", {}, rank.name) : rank.name,
+        element("div", { class: "stack" }, ...rank.widths.map(width => element("i", { ".style": `width:${width}%` }))),
+        ...rank.cells]))])));
   }
 
   drawSettings() {
