@@ -202,7 +202,7 @@ def read(run: Path) -> list[str]:
 
 def measured(line: str) -> dict[str, object]:
     """All of a line that is not the clock's."""
-    return {name: value for name, value in json.loads(line).items() if name not in ("seconds", "memory_bytes")}
+    return {name: value for name, value in json.loads(line).items() if name not in ("seconds", "memory_bytes", "ranks")}
 
 
 def write_texts(home: Path) -> None:

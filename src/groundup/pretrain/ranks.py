@@ -1,13 +1,14 @@
 """Pretraining on many ranks: what each of them does, and what is checked before any is started."""
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from groundup.artifacts import is_made, read_manifest
+from groundup.artifacts import is_made, lock, read_manifest
 from groundup.errors import SettingsError
 from groundup.files import Progress, no_progress, sha256_of_file
 from groundup.model.settings import Experts, ModelConfig
@@ -70,7 +71,9 @@ def pretrain_rank(
         torch.set_num_threads(1)  # how a matmul is shared out over threads changes its bits
     dtype = weight_dtype(job.settings.precision)
     world = World.of(job.parallel, ranks, device, dtype, job.settings.micro_batch_rows)
-    pretrain(job.model, job.settings, job.run, job.inputs, job.start, progress, until=job.until, world=world)
+    alone = lock(job.run / "pretrain") if dist.get_rank() == 0 else nullcontext()
+    with alone:  # ranks may outlive for a while who started them, and with it the lock of the run
+        pretrain(job.model, job.settings, job.run, job.inputs, job.start, progress, until=job.until, world=world)
 
 
 def _digest_of_code() -> str:

@@ -30,7 +30,9 @@ LOOKS = 20
 """How often within `timeout_seconds` a rank looks after the others, but at least once in `SECONDS_BETWEEN_LOOKS`."""
 SECONDS_BETWEEN_LOOKS = 10.0
 SLOWER = 1.5
-"""A rank is slow when it computes so many times as long as the middle one."""
+"""A rank is slow when it computes so many times as long as the middle one, and"""
+SECONDS_SLOWER = 0.5
+"""so much longer: less may be any machine's unrest."""
 
 
 def compare(facts: Mapping[str, str]) -> None:
@@ -77,7 +79,7 @@ class Meter:
     def __enter__(self) -> "Meter":
         self._wrap(Work, "wait", self._timed)
         for name, volume in VOLUMES.items():
-            if hasattr(ProcessGroup, name):  # some are called otherwise in other versions of torch
+            if name in vars(ProcessGroup):  # some are called otherwise in other versions of torch
                 self._wrap(ProcessGroup, name, functools.partial(self._counted, volume))
         return self
 
@@ -87,7 +89,7 @@ class Meter:
 
     def _wrap(self, owner: type, name: str, wrapped: Callable[[Any], Any]) -> None:
         plain = getattr(owner, name)
-        self._plain.append((owner, name, plain))
+        self._plain.append((owner, name, vars(owner)[name]))  # what `getattr` gives would no more be bound to a group
         setattr(owner, name, wrapped(plain))
 
     def _timed(self, plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,7 +167,7 @@ def slow_ranks(computing: Sequence[float]) -> list[int]:
     [2]
     """
     usual = statistics.median_low(computing)
-    return [rank for rank, seconds in enumerate(computing) if seconds > SLOWER * usual]
+    return [rank for rank, seconds in enumerate(computing) if seconds > max(SLOWER * usual, usual + SECONDS_SLOWER)]
 
 
 # Hangs

@@ -32,6 +32,7 @@ from groundup.train.health import Activations, Health
 from groundup.train.incidents import Incidents
 from groundup.train.log import RunLog
 from groundup.train.loggers import Loggers
+from groundup.train.peers import Peers
 from groundup.train.pieces import read_whole, stored_pieces
 from groundup.train.preemption import AskedToStop, Stop, noticing_signals
 from groundup.train.settings import STEPS_PER_FLUSH, SkipAndRollBack, TrainingSettings
@@ -91,6 +92,8 @@ class Session(Generic[Rows]):
         self._guard = Guard(settings.guard) if isinstance(settings.guard, SkipAndRollBack) else None
         self._health = Health(self.assembled.masters, settings.health_every, self.activations, self.ranks)
         self._incidents = Incidents(settings, self._guard, self.directory, self.log, self.say, self.advice_at_start)
+        self._peers = Peers(self.ranks.rank, self.ranks.size, self.ranks.gather)
+        """Not those of the saver, whose thread may be speaking to them."""
         checkpoints, most, tell = self.directory / "checkpoints", settings.failed_checkpoints, self._incidents.tell
         kept = Kept(settings.keep_checkpoints, settings.keep_every_steps, settings.keep_best)
         self._saver = Saver(
@@ -306,7 +309,7 @@ class Session(Generic[Rows]):
         state = self._state_after(number)
         self._incidents.tell_overflows(state.get("scaler", {}).get("scale"))
         try:
-            self.ranks.peers.all_do(self.log.check, ResourceError)  # what a checkpoint goes on from is in the log
+            self._peers.all_do(self.log.check, ResourceError)  # what a checkpoint goes on from is in the log
         except PeerLost:
             raise
         except ResourceError as error:

@@ -1,0 +1,190 @@
+"""What is bad on one rank alone is left out by all of them, and all go back to the same place."""
+
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from groundup.batch import Batch
+from groundup.building import build
+from groundup.errors import SettingsError
+from groundup.files import read_lines
+from groundup.optim.state import own
+from groundup.parallel.settings import ParallelSettings
+from groundup.pretrain import run as stage
+from groundup.pretrain.ranks import Training, pretrain_rank
+from groundup.pretrain.run import pretrain
+from groundup.recipe import Recipe
+from groundup.train.ranks import ManyRanks
+from groundup.train.session import Session
+
+ROWS, STEPS = 5, 20  # no even shares: one rank reads a row less
+BAD = {1: "loss", 2: "loss", 3: "loss", 10: "gradient", 15: "loss", 16: "gradient", 17: "loss"}
+"""Batch, counted from 0 → what is no number in it. Three in a row make the guard go back: the first time there is no
+checkpoint yet, the second time step 8 is old enough."""
+LAYOUTS: dict[str, dict[str, Any]] = {"shard": {"shard": 2}, "tensor": {"tensor": 2}, "replicate": {"replicate": 2}}
+TABLE = {
+    "name": "guarded",
+    "corpus": {"sources": ["texts"]},
+    "tokenizer": {"vocab_size": 320},
+    "model": {"context_length": 16, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32},
+    "pretrain": {
+        "steps": STEPS, "batch_tokens": ROWS * 16, "micro_batch_rows": 1, "precision": "float32", "device": "cpu",
+        "compile": False, "validate_every": 10, "validation_tokens": 100, "sample_every": STEPS, "sample_tokens": 1,
+        "checkpoint_every": 4, "schedule": "constant",
+        "guard": {"window": 32, "warmup_steps": 30, "patience": 3, "steps_back": 2, "rollbacks": 2},
+    },
+}  # fmt: skip
+
+
+# What the ranks do
+
+
+def spoiled(batches: Iterator[Batch], first_row: int, bad: bool) -> Iterator[Batch]:
+    """The batches, those with a bad loss being no number if `bad`."""
+    for number, batch in enumerate(batches, first_row // ROWS):
+        State.batch = number
+        if bad and BAD.get(number) == "loss":
+            batch.weight.fill_(math.nan)
+        yield batch
+
+
+class State:
+    """What the wrapped functions remember of the training that runs."""
+
+    batch = 0
+    seen: list[list[Any]] = []
+    """Of each step its number, whether it was taken, and a digest of this rank's weights after it; of each time that
+    weights were loaded, the step of the checkpoint, `loaded`, and the digest."""
+
+
+def digest(session: Session[Any]) -> str:
+    weights = session.assembled.masters.copies.values()
+    return hashlib.sha256(b"".join(own(each.detach()).numpy().tobytes() for each in weights)).hexdigest()
+
+
+def watched(rank: int) -> list[Any]:
+    """Patches under which a training on this rank meets what is bad, and remembers its weights."""
+    own_batches, clip_gradients = stage.own_batches, ManyRanks.clip_gradients
+    after, load = Session._after, Session._load
+
+    def reading(*arguments: Any) -> Iterator[Batch]:
+        return spoiled(own_batches(*arguments), arguments[4], rank == 1)
+
+    def clipping(ranks: ManyRanks, parameters: Any, max_norm: float) -> torch.Tensor:
+        parameters = list(parameters)
+        if rank == 1 and BAD.get(State.batch) == "gradient":
+            own(parameters[0].grad).fill_(math.nan)
+        return clip_gradients(ranks, parameters, max_norm)
+
+    def after_step(session: Session[Any], step: Any, *rest: Any) -> None:
+        State.seen.append([step.number, step.accepted, digest(session)])
+        after(session, step, *rest)
+
+    def loading(session: Session[Any]) -> Any:
+        loaded = load(session)
+        State.seen.append([session.step, "loaded", digest(session)])
+        return loaded
+
+    return [
+        mock.patch.object(stage, "own_batches", reading),
+        mock.patch.object(ManyRanks, "clip_gradients", clipping),
+        mock.patch.object(Session, "_after", after_step),
+        mock.patch.object(Session, "_load", loading),
+    ]
+
+
+def work(rank: int, folder: Path) -> None:
+    """All cases in one launch."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(minutes=5))
+    recipe, device = Recipe.from_table(TABLE), torch.device("cpu")
+    for patch in watched(rank):
+        patch.start()
+    for name, layout in LAYOUTS.items():
+        parallel = ParallelSettings.from_table(layout)
+        training = Training(recipe.model, recipe.pretrain, parallel, folder / name, {})
+        State.seen = []
+        pretrain_rank(training if rank == 0 else None, "", device, 2)
+        (folder / f"{name} {rank}.json").write_text(json.dumps(State.seen))
+    try:
+        pretrain_rank(training, f"recipe of {rank}", device, 2)
+    except SettingsError as error:
+        (folder / f"refused {rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+# What must hold
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by each layout, and one by a process alone that meets the same."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "texts").mkdir()
+    for number in range(60):
+        (folder / "texts" / f"{number}.txt").write_text(f"Once upon a time there were {number} foxes by a river. " * 4)
+    recipe = Recipe.from_table({**TABLE, "corpus": {"sources": [str(folder / "texts")]}})
+    build(recipe, run=folder / "alone", last="pack", say=lambda text: None)
+    for name in LAYOUTS:
+        shutil.copytree(folder / "alone", folder / name)
+    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), folder]) for rank in range(2)]
+    plain = stage.batches
+    with (
+        mock.patch.dict(BAD, dict.fromkeys(BAD, "loss")),
+        mock.patch.object(stage, "batches", lambda *all: spoiled(plain(*all), all[4], True)),
+    ):
+        pretrain(recipe.model, recipe.pretrain, folder / "alone", {}, say=lambda text: None)
+    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_ranks_leave_out_what_is_bad_on_one_and_go_back_together(runs: Path, layout: str) -> None:
+    """Rows that do not divide over the ranks included."""
+    seen = [json.loads((runs / f"{layout} {rank}.json").read_text()) for rank in range(2)]
+    assert [line[:2] for line in seen[0]] == [line[:2] for line in seen[1]]
+    assert [step for step, what, _ in seen[0] if what == "loaded"] == [0, 0, 8]
+    assert [step for step, what, _ in seen[0] if what is False] == [2, 3, 7, 12, 13], "and what made it go back"
+    for lines in seen:
+        saved, before = {}, None
+        for step, what, weights in lines:
+            if what == "loaded":
+                assert weights == saved.setdefault(step, weights)
+            else:
+                assert (weights != before) == what
+                saved[step] = weights
+            before = weights
+    lines, alone = (
+        {line["step"]: line for line in read_lines(runs / name / "pretrain" / "metrics.jsonl") if "loss" in line}
+        for name in (layout, "alone")
+    )
+    assert len(lines) == STEPS
+    for step, line in alone.items():
+        assert lines[step]["tokens"] == line["tokens"]
+        if line.get("accepted", True):
+            assert lines[step]["loss"] == pytest.approx(line["loss"], rel=1e-4)  # float32, added up in another order
+
+
+@pytest.mark.slow
+def test_ranks_with_different_recipes_do_not_begin(runs: Path) -> None:
+    for rank in range(2):
+        told = (runs / f"refused {rank}").read_text()
+        assert told.startswith("ranks differ in the recipe: rank 0 has recipe of 0, rank 1 has recipe of 1")
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))
