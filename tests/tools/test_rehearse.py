@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from groundup.model.presets import PRESETS
 from groundup.model.settings import ModelConfig
 from groundup.optim.precision import weight_dtype
 from groundup.optim.settings import Bfloat16, Float32, Precision

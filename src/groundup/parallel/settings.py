@@ -111,6 +111,11 @@ class ParallelSettings(Settings):
     def _shard(self) -> int:
         return self.shard if self.shard is not None else max(1, self.expert // self.context)
 
+    @property
+    def sums_once(self) -> bool:
+        """Whether gradients are added up over ranks once a step: where each keeps them whole anyway."""
+        return self.zero == 1 or (self.shard in (None, 1) and self.context == self.expert == 1)
+
     def sizes(self, ranks: int) -> dict[str, int]:
         """Size of each of `AXES` for this many ranks.
 

@@ -221,7 +221,7 @@ def _two_counts(parallel: ParallelSettings, micro_batches: int) -> tuple[int, in
     if stages > 1 and stages_a_rank(parallel.schedule) > 1:
         return stages, 2 * stages
     # Gradients that wait for the last micro-batch are a sum only from the second on.
-    few = min(max(stages, 2 if parallel.zero == 1 else 1), micro_batches)
+    few = min(max(stages, 2 if parallel.sums_once else 1), micro_batches)
     return few, few + 1
 
 

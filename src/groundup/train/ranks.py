@@ -81,8 +81,7 @@ class ManyRanks(Ranks):
         return hashed(keys, own_positions(length, ranks, self.world.place("context")).to(device))
 
     def before_backward(self, last: bool) -> None:
-        whole = self.world.settings.zero == 1 or self.world.mesh["shard"].size() == 1
-        if whole and not self._pairwise:
+        if self.world.settings.sums_once and not self._pairwise:
             hold_gradients(self._model, last)
 
     def after_backward(self, last: bool) -> None:
