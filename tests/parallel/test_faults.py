@@ -122,7 +122,7 @@ def lag(folder: Path, *_: Any) -> str:
 
 
 def place(folder: Path, *rest: Any) -> str:
-    _, device, ranks, _ = rest
+    device, ranks, _ = rest
     return f"{device} {ranks} {add_one(1)} {torch.get_num_threads()}"
 
 
@@ -275,13 +275,20 @@ def test_a_slow_rank_is_named(run: Callable[..., tuple[int, str, str]]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, to hide the network")
-def test_ranks_need_no_network_and_no_name(run: Callable[..., tuple[int, str, str]]) -> None:
-    """A machine with its loopback alone, whose name nobody knows."""
-    inside = ("unshare", "-rnu", "sh", "-c", 'ip link set lo up && hostname nobody-knows && exec "$@"', "sh")
+@pytest.mark.parametrize(
+    ("hosts", "missing"), [("127.0.0.1 localhost", "::1/128"), ("::1 localhost nobody", "127.0.0.1/8")]
+)
+def test_ranks_need_no_network(
+    hosts: str, missing: str, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """A machine with its loopback alone: by the older protocol, its name unknown; and by IPv6."""
+    (tmp_path / "hosts").write_text(hosts + "\n")
+    alone = f"mount --bind {tmp_path}/hosts /etc/hosts && ip link set lo up; ip addr del {missing} dev lo"
+    inside = ("unshare", "-rnum", "sh", "-c", f'{alone}; hostname nobody && exec "$@"', "sh")
     if subprocess.run([*inside, "true"], check=False, capture_output=True).returncode:
         pytest.skip("needs to make a network namespace")
     code, out, err = run("place", 2, before=inside)
-    assert (code, err) == (0, "")
+    assert code == 0, err
     assert out.startswith("cpu 2 2 ")
 
 

@@ -26,13 +26,14 @@ from groundup.pretrain import run as stage
 from groundup.pretrain.ranks import Training, pretrain_rank
 from groundup.pretrain.run import pretrain
 from groundup.recipe import Recipe
+from groundup.train.guard import Guard, Trouble
 from groundup.train.ranks import ManyRanks
 from groundup.train.session import Session
 
 ROWS, STEPS = 5, 20  # no even shares: one rank reads a row less
-BAD = {1: "loss", 2: "loss", 3: "loss", 10: "gradient", 15: "loss", 16: "gradient", 17: "loss"}
-"""Batch, counted from 0 → what is no number in it. Three in a row make the guard go back: the first time there is no
-checkpoint yet, the second time step 8 is old enough."""
+BAD = {1: "loss", 2: "loss", 3: "loss", 10: "verdict", 15: "loss", 16: "gradient", 17: "loss"}
+"""Batch, counted from 0 → what is no number in it, or only found bad. Three in a row make the guard go back: the first
+time there is no checkpoint yet, the second time step 8 is old enough."""
 LAYOUTS: dict[str, dict[str, Any]] = {"shard": {"shard": 2}, "tensor": {"tensor": 2}, "replicate": {"replicate": 2}}
 TABLE = {
     "name": "guarded",
@@ -77,7 +78,7 @@ def digest(session: Session[Any]) -> str:
 def watched(rank: int) -> list[Any]:
     """Patches under which a training on this rank meets what is bad, and remembers its weights."""
     own_batches, clip_gradients = stage.own_batches, ManyRanks.clip_gradients
-    after, load = Session._after, Session._load
+    after, load, trouble = Session._after, Session._load, Guard._trouble
 
     def reading(*arguments: Any) -> Iterator[Batch]:
         return spoiled(own_batches(*arguments), arguments[4], rank == 1)
@@ -87,6 +88,11 @@ def watched(rank: int) -> list[Any]:
         if rank == 1 and BAD.get(State.batch) == "gradient":
             own(parameters[0].grad).fill_(math.nan)
         return clip_gradients(ranks, parameters, max_norm)
+
+    def judging(guard: Guard, loss: float, grad_norm: float) -> Trouble | None:
+        if rank == 1 and BAD.get(State.batch) == "verdict":
+            return Trouble("only this rank", loss, grad_norm, None, None)
+        return trouble(guard, loss, grad_norm)
 
     def after_step(session: Session[Any], step: Any, *rest: Any) -> None:
         State.seen.append([step.number, step.accepted, digest(session)])
@@ -100,6 +106,7 @@ def watched(rank: int) -> list[Any]:
     return [
         mock.patch.object(stage, "own_batches", reading),
         mock.patch.object(ManyRanks, "clip_gradients", clipping),
+        mock.patch.object(Guard, "_trouble", judging),
         mock.patch.object(Session, "_after", after_step),
         mock.patch.object(Session, "_load", loading),
     ]
@@ -154,7 +161,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_ranks_leave_out_what_is_bad_on_one_and_go_back_together(runs: Path, layout: str) -> None:
-    """Rows that do not divide over the ranks included."""
+    """With rows that do not divide over the ranks, from fewer shards than ranks."""
     seen = [json.loads((runs / f"{layout} {rank}.json").read_text()) for rank in range(2)]
     assert [line[:2] for line in seen[0]] == [line[:2] for line in seen[1]]
     assert [step for step, what, _ in seen[0] if what == "loaded"] == [0, 0, 8]

@@ -91,7 +91,7 @@ def wait_for(happened: Callable[[], Any]) -> None:
     deadline = time.monotonic() + LIMIT
     while not happened():
         assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.005)
+        time.sleep(0.01)
 
 
 def processes_of(process: "subprocess.Popen[str]") -> dict[int, str]:
@@ -120,7 +120,7 @@ def trains_until(run: Path, process: "subprocess.Popen[str]", step: int) -> None
     """Wait until the process has logged a step."""
 
     def logged() -> bool:
-        return process.poll() is not None or (len(ranks_of(process)) == 2 and len(losses(run)) >= step)
+        return process.poll() is not None or (len(losses(run)) >= step and len(ranks_of(process)) == 2)
 
     wait_for(logged)
     assert process.poll() is None, process.communicate()
