@@ -125,9 +125,9 @@ def test_real_ranks_exchange_what_was_rehearsed_and_hold_as_much(real: tuple[int
 def _as_if_even(of_ranks: list[Counter[Collective]]) -> Counter[Collective]:
     """The mean over ranks of what is sent to experts, in which nothing is lost; all else as the first rank has it."""
     even: Counter[Collective] = Counter()
-    for each, count in of_ranks[0].items():
+    for each, number in of_ranks[0].items():
         if each.kind != "all-to-all" or each.dtype == "int64":
-            even[each] += count
+            even[each] += number
     sent = [(each, n) for one in of_ranks for each, n in one.items() if each.kind == "all-to-all"]
     floats = [(each, n) for each, n in sent if each.dtype != "int64"]
     count = sum(n for _, n in floats) // len(of_ranks)
