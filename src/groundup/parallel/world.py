@@ -73,11 +73,6 @@ class World:
         return self.axes.get_local_rank(axis)
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is the rank that writes and speaks for all."""
-        return self.axes.get_rank() == 0
-
-    @property
     def shares_rows_alone(self) -> bool:
         """Whether each rank computes whole models on rows of its own."""
         return self.sizes["pipeline"] == self.sizes["context"] == self.sizes["tensor"] == self.settings.expert == 1
@@ -91,7 +86,3 @@ class World:
     def row_rank(self) -> int:
         """Number of this rank among them."""
         return self.place("replicate") * self.sizes["shard"] + self.place("shard")
-
-    @property
-    def is_last_stage(self) -> bool:
-        return self.place("pipeline") == self.sizes["pipeline"] - 1
