@@ -34,7 +34,7 @@ def test_an_elastic_training_goes_on_with_the_fewest_nodes_that_fit(recipe: Path
 
 BIN = {
     "scontrol": '[ "$1" = show ] && echo node7 && echo node8 || echo "scontrol $*" >> "$LOG"',
-    "srun": 'echo "srun $*" >> "$LOG"; trap "sleep 0.3; echo saved >> $LOG; exit 1" TERM; '
+    "srun": 'trap "sleep 0.3; echo saved >> $LOG; exit 1" TERM; echo "srun $*" >> "$LOG"; '
     'for i in $(seq "$TENTHS"); do sleep 0.1; done; exit "$CODE"',
 }
 """Slurm's programs, as far as a script needs them."""

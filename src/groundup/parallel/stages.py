@@ -63,7 +63,7 @@ def layers_of_stages(config: ModelConfig, n_stages: int, extra_blocks: int = 0) 
         SettingsError: more stages than layers.
 
     >>> layers_of_stages(ModelConfig(vocab_size=50304, d_model=256, n_layers=8), 2)
-    [range(0, 5), range(5, 8)]
+    [range(0, 7), range(7, 8)]
     """
     if n_stages > config.n_layers:
         raise SettingsError(
