@@ -313,7 +313,7 @@ def compare(
         tell: is called after every step, with words for it.
     """
     alone: list[Any] = [None]
-    if world.is_first:
+    if dist.get_rank() == 0:
         settings = trial.settings.model_copy(update={"micro_batch_rows": trial.rows // 2})
         one = dataclasses.replace(trial, parallel=ParallelSettings(), settings=settings)
         alone = [train_alone(one, stepping, steps, torch.get_default_dtype(), tell)]
