@@ -1,5 +1,7 @@
 """What `rehearse` says of ranks that do not exist, beside ranks that do."""
 
+import subprocess
+import sys
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -95,7 +97,8 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Number of processes, and what each measured."""
     ranks: int = request.param
     folder = tmp_path_factory.mktemp("real")
-    torch.multiprocessing.spawn(_measure, (ranks, str(folder)), nprocs=ranks)
+    started = [subprocess.Popen([sys.executable, __file__, str(rank), str(ranks), folder]) for rank in range(ranks)]
+    assert [process.wait() for process in started] == [0] * ranks
     return ranks, [torch.load(folder / str(rank), weights_only=False) for rank in range(ranks)]
 
 
@@ -215,3 +218,7 @@ def test_published_models_are_rehearsed_whole(preset: str) -> None:
     for kind in rehearsal.kinds:
         assert kind.kept_bytes["optimizer state"] == pytest.approx(2 * kind.kept_bytes["weights"], rel=1e-4)
         assert 0 < kind.total_bytes < 80e9
+
+
+if __name__ == "__main__":
+    _measure(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
