@@ -225,7 +225,7 @@ def held_by(rank: int, table: dict[str, int]) -> tuple[list[int], list[int], dic
     model = apply(make, world, next_token, by_document)
     weights = {name: piece_of(weight) for name, weight in named_weights(model) if name in DRAWN}
     rows = own_rows(world, 8, 8 // world.row_ranks).flatten().tolist()
-    places = own_positions(8, world.sizes["context"], world.place("context")).tolist()
+    places = own_positions(8, world.sizes["context"], world.coordinate("context")).tolist()
     dist.destroy_process_group()
     return rows, places, {name: (each.shape, each.offset, each.local.shape) for name, each in weights.items()}
 

@@ -26,7 +26,7 @@ from groundup.files import (
     write_json,
     write_text,
 )
-from groundup.machine import place_among_ranks
+from groundup.machine import rank_and_world_size
 from groundup.pretrain.settings import PretrainSettings
 from groundup.recipe import Recipe, load_recipe
 from groundup.settings import Table, differences, read_toml, toml_value
@@ -163,7 +163,7 @@ def build(
     job = _open_job(
         recipe, overrides, run, say=say, watch=watch, only=only, until=until, examined=examined, ranks=ranks
     )
-    among = place_among_ranks() if (only or last) in (None, "pretrain") else None
+    among = rank_and_world_size() if (only or last) in (None, "pretrain") else None
     if among is None:
         job.recipe.parallel.sizes(ranks)
     elif among[0] > 0:
@@ -536,13 +536,13 @@ def _model_settings(recipe: Recipe) -> Table:
 def _make_model(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
     """Choose what the recipe leaves open, and write it down before the first step; then train, or go on training."""
     from groundup.pretrain.before import ready
-    from groundup.pretrain.ranks import Training, pretrain_rank, ready_for_ranks
+    from groundup.pretrain.ranks import PretrainJob, pretrain_rank, ready_for_ranks
     from groundup.pretrain.run import pretrain
     from groundup.processes.agent import run_ranks
     from groundup.train.assemble import prepare_process
 
     prepare_process()
-    among = place_among_ranks()
+    among = rank_and_world_size()
     ranks = job.ranks if among is None else among[1]
     many = among is not None or ranks > 1 or job.recipe.parallel.exact
     work, recipe = job.run / "pretrain", job.recipe
@@ -559,7 +559,7 @@ def _make_model(job: Job, settings: Table, inputs: Mapping[str, str], progress: 
             work.mkdir(exist_ok=True)
         write_json(work / "origin.json", {"settings": _model_settings(recipe), "inputs": dict(inputs)})
         if many:
-            whole = Training(recipe.model, chosen, recipe.parallel, job.run, dict(inputs), job.start, job.until)
+            whole = PretrainJob(recipe.model, chosen, recipe.parallel, job.run, dict(inputs), job.start, job.until)
             told = (whole, _digest_of(job.recipe))
             run_ranks(pretrain_rank, told, ranks, recipe.parallel, progress, job.say)
         else:

@@ -119,7 +119,7 @@ def power_limit(device: "torch.device") -> tuple[float, str]:
     return watts, f"assumed: {WATTS_PER_CORE} per core; set it with --watts"
 
 
-def place_among_ranks() -> tuple[int, int] | None:
+def rank_and_world_size() -> tuple[int, int] | None:
     """The number of this process among those that torchrun has started, and how many they are; None elsewhere."""
     import torch.distributed as dist
     from torch.distributed.elastic.utils.api import get_env_variable_or_raise

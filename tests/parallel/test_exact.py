@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from groundup.building import build
 from groundup.errors import Paused
 from groundup.parallel.settings import ParallelSettings
-from groundup.pretrain.ranks import Training, pretrain_rank
+from groundup.pretrain.ranks import PretrainJob, pretrain_rank
 from groundup.recipe import Recipe
 
 STAGES: dict[str, list[tuple[int, int | None]]] = {
@@ -24,7 +25,7 @@ STAGES: dict[str, list[tuple[int, int | None]]] = {
 """Run → its launches: (ranks, step to pause after)."""
 TABLE = {
     "name": "exact",
-    "corpus": {"sources": ["texts"]},
+    "corpus": {"sources": ["tales"]},
     "tokenizer": {"vocab_size": 320},
     "model": {"context_length": 32, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 50, "dropout": 0.1},
     "pretrain": {
@@ -41,7 +42,7 @@ def work(rank: int, ranks: int, until: int | None, run: Path, store: Path) -> No
     )
     recipe, parallel = Recipe.from_table(TABLE), ParallelSettings(exact=True, zero=rank_free_zero(run))
     try:
-        training = Training(recipe.model, recipe.pretrain, parallel, run, {}, None, until)
+        training = PretrainJob(recipe.model, recipe.pretrain, parallel, run, {}, None, until)
         pretrain_rank(training, "", torch.device("cpu"), ranks)
     except Paused:
         pass
@@ -54,12 +55,10 @@ def rank_free_zero(run: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
     folder = tmp_path_factory.mktemp("exact")
-    (folder / "texts").mkdir()
-    for number in range(60):
-        (folder / "texts" / f"{number}.txt").write_text(f"Once upon a time there were {number} foxes by a river. " * 4)
-    recipe = Recipe.from_table({**TABLE, "corpus": {"sources": [str(folder / "texts")]}})
+    settle(folder)
+    recipe = Recipe.from_table({**TABLE, "corpus": {"sources": [str(folder / "tales")]}})
     for run, launches in STAGES.items():
         build(recipe, run=folder / run, last="pack", say=lambda text: None)
         for number, (ranks, until) in enumerate(launches):

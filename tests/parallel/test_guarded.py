@@ -6,7 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from groundup.files import read_lines
 from groundup.optim.state import own
 from groundup.parallel.settings import ParallelSettings
 from groundup.pretrain import run as stage
-from groundup.pretrain.ranks import Training, pretrain_rank
+from groundup.pretrain.ranks import PretrainJob, pretrain_rank
 from groundup.pretrain.run import pretrain
 from groundup.recipe import Recipe
 from groundup.train.guard import Guard, Trouble
@@ -37,7 +37,7 @@ time there is no checkpoint yet, the second time step 8 is old enough."""
 LAYOUTS: dict[str, dict[str, Any]] = {"shard": {"shard": 2}, "tensor": {"tensor": 2}, "replicate": {"replicate": 2}}
 TABLE = {
     "name": "guarded",
-    "corpus": {"sources": ["texts"]},
+    "corpus": {"sources": ["tales"]},
     "tokenizer": {"vocab_size": 320},
     "model": {"context_length": 16, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32},
     "pretrain": {
@@ -47,6 +47,15 @@ TABLE = {
         "guard": {"window": 32, "warmup_steps": 30, "patience": 3, "steps_back": 2, "rollbacks": 2},
     },
 }  # fmt: skip
+
+
+HALVES = {"shard": {"shard": 2}, "pipeline": {"pipeline": 2}}
+
+
+def half_precision(recipe: Recipe) -> Recipe:
+    """In float16, with a scale from which the first steps overflow."""
+    half = ["pretrain.precision=float16", "pretrain.precision.initial_scale=1e9", "pretrain.steps=12"]
+    return recipe.override([*half, "pretrain.batch_tokens=64", "model.n_layers=2"])
 
 
 # What the ranks do
@@ -118,11 +127,15 @@ def work(rank: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(minutes=5))
     recipe, device = Recipe.from_table(TABLE), torch.device("cpu")
+    for name, layout in HALVES.items():
+        half, parallel = half_precision(recipe), ParallelSettings.from_table(layout)
+        training = PretrainJob(half.model, half.pretrain, parallel, folder / f"half {name}", {})
+        pretrain_rank(training, "", device, 2)
     for patch in watched(rank):
         patch.start()
     for name, layout in LAYOUTS.items():
         parallel = ParallelSettings.from_table(layout)
-        training = Training(recipe.model, recipe.pretrain, parallel, folder / name, {})
+        training = PretrainJob(recipe.model, recipe.pretrain, parallel, folder / name, {})
         State.seen = []
         pretrain_rank(training if rank == 0 else None, "", device, 2)
         (folder / f"{name} {rank}.json").write_text(json.dumps(State.seen))
@@ -137,17 +150,17 @@ def work(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
     """A run by each layout, and one by a process alone that meets the same."""
     folder = tmp_path_factory.mktemp("guarded")
-    (folder / "texts").mkdir()
-    for number in range(60):
-        (folder / "texts" / f"{number}.txt").write_text(f"Once upon a time there were {number} foxes by a river. " * 4)
-    recipe = Recipe.from_table({**TABLE, "corpus": {"sources": [str(folder / "texts")]}})
+    settle(folder)
+    recipe = Recipe.from_table({**TABLE, "corpus": {"sources": [str(folder / "tales")]}})
     build(recipe, run=folder / "alone", last="pack", say=lambda text: None)
-    for name in LAYOUTS:
+    for name in (*LAYOUTS, "half alone", *(f"half {layout}" for layout in HALVES)):
         shutil.copytree(folder / "alone", folder / name)
     ranks = [subprocess.Popen([sys.executable, __file__, str(rank), folder]) for rank in range(2)]
+    half = half_precision(recipe)
+    pretrain(half.model, half.pretrain, folder / "half alone", {}, say=lambda text: None)
     plain = stage.batches
     with (
         mock.patch.dict(BAD, dict.fromkeys(BAD, "loss")),
@@ -184,6 +197,26 @@ def test_all_ranks_leave_out_what_is_bad_on_one_and_go_back_together(runs: Path,
         assert lines[step]["tokens"] == line["tokens"]
         if line.get("accepted", True):
             assert lines[step]["loss"] == pytest.approx(line["loss"], rel=1e-4)  # float32, added up in another order
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", HALVES)
+def test_a_float16_scaler_leaves_out_the_same_steps_on_all_ranks(runs: Path, layout: str) -> None:
+    """As in one process, though the loss of a pipeline is on its last stage alone."""
+    ours, alone = (runs / f"half {name}" / "pretrain" for name in (layout, "alone"))
+    overflows, expected = (
+        [
+            {name: value for name, value in line.items() if name != "at"}
+            for line in read_lines(run / "events.jsonl")
+            if line["event"] == "overflow"
+        ]
+        for run in (ours, alone)
+    )
+    assert overflows == expected != []
+    losses, others = (
+        [line["loss"] for line in read_lines(run / "metrics.jsonl") if "loss" in line] for run in (ours, alone)
+    )
+    assert losses == pytest.approx(others, rel=1e-3)  # float16 has 11 bits
 
 
 @pytest.mark.slow

@@ -51,12 +51,10 @@ LIMIT = 600
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
     """A recipe, and in `packed` what its trainings begin with."""
     folder = tmp_path_factory.mktemp("killed")
-    (folder / "tales").mkdir()
-    for number in range(40):
-        (folder / "tales" / f"{number}.txt").write_text(f"Once upon a time there were {number} foxes by a river. " * 8)
+    settle(folder)
     (folder / "tiny.toml").write_text(RECIPE)
     build(folder / "tiny.toml", run=folder / "packed", last="pack", ranks=2, say=lambda text: None)
     return folder

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from groundup.building import build
 from groundup.errors import Paused
 from groundup.parallel.settings import ParallelSettings
-from groundup.pretrain.ranks import Training, pretrain_rank
+from groundup.pretrain.ranks import PretrainJob, pretrain_rank
 from groundup.pretrain.run import pretrain
 from groundup.recipe import Recipe
 
@@ -53,7 +54,7 @@ def recipe() -> Recipe:
     return Recipe.from_table(
         {
             "name": "resume",
-            "corpus": {"sources": ["texts"]},
+            "corpus": {"sources": ["tales"]},
             "tokenizer": {"vocab_size": 320},
             "model": {
                 "context_length": 32, "d_model": 32, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "d_ff": 24,
@@ -77,7 +78,7 @@ def go(run: Path, layout: str, until: int | None) -> None:
         if layout == "one":
             pretrain(settings.model, settings.pretrain, run, {}, say=lambda text: None, until=until)
         else:
-            training = Training(settings.model, settings.pretrain, parallel, run, {}, None, until)
+            training = PretrainJob(settings.model, settings.pretrain, parallel, run, {}, None, until)
             pretrain_rank(training, "", torch.device("cpu"), RANKS)
     except Paused:
         pass
@@ -116,12 +117,10 @@ def work(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, settle: Callable[[Path], Path]) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    (folder / "texts").mkdir()
-    for number in range(60):
-        (folder / "texts" / f"{number}.txt").write_text(f"Once upon a time there were {number} foxes by a river. " * 4)
-    table = {**recipe().table(), "corpus": {"sources": [str(folder / "texts")]}}
+    settle(folder)
+    table = {**recipe().table(), "corpus": {"sources": [str(folder / "tales")]}}
     build(Recipe.from_table(table), run=folder / "data", last="pack", say=lambda text: None)
     ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in range(RANKS)]
     assert [rank.wait() for rank in ranks] == [0] * RANKS

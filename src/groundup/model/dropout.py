@@ -31,14 +31,14 @@ def position_keys(keys: Int[Tensor, "B 1"] | Int[Tensor, "B T"], length: int) ->
     return keys if keys.shape[1] == length > 1 else hashed(keys, torch.arange(length, device=keys.device))
 
 
-def left_out(keys: Int[Tensor, "..."], places: Int[Tensor, "n"], share: float) -> Bool[Tensor, "..."]:
-    """Of each of `n` places behind each key, (…, n), whether it is of the `share` that is left out.
+def left_out(keys: Int[Tensor, "..."], indices: Int[Tensor, "n"], share: float) -> Bool[Tensor, "..."]:
+    """Of each of `n` indices behind each key, (…, n), whether it is of the `share` that is left out.
 
     By the finaliser of MurmurHash3 (Appleby), without its last step, which the highest bits do not need: 32 bits take a
     third of the time of 64.
     """
     # ^, and no product: a C++ compiler knows how large an index can be, and that its products do not overflow.
-    z = keys.int()[..., None] ^ places.int()
+    z = keys.int()[..., None] ^ indices.int()
     z = (z ^ ((z >> 16) & 0xFFFF)) * -0x7A143595
     z = (z ^ ((z >> 13) & 0x7FFFF)) * -0x3D4D51CB
     return z < round(share * 2**32) - 2**31

@@ -63,7 +63,7 @@ def own_stages(world: World) -> list[int]:
     """The numbers of this rank's stages."""
     schedule, n = world.settings.schedule, world.sizes["pipeline"]
     numbers = range(n * stages_a_rank(schedule))
-    return [number for number in numbers if rank_of_stage(schedule, number, n) == world.place("pipeline")]
+    return [number for number in numbers if rank_of_stage(schedule, number, n) == world.coordinate("pipeline")]
 
 
 def stage_layers(model: Transformer, world: World) -> list[range]:
@@ -90,8 +90,8 @@ def _spread(model: Transformer, world: World, recompute: Recomputation, compile:
 
 def ring_attending(world: World, length: int) -> Callable[[Batch], Attend]:
     """How ranks that share the positions of rows of `length` read them."""
-    place = own_positions(length, world.sizes["context"], world.place("context")).to(world.device)
-    return lambda batch: Ring(place, batch.document, world.group("context"))
+    position = own_positions(length, world.sizes["context"], world.coordinate("context")).to(world.device)
+    return lambda batch: Ring(position, batch.document, world.group("context"))
 
 
 def materialise(model: nn.Module, device: torch.device) -> None:

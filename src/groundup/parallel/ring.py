@@ -34,19 +34,19 @@ def own_positions(length: int, ranks: int, rank: int) -> Int[Tensor, "T"]:
 class Ring:
     """An `Attend` over all positions of packed rows, of which each rank has its own."""
 
-    place: Int[Tensor, "T"]
+    position: Int[Tensor, "T"]
     """Of this rank's positions within the row."""
     document: Int[Tensor, "B T"]
     group: ProcessGroup
 
     def whole(self, x: Int[Tensor, "B T"]) -> Int[Tensor, "B all"]:
         """Every rank's part of the rows put together in order."""
-        places = joined(self.place[None], self.group)[0]
-        return joined(x, self.group).index_select(1, places.argsort())
+        positions = joined(self.position[None], self.group)[0]
+        return joined(x, self.group).index_select(1, positions.argsort())
 
     def own(self, x: Int[Tensor, "B all"]) -> Int[Tensor, "B T"]:
         """This rank's part of whole rows."""
-        return x.index_select(1, self.place)
+        return x.index_select(1, self.position)
 
     def __call__(
         self,
@@ -81,7 +81,7 @@ def _scores(
     """Masked scores (B, H, T, S), in float32 at least, and what a soft cap multiplies their gradient by.
 
     Args:
-        here: place and document of the queries.
+        here: position and document of the queries.
         there: of the keys.
     """
     scores = (q * how.scale) @ k.mT
@@ -102,7 +102,7 @@ def _scores(
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, ring: Ring, how: _How) -> Tensor:
-        heads, here = q.shape[1], (ring.place, ring.document)
+        heads, here = q.shape[1], (ring.position, ring.document)
         moving, total, read = (k, v, *here), torch.empty(0), torch.empty(0)
         for turn in range(ring.group.size()):
             keys, values, *there = moving
@@ -129,7 +129,7 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, read, total = ctx.saved_tensors
         ring, how, heads, groups = ctx.ring, ctx.how, q.shape[1], k.shape[1]
-        here, to_read = (ring.place, ring.document), gradients[0].to(read.dtype)
+        here, to_read = (ring.position, ring.document), gradients[0].to(read.dtype)
         inner = (to_read * read).sum(dim=-1, keepdim=True)
         to_q = torch.zeros_like(q, dtype=read.dtype)
         to_k, to_v = (torch.zeros_like(each, dtype=read.dtype) for each in (k, v))
@@ -185,6 +185,6 @@ def mean_over_ring(ranks: int, group: ProcessGroup, x: Float[Tensor, "B T E"]) -
     return mean
 
 
-def cut_positions(batch: Batch, place: Int[Tensor, "T"]) -> Batch:
+def cut_positions(batch: Batch, position: Int[Tensor, "T"]) -> Batch:
     """These positions of every row."""
-    return replace(batch, **{name: column[:, place] for name, column in vars(batch).items()})
+    return replace(batch, **{name: column[:, position] for name, column in vars(batch).items()})

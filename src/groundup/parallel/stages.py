@@ -128,7 +128,7 @@ class Stage(nn.Module):
         self.model, self.loss, self.attending = model, loss, attending
         self.divisor: Tensor | float = 1.0
         """What the summed loss of a micro-batch is divided by in this step."""
-        self.scale: Callable[[Tensor], Tensor] = _as_it_is
+        self.scale: Callable[[Tensor], Tensor] = as_it_is
         self.parts: dict[str, Tensor] = {}
         """Of this step's loss so far, their sum under the empty name."""
 
@@ -159,7 +159,7 @@ def _widened(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _as_it_is(loss: Tensor) -> Tensor:
+def as_it_is(loss: Tensor) -> Tensor:
     return loss
 
 
@@ -306,7 +306,7 @@ class Pipeline(nn.Module):
     ) -> Tensor:
         """`Transformer.hidden`, through all stages; on ranks without the last stage a tensor of that shape."""
         world, group = self._world, self._world.group("pipeline")
-        here, own = world.place("pipeline"), dict(self._own())
+        here, own = world.coordinate("pipeline"), dict(self._own())
         x, n = tokens, self._n_stages
         for number in range(n):
             if self._owner(number) == here:
@@ -322,7 +322,7 @@ class Pipeline(nn.Module):
         """`Transformer.logits`, which the last stage gives to all."""
         group, last = self._world.group("pipeline"), self._n_stages - 1
         owner = self._owner(last)
-        if self._world.place("pipeline") == owner:
+        if self._world.coordinate("pipeline") == owner:
             scores = dict(self._own())[last].logits(hidden).contiguous()
         else:
             width = self.config.vocab_size or 0

@@ -68,7 +68,7 @@ class World:
         """The ranks that differ from this one along `axis`."""
         return self.axes.get_group(axis)
 
-    def place(self, axis: str) -> int:
+    def coordinate(self, axis: str) -> int:
         """This rank's number along `axis`."""
         return self.axes.get_local_rank(axis)
 
@@ -85,4 +85,4 @@ class World:
     @property
     def row_rank(self) -> int:
         """Number of this rank among them."""
-        return self.place("replicate") * self.sizes["shard"] + self.place("shard")
+        return self.coordinate("replicate") * self.sizes["shard"] + self.coordinate("shard")

@@ -24,7 +24,7 @@ from groundup.weights.load import find_device
 
 
 @dataclass(frozen=True)
-class Training:
+class PretrainJob:
     """What the first rank tells the others to do: the arguments of `pretrain`."""
 
     model: ModelConfig
@@ -37,7 +37,7 @@ class Training:
 
 
 def pretrain_rank(
-    training: Training | None,
+    training: PretrainJob | None,
     recipe: str,
     device: torch.device,
     ranks: int,
@@ -151,7 +151,7 @@ def check_layout(model: ModelConfig, settings: PretrainSettings, parallel: Paral
 
 def _check_exact(model: ModelConfig, settings: PretrainSettings, ranks: int, whole_blocks: bool) -> None:
     rows, micro = settings.batch_rows(settings.steps, model.context_length), settings.micro_batch_rows
-    pieces = rows // micro
+    micro_batches = rows // micro
     for wrong, message in (
         (not whole_blocks, "works with replicate and shard alone"),
         (
@@ -165,7 +165,7 @@ def _check_exact(model: ModelConfig, settings: PretrainSettings, ranks: int, who
             f"{1 << ranks.bit_length()}",
         ),
         (
-            rows % micro != 0 or pieces % ranks != 0,
+            rows % micro != 0 or micro_batches % ranks != 0,
             f"gives each of {ranks} ranks as many micro-batches of the same size, but there are {rows} rows in "
             f"micro-batches of {micro}: set pretrain.micro_batch_rows={max(1, rows // ranks)}",
         ),

@@ -29,9 +29,11 @@ from groundup.pretrain.setup import batches, draw_model, own_batches, set_up, se
 from groundup.pretrain.speed import WORTH_MEASURING_FLOPS, matmul_peak
 from groundup.pretrain.start import with_vocabulary
 from groundup.pretrain.suspects import suspects
-from groundup.shards import open_split
+from groundup.settings import Table
+from groundup.shards import Tokens, open_split
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import checkpoint
+from groundup.train.assemble import Assembled
 from groundup.train.health import activations
 from groundup.train.session import Periodic, Session
 from groundup.weights.load import find_device
@@ -71,14 +73,33 @@ def pretrain(
     train, validation = (  # every id was compared with the vocabulary by `check_fits`
         replace(open_split(run / "shards", split), vocab_size=ids) for split in ("train", "validation")
     )
-    device = find_device(settings.device) if world is None else world.device
-    context = config.context_length
     begun = bool(checkpoint.list_checkpoints(run / "pretrain" / "checkpoints"))
+    origin = None if begun else start
     if world is None:
-        assembled = set_up(config, settings, device, None if begun else start)
+        assembled = set_up(config, settings, find_device(settings.device), origin)
     else:
-        assembled = set_up_ranks(config, settings, world, None if begun else start)
-    flops_per_token = training_flops_per_token(config, settings.loss)
+        assembled = set_up_ranks(config, settings, world, origin)
+    recorded = {"model": model_config.table(), "pretrain": settings.table()}
+    session = _session(assembled, config, settings, recorded, run, inputs, start, train, say, world)
+    held_out = HeldOut(assembled.model, tokenizer, validation, batch_rows=settings.micro_batch_rows)
+    measurements = _measurements(session, settings, held_out)
+    session.run(measurements, partial(_write_model, session, config, tokenizer, run, inputs), progress, until)
+
+
+def _session(
+    assembled: Assembled,
+    config: ModelConfig,
+    settings: PretrainSettings,
+    recorded: Table,
+    run: Path,
+    inputs: dict[str, str],
+    start: Path | None,
+    train: Tokens,
+    say: Callable[[str], None],
+    world: World | None,
+) -> Session[Batch]:
+    """The session over the training shards, alone or on this rank of a world."""
+    context, flops_per_token = config.context_length, training_flops_per_token(config, settings.loss)
     long = flops_per_token * settings.tokens(context) >= WORTH_MEASURING_FLOPS
     whose = f"the weights of {start}" if start is not None else "the drawn weights"
 
@@ -103,11 +124,11 @@ def pretrain(
         corpus = run / "corpus" / "train.parquet"
         return suspects(assembled.model, batch, first_row, settings.micro_batch_rows, corpus)
 
-    session = Session(
+    return Session(
         settings,
         assembled,
         run / "pretrain",
-        {"model": model_config.table(), "pretrain": settings.table()},
+        recorded,
         inputs,
         batches=batches_from,
         initial_weights=initial_weights,
@@ -116,12 +137,9 @@ def pretrain(
         suspects=look,
         advice_at_start=f"`groundup doctor RECIPE` looks at {whose} and at these rows",
         flops_per_token=flops_per_token,
-        peak_flops=matmul_peak(config, settings, device) * assembled.ranks.size if long else None,
+        peak_flops=matmul_peak(config, settings, assembled.device) * assembled.ranks.size if long else None,
         say=say,
     )
-    held_out = HeldOut(assembled.model, tokenizer, validation, batch_rows=settings.micro_batch_rows)
-    measurements = _measurements(session, settings, held_out)
-    session.run(measurements, partial(_write_model, session, config, tokenizer, run, inputs), progress, until)
 
 
 def _measurements(session: Session[Batch], settings: PretrainSettings, held_out: HeldOut) -> list[Periodic]:

@@ -119,13 +119,13 @@ def own_batches(
 ) -> Iterator[Batch]:
     """This rank's share of the same batches: its rows, and of those its positions. Where rows are not shared out evenly
     some are read again, with no weight, so that all ranks go through as many."""
-    place = own_positions(context_length, world.sizes["context"], world.place("context"))
+    position = own_positions(context_length, world.sizes["context"], world.coordinate("context"))
     for n in rows:
         own = own_rows(world, n, -(-n // world.row_ranks))
         runs = [loader.rows(shards, context_length, seed, first + int(run[0]), len(run)) for run in own]
         batch = Batch(**{name: torch.cat([vars(run)[name] for run in runs]) for name in vars(runs[0])})
         batch.weight[own.flatten() >= n] = 0
-        yield cut_positions(batch, place) if world.sizes["context"] > 1 else batch
+        yield cut_positions(batch, position) if world.sizes["context"] > 1 else batch
         first += n
 
 

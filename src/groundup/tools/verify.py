@@ -447,6 +447,6 @@ def _own_part(world: World | None, batch: Batch) -> Batch:
         return batch
     rows, length = batch.tokens.shape
     own = own_rows(world, rows, rows // world.row_ranks).flatten()
-    ranks, rank = world.sizes["context"], world.place("context")
+    ranks, rank = world.sizes["context"], world.coordinate("context")
     batch = dataclasses.replace(batch, **{name: column[own] for name, column in vars(batch).items()})
     return cut_positions(batch, own_positions(length, ranks, rank)) if ranks > 1 else batch

@@ -238,10 +238,10 @@ def accumulate(
         number = next(step)
         divisor = ranks.total_weight(batch).to(device)
         shares: dict[str, list[Tensor]] = defaultdict(list)
-        pieces = split(batch, micro_batches if isinstance(micro_batches, int) else micro_batches(batch))
+        split_rows = split(batch, micro_batches if isinstance(micro_batches, int) else micro_batches(batch))
         keys = ranks.dropout_keys(seed, number, len(batch.weight), device) if model.config.drops else None
         first = 0
-        for left, rows in zip(reversed(range(len(pieces))), pieces, strict=True):
+        for left, rows in zip(reversed(range(len(split_rows))), split_rows, strict=True):
             ranks.before_backward(last=not left)
             model.keys = None if keys is None else keys[first : first + len(rows.weight)]
             summed, _, parts = loss(model, to(rows, device))

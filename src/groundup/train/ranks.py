@@ -20,7 +20,7 @@ from groundup.optim.state import own
 from groundup.parallel.exact import PairwiseSums, exact_norm
 from groundup.parallel.ring import own_positions
 from groundup.parallel.shard import clip, copies_of, hold_gradients, norm_of, sharded
-from groundup.parallel.stages import Pipeline
+from groundup.parallel.stages import Pipeline, as_it_is
 from groundup.parallel.world import World
 from groundup.processes.watch import Watch, by_rank
 from groundup.train.fit import Gradients, Ranks
@@ -78,7 +78,7 @@ class ManyRanks(Ranks):
         ranks, length = self.world.sizes["context"], self._config.context_length
         if ranks == 1:
             return keys
-        return hashed(keys, own_positions(length, ranks, self.world.place("context")).to(device))
+        return hashed(keys, own_positions(length, ranks, self.world.coordinate("context")).to(device))
 
     def before_backward(self, last: bool) -> None:
         if self.world.settings.sums_once and not self._pairwise:
@@ -149,12 +149,14 @@ class RanksScaler(torch.amp.GradScaler):
 
     @classmethod
     def of(cls, scaler: torch.amp.GradScaler | None) -> "RanksScaler | None":
-        """With the settings of another."""
+        """With the settings of another. Its scale is there before a loss is scaled, as only a pipeline's last stage has
+        one."""
         if scaler is None:
             return None
-        own = cls(scaler._device)
-        own.load_state_dict(scaler.state_dict())
-        return own
+        agreed = cls(scaler._device)
+        agreed.load_state_dict(scaler.state_dict())
+        agreed._lazy_init_scale_growth_tracker(torch.device(scaler._device))
+        return agreed
 
     def _unscale_grads_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
@@ -184,12 +186,8 @@ def through_stages(
         divisor = ranks.total_weight(batch)
         keys = ranks.dropout_keys(seed, number, rows, device) if model.config.drops else None
         n = model.fitting(rows, micro_batches(batch))
-        sums = model.gradients(to(batch, device), keys, n, divisor, scaler.scale if scaler else _unscaled)
+        sums = model.gradients(to(batch, device), keys, n, divisor, scaler.scale if scaler else as_it_is)
         whole = ranks.add_up({name: [share] for name, share in sums.items()}, divisor)
         return whole.pop(""), whole
 
     return gradients
-
-
-def _unscaled(loss: Tensor) -> Tensor:
-    return loss
