@@ -215,7 +215,7 @@ def plain_gpt(size: dict[str, int]):  # type: ignore[no-untyped-def]
             self.head.weight = self.embed.weight
 
         def forward(self, tokens: Tensor) -> Tensor:
-            x = self.embed(tokens) + self.coordinate(torch.arange(tokens.shape[1]))
+            x = self.embed(tokens) + self.place(torch.arange(tokens.shape[1]))
             for block in self.blocks:
                 x = block(x)
             return self.head(self.norm(x))
