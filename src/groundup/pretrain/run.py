@@ -20,7 +20,7 @@ from groundup.evals.heldout import MEASUREMENTS
 from groundup.evals.score import HeldOut
 from groundup.files import Progress, no_progress
 from groundup.generation.settings import Sampling
-from groundup.generation.text import stream
+from groundup.generation.text import parts_of
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import evaluating
 from groundup.parallel.world import World
@@ -156,9 +156,12 @@ def _measurements(session: Session[Batch], settings: PretrainSettings, held_out:
     def sample(check: Progress) -> dict[str, Any]:
         model, tokenizer, prompt = held_out.model, held_out.tokenizer, settings.sample_prompt
         sampling = Sampling(max_tokens=settings.sample_tokens)
+        parts = []
         with evaluating(model):
-            parts = stream(model, tokenizer, prompt, sampling, look=lambda *_: check(0, 0, ""))
-            return {"sample": prompt + "".join(parts)}
+            for part in parts_of(model, tokenizer, prompt, sampling):
+                parts.append(part)
+                check(0, 0, "")
+        return {"sample": prompt + "".join(parts)}
 
     chosen = [(asked.every, asked.max_tokens, MEASUREMENTS[asked.task]) for asked in settings.evaluations]
     validation = partial(on_held_out, validate, settings.validation_tokens)
