@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from groundup.cli.terminal import Interrupted
 from groundup.errors import SettingsError
 from groundup.generation.settings import Sampling
-from groundup.generation.text import parts_of
+from groundup.generation.text import stream
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.words import nearest
@@ -51,7 +51,7 @@ class Conversation:
 
     def _reply(self) -> Iterator[str]:
         self.before_reply = self.text
-        for part in parts_of(self.model, self.tokenizer, self._in_sight(), self.sampling):
+        for part in stream(self.model, self.tokenizer, self._in_sight(), self.sampling):
             self.text += part
             yield part
 

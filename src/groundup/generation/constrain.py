@@ -31,7 +31,11 @@ def constraint_of(sampling: Sampling, tokenizer: Tokenizer, stops: Collection[in
         ) from None
     asked = ("regex", sampling.regex) if sampling.regex is not None else ("json_schema", sampling.json_schema)
     try:
-        grammar = library.grammar_from(*asked)
+        if sampling.regex is not None:
+            grammar = library.LLMatcher.grammar_from_regex(sampling.regex)
+        else:  # written as models write it, without room for white space that never ends
+            style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+            grammar = library.LLMatcher.grammar_from_json_schema(sampling.json_schema, overrides=style)
         matcher = library.LLMatcher(_vocabulary(library, tokenizer, frozenset(stops)), grammar)
     except ValueError as error:
         raise SettingsError(f"{asked[0]} = {asked[1]!r} cannot be followed: {error}") from None

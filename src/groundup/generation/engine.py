@@ -347,8 +347,7 @@ class Engine:
         return chosen
 
     def _advance(self, work: Work[Request], scored: list[Scored]) -> None:
-        """Give a request the ids that were chosen after its tokens: the next one, and those after it as long as what was
-        proposed is what was chosen."""
+        """Give a request the id that was chosen after its tokens; and the next, while what was proposed is chosen."""
         request = work.request
         proposed, request.proposed = request.proposed, []
         ending: Ending | None = None

@@ -62,7 +62,7 @@ def generate(
     given["stop"] = [stop] if isinstance(stop, str) else list(stop)
     settings = Sampling.from_table(given, "generate")
     if isinstance(prompt, str):
-        parts = parts_of(model, tokenizer, prompt, settings)
+        parts = _parts(model, tokenizer, prompt, settings)
         return parts if stream else "".join(parts)
     if stream:
         raise SettingsError("stream gives one text in parts: give one prompt, not a list")
@@ -70,8 +70,24 @@ def generate(
     return [answer.text for answer in writer.write(prompt, settings)]
 
 
-def parts_of(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-    """One answer in parts as they come: never half a character, never a part of a stop string."""
+def stream(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+    """`generate` in parts as they come: never half a character, never a part of a stop string.
+
+    Args:
+        prompt: a text, or ids.
+        sampling: all the options of `generate`.
+
+    >>> from groundup.model.settings import ModelConfig
+    >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> parts = list(stream(model, tokenizer, "low", Sampling(max_tokens=9, seed=1)))
+    >>> "".join(parts) == generate(model, tokenizer, "low", max_tokens=9, seed=1)
+    True
+    """
+    return _parts(model, tokenizer, prompt, sampling)
+
+
+def _parts(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
     if isinstance(next(model.parameters()), DTensor):
         text = Text(tokenizer, sampling.stop, follows=bool(prompt))
         stops, never = tokenizer.roles.stops, reserved(tokenizer, model)

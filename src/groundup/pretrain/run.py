@@ -20,7 +20,7 @@ from groundup.evals.heldout import MEASUREMENTS
 from groundup.evals.score import HeldOut
 from groundup.files import Progress, no_progress
 from groundup.generation.settings import Sampling
-from groundup.generation.text import parts_of
+from groundup.generation.text import stream
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import evaluating
 from groundup.parallel.world import World
@@ -158,7 +158,7 @@ def _measurements(session: Session[Batch], settings: PretrainSettings, held_out:
         sampling = Sampling(max_tokens=settings.sample_tokens)
         parts = []
         with evaluating(model):
-            for part in parts_of(model, tokenizer, prompt, sampling):
+            for part in stream(model, tokenizer, prompt, sampling):
                 parts.append(part)
                 check(0, 0, "")
         return {"sample": prompt + "".join(parts)}

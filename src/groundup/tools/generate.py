@@ -14,7 +14,6 @@ from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import model_directory
 from groundup.weights.load import load_with_tokenizer
 
-
 ALTERNATIVES = 3
 """Tokens that are told beside the one that was chosen."""
 
