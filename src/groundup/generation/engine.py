@@ -20,6 +20,7 @@ from groundup.generation.cache import FEWEST_QUERIES, PagedCache
 from groundup.generation.sample import adjusted, draw, is_greedy, probabilities, uniform
 from groundup.generation.schedule import Pages, Schedule, Scheduled, Work
 from groundup.generation.settings import Sampling
+from groundup.model.settings import Latent
 from groundup.model.transformer import Transformer, evaluating
 
 T = TypeVar("T")
@@ -159,6 +160,8 @@ class Engine:
         self.schedule = Schedule[Request](Pages(count, PAGE), most_requests, step_tokens)
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
         self._fewest = FEWEST_QUERIES if weight.dtype == torch.float32 else 1
+        if static is not None:
+            self._refuse_inexact(static)
 
     def submit(
         self,
@@ -285,6 +288,36 @@ class Engine:
             Pages(pages.count, pages.size), self.schedule.most_requests, self.schedule.most_tokens
         )
         self.schedule.waiting.extend([*running, *waiting])
+
+    def _refuse_inexact(self, static: int) -> None:
+        """Compare the log-probabilities of some answers with those of a forward pass over `static` positions.
+
+        Raises:
+            SettingsError: they are not the same bits.
+        """
+        if not 2 <= static <= self.context or isinstance(self.model.config.attention, Latent):
+            why = "latent attention is computed in another way there" if 2 <= static <= self.context else ""
+            raise SettingsError(
+                f"static = {static}; {why or f'it should be the positions of a trainer’s rows, 2 to {self.context}'}"
+            )
+        lengths = sorted({1, static // 3, static - 1 - min(4, static // 2)} - {0})
+        draws = torch.Generator().manual_seed(0)
+        prompts = [torch.randint(self.model.config.vocab_size or 0, (n,), generator=draws).tolist() for n in lengths]
+        requests = [self.submit(prompt, Sampling(max_tokens=min(4, static // 2)), best=0) for prompt in prompts]
+        while not self.is_idle:
+            self.step()
+        rows = [request.ids + [0] * (static - len(request.ids)) for request in requests]
+        with evaluating(self.model):
+            logits = self.model(torch.tensor(rows, device=self._device))
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        totals = logits.logsumexp(dim=-1)
+        for row, request in enumerate(requests):
+            for number, each in enumerate(request.chosen, start=len(request.prompt) - 1):
+                if (logits[row, number, each.id] - totals[row, number]).item() != each.logprob:
+                    raise SettingsError(
+                        "static: this model's log-probabilities are not those of its training to the bit on this machine; "
+                        "leave static out, and they differ by rounding"
+                    )
 
     # --- one step ---
 
