@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 import groundup
 from groundup.errors import DataError, SettingsError
-from groundup.generation.cache import ContiguousCache
+from groundup.generation.cache import PagedCache
+from groundup.generation.schedule import Scheduled, Work
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.weights.names import (
@@ -179,12 +180,14 @@ def hugging_face(kind: str, changes: dict[str, Any]) -> transformers.PreTrainedM
 @torch.no_grad()
 def token_by_token(model: Transformer, tokens: Tensor, first: int) -> Tensor:
     """Logits as generation computes them: some tokens at once, then one at a time."""
-    cache = ContiguousCache.empty(model.config, len(tokens), torch.device("cpu"), torch.float32)
+    cache = PagedCache.empty(model.config, 16, 4, torch.device("cpu"), torch.float32)
+    requests = [Scheduled([], pages=[*range(row, 16, 2)]) for row in range(2)]
     logits = []
     for begin, end in [(0, first), *((place, place + 1) for place in range(first, tokens.shape[1]))]:
-        position = torch.arange(begin, end).expand(len(tokens), -1)
-        attend = cache.attend([begin] * len(tokens), [end - begin] * len(tokens))
-        logits.append(model(tokens[:, begin:end], position, attend))
+        works = [Work(request, begin, ids[begin:end]) for request, ids in zip(requests, tokens.tolist(), strict=True)]
+        position = torch.arange(begin, end).repeat(2)[:, None]
+        read = model(tokens[:, begin:end].reshape(-1, 1), position, cache.attend(works))
+        logits.append(read.view(2, end - begin, -1))
     return torch.cat(logits, dim=1)
 
 

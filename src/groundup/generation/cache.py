@@ -20,8 +20,9 @@ from groundup.model.equation import weighted_values
 from groundup.model.kernels.blocks import BLOCK, MOST_BLOCKS, spans
 from groundup.model.settings import ModelConfig
 
-FEWEST_QUERIES = 4
-"""In float32 matmuls of fewer rows than these give other bits than matmuls of any more rows (docs/generation.md)."""
+ROWS = 4
+"""In float32 the rows of a matmul have the bits that they have in any other if their number is a multiple of this: no
+thread then gets fewer, for which there is another kernel (docs/generation.md)."""
 
 
 @dataclass
@@ -121,7 +122,7 @@ class PagedAttend:
     ) -> Alike:
         device = self.slot.device
         end = min(end, max(work.end for _, work in works)) if self.static is None else end
-        queries = torch.arange(max(count, FEWEST_QUERIES), device=device).clamp(max=count - 1)
+        queries = torch.arange(-(-count // ROWS) * ROWS, device=device).clamp(max=count - 1)
         starts, firsts = torch.tensor([(start, work.first) for start, work in works], device=device).T
         distance = (firsts[:, None] + queries)[:, None, :, None] - torch.arange(oldest, end, device=device)
         pairs = Pairs.of(distance).over({window})
@@ -158,6 +159,6 @@ class PagedAttend:
         pages[self.slot // size, :, self.slot % size] = new[: len(self.slot), :, 0]
 
     @staticmethod
-    def _read(pages: Float[Tensor, "P G S K"], alike: Alike) -> Float[Tensor, "B G S K"]:
+    def _read(pages: Float[Tensor, "P G S K"], alike: Alike) -> Float[Tensor, "B G keys K"]:
         read: Tensor = pages[alike.pages].transpose(1, 2).flatten(2, 3)[:, :, alike.first : alike.end]
         return read

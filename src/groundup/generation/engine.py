@@ -9,14 +9,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from groundup.errors import DivergedError, SettingsError
-from groundup.generation.cache import FEWEST_QUERIES, PagedCache
+from groundup.generation.cache import ROWS, PagedCache
 from groundup.generation.sample import adjusted, draw, is_greedy, probabilities, uniform
 from groundup.generation.schedule import Pages, Schedule, Scheduled, Work
 from groundup.generation.settings import Sampling
@@ -29,6 +29,7 @@ PAGE = 16
 Ending = Literal["stop", "length", "cancelled", "failed"]
 
 
+@runtime_checkable
 class Constraint(Protocol):
     """What an answer has to be like, token by token."""
 
@@ -39,6 +40,7 @@ class Constraint(Protocol):
         """It came."""
 
 
+@runtime_checkable
 class Proposes(Protocol):
     """Guesses how requests go on."""
 
@@ -159,7 +161,7 @@ class Engine:
         self.cache = PagedCache.empty(model.config, count, PAGE, weight.device, weight.dtype)
         self.schedule = Schedule[Request](Pages(count, PAGE), most_requests, step_tokens)
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
-        self._fewest = FEWEST_QUERIES if weight.dtype == torch.float32 else 1
+        self._multiple = ROWS if weight.dtype == torch.float32 else 1
         if static is not None:
             self._refuse_inexact(static)
 
@@ -315,8 +317,8 @@ class Engine:
             for number, each in enumerate(request.chosen, start=len(request.prompt) - 1):
                 if (logits[row, number, each.id] - totals[row, number]).item() != each.logprob:
                     raise SettingsError(
-                        "static: this model's log-probabilities are not those of its training to the bit on this machine; "
-                        "leave static out, and they differ by rounding"
+                        "static: this model's log-probabilities are not those of its training to the bit on this "
+                        "machine; leave static out, and they differ by rounding"
                     )
 
     # --- one step ---
@@ -337,11 +339,11 @@ class Engine:
         ids = [id for work in works for id in work.ids]
         positions = [at for work in works for at in range(work.first, work.end)]
         tokens, position = (
-            torch.tensor(_at_least(self._fewest, each), device=self._device)[:, None] for each in (ids, positions)
+            torch.tensor(_filled_up(self._multiple, each), device=self._device)[:, None] for each in (ids, positions)
         )
         hidden = self.model.hidden(tokens, position, self.cache.attend(works, self.static)).squeeze(1)
         rows = [first[work] + at - work.first for work, at, _ in places]
-        wanted = torch.tensor(_at_least(self._fewest, rows), dtype=torch.long, device=self._device)
+        wanted = torch.tensor(_filled_up(self._multiple, rows), dtype=torch.long, device=self._device)
         return self.model.logits(hidden[wanted])[: len(rows)]
 
     def _scored(self, places: list[Place], logits: Float[Tensor, "R V"]) -> dict[Work[Request], list[Scored]]:
@@ -350,7 +352,7 @@ class Engine:
         totals = [math.nan] * len(places)
         if any(work.request.best is not None for work, _, _ in places):
             # of several rows: a single one may be added up in parts, with other bits
-            rows = torch.tensor(_at_least(FEWEST_QUERIES, [*range(len(places))]), device=self._device)
+            rows = torch.tensor(_filled_up(ROWS, [*range(len(places))]), device=self._device)
             totals = logits[rows].to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=1).tolist()
         found = defaultdict[Work[Request], list[Scored]](list)
         columns = zip(places, self._choose_together(places, allowed), logits, allowed, totals, strict=False)
@@ -467,9 +469,9 @@ def _told(request: Request, place: Scored, id: int) -> Chosen:
     return Chosen(id, logprobs[id].item(), drawn.item(), likeliest)
 
 
-def _at_least(n: int, rows: list[int]) -> list[int]:
-    """With the first repeated behind them, where there are too few."""
-    return rows + rows[:1] * (n - len(rows))
+def _filled_up(multiple: int, rows: list[int]) -> list[int]:
+    """With the first repeated behind them, up to the next multiple."""
+    return rows + rows[:1] * (-len(rows) % multiple)
 
 
 def likeliest(group: list[T], n: int, request_of: Callable[[T], Request]) -> list[T]:

@@ -1,6 +1,6 @@
 """Settings of sampling."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,7 +53,7 @@ class Sampling(Settings):
         return {int(i) if isinstance(i, str) and i.isdecimal() else i: float(bias) for i, bias in value.items()}
 
     @model_validator(mode="after")
-    def _one_constraint(self) -> Self:
+    def _one_constraint(self) -> "Sampling":
         if self.regex is not None and self.json_schema is not None:
             raise contradiction("regex and json_schema are both set: set one of them", "regex", "json_schema")
         return self
