@@ -50,7 +50,7 @@ class Proposes(Protocol):
 
 @dataclass(frozen=True)
 class Chosen:
-    """How likely a token was."""
+    """How likely a token was, as a `Request` tells it."""
 
     id: int
     logprob: float
@@ -63,7 +63,7 @@ class Chosen:
 
 @dataclass(eq=False)
 class Request(Scheduled):
-    """A sequence that an engine continues: `answer` grows as steps are made, until `ending` is set."""
+    """A sequence that an `Engine` continues: `answer` grows as steps are made, until `ending` is set."""
 
     sampling: Sampling = field(default_factory=Sampling)
     stops: Collection[int] = ()
@@ -139,6 +139,10 @@ class Engine:
     ...     _ = engine.step()
     >>> len(request.answer), request.ending
     (2, 'length')
+    >>> engine.cancel(engine.submit([8]))
+    >>> engine.is_idle
+    True
+    >>> engine.update(model)  # after its weights were changed
     """
 
     def __init__(
@@ -214,7 +218,7 @@ class Engine:
         return request
 
     def cancel(self, request: Request, ending: Ending = "cancelled") -> None:
-        """End a request before its time; what it held is free again."""
+        """End a request before its time, with this `ending`; what it held is free again."""
         if request.ending is None:
             self.schedule.remove(request)
             request.ending = ending

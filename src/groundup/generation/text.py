@@ -103,7 +103,7 @@ def _parts(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: S
 
 @dataclass(eq=False)
 class Answer:
-    """A text that grows as its writer's steps are made, until `ending` is set."""
+    """A text that grows as the steps of its `Writer` are made, until `ending` is set."""
 
     request: Request
     unfinished: "Text"
@@ -116,11 +116,6 @@ class Answer:
         """`stop` also where a stop string ended it."""
         return self.request.ending
 
-    def refuse_failed(self) -> None:
-        """Raise what it failed with, if it did."""
-        if self.request.error is not None:
-            raise self.request.error
-
 
 class Writer:
     """Continues texts, many together, with an engine.
@@ -132,11 +127,13 @@ class Writer:
     >>> from groundup.model.settings import ModelConfig
     >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
     >>> writer = Writer(Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1)), tokenizer)
-    >>> answer = writer.submit("low", Sampling(max_tokens=5))
-    >>> while answer.ending is None:
-    ...     _ = writer.step()
-    >>> answer.ending, len(answer.request.answer)
+    >>> answer, other = (writer.submit(text, Sampling(max_tokens=5)) for text in ("low", "lower"))
+    >>> _ = writer.step()
+    >>> "".join(writer.parts(answer)) == writer.write(["low"], Sampling(max_tokens=5))[0].text
+    True
+    >>> answer.ending, len(other.request.answer)  # it got on meanwhile
     ('length', 5)
+    >>> writer.cancel(writer.submit("low", Sampling()))
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, **engine: Any) -> None:
@@ -156,6 +153,8 @@ class Writer:
         """Let a text wait to be continued by `step`.
 
         Args:
+            prompt: a text, or ids.
+            sampling: how ids are chosen, how many, and what text ends the answer.
             stops: ids that end the answer; the tokenizer's if not given.
             best, echo: as of `Engine.submit`.
 
@@ -209,7 +208,8 @@ class Writer:
                     self.step()
         finally:
             self.cancel(answer)
-        answer.refuse_failed()
+        if answer.request.error is not None:
+            raise answer.request.error
 
     def cancel(self, answer: Answer) -> None:
         """End an answer before its time."""
@@ -222,6 +222,8 @@ class Writer:
         """`n` answers to each prompt, in order, the next seed for each.
 
         Args:
+            prompts: texts, or ids.
+            sampling: as of `submit`.
             best_of: write so many for each prompt, and give the `n` that are likeliest as a whole.
             told: `best` and `echo`, as of `submit`.
 
@@ -238,7 +240,8 @@ class Writer:
         while any(answer.ending is None for answer in answers):
             self.step()
         for answer in answers:
-            answer.refuse_failed()
+            if answer.request.error is not None:
+                raise answer.request.error
         groups = (answers[at : at + each] for at in range(0, len(answers), each))
         return [answer for group in groups for answer in likeliest(group, n, lambda answer: answer.request)]
 
