@@ -17,7 +17,15 @@ from groundup.errors import DataError, SettingsError
 from groundup.generation.cache import ContiguousCache
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.weights.names import architectures, from_published, read_config, to_published, write_config
+from groundup.weights.names import (
+    PREFERRED,
+    architectures,
+    from_published,
+    published_kind,
+    read_config,
+    to_published,
+    write_config,
+)
 from groundup.weights.write import save_published
 
 FLOAT32 = 1e-4  # the tolerance the project promises
@@ -249,7 +257,22 @@ def test_what_an_architecture_cannot_have_is_refused_by_name(kind: str, changes:
 
 
 def test_every_name_map_is_compared() -> None:
-    assert set(CHANGES) == set(architectures())
+    assert set(CHANGES) == set(PREFERRED) == set(architectures())
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_the_kind_that_a_model_is_written_as_says_all_of_it(kind: str) -> None:
+    config = read_config({"model_type": kind, **BASE[kind]})
+    chosen = published_kind(config)
+    assert write_config(chosen, config)["model_type"] == chosen
+    assert PREFERRED.index(chosen) <= PREFERRED.index(kind)
+    assert published_kind(config, [kind]) == kind
+
+
+def test_a_model_that_no_published_architecture_has_is_refused_with_what_the_nearest_lacks() -> None:
+    config = ModelConfig.from_table({"vocab_size": 90, "d_model": 24, "n_heads": 2, "embedding_scale": 3.0})
+    with pytest.raises(SettingsError, match=r"as llama: model\.embedding_scale is 3\.0, there None$"):
+        published_kind(config)
 
 
 @pytest.mark.parametrize("kind", CHANGES)

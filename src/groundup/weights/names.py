@@ -5,7 +5,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -115,6 +115,44 @@ def write_config(kind: str, config: ModelConfig) -> dict[str, Any]:
         listed = "; ".join(f"model.{name} is {ours!r}, there {theirs!r}" for name, (ours, theirs) in lost.items())
         raise SettingsError(f"the model cannot be written as {kind}: {listed}")
     return table
+
+
+PREFERRED = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "olmo2",
+    "gemma2",
+    "mixtral",
+    "gpt2",
+    "gpt_neox",
+    "gptj",
+    "bloom",
+    "opt",
+)
+"""Architectures in the order in which one is looked for that a model of ours can be written as."""
+
+
+def published_kind(config: ModelConfig, among: Sequence[str] = PREFERRED) -> str:
+    """The first of some published architectures that says all of our config.
+
+    Raises:
+        SettingsError: with what the nearest of them cannot say.
+
+    >>> published_kind(ModelConfig(vocab_size=320))
+    'llama'
+    """
+    reasons = []
+    for kind in among:
+        try:
+            write_config(kind, config)
+        except SettingsError as error:
+            reasons.append(str(error))
+        else:
+            return kind
+    nearest = min(reasons, key=lambda reason: reason.count("; "))
+    raise SettingsError(f"no published architecture known here says all of this model ({', '.join(among)}): {nearest}")
 
 
 def _to_12_digits(values: Table) -> dict[str, Any]:
