@@ -49,7 +49,8 @@ def paged_attention(
     if q.device.type != "cpu" or q.dtype not in KERNELS:
         return gathered(q, keys, values, table, length, scale=scale, window=window, slopes=slopes, soft_cap=soft_cap)
     q, table, length = q.contiguous(), table.contiguous(), length.contiguous()
-    assert keys.dtype == values.dtype == q.dtype and keys.stride(3) == values.stride(3) == 1
+    strides = (*keys.stride(), *values.stride())
+    assert keys.dtype == values.dtype == q.dtype and strides[3] == strides[7] == 1
     assert table.dtype == length.dtype == torch.int32 and (slopes is None or slopes.dtype == torch.float32)
     (n, heads, width), (_, groups, page, value_width), pages = q.shape, values.shape, table.shape[1]
     n_threads = torch.get_num_threads()
@@ -59,10 +60,9 @@ def paged_attention(
     given = (q, keys, values, table, length, slopes, read, room, taken)
     addresses = (0 if tensor is None else tensor.data_ptr() for tensor in given)
     sizes = (n, heads, groups, width, value_width, page, pages, window or 0)
-    strides = (*keys.stride()[:3], *values.stride()[:3])
     factors = (width**-0.5 if scale is None else scale, soft_cap or 0.0)
     run, record = _kernel(q.dtype)
-    run(np.array([(*addresses, *sizes, *strides, *factors)], record), n_threads)
+    run(np.array([(*addresses, *sizes, *strides[:3], *strides[4:7], *factors)], record), n_threads)
     return read
 
 
