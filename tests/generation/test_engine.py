@@ -1,7 +1,7 @@
 """The engine: many requests together get what each gets alone, read as a whole each time."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import pytest
@@ -12,10 +12,8 @@ from torch.testing import assert_close
 import groundup
 from groundup.batch import Batch
 from groundup.errors import DivergedError, SettingsError
-from groundup.generation.cache import PagedCache
 from groundup.generation.engine import Engine, Request
 from groundup.generation.sample import adjusted, probabilities
-from groundup.generation.schedule import Scheduled, Work
 from groundup.generation.settings import Sampling
 from groundup.generation.uncached import continue_uncached
 from groundup.model.settings import LanguageModel, ModelConfig
@@ -34,22 +32,12 @@ def finish(engine: Engine) -> None:
         engine.step()
 
 
-@pytest.mark.parametrize("cuts", [[24], [10, 14], [1] * 24, [5, 1, 1, 17]])
-def test_cached_decoding_equals_the_full_forward(model: Transformer, cuts: list[int]) -> None:
+@pytest.mark.parametrize("lengths", [[24], [10, 14], [1] * 24, [5, 1, 1, 17]])
+def test_cached_decoding_equals_the_full_forward(
+    model: Transformer, lengths: list[int], in_steps: Callable[..., Tensor]
+) -> None:
     tokens = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(0))
-    cache = PagedCache.empty(model.config, 14, 4, torch.device("cpu"), torch.float32)
-    requests = [Scheduled([], pages=[*range(row, 14, 2)]) for row in range(2)]
-    parts, held = [], 0
-    for length in cuts:
-        works = [
-            Work(request, held, ids[held : held + length])
-            for request, ids in zip(requests, tokens.tolist(), strict=True)
-        ]
-        position = torch.arange(held, held + length).repeat(2)[:, None]
-        ids = tokens[:, held : held + length].reshape(-1, 1)
-        parts.append(model(ids, position, cache.attend(works)).view(2, length, -1))
-        held += length
-    assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-4, rtol=0)
+    assert_close(in_steps(model, tokens, lengths), model(tokens), atol=1e-4, rtol=0)
 
 
 def test_greedy_ids_are_the_argmax_of_the_full_forward(model: Transformer) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,6 @@ from torch.testing import assert_close
 
 import groundup
 from groundup.errors import DataError, SettingsError
-from groundup.generation.cache import PagedCache
-from groundup.generation.schedule import Scheduled, Work
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.weights.names import (
@@ -177,22 +176,10 @@ def hugging_face(kind: str, changes: dict[str, Any]) -> transformers.PreTrainedM
     return model.float().eval()
 
 
-@torch.no_grad()
-def token_by_token(model: Transformer, tokens: Tensor, first: int) -> Tensor:
-    """Logits as generation computes them: some tokens at once, then one at a time."""
-    cache = PagedCache.empty(model.config, 16, 4, torch.device("cpu"), torch.float32)
-    requests = [Scheduled([], pages=[*range(row, 16, 2)]) for row in range(2)]
-    logits = []
-    for begin, end in [(0, first), *((place, place + 1) for place in range(first, tokens.shape[1]))]:
-        works = [Work(request, begin, ids[begin:end]) for request, ids in zip(requests, tokens.tolist(), strict=True)]
-        position = torch.arange(begin, end).repeat(2)[:, None]
-        read = model(tokens[:, begin:end].reshape(-1, 1), position, cache.attend(works))
-        logits.append(read.view(2, end - begin, -1))
-    return torch.cat(logits, dim=1)
-
-
 @pytest.mark.parametrize(("kind", "changes"), ALL)
-def test_logits_equal_hugging_faces(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+def test_logits_equal_hugging_faces(
+    tmp_path: Path, kind: str, changes: dict[str, Any], in_steps: Callable[..., Tensor]
+) -> None:
     theirs = hugging_face(kind, changes)
     theirs.save_pretrained(tmp_path)
     ours, _ = groundup.load(tmp_path, device="cpu")
@@ -200,7 +187,7 @@ def test_logits_equal_hugging_faces(tmp_path: Path, kind: str, changes: dict[str
     with torch.no_grad():
         expected = theirs(tokens).logits
         assert_close(ours(tokens), expected, atol=FLOAT32, rtol=0)
-    assert_close(token_by_token(ours, tokens, 5), expected, atol=FLOAT32, rtol=0)
+    assert_close(in_steps(ours, tokens, [5] + [1] * (LENGTH - 5)), expected, atol=FLOAT32, rtol=0)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 

@@ -50,7 +50,7 @@ class Proposes(Protocol):
 
 @dataclass(frozen=True)
 class Chosen:
-    """How likely a token was, as a `Request` tells it."""
+    """How likely a token was, as a `Request` of an `Engine` tells it."""
 
     id: int
     logprob: float
@@ -142,6 +142,10 @@ class Engine:
     >>> engine.cancel(engine.submit([8]))
     >>> engine.is_idle
     True
+    >>> told = engine.submit([5, 6, 7], Sampling(max_tokens=1), best=2)
+    >>> _ = engine.step()
+    >>> isinstance(told.chosen[0], Chosen), len(told.chosen[0].best)
+    (True, 2)
     >>> engine.update(model)  # after its weights were changed
     """
 
