@@ -70,6 +70,7 @@ PUBLIC = {
     "evals.score": ["score", "Score"],
     "evals.run": ["score_files"],
     "tokenizer.tokenizer": ["Tokenizer"],
+    "tokenizer.chat": ["Chat", "load"],
     "corpus.sources": ["find", "Found", "read"],
     "corpus.document": ["Document"],
     "corpus.clean": ["clean"],

@@ -1,6 +1,5 @@
 """The conversation: one text written in turn, commands obeyed, Ctrl-C stopping a reply and not the program."""
 
-import json
 import os
 import pty
 import signal
@@ -15,12 +14,11 @@ import torch
 from groundup.cli import chat
 from groundup.cli.chat import Conversation, talk
 from groundup.cli.terminal import Interrupted
-from groundup.errors import DataError, UnsupportedError
 from groundup.generation.settings import Sampling
-from groundup.generation.text import generate
+from groundup.generation.text import generate, stream
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.tokenizer.chat import CONTINUES_TEXT, layout_of
+from groundup.tokenizer.chat import CHATML, Chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.write import save
 
@@ -100,16 +98,46 @@ def test_ctrl_c_ends_the_reply_and_not_the_conversation(
     assert capsys.readouterr().out == "half …\nthe kinghalf\n"
 
 
-def test_a_layout_that_is_not_known_is_refused(tmp_path: Path) -> None:
-    assert layout_of(tmp_path) == "text"
-    (tmp_path / "chat.json").write_text(json.dumps(CONTINUES_TEXT))
-    assert layout_of(tmp_path) == "text"
-    (tmp_path / "chat.json").write_text('{"layout": "morse"}')
-    with pytest.raises(UnsupportedError, match="layout 'morse'"):
-        layout_of(tmp_path)
-    (tmp_path / "chat.json").write_text("{")
-    with pytest.raises(DataError, match="is damaged"):
-        layout_of(tmp_path)
+@pytest.fixture
+def dialogue(conversation: Conversation) -> Conversation:
+    """With a model that was taught to answer, and ends its turns at once or never as the seed has it."""
+    conversation.chat = Chat.of(CHATML, conversation.tokenizer)
+    return conversation
+
+
+def test_a_model_that_was_taught_to_answer_is_asked_in_its_layout(dialogue: Conversation) -> None:
+    reply = "".join(dialogue.say("the king"))
+    prompt = "<|im_start|>user\nthe king<|im_end|>\n<|im_start|>assistant\n"
+    ids = dialogue.tokenizer.encode(prompt, "all")
+    assert dialogue.chat is not None
+    assert reply == "".join(stream(dialogue.model, dialogue.chat.tokenizer, ids, dialogue.sampling))
+    assert dialogue.whole() == f"{prompt}{reply}<|im_end|>\n"
+    other = "".join(dialogue.again())
+    assert other != reply and dialogue.whole() == f"{prompt}{other}<|im_end|>\n"
+
+
+def test_the_end_of_a_turn_ends_a_reply_and_is_not_shown(dialogue: Conversation) -> None:
+    end = dialogue.tokenizer.special["<|im_end|>"]
+    dialogue.model.logits = lambda hidden: torch.eye(320)[end].expand(len(hidden), 320)  # type: ignore[method-assign]
+    dialogue.sampling = Sampling(max_tokens=50, temperature=0)
+    assert "".join(dialogue.say("the king")) == ""
+    assert [message["role"] for message in dialogue.messages] == ["user", "assistant"]
+
+
+def test_a_conversation_longer_than_the_context_forgets_its_first_turns(dialogue: Conversation) -> None:
+    dialogue.model.config = dialogue.model.config.model_copy(update={"context_length": 48})
+    for number in range(9):
+        "".join(dialogue.say(f"the king {number}"))
+    assert "the king 8" in dialogue.whole() and "the king 0" not in dialogue.whole()
+    assert dialogue.chat is not None and dialogue.messages[0]["role"] == "user"
+    assert len(dialogue.chat.prompt(dialogue.messages[:-1])) <= 24
+
+
+def test_turns_obey_the_commands_too(dialogue: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
+    talk(dialogue, ["/again", "the king", "", "/text", "/new", "/text", "/help"])
+    told = capsys.readouterr().out
+    assert "(the conversation has no messages" in told and "the king<|im_end|>" in told and "(nothing yet)" in told
+    assert "what you write is your turn" in told
 
 
 @pytest.mark.slow

@@ -1,23 +1,28 @@
-"""A conversation with a model in the terminal. A base model has not learned to answer: both continue one text."""
+"""A conversation with a model in the terminal, in turns by the layout that it was taught.
+
+A base model has not learned to answer: both continue one text.
+"""
 
 import contextlib
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from groundup.cli.terminal import Interrupted
 from groundup.errors import SettingsError
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
 from groundup.model.transformer import Transformer
+from groundup.tokenizer.chat import Chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.words import nearest
 
 REPLY_TOKENS = 60
-"""Most tokens of a reply, unless `max_tokens` is set."""
-HELP = """\
-  what you write is added to the text, and the model goes on from there; an empty line lets it go on at once
+"""Most tokens that a base model writes at once, unless `max_tokens` is set."""
+CONTINUES = "what you write is added to the text, and the model goes on from there; an empty line lets it go on at once"
+ANSWERS = "what you write is your turn, and the model answers; what no longer fits its context is forgotten first"
+HELP = """
   /again               take back what it wrote last, and let it try with another seed
   /new                 begin a new text
   /text                show the whole text
@@ -28,32 +33,60 @@ HELP = """\
 
 @dataclass
 class Conversation:
-    """One text that a person and a model write in turn."""
+    """One text that a person and a model write in turn; with a `chat`, turns of the two."""
 
     model: Transformer
     tokenizer: Tokenizer
     sampling: Sampling
+    chat: Chat | None = None
+    """None for a base model."""
     text: str = ""
     before_reply: str = ""
     """The text before the last reply."""
+    messages: list[dict[str, str]] = field(default_factory=list)
 
     def say(self, line: str) -> Iterator[str]:
-        """Add a line, then the model's continuation, which is yielded in parts as they come."""
-        joint = " " if self.text and line and not self.text[-1].isspace() else ""
-        self.text += joint + line
+        """Add a line, then the model's answer or continuation, which is yielded in parts as they come."""
+        if self.chat is not None:
+            self.messages += [{"role": "user", "content": line}]
+        else:
+            joint = " " if self.text and line and not self.text[-1].isspace() else ""
+            self.text += joint + line
         return self._reply()
 
     def again(self) -> Iterator[str]:
-        """Another reply to the same text, with the next seed."""
+        """Another reply to the same text or turn, with the next seed."""
         self.text = self.before_reply
+        if self.messages and self.messages[-1]["role"] == "assistant":
+            self.messages.pop()
         self.sampling = self.sampling.model_copy(update={"seed": self.sampling.seed + 1})
         return self._reply()
 
+    def whole(self) -> str:
+        """All that was written, with the marks of turns."""
+        return self.chat.text(self.messages) if self.chat and self.messages else self.text
+
     def _reply(self) -> Iterator[str]:
+        if self.chat is not None:
+            yield from self._turn(self.chat)
+            return
         self.before_reply = self.text
         for part in stream(self.model, self.tokenizer, self._in_sight(), self.sampling):
             self.text += part
             yield part
+
+    def _turn(self, chat: Chat) -> Iterator[str]:
+        """The model's turn, of which what came before an interruption counts."""
+        room = self.model.config.context_length // 2
+        while len(prompt := chat.prompt(self.messages)) > room and len(self.messages) > 2:
+            del self.messages[:2]
+        parts: list[str] = []
+        try:
+            for part in stream(self.model, chat.tokenizer, prompt, self.sampling):
+                parts.append(part)
+                yield part
+        finally:
+            self.messages += [{"role": "assistant", "content": "".join(parts)}]
 
     def _in_sight(self) -> str:
         """The end of the text, as far as half the context holds it: the other half is for the reply."""
@@ -72,9 +105,10 @@ class Conversation:
                 return self.again()
             case ["/new"]:
                 self.text = self.before_reply = ""
+                self.messages.clear()
                 return ["(a new text)"]
             case ["/text"]:
-                return [self.text or "(nothing yet)"]
+                return [self.whole() or "(nothing yet)"]
             case ["/set", setting] if "=" in setting:
                 self.sampling = self._changed(setting)
                 name = setting.partition("=")[0]
@@ -82,9 +116,11 @@ class Conversation:
             case ["/set", *_]:
                 return ["/set takes KEY=VALUE, such as: /set temperature=0.5"]
             case ["/help"]:
-                return [HELP]
+                return ["  ", CONTINUES if self.chat is None else ANSWERS, HELP]
             case [first, *_] if first.startswith("/"):
                 return [f"no command {line.strip()!r}; {nearest(first, COMMANDS)}"]
+            case [] if self.chat is not None:
+                return []
             case _:
                 return self.say(line)
 

@@ -100,21 +100,22 @@ def chat(
     """Converse with a model in the terminal. One that was only pretrained continues your text."""
     from groundup.cli.chat import REPLY_TOKENS, Conversation, talk, typed_lines
     from groundup.errors import SettingsError
-    from groundup.tokenizer.chat import layout_of
     from groundup.tools.generate import load_writer, prompt_and_settings
-    from groundup.weights.files import model_directory
+    from groundup.weights.files import chat_of
 
     typed, settings = prompt_and_settings(words or ())
     if typed is not None:
         raise SettingsError(f"{typed!r} is not of the form key=value, such as temperature=0.5")
-    layout_of(model_directory(model))
-    loaded, tokenizer, sampling = load_writer(model, device, settings, max_tokens=REPLY_TOKENS)
+    how = chat_of(model)
+    most = {"max_tokens": REPLY_TOKENS} if how is None else {}
+    loaded, tokenizer, sampling = load_writer(model, device, settings, **most)
     if sys.stdin.isatty():
-        print(
+        base = (
             f"{model} is a base model: it was not taught to answer, it only continues text. Begin one, and write it "
-            "together.\n/help lists what else can be done; /quit ends."
+            "together.\n"
         )
-    talk(Conversation(loaded, tokenizer, sampling), typed_lines())
+        print(f"{base if how is None else ''}/help lists what else can be done; /quit ends.")
+    talk(Conversation(loaded, tokenizer, sampling, how), typed_lines())
 
 
 @app.command(epilog=example("inspect"))

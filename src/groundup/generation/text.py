@@ -1,6 +1,6 @@
 """Text around the engine: prompts in, whole characters out, stop strings."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,13 +47,18 @@ def generate(
 
 
 def stream(
-    model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Sampling, look: Look | None = None
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    sampling: Sampling,
+    look: Look | None = None,
 ) -> Iterator[str]:
     """`generate` in parts as they come: never half a character, never a part of a stop string.
 
     Args:
         model: writes after the `prompt`.
         tokenizer: the model's own.
+        prompt: a text, before which its opener goes; or ids, which are read as they are.
         sampling: all the options of `generate`.
         look: is shown each id that was chosen and the logits, (V,), that it was chosen by.
 
@@ -65,7 +70,8 @@ def stream(
     True
     """
     roles, rows = tokenizer.roles, model.config.vocab_size or 0
-    ids = [*([] if roles.opener is None else [roles.opener]), *tokenizer.encode(prompt)]
+    opener = [] if roles.opener is None else [roles.opener]
+    ids = [*opener, *tokenizer.encode(prompt)] if isinstance(prompt, str) else list(prompt)
     tokenizer.refuse_without_row(ids, rows)
     never = [i for i in reserved(tokenizer) if i < rows]
     silent = {*tokenizer.special.values()}

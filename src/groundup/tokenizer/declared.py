@@ -114,7 +114,7 @@ def read_declared(directory: Path) -> Declared:
 
 def _read(directory: Path) -> Declared:
     config, named, added, model, generation = (
-        _table(directory / name)
+        read_table(directory / name)
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
                      "generation_config.json")
     )  # fmt: skip
@@ -160,7 +160,23 @@ def _added(
     return entries.values()
 
 
-def _table(path: Path) -> dict[str, Any]:
+def named_tokens(directory: Path) -> dict[str, str]:
+    """The texts of the tokens that the files name by a role, such as `bos_token`.
+
+    Raises:
+        DataError: a file that is damaged.
+    """
+    tables = (read_table(directory / name) for name in ("special_tokens_map.json", "tokenizer_config.json"))
+    named = {name: _text(token) for table in tables for name, token in table.items() if name.endswith("_token")}
+    return {name: text for name, text in named.items() if text is not None}
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none.
+
+    Raises:
+        DataError: damaged, or no object.
+    """
     if not path.is_file():
         return {}
     try:
@@ -192,6 +208,6 @@ def write_declared(directory: Path, roles: Roles, special: Mapping[str, int]) ->
     config, generation = directory / "tokenizer_config.json", directory / "generation_config.json"
     if read_declared(directory).roles(special) != roles:
         named = {"bos_token": names.get(roles.opener or 0), "eos_token": names.get(roles.closer or 0)}
-        write_json(config, {**_table(config), **named})
+        write_json(config, {**read_table(config), **named})
     if read_declared(directory).roles(special).stops != roles.stops:
-        write_json(generation, {**_table(generation), "eos_token_id": sorted(roles.stops)})
+        write_json(generation, {**read_table(generation), "eos_token_id": sorted(roles.stops)})

@@ -14,6 +14,8 @@ from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.files import PICKLES, canonical_json, require_path, sha256_of_file
 from groundup.model.settings import ModelConfig
 from groundup.tensor_files import is_gguf, not_finite
+from groundup.tokenizer import chat
+from groundup.tokenizer.chat import Chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import gguf, llama2c
 from groundup.weights.names import architectures, read_config, refusing_contradictions
@@ -160,6 +162,15 @@ def required_tokenizer(path: Path) -> Tokenizer:
     if tokenizer is None:
         raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
     return tokenizer
+
+
+def chat_of(path: Path) -> Chat | None:
+    """How to converse with anything that `load` reads; None for a base model.
+
+    Raises:
+        DataError: also where there is no tokenizer.
+    """
+    return chat.load(model_directory(path), required_tokenizer(path))
 
 
 def not_finite_weights(directory: Path) -> list[str]:
