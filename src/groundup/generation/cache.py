@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from groundup.generation.paged_attention import KERNELS, paged_attention
 from groundup.generation.schedule import Work
 from groundup.model.attention import Pairs
 from groundup.model.equation import weighted_values
@@ -92,12 +94,24 @@ class PagedAttend:
     """Page × size + number in the page, of the works' tokens."""
     works: list[Work[Any]]
     static: int | None
+    table: Int[Tensor, "n pages"] | None = None
+    """Pages of the request of each of the works' tokens, where the compiled kernel reads them."""
+    length: Int[Tensor, "n"] | None = None
+    """Tokens of each request up to that one."""
     groups: dict[int | None, list[Alike]] = field(default_factory=dict)
-    """By window."""
+    """By window, where there is no kernel: what is read together."""
     wants_latents: ClassVar[bool] = True
 
     def prepared(self, length: int, device: torch.device, windows: Collection[int | None]) -> "PagedAttend":
-        """With what is read together, found out once for all layers."""
+        """With what all layers need, made once."""
+        if self.static is None and self.cache.keys.dtype in KERNELS and device.type == "cpu":
+            works = [work for work in self.works for _ in work.ids]
+            ends = [at + 1 for work in self.works for at in range(work.first, work.end)]
+            return replace(
+                self,
+                table=self.cache.gather(works, max(ends)).int(),
+                length=torch.tensor(ends, dtype=torch.int32),
+            )
         return replace(self, groups={window: self._group(window) for window in windows})
 
     def _group(self, window: int | None) -> list[Alike]:
@@ -142,6 +156,8 @@ class PagedAttend:
         self._write(self.cache.keys[layer], k)
         if self.cache.values.shape[-1]:
             self._write(self.cache.values[layer], v)
+        if self.table is not None and self.length is not None:
+            return self._by_kernel(q, layer, v.shape[-1], window, **options)
         read = q.new_zeros(*q.shape[:3], v.shape[-1])
         for alike in self.groups[window]:
             keys = self._read(self.cache.keys[layer], alike)
@@ -153,6 +169,16 @@ class PagedAttend:
             kept = alike.index[:, : alike.count]
             read[kept] = met[:, :, : alike.count].transpose(1, 2)[:, :, :, None]
         return read
+
+    def _by_kernel(
+        self, q: Float[Tensor, "N H 1 K"], layer: int, width: int, window: int | None, dropout: None, **options: Any
+    ) -> Float[Tensor, "N H 1 W"]:
+        assert self.table is not None and self.length is not None
+        keys, values, n = self.cache.keys[layer], self.cache.values[layer], len(self.slot)
+        values = values if values.shape[-1] else keys[..., :width]
+        read = paged_attention(q[:n, :, 0], keys, values, self.table, self.length, window=window, **options)
+        more = len(q) - n  # rows that nobody reads
+        return F.pad(read, (0, 0, 0, 0, 0, more))[:, :, None] if more else read[:, :, None]
 
     def _write(self, pages: Float[Tensor, "P G S K"], new: Float[Tensor, "N G 1 K"]) -> None:
         size = pages.shape[2]
