@@ -62,8 +62,8 @@ def rotate(
 
 
 def table(rows: int, width: int) -> nn.Embedding:
-    """A table of rows without values yet: to draw them torch would import its compiler on the meta device, which takes a
-    second."""
+    """A table of rows without values yet. To draw them on the meta device, torch would import its compiler, which takes
+    a second."""
     return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
