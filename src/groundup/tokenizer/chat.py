@@ -137,7 +137,7 @@ class Chat:
         return list(itertools.chain.from_iterable(own))
 
     def text(self, messages: Messages, open_reply: bool = False) -> str:
-        """A conversation as the template writes it. The arguments are those of `render`.
+        """A conversation as the template writes it, with `open_reply` and the rest as in `render`.
 
         Raises:
             SettingsError: messages that are not a conversation, or that the template refuses.
@@ -227,8 +227,8 @@ def published_layout(directory: Path) -> dict[str, Any] | None:
         template = named.get("default")
     if alone.is_file():
         template = alone.read_text("utf-8", "replace")
-    if template is None:
-        return None
+    if template in (None, CHATML_TEMPLATE):
+        return None if template is None else CHATML
     return {"layout": "template", "template": template, **named_tokens(directory)}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from groundup.artifacts import is_made, verify
+from groundup.artifacts import Manifest, is_made, read_manifest, verify
 from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.files import PICKLES, canonical_json, require_path, sha256_of_file
 from groundup.model.settings import ModelConfig
@@ -46,6 +46,12 @@ def model_directory(path: Path) -> Path:
     if (path / "recipe.toml").is_file() and not (path / "config.json").is_file():
         raise DataError(f"the run {path} has no finished model yet: go on with the command that began it")
     return path
+
+
+def verify_model(directory: Path, digest_up_to: int | None = None) -> Manifest:
+    """`verify` of a model that was made here, or of an export of one."""
+    kind = "export" if read_manifest(directory).kind == "export" else "model"
+    return verify(directory, kind, digest_up_to)
 
 
 def config_of(path: Path) -> ModelConfig:
@@ -211,6 +217,6 @@ def digest_of(path: Path) -> str:
         return sha256_of_file(path)
     directory = model_directory(path)
     if is_made(directory):
-        return verify(directory, "model").digest
+        return verify_model(directory).digest
     files = {file.name: sha256_of_file(file) for file in sorted(directory.iterdir()) if file.suffix in MODEL_FILES}
     return hashlib.sha256(canonical_json(files)).hexdigest()
