@@ -269,7 +269,7 @@ def test_nothing_is_written_where_something_cannot_be_done(save: Saved, tmp_path
         extend(source, out, ["the"])
     with pytest.raises(SettingsError, match="model exists and is left as it is"):
         extend(source, source, ["foxes"])
-    with pytest.raises(DataError, match="a model of llama2.c, whose tokenizer cannot be read"):
+    with pytest.raises(DataError, match="a tokenizer of sentencepiece cannot be extended"):
         extend(shared / "data" / "weights" / "stories260K" / "stories260K.bin", out, ["foxes"])
     with pytest.raises(DataError, match="no model at"):
         extend(tmp_path / "nothing", out, ["foxes"])

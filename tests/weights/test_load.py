@@ -166,9 +166,12 @@ def test_llama2c_files_are_read(shared: Path) -> None:
     """A model by others, trained on stories: its greedy continuation is the one that its authors show."""
     folder = shared / "data" / "weights" / "stories260K"
     model, tokenizer = groundup.load(folder / "stories260K.bin", device="cpu")
-    assert tokenizer is None
+    assert tokenizer is not None and tokenizer.opener == 1
     ids = list(continue_ids(model, [1], Sampling(max_tokens=60, temperature=0.0)))
     assert llama2c_text(folder / "tok512.bin", ids).startswith(STORY)
+    text = tokenizer.decode(ids)
+    assert text.startswith(STORY)
+    assert ids[: len(tokenizer.encode(text))] == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -33,7 +33,7 @@ class Facts:
 def read_facts(model: Path) -> Facts:
     """What the manifests beside a model directory say of it."""
     model = model.resolve()
-    name = model.parent.name if model.name == "model" else model.name
+    name = model.parent.name if model.name == "model" else model.stem if model.is_file() else model.name
     if not is_made(model):
         return Facts(name)
     own = read_manifest(model)

@@ -44,7 +44,7 @@ def write(subject: Subject, directory: Path, settings: ExportSettings) -> Agreem
     Raises:
         SettingsError: an architecture that no published one has, naming the setting.
     """
-    own = config_table(subject.directory).get("model_type")
+    own = config_table(subject.directory).get("model_type") if subject.directory.is_dir() else None
     kind = str(own) if own in CLASSES else published_kind(subject.config)
     wanted = None if settings.dtype is None else getattr(torch, settings.dtype)
     weights = {name: weight if wanted is None else weight.to(wanted) for name, weight in subject.weights.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from groundup.artifacts import Draft, making
 from groundup.errors import SettingsError
-from groundup.export import huggingface, onnx
+from groundup.export import gguf, huggingface, onnx
 from groundup.export.card import read_facts, write_card
 from groundup.export.check import refuse_impossible
 from groundup.export.settings import ExportSettings
@@ -90,6 +90,7 @@ def write(
 
 
 FORMATS: dict[str, Callable[[Subject, Path, ExportSettings], Agreement]] = {
+    "gguf": gguf.write,
     "huggingface": huggingface.write,
     "onnx": onnx.write,
 }

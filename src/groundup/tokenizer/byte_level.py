@@ -287,37 +287,57 @@ class ByteLevel:
         if len(vocabulary) < len(strings):
             twice, _ = Counter(strings).most_common(1)[0]
             raise UnsupportedError(f"tokenizer.json cannot hold both a token and a special token written {twice!r}")
-        pattern = {"Regex": split.PATTERNS.get(self.pattern, self.pattern)}
-        cut = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                added_entry(text, i, normalized=text in self.normalized, special=text in self.special)
-                for text, i in sorted({**self.special, **self.added}.items(), key=lambda token: token[1])
-            ],
-            "normalizer": {"type": self.normalizer} if self.normalizer else None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, byte_level]},
-            "post_processor": None,
-            "decoder": {**byte_level, "use_regex": True},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": self.whole_pre_tokens,
-                "vocab": vocabulary,
-                "merges": [[to_characters(self.tokens[i]) for i in pair] for pair in self.pairs],
-            },
-        }
+        merges = [[to_characters(self.tokens[i]) for i in pair] for pair in self.pairs]
+        added = [
+            added_entry(text, i, normalized=text in self.normalized, special=text in self.special)
+            for text, i in sorted({**self.special, **self.added}.items(), key=lambda token: token[1])
+        ]
+        return tokenizer_json(vocabulary, merges, added, self.pattern, self.normalizer, self.whole_pre_tokens)
 
     def write(self, path: Path) -> None:
         write_json(path, self.to_hugging_face())
+
+
+def tokenizer_json(
+    vocabulary: Mapping[str, int],
+    merges: Sequence[Sequence[str] | str],
+    added: Sequence[Mapping[str, Any]],
+    pattern: str,
+    normalizer: str | None = None,
+    whole_pre_tokens: bool = False,
+) -> dict[str, Any]:
+    """The content of a `tokenizer.json` of byte-level BPE.
+
+    Args:
+        vocabulary: each token as GPT-2's files write it → its id.
+        added: entries of special and added tokens, in the order of their ids.
+        pattern, normalizer, whole_pre_tokens: as of `ByteLevel`.
+    """
+    regular = {"Regex": split.PATTERNS.get(pattern, pattern)}
+    cut = {"type": "Split", "pattern": regular, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": list(added),
+        "normalizer": {"type": normalizer} if normalizer else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, byte_level]},
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": whole_pre_tokens,
+            "vocab": dict(vocabulary),
+            "merges": list(merges),
+        },
+    }
 
 
 def warn_not_loaded(error: BaseException) -> None:

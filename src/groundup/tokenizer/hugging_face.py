@@ -76,7 +76,7 @@ def read_byte_level(file: dict[str, Any], declared: Declared) -> tuple[ByteLevel
             for number, pair in enumerate(model["merges"], 1)
         },
         special,
-        _pattern_in(file["pre_tokenizer"]),
+        pattern_in(file["pre_tokenizer"]),
         added=added,
         normalizer=_normalizer_in(file.get("normalizer")),
         normalized=[token["content"] for token in file["added_tokens"] if token.get("normalized", False)],
@@ -96,7 +96,7 @@ def _normalizer_in(normalizer: dict[str, Any] | None) -> str | None:
     return f"NF{'K' if any('K' in form for form in forms) else ''}{forms[-1][-1]}"
 
 
-def _pattern_in(pre_tokenizer: dict[str, Any] | None) -> str:
+def pattern_in(pre_tokenizer: dict[str, Any] | None) -> str:
     """The split pattern that a Hugging Face pre-tokenizer stands for: a name, or a regular expression of its own.
 
     Raises:
@@ -161,7 +161,7 @@ def from_strings(
 
     Raises:
         ValueError: ids with gaps, given twice or of what is no byte; merges that do not belong to these tokens.
-        UnsupportedError: a special token that merges could make of ordinary text.
+        UnsupportedError: a special token that merges could make of ordinary text; a byte that is no token.
     """
     outside = {**special, **added}
     tokens = _in_order(ids, outside)
@@ -240,8 +240,8 @@ def _in_order(ids: Mapping[str, int], outside: Mapping[str, int]) -> list[bytes]
             raise ValueError(f"{shorten(text)} (id {i}) has {foreign[0]!r}, which stands for no byte in GPT-2's table")
         tokens[i] = text.encode() if text in outside else to_bytes(text)
     byte = next((byte for byte, character in BYTE_CHARACTERS.items() if character not in ids), None)
-    if byte is not None:
-        raise ValueError(f"the byte {byte:#04x}, written {BYTE_CHARACTERS[byte]!r}, is not in the vocabulary")
+    if byte is not None:  # as in SmolLM2's, which leaves texts with it incomplete
+        raise UnsupportedError(f"the byte {byte:#04x}, written {BYTE_CHARACTERS[byte]!r}, is not in the vocabulary")
     return tokens
 
 

@@ -6,6 +6,7 @@ space is the character ▁ in their pieces; most put one before the text, which 
 """
 
 import json
+import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,19 @@ class Library:
     def content(self) -> bytes:
         return self._content
 
+    def sentencepieces(self) -> list[tuple[str, float, int]]:
+        """Of a SentencePiece model text, score and kind of each token, as `sentencepiece_model` takes them."""
+        library, special = _sentencepiece(self._content, "the tokenizer"), self.special.values()
+        tests = {2: library.IsUnknown, 3: library.IsControl, 5: library.IsUnused, 6: library.IsByte}
+        pieces = []
+        for i, piece in enumerate(self._pieces):
+            own = i < library.GetPieceSize()
+            kind = next(
+                (kind for kind, test in tests.items() if own and test(i)), 1 if own else 3 if i in special else 4
+            )
+            pieces.append((piece, library.GetScore(i) if own else 0.0, kind))
+        return pieces
+
     def write(self, path: Path) -> None:
         """Write the file as it was read."""
         path.write_bytes(self._content)
@@ -120,19 +134,17 @@ def read_sentencepiece(path: Path, declared: Declared) -> tuple[Library, Roles]:
         DataError: missing or damaged.
         UnsupportedError: the library is not there.
     """
-    try:
-        import sentencepiece
-    except ImportError:
-        raise UnsupportedError(
-            f"{path} is a SentencePiece model, and its library is not installed: pip install 'groundup[sentencepiece]'"
-        ) from None
     with reading(path) as stream:
-        model = stream.read()
-    library = sentencepiece.SentencePieceProcessor()
-    try:
-        library.LoadFromSerializedProto(model)
-    except (RuntimeError, OSError) as error:
-        raise DataError(f"{path} is damaged, or no SentencePiece model: {error}") from None
+        return sentencepiece_rules(stream.read(), str(path), declared)
+
+
+def sentencepiece_rules(model: bytes, origin: str, declared: Declared) -> tuple[Library, Roles]:
+    """
+    Args:
+        model: the content of a SentencePiece model.
+        origin: where it comes from, for errors, which are those of `read_sentencepiece`.
+    """
+    library = _sentencepiece(model, origin)
     pieces = [library.IdToPiece(i) for i in range(library.GetPieceSize())]
     tokens = [_bytes_of(piece, library.IsByte(i)) for i, piece in enumerate(pieces)]
     tokens[library.unk_id()] = UNKNOWN
@@ -144,8 +156,8 @@ def read_sentencepiece(path: Path, declared: Declared) -> tuple[Library, Roles]:
             continue
         if i != len(pieces):
             raise UnsupportedError(
-                f"{path.parent} adds {text!r} with id {i:,} to the {len(pieces):,} pieces of {path.name}; "
-                f"it should have id {len(pieces):,}"
+                f"the files beside {origin} add {text!r} with id {i:,} to its {len(pieces):,} pieces; it should have "
+                f"id {len(pieces):,}"
             )
         pieces.append(text)
         tokens.append(text.encode())
@@ -154,14 +166,68 @@ def read_sentencepiece(path: Path, declared: Declared) -> tuple[Library, Roles]:
     def encode(text: str) -> list[int]:
         if present := [token for token in recognised if token in text]:
             raise UnsupportedError(
-                f"the text holds {present[0]!r}, which the files beside {path} add to its pieces; how the text around "
-                "it is cut is not represented here. A tokenizer.json instead of it says so"
+                f"the text holds {present[0]!r}, which the files beside {origin} add to its pieces; how the text "
+                "around it is cut is not represented here. A tokenizer.json instead of it says so"
             )
         ids: list[int] = library.EncodeAsIds(text)
         return ids
 
     own = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
     return Library(model, ".model", pieces, tokens, encode, special, recognised), declared.roles(special, *own)
+
+
+def _sentencepiece(model: bytes, origin: str) -> Any:
+    try:
+        import sentencepiece
+    except ImportError:
+        raise UnsupportedError(
+            f"{origin} is a SentencePiece model, and its library is missing: pip install 'groundup[sentencepiece]'"
+        ) from None
+    library = sentencepiece.SentencePieceProcessor()
+    try:
+        library.LoadFromSerializedProto(model)
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"{origin} is damaged, or no SentencePiece model: {error}") from None
+    return library
+
+
+def sentencepiece_model(
+    pieces: Sequence[tuple[str, float, int]], space_first: bool = True, no_double_spaces: bool = False
+) -> bytes:
+    """The content of a SentencePiece model that merges by score, as its protobuf lays it out.
+
+    Args:
+        pieces: text, score and kind of each, the kind as SentencePiece numbers them: 1 normal, 2 unknown, 3 control, 4
+            user-defined, 5 unused, 6 a byte.
+        space_first: whether a space is put before a text.
+        no_double_spaces: whether spaces are made one, and taken away at the ends.
+    """
+    merges, bytes_known = _field(3, 2), _field(35, any(kind == 6 for _, _, kind in pieces))
+    control = [text for text, _, kind in pieces if kind == 3]
+    names = {
+        45: [text for text, _, kind in pieces if kind == 2],
+        46: control,
+        47: control[1:],
+    }  # unknown, opener, closer
+    trainer = (
+        merges + bytes_known + b"".join(_field(number, texts[0].encode()) for number, texts in names.items() if texts)
+    )
+    normalizer = _field(1, b"identity") + _field(3, space_first) + _field(4, no_double_spaces) + _field(5, True)
+    each = [
+        _field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + _field(3, kind) for text, score, kind in pieces
+    ]
+    return b"".join(_field(1, piece) for piece in each) + _field(2, trainer) + _field(3, normalizer)
+
+
+def _field(number: int, value: bytes | int) -> bytes:
+    """A field of a protobuf."""
+    if isinstance(value, bytes):
+        return _varint(number << 3 | 2) + _varint(len(value)) + value
+    return _varint(number << 3) + _varint(int(value))
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value & 127 | 128]) + _varint(value >> 7) if value > 127 else bytes([value])
 
 
 def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> tuple[Library, Roles]:
@@ -171,14 +237,24 @@ def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> 
         UnsupportedError: a kind whose tokens do not add up to the text, or the library is not there.
         DataError: the library refuses it.
     """
+    with reading(path) as stream:
+        return hugging_face_rules(with_added(json.loads(stream.read()), declared), declared, str(path), why)
+
+
+def hugging_face_rules(
+    file: dict[str, Any], declared: Declared, origin: str, why: UnsupportedError
+) -> tuple[Library, Roles]:
+    """
+    Args:
+        file: a tokenizer.json, `with_added`.
+        origin: where it comes from, for errors, which are those of `read_hugging_face`.
+    """
     try:
         import tokenizers
     except ImportError:
         raise UnsupportedError(
             f"{why}. Hugging Face's library reads it, and is not installed: pip install 'groundup[tokenizers]'"
         ) from None
-    with reading(path) as stream:
-        file = with_added(json.loads(stream.read()), declared)
     text = json.dumps(file, ensure_ascii=False)
     kinds = {step.get("type") for step in steps_of(file.get("decoder"), "decoders")}
     if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"} or file["model"].get("type") not in ("BPE", "Unigram"):
@@ -186,14 +262,14 @@ def read_hugging_face(path: Path, declared: Declared, why: UnsupportedError) -> 
     try:
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises no narrower one
-        raise DataError(f"{path} is not a tokenizer that its library reads: {error}") from None
+        raise DataError(f"{origin} is not a tokenizer that its library reads: {error}") from None
     library.encode_special_tokens = True
     vocabulary: dict[str, int] = library.get_vocab(with_added_tokens=True)
     pieces = [""] * (max(vocabulary.values()) + 1)
     for piece, i in vocabulary.items():
         pieces[i] = piece
     if gaps := len(pieces) - len({*vocabulary.values()}):
-        raise UnsupportedError(f"{path}: its ids have gaps: {gaps:,} of {len(pieces):,} ids stand for nothing")
+        raise UnsupportedError(f"{origin}: its ids have gaps: {gaps:,} of {len(pieces):,} ids stand for nothing")
     special, added = special_and_added(file)
     unknown = file["model"].get("unk_token")
     if unknown in vocabulary and unknown not in added:

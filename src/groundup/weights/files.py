@@ -5,30 +5,51 @@ No torch: recipes name models, and are read without it.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol
 
 from groundup.artifacts import Manifest, is_made, read_manifest, verify
 from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.files import PICKLES, canonical_json, require_path, sha256_of_file
 from groundup.model.settings import ModelConfig
+from groundup.tensor_files import is_gguf, not_finite
 from groundup.tokenizer import chat
 from groundup.tokenizer.chat import Chat
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights import llama2c
+from groundup.weights import gguf, llama2c
 from groundup.weights.names import architectures, read_config, refusing_contradictions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 FORMAT = "groundup"
 MODEL_FILES = (".json", ".safetensors", ".txt", ".bpe", ".gz", ".model")
 """Suffixes of the files that model directories of others consist of."""
 
 
+class FileFormat(Protocol):
+    """What a module knows that reads models of one file each."""
+
+    def read_config(self, path: Path) -> ModelConfig: ...
+    def count_parameters(self, path: Path) -> int: ...
+    def read_weights(self, path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
+        """The tensors under our names, in this precision or their own."""
+
+    def read_tokenizer(self, path: Path) -> Tokenizer | None:
+        """The tokenizer in or beside the file, if there is one."""
+
+
+def file_format(path: Path) -> FileFormat | None:
+    """What reads this file, if it holds a whole model."""
+    return llama2c if llama2c.is_model(path) else gguf if is_gguf(path) else None
+
+
 def model_directory(path: Path) -> Path:
-    """The directory that holds the model: `path`, or the `model/` of a run."""
+    """The directory that holds the model, or the file that does: `path`, or the `model/` of a run."""
+    if file_format(path):
+        return path
     if path.suffix == ".toml" and path.is_file():
         raise SettingsError(
             f"{path} is a recipe; name what `groundup build {path}` makes of it, such as runs/{path.stem}"
@@ -60,10 +81,10 @@ def config_of(path: Path) -> ModelConfig:
     Raises:
         DataError: missing, damaged, or an architecture that is not represented here.
     """
-    if llama2c.is_model(path):
-        with refusing_contradictions(path):
-            return llama2c.read_config(path)
     directory = model_directory(path)
+    if form := file_format(directory):
+        with refusing_contradictions(path):
+            return form.read_config(directory)
     table = config_table(directory)
     if table.get("format") == FORMAT:
         return ModelConfig.from_table(table.get("model", {}), str(directory / "config.json"))
@@ -111,16 +132,19 @@ def pickles_in(directory: Path) -> list[Path]:
 
 
 def tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer | None:
-    """The tokenizer beside a model, if there is one.
+    """The tokenizer beside a model, or in its file, if there is one.
 
     Raises:
         UnsupportedError: a kind of tokenizer that is not supported.
         SettingsError: more ids than the model has rows, special and added tokens, which no text need hold, not counted.
     """
     names = ("tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model")
-    if not any((directory / name).is_file() for name in names):
+    if form := file_format(directory):
+        tokenizer = form.read_tokenizer(directory)
+    else:
+        tokenizer = Tokenizer.load(directory) if any((directory / name).is_file() for name in names) else None
+    if tokenizer is None:
         return None
-    tokenizer = Tokenizer.load(directory)
     outside = {*tokenizer.special.values(), *tokenizer.added.values()}
     ordinary = sum(i not in outside for i in range(tokenizer.vocab_size))
     if config.vocab_size is not None and ordinary > config.vocab_size:
@@ -137,13 +161,23 @@ def required_tokenizer(path: Path) -> Tokenizer:
     Raises:
         DataError: also where there is none.
     """
-    if llama2c.is_model(path):
-        raise DataError(f"{path} is a model of llama2.c, whose tokenizer cannot be read: use a Hugging Face directory")
     directory = model_directory(path)
     tokenizer = tokenizer_of(directory, config_of(directory))
+    if tokenizer is None and directory.is_file():
+        raise DataError(f"{directory} has no tokenizer in it, nor a tokenizer.bin of llama2.c beside it")
     if tokenizer is None:
         raise DataError(f"{directory} has no tokenizer: put its tokenizer.json beside config.json")
     return tokenizer
+
+
+def layout_of(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The table of `chat.json` for anything that `load` reads; `tokenizer` is its own."""
+    model = model_directory(path)
+    if not is_gguf(model):
+        return chat.read_layout(model)
+    ids = {"bos_token": tokenizer.roles.opener, "eos_token": tokenizer.roles.closer}
+    named = {role: tokenizer.tokens[i].decode() for role, i in ids.items() if i is not None}
+    return chat.layout_of(gguf.read_template(model), named)
 
 
 def chat_of(path: Path) -> Chat | None:
@@ -152,19 +186,8 @@ def chat_of(path: Path) -> Chat | None:
     Raises:
         DataError: also where there is no tokenizer.
     """
-    return chat.load(model_directory(path), required_tokenizer(path))
-
-
-EXPONENT = {
-    "F64": ("<i8", 0x7FF << 52),
-    "F32": ("<i4", 0xFF << 23),
-    "F16": ("<i2", 0x1F << 10),
-    "BF16": ("<i2", 0xFF << 7),
-    "F8_E5M2": ("<i1", 0x7C),
-    "F8_E4M3": ("<i1", 0x7F),
-}
-"""Type of a tensor → integers of its size, and the bits of the exponent, which are all set only in NaN and Inf."""
-NUMBERS_AT_ONCE = 1 << 22
+    tokenizer = required_tokenizer(path)
+    return Chat.of(layout_of(path, tokenizer), tokenizer, path)
 
 
 def not_finite_weights(directory: Path) -> list[str]:
@@ -172,29 +195,6 @@ def not_finite_weights(directory: Path) -> list[str]:
     architecture = architectures().get(str(config_table(directory).get("model_type")))
     names = (name for file in weight_files(directory) for name in not_finite(file))
     return [name for name in names if not (architecture and architecture.is_buffer(name))]
-
-
-def not_finite(file: Path) -> Iterator[str]:
-    """The tensors of a safetensors file that hold NaN or Inf. Each number is read once, as an integer."""
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    held = np.memmap(file, np.uint8, "r") if len(header) > ("__metadata__" in header) else np.zeros(0, np.uint8)
-    for name, tensor in header.items():
-        if name != "__metadata__" and tensor["dtype"] in EXPONENT:
-            first, last = (8 + length + offset for offset in tensor["data_offsets"])
-            if not _has_finite_exponents(held[first:last], tensor["dtype"]):
-                yield name
-
-
-def _has_finite_exponents(raw: npt.NDArray[np.uint8], dtype: str) -> bool:
-    kind, exponent = EXPONENT[dtype]
-    size = np.dtype(kind).itemsize
-    for first in range(0, len(raw), NUMBERS_AT_ONCE * size):
-        numbers = np.frombuffer(raw[first : first + NUMBERS_AT_ONCE * size], kind)
-        if ((numbers & np.array(exponent, kind)) == exponent).any():
-            return False
-    return True
 
 
 def refuse_not_finite(origin: Path, names: Iterable[str]) -> None:
@@ -213,9 +213,9 @@ def refuse_not_finite(origin: Path, names: Iterable[str]) -> None:
 
 def digest_of(path: Path) -> str:
     """Digest of a model: the manifest's (verified) for ours, else a hash of its files."""
-    if llama2c.is_model(path):
-        return sha256_of_file(path)
     directory = model_directory(path)
+    if directory.is_file():
+        return sha256_of_file(directory)
     if is_made(directory):
         return verify_model(directory).digest
     files = {file.name: sha256_of_file(file) for file in sorted(directory.iterdir()) if file.suffix in MODEL_FILES}

@@ -81,33 +81,32 @@ def _norms_before(config: ModelConfig, tensors: Tensors) -> Tensors:
     return {name.replace("_sum_norm.", "_norm."): tensor for name, tensor in tensors.items()}
 
 
+def _reorder(config: ModelConfig, tensors: Tensors, shape: tuple[int, int]) -> dict[str, Tensor]:
+    """The rotated channels of queries and keys seen as a matrix of `shape`, and transposed."""
+    import torch
+
+    def turned(tensor: Tensor) -> Tensor:
+        rotated, rest = tensor.unflatten(0, (-1, config.head_width)).tensor_split([config.rotary_width], dim=1)
+        return torch.cat((rotated.unflatten(1, shape).transpose(1, 2).flatten(1, 2), rest), dim=1).flatten(0, 1)
+
+    return {
+        name: turned(tensor) if re.search(r"attention\.(query|key)\.(weight|bias)$", name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def pairs_to_halves(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
     """Bring the channels of queries and keys into our order.
 
-    GPT-J and Llama's own files rotate channels 0 and 1 together, 2 and 3, …; here a channel of the first half goes with
-    one of the second. Queries and keys whose channels are reordered alike have the same dot products.
+    GPT-J, Llama's own files and GGUF's rotate channels 0 and 1 together, 2 and 3, …; here a channel of the first half
+    goes with one of the second. Queries and keys whose channels are reordered alike have the same dot products.
     """
-    return _reorder(config, tensors, _halves(config))
+    return _reorder(config, tensors, (-1, 2))
 
 
 def halves_to_pairs(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
     """The inverse of `pairs_to_halves`."""
-    order = _halves(config)
-    return _reorder(config, tensors, sorted(range(len(order)), key=order.__getitem__))
-
-
-def _halves(config: ModelConfig) -> list[int]:
-    rotated = config.rotary_width
-    return [*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, config.head_width)]
-
-
-def _reorder(config: ModelConfig, tensors: Tensors, order: list[int]) -> dict[str, Tensor]:
-    return {
-        name: tensor.unflatten(0, (-1, config.head_width))[:, order].flatten(0, 1)
-        if re.search(r"attention\.(query|key)\.(weight|bias)$", name)
-        else tensor
-        for name, tensor in tensors.items()
-    }
+    return _reorder(config, tensors, (2, -1))
 
 
 def _stack_experts(config: ModelConfig, tensors: Tensors) -> Tensors:
@@ -145,6 +144,7 @@ LAYOUTS = {
         lambda config, tensors: _split(config, _transpose(tensors), parts_at=0),
         lambda config, tensors: _transpose(_join(config, tensors, parts_at=0)),
     ),
+    "fused": Layout(partial(_split, parts_at=0), partial(_join, parts_at=0)),  # GGUF's of these three
     "fused_by_head": Layout(partial(_split, parts_at=1), partial(_join, parts_at=1)),  # GPT-NeoX's and BLOOM's
     "opt_norms": Layout(_norms_after, _norms_before),
     "pairs": Layout(pairs_to_halves, halves_to_pairs),

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from groundup.model.settings import LanguageModel, ModelConfig, RMSNorm
+from groundup.tokenizer.gguf import read_llama2c
+from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.layouts import pairs_to_halves
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -53,15 +56,15 @@ def count_parameters(path: Path) -> int:
     return sum(math.prod(shape) for name, shape in _layout(_read_header(path)) if name != "angles")
 
 
-def read_weights(path: Path) -> "dict[str, Tensor]":
-    """The tensors under our names, from the first format of llama2.c's `export.py`.
+def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
+    """The tensors under our names, from the first format of llama2.c's `export.py`; memory-mapped where they can be.
 
     There the tensors of a kind lie together for all layers, and neighbouring channels are rotated together.
     """
     import torch
 
     header = _read_header(path)
-    flat = torch.from_numpy(np.fromfile(path, np.dtype("<f4"), offset=HEADER.size))
+    flat = torch.from_numpy(np.memmap(path, np.dtype("<f4"), "c", offset=HEADER.size))
     layout = _layout(header)
     tensors: dict[str, torch.Tensor] = {}
     for (name, shape), part in zip(layout, flat.split([math.prod(shape) for _, shape in layout]), strict=True):
@@ -69,7 +72,14 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
             tensors |= {name.replace("*", str(layer)): tensor for layer, tensor in enumerate(part.view(shape))}
         elif name != "angles":
             tensors[name] = part.view(shape)
-    return pairs_to_halves(read_config(path), tensors)
+    ours = pairs_to_halves(read_config(path), tensors)
+    return ours if dtype is None else {name: tensor.to(dtype) for name, tensor in ours.items()}
+
+
+def read_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer beside the model: `tok512.bin`, by the size of its vocabulary, or `tokenizer.bin`."""
+    names = (f"tok{abs(_read_header(path).vocab_size)}.bin", "tokenizer.bin")
+    return next((read_llama2c(path.with_name(name)) for name in names if path.with_name(name).is_file()), None)
 
 
 def _read_header(path: Path) -> Header:

@@ -1,4 +1,4 @@
-"""Trained models, read: our directories, Hugging Face's, and llama2.c's files. Never a pickle."""
+"""Trained models, read: our directories, Hugging Face's, GGUF files and llama2.c's. Never a pickle."""
 
 import warnings
 from pathlib import Path
@@ -14,11 +14,11 @@ from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights import llama2c
 from groundup.weights.files import (
     FORMAT,
     config_of,
     config_table,
+    file_format,
     model_directory,
     not_finite_weights,
     pickles_in,
@@ -53,8 +53,8 @@ def load(
     """A trained model and its tokenizer, if there is one beside it.
 
     Args:
-        path: a model directory of ours, a run (its `model/` is meant), a Hugging Face directory, or a `.bin` file of
-            llama2.c.
+        path: a model directory of ours, a run (its `model/` is meant), a Hugging Face directory, a GGUF file, or a
+            `.bin` file of llama2.c.
         device: the best present if not given.
         dtype: of the weights, such as `torch.bfloat16` or its name.
 
@@ -77,8 +77,6 @@ def load(
     True
     """
     model = load_model(path, device=device, dtype=dtype)
-    if llama2c.is_model(Path(path)):
-        return model, None
     try:
         return model, tokenizer_of(model_directory(Path(path)), model.config)
     except UnsupportedError as error:
@@ -109,27 +107,36 @@ def load_model(
     ...     load_model(folder, device="cpu", dtype="bfloat16").embed.weight.dtype
     torch.bfloat16
     """
-    source = Path(path) if llama2c.is_model(Path(path)) else model_directory(Path(path))
+    source, chosen = model_directory(Path(path)), _dtype(dtype)
     if is_made(source):
         verify_model(source, digest_up_to=SMALL)
-    config, weights = read_weights(source)
-    return build(config, weights, str(source)).to(find_device(device), _dtype(dtype)).eval()
+    config, weights = read_weights(source, chosen)
+    return build(config, weights, str(source)).to(find_device(device), chosen).eval()
 
 
-def read_weights(source: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The config and the tensors, under our names, of a model directory or a file of llama2.c."""
+def read_weights(source: Path, dtype: torch.dtype | None = None) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The config and the tensors, under our names, of a model directory or file.
+
+    Args:
+        dtype: of the tensors of a file that holds them otherwise; as they are if not given, packed ones as float32.
+    """
     config = config_of(source)
-    if llama2c.is_model(source):
-        tensors = llama2c.read_weights(source)
-        refuse_not_finite(source, (name for name, tensor in tensors.items() if not tensor.isfinite().all()))
-        return config, tensors
-    table, tensors = config_table(source), _read_tensors(source)
-    if table.get("format") == FORMAT:
-        return config, tensors
     try:
+        if form := file_format(source):
+            tensors = form.read_weights(source, dtype)
+            refuse_not_finite(source, (name for name, tensor in tensors.items() if not _is_finite(tensor)))
+            return config, tensors
+        table, tensors = config_table(source), _read_tensors(source)
+        if table.get("format") == FORMAT:
+            return config, tensors
         return config, from_published(table["model_type"], config, tensors)
     except (RuntimeError, ValueError, IndexError) as error:
         raise DataError(f"{source}: the weights do not fit the config: {error}") from None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or Inf, which a sum would be too; only then each is looked at, which takes memory."""
+    return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.isfinite().all())
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:

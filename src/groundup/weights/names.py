@@ -1,6 +1,6 @@
-"""Models of published architectures: their `config.json` and the names of their tensors into ours, and back.
+"""Models of published architectures: their settings and the names of their tensors into ours, and back.
 
-`architectures.toml` says how each names what our blocks have.
+`architectures.toml` says how each names what our blocks have in Hugging Face's directories; `gguf.toml`, in GGUF files.
 """
 
 import re
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from groundup.errors import DataError, GroundupError, SettingsError
 from groundup.model.settings import ModelConfig
@@ -27,6 +27,7 @@ class Architecture:
     """How one published architecture maps to ours; the fields are explained in `architectures.toml`."""
 
     settings: tuple[Setting, ...]
+    keys: frozenset[str]
     blocks: Mapping[str, Any]
     only: Mapping[str, Any]
     aliases: Mapping[str, str]
@@ -40,11 +41,15 @@ class Architecture:
         return any(_pattern(buffer).fullmatch(name.removeprefix(self.prefix)) for buffer in self.buffers)
 
 
+Naming = Literal["architectures", "gguf"]
+"""Whose names: the file beside this one that has them."""
+
+
 @cache
-def architectures() -> dict[str, Architecture]:
-    """All that are known, by `model_type` of a Hugging Face config.json."""
-    tables = tomllib.loads(Path(__file__).with_name("architectures.toml").read_text("utf-8"))
-    shared, activations = tables.pop("shared"), tables.pop("activations")
+def architectures(naming: Naming = "architectures") -> dict[str, Architecture]:
+    """All that are known, by `model_type` of a config.json, or by `general.architecture` of a GGUF file."""
+    tables = tomllib.loads(Path(__file__).with_name(f"{naming}.toml").read_text("utf-8"))
+    shared, activations = tables.pop("shared"), tables.pop("activations", {})
     return {kind: _architecture(_inherit(table, shared), activations) for kind, table in tables.items()}
 
 
@@ -58,6 +63,7 @@ def _inherit(table: Table, shared: Table) -> Table:
 def _architecture(table: Table, activations: Table) -> Architecture:
     return Architecture(
         settings=tuple(setting_of(name, how, activations) for name, how in table["settings"].items()),
+        keys=frozenset(table["settings"]),
         blocks=flatten(table.get("blocks", {})),
         only=table.get("only", {}),
         aliases=table.get("aliases", {}),
@@ -68,13 +74,13 @@ def _architecture(table: Table, activations: Table) -> Architecture:
     )
 
 
-def read_config(table: Table) -> ModelConfig:
-    """Our config for a `config.json` whose `model_type` is in `architectures()`.
+def read_config(table: Table, naming: Naming = "architectures") -> ModelConfig:
+    """Our config for a `config.json`, or its like, whose `model_type` is in `architectures(naming)`.
 
     Raises:
         DataError: naming a setting that our blocks cannot represent, or one that is missing.
     """
-    architecture = architectures()[table["model_type"]]
+    architecture = architectures(naming)[table["model_type"]]
     if table.get("quantization_config"):
         raise DataError(
             "config.json has quantization_config: quantized weights are not read here; ask for bfloat16 ones"
@@ -96,17 +102,19 @@ def read_config(table: Table) -> ModelConfig:
     return ModelConfig.from_table(nested(ours), "config.json")
 
 
-def write_config(kind: str, config: ModelConfig) -> dict[str, Any]:
+def write_config(kind: str, config: ModelConfig, naming: Naming = "architectures") -> dict[str, Any]:
     """The `config.json` of architecture `kind` for our config. It is read back to see that it says all of it.
 
     Raises:
         SettingsError: naming the settings that this architecture cannot have.
     """
     ours, table = filled(config), {"model_type": kind}
-    for each in architectures()[kind].settings:
+    for each in architectures(naming)[kind].settings:
         table |= each.write(ours)
+    if naming == "gguf":  # it has no null
+        table = {name: value for name, value in table.items() if value is not None}
     try:
-        lost = differences(_to_12_digits(ours), _to_12_digits(filled(read_config(table))))
+        lost = differences(_rounded(ours, naming), _rounded(filled(read_config(table, naming)), naming))
     except (DataError, SettingsError) as error:
         raise SettingsError(f"the model cannot be written as {kind}: {error}") from None
     others = [name.removesuffix("kind") for name in lost if name.endswith(".kind")]  # which need not be compared within
@@ -134,7 +142,7 @@ PREFERRED = (
 """Architectures in the order in which one is looked for that a model of ours can be written as."""
 
 
-def published_kind(config: ModelConfig, among: Sequence[str] = PREFERRED) -> str:
+def published_kind(config: ModelConfig, among: Sequence[str] = PREFERRED, naming: Naming = "architectures") -> str:
     """The first of some published architectures that says all of our config.
 
     Raises:
@@ -146,17 +154,18 @@ def published_kind(config: ModelConfig, among: Sequence[str] = PREFERRED) -> str
     reasons = []
     for kind in among:
         try:
-            write_config(kind, config)
+            write_config(kind, config, naming)
         except SettingsError as error:
             reasons.append(str(error))
         else:
             return kind
-    nearest = min(reasons, key=lambda reason: reason.count("; "))
-    raise SettingsError(f"no published architecture known here says all of this model ({', '.join(among)}): {nearest}")
+    nearest = min(reasons, key=lambda reason: reason.count(", there ") or len(reason))
+    raise SettingsError(f"no architecture known here says all of this model ({', '.join(among)}): {nearest}")
 
 
-def _to_12_digits(values: Table) -> dict[str, Any]:
-    return {name: float(f"{value:.12g}") if isinstance(value, float) else value for name, value in values.items()}
+def _rounded(values: Table, naming: Naming) -> dict[str, Any]:
+    digits = 6 if naming == "gguf" else 12  # it has float32 alone
+    return {n: float(f"{value:.{digits}g}") if isinstance(value, float) else value for n, value in values.items()}
 
 
 @contextmanager
@@ -173,9 +182,11 @@ def refusing_contradictions(origin: object) -> Iterator[None]:
         raise DataError(f"{origin} describes a model that cannot be: {error}") from None
 
 
-def from_published(kind: str, config: ModelConfig, tensors: Tensors) -> "dict[str, Tensor]":
+def from_published(
+    kind: str, config: ModelConfig, tensors: Tensors, naming: Naming = "architectures"
+) -> "dict[str, Tensor]":
     """The tensors of architecture `kind` under our names, in our layout; a name that is not known is kept."""
-    architecture = architectures()[kind]
+    architecture = architectures(naming)[kind]
     renamed = {}
     for name, tensor in tensors.items():
         if not architecture.is_buffer(name):
@@ -184,9 +195,11 @@ def from_published(kind: str, config: ModelConfig, tensors: Tensors) -> "dict[st
     return dict(architecture.layout.read(config, renamed))
 
 
-def to_published(kind: str, config: ModelConfig, tensors: Tensors) -> "dict[str, Tensor]":
+def to_published(
+    kind: str, config: ModelConfig, tensors: Tensors, naming: Naming = "architectures"
+) -> "dict[str, Tensor]":
     """Our tensors as architecture `kind` names and lays them out: the inverse of `from_published`."""
-    architecture = architectures()[kind]
+    architecture = architectures(naming)[kind]
     theirs = {ours: name for name, ours in architecture.names.items()}
     renamed = {}
     for name, tensor in architecture.layout.write(config, tensors).items():

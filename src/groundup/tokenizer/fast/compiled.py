@@ -1,29 +1,13 @@
-"""What the compiled loops of the tokenizer share: how they are compiled, and bytes of a text as numbers.
+"""What the compiled loops of the tokenizer share: bytes of a text as numbers, and what is equal or hashed by them."""
 
-numba keeps a compiled loop until the file that it stands in changes: who changes this file removes `__pycache__`.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with numba, kept on disk beside this file or in the user's cache, and run without Python's lock."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no file can be written: compiled anew in each process
-        return numba.njit(nogil=True)(function)
-
-
-def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile as a part of each compiled loop that calls it: a call costs more than what such a function does."""
-    return numba.njit(inline="always", nogil=True)(function)
+from groundup.compiled.loops import compiled
 
 
 @intrinsic

@@ -20,10 +20,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from groundup.compiled.loops import compiled
 from groundup.files import write_json
 from groundup.machine import available_cores
 from groundup.tokenizer.columns import text_of
-from groundup.tokenizer.fast.compiled import byte_at, compiled, mix, mix_bytes, same_bytes, two_words
+from groundup.tokenizer.fast.compiled import byte_at, mix, mix_bytes, same_bytes, two_words
 from groundup.tokenizer.fast.encode import BYTES_AT_ONCE, IN_TWO_WORDS, Words, slices
 from groundup.tokenizer.fast.scan import Bytes, Offsets, pre_token_ends
 

@@ -13,9 +13,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from groundup.compiled.loops import compiled, inlined
 from groundup.machine import available_cores
 from groundup.tokenizer.bpe import Pair
-from groundup.tokenizer.fast.compiled import byte_at, compiled, inlined, mix, mix_bytes, prefetch, same_bytes, two_words
+from groundup.tokenizer.fast.compiled import byte_at, mix, mix_bytes, prefetch, same_bytes, two_words
 from groundup.tokenizer.fast.scan import Bytes, Offsets, pre_token_ends
 
 Words = npt.NDArray[np.uint64]

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from groundup.compiled.loops import compiled, inlined
 from groundup.files import Progress, no_progress
 from groundup.tokenizer.bpe import Pair
 from groundup.tokenizer.columns import text_of
-from groundup.tokenizer.fast.compiled import byte_at, compiled, inlined
+from groundup.tokenizer.fast.compiled import byte_at
 from groundup.tokenizer.fast.count import PreTokenCounter
 
 EMPTY = -1

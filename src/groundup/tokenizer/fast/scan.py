@@ -12,8 +12,9 @@ import numpy.typing as npt
 import regex
 from numba.cpython.unsafe.numbers import trailing_zeros
 
+from groundup.compiled.loops import compiled
 from groundup.tokenizer import split
-from groundup.tokenizer.fast.compiled import byte_at, compiled, word_at
+from groundup.tokenizer.fast.compiled import byte_at, word_at
 
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
