@@ -17,7 +17,7 @@ from groundup.weights.files import digest_of, model_directory
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """What `export` wrote."""
 
     directory: Path
     read_back: Mapping[str, Agreement]

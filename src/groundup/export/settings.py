@@ -11,7 +11,11 @@ Format = Literal["huggingface", "gguf", "onnx"]
 
 
 class ExportSettings(Settings):
-    """What is written for other programs once a model is finished."""
+    """What is written for other programs once a model is finished.
+
+    >>> ExportSettings.from_table({"to": "gguf", "quantize": "q8_0"}, "export").to
+    ('gguf',)
+    """
 
     to: tuple[Format, ...] = ("huggingface",)
     """The formats: huggingface (transformers, vLLM …), gguf (llama.cpp, Ollama …), onnx (onnxruntime, browsers …)."""
