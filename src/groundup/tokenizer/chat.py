@@ -137,7 +137,7 @@ class Chat:
         return list(itertools.chain.from_iterable(own))
 
     def text(self, messages: Messages, open_reply: bool = False) -> str:
-        """A conversation as the template writes it, with `open_reply` and the rest as in `render`.
+        """A conversation as the template writes it; `messages` and `open_reply` are those of `render`.
 
         Raises:
             SettingsError: messages that are not a conversation, or that the template refuses.

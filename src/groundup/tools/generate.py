@@ -14,6 +14,9 @@ from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import model_directory
 from groundup.weights.load import load_with_tokenizer
 
+ALTERNATIVES = 3
+"""Tokens that are told beside the one that was chosen."""
+
 
 def prompt_and_settings(words: Iterable[str]) -> tuple[str | None, list[str]]:
     """A prompt, if one was typed, and the settings of sampling among the words; `--top-k 40` is read as `top_k=40`.
@@ -75,7 +78,7 @@ def load_writer(
 
 
 def probability_rows(chosen: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A row for each token that was chosen, with what `generation.text.Probabilities` collected."""
+    """A row for each token that was chosen, as `generation.text.described` describes it."""
     rows: list[tuple[str, ...]] = []
     for token in chosen:
         others = [f"{toml_value(other['text'])} {other['probability']:.1%}" for other in token["instead"]]
