@@ -232,6 +232,8 @@ def _describe_artifact(findings: Findings, progress: Progress) -> None:
             findings.next = _uses_of(path)
         case "evals":
             findings.next = [_command("report", run)]
+        case "export" if (path / "config.json").is_file():
+            findings.next = _uses_of(path)
 
 
 def _origin(path: Path, manifest: Manifest) -> Facts:
@@ -280,6 +282,8 @@ def _artifact_facts(path: Path, manifest: Manifest) -> Facts:
             facts |= {"step": f"{facts['step']:,} of {steps:,}", **_tensor_facts(sorted(path.glob("*.safetensors")))}
         case "evals":
             facts |= facts.pop("test")
+        case "export":
+            facts["read_back"] = {form: each["words"] for form, each in facts["read_back"].items()}
     return facts
 
 
@@ -497,6 +501,7 @@ ARTIFACTS = {
     "shards": "documents as one stream of token ids (shards)",
     "model": "a model",
     "evals": "an evaluation on the test documents",
+    "export": "a model exported for other programs",
     "checkpoint": "a checkpoint, from which training goes on",
 }
 """What each kind of artifact is."""
