@@ -12,7 +12,8 @@ from torch.testing import assert_close
 import groundup
 from groundup.batch import Batch
 from groundup.errors import DivergedError, SettingsError
-from groundup.generation.engine import Engine, Request
+from groundup.generation.engine import PAGE, Engine, Request
+from groundup.generation.graphs import Graphs
 from groundup.generation.sample import adjusted, probabilities
 from groundup.generation.settings import Sampling
 from groundup.generation.uncached import continue_uncached
@@ -262,6 +263,16 @@ def test_after_an_update_nothing_of_the_old_weights_is_left(llama: ModelConfig) 
     assert engine.generate([[*range(20)]], max_tokens=3, temperature=0.0)[0] == uncached(
         model, [*range(20)], Sampling(max_tokens=3, temperature=0.0)
     )
+
+
+def test_steps_that_a_gpu_replays_give_the_same_answers(llama: ModelConfig) -> None:
+    """The step of tensors alone, filled up to powers of two, run on the CPU."""
+    model, prompts = small(llama), [[5, 6, 7], [8], [*range(15)], [9, 10]]
+    engine = Engine(model)
+    engine._graphs = Graphs(engine._step_of_tensors, torch.device("cpu"), engine.schedule.pages.count, PAGE)
+    asked = {"max_tokens": 30, "temperature": 0.7, "seed": 3}
+    assert engine.generate(prompts, **asked) == Engine(model).generate(prompts, **asked)
+    assert {rows for rows, _ in engine._graphs._captured} == {4}
 
 
 class Guesses:
