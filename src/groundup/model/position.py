@@ -68,7 +68,7 @@ class Position(nn.Module):
         super().__init__()
         self.config = config
         if isinstance(config.position, LearnedPosition):
-            self.table = nn.Embedding(config.context_length + config.position.offset, config.d_model)
+            self.table = embedding(config.context_length + config.position.offset, config.d_model)
 
     def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
         match self.config.position:
@@ -89,6 +89,12 @@ class Position(nn.Module):
                 return x, PositionTerms(slopes=alibi_slopes(self.config.n_heads, x.device))
             case NoPosition():
                 return x, PositionTerms()
+
+
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """A table without values, which `initialise` draws. Torch's own draw would import its compiler on the meta device,
+    which takes a second."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 def frequencies(base: float, width: int, device: torch.device) -> Float[Tensor, "pairs"]:

@@ -206,11 +206,18 @@ def load(directory: Path, tokenizer: Tokenizer) -> Chat | None:
     >>> load(Path("nowhere"), Tokenizer.learn("low lower", vocab_size=320)) is None
     True
     """
+    layout, path = layout_in(directory), directory / FILE
+    return None if layout is None else Chat.of(layout, tokenizer, path if path.is_file() else directory)
+
+
+def layout_in(directory: Path) -> dict[str, Any] | None:
+    """The table of the `chat.json` there, or for the template in Hugging Face's files, if there is one.
+
+    Raises:
+        DataError: a file that is damaged.
+    """
     path = directory / FILE
-    if path.is_file():
-        return Chat.of(read_table(path), tokenizer, path)
-    layout = published_layout(directory)
-    return None if layout is None else Chat.of(layout, tokenizer, directory)
+    return read_table(path) if path.is_file() else published_layout(directory)
 
 
 def published_layout(directory: Path) -> dict[str, Any] | None:

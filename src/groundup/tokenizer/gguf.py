@@ -33,6 +33,8 @@ SPLITS: dict[str, tuple[str, bool]] = {
 the same, the first is written."""
 NORMALIZERS = {"qwen2": "NFC"}
 """What these split patterns come with, which GGUF does not say."""
+ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+"""Of tokens, in Hugging Face's files → here."""
 PREFIX = "tokenizer.ggml."
 FULL = "tokenizer.huggingface.json"
 
@@ -49,7 +51,7 @@ def read(metadata: Mapping[str, Any], origin: str) -> Tokenizer | None:
         return None
     readers = {"gpt2": _read_byte_level, "llama": _read_sentencepiece}
     if kind not in readers:
-        raise UnsupportedError(f"{origin} has {PREFIX}model = {kind!r}; known are {', '.join(readers)}")
+        raise UnsupportedError(f"{origin} has {PREFIX}model = {kind!r:.60}; known are {', '.join(readers)}")
     try:
         tokens = list(metadata[f"{PREFIX}tokens"])
         types = [int(each) for each in metadata.get(f"{PREFIX}token_type", [NORMAL] * len(tokens))]
@@ -73,7 +75,7 @@ def _read_byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list
     name = metadata.get(f"{PREFIX}pre", "default")
     if name not in SPLITS:
         raise UnsupportedError(
-            f"{PREFIX}pre = {name!r}, a way to split text that is not known here ({', '.join(SPLITS)}): take the "
+            f"{PREFIX}pre = {name!r:.60}, a way to split text that is not known here ({', '.join(SPLITS)}): take the "
             "tokenizer.json of the model"
         )
     pattern, whole = SPLITS[name]
@@ -114,6 +116,18 @@ def _roles(metadata: Mapping[str, Any], special: Mapping[str, int]) -> Roles:
         return Roles(opener, closer, frozenset(i for i in stops if i is not None))
     opener, closer, turn = (metadata.get(f"{PREFIX}{role}_token_id") for role in ("bos", "eos", "eot"))
     return Roles.of(special, opener, closer, [i for i in (closer, turn) if i is not None])
+
+
+def read_layout(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The table of a `chat.json` for the chat template in the metadata, if there is one, and for tokens it may name."""
+    if (template := metadata.get("tokenizer.chat_template")) is None:
+        return None
+    tokens, table = list(metadata.get(f"{PREFIX}tokens", ())), {"layout": "template", "template": "".join(template)}
+    for name, role in ROLES.items():
+        i = metadata.get(f"{PREFIX}{role}_token_id")
+        if isinstance(i, int) and 0 <= i < len(tokens):
+            table[f"{name}_token"] = tokens[i]
+    return table
 
 
 def write(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:

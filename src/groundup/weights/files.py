@@ -170,7 +170,16 @@ def chat_of(path: Path) -> Chat | None:
     Raises:
         DataError: also where there is no tokenizer.
     """
-    return chat.load(model_directory(path), required_tokenizer(path))
+    layout = layout_of(path)
+    return None if layout is None else Chat.of(layout, required_tokenizer(path), path)
+
+
+def layout_of(path: Path) -> dict[str, Any] | None:
+    """The table of `chat.json` for anything that `load` reads, if there is one, or a chat template."""
+    source = model_directory(path)
+    if source.is_file():
+        return gguf.read_layout(source) if is_gguf(source) else None
+    return chat.layout_in(source)
 
 
 def not_finite_weights(directory: Path) -> list[str]:
