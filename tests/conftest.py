@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck
 from hypothesis import settings as drawing
+from torch import Tensor
 
 from groundup.building import build
+from groundup.generation.cache import PagedCache
+from groundup.generation.schedule import Scheduled, Work
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -37,6 +40,29 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the data under {SHARED}, which is not here (set GROUNDUP_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def in_steps() -> Callable[[Transformer, Tensor, Sequence[int]], Tensor]:
+    """The logits of rows of tokens as generation computes them: so many of each row at once, after what is in the pages
+    of a cache, which lie in turn."""
+
+    @torch.no_grad()
+    def read(model: Transformer, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+        rows, total = tokens.shape
+        cache = PagedCache.empty(model.config, rows * (-(-total // 4)), 4, torch.device("cpu"), torch.float32)
+        requests = [Scheduled([], pages=[*range(row, cache.keys.shape[1] - 1, rows)]) for row in range(rows)]
+        logits, held = [], 0
+        for length in lengths:
+            cut = slice(held, held + length)
+            works = [Work(request, held, ids[cut]) for request, ids in zip(requests, tokens.tolist(), strict=True)]
+            position = torch.arange(held, held + length).repeat(rows)[:, None]
+            step = model(tokens[:, cut].reshape(-1, 1), position, cache.attend(works))
+            logits.append(step.view(rows, length, -1))
+            held += length
+        return torch.cat(logits, dim=1)
+
+    return read
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_public_names_are_there_and_documented() -> None:
         assert getattr(groundup, name).__doc__, name
         assert not (ROOT / "src" / "groundup" / f"{name}.py").exists(), "no public name is a module's name"
         assert not (ROOT / "src" / "groundup" / name).is_dir()
-    with pytest.raises(AttributeError, match="groundup has no 'nothing'; it has ModelConfig"):
+    with pytest.raises(AttributeError, match="groundup has no 'nothing'; it has Engine"):
         groundup.nothing  # noqa: B018
 
 

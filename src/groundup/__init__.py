@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from groundup.building import build as build
+    from groundup.generation.engine import Engine as Engine
     from groundup.generation.text import generate as generate
     from groundup.model.settings import ModelConfig as ModelConfig
     from groundup.model.transformer import Transformer as Transformer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from groundup.weights.load import load as load
 
 _HOME = {
+    "Engine": "groundup.generation.engine",
     "ModelConfig": "groundup.model.settings",
     "Tokenizer": "groundup.tokenizer.tokenizer",
     "Transformer": "groundup.model.transformer",
@@ -22,7 +24,7 @@ _HOME = {
     "generate": "groundup.generation.text",
     "load": "groundup.weights.load",
 }
-__all__ = ["ModelConfig", "Tokenizer", "Transformer", "build", "generate", "load"]
+__all__ = ["Engine", "ModelConfig", "Tokenizer", "Transformer", "build", "generate", "load"]
 
 
 def __getattr__(name: str) -> Any:

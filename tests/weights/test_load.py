@@ -17,8 +17,6 @@ from groundup.artifacts import making
 from groundup.corpus.settings import CorpusSettings
 from groundup.errors import DataError, DivergedError, SettingsError
 from groundup.evals.run import score_files
-from groundup.generation.engine import continue_ids
-from groundup.generation.settings import Sampling
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -167,7 +165,7 @@ def test_llama2c_files_are_read(shared: Path) -> None:
     folder = shared / "data" / "weights" / "stories260K"
     model, tokenizer = groundup.load(folder / "stories260K.bin", device="cpu")
     assert tokenizer is not None and tokenizer.opener == 1
-    ids = list(continue_ids(model, [1], Sampling(max_tokens=60, temperature=0.0)))
+    (ids,) = groundup.Engine(model).generate([[1]], max_tokens=60, temperature=0.0)
     assert llama2c_text(folder / "tok512.bin", ids).startswith(STORY)
     text = tokenizer.decode(ids)
     assert text.startswith(STORY)

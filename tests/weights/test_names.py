@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch.testing import assert_close
 
 import groundup
 from groundup.errors import DataError, SettingsError
-from groundup.generation.cache import ContiguousCache
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.weights.names import (
@@ -176,20 +176,10 @@ def hugging_face(kind: str, changes: dict[str, Any]) -> transformers.PreTrainedM
     return model.float().eval()
 
 
-@torch.no_grad()
-def token_by_token(model: Transformer, tokens: Tensor, first: int) -> Tensor:
-    """Logits as generation computes them: some tokens at once, then one at a time."""
-    cache = ContiguousCache.empty(model.config, len(tokens), torch.device("cpu"), torch.float32)
-    logits = []
-    for begin, end in [(0, first), *((place, place + 1) for place in range(first, tokens.shape[1]))]:
-        position = torch.arange(begin, end).expand(len(tokens), -1)
-        attend = cache.attend([begin] * len(tokens), [end - begin] * len(tokens))
-        logits.append(model(tokens[:, begin:end], position, attend))
-    return torch.cat(logits, dim=1)
-
-
 @pytest.mark.parametrize(("kind", "changes"), ALL)
-def test_logits_equal_hugging_faces(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+def test_logits_equal_hugging_faces(
+    tmp_path: Path, kind: str, changes: dict[str, Any], in_steps: Callable[..., Tensor]
+) -> None:
     theirs = hugging_face(kind, changes)
     theirs.save_pretrained(tmp_path)
     ours, _ = groundup.load(tmp_path, device="cpu")
@@ -197,7 +187,7 @@ def test_logits_equal_hugging_faces(tmp_path: Path, kind: str, changes: dict[str
     with torch.no_grad():
         expected = theirs(tokens).logits
         assert_close(ours(tokens), expected, atol=FLOAT32, rtol=0)
-    assert_close(token_by_token(ours, tokens, 5), expected, atol=FLOAT32, rtol=0)
+    assert_close(in_steps(ours, tokens, [5] + [1] * (LENGTH - 5)), expected, atol=FLOAT32, rtol=0)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 

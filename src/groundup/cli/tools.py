@@ -2,6 +2,7 @@
 verify."""
 
 import contextlib
+import itertools
 import sys
 import warnings
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import typer
 from typer import Argument, Option
 
 from groundup.cli import terminal
-from groundup.cli.options import AsJson, Device, Model, Overrides, RecipeFile, example
+from groundup.cli.options import AsJson, Device, Model, Overrides, PackedIn, RecipeFile, example
 
 app = typer.Typer()
 
@@ -25,7 +26,7 @@ def _sampling_words(begun: str) -> list[str]:
 
 WORDS = {"ignore_unknown_options": True}
 """So that `--temperature 0.5`, as scripts write it, comes among the words, where it is read as `temperature=0.5`."""
-SAMPLING = "how to sample: max_tokens, temperature, top_k, top_p, seed, stop."
+SAMPLING = "how to sample: max_tokens, temperature, top_k, top_p, min_p, seed, stop, regex, json_schema, …"
 
 
 @app.command(context_settings=WORDS, epilog=example("generate"))
@@ -40,39 +41,66 @@ def generate(
             autocompletion=_sampling_words,
         ),
     ] = None,
-    samples: Annotated[int, Option(min=1, help="How many texts, each with the next seed.")] = 1,
+    samples: Annotated[
+        int, Option("--samples", "-n", min=1, help="How many texts after each prompt, each with the next seed.")
+    ] = 1,
     probabilities: Annotated[
         bool, Option("--probabilities", help="Each token with its probability and what else it might have been.")
     ] = False,
+    precision: PackedIn = None,
+    draft: Annotated[
+        str | None,
+        Option(
+            metavar="MODEL|lookup",
+            help="What guesses ahead: a small model of the same tokenizer, or the text so far. The same text, in fewer "
+            "steps.",
+        ),
+    ] = None,
     device: Device = None,
-    as_json: Annotated[bool, Option("--json", help="A line of JSON for each text.")] = False,
+    as_json: Annotated[
+        bool,
+        Option("--json", help="A line of JSON for each text; each line of standard input is then a prompt of its own."),
+    ] = False,
 ) -> None:
-    """Let a model continue a text."""
-    from groundup.generation.text import Probabilities, stream
-    from groundup.tools.generate import load_writer, probability_rows, prompt_and_settings
+    """Let a model continue a text, or many at once."""
+    from groundup.generation.text import Writer, described
+    from groundup.tools.generate import ALTERNATIVES, load_writer, probability_rows, prompt_and_settings, proposer
 
     typed, settings = prompt_and_settings(words or ())
     loaded, tokenizer, sampling = load_writer(model, device, settings)
     prompt = _read_prompt(typed)
-    for number in range(samples):
-        each = sampling.model_copy(update={"seed": sampling.seed + number})
-        look = Probabilities(tokenizer) if probabilities else None
-        parts = stream(loaded, tokenizer, prompt, each, look)
+    prompts = prompt.splitlines() or [""] if as_json and typed is None else [prompt]
+    writer = Writer(
+        loaded,
+        tokenizer,
+        precision=precision,
+        proposer=proposer(loaded, draft, device),
+        most_requests=min(64, samples * len(prompts)),
+    )
+    seeds = itertools.count(sampling.seed)
+    best = ALTERNATIVES + 1 if probabilities else None
+    answers = [
+        (prompt, seed, writer.submit(prompt, sampling.model_copy(update={"seed": seed}), best=best))
+        for prompt, seed in zip((each for each in prompts for _ in range(samples)), seeds, strict=False)
+    ]
+    for number, (prompt, seed, answer) in enumerate(answers):
+        parts = writer.parts(answer)
         if as_json:
-            result = {"prompt": prompt, "text": "".join(parts), "seed": each.seed}
-            terminal.print_json(result | ({"tokens": look.chosen} if look else {}))
+            result = {"prompt": prompt, "text": "".join(parts), "seed": seed}
+            told = {"tokens": described(tokenizer, answer.request.chosen, ALTERNATIVES)} if probabilities else {}
+            terminal.print_json(result | told)
             continue
         if samples > 1:
-            print(f"{'' if number == 0 else chr(10)}[seed {each.seed}]")
+            print(f"{'' if number == 0 else chr(10)}[seed {seed}]")
         print(prompt, end="", flush=True)
         for part in parts:
             print(part, end="", flush=True)
             if not terminal.has_reader():
                 return
         print()
-        if look is not None:
+        if probabilities:
             print()
-            terminal.show(probability_rows(look.chosen))
+            terminal.show(probability_rows(described(tokenizer, answer.request.chosen, ALTERNATIVES)))
 
 
 def _read_prompt(typed: str | None) -> str:
@@ -192,16 +220,28 @@ def watch_runs(
 
 @app.command(epilog=example("bench"))
 def bench(
-    target: Annotated[Path, Argument(help="A recipe, or a run with shards.")],
+    target: Annotated[Path, Argument(help="A recipe, or a run with shards; with --generate a model.")],
     overrides: Overrides = None,
+    generate: Annotated[bool, Option("--generate", help="Measure how fast a trained model writes.")] = False,
+    precision: PackedIn = None,
     steps: Annotated[int | None, Option(min=1, help="Steps to measure; about ten seconds if not given.")] = None,
     trace: Annotated[Path | None, Option(help="Write a profiler's trace of two steps, such as trace.json.gz.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how fast a recipe trains here, how near that is to the machine's limit, and where the rest goes.
+    """Measure how fast a recipe trains here, or a model writes, and how near that is to the machine's limit.
 
     A throw-away model is trained on the recipe's own rows; nothing of it is kept.
     """
+    if generate:
+        from groundup.errors import SettingsError
+        from groundup.tools import bench_generation
+
+        if overrides or steps or trace:
+            raise SettingsError("--generate measures a model as it is: leave out settings, --steps and --trace")
+        with terminal.watch("bench") as progress:
+            speed = bench_generation.bench_generation(target, precision, progress=progress)
+        terminal.show(bench_generation.rows(speed), instead=as_json and speed.table())
+        return
     from groundup.tools import bench as benching
 
     measured = benching.bench(

@@ -47,12 +47,12 @@ def evaluate(
         for text, bits in zip(texts(test, tokenizer), result.document_bits, strict=True)
     ]
     write_text(draft.path / "documents.jsonl", "".join(json.dumps(document) + "\n" for document in documents))
-    samples = []
-    for number, prompt in enumerate(settings.prompts):
-        progress(number, len(settings.prompts), "samples")
-        options = settings.sampling.model_copy(update={"seed": settings.sampling.seed + number})
-        text = generate(model, tokenizer, prompt, **options.model_dump())
-        samples.append({"prompt": prompt, "seed": options.seed, "text": text})
+    progress(0, 1, "samples")
+    texts_written = generate(model, tokenizer, settings.prompts, **settings.sampling.model_dump())
+    samples = [
+        {"prompt": prompt, "seed": settings.sampling.seed + number, "text": text}
+        for number, (prompt, text) in enumerate(zip(settings.prompts, texts_written, strict=True))
+    ]
     write_json(draft.path / "samples.json", samples)
     draft.statistics |= {"test": table}
 

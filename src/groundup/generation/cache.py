@@ -1,94 +1,190 @@
-"""Cache: keys and values of the tokens read so far.
+"""Cache: keys and values of the tokens read so far, in pages, and the `attend` that writes and reads them.
 
-B rows, L layers, G key/value heads, S room in tokens, K key width, W value width, T new tokens at most, N in all.
+L layers, P pages, G key/value heads, S tokens of a page, K key width, W value width; N tokens of a step, each a row of
+its own, from whatever requests.
 """
 
+import itertools
+from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from groundup.generation.paged_attention import KERNELS, paged_attention
+from groundup.generation.schedule import Work
 from groundup.model.attention import Pairs
 from groundup.model.equation import weighted_values
+from groundup.model.kernels.blocks import BLOCK, MOST_BLOCKS, spans
 from groundup.model.settings import ModelConfig
+
+ROWS = 4
+"""In float32 the rows of a matmul have the bits that they have in any other if their number is a multiple of this: no
+thread then gets fewer, for which there is another kernel (docs/generation.md)."""
 
 
 @dataclass
-class ContiguousCache:
-    """One stretch of memory for each row: new keys and values are written behind the old."""
+class PagedCache:
+    """The memory of all pages."""
 
-    keys: Float[Tensor, "B L G S K"]
-    values: Float[Tensor, "B L G S W"]
+    keys: Float[Tensor, "L P G S K"]
+    values: Float[Tensor, "L P G S W"]
     """W = 0 where the values are the keys' first channels (latent attention)."""
 
     @classmethod
-    def empty(cls, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> "ContiguousCache":
+    def empty(
+        cls, config: ModelConfig, pages: int, size: int, device: torch.device, dtype: torch.dtype
+    ) -> "PagedCache":
+        """One page more than asked for: no request holds it, and it fills up lists of pages."""
         heads, *widths = config.cached
-        shape = (rows, config.n_layers, heads, config.context_length)
+        shape = (config.n_layers, pages + 1, heads, size)
         keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in widths)
         return cls(keys, values)
 
-    def attend(self, held: Sequence[int], new: Sequence[int]) -> "CacheAttend":
-        """The `attend` of the next forward pass.
+    def clear(self, pages: Sequence[int]) -> None:
+        """Write zeros over pages, where what a request left there is not finite."""
+        self.keys[:, pages], self.values[:, pages] = 0, 0
+
+    def attend(self, works: Sequence[Work[Any]], static: int | None = None) -> "PagedAttend":
+        """The `attend` of the next forward pass, over the works' tokens one after the other; behind them may be rows
+        that nobody reads.
 
         Args:
-            held: tokens of each row that are in the cache.
-            new: tokens of each row that are read now; behind them a row is filled up to the longest.
+            static: keys that are read whatever there are, for the bits of a forward pass over so many positions.
         """
-        device, longest = self.keys.device, max(new)
-        end = max(before + count for before, count in zip(held, new, strict=True))
-        begin = torch.tensor(held, device=device)
-        alike = len(set(held)) == len(set(new)) == 1
-        index = [] if alike else [(row, i) for row, count in enumerate(new) for i in range(count)]
-        query = begin[:, None] + torch.arange(longest, device=device)  # (B, T)
-        distance = query[:, None, :, None] - torch.arange(end, device=device)  # (B, 1, T, S)
-        row, number = torch.tensor(index, dtype=torch.long, device=device).view(-1, 2).T
-        return CacheAttend(
-            self.keys[..., :end, :],
-            self.values[..., :end, :],
-            row,
-            number,
-            query[row, number],
-            Pairs.of(distance),
-        )
+        size, device = self.keys.shape[3], self.keys.device
+        slots = [
+            work.request.pages[at // size] * size + at % size for work in works for at in range(work.first, work.end)
+        ]
+        return PagedAttend(self, torch.tensor(slots, device=device), list(works), static)
+
+    def gather(self, works: Sequence[Work[Any]], length: int) -> Int[Tensor, "B pages"]:
+        """The pages of each work's request as far as `length` tokens, filled up with the one that no one holds."""
+        size, spare = self.keys.shape[3], self.keys.shape[1] - 1
+        wanted = -(-length // size)
+        rows = [(work.request.pages + [spare] * wanted)[:wanted] for work in works]
+        return torch.tensor(rows, device=self.keys.device)
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Works that are computed together: equally many queries, which meet equally many keys."""
+
+    index: Int[Tensor, "B T"]
+    """Rows of their queries in the step; the last is repeated where there are too few."""
+    count: int
+    """Queries of each that are not repeated."""
+    pages: Int[Tensor, "B pages"]
+    first: int
+    """Of the keys that are read."""
+    end: int
+    pairs: Pairs
 
 
 @dataclass
-class CacheAttend:
-    """Writes the keys and values of new tokens into a cache, and lets each read its row up to itself."""
+class PagedAttend:
+    """Writes the keys and values of new tokens into their pages, and lets each read its request up to itself."""
 
-    keys: Float[Tensor, "B L G S K"]
-    values: Float[Tensor, "B L G S W"]
-    row: Int[Tensor, "N"]
-    """Row of each new token. Empty where all rows have equally many old and new tokens: they come last there."""
-    number: Int[Tensor, "N"]
-    """Number of each new token among the new ones of its row."""
-    position: Int[Tensor, "N"]
-    """Position of each new token in its row."""
-    pairs: Pairs
+    cache: PagedCache
+    slot: Int[Tensor, "n"]
+    """Page × size + number in the page, of the works' tokens."""
+    works: list[Work[Any]]
+    static: int | None
+    table: Int[Tensor, "n pages"] | None = None
+    """Pages of the request of each of the works' tokens, where the compiled kernel reads them."""
+    length: Int[Tensor, "n"] | None = None
+    """Tokens of each request up to that one."""
+    groups: dict[int | None, list[Alike]] = field(default_factory=dict)
+    """By window, where there is no kernel: what is read together."""
     wants_latents: ClassVar[bool] = True
 
-    def prepared(self, length: int, device: torch.device, windows: Collection[int | None]) -> "CacheAttend":
-        return replace(self, pairs=self.pairs.over(windows))
+    def prepared(self, length: int, device: torch.device, windows: Collection[int | None]) -> "PagedAttend":
+        """With what all layers need, made once."""
+        if self.static is None and self.cache.keys.dtype in KERNELS and device.type == "cpu":
+            works = [work for work in self.works for _ in work.ids]
+            ends = [at + 1 for work in self.works for at in range(work.first, work.end)]
+            return replace(
+                self,
+                table=self.cache.gather(works, max(ends)).int(),
+                length=torch.tensor(ends, dtype=torch.int32),
+            )
+        return replace(self, groups={window: self._group(window) for window in windows})
+
+    def _group(self, window: int | None) -> list[Alike]:
+        """Works side by side that have equally many tokens; with `static`, each in the blocks of queries that a forward
+        pass over so many positions has."""
+        blocks = [(0, 1 << 62, 0)]
+        if self.static is not None:
+            n_blocks = max(1, min(MOST_BLOCKS, self.static // BLOCK))
+            blocks = spans(self.static, n_blocks, window)
+        found = defaultdict[tuple[int, int, int], list[tuple[int, Work[Any]]]](list)
+        starts = itertools.accumulate((len(work.ids) for work in self.works), initial=0)
+        for start, work in zip(starts, self.works, strict=False):
+            for begin, end, oldest in blocks:
+                first, last = max(begin, work.first), min(end, work.end)
+                if first < last:
+                    part = Work(work.request, first, work.ids[first - work.first : last - work.first])
+                    found[last - first, end, oldest].append((start + first - work.first, part))
+        return [self._alike(count, end, oldest, each, window) for (count, end, oldest), each in found.items()]
+
+    def _alike(
+        self, count: int, end: int, oldest: int, works: list[tuple[int, Work[Any]]], window: int | None
+    ) -> Alike:
+        device = self.slot.device
+        end = min(end, max(work.end for _, work in works)) if self.static is None else end
+        queries = torch.arange(-(-count // ROWS) * ROWS, device=device).clamp(max=count - 1)
+        starts, firsts = torch.tensor([(start, work.first) for start, work in works], device=device).T
+        distance = (firsts[:, None] + queries)[:, None, :, None] - torch.arange(oldest, end, device=device)
+        pairs = Pairs.of(distance).over({window})
+        pages = self.cache.gather([work for _, work in works], end)
+        return Alike(starts[:, None] + queries, count, pages, oldest, end, pairs)
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, window: int | None = None, **options: Any
-    ) -> Tensor:
-        keys = self._write(self.keys[:, layer], k)
-        values = self._write(self.values[:, layer], v) if self.values.shape[-1] else keys[..., : v.shape[-1]]
-        return weighted_values(q, keys, values, self.pairs.mask(window), self.pairs.distance, **options)
+        self,
+        q: Float[Tensor, "N H 1 K"],
+        k: Float[Tensor, "N G 1 K"],
+        v: Float[Tensor, "N G 1 W"],
+        *,
+        layer: int,
+        window: int | None = None,
+        **options: Any,
+    ) -> Float[Tensor, "N H 1 W"]:
+        self._write(self.cache.keys[layer], k)
+        if self.cache.values.shape[-1]:
+            self._write(self.cache.values[layer], v)
+        if self.table is not None and self.length is not None:
+            return self._by_kernel(q, layer, v.shape[-1], window, **options)
+        read = q.new_zeros(*q.shape[:3], v.shape[-1])
+        for alike in self.groups[window]:
+            keys = self._read(self.cache.keys[layer], alike)
+            values = (
+                self._read(self.cache.values[layer], alike) if self.cache.values.shape[-1] else keys[..., : v.shape[-1]]
+            )
+            queries = q[alike.index].squeeze(3).transpose(1, 2)  # (B, H, T, K)
+            met = weighted_values(queries, keys, values, alike.pairs.mask(window), alike.pairs.distance, **options)
+            kept = alike.index[:, : alike.count]
+            read[kept] = met[:, :, : alike.count].transpose(1, 2)[:, :, :, None]
+        return read
 
-    def _write(self, held: Float[Tensor, "B G S K"], new: Float[Tensor, "B G T K"]) -> Float[Tensor, "B G S K"]:
-        if len(self.row):
-            held[self.row, :, self.position] = new[self.row, :, self.number]
-        else:
-            held[:, :, held.shape[2] - new.shape[2] :] = new
-        return held
+    def _by_kernel(
+        self, q: Float[Tensor, "N H 1 K"], layer: int, width: int, window: int | None, dropout: None, **options: Any
+    ) -> Float[Tensor, "N H 1 W"]:
+        assert self.table is not None and self.length is not None
+        keys, values, n = self.cache.keys[layer], self.cache.values[layer], len(self.slot)
+        values = values if values.shape[-1] else keys[..., :width]
+        read = paged_attention(q[:n, :, 0], keys, values, self.table, self.length, window=window, **options)
+        more = len(q) - n  # rows that nobody reads
+        return F.pad(read, (0, 0, 0, 0, 0, more))[:, :, None] if more else read[:, :, None]
 
+    def _write(self, pages: Float[Tensor, "P G S K"], new: Float[Tensor, "N G 1 K"]) -> None:
+        size = pages.shape[2]
+        pages[self.slot // size, :, self.slot % size] = new[: len(self.slot), :, 0]
 
-pytree.register_dataclass(ContiguousCache, field_names=["keys", "values"])
-pytree.register_dataclass(CacheAttend, field_names=["keys", "values", "row", "number", "position", "pairs"])
+    @staticmethod
+    def _read(pages: Float[Tensor, "P G S K"], alike: Alike) -> Float[Tensor, "B G keys K"]:
+        read: Tensor = pages[alike.pages].transpose(1, 2).flatten(2, 3)[:, :, alike.first : alike.end]
+        return read

@@ -1,135 +1,508 @@
-"""Engine: continues sequences of ids. It knows nothing of text. B rows, T tokens, V vocabulary."""
+"""Engine: continues sequences of ids, many together. It knows nothing of text. R places that are scored, V vocabulary.
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+Requests come and go at any time: each step computes one token of every request that writes, and a part of the prompts
+that wait (Yu et al. 2022, "Orca", OSDI). What a request is answered does not depend on the others.
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from groundup.errors import DivergedError, SettingsError
-from groundup.generation.cache import ContiguousCache
-from groundup.generation.sample import draw, probabilities
+from groundup.generation.cache import ROWS, PagedCache
+from groundup.generation.packed import Precision, pack, refresh
+from groundup.generation.sample import adjusted, draw, is_greedy, probabilities, uniform
+from groundup.generation.schedule import Pages, Schedule, Scheduled, Work
 from groundup.generation.settings import Sampling
+from groundup.model.settings import Latent
 from groundup.model.transformer import Transformer, evaluating
 
-Look = Callable[[int, Tensor], None]
-"""Is shown each id that was chosen and the logits, (V,), that it was chosen by."""
+T = TypeVar("T")
+PAGE = 16
+"""Tokens of a page."""
+Ending = Literal["stop", "length", "cancelled", "failed"]
 
 
-def continue_ids(
-    model: Transformer,
-    prompt: Sequence[int],
-    sampling: Sampling,
-    stops: Collection[int] = (),
-    never: Sequence[int] = (),
-    look: Look | None = None,
-) -> Iterator[int]:
-    """The ids after `prompt`, one at a time, until one of `stops` or `max_tokens`; none of `never` is chosen.
+@runtime_checkable
+class Constraint(Protocol):
+    """What an answer has to be like, token by token."""
 
-    When the context is full, the later half of it is read again from position 0 and the earlier half forgotten.
+    def allowed(self, n: int) -> Bool[Tensor, "V"]:
+        """Which of the model's `n` ids may come next."""
+
+    def accept(self, id: int) -> None:
+        """It came."""
+
+
+@runtime_checkable
+class Proposes(Protocol):
+    """Guesses how requests go on."""
+
+    def propose(self, requests: Sequence["Request"], most: Sequence[int]) -> list[list[int]]:
+        """For each request, at most so many ids that might come next."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How likely a token was, as a `Request` of an `Engine` tells it."""
+
+    id: int
+    logprob: float
+    """Natural logarithm of its probability by the model, before anything else was done to the scores."""
+    drawn_logprob: float
+    """That of the distribution it was drawn from; 0 where the best is taken. A prompt's token has `logprob` here."""
+    best: tuple[tuple[int, float], ...] = ()
+    """The model's likeliest ids there, with their `logprob`."""
+
+
+@dataclass(eq=False)
+class Request(Scheduled):
+    """A sequence that an `Engine` continues: `answer` grows as steps are made, until `ending` is set."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: Collection[int] = ()
+    """Ids that end the answer; they are not part of it."""
+    constraint: Constraint | None = None
+    best: int | None = None
+    """How many of the likeliest ids are told at each place; None: not even the chosen one's probability."""
+    echo: bool = False
+    """Whether the prompt's tokens, from the second on, are told too."""
+    prompt: tuple[int, ...] = ()
+    answer: list[int] = field(default_factory=list)
+    chosen: list[Chosen] = field(default_factory=list)
+    """Of the answer's tokens, and of a stop that ended it."""
+    echoed: list[Chosen] = field(default_factory=list)
+    """Of the prompt's."""
+    ending: Ending | None = None
+    error: Exception | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its distribution follows from the scores alone."""
+        sampling = self.sampling
+        penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty - 1
+        return not (any(penalties) or sampling.logit_bias or self.constraint)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A position whose scores are computed in a step: after it a token is chosen, or the prompt's is told."""
+
+    at: int
+    token: int | None
+    """Number in the answer of the token that is chosen; None for one of the prompt's."""
+    id: int | None
+    """The one that was chosen; None if it is not chosen yet."""
+    logits: Float[Tensor, "V"]
+    """The model's scores."""
+    allowed: Float[Tensor, "V"]
+    """Those with −∞ for what is never chosen."""
+    total: float
+    """log Σ exp(logits)."""
+
+
+Place = tuple[Work[Request], int, int | None]
+"""A work, a position, and the number in the answer of the token that is chosen after it; None for a prompt's."""
+
+
+class Engine:
+    """Continues sequences of ids with a model, as many at once as fit.
 
     Args:
-        model: is in `eval()` while it computes an id.
-        sampling: how an id is chosen.
-        look: is shown each id that was chosen and the logits, (V,), that it was chosen by.
+        model: is read as it is at each step, and in `eval()` meanwhile.
+        precision: that its linear maps are packed in for a CPU, as they are now; `update` packs them again.
+        never: ids that are not chosen.
+        most_requests: that run together; the others wait.
+        step_tokens: most tokens of a step; longer prompts take several.
+        cache_tokens: tokens whose keys and values are kept at most; as many as `most_requests` can have if not given.
+        proposer: guesses how requests go on; a step then checks the guesses and may give several tokens.
+        static: positions of the batches in which a trainer scores the answers: log-probabilities are then the trainer's
+            to the bit.
 
     Raises:
-        SettingsError: an empty prompt, or one longer than the context.
-        DivergedError: scores that are not finite.
+        SettingsError: sizes that no request would fit; a `static` that this model or machine cannot keep to the bit.
 
     >>> from groundup.model.settings import ModelConfig
-    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
-    >>> first, *_ = continue_ids(model, [5, 6, 7], Sampling(max_tokens=4, temperature=0.0))
-    >>> first == model(torch.tensor([[5, 6, 7]]))[0, -1].argmax().item()
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1), seed=1)
+    >>> engine = Engine(model)
+    >>> engine.generate([[5, 6, 7], [8]], max_tokens=4, temperature=0.0)[0][0] == model(torch.tensor([[5, 6, 7]]))[
+    ...     0, -1
+    ... ].argmax().item()
     True
-    """
-    sequences = Sequences(model, [prompt], [sampling], never)
-    for _ in range(sampling.max_tokens):
-        (chosen,), logits = sequences.choose()
-        if look is not None:
-            look(chosen, logits[0])
-        if chosen in stops:
-            return
-        yield chosen
-        sequences.append([chosen])
-
-
-class Sequences:
-    """Sequences that are continued together, each of a length of its own.
-
-    Args:
-        prompts: of each row, of any lengths up to the context.
-        samplings: how the ids of each row are chosen; a row draws with a seed of its own.
-        never: ids that are not chosen.
-
-    >>> from groundup.model.settings import ModelConfig
-    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
-    >>> sequences = Sequences(model, [[5, 6, 7], [8]], [Sampling(seed=1), Sampling(seed=2)])
-    >>> chosen, logits = sequences.choose()
-    >>> len(chosen), logits.shape
-    (2, torch.Size([2, 320]))
+    >>> request = engine.submit([5, 6, 7], Sampling(max_tokens=2))
+    >>> while request.ending is None:
+    ...     _ = engine.step()
+    >>> len(request.answer), request.ending
+    (2, 'length')
+    >>> engine.cancel(engine.submit([8]))
+    >>> engine.is_idle
+    True
+    >>> told = engine.submit([5, 6, 7], Sampling(max_tokens=1), best=2)
+    >>> _ = engine.step()
+    >>> isinstance(told.chosen[0], Chosen), len(told.chosen[0].best)
+    (True, 2)
+    >>> engine.update(model)  # after its weights were changed
     """
 
     def __init__(
         self,
         model: Transformer,
-        prompts: Sequence[Sequence[int]],
-        samplings: Sequence[Sampling],
+        *,
+        precision: Precision | None = None,
         never: Sequence[int] = (),
+        most_requests: int = 64,
+        step_tokens: int = 256,
+        cache_tokens: int | None = None,
+        proposer: Proposes | None = None,
+        static: int | None = None,
     ) -> None:
-        room, weight = model.config.context_length, next(model.parameters())
-        for prompt in prompts:
-            if not prompt:
-                raise SettingsError(
-                    "the prompt is empty, and this model has no token that opens a document; give a prompt"
-                )
-            if len(prompt) > room:
-                raise SettingsError(
-                    f"the prompt has {len(prompt)} tokens; this model sees at most {room} at once: shorten it"
-                )
-        self._model, self._samplings, self._device = model, samplings, weight.device
-        self._ids, self._held = [list(prompt) for prompt in prompts], [0] * len(prompts)
-        self._cache = None
-        """None for weights that are cut over ranks, as a rank has only some heads: all is read again."""
-        if not isinstance(weight, DTensor):
-            self._cache = ContiguousCache.empty(model.config, len(prompts), weight.device, weight.dtype)
-        self._generators = [torch.Generator().manual_seed(sampling.seed) for sampling in samplings]
+        self.live, self.precision, self.proposer, self.static = model, precision, proposer, static
+        self.context = model.config.context_length
+        if precision is not None and next(model.parameters()).device.type != "cpu":
+            raise SettingsError(f"precision = {precision} packs for a CPU: on a GPU load the model in bfloat16 instead")
+        self.model = model if precision is None else pack(model, precision)
+        weight = next(self.model.parameters())
+        self._device = weight.device
+        wanted = most_requests * self.context if cache_tokens is None else cache_tokens
+        count = max(-(-wanted // PAGE), -(-self.context // PAGE))
+        self.cache = PagedCache.empty(model.config, count, PAGE, weight.device, weight.dtype)
+        self.schedule = Schedule[Request](Pages(count, PAGE), most_requests, step_tokens)
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
+        self._multiple = ROWS if weight.dtype == torch.float32 else 1
+        if static is not None:
+            self._refuse_inexact(static)
 
-    def choose(self) -> tuple[list[int], Float[Tensor, "B V"]]:
-        """The next id of each row, and the logits that they were chosen by. What was not read yet is read first."""
-        with evaluating(self._model):
-            logits = self._read().index_fill(1, self._never, float("-inf"))
-            shares = [probabilities(*row) for row in zip(logits, self._samplings, strict=True)]
-            finite = logits.amax(dim=1).isfinite()  # neither NaN nor Inf
-            chosen, are_finite = torch.stack((draw(torch.stack(shares), self._generators), finite)).tolist()  # waits
-        if not all(are_finite):
-            raise DivergedError(
-                "the model's scores for the next token are not finite numbers (NaN or Inf), though its weights are: "
-                "they are too large to be computed with"
+    def submit(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling | None = None,
+        *,
+        stops: Collection[int] = (),
+        constraint: Constraint | None = None,
+        best: int | None = None,
+        echo: bool = False,
+    ) -> Request:
+        """Let a sequence wait to be continued by `step`.
+
+        Args:
+            ids: its prompt.
+            sampling: how ids are chosen, and how many.
+            stops: ids that end the answer.
+            constraint: what the answer has to be like.
+            best: tell the probability of each token, and this many of the likeliest ids beside it.
+            echo: tell them for the prompt, too.
+
+        Raises:
+            SettingsError: an empty prompt, one longer than the context, or an id that the model has no row for.
+        """
+        sampling, rows = Sampling() if sampling is None else sampling, self.model.config.vocab_size or 0
+        if not ids:
+            raise SettingsError("the prompt is empty, and this model has no token that opens a document; give a prompt")
+        if len(ids) > self.context:
+            raise SettingsError(
+                f"the prompt has {len(ids)} tokens; this model sees at most {self.context} at once: shorten it"
             )
-        return chosen, logits
-
-    def append(self, chosen: Sequence[int]) -> None:
-        """Continue each row with an id. When the context is full, its earlier half is forgotten."""
-        room = self._model.config.context_length
-        for number, id in enumerate(chosen):
-            self._ids[number].append(id)
-            if len(self._ids[number]) > room:
-                self._ids[number], self._held[number] = self._ids[number][-(room // 2) :], 0
-
-    def _read(self) -> Float[Tensor, "B V"]:
-        """One forward pass over what each row has unread; the scores after its last token."""
-        unread = [ids[held:] for ids, held in zip(self._ids, self._held, strict=True)]
-        new = [len(ids) for ids in unread]
-        filled = torch.tensor([ids + [0] * (max(new) - len(ids)) for ids in unread], device=self._device)
-        position = torch.tensor(self._held, device=self._device)[:, None] + torch.arange(max(new), device=self._device)
-        position = position.clamp(max=self._model.config.context_length - 1)  # of what fills a row
-        if self._cache is None:
-            hidden = self._model.hidden(filled, position)
+        if outside := [i for i in {*ids, *sampling.logit_bias} if not 0 <= i < rows]:
+            raise SettingsError(f"id {outside[0]} is none of this model's, which are 0 to {rows - 1}")
+        request = Request(
+            list(ids),
+            shares=not echo,
+            sampling=sampling,
+            stops=frozenset(stops),
+            constraint=constraint,
+            best=0 if echo and best is None else best,
+            echo=echo,
+            prompt=tuple(ids),
+        )
+        if sampling.max_tokens or echo:
+            self.schedule.add(request)
         else:
-            hidden = self._model.hidden(filled, position, self._cache.attend(self._held, new))
-            self._held = [len(ids) for ids in self._ids]
-        last = torch.tensor(new, device=self._device) - 1
-        return self._model.logits(hidden[torch.arange(len(new), device=self._device), last])
+            request.ending = "length"
+        return request
+
+    def cancel(self, request: Request, ending: Ending = "cancelled") -> None:
+        """End a request before its time, with this `ending`; what it held is free again."""
+        if request.ending is None:
+            self.schedule.remove(request)
+            request.ending = ending
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not (self.schedule.waiting or self.schedule.running)
+
+    def step(self) -> list[Request]:
+        """Compute one step, and give the requests that got on. One that fails ends with its `error`; the others do not
+        notice."""
+        if self.proposer is not None:
+            self._propose(self.proposer)
+        works = self.schedule.plan()
+        if not works:
+            return []
+        places = [place for work in works for place in _places(work)]
+        with evaluating(self.model):
+            logits = self._logits(works, places)
+            scored = self._scored(places, logits)
+            for work in works:
+                self._advance(work, scored[work])
+        return [work.request for work in works]
+
+    def generate(
+        self,
+        prompts: Iterable[Sequence[int]],
+        *,
+        n: int = 1,
+        best_of: int | None = None,
+        stops: Collection[int] = (),
+        **sampling: Any,
+    ) -> list[list[int]]:
+        """Answers to prompts, in their order, computed together.
+
+        Args:
+            n: answers to each prompt, which come one after the other; each is drawn with the next seed.
+            best_of: write so many for each prompt, and give the `n` that are likeliest as a whole.
+            stops: ids that end an answer.
+            sampling: fields of `Sampling`.
+
+        Raises:
+            SettingsError: as of `submit`.
+            DivergedError: scores that are not finite.
+        """
+        settings, each = Sampling.from_table(sampling, "generate"), max(n, best_of or n)
+        best = 0 if each > n else None
+        requests = [
+            self.submit(
+                ids, settings.model_copy(update={"seed": settings.seed + number * each + copy}), stops=stops, best=best
+            )
+            for number, ids in enumerate(prompts)
+            for copy in range(each)
+        ]
+        while any(request.ending is None for request in requests):
+            self.step()
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+        groups = (requests[at : at + each] for at in range(0, len(requests), each))
+        return [request.answer for group in groups for request in likeliest(group, n, lambda request: request)]
+
+    def update(self, model: Transformer | None = None) -> None:
+        """Forget what was computed with earlier weights, after the model was trained on; or go on with another model of
+        the same shape. Requests that run read all of their tokens again."""
+        self.live = self.live if model is None else model
+        if self.precision is None:
+            self.model = self.live
+        else:
+            refresh(self.model, self.live)
+        for request in self.schedule.running:
+            self.schedule.forget(request)
+        pages = self.schedule.pages
+        running, waiting = self.schedule.running, self.schedule.waiting
+        self.schedule = Schedule[Request](
+            Pages(pages.count, pages.size), self.schedule.most_requests, self.schedule.most_tokens
+        )
+        self.schedule.waiting.extend([*running, *waiting])
+
+    def _refuse_inexact(self, static: int) -> None:
+        """Compare the log-probabilities of some answers with those of a forward pass over `static` positions.
+
+        Raises:
+            SettingsError: they are not the same bits.
+        """
+        if not 2 <= static <= self.context or isinstance(self.model.config.attention, Latent):
+            why = "latent attention is computed in another way there" if 2 <= static <= self.context else ""
+            raise SettingsError(
+                f"static = {static}; {why or f'it should be the positions of a trainer’s rows, 2 to {self.context}'}"
+            )
+        lengths = sorted({1, static // 3, static - 1 - min(4, static // 2)} - {0})
+        draws = torch.Generator().manual_seed(0)
+        prompts = [torch.randint(self.model.config.vocab_size or 0, (n,), generator=draws).tolist() for n in lengths]
+        requests = [self.submit(prompt, Sampling(max_tokens=min(4, static // 2)), best=0) for prompt in prompts]
+        while not self.is_idle:
+            self.step()
+        rows = [request.ids + [0] * (static - len(request.ids)) for request in requests]
+        with evaluating(self.model):
+            logits = self.live(torch.tensor(rows, device=self._device))
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        totals = logits.logsumexp(dim=-1)
+        for row, request in enumerate(requests):
+            for number, each in enumerate(request.chosen, start=len(request.prompt) - 1):
+                if (logits[row, number, each.id] - totals[row, number]).item() != each.logprob:
+                    raise SettingsError(
+                        "static: this model's log-probabilities are not those of its training to the bit on this "
+                        "machine; leave static out, and they differ by rounding"
+                    )
+
+    # --- one step ---
+
+    def _propose(self, proposer: Proposes) -> None:
+        running = self.schedule.running
+        writing = [request for request in running if request.unread == 1 and request.constraint is None]
+        most = [
+            min(self.context - len(request.ids), request.sampling.max_tokens - len(request.answer) - 1)
+            for request in writing
+        ]
+        for request, ids in zip(writing, proposer.propose(writing, most), strict=True):
+            request.proposed = ids
+
+    def _logits(self, works: list[Work[Request]], places: list[Place]) -> Float[Tensor, "R V"]:
+        """One forward pass over the works' tokens; the scores at the places."""
+        first = dict(zip(works, itertools.accumulate((len(work.ids) for work in works), initial=0), strict=False))
+        ids = [id for work in works for id in work.ids]
+        positions = [at for work in works for at in range(work.first, work.end)]
+        tokens, position = (
+            torch.tensor(_filled_up(self._multiple, each), device=self._device)[:, None] for each in (ids, positions)
+        )
+        hidden = self.model.hidden(tokens, position, self.cache.attend(works, self.static)).squeeze(1)
+        rows = [first[work] + at - work.first for work, at, _ in places]
+        wanted = torch.tensor(_filled_up(self._multiple, rows), dtype=torch.long, device=self._device)
+        return self.model.logits(hidden[wanted])[: len(rows)]
+
+    def _scored(self, places: list[Place], logits: Float[Tensor, "R V"]) -> dict[Work[Request], list[Scored]]:
+        """By work, what was computed at each place."""
+        allowed = logits if not len(self._never) else logits.index_fill(1, self._never, -math.inf)
+        totals = [math.nan] * len(places)
+        if any(work.request.best is not None for work, _, _ in places):
+            # of several rows: a single one may be added up in parts, with other bits
+            rows = torch.tensor(_filled_up(ROWS, [*range(len(places))]), device=self._device)
+            totals = logits[rows].to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=1).tolist()
+        found = defaultdict[Work[Request], list[Scored]](list)
+        columns = zip(places, self._choose_together(places, allowed), logits, allowed, totals, strict=False)
+        for (work, at, token), id, row, allowed_row, total in columns:
+            found[work].append(Scored(at, token, id, row, allowed_row, total))
+        return found
+
+    def _choose_together(self, places: list[Place], allowed: Float[Tensor, "R V"]) -> list[int | None]:
+        """The next id after each place, for requests whose distributions follow from the scores alone, at once for all
+        that draw alike; None for the others, and where the scores are not finite."""
+        chosen: list[int | None] = [None] * len(places)
+        alike = defaultdict[Any, list[int]](list)
+        for number, (work, _, token) in enumerate(places):
+            if token is not None and work.request.is_plain:
+                sampling = work.request.sampling
+                how = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+                alike[None if is_greedy(sampling) else how].append(number)
+        for how, numbers in alike.items():
+            rows = allowed if len(numbers) == len(places) else allowed[torch.tensor(numbers, device=self._device)]
+            best, ids = rows.max(dim=1)
+            if how is not None:
+                drawn = [(places[number][0].request.sampling, places[number][2] or 0) for number in numbers]
+                uniforms = [uniform(sampling.seed, token) for sampling, token in drawn]
+                ids = draw(probabilities(rows, drawn[0][0]), uniforms)
+            for number, id, is_finite in zip(numbers, ids.tolist(), best.isfinite().tolist(), strict=True):
+                chosen[number] = id if is_finite else None
+        return chosen
+
+    def _advance(self, work: Work[Request], scored: list[Scored]) -> None:
+        """Give a request the id that was chosen after its tokens; and the next, while what was proposed is chosen."""
+        request = work.request
+        proposed, request.proposed = request.proposed, []
+        ending: Ending | None = None
+        try:
+            for number, place in enumerate(scored):
+                if place.token is None:
+                    request.echoed.append(_told(request, place, request.ids[place.at + 1]))
+                    continue
+                ending = _append(request, place)
+                guess = proposed[number - len(scored) + len(proposed) + 1 :][:1]
+                if ending or guess != request.ids[-1:]:
+                    break
+        except Exception as error:  # of this request alone: the others go on
+            self.cache.clear(request.pages)
+            request.error = error
+            return self.cancel(request, "failed")
+        self.schedule.computed(work, min(work.end, len(request.ids) - (ending != "stop")))
+        if ending:
+            return self.cancel(request, ending)
+        if len(request.ids) > self.context:
+            self.schedule.forget(request)
+            request.ids = request.ids[-(self.context // 2) :]
+        return None
+
+
+def _places(work: Work[Request]) -> Iterator[Place]:
+    """Those whose scores are asked for: the last of a request's ids, what is proposed after it, and a prompt that is
+    to be told."""
+    request = work.request
+    last = len(request.ids) - 1
+    for at in range(work.first, work.end):
+        if at >= last:
+            yield work, at, len(request.answer) + at - last
+        elif request.echo and not request.answer and at >= len(request.echoed):
+            yield work, at, None
+
+
+def _append(request: Request, place: Scored) -> Ending | None:
+    """Add the id that is chosen, and say whether that ends the answer.
+
+    Raises:
+        DivergedError: scores that are not finite.
+    """
+    if request.sampling.max_tokens == 0:
+        return "length"
+    scores, id = place.allowed, place.id
+    if id is None:
+        scores = _scores(request, place)
+        if not scores.max().isfinite():
+            if place.logits.isfinite().all():  # nothing is allowed any more
+                return "stop"
+            raise not_finite()
+        shares = probabilities(scores[None], request.sampling)
+        id = int(draw(shares, [uniform(request.sampling.seed, len(request.answer))]))
+    if request.best is not None:
+        request.chosen.append(_told(request, place, id))
+    if id in request.stops:
+        return "stop"
+    request.answer.append(id)
+    request.ids.append(id)
+    if request.constraint is not None:
+        request.constraint.accept(id)
+    return "length" if len(request.answer) == request.sampling.max_tokens else None
+
+
+def _scores(request: Request, place: Scored) -> Float[Tensor, "V"]:
+    """What a request's id is chosen by."""
+    scores = adjusted(place.allowed, request.sampling, request.prompt, request.answer)
+    if request.constraint is not None:
+        allowed = request.constraint.allowed(len(scores)).to(scores.device)
+        scores = scores.masked_fill(~allowed, -math.inf)
+    return scores
+
+
+def _told(request: Request, place: Scored, id: int) -> Chosen:
+    """How likely an id was. Log-probabilities are computed as a trainer's are (`losses.target_logprobs`)."""
+    logits = place.logits.to(torch.promote_types(place.logits.dtype, torch.float32))
+    logprobs = logits - place.total
+    best = logprobs.topk(min(request.best or 0, len(logprobs)))
+    drawn = logprobs[id]
+    if place.token is not None:
+        drawn = probabilities(_scores(request, place)[None], request.sampling)[0, id].log()
+    likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return Chosen(id, logprobs[id].item(), drawn.item(), likeliest)
+
+
+def _filled_up(multiple: int, rows: list[int]) -> list[int]:
+    """With the first repeated behind them, up to the next multiple."""
+    return rows + rows[:1] * (-len(rows) % multiple)
+
+
+def likeliest(group: list[T], n: int, request_of: Callable[[T], Request]) -> list[T]:
+    """Of answers to one prompt, whose probabilities were told, the `n` likeliest by the model, best first; all as they
+    are if there are no more."""
+    if len(group) <= n:
+        return group
+    return sorted(group, key=lambda each: -sum(chosen.logprob for chosen in request_of(each).chosen))[:n]
+
+
+def not_finite() -> DivergedError:
+    """For a model whose scores are no numbers."""
+    return DivergedError(
+        "the model's scores for the next token are not finite numbers (NaN or Inf), though its weights are: they are "
+        "too large to be computed with"
+    )

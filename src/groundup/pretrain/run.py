@@ -156,9 +156,12 @@ def _measurements(session: Session[Batch], settings: PretrainSettings, held_out:
     def sample(check: Progress) -> dict[str, Any]:
         model, tokenizer, prompt = held_out.model, held_out.tokenizer, settings.sample_prompt
         sampling = Sampling(max_tokens=settings.sample_tokens)
+        parts = []
         with evaluating(model):
-            parts = stream(model, tokenizer, prompt, sampling, look=lambda *_: check(0, 0, ""))
-            return {"sample": prompt + "".join(parts)}
+            for part in stream(model, tokenizer, prompt, sampling):
+                parts.append(part)
+                check(0, 0, "")
+        return {"sample": prompt + "".join(parts)}
 
     chosen = [(asked.every, asked.max_tokens, MEASUREMENTS[asked.task]) for asked in settings.evaluations]
     validation = partial(on_held_out, validate, settings.validation_tokens)

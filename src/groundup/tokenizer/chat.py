@@ -137,7 +137,7 @@ class Chat:
         return list(itertools.chain.from_iterable(own))
 
     def text(self, messages: Messages, open_reply: bool = False) -> str:
-        """A conversation as the template writes it. The arguments are those of `render`.
+        """A conversation as the template writes it; `messages` and `open_reply` are those of `render`.
 
         Raises:
             SettingsError: messages that are not a conversation, or that the template refuses.
@@ -206,26 +206,17 @@ def load(directory: Path, tokenizer: Tokenizer) -> Chat | None:
     >>> load(Path("nowhere"), Tokenizer.learn("low lower", vocab_size=320)) is None
     True
     """
-    layout, path = layout_in(directory), directory / FILE
-    return None if layout is None else Chat.of(layout, tokenizer, path if path.is_file() else directory)
+    return Chat.of(read_layout(directory), tokenizer, directory)
 
 
-def layout_in(directory: Path) -> dict[str, Any] | None:
-    """The table of the `chat.json` there, or for the template in Hugging Face's files, if there is one.
-
-    Raises:
-        DataError: a file that is damaged.
-    """
-    path = directory / FILE
-    return read_table(path) if path.is_file() else published_layout(directory)
-
-
-def published_layout(directory: Path) -> dict[str, Any] | None:
-    """The table of a `chat.json` for a Hugging Face directory, if that has a chat template.
+def read_layout(directory: Path) -> dict[str, Any]:
+    """The table of `chat.json`, as it is or as it would be for the template in Hugging Face's files.
 
     Raises:
         DataError: a file that is damaged.
     """
+    if (directory / FILE).is_file():
+        return read_table(directory / FILE)
     alone = directory / "chat_template.jinja"
     template: Any = read_table(directory / "tokenizer_config.json").get("chat_template")
     template = read_table(directory / "chat_template.json").get("chat_template", template)
@@ -234,9 +225,20 @@ def published_layout(directory: Path) -> dict[str, Any] | None:
         template = named.get("default")
     if alone.is_file():
         template = alone.read_text("utf-8", "replace")
-    if template is None:
-        return None
-    return {"layout": "template", "template": template, **named_tokens(directory)}
+    return layout_of(template, named_tokens(directory))
+
+
+def layout_of(template: str | None, tokens: Mapping[str, str]) -> dict[str, Any]:
+    """The table of `chat.json` for a Jinja template, None where there is none.
+
+    >>> layout_of(None, {}), layout_of(CHATML_TEMPLATE, {})
+    ({'layout': 'text'}, {'layout': 'chatml'})
+    >>> layout_of("{{ bos_token }}", {"bos_token": "<s>"})
+    {'layout': 'template', 'template': '{{ bos_token }}', 'bos_token': '<s>'}
+    """
+    if template in (None, CHATML_TEMPLATE):
+        return dict(CONTINUES_TEXT if template is None else CHATML)
+    return {"layout": "template", "template": template, **tokens}
 
 
 def _check(message: Any, number: int) -> None:

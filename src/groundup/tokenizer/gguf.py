@@ -33,8 +33,6 @@ SPLITS: dict[str, tuple[str, bool]] = {
 the same, the first is written."""
 NORMALIZERS = {"qwen2": "NFC"}
 """What these split patterns come with, which GGUF does not say."""
-ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-"""Of tokens, in Hugging Face's files → here."""
 PREFIX = "tokenizer.ggml."
 FULL = "tokenizer.huggingface.json"
 
@@ -116,18 +114,6 @@ def _roles(metadata: Mapping[str, Any], special: Mapping[str, int]) -> Roles:
         return Roles(opener, closer, frozenset(i for i in stops if i is not None))
     opener, closer, turn = (metadata.get(f"{PREFIX}{role}_token_id") for role in ("bos", "eos", "eot"))
     return Roles.of(special, opener, closer, [i for i in (closer, turn) if i is not None])
-
-
-def read_layout(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The table of a `chat.json` for the chat template in the metadata, if there is one, and for tokens it may name."""
-    if (template := metadata.get("tokenizer.chat_template")) is None:
-        return None
-    tokens, table = list(metadata.get(f"{PREFIX}tokens", ())), {"layout": "template", "template": "".join(template)}
-    for name, role in ROLES.items():
-        i = metadata.get(f"{PREFIX}{role}_token_id")
-        if isinstance(i, int) and 0 <= i < len(tokens):
-            table[f"{name}_token"] = tokens[i]
-    return table
 
 
 def write(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:

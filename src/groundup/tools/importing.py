@@ -9,7 +9,6 @@ from groundup.artifacts import Manifest, making, read_manifest
 from groundup.errors import SettingsError
 from groundup.files import require_path
 from groundup.generation.settings import Sampling
-from groundup.tokenizer import chat
 from groundup.tokenizer.declared import read_table
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import digest_of, layout_of, model_directory, required_tokenizer
@@ -37,12 +36,12 @@ def import_model(source: Path, out: Path | None = None) -> tuple[Path, Manifest]
     out = out or Path("models") / (source.stem if source.is_file() else source.resolve().name)
     if out.exists():
         raise SettingsError(f"{out} exists and is left as it is: choose another --out, or move it away")
-    digest, tokenizer, layout = digest_of(source), required_tokenizer(source), layout_of(source)
+    digest, tokenizer = digest_of(source), required_tokenizer(source)
     model = build(*read_weights(model_directory(source)), str(source))
     settings = {"model": model.config.table(), "import": {"source": source.name}}
     with making(out, "model", settings, {"source": digest}) as draft:
         weights = dict(model.named_parameters())
-        write_model(draft, model.config, weights, tokenizer, _sampling(source), layout or chat.CONTINUES_TEXT)
+        write_model(draft, model.config, weights, tokenizer, _sampling(source), layout_of(source, tokenizer))
         again = dict(build(*read_weights(draft.path), str(out)).named_parameters())
         written = Tokenizer.load(draft.path)
         assert again.keys() == weights.keys(), "what was written reads otherwise"

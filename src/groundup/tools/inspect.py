@@ -240,6 +240,8 @@ def _describe_artifact(findings: Findings, progress: Progress) -> None:
             findings.next = _uses_of(path)
         case "evals":
             findings.next = [_command("report", run)]
+        case "export" if (path / "config.json").is_file():
+            findings.next = _uses_of(path)
 
 
 def _origin(path: Path, manifest: Manifest) -> Facts:
@@ -288,6 +290,8 @@ def _artifact_facts(path: Path, manifest: Manifest) -> Facts:
             facts |= {"step": f"{facts['step']:,} of {steps:,}", **_tensor_facts(sorted(path.glob("*.safetensors")))}
         case "evals":
             facts |= facts.pop("test")
+        case "export":
+            facts["read_back"] = {form: each["words"] for form, each in facts["read_back"].items()}
     return facts
 
 
@@ -395,7 +399,7 @@ def _describe_model_file(findings: Findings, progress: Progress) -> None:
         with findings.noting_errors("tokenizer"):
             if tokenizer := tokenizer_of(path, config):
                 facts["tokenizer"] = _tokenizer_facts(tokenizer)
-        facts["chat_template"] = "yes" if layout_of(path) else "none"
+        facts["chat"] = layout_of(path, tokenizer)["layout"] if tokenizer else "none"
         findings.next = [_command("import", path), *_uses_of(path)] if tokenizer else [_in_python(path)]
 
 
@@ -511,6 +515,7 @@ ARTIFACTS = {
     "shards": "documents as one stream of token ids (shards)",
     "model": "a model",
     "evals": "an evaluation on the test documents",
+    "export": "a model exported for other programs",
     "checkpoint": "a checkpoint, from which training goes on",
 }
 """What each kind of artifact is."""

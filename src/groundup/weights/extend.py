@@ -20,7 +20,6 @@ from groundup.artifacts import is_made, making, read_manifest
 from groundup.errors import DataError, SettingsError
 from groundup.files import reading
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.tokenizer import chat
 from groundup.tokenizer.declared import read_table
 from groundup.tokenizer.settings import MULTIPLE
 from groundup.weights.files import digest_of, layout_of, model_directory, required_tokenizer
@@ -75,8 +74,8 @@ def extend(source: Path, out: Path, added: Sequence[str] = (), special: Sequence
         parameters[name] = widen(parameters[name], before.vocab_size, list(parts.values()), config.vocab_size or 0)
     settings = {"model": config.table(), "extend": {"added": list(added), "special": list(special)}}
     with making(out, "model", settings, {"base": base}) as draft:
-        sampling, layout = read_table(directory / "generation.json"), layout_of(directory)
-        write_model(draft, config, parameters, after, sampling, layout or chat.CONTINUES_TEXT)
+        sampling, layout = read_table(directory / "generation.json"), layout_of(directory, before)
+        write_model(draft, config, parameters, after, sampling, layout)
         draft.statistics |= {name: made[name] for name in ("steps", "tokens") if name in made}
     return Extended(
         ids={text: before.vocab_size + number for number, text in enumerate(parts)},

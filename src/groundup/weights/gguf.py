@@ -15,7 +15,7 @@ import numpy.typing as npt
 from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.model.settings import Llama3Scaling, ModelConfig, Rotary
 from groundup.settings import differences
-from groundup.tensor_files import GGUF, TYPES, read_gguf_file, write_gguf_file
+from groundup.tensor_files import GGUF, TYPES, Strings, read_gguf_file, write_gguf_file
 from groundup.tokenizer import gguf as inside
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import names
@@ -163,9 +163,10 @@ def read_tokenizer(path: Path) -> Tokenizer | None:
     return inside.read(read_gguf_file(path).metadata, str(path))
 
 
-def read_layout(path: Path) -> dict[str, Any] | None:
-    """The table of a `chat.json` for the chat template inside, if there is one."""
-    return inside.read_layout(read_gguf_file(path).metadata)
+def read_template(path: Path) -> str | None:
+    """The chat template inside, in Jinja."""
+    template = read_gguf_file(path).metadata.get("tokenizer.chat_template")
+    return "".join(template) if isinstance(template, str | Strings) else None
 
 
 # --- writing ---

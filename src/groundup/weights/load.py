@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from groundup.artifacts import SMALL, is_made, verify
+from groundup.artifacts import SMALL, is_made
 from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
@@ -26,6 +26,7 @@ from groundup.weights.files import (
     refuse_not_finite,
     required_tokenizer,
     tokenizer_of,
+    verify_model,
     weight_files,
 )
 from groundup.weights.names import from_published, refusing_contradictions
@@ -109,7 +110,7 @@ def load_model(
     """
     source, chosen = model_directory(Path(path)), _dtype(dtype)
     if is_made(source):
-        verify(source, "model", digest_up_to=SMALL)
+        verify_model(source, digest_up_to=SMALL)
     config, weights = read_weights(source, chosen)
     return build(config, weights, str(source)).to(find_device(device), chosen).eval()
 

@@ -22,6 +22,21 @@ def block_count(q: Float[Tensor, "B H T K"]) -> int:
     return 1 if q.is_cuda else max(1, min(MOST_BLOCKS, q.shape[2] // BLOCK))
 
 
+def spans(length: int, n_blocks: int, window: int | None = None) -> list[tuple[int, int, int]]:
+    """For each block: its first query, the one after its last, and the first key that it meets.
+
+    >>> spans(10, 2), spans(10, 2, window=2)
+    ([(0, 5, 0), (5, 10, 0)], [(0, 5, 0), (5, 10, 0)])
+    """
+    sizes = [length // n_blocks + (number < length % n_blocks) for number in range(n_blocks)]  # as of tensor_split
+    edges = [0, *itertools.accumulate(sizes)]
+    found = []
+    for begin, end in itertools.pairwise(edges):
+        oldest = 0 if window is None else max(0, begin - window + 1)
+        found.append((begin, end, max(edge for edge in edges if edge <= oldest)))
+    return found
+
+
 def by_blocks(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G T K"],
@@ -41,24 +56,21 @@ def by_blocks(
         mask: keeps to the `window` already.
     """
     queries, keys, values = (each.tensor_split(n_blocks, dim=2) for each in (q, k, v))
-    edges = [0, *itertools.accumulate(block.shape[2] for block in queries)]
+    blocks = spans(q.shape[2], n_blocks, window)
+    begins = [begin for begin, _, _ in blocks]
     read = []
-    for number, block in enumerate(queries):
-        begin, end = edges[number], edges[number + 1]
-        oldest = 0 if window is None else max(0, begin - window + 1)
-        first = max(i for i in range(number + 1) if edges[i] <= oldest)
-        square = (..., slice(begin, end), slice(edges[first], end))
+    for number, (begin, end, oldest) in enumerate(blocks):
+        met = slice(begins.index(oldest), number + 1)  # the gradient of a cut is a view, that of a slice is padded
+        square = (..., slice(begin, end), slice(oldest, end))
         read.append(
             weighted_values(
-                block,
-                torch.cat(
-                    keys[first : number + 1], dim=2
-                ),  # the gradient of a cut is a view, that of a slice is padded
-                torch.cat(values[first : number + 1], dim=2),
+                queries[number],
+                torch.cat(keys[met], dim=2),
+                torch.cat(values[met], dim=2),
                 mask[square],
                 None if distance is None else distance[square],
                 dropout=None if dropout is None else dropout.of_queries(begin, end),
-                first_key=edges[first],
+                first_key=oldest,
                 **options,
             )
         )

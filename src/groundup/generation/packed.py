@@ -1,0 +1,217 @@
+"""Packed: a model whose linear maps hold their weights as a CPU reads them fastest, for generation.
+
+A step of generation reads every weight once for a few tokens, so it takes as long as reading them from memory: fewer
+bytes, in the order in which they are used. N rows, K input width, J output width.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from groundup.model.attention import GroupedQueryAttention
+from groundup.model.feedforward import FeedForward, MixtureOfExperts
+from groundup.model.latent import LatentAttention
+from groundup.model.transformer import Transformer
+
+Precision = Literal["bfloat16", "int8", "int4"]
+Multiply = Callable[[Tensor], Tensor]
+"""(N, K) bfloat16 → (N, J)."""
+
+GROUP = 32
+"""Weights of int4 that share a scale and a zero."""
+TOGETHER: dict[type[nn.Module], tuple[str, ...]] = {
+    GroupedQueryAttention: ("query", "key", "value"),
+    FeedForward: ("gate", "up"),
+}
+"""Linear maps of one input, which are one product."""
+UNPACKED: dict[type[nn.Module], tuple[str, ...]] = {
+    LatentAttention: ("key", "value"),  # are read as matrices
+    MixtureOfExperts: ("router", "experts"),  # a rounded router would choose others; stacks are of another kind
+}
+
+
+def pack(model: Transformer, precision: Precision) -> Transformer:
+    """A model of the same structure with packed linear maps, in evaluation; all else it shares with `model` where that
+    is bfloat16 already, and has a copy of where not. Stacked experts are left as they are.
+
+    Args:
+        precision: of the linear maps' weights. `bfloat16`: as they are; `int8`: 256 steps for each row; `int4`: 16 for
+            each 32 weights, but for the head, which is int8. Everything is computed in bfloat16.
+
+    >>> from groundup.model.settings import ModelConfig
+    >>> model = Transformer(ModelConfig(vocab_size=320, d_model=32, n_layers=1)).bfloat16().eval()
+    >>> tokens, packed = torch.tensor([[5, 6, 7]]), pack(model, "bfloat16")
+    >>> torch.allclose(packed(tokens), model(tokens), atol=0.01), packed.embed.weight is model.embed.weight
+    (True, True)
+    """
+    packed: Transformer = _copy(model, precision)  # type: ignore[assignment]
+    if precision == "int4" and model.head is not None:
+        packed._modules["head"] = Packed(
+            [model.head], "int8"
+        )  # rounded to 16 steps, it alone would cost 7 % perplexity
+    packed.multi_token = nn.ModuleList()
+    packed.packed_as = precision  # type: ignore[assignment]
+    return packed.eval()
+
+
+def refresh(packed: Transformer, model: Transformer) -> None:
+    """Pack the weights of `model`, such as they are now, into what `pack` made."""
+    precision: Precision = packed.packed_as  # type: ignore[assignment]
+    packed._modules.clear()  # frees the old ones first
+    packed.__dict__.update(pack(model, precision).__dict__)
+
+
+def _copy(module: nn.Module, precision: Precision | None) -> nn.Module:
+    """Packed, or with None only brought to bfloat16."""
+    if precision is not None and type(module) is nn.Linear:
+        return Packed([module], precision)
+    twin = copy.copy(module)
+    twin.__dict__.pop("forward", None)  # of a block that is compiled for training: it belongs to the old one
+    for held in ("_parameters", "_buffers"):
+        twin.__dict__[held] = {name: _in_bfloat16(tensor) for name, tensor in module.__dict__[held].items()}
+    unpacked = _names(module, UNPACKED)
+    twin._modules = {
+        name: child if child is None else _copy(child, None if name in unpacked else precision)
+        for name, child in module._modules.items()
+        if name not in _names(module, TOGETHER)
+    }
+    together = {name: module._modules[name] for name in _names(module, TOGETHER) if name in module._modules}
+    if len(together) > 1 and precision is not None and all(type(child) is nn.Linear for child in together.values()):
+        whole = Packed([*together.values()], precision)  # type: ignore[list-item]
+        twin._modules |= {name: Part(whole, number) for number, name in enumerate(together)}
+    else:
+        twin._modules |= {name: _copy(child, precision) for name, child in together.items() if child is not None}
+    return twin
+
+
+def _names(module: nn.Module, of: dict[type[nn.Module], tuple[str, ...]]) -> tuple[str, ...]:
+    return next((names for kind, names in of.items() if isinstance(module, kind)), ())
+
+
+def _in_bfloat16(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.bfloat16:
+        return tensor
+    half = tensor.detach().to(torch.bfloat16)
+    return nn.Parameter(half, requires_grad=False) if isinstance(tensor, nn.Parameter) else half
+
+
+class Packed(nn.Module):
+    """Linear maps of one input as one, without gradients."""
+
+    def __init__(self, linears: Sequence[nn.Linear], precision: Precision) -> None:
+        super().__init__()
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears]).bfloat16()
+        self._sizes = [linear.out_features for linear in linears]
+        self._multiply = PRECISIONS[precision](weight, bias, has_kernel(precision))
+        self._latest: tuple[Tensor | None, Sequence[Tensor]] = None, ()
+        # For some shapes oneDNN sums one row in another order than several: there a row is given a second one.
+        probe = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
+        self._least_rows = 1 if torch.equal(self._multiply(probe)[:1], self._multiply(probe[:1])) else 2
+
+    def forward(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
+        rows = x.reshape(-1, x.shape[-1])
+        n = len(rows)
+        if n < self._least_rows:
+            rows = rows.expand(self._least_rows, -1)
+        return self._multiply(rows.contiguous())[:n].view(*x.shape[:-1], -1)
+
+    def part(self, x: Float[Tensor, "*rows K"], number: int) -> Float[Tensor, "*rows J"]:
+        """What one of the linear maps makes of `x`; all are computed when the first of them is asked."""
+        asked, parts = self._latest
+        if asked is not x:
+            parts = self(x).split(self._sizes, dim=-1)
+        self._latest = (None, ()) if number == len(parts) - 1 else (x, parts)  # at once, for callers on several threads
+        return parts[number]
+
+
+class Part(nn.Module):
+    """One of several linear maps of the same input."""
+
+    def __init__(self, whole: Packed, number: int) -> None:
+        super().__init__()
+        self.whole, self.number = whole, number
+
+    def forward(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
+        return self.whole.part(x, self.number)
+
+
+def bfloat16(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
+    """In the order in which oneDNN reads weights, so that nothing is reordered at each call."""
+    weight = weight.bfloat16()
+    if not by_kernel:
+        return lambda rows: F.linear(rows, weight, bias)
+    held, multiply = torch.ops.mkldnn._reorder_linear_weight(weight, 1), torch.ops.mkldnn._linear_pointwise
+    return lambda rows: multiply(rows, held, bias, "none", [], "")
+
+
+def int8(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
+    """A row is a scale times whole numbers from −127 to 127."""
+    filled = _filled(weight)
+    scale = (filled.abs().amax(dim=1).clamp(min=1e-30) / 127).bfloat16()
+    codes = (filled / scale[:, None].float()).round().clamp(-127, 127).to(torch.int8)
+    if not by_kernel:
+        return _plain(codes * scale[:, None].float(), weight, bias)
+    return _by(lambda rows: torch._weight_int8pack_mm(rows, codes, scale), weight, bias)
+
+
+def int4(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
+    """A group of a row is 16 numbers from its least to its greatest."""
+    groups = _filled(weight).unflatten(1, (-1, GROUP))  # (J, groups, GROUP)
+    least = groups.amin(dim=-1, keepdim=True)
+    scale = ((groups.amax(dim=-1, keepdim=True) - least) / 15).clamp(min=1e-30).bfloat16()
+    middle = (least + 8 * scale).bfloat16()
+    codes = ((groups - middle) / scale + 8).round().clamp(0, 15).int()
+    if not by_kernel:
+        return _plain(((codes - 8) * scale.float() + middle).flatten(1), weight, bias)
+    held = torch._convert_weight_to_int4pack_for_cpu(codes.flatten(1), 1)
+    steps = torch.cat((scale, middle), dim=-1).transpose(0, 1).contiguous()  # (groups, J, 2)
+    return _by(lambda rows: torch._weight_int4pack_mm_for_cpu(rows, held, GROUP, steps), weight, bias)
+
+
+def _filled(weight: Float[Tensor, "J K"]) -> Float[Tensor, "J16 K32"]:
+    """In float32, with rows and channels of zeros up to whole multiples: with others torch's kernels fail, or read what
+    is not theirs."""
+    return F.pad(weight.float(), (0, -weight.shape[1] % GROUP, 0, -len(weight) % 16))
+
+
+def _plain(rounded: Tensor, weight: Float[Tensor, "J K"], bias: Tensor | None) -> Multiply:
+    return bfloat16(rounded[: len(weight), : weight.shape[1]], bias, by_kernel=False)
+
+
+def _by(multiply: Multiply, weight: Float[Tensor, "J K"], bias: Tensor | None) -> Multiply:
+    n_out, fill = len(weight), -weight.shape[1] % GROUP
+
+    def multiply_filled(rows: Float[Tensor, "N K"]) -> Float[Tensor, "N J"]:
+        product = multiply(F.pad(rows, (0, fill)) if fill else rows)[:, :n_out]
+        return product if bias is None else product + bias
+
+    return multiply_filled
+
+
+PRECISIONS: dict[Precision, Callable[[Tensor, Tensor | None, bool], Multiply]] = {
+    "bfloat16": bfloat16,
+    "int8": int8,
+    "int4": int4,
+}
+
+
+@functools.cache
+def has_kernel(precision: Precision) -> bool:
+    """Whether torch's operation for it is here and right: they are private, and may be missing on a machine or go from
+    one version to the next. Without it the weights are the same, but bfloat16 in memory."""
+    make, generator = PRECISIONS[precision], torch.Generator().manual_seed(0)
+    weight, rows, bias = (torch.randn(shape, generator=generator) for shape in ((48, 96), (3, 96), (48,)))
+    rows, bias = rows.bfloat16(), bias.bfloat16()
+    try:
+        product = make(weight, bias, True)(rows)
+    except (AttributeError, RuntimeError):
+        return False
+    # Of 96 products and about 10 in size, rounded to 8 bits one time more or less.
+    return torch.allclose(product, make(weight, bias, False)(rows), atol=0.25, rtol=0.02)
