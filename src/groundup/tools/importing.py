@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from groundup.artifacts import Manifest, making, read_manifest
-from groundup.errors import SettingsError
+from groundup.errors import DamagedError, SettingsError
 from groundup.files import require_path
 from groundup.generation.settings import Sampling
 from groundup.tokenizer.declared import read_table
@@ -30,6 +30,7 @@ def import_model(source: Path, out: Path | None = None) -> tuple[Path, Manifest]
 
     Raises:
         DataError: a source that cannot be read, or has no tokenizer.
+        DamagedError: what was written is not what is read back.
         SettingsError: `out` exists.
     """
     require_path(source, "model")
@@ -44,10 +45,15 @@ def import_model(source: Path, out: Path | None = None) -> tuple[Path, Manifest]
         write_model(draft, model.config, weights, tokenizer, _sampling(source), layout_of(source, tokenizer))
         again = dict(build(*read_weights(draft.path), str(out)).named_parameters())
         written = Tokenizer.load(draft.path)
-        assert again.keys() == weights.keys(), "what was written reads otherwise"
-        assert all(torch.equal(weight, again[name]) for name, weight in weights.items()), "numbers read otherwise"
-        assert (written.digest, written.roles) == (tokenizer.digest, tokenizer.roles), "its tokenizer reads otherwise"
+        other = [name for name in weights | again if not _same(weights.get(name), again.get(name))]
+        other += [] if (written.digest, written.roles) == (tokenizer.digest, tokenizer.roles) else ["the tokenizer"]
+        if other:
+            raise DamagedError(f"{out} is not kept: of what was written, {', '.join(other[:3])} is read otherwise")
     return out, read_manifest(out)
+
+
+def _same(weight: torch.Tensor | None, again: torch.Tensor | None) -> bool:
+    return weight is not None and again is not None and weight.dtype == again.dtype and torch.equal(weight, again)
 
 
 def _sampling(source: Path) -> dict[str, Any]:
