@@ -146,6 +146,25 @@ def chat(
     talk(Conversation(loaded, tokenizer, sampling, how), typed_lines())
 
 
+@app.command("import", epilog=example("import"))
+def import_(
+    source: Annotated[Path, Argument(help="A GGUF file, a Hugging Face directory, or a model of llama2.c.")],
+    out: Annotated[Path | None, Option(help="Where it goes; models/ and the name of the source if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a model of others a model directory like our own, with its tokenizer and chat template.
+
+    Nothing of a pickle is read. What is written is read back, and every number compared, before it gets its name.
+    """
+    from groundup.tools.importing import import_model
+
+    directory, manifest = import_model(source, out)
+    counted = sum(manifest.statistics["parameters"].values())
+    facts = {"model": str(directory), "parameters": counted, "digest": manifest.digest}
+    then = [terminal.command("inspect", directory), terminal.command("generate", directory, "Once upon a time")]
+    terminal.show(f"{source} is now {directory}", terminal.fact_rows(facts), then=then, instead=as_json and facts)
+
+
 @app.command(epilog=example("inspect"))
 def inspect(
     path: Annotated[Path, Argument(help="A run, an artifact, a model, a recipe, or a file.")],
