@@ -106,7 +106,7 @@ def test_requests_that_come_at_random_get_what_each_gets_alone(config: ModelConf
 
 def test_a_thousand_requests_half_of_them_cancelled_leave_no_page_held(llama: ModelConfig) -> None:
     model, draws = small(llama), random.Random(0)
-    engine = Engine(model, most_requests=50, cache_tokens=600)
+    engine = Engine(model, most_requests=50, cache_tokens=600)  # which half of them could hold
     requests = [
         engine.submit(
             [draws.randrange(320) for _ in range(draws.randint(1, 9))], Sampling(max_tokens=draws.randint(1, 4))
@@ -318,7 +318,7 @@ def test_the_engine_is_public_and_takes_few_lines(llama: ModelConfig) -> None:
 
 
 def test_answers_are_distributed_as_stated(llama: ModelConfig) -> None:
-    """All answers of two tokens over a vocabulary of four, drawn 4,000 times, with a penalty and a bias."""
+    """All answers of two tokens over a vocabulary of four, drawn 1,000 times, with a penalty and a bias."""
     model = Transformer(llama.model_copy(update={"vocab_size": 4, "n_layers": 1}), seed=2).eval()
     for parameter in model.parameters():
         parameter.data.mul_(3.0)
@@ -332,6 +332,6 @@ def test_answers_are_distributed_as_stated(llama: ModelConfig) -> None:
         expected[first, second] = share
     assert expected.sum().item() == pytest.approx(1.0, abs=1e-5)
     drawn = torch.zeros(4, 4)
-    for first, second in Engine(model).generate([[1]], n=4000, **sampling.model_dump(exclude={"seed", "stop"})):
-        drawn[first, second] += 1 / 4000
-    assert_close(drawn, expected, atol=0.03, rtol=0)  # four standard deviations of a share of a half
+    for first, second in Engine(model).generate([[1]], n=1000, **sampling.model_dump(exclude={"seed", "stop"})):
+        drawn[first, second] += 1 / 1000
+    assert_close(drawn, expected, atol=0.06, rtol=0)  # four standard deviations of a share of a half

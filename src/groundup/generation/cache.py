@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -39,10 +40,15 @@ class PagedCache:
     def empty(
         cls, config: ModelConfig, pages: int, size: int, device: torch.device, dtype: torch.dtype
     ) -> "PagedCache":
-        """One page more than asked for: no request holds it, and it fills up lists of pages."""
+        """One page more than asked for: no request holds it, and it fills up lists of pages. On a CPU, memory is taken
+        as pages are written."""
         heads, *widths = config.cached
         shape = (config.n_layers, pages + 1, heads, size)
-        keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in widths)
+        if device.type != "cpu":
+            keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in widths)
+            return cls(keys, values)
+        raw = (torch.from_numpy(np.zeros((*shape, width * dtype.itemsize), np.uint8)) for width in widths)
+        keys, values = (each.view(dtype) for each in raw)
         return cls(keys, values)
 
     def clear(self, pages: Sequence[int]) -> None:

@@ -22,6 +22,7 @@ from groundup.generation.packed import Precision, pack, refresh
 from groundup.generation.sample import adjusted, draw, is_greedy, probabilities, uniform
 from groundup.generation.schedule import Pages, Schedule, Scheduled, Work
 from groundup.generation.settings import Sampling
+from groundup.machine import total_memory
 from groundup.model.settings import Latent
 from groundup.model.transformer import Transformer, evaluating
 
@@ -122,7 +123,8 @@ class Engine:
         never: ids that are not chosen.
         most_requests: that run together; the others wait.
         step_tokens: most tokens of a step; longer prompts take several.
-        cache_tokens: tokens whose keys and values are kept at most; as many as `most_requests` can have if not given.
+        cache_tokens: tokens whose keys and values are kept at most; if not given, as many as `most_requests` can have
+            and a quarter of the device's memory holds.
         proposer: guesses how requests go on; a step then checks the guesses and may give several tokens.
         static: positions of the batches in which a trainer scores the answers: log-probabilities are then the trainer's
             to the bit.
@@ -171,8 +173,11 @@ class Engine:
         self.model = model if precision is None else pack(model, precision)
         weight = next(self.model.parameters())
         self._device = weight.device
-        wanted = most_requests * self.context if cache_tokens is None else cache_tokens
-        count = max(-(-wanted // PAGE), -(-self.context // PAGE))
+        if cache_tokens is None:
+            heads, *widths = model.config.cached
+            token_bytes = model.config.n_layers * heads * sum(widths) * weight.element_size()
+            cache_tokens = min(most_requests * self.context, total_memory(weight.device) // 4 // token_bytes)
+        count = -(-max(cache_tokens, self.context) // PAGE)
         self.cache = PagedCache.empty(model.config, count, PAGE, weight.device, weight.dtype)
         self.schedule = Schedule[Request](Pages(count, PAGE), most_requests, step_tokens)
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
