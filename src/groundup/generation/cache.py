@@ -5,6 +5,7 @@ its own, from whatever requests.
 """
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,8 +48,8 @@ class PagedCache:
         if device.type != "cpu":
             keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in widths)
             return cls(keys, values)
-        raw = (torch.from_numpy(np.zeros((*shape, width * dtype.itemsize), np.uint8)) for width in widths)
-        keys, values = (each.view(dtype) for each in raw)
+        raw = (torch.from_numpy(np.zeros(math.prod(shape) * width * dtype.itemsize, np.uint8)) for width in widths)
+        keys, values = (each.view(dtype).view(*shape, width) for each, width in zip(raw, widths, strict=True))
         return cls(keys, values)
 
     def clear(self, pages: Sequence[int]) -> None:
