@@ -58,13 +58,13 @@ class PagedCache:
         Args:
             static: keys that are read whatever there are, for the bits of a forward pass over so many positions.
         """
-        slot = torch.tensor(self.slots(works), device=self.keys.device)
+        where = self.pages_of(torch.tensor(self.slots(works), device=self.keys.device))
         if static is None and self.keys.dtype in KERNELS and self.keys.device.type == "cpu":
             each = [work for work in works for _ in work.ids]
             ends = [at + 1 for work in works for at in range(work.first, work.end)]
             table, length = self.gather(each, max(ends)).int(), torch.tensor(ends, dtype=torch.int32)
-            return PagedAttend(self, slot, table=table, length=length)
-        return PagedAttend(self, slot, works, static)
+            return PagedAttend(self, where, table=table, length=length)
+        return PagedAttend(self, where, works, static)
 
     def slots(self, works: Sequence[Work[Any]]) -> list[int]:
         """Where the keys and values of the works' tokens go: page × size + number in the page."""
@@ -72,6 +72,11 @@ class PagedCache:
         return [
             work.request.pages[at // size] * size + at % size for work in works for at in range(work.first, work.end)
         ]
+
+    def pages_of(self, slots: Int[Tensor, "n"]) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+        """The pages of `slots`, and the numbers in them."""
+        size = self.keys.shape[3]
+        return slots // size, slots % size
 
     def gather(self, works: Sequence[Work[Any]], length: int) -> Int[Tensor, "B pages"]:
         """The pages of each work's request as far as `length` tokens, filled up with the one that no one holds."""
@@ -108,8 +113,8 @@ class PagedAttend:
     """Writes the keys and values of new tokens into their pages, and lets each read its request up to itself."""
 
     cache: PagedCache
-    slot: Int[Tensor, "n"]
-    """Of each token, as of `slots`."""
+    where: tuple[Int[Tensor, "n"], Int[Tensor, "n"]]
+    """Page of each token, and number in it."""
     works: Sequence[Work[Any]] = ()
     """What the tokens are of, where there is no table."""
     static: int | None = None
@@ -147,7 +152,7 @@ class PagedAttend:
     def _alike(
         self, count: int, end: int, oldest: int, works: list[tuple[int, Work[Any]]], window: int | None
     ) -> Alike:
-        device = self.slot.device
+        device = self.cache.keys.device
         end = min(end, max(work.end for _, work in works)) if self.static is None else end
         queries = torch.arange(-(-count // ROWS) * ROWS, device=device).clamp(max=count - 1)
         starts, firsts = torch.tensor([(start, work.first) for start, work in works], device=device).T
@@ -187,15 +192,15 @@ class PagedAttend:
         self, q: Float[Tensor, "N H 1 K"], layer: int, width: int, window: int | None, dropout: None, **options: Any
     ) -> Float[Tensor, "N H 1 W"]:
         assert self.table is not None and self.length is not None
-        keys, values, n = self.cache.keys[layer], self.cache.values[layer], len(self.slot)
+        keys, values, n = self.cache.keys[layer], self.cache.values[layer], len(self.where[0])
         values = values if values.shape[-1] else keys[..., :width]
         read = paged_attention(q[:n, :, 0], keys, values, self.table, self.length, window=window, **options)
         more = len(q) - n  # rows that nobody reads
         return F.pad(read, (0, 0, 0, 0, 0, more))[:, :, None] if more else read[:, :, None]
 
     def _write(self, pages: Float[Tensor, "P G S K"], new: Float[Tensor, "N G 1 K"]) -> None:
-        size = pages.shape[2]
-        pages[self.slot // size, :, self.slot % size] = new[: len(self.slot), :, 0]
+        page, number = self.where
+        pages[page, :, number] = new[: len(self.where[0]), :, 0]
 
     @staticmethod
     def _read(pages: Float[Tensor, "P G S K"], alike: Alike) -> Float[Tensor, "B G keys K"]:

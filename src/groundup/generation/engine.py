@@ -385,7 +385,7 @@ class Engine:
         length: Int[Tensor, "N"],
     ) -> Float[Tensor, "N V"]:
         """The scores after tokens that are each of another request: a forward pass that knows tensors alone."""
-        attend = PagedAttend(self.cache, slot, table=table, length=length)
+        attend = PagedAttend(self.cache, self.cache.pages_of(slot), table=table, length=length)
         return self.model.logits(self.model.hidden(tokens, position, attend).squeeze(1))
 
     def _scored(self, places: list[Place], logits: Float[Tensor, "R V"]) -> dict[Work[Request], list[Scored]]:
