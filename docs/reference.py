@@ -71,6 +71,8 @@ PUBLIC = {
     "evals.run": ["score_files"],
     "tokenizer.tokenizer": ["Tokenizer"],
     "tokenizer.chat": ["Chat", "load"],
+    "export.run": ["export", "Exported"],
+    "export.settings": ["ExportSettings"],
     "corpus.sources": ["find", "Found", "read"],
     "corpus.document": ["Document"],
     "corpus.clean": ["clean"],

@@ -1,10 +1,12 @@
-"""Model directories as transformers writes them are scored and continued as transformers does, behind their own opener.
+"""Model directories as transformers writes them are scored and continued as transformers does, behind their own opener;
+and exported again, they are the same to transformers.
 
 Each of the twelve architectures with the kind of tokenizer that it usually comes with, learned here on the storybook.
 """
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +20,15 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from groundup.corpus.settings import CorpusSettings
 from groundup.evals.run import score_files
+from groundup.export.run import export
+from groundup.export.settings import ExportSettings
 from groundup.generation.text import generate
+from groundup.tokenizer.declared import read_table
 from groundup.tokenizer.split import PATTERNS
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights.load import load_with_tokenizer
+from groundup.weights.configs import filled
+from groundup.weights.files import chat_of
+from groundup.weights.load import load_with_tokenizer, read_weights
 
 CONTEXT = 48
 LLAMA = {
@@ -200,3 +207,39 @@ def test_greedy_text_is_that_of_transformers_behind_the_models_opener(
         ours = generate(model, tokenizer, prompt, max_tokens=25, temperature=0.0)
         text = [i for i in made if i not in tokenizer.special.values()]
         assert prompt + ours == tokenizer.decode(text), kind
+
+
+TEMPLATE = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content | trim }}{{ eos_token }}\n{% endfor %}"
+
+
+def test_an_export_is_to_transformers_what_it_was_made_from(
+    written: tuple[Kind, Path, Any, Callable[[str], list[int]]], tmp_path: Path
+) -> None:
+    kind, folder, theirs, _ = written
+    source = Path(shutil.copytree(folder, tmp_path / "source"))
+    table = read_table(source / "tokenizer_config.json")
+    roles = {"bos_token": kind.opener, "eos_token": kind.closer}
+    (source / "tokenizer_config.json").write_text(json.dumps({**table, **roles, "chat_template": TEMPLATE}))
+    (source / "chat_template.jinja").unlink(missing_ok=True)
+    out = tmp_path / "out"
+    export(source, out, ExportSettings(to=("huggingface",)))
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(
+        out, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(info.values()), info
+    before, after = (transformers.AutoTokenizer.from_pretrained(path) for path in (source, out))
+    ids = torch.randint(len(before), (2, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(ids).logits, theirs(ids).logits, atol=1e-4, rtol=1e-5)
+    for text in (PROMPT, f"a {kind.closer}{kind.opener} b", "naïve 🦊", ""):
+        assert after(text)["input_ids"] == before(text)["input_ids"]
+    messages = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": f" no {kind.closer}"}]
+    text = before.apply_chat_template(messages, tokenize=False)
+    assert after.apply_chat_template(messages, tokenize=False) == text
+    chats = [chat_of(path) for path in (source, out)]
+    assert [chat and chat.text(messages) for chat in chats] == [text, text]
+    (config, weights), (same, those) = read_weights(source), read_weights(out)
+    assert filled(same) == filled(config) and weights.keys() == those.keys()
+    assert all(torch.allclose(weights[name], those[name], rtol=0, atol=1e-6) for name in weights)
+    assert Tokenizer.load(out).digest == Tokenizer.load(source).digest
+    assert Tokenizer.load(out).roles == Tokenizer.load(source).roles

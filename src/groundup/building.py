@@ -95,7 +95,7 @@ class Stage:
 
     @property
     def command(self) -> str:
-        return COMMANDS[self.name]
+        return COMMANDS.get(self.name, self.name)
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,11 @@ def build(
         job.recipe.parallel.sizes(ranks)
     elif among[0] > 0:
         return _follow(job)
-    stages = _stages_up_to(only or last or "report")
+    stages = _stages_up_to(only or last or "report", job.recipe)
+    _check_export(job)
     refuse_missing(job.recipe.pretrain.loggers, job.recipe.pretrain.TABLE)
     with lock(job.run):
-        for stage in STAGES:
+        for stage in _chain(job.recipe):
             refuse_in_the_way(job.run / stage.name)
         job = _without_stale_stages(job, stages, replace)
         write_text(job.run / "recipe.toml", job.recipe.to_toml())
@@ -206,7 +207,7 @@ def examine(
         SettingsError: when corpus, tokenizer or shards in the run are those of another recipe.
     """
     job = _open_job(recipe, overrides, run, say=say, watch=watch)
-    before = _stages_up_to("pack")
+    before = _stages_up_to("pack", job.recipe)
     with lock(job.run):
         if stale := _find_stale(before, job):
             raise SettingsError(_conflict(stale, job))
@@ -238,12 +239,22 @@ def _open_job(recipe: str | Path | Recipe, overrides: Iterable[str], run: str | 
     return Job(loaded, beside, directory, **options)
 
 
-def _stages_up_to(command: str) -> tuple[Stage, ...]:
+def _chain(recipe: Recipe) -> tuple[Stage, ...]:
+    """All stages of a recipe; it is exported only with a table that says so."""
+    return STAGES if recipe.export is None else (*STAGES, EXPORT)
+
+
+def _stages_up_to(command: str, recipe: Recipe) -> tuple[Stage, ...]:
     """The stages that a command needs, its own included; the report needs all."""
-    commands = [*COMMANDS.values(), "report"]
+    chain = _chain(recipe)
+    commands = [*(stage.command for stage in chain), "report"]
+    if command == EXPORT.name and command not in commands:
+        raise SettingsError(
+            "the recipe has no table [export], which says what to export: add one, or set export.to=huggingface"
+        )
     if command not in commands:
         raise SettingsError(f"no stage is called {command}; {nearest(command, commands)}")
-    return STAGES[: commands.index(command) + 1]
+    return chain[: commands.index(command) + 1]
 
 
 # Which stages are stale
@@ -256,7 +267,7 @@ def _without_stale_stages(job: Job, stages: Iterable[Stage], replace: bool) -> J
         SettingsError: there are some, and they are not to be replaced; or one cannot be made again.
     """
     asked, job = job, _with_recorded_choices(job)
-    stale = _find_stale(STAGES, job, replace)
+    stale = _find_stale(_chain(job.recipe), job, replace)
     if stale and not replace:
         raise SettingsError(_conflict(stale, job))
     if "model" in stale:
@@ -374,7 +385,7 @@ def _conflict(stale: Mapping[str, str], job: Job) -> str:
     changed = differences(read_toml(recorded) if recorded.is_file() else {}, job.recipe.table())
     lines = [f"{job.run} was built from another recipe or other inputs."]
     lines += [f"  {name}: {toml_value(old)} → {toml_value(new)}" for name, (old, new) in changed.items()]
-    lines += [f"  stale: {COMMANDS[name]} ({why})" for name, why in stale.items()]
+    lines += [f"  stale: {COMMANDS.get(name, name)} ({why})" for name, why in stale.items()]
     lines += [
         f"Build beside it with --run {next_to(job.run)} (stages that fit are shared), or make the stale stages again "
         "with --replace"
@@ -596,6 +607,20 @@ def _make_evals(job: Job, settings: Table, inputs: Mapping[str, str], progress: 
         evaluate(job.run / "model", job.run / "shards", job.recipe.evals, device, draft, progress)
 
 
+def _check_export(job: Job) -> None:
+    if job.recipe.export is not None:
+        from groundup.export.check import refuse_impossible
+
+        refuse_impossible(job.recipe.export, job.recipe.model.with_vocabulary(64))
+
+
+def _make_export(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
+    from groundup.export.run import export_run
+
+    assert job.recipe.export is not None, "else it is no stage"
+    export_run(job.run, job.recipe.export, inputs, progress)
+
+
 @contextmanager
 def _explaining_memory(job: Job) -> Iterator[None]:
     """Where memory runs out: what this model's training needs, part by part, and the smallest change that fits."""
@@ -635,3 +660,11 @@ STAGES = (
     Stage("evals", lambda recipe: recipe.evals.table(), ("model", "shards"), _make_evals, shared=False),
 )
 """In the order of `artifacts.COMMANDS`. The report comes after these: a file, not a directory."""
+EXPORT = Stage(
+    "export",
+    lambda recipe: {} if recipe.export is None else recipe.export.table(),
+    ("corpus", "tokenizer", "shards", "model", "evals"),
+    _make_export,
+    shared=False,
+)
+"""The last, of a recipe that asks for it. Its card tells of all that come before."""

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from groundup.corpus.settings import CorpusSettings
 from groundup.evals.settings import EvalSettings
+from groundup.export.settings import ExportSettings
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.parallel.settings import ParallelSettings
 from groundup.pretrain.settings import MultiToken, PretrainSettings
@@ -40,6 +41,8 @@ class Recipe(Settings):
     parallel: ParallelSettings = ParallelSettings()
     pretrain: PretrainSettings = PretrainSettings()
     evals: EvalSettings = EvalSettings()
+    export: ExportSettings | None = None
+    """Without this table nothing is exported."""
 
     @field_validator("name")
     @classmethod

@@ -246,6 +246,50 @@ def evaluate(
     terminal.show("\n".join(lines(result)), instead=as_json and result)
 
 
+@app.command(epilog=example("export"))
+def export(
+    target: Annotated[Path, Argument(help="A recipe, a run, or a model directory.")],
+    overrides: Overrides = None,
+    to: Annotated[str | None, Option("--to", help="huggingface, gguf or onnx.")] = None,
+    out: Annotated[Path | None, Option("--out", help="The directory to make.")] = None,
+    quantize: Annotated[str | None, Option(help="Of gguf: q8_0 or q4_0.")] = None,
+    dtype: Annotated[str | None, Option(help="float32, float16 or bfloat16; as the weights are, if not given.")] = None,
+    licence: Annotated[str | None, Option(help="Of the model, for its card.")] = None,
+    run: Run = None,
+    replace: Replace = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for other programs: read back and compared, or it is not called done."""
+    from groundup.errors import SettingsError
+    from groundup.export.settings import ExportSettings
+
+    chosen = {"to": to, "quantize": quantize, "dtype": dtype, "licence": licence}
+    given = [f"--{name}" for name, value in {**chosen, "out": out}.items() if value is not None]
+    if target.suffix == ".toml":
+        if given:
+            raise SettingsError(f"{given[0]} goes with a model; with a recipe, set its table [export]: export.to=gguf")
+        from groundup.artifacts import read_manifest
+
+        directory = _build(target, overrides, run, replace, "export", quiet=as_json).run / "export"
+        read_back = read_manifest(directory).statistics["read_back"]
+        terminal.show([(form, each["words"]) for form, each in read_back.items()], instead=as_json and read_back)
+        return
+    if overrides or run or replace:
+        raise SettingsError(f"settings, --run and --replace go with a recipe; {target} is not one")
+    if to is None or out is None:
+        command = terminal.command("export", target)
+        raise SettingsError(f"name the format and the directory: `{command} --to huggingface --out DIR`")
+    settings = ExportSettings.from_table({name: value for name, value in chosen.items() if value is not None}, "export")
+    from groundup.export.run import export as write  # imports torch
+
+    with terminal.watch("export") as progress:
+        exported = write(target, out, settings, progress)
+    agreement = exported.read_back[to]
+    table = as_json and {"directory": str(out), "format": to, **vars(agreement), "words": agreement.words}
+    then = [terminal.command("inspect", out)]
+    terminal.show(f"Wrote {out}, read it back: {agreement.words}.", then=then, instead=table)
+
+
 @app.command(epilog=example("report"))
 def report(
     target: Annotated[Path, Argument(help="A run, or a recipe.")],

@@ -206,19 +206,17 @@ def load(directory: Path, tokenizer: Tokenizer) -> Chat | None:
     >>> load(Path("nowhere"), Tokenizer.learn("low lower", vocab_size=320)) is None
     True
     """
-    path = directory / FILE
-    if path.is_file():
-        return Chat.of(read_table(path), tokenizer, path)
-    layout = published_layout(directory)
-    return None if layout is None else Chat.of(layout, tokenizer, directory)
+    return Chat.of(read_layout(directory), tokenizer, directory)
 
 
-def published_layout(directory: Path) -> dict[str, Any] | None:
-    """The table of a `chat.json` for a Hugging Face directory, if that has a chat template.
+def read_layout(directory: Path) -> dict[str, Any]:
+    """The table of `chat.json`, as it is or as it would be for the template in Hugging Face's files.
 
     Raises:
         DataError: a file that is damaged.
     """
+    if (directory / FILE).is_file():
+        return read_table(directory / FILE)
     alone = directory / "chat_template.jinja"
     template: Any = read_table(directory / "tokenizer_config.json").get("chat_template")
     template = read_table(directory / "chat_template.json").get("chat_template", template)
@@ -227,9 +225,20 @@ def published_layout(directory: Path) -> dict[str, Any] | None:
         template = named.get("default")
     if alone.is_file():
         template = alone.read_text("utf-8", "replace")
-    if template is None:
-        return None
-    return {"layout": "template", "template": template, **named_tokens(directory)}
+    return layout_of(template, named_tokens(directory))
+
+
+def layout_of(template: str | None, tokens: Mapping[str, str]) -> dict[str, Any]:
+    """The table of `chat.json` for a Jinja template, None where there is none.
+
+    >>> layout_of(None, {}), layout_of(CHATML_TEMPLATE, {})
+    ({'layout': 'text'}, {'layout': 'chatml'})
+    >>> layout_of("{{ bos_token }}", {"bos_token": "<s>"})
+    {'layout': 'template', 'template': '{{ bos_token }}', 'bos_token': '<s>'}
+    """
+    if template in (None, CHATML_TEMPLATE):
+        return dict(CONTINUES_TEXT if template is None else CHATML)
+    return {"layout": "template", "template": template, **tokens}
 
 
 def _check(message: Any, number: int) -> None:

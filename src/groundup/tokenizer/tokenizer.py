@@ -593,9 +593,10 @@ class Tokenizer:
     @property
     def digest(self) -> str:
         """The sha256 of everything that decides the ids of a document."""
-        content = self.rules.content()
-        if self.roles != Roles.of(self.special):
-            content += canonical_json([self.roles.opener, self.roles.closer])
+        content, named = self.rules.content(), Roles.of(self.special)
+        framing = [self.roles.opener, self.roles.closer]  # what ends an answer decides no id
+        if framing != [named.opener, named.closer]:
+            content += canonical_json(framing)
         return hashlib.sha256(content).hexdigest()
 
     def spelled(self, i: int) -> str:

@@ -14,7 +14,8 @@ Statistics = Mapping[str, Any]
 
 def stage_rows(built: Built) -> list[tuple[str, ...]]:
     """Header and rows: each stage, how long it took, what it read and wrote."""
-    facts = {name: read_manifest(built.run / name).statistics for name in COMMANDS if is_made(built.run / name)}
+    made = [name for name in (*COMMANDS, "export") if is_made(built.run / name)]
+    facts = {name: read_manifest(built.run / name).statistics for name in made}
     rows: list[tuple[str, ...]] = [("stage", "time", "in", "out", "digest")]
     for row in built.rows:
         took = f"{row.seconds:.1f} s" if row.what == "made" else row.what
@@ -47,6 +48,8 @@ def _in_and_out(stage: str, facts: dict[str, Statistics], run: Path) -> tuple[st
         case "eval":
             test = facts["evals"]["test"]
             return f"{test['documents']:,} documents", f"{test['bits_per_byte']:.3f} bits per byte (test)"
+        case "export":
+            return "the model", ", ".join(facts["export"]["read_back"])
         case _:
             return "all of the above", str(run / "report.html")
 

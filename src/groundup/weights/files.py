@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from groundup.artifacts import is_made, verify
+from groundup.artifacts import Manifest, is_made, read_manifest, verify
 from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.files import PICKLES, canonical_json, require_path, sha256_of_file
 from groundup.model.settings import ModelConfig
@@ -67,6 +67,12 @@ def model_directory(path: Path) -> Path:
     if (path / "recipe.toml").is_file() and not (path / "config.json").is_file():
         raise DataError(f"the run {path} has no finished model yet: go on with the command that began it")
     return path
+
+
+def verify_model(directory: Path, digest_up_to: int | None = None) -> Manifest:
+    """`verify` of a model that was made here, or of an export of one."""
+    kind = "export" if read_manifest(directory).kind == "export" else "model"
+    return verify(directory, kind, digest_up_to)
 
 
 def config_of(path: Path) -> ModelConfig:
@@ -164,13 +170,24 @@ def required_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def layout_of(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The table of `chat.json` for anything that `load` reads; `tokenizer` is its own."""
+    model = model_directory(path)
+    if not is_gguf(model):
+        return chat.read_layout(model)
+    ids = {"bos_token": tokenizer.roles.opener, "eos_token": tokenizer.roles.closer}
+    named = {role: tokenizer.tokens[i].decode() for role, i in ids.items() if i is not None}
+    return chat.layout_of(gguf.read_template(model), named)
+
+
 def chat_of(path: Path) -> Chat | None:
     """How to converse with anything that `load` reads; None for a base model.
 
     Raises:
         DataError: also where there is no tokenizer.
     """
-    return chat.load(model_directory(path), required_tokenizer(path))
+    tokenizer = required_tokenizer(path)
+    return Chat.of(layout_of(path, tokenizer), tokenizer, path)
 
 
 def not_finite_weights(directory: Path) -> list[str]:
@@ -200,6 +217,6 @@ def digest_of(path: Path) -> str:
     if directory.is_file():
         return sha256_of_file(directory)
     if is_made(directory):
-        return verify(directory, "model").digest
+        return verify_model(directory).digest
     files = {file.name: sha256_of_file(file) for file in sorted(directory.iterdir()) if file.suffix in MODEL_FILES}
     return hashlib.sha256(canonical_json(files)).hexdigest()

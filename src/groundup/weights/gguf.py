@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.model.settings import Llama3Scaling, ModelConfig, Rotary
+from groundup.settings import differences
 from groundup.tensor_files import GGUF, TYPES, Strings, read_gguf_file, write_gguf_file
 from groundup.tokenizer import gguf as inside
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -28,10 +29,9 @@ if TYPE_CHECKING:
 
 KEYS = {"rope.scaling.finetuned", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.freq_base",
         "rope.dimension_count", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
-        "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "attention.key_length", "attention.value_length",
-        "attention.head_count_kv", "attention.sliding_window", "expert_count", "expert_used_count",
-        "expert_shared_count", "expert_group_count", "tensor_data_layout"}  # fmt: skip
-"""Keys that are heeded, or change nothing, besides those that `gguf.toml` names by themselves."""
+        "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "attention.value_length",
+        "attention.head_count_kv", "expert_count", "expert_used_count", "tensor_data_layout"}  # fmt: skip
+"""Keys that are heeded, or change nothing, besides those that `gguf.toml` names."""
 HEADS_KEPT = ("gptneox", "olmo2")
 """Architectures that llama.cpp wants a matrix for the head of, even where it is the embedding."""
 
@@ -50,12 +50,13 @@ def _table(file: GGUF) -> dict[str, Any]:
     """The metadata as `gguf.toml` names it, with what the names of the tensors tell."""
     kind, known = file.metadata.get("general.architecture"), architectures("gguf")
     if not isinstance(kind, str) or kind not in known:
-        raise UnsupportedError(f"{file.path} has general.architecture {kind!r}; known are {', '.join(known)}")
+        raise UnsupportedError(f"{file.path} has general.architecture {kind!r:.60}; known are {', '.join(known)}")
     table = {key.removeprefix(f"{kind}."): value for key, value in file.metadata.items()
              if key.startswith((f"{kind}.", "groundup."))}  # fmt: skip
+    kind = f"{kind}-experts" if table.get("expert_count") and f"{kind}-experts" in known else kind
     heeded = KEYS | known[kind].keys
     if unknown := [key for key in table if key not in heeded and not key.startswith("groundup.")]:
-        raise UnsupportedError(f"{file.path} has {kind}.{unknown[0]}, which is not represented here")
+        raise UnsupportedError(f"{file.path} has {unknown[0]} of {kind}, which is not represented here")
     tensors = file.tensors
     embedding, head = tensors.get("token_embd.weight"), tensors.get("output.weight")
     if embedding is None:
@@ -81,12 +82,8 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         DataError: as of `read_gguf_file`; an architecture, key or value that is not represented here, by name.
     """
-    return _config(read_gguf_file(path))
-
-
-def _config(file: GGUF) -> ModelConfig:
-    with _naming(file.path):
-        return names.read_config(_table(file), "gguf")
+    with _naming(path):
+        return names.read_config(_table(read_gguf_file(path)), "gguf")
 
 
 def count_parameters(path: Path) -> int:
@@ -102,23 +99,42 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
     """
     import torch
 
+    from groundup.model.transformer import Transformer
     from groundup.weights.quantize import UNPACK
 
     file = read_gguf_file(path)
-    config = _config(file)
+    table = _table(file)
+    with _naming(path), torch.device("meta"):  # shapes, before anything is unpacked
+        config, kind = names.read_config(table, "gguf"), table["model_type"]
+        meant = dict(Transformer(config).named_parameters())
+        wanted = _their_tensors(kind, config, meant, "output.weight" in file.tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    if differing := differences(shapes, {name: stored.shape for name, stored in file.tensors.items()}):
+        listed = "; ".join(f"{name} is {there}, not {ours}" for name, (ours, there) in [*differing.items()][:5])
+        raise DataError(f"{path}: the weights do not fit the config: {listed}")
     tensors = {}
     for name, stored in file.tensors.items():
         blocks = torch.from_numpy(stored.raw).view(-1, TYPES[stored.type].size)
         tensor = UNPACK[stored.type](blocks).view(stored.shape)
         tensors[name] = tensor if dtype is None else tensor.to(dtype)
-    with _naming(path):
-        factors, wanted = tensors.pop("rope_freqs.weight", None), _rope_factors(config)
-        same = factors is wanted  # as most have none
-        if factors is not None and wanted is not None and factors.shape == wanted.shape:
-            same = factors.allclose(wanted, rtol=1e-4)
-        if not same:
-            raise UnsupportedError(f"{path}: rope_freqs.weight does not hold the factors of Llama 3.1's scaling")
-        return from_published(str(file.metadata["general.architecture"]), config, tensors, "gguf")
+    factors = tensors.pop("rope_freqs.weight", None)
+    if factors is not None and not factors.allclose(wanted["rope_freqs.weight"], rtol=1e-4):
+        raise UnsupportedError(f"{path}: rope_freqs.weight does not hold the factors of Llama 3.1's scaling")
+    return from_published(kind, config, tensors, "gguf")
+
+
+def _their_tensors(
+    kind: str, config: ModelConfig, ours: "Mapping[str, Tensor]", with_head: bool
+) -> "dict[str, Tensor]":
+    """Our tensors as architecture `kind` has them.
+
+    Args:
+        with_head: whether the matrix of a tied head is there too.
+    """
+    head = {"head.weight": ours["embed.weight"]} if with_head else {}
+    tensors = to_published(kind, config, head | dict(ours), "gguf")
+    factors = _rope_factors(config)
+    return tensors if factors is None else tensors | {"rope_freqs.weight": factors}
 
 
 def _rope_factors(config: ModelConfig) -> "Tensor | None":
@@ -183,9 +199,10 @@ def write_gguf(
 
     if kind not in FILE_TYPES:
         raise SettingsError(f"unknown quantization {kind!r}; {nearest(kind, FILE_TYPES)}")
-    architecture = published_kind(config, tuple(architectures("gguf")), "gguf")
+    mapped = published_kind(config, "gguf")
+    architecture, _, _ = mapped.partition("-")
     table = {key if key.startswith("groundup.") else f"{architecture}.{key}": value
-             for key, value in write_config(architecture, config, "gguf").items()
+             for key, value in write_config(mapped, config, "gguf").items()
              if key != "model_type" and not key.startswith("tensors.")}  # fmt: skip
     entries = {
         "general.architecture": architecture,
@@ -197,11 +214,7 @@ def write_gguf(
         **({} if template is None else {"tokenizer.chat_template": template}),
     }
     ours = {name: weight.detach() for name, weight in weights.items() if not name.startswith("multi_token.")}
-    if architecture in HEADS_KEPT:
-        ours.setdefault("head.weight", ours["embed.weight"])
-    tensors = to_published(architecture, config, ours, "gguf")
-    if (factors := _rope_factors(config)) is not None:
-        tensors["rope_freqs.weight"] = factors
+    tensors = _their_tensors(mapped, config, ours, architecture in HEADS_KEPT)
     types = {name: _type_of(name, tuple(tensor.shape), kind.upper()) for name, tensor in tensors.items()}
 
     def packed(name: str) -> npt.NDArray[np.uint8]:

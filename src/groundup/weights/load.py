@@ -9,10 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from groundup.artifacts import SMALL, is_made, verify
+from groundup.artifacts import SMALL, is_made
 from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.tensor_files import read_safetensors
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import (
     FORMAT,
@@ -25,6 +26,7 @@ from groundup.weights.files import (
     refuse_not_finite,
     required_tokenizer,
     tokenizer_of,
+    verify_model,
     weight_files,
 )
 from groundup.weights.names import from_published, refusing_contradictions
@@ -108,7 +110,7 @@ def load_model(
     """
     source, chosen = model_directory(Path(path)), _dtype(dtype)
     if is_made(source):
-        verify(source, "model", digest_up_to=SMALL)
+        verify_model(source, digest_up_to=SMALL)
     config, weights = read_weights(source, chosen)
     return build(config, weights, str(source)).to(find_device(device), chosen).eval()
 
@@ -150,6 +152,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
+            read_safetensors(file)  # refuses what the library does not
             tensors |= load_file(file)
         except (SafetensorError, FileNotFoundError, ValueError, OSError) as error:
             raise DataError(f"{file} is not a whole safetensors file: {error}") from None

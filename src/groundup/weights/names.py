@@ -5,7 +5,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -99,7 +99,10 @@ def read_config(table: Table, naming: Naming = "architectures") -> ModelConfig:
             ours |= each.read(given)
     except KeyError as error:
         raise DataError(f"config.json does not say {error}") from None
-    return ModelConfig.from_table(nested(ours), "config.json")
+    d_model, n_heads = ours["d_model"], ours["n_heads"]
+    usual = {"n_kv_heads": n_heads, "d_head": d_model // n_heads, "d_ff": 4 * d_model}.items()  # as if not set
+    said = {name: value for name, value in ours.items() if (name, value) not in usual}
+    return ModelConfig.from_table(nested(said), "config.json")
 
 
 def write_config(kind: str, config: ModelConfig, naming: Naming = "architectures") -> dict[str, Any]:
@@ -125,25 +128,8 @@ def write_config(kind: str, config: ModelConfig, naming: Naming = "architectures
     return table
 
 
-PREFERRED = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "olmo2",
-    "gemma2",
-    "mixtral",
-    "gpt2",
-    "gpt_neox",
-    "gptj",
-    "bloom",
-    "opt",
-)
-"""Architectures in the order in which one is looked for that a model of ours can be written as."""
-
-
-def published_kind(config: ModelConfig, among: Sequence[str] = PREFERRED, naming: Naming = "architectures") -> str:
-    """The first of some published architectures that says all of our config.
+def published_kind(config: ModelConfig, naming: Naming = "architectures") -> str:
+    """The first architecture in the file of this naming that says all of our config.
 
     Raises:
         SettingsError: with what the nearest of them cannot say.
@@ -152,7 +138,7 @@ def published_kind(config: ModelConfig, among: Sequence[str] = PREFERRED, naming
     'llama'
     """
     reasons = []
-    for kind in among:
+    for kind in architectures(naming):
         try:
             write_config(kind, config, naming)
         except SettingsError as error:
@@ -160,7 +146,8 @@ def published_kind(config: ModelConfig, among: Sequence[str] = PREFERRED, naming
         else:
             return kind
     nearest = min(reasons, key=lambda reason: reason.count(", there ") or len(reason))
-    raise SettingsError(f"no architecture known here says all of this model ({', '.join(among)}): {nearest}")
+    known = ", ".join(architectures(naming))
+    raise SettingsError(f"no architecture known here says all of this model ({known}): {nearest}")
 
 
 def _rounded(values: Table, naming: Naming) -> dict[str, Any]:
