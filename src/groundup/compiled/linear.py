@@ -1,4 +1,4 @@
-"""Linear: rows of activations times a matrix of whole numbers from −127 to 127, of which each row has a scale, compiled.
+"""Linear: rows times a matrix of whole numbers from −127 to 127, each row of which has a scale: compiled.
 
 A row of activations becomes whole numbers too, as fine as its sums still fit into 32 bits: up to 4,096 channels that is
 13 bits or more, where bfloat16 has 8. These sums are exact, so a row of the answer has the same bits beside any others
