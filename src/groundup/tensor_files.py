@@ -23,7 +23,7 @@ from groundup.errors import DamagedError, UnsupportedError
 from groundup.files import explaining_write_errors
 
 MOST = 1 << 16
-"""Tensors and entries of a file, and bytes of a name: no file comes near, and in Python each takes more than there."""
+"""Tensors and entries of a file, and bytes of a short text: in Python each takes more than in the file."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
         if header.count(b'"data_offsets"') > MOST:
             raise ValueError(f"it has more than {MOST:,} tensors")
         said = json.loads(header, object_pairs_hook=_once)
+        if not isinstance(said, dict):
+            raise ValueError("its header is no JSON object")
         said.pop("__metadata__", None)
         places = [_place(name, tensor, size - 8 - length) for name, tensor in said.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -213,10 +215,8 @@ class _Cursor:
 
     def name(self, what: str, taken: Mapping[str, Any]) -> str:
         text = self.text(what)
-        if not isinstance(text, str) or text in taken:
-            raise self.damaged(
-                f"{what} is {text!r:.60}, as that of another; each should have its own of at most {MOST:,} bytes"
-            )
+        if not isinstance(text, str) or text in taken or len(text) > 128 or not text.isprintable():
+            raise self.damaged(f"{what} is {text!r:.60}; each should have its own, of at most 128 printable characters")
         return text
 
     def text(self, what: str) -> "str | Strings":

@@ -13,7 +13,7 @@ import typer
 from typer import Argument, Option
 
 from groundup.cli import terminal
-from groundup.cli.options import AsJson, Device, Model, Overrides, RecipeFile, example
+from groundup.cli.options import AsJson, Device, Model, Overrides, PackedIn, RecipeFile, example
 
 app = typer.Typer()
 
@@ -47,6 +47,15 @@ def generate(
     probabilities: Annotated[
         bool, Option("--probabilities", help="Each token with its probability and what else it might have been.")
     ] = False,
+    precision: PackedIn = None,
+    draft: Annotated[
+        str | None,
+        Option(
+            metavar="MODEL|lookup",
+            help="What guesses ahead: a small model of the same tokenizer, or the text so far. The same text, in fewer "
+            "steps.",
+        ),
+    ] = None,
     device: Device = None,
     as_json: Annotated[
         bool,
@@ -55,13 +64,19 @@ def generate(
 ) -> None:
     """Let a model continue a text, or many at once."""
     from groundup.generation.text import Writer, described
-    from groundup.tools.generate import ALTERNATIVES, load_writer, probability_rows, prompt_and_settings
+    from groundup.tools.generate import ALTERNATIVES, load_writer, probability_rows, prompt_and_settings, proposer
 
     typed, settings = prompt_and_settings(words or ())
     loaded, tokenizer, sampling = load_writer(model, device, settings)
     prompt = _read_prompt(typed)
     prompts = prompt.splitlines() or [""] if as_json and typed is None else [prompt]
-    writer = Writer(loaded, tokenizer, most_requests=min(64, samples * len(prompts)))
+    writer = Writer(
+        loaded,
+        tokenizer,
+        precision=precision,
+        proposer=proposer(loaded, draft, device),
+        most_requests=min(64, samples * len(prompts)),
+    )
     seeds = itertools.count(sampling.seed)
     best = ALTERNATIVES + 1 if probabilities else None
     answers = [
@@ -131,6 +146,25 @@ def chat(
     talk(Conversation(loaded, tokenizer, sampling, how), typed_lines())
 
 
+@app.command("import", epilog=example("import"))
+def import_(
+    source: Annotated[Path, Argument(help="A GGUF file, a Hugging Face directory, or a model of llama2.c.")],
+    out: Annotated[Path | None, Option(help="Where it goes; models/ and the name of the source if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a model of others a model directory like our own, with its tokenizer and chat template.
+
+    Nothing of a pickle is read. What is written is read back, and every number compared, before it gets its name.
+    """
+    from groundup.tools.importing import import_model
+
+    directory, manifest = import_model(source, out)
+    counted = sum(manifest.statistics["parameters"].values())
+    facts = {"model": str(directory), "parameters": counted, "digest": manifest.digest}
+    then = [terminal.command("inspect", directory), terminal.command("generate", directory, "Once upon a time")]
+    terminal.show(f"{source} is now {directory}", terminal.fact_rows(facts), then=then, instead=as_json and facts)
+
+
 @app.command(epilog=example("inspect"))
 def inspect(
     path: Annotated[Path, Argument(help="A run, an artifact, a model, a recipe, or a file.")],
@@ -186,16 +220,28 @@ def watch_runs(
 
 @app.command(epilog=example("bench"))
 def bench(
-    target: Annotated[Path, Argument(help="A recipe, or a run with shards.")],
+    target: Annotated[Path, Argument(help="A recipe, or a run with shards; with --generate a model.")],
     overrides: Overrides = None,
+    generate: Annotated[bool, Option("--generate", help="Measure how fast a trained model writes.")] = False,
+    precision: PackedIn = None,
     steps: Annotated[int | None, Option(min=1, help="Steps to measure; about ten seconds if not given.")] = None,
     trace: Annotated[Path | None, Option(help="Write a profiler's trace of two steps, such as trace.json.gz.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how fast a recipe trains here, how near that is to the machine's limit, and where the rest goes.
+    """Measure how fast a recipe trains here, or a model writes, and how near that is to the machine's limit.
 
     A throw-away model is trained on the recipe's own rows; nothing of it is kept.
     """
+    if generate:
+        from groundup.errors import SettingsError
+        from groundup.tools import bench_generation
+
+        if overrides or steps or trace:
+            raise SettingsError("--generate measures a model as it is: leave out settings, --steps and --trace")
+        with terminal.watch("bench") as progress:
+            speed = bench_generation.bench_generation(target, precision, progress=progress)
+        terminal.show(bench_generation.rows(speed), instead=as_json and speed.table())
+        return
     from groundup.tools import bench as benching
 
     measured = benching.bench(

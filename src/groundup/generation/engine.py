@@ -17,6 +17,7 @@ from torch import Tensor
 
 from groundup.errors import DivergedError, SettingsError
 from groundup.generation.cache import ROWS, PagedCache
+from groundup.generation.packed import Precision, pack, refresh
 from groundup.generation.sample import adjusted, draw, is_greedy, probabilities, uniform
 from groundup.generation.schedule import Pages, Schedule, Scheduled, Work
 from groundup.generation.settings import Sampling
@@ -116,6 +117,7 @@ class Engine:
 
     Args:
         model: is read as it is at each step, and in `eval()` meanwhile.
+        precision: that its linear maps are packed in for a CPU, as they are now; `update` packs them again.
         never: ids that are not chosen.
         most_requests: that run together; the others wait.
         step_tokens: most tokens of a step; longer prompts take several.
@@ -153,6 +155,7 @@ class Engine:
         self,
         model: Transformer,
         *,
+        precision: Precision | None = None,
         never: Sequence[int] = (),
         most_requests: int = 64,
         step_tokens: int = 256,
@@ -160,9 +163,12 @@ class Engine:
         proposer: Proposes | None = None,
         static: int | None = None,
     ) -> None:
-        self.model, self.proposer, self.static = model, proposer, static
+        self.live, self.precision, self.proposer, self.static = model, precision, proposer, static
         self.context = model.config.context_length
-        weight = next(model.parameters())
+        if precision is not None and next(model.parameters()).device.type != "cpu":
+            raise SettingsError(f"precision = {precision} packs for a CPU: on a GPU load the model in bfloat16 instead")
+        self.model = model if precision is None else pack(model, precision)
+        weight = next(self.model.parameters())
         self._device = weight.device
         wanted = most_requests * self.context if cache_tokens is None else cache_tokens
         count = max(-(-wanted // PAGE), -(-self.context // PAGE))
@@ -289,7 +295,11 @@ class Engine:
     def update(self, model: Transformer | None = None) -> None:
         """Forget what was computed with earlier weights, after the model was trained on; or go on with another model of
         the same shape. Requests that run read all of their tokens again."""
-        self.model = self.model if model is None else model
+        self.live = self.live if model is None else model
+        if self.precision is None:
+            self.model = self.live
+        else:
+            refresh(self.model, self.live)
         for request in self.schedule.running:
             self.schedule.forget(request)
         pages = self.schedule.pages
@@ -318,7 +328,7 @@ class Engine:
             self.step()
         rows = [request.ids + [0] * (static - len(request.ids)) for request in requests]
         with evaluating(self.model):
-            logits = self.model(torch.tensor(rows, device=self._device))
+            logits = self.live(torch.tensor(rows, device=self._device))
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         totals = logits.logsumexp(dim=-1)
         for row, request in enumerate(requests):

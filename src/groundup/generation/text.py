@@ -6,8 +6,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
-from torch.distributed.tensor import DTensor
-
 from groundup.errors import SettingsError
 from groundup.generation.constrain import constraint_of
 from groundup.generation.engine import Chosen, Ending, Engine, Request, likeliest
@@ -88,7 +86,7 @@ def stream(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: S
 
 
 def _parts(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-    if isinstance(next(model.parameters()), DTensor):
+    if hasattr(next(model.parameters()), "device_mesh"):  # they are cut over ranks
         text = Text(tokenizer, sampling.stop, follows=bool(prompt))
         stops, never = tokenizer.roles.stops, reserved(tokenizer, model)
         for id in continue_uncached(model, ids_of(tokenizer, model, prompt), sampling, stops, never):

@@ -61,6 +61,12 @@ def rotate(
     return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
 
 
+def table(rows: int, width: int) -> nn.Embedding:
+    """A table of rows without values yet. To draw them on the meta device, torch would import its compiler, which takes
+    a second."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 class Position(nn.Module):
     """What `config.position` says, as a module: what it adds to the embedded tokens, and leaves for attention."""
 
@@ -68,7 +74,7 @@ class Position(nn.Module):
         super().__init__()
         self.config = config
         if isinstance(config.position, LearnedPosition):
-            self.table = nn.Embedding(config.context_length + config.position.offset, config.d_model)
+            self.table = table(config.context_length + config.position.offset, config.d_model)
 
     def forward(self, x: Float[Tensor, "B T D"], position: Int[Tensor, "B T"]) -> tuple[Tensor, PositionTerms]:
         match self.config.position:

@@ -19,7 +19,7 @@ from groundup.model.dropout import ATTENTION, FEEDFORWARD, Dropout, position_key
 from groundup.model.feedforward import AuxiliaryLosses, Tap, make_feedforward, no_tap, under
 from groundup.model.latent import LatentAttention
 from groundup.model.norm import make_norm
-from groundup.model.position import Position, PositionTerms, terms_at
+from groundup.model.position import Position, PositionTerms, table, terms_at
 from groundup.model.settings import (
     Classes,
     Experts,
@@ -166,7 +166,7 @@ class Transformer(nn.Module):
             raise ValueError("ModelConfig.vocab_size is not set: use config.with_vocabulary(tokenizer.vocab_size)")
         self.config = config
         d_embedding = config.d_embedding or config.d_model
-        self.embed: nn.Embedding | None = nn.Embedding(config.vocab_size, d_embedding)
+        self.embed: nn.Embedding | None = table(config.vocab_size, d_embedding)
         self.project_in = nn.Linear(d_embedding, config.d_model, bias=False) if config.d_embedding else nn.Identity()
         self.embedding_norm = make_norm(config.norm, config.d_model) if config.embedding_norm else nn.Identity()
         self.position = Position(config)

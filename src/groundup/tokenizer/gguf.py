@@ -49,7 +49,7 @@ def read(metadata: Mapping[str, Any], origin: str) -> Tokenizer | None:
         return None
     readers = {"gpt2": _read_byte_level, "llama": _read_sentencepiece}
     if kind not in readers:
-        raise UnsupportedError(f"{origin} has {PREFIX}model = {kind!r}; known are {', '.join(readers)}")
+        raise UnsupportedError(f"{origin} has {PREFIX}model = {kind!r:.60}; known are {', '.join(readers)}")
     try:
         tokens = list(metadata[f"{PREFIX}tokens"])
         types = [int(each) for each in metadata.get(f"{PREFIX}token_type", [NORMAL] * len(tokens))]
@@ -73,7 +73,7 @@ def _read_byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list
     name = metadata.get(f"{PREFIX}pre", "default")
     if name not in SPLITS:
         raise UnsupportedError(
-            f"{PREFIX}pre = {name!r}, a way to split text that is not known here ({', '.join(SPLITS)}): take the "
+            f"{PREFIX}pre = {name!r:.60}, a way to split text that is not known here ({', '.join(SPLITS)}): take the "
             "tokenizer.json of the model"
         )
     pattern, whole = SPLITS[name]

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from groundup.errors import SettingsError
+from groundup.generation.engine import Proposes
 from groundup.generation.settings import Sampling
+from groundup.generation.speculate import PromptLookup, draft_for
 from groundup.model.transformer import Transformer
 from groundup.settings import toml_value
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import model_directory
-from groundup.weights.load import load_with_tokenizer
+from groundup.weights.load import load_model, load_with_tokenizer
 
 ALTERNATIVES = 3
 """Tokens that are told beside the one that was chosen."""
@@ -75,6 +77,13 @@ def load_writer(
     file = model_directory(model) / "generation.json"
     table = json.loads(file.read_bytes()) if file.is_file() else {}
     return loaded, tokenizer, sampling_with(Sampling.from_table({**table, **defaults}, str(file)), settings)
+
+
+def proposer(model: Transformer, draft: str | None, device: str | None) -> Proposes | None:
+    """What guesses ahead: `lookup`, or the small model at a path."""
+    if draft is None or draft == "lookup":
+        return None if draft is None else PromptLookup()
+    return draft_for(model, load_model(draft, device=device))
 
 
 def probability_rows(chosen: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from groundup.artifacts import COMMANDS, Manifest, damage, is_made, lock_note, read_manifest
 from groundup.corpus.document import SPLITS
 from groundup.corpus.sources import find, reader_of
@@ -24,16 +22,26 @@ from groundup.files import PICKLES, Progress, no_progress, require_path
 from groundup.model.settings import ModelConfig
 from groundup.recipe import Recipe
 from groundup.shards import open_split
+from groundup.tensor_files import is_gguf, read_safetensors
 from groundup.tokenizer.settings import Existing
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import llama2c
-from groundup.weights.files import config_of, config_table, not_finite_weights, pickles_in, tokenizer_of, weight_files
+from groundup.weights.files import (
+    config_of,
+    config_table,
+    file_format,
+    layout_of,
+    not_finite_weights,
+    pickles_in,
+    tokenizer_of,
+    weight_files,
+)
 from groundup.words import plural
 
 KNOWN = (
     "runs, corpora, tokenizers, shards, models, checkpoints and evaluations of groundup, recipes (.toml), Hugging Face "
     "model directories, .safetensors, tokenizer.json, tokenizer.model, GPT-2's encoder.json with vocab.bpe, "
-    "*.tiktoken, llama2.c's .bin"
+    "*.tiktoken, GGUF files, llama2.c's .bin"
 )
 Facts = Mapping[str, Any]
 """JSON values, in the order of a first reader's questions."""
@@ -295,6 +303,8 @@ def _made_of_others(manifest: Manifest) -> Facts:
             first = ", ".join(json.dumps(text, ensure_ascii=False) for text in new[:5])
             more = f" and {len(new) - 5:,} more" if len(new) > 5 else ""
             return {"extended": f"from the model {manifest.inputs['base'][:12]}, by {first}{more}; not trained since"}
+        case {"import": {"source": source}}:
+            return {"imported": f"from {source}, {manifest.inputs['source'][:12]}"}
         case {"average": _}:
             names = [Path(name).name for name in manifest.inputs if name != "tokenizer"]
             return {"averaged": f"the mean of the weights of {', '.join(names)}"}
@@ -378,11 +388,19 @@ def _describe_safetensors(findings: Findings, progress: Progress) -> None:
         findings.next = [_command("inspect", path.parent)]
 
 
-def _describe_llama2c(findings: Findings, progress: Progress) -> None:
-    path = findings.path
-    with findings.noting_errors():
-        findings.facts |= {**_config_facts(llama2c.read_config(path)), "parameters": llama2c.count_parameters(path)}
-        findings.next = [_in_python(path)]
+def _describe_model_file(findings: Findings, progress: Progress) -> None:
+    path, facts, tokenizer = findings.path, findings.facts, None
+    with findings.noting_errors("architecture"):
+        config = config_of(path)
+        facts |= {"architecture": "known here", **_config_facts(config)}
+        if form := file_format(path):
+            facts["parameters"] = form.count_parameters(path)
+        facts["tokenizer"] = "none"
+        with findings.noting_errors("tokenizer"):
+            if tokenizer := tokenizer_of(path, config):
+                facts["tokenizer"] = _tokenizer_facts(tokenizer)
+        facts["chat"] = layout_of(path, tokenizer)["layout"] if tokenizer else "none"
+        findings.next = [_command("import", path), *_uses_of(path)] if tokenizer else [_in_python(path)]
 
 
 def _describe_pickle(findings: Findings, progress: Progress) -> None:
@@ -429,25 +447,21 @@ def _tensor_facts(files: Iterable[Path], numbers: str = "numbers", first: int = 
     Raises:
         DamagedError: a file that is missing or not whole.
     """
-    shapes: dict[str, list[int]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     types: dict[str, str] = {}
     count = 0
     for file in files:
         try:
-            with safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (it is no dict)
-                    part = tensors.get_slice(name)
-                    shapes[name], types[name] = part.get_shape(), part.get_dtype()
-                    count += math.prod(shapes[name])  # of a checkpoint of many ranks, a tensor may lie in many files
+            for name, part in read_safetensors(file).items():
+                shapes[name], types[name] = part.shape, part.type
+                count += math.prod(part.shape)  # of a checkpoint of many ranks, a tensor may lie in many files
         except FileNotFoundError:
             raise DamagedError(f"{file.name} is missing") from None
-        except (SafetensorError, OSError, ValueError) as error:
-            raise DamagedError(f"{file.name} is not a whole safetensors file: {error}") from None
     return {
         "tensors": len(shapes),
         numbers: count,
         "types": ", ".join(f"{tensors} × {name}" for name, tensors in Counter(types.values()).items()),
-        **({"first": {name: str(shape) for name, shape in list(shapes.items())[:first]}} if first else {}),
+        **({"first": {name: str(list(shape)) for name, shape in list(shapes.items())[:first]}} if first else {}),
     }
 
 
@@ -520,7 +534,8 @@ FOLDERS: Kinds = (
 )
 FILES: Kinds = (
     (lambda path: path.name in TOKENIZER_FILES or ".tiktoken" in path.suffixes, "a tokenizer", _describe_tokenizer),
-    (llama2c.is_model, "a model of llama2.c", _describe_llama2c),
+    (llama2c.is_model, "a model of llama2.c", _describe_model_file),
+    (is_gguf, "a model in GGUF, for llama.cpp", _describe_model_file),
     # before pickles: its first bytes, a length, may look like those of one
     (lambda path: path.suffix == ".safetensors", "a file of tensors (safetensors)", _describe_safetensors),
     (_is_pickle, f"a pickle, {HARM}; nothing of it was loaded", _describe_pickle),

@@ -80,7 +80,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def _refuse(name: str, value: object, why: str) -> NoReturn:
-    raise DataError(f"config.json has {name} = {value!r}; {why}")
+    raise DataError(f"config.json has {name} = {value!r:.120}; {why}")
 
 
 # --- settings that stand for one of ours, or choose among blocks ---

@@ -9,11 +9,9 @@ arXiv:2407.05841). Averaging the parts is Gee et al. 2022 (arXiv:2402.09977); He
 Embeddings", averages all rows, as is done here for rows that no token has. docs/log.md has the measurements.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +20,9 @@ from groundup.artifacts import is_made, making, read_manifest
 from groundup.errors import DataError, SettingsError
 from groundup.files import reading
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.tokenizer import chat
+from groundup.tokenizer.declared import read_table
 from groundup.tokenizer.settings import MULTIPLE
-from groundup.weights.files import digest_of, model_directory, required_tokenizer
+from groundup.weights.files import digest_of, layout_of, model_directory, required_tokenizer
 from groundup.weights.load import build, read_weights
 from groundup.weights.write import write_model
 
@@ -76,8 +74,8 @@ def extend(source: Path, out: Path, added: Sequence[str] = (), special: Sequence
         parameters[name] = widen(parameters[name], before.vocab_size, list(parts.values()), config.vocab_size or 0)
     settings = {"model": config.table(), "extend": {"added": list(added), "special": list(special)}}
     with making(out, "model", settings, {"base": base}) as draft:
-        sampling, layout = (_read_table(directory / name) for name in ("generation.json", chat.FILE))
-        write_model(draft, config, parameters, after, sampling, layout or chat.CONTINUES_TEXT)
+        sampling, layout = read_table(directory / "generation.json"), layout_of(directory, before)
+        write_model(draft, config, parameters, after, sampling, layout)
         draft.statistics |= {name: made[name] for name in ("steps", "tokens") if name in made}
     return Extended(
         ids={text: before.vocab_size + number for number, text in enumerate(parts)},
@@ -134,8 +132,3 @@ def widen(matrix: Tensor, ids: int, parts: Sequence[Sequence[int]], rows: int) -
     kept = torch.cat([matrix[:ids], means, matrix[ids + len(means) :]])
     spare = matrix[:ids].double().mean(dim=0).to(matrix.dtype)
     return torch.cat([kept, spare.expand(rows - len(kept), *spare.shape)])
-
-
-def _read_table(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty where there is no file."""
-    return dict(json.loads(path.read_bytes())) if path.is_file() else {}

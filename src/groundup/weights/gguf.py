@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.model.settings import Llama3Scaling, ModelConfig, Rotary
+from groundup.settings import differences
 from groundup.tensor_files import GGUF, TYPES, Strings, read_gguf_file, write_gguf_file
 from groundup.tokenizer import gguf as inside
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -50,7 +51,7 @@ def _table(file: GGUF) -> dict[str, Any]:
     """The metadata as `gguf.toml` names it, with what the names of the tensors tell."""
     kind, known = file.metadata.get("general.architecture"), architectures("gguf")
     if not isinstance(kind, str) or kind not in known:
-        raise UnsupportedError(f"{file.path} has general.architecture {kind!r}; known are {', '.join(known)}")
+        raise UnsupportedError(f"{file.path} has general.architecture {kind!r:.60}; known are {', '.join(known)}")
     table = {key.removeprefix(f"{kind}."): value for key, value in file.metadata.items()
              if key.startswith((f"{kind}.", "groundup."))}  # fmt: skip
     heeded = KEYS | known[kind].keys
@@ -102,23 +103,41 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
     """
     import torch
 
+    from groundup.model.transformer import Transformer
     from groundup.weights.quantize import UNPACK
 
     file = read_gguf_file(path)
-    config = _config(file)
+    config, kind = _config(file), str(file.metadata["general.architecture"])
+    with _naming(path), torch.device("meta"):  # before anything is unpacked
+        meant = dict(Transformer(config).named_parameters())
+        wanted = _their_tensors(kind, config, meant, "output.weight" in file.tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    if differing := differences(shapes, {name: stored.shape for name, stored in file.tensors.items()}):
+        listed = "; ".join(f"{name} is {there}, not {ours}" for name, (ours, there) in [*differing.items()][:5])
+        raise DataError(f"{path}: the weights do not fit the config: {listed}")
     tensors = {}
     for name, stored in file.tensors.items():
         blocks = torch.from_numpy(stored.raw).view(-1, TYPES[stored.type].size)
         tensor = UNPACK[stored.type](blocks).view(stored.shape)
         tensors[name] = tensor if dtype is None else tensor.to(dtype)
-    with _naming(path):
-        factors, wanted = tensors.pop("rope_freqs.weight", None), _rope_factors(config)
-        same = factors is wanted  # as most have none
-        if factors is not None and wanted is not None and factors.shape == wanted.shape:
-            same = factors.allclose(wanted, rtol=1e-4)
-        if not same:
-            raise UnsupportedError(f"{path}: rope_freqs.weight does not hold the factors of Llama 3.1's scaling")
-        return from_published(str(file.metadata["general.architecture"]), config, tensors, "gguf")
+    factors = tensors.pop("rope_freqs.weight", None)
+    if factors is not None and not factors.allclose(wanted["rope_freqs.weight"], rtol=1e-4):
+        raise UnsupportedError(f"{path}: rope_freqs.weight does not hold the factors of Llama 3.1's scaling")
+    return from_published(kind, config, tensors, "gguf")
+
+
+def _their_tensors(
+    kind: str, config: ModelConfig, ours: "Mapping[str, Tensor]", with_head: bool
+) -> "dict[str, Tensor]":
+    """Our tensors as architecture `kind` has them.
+
+    Args:
+        with_head: whether the matrix of a tied head is there too.
+    """
+    head = {"head.weight": ours["embed.weight"]} if with_head else {}
+    tensors = to_published(kind, config, head | dict(ours), "gguf")
+    factors = _rope_factors(config)
+    return tensors if factors is None else tensors | {"rope_freqs.weight": factors}
 
 
 def _rope_factors(config: ModelConfig) -> "Tensor | None":
@@ -197,11 +216,7 @@ def write_gguf(
         **({} if template is None else {"tokenizer.chat_template": template}),
     }
     ours = {name: weight.detach() for name, weight in weights.items() if not name.startswith("multi_token.")}
-    if architecture in HEADS_KEPT:
-        ours.setdefault("head.weight", ours["embed.weight"])
-    tensors = to_published(architecture, config, ours, "gguf")
-    if (factors := _rope_factors(config)) is not None:
-        tensors["rope_freqs.weight"] = factors
+    tensors = _their_tensors(architecture, config, ours, architecture in HEADS_KEPT)
     types = {name: _type_of(name, tuple(tensor.shape), kind.upper()) for name, tensor in tensors.items()}
 
     def packed(name: str) -> npt.NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from groundup.artifacts import SMALL, is_made
 from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.tensor_files import read_safetensors
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import (
     FORMAT,
@@ -151,6 +152,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
+            read_safetensors(file)  # refuses what the library does not
             tensors |= load_file(file)
         except (SafetensorError, FileNotFoundError, ValueError, OSError) as error:
             raise DataError(f"{file} is not a whole safetensors file: {error}") from None

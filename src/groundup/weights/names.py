@@ -99,7 +99,10 @@ def read_config(table: Table, naming: Naming = "architectures") -> ModelConfig:
             ours |= each.read(given)
     except KeyError as error:
         raise DataError(f"config.json does not say {error}") from None
-    return ModelConfig.from_table(nested(ours), "config.json")
+    d_model, n_heads = ours["d_model"], ours["n_heads"]
+    usual = {"n_kv_heads": n_heads, "d_head": d_model // n_heads, "d_ff": 4 * d_model}.items()  # as if not set
+    said = {name: value for name, value in ours.items() if (name, value) not in usual}
+    return ModelConfig.from_table(nested(said), "config.json")
 
 
 def write_config(kind: str, config: ModelConfig, naming: Naming = "architectures") -> dict[str, Any]:
