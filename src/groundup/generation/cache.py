@@ -45,12 +45,7 @@ class PagedCache:
         as pages are written."""
         heads, *widths = config.cached
         shape = (config.n_layers, pages + 1, heads, size)
-        if device.type != "cpu":
-            keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in widths)
-            return cls(keys, values)
-        raw = (torch.from_numpy(np.zeros(math.prod(shape) * width * dtype.itemsize, np.uint8)) for width in widths)
-        keys, values = (each.view(dtype).view(*shape, width) for each, width in zip(raw, widths, strict=True))
-        return cls(keys, values)
+        return cls(*(_zeros((*shape, width), device, dtype) for width in widths))
 
     def clear(self, pages: Sequence[int]) -> None:
         """Write zeros over pages, where what a request left there is not finite."""
@@ -84,6 +79,13 @@ class PagedCache:
         wanted = -(-length // size)
         rows = [(work.request.pages + [spare] * wanted)[:wanted] for work in works]
         return torch.tensor(rows, device=self.keys.device)
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    if device.type != "cpu" or 0 in shape:
+        return torch.zeros(shape, device=device, dtype=dtype)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)  # which the system gives as it is written; torch writes
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 @dataclass(frozen=True)
