@@ -1,7 +1,7 @@
 """Write what is derived from the code: the recipe's JSON Schema, the pages of reference, the pictures of positions, of
-a text in tokens, of what ranks have and, of a run, the README's.
+a text in tokens, of what ranks have, of the engine's pages and, of a run, the README's.
 
-python docs/make.py [schema|reference|positions|ranks|tokens|report …]        everything, if nothing is named
+python docs/make.py [schema|reference|positions|ranks|paging|tokens|report …]        everything, if nothing is named
 """
 
 import itertools
@@ -23,6 +23,7 @@ from playwright.sync_api import sync_playwright
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from groundup.corpus import sources
+from groundup.generation.schedule import Pages, Schedule, Scheduled
 from groundup.model.attention import Causal
 from groundup.model.position import Position, alibi_slopes, rotary_frequencies
 from groundup.model.settings import (
@@ -255,6 +256,71 @@ def draw_rank(
             axis.text(left, bottom + 2.56, f"layer {layer}, {part}", fontsize=7)
 
 
+ARRIVALS = {0: [([*range(22)], 12), ([*range(100, 105)], 30)], 3: [([*range(16), 50, 51], 14)],
+            6: [([*range(200, 230)], 8)], 12: [([*range(100, 104), *[9] * 5], 10)]}  # fmt: skip
+"""By step, the requests that come: a prompt, and tokens of the answer."""
+
+
+def paging() -> None:
+    """What a real schedule does with five requests: the tokens that each computes step by step, and who holds which
+    page."""
+    schedule = Schedule[Scheduled](Pages(count=16, size=8), most_requests=4, most_tokens=14)
+    requests: list[Scheduled] = []
+    left: dict[Scheduled, int] = {}
+    computed: dict[tuple[int, int], tuple[int, bool]] = {}  # request, step → tokens, and whether they are a prompt's
+    holders: dict[tuple[int, int], list[int]] = {}  # page, step → requests
+    step = 0
+    while step == 0 or schedule.running or schedule.waiting or step < max(ARRIVALS):
+        for prompt, n in ARRIVALS.get(step, []):
+            requests.append(Scheduled([*prompt]))
+            left[requests[-1]] = n
+            schedule.add(requests[-1])
+        works = schedule.plan()
+        for number, request in enumerate(requests):
+            for page in request.pages:
+                holders.setdefault((page, step), []).append(number)
+        for work in works:
+            request = work.request
+            is_prompt = len(work.ids) > 1 or work.end < len(request.ids)
+            computed[requests.index(request), step] = (len(work.ids), is_prompt)
+            if work.end == len(request.ids):
+                request.ids.append(1000 + len(request.ids))
+                left[request] -= 1
+            schedule.computed(work, min(work.end, len(request.ids) - 1))
+            if not left[request]:
+                schedule.remove(request)
+        step += 1
+    draw_paging(step, len(requests), computed, holders)
+
+
+def draw_paging(
+    steps: int,
+    n_requests: int,
+    computed: dict[tuple[int, int], tuple[int, bool]],
+    holders: dict[tuple[int, int], list[int]],
+) -> None:
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 7.5), sharex=True, layout="constrained")
+    colours = ["#1f77b4", "#d2691e", "#2ca02c", "#9467bd", "#c2185b"]
+    for (request, step), (tokens, is_prompt) in computed.items():
+        above.add_patch(
+            Rectangle((step, request + 0.1), 0.92, 0.8, color=colours[request], alpha=1 if is_prompt else 0.45)
+        )
+        above.text(step + 0.46, request + 0.5, str(tokens), ha="center", va="center", fontsize=8, color="white")
+    for (page, step), held_by in holders.items():
+        for part, request in enumerate(held_by):
+            high = 0.84 / len(held_by)
+            below.add_patch(Rectangle((step, page + 0.08 + part * high), 0.92, high, color=colours[request]))
+    names = [f"request {chr(65 + number)}" for number in range(n_requests)]
+    above.set_yticks([number + 0.5 for number in range(n_requests)], names)
+    above.set(ylim=(n_requests, 0), title="Tokens that each computes in a step: dark for a prompt, pale for an answer")
+    used = max(page for page, _ in holders) + 1
+    below.set_yticks([page + 0.5 for page in range(used)], [str(page) for page in range(used)])
+    below.set(xlim=(0, steps), ylim=(used, 0), xlabel="step", ylabel="page", title="Who holds which page of 8 tokens")
+    for axis in (above, below):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(ROOT / "docs" / "paging.png", dpi=100)
+
+
 def tokens() -> None:
     """A sentence in the tokens of the storybook's recipe, learned here."""
     settings = Recipe.load(ROOT / "recipes" / "storybook.toml")
@@ -297,6 +363,7 @@ MAKERS = {
     "tour": tour,
     "ranks": ranks,
     "positions": positions,
+    "paging": paging,
     "tokens": tokens,
     "report": report,
 }

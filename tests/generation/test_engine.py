@@ -12,7 +12,8 @@ from torch.testing import assert_close
 import groundup
 from groundup.batch import Batch
 from groundup.errors import DivergedError, SettingsError
-from groundup.generation.engine import Engine, Request
+from groundup.generation.engine import PAGE, Engine, Request
+from groundup.generation.graphs import Graphs
 from groundup.generation.sample import adjusted, probabilities
 from groundup.generation.settings import Sampling
 from groundup.generation.uncached import continue_uncached
@@ -105,7 +106,7 @@ def test_requests_that_come_at_random_get_what_each_gets_alone(config: ModelConf
 
 def test_a_thousand_requests_half_of_them_cancelled_leave_no_page_held(llama: ModelConfig) -> None:
     model, draws = small(llama), random.Random(0)
-    engine = Engine(model, most_requests=50, cache_tokens=600)
+    engine = Engine(model, most_requests=50, cache_tokens=600)  # which half of them could hold
     requests = [
         engine.submit(
             [draws.randrange(320) for _ in range(draws.randint(1, 9))], Sampling(max_tokens=draws.randint(1, 4))
@@ -264,6 +265,16 @@ def test_after_an_update_nothing_of_the_old_weights_is_left(llama: ModelConfig) 
     )
 
 
+def test_steps_that_a_gpu_replays_give_the_same_answers(llama: ModelConfig) -> None:
+    """The step of tensors alone, filled up to powers of two, run on the CPU."""
+    model, prompts = small(llama), [[5, 6, 7], [8], [*range(15)], [9, 10]]
+    engine = Engine(model)
+    engine._graphs = Graphs(engine._step_of_tensors, torch.device("cpu"), engine.schedule.pages.count, PAGE)
+    asked = {"max_tokens": 30, "temperature": 0.7, "seed": 3}
+    assert engine.generate(prompts, **asked) == Engine(model).generate(prompts, **asked)
+    assert {rows for rows, _ in engine._graphs._captured} == {4}
+
+
 class Guesses:
     """Proposes what a model would say, wrong every third time."""
 
@@ -307,7 +318,7 @@ def test_the_engine_is_public_and_takes_few_lines(llama: ModelConfig) -> None:
 
 
 def test_answers_are_distributed_as_stated(llama: ModelConfig) -> None:
-    """All answers of two tokens over a vocabulary of four, drawn 4,000 times, with a penalty and a bias."""
+    """All answers of two tokens over a vocabulary of four, drawn 1,000 times, with a penalty and a bias."""
     model = Transformer(llama.model_copy(update={"vocab_size": 4, "n_layers": 1}), seed=2).eval()
     for parameter in model.parameters():
         parameter.data.mul_(3.0)
@@ -321,6 +332,6 @@ def test_answers_are_distributed_as_stated(llama: ModelConfig) -> None:
         expected[first, second] = share
     assert expected.sum().item() == pytest.approx(1.0, abs=1e-5)
     drawn = torch.zeros(4, 4)
-    for first, second in Engine(model).generate([[1]], n=4000, **sampling.model_dump(exclude={"seed", "stop"})):
-        drawn[first, second] += 1 / 4000
-    assert_close(drawn, expected, atol=0.03, rtol=0)  # four standard deviations of a share of a half
+    for first, second in Engine(model).generate([[1]], n=1000, **sampling.model_dump(exclude={"seed", "stop"})):
+        drawn[first, second] += 1 / 1000
+    assert_close(drawn, expected, atol=0.06, rtol=0)  # four standard deviations of a share of a half

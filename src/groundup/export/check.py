@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from groundup.errors import SettingsError
 from groundup.export.settings import ExportSettings
 from groundup.model.settings import LanguageModel, ModelConfig
-from groundup.weights.names import architectures, published_kind
+from groundup.weights.names import published_kind
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -20,7 +20,7 @@ def refuse_impossible(settings: ExportSettings, config: ModelConfig) -> None:
     if "huggingface" in settings.to:
         published_kind(config)
     if "gguf" in settings.to:
-        published_kind(config, tuple(architectures("gguf")), "gguf")
+        published_kind(config, "gguf")
     if "onnx" in settings.to:
         if missing := [name for name in LIBRARIES if find_spec(name) is None]:
             raise SettingsError(

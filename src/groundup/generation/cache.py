@@ -5,11 +5,13 @@ its own, from whatever requests.
 """
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -39,11 +41,11 @@ class PagedCache:
     def empty(
         cls, config: ModelConfig, pages: int, size: int, device: torch.device, dtype: torch.dtype
     ) -> "PagedCache":
-        """One page more than asked for: no request holds it, and it fills up lists of pages."""
+        """One page more than asked for: no request holds it, and it fills up lists of pages. On a CPU, memory is taken
+        as pages are written."""
         heads, *widths = config.cached
         shape = (config.n_layers, pages + 1, heads, size)
-        keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in widths)
-        return cls(keys, values)
+        return cls(*(_zeros((*shape, width), device, dtype) for width in widths))
 
     def clear(self, pages: Sequence[int]) -> None:
         """Write zeros over pages, where what a request left there is not finite."""
@@ -56,11 +58,20 @@ class PagedCache:
         Args:
             static: keys that are read whatever there are, for the bits of a forward pass over so many positions.
         """
-        size, device = self.keys.shape[3], self.keys.device
-        slots = [
+        slot = torch.tensor(self.slots(works), device=self.keys.device)
+        if static is None and self.keys.dtype in KERNELS and self.keys.device.type == "cpu":
+            each = [work for work in works for _ in work.ids]
+            ends = [at + 1 for work in works for at in range(work.first, work.end)]
+            table, length = self.gather(each, max(ends)).int(), torch.tensor(ends, dtype=torch.int32)
+            return PagedAttend(self, slot, table=table, length=length)
+        return PagedAttend(self, slot, works, static)
+
+    def slots(self, works: Sequence[Work[Any]]) -> list[int]:
+        """Where the keys and values of the works' tokens go: page × size + number in the page."""
+        size = self.keys.shape[3]
+        return [
             work.request.pages[at // size] * size + at % size for work in works for at in range(work.first, work.end)
         ]
-        return PagedAttend(self, torch.tensor(slots, device=device), list(works), static)
 
     def gather(self, works: Sequence[Work[Any]], length: int) -> Int[Tensor, "B pages"]:
         """The pages of each work's request as far as `length` tokens, filled up with the one that no one holds."""
@@ -68,6 +79,13 @@ class PagedCache:
         wanted = -(-length // size)
         rows = [(work.request.pages + [spare] * wanted)[:wanted] for work in works]
         return torch.tensor(rows, device=self.keys.device)
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    if device.type != "cpu" or 0 in shape:
+        return torch.zeros(shape, device=device, dtype=dtype)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)  # which the system gives as it is written; torch writes
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 @dataclass(frozen=True)
@@ -91,27 +109,22 @@ class PagedAttend:
 
     cache: PagedCache
     slot: Int[Tensor, "n"]
-    """Page × size + number in the page, of the works' tokens."""
-    works: list[Work[Any]]
-    static: int | None
-    table: Int[Tensor, "n pages"] | None = None
-    """Pages of the request of each of the works' tokens, where the compiled kernel reads them."""
-    length: Int[Tensor, "n"] | None = None
-    """Tokens of each request up to that one."""
+    """Of each token, as of `slots`."""
+    works: Sequence[Work[Any]] = ()
+    """What the tokens are of, where there is no table."""
+    static: int | None = None
     groups: dict[int | None, list[Alike]] = field(default_factory=dict)
-    """By window, where there is no kernel: what is read together."""
+    """By window: which of the works are read together."""
+    table: Int[Tensor, "n pages"] | None = None
+    """Pages of each token's request, where each is read by itself."""
+    length: Int[Tensor, "n"] | None = None
+    """Tokens of the request up to it."""
     wants_latents: ClassVar[bool] = True
 
     def prepared(self, length: int, device: torch.device, windows: Collection[int | None]) -> "PagedAttend":
         """With what all layers need, made once."""
-        if self.static is None and self.cache.keys.dtype in KERNELS and device.type == "cpu":
-            works = [work for work in self.works for _ in work.ids]
-            ends = [at + 1 for work in self.works for at in range(work.first, work.end)]
-            return replace(
-                self,
-                table=self.cache.gather(works, max(ends)).int(),
-                length=torch.tensor(ends, dtype=torch.int32),
-            )
+        if self.table is not None:
+            return self
         return replace(self, groups={window: self._group(window) for window in windows})
 
     def _group(self, window: int | None) -> list[Alike]:
@@ -157,7 +170,7 @@ class PagedAttend:
         if self.cache.values.shape[-1]:
             self._write(self.cache.values[layer], v)
         if self.table is not None and self.length is not None:
-            return self._by_kernel(q, layer, v.shape[-1], window, **options)
+            return self._by_table(q, layer, v.shape[-1], window, **options)
         read = q.new_zeros(*q.shape[:3], v.shape[-1])
         for alike in self.groups[window]:
             keys = self._read(self.cache.keys[layer], alike)
@@ -170,7 +183,7 @@ class PagedAttend:
             read[kept] = met[:, :, : alike.count].transpose(1, 2)[:, :, :, None]
         return read
 
-    def _by_kernel(
+    def _by_table(
         self, q: Float[Tensor, "N H 1 K"], layer: int, width: int, window: int | None, dropout: None, **options: Any
     ) -> Float[Tensor, "N H 1 W"]:
         assert self.table is not None and self.length is not None

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from groundup.errors import DivergedError, SettingsError
-from groundup.generation.cache import ROWS, PagedCache
+from groundup.generation.cache import ROWS, PagedAttend, PagedCache
+from groundup.generation.graphs import Graphs
 from groundup.generation.packed import Precision, pack, refresh
 from groundup.generation.sample import adjusted, draw, is_greedy, probabilities, uniform
 from groundup.generation.schedule import Pages, Schedule, Scheduled, Work
 from groundup.generation.settings import Sampling
+from groundup.machine import total_memory
 from groundup.model.settings import Latent
 from groundup.model.transformer import Transformer, evaluating
 
@@ -121,7 +123,8 @@ class Engine:
         never: ids that are not chosen.
         most_requests: that run together; the others wait.
         step_tokens: most tokens of a step; longer prompts take several.
-        cache_tokens: tokens whose keys and values are kept at most; as many as `most_requests` can have if not given.
+        cache_tokens: tokens whose keys and values are kept at most; if not given, as many as `most_requests` can have
+            and a quarter of the device's memory holds.
         proposer: guesses how requests go on; a step then checks the guesses and may give several tokens.
         static: positions of the batches in which a trainer scores the answers: log-probabilities are then the trainer's
             to the bit.
@@ -170,12 +173,18 @@ class Engine:
         self.model = model if precision is None else pack(model, precision)
         weight = next(self.model.parameters())
         self._device = weight.device
-        wanted = most_requests * self.context if cache_tokens is None else cache_tokens
-        count = max(-(-wanted // PAGE), -(-self.context // PAGE))
+        if cache_tokens is None:
+            heads, *widths = model.config.cached
+            token_bytes = model.config.n_layers * heads * sum(widths) * weight.element_size()
+            cache_tokens = min(most_requests * self.context, total_memory(weight.device) // 4 // token_bytes)
+        count = -(-max(cache_tokens, self.context) // PAGE)
         self.cache = PagedCache.empty(model.config, count, PAGE, weight.device, weight.dtype)
         self.schedule = Schedule[Request](Pages(count, PAGE), most_requests, step_tokens)
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
         self._multiple = ROWS if weight.dtype == torch.float32 else 1
+        self._graphs: Graphs | None = None
+        if weight.is_cuda and static is None:
+            self._graphs = Graphs(self._step_of_tensors, weight.device, count, PAGE)
         if static is not None:
             self._refuse_inexact(static)
 
@@ -356,13 +365,28 @@ class Engine:
         first = dict(zip(works, itertools.accumulate((len(work.ids) for work in works), initial=0), strict=False))
         ids = [id for work in works for id in work.ids]
         positions = [at for work in works for at in range(work.first, work.end)]
+        rows = [first[work] + at - work.first for work, at, _ in places]
+        if self._graphs is not None and len(ids) == len(works):
+            tables = [work.request.pages for work in works]
+            return self._graphs(ids, positions, self.cache.slots(works), tables)[rows]
         tokens, position = (
             torch.tensor(_filled_up(self._multiple, each), device=self._device)[:, None] for each in (ids, positions)
         )
         hidden = self.model.hidden(tokens, position, self.cache.attend(works, self.static)).squeeze(1)
-        rows = [first[work] + at - work.first for work, at, _ in places]
         wanted = torch.tensor(_filled_up(self._multiple, rows), dtype=torch.long, device=self._device)
         return self.model.logits(hidden[wanted])[: len(rows)]
+
+    def _step_of_tensors(
+        self,
+        tokens: Int[Tensor, "N 1"],
+        position: Int[Tensor, "N 1"],
+        slot: Int[Tensor, "N"],
+        table: Int[Tensor, "N pages"],
+        length: Int[Tensor, "N"],
+    ) -> Float[Tensor, "N V"]:
+        """The scores after tokens that are each of another request: a forward pass that knows tensors alone."""
+        attend = PagedAttend(self.cache, slot, table=table, length=length)
+        return self.model.logits(self.model.hidden(tokens, position, attend).squeeze(1))
 
     def _scored(self, places: list[Place], logits: Float[Tensor, "R V"]) -> dict[Work[Request], list[Scored]]:
         """By work, what was computed at each place."""

@@ -274,89 +274,62 @@ LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
 FACTORS = "groundup.rope."
 GGUF_SCALINGS: dict[str, dict[str, tuple[str, Any]]] = {
     "none": {},
-    "linear": {"rope.scaling.factor": ("factor", None)},
-    "yarn": {
-        "rope.scaling.factor": ("factor", 1.0),
-        "rope.scaling.yarn_beta_slow": ("slow", 1.0),
-        "rope.scaling.yarn_beta_fast": ("fast", 32.0),
-        "rope.scaling.original_context_length": ("trained_length", None),
-    },
-    "llama3": {
-        f"{FACTORS}factor": ("factor", None),
-        f"{FACTORS}slow": ("slow", 1.0),
-        f"{FACTORS}fast": ("fast", 4.0),
-        f"{FACTORS}trained_length": ("trained_length", 8192),
-    },
-}
+    "linear": {"rope.scaling.factor": ("factor", 1.0)},
+    "yarn": {"rope.scaling.factor": ("factor", 1.0), "rope.scaling.yarn_beta_slow": ("slow", 1.0),
+             "rope.scaling.yarn_beta_fast": ("fast", 32.0),
+             "rope.scaling.original_context_length": ("trained_length", None)},
+    "llama3": {f"{FACTORS}factor": ("factor", None), f"{FACTORS}slow": ("slow", 1.0), f"{FACTORS}fast": ("fast", 4.0),
+               f"{FACTORS}trained_length": ("trained_length", 8192)},
+}  # fmt: skip
 """By our kind: its keys → our names, and what they are where a file does not say. Of Llama 3's scaling GGUF keeps only
 what it comes to, the tensor `rope_freqs.weight`; keys of ours say the rest, and without them it is as of Llama 3.1."""
 
 
-def _read_gguf_rotary(table: Table, with_factors: bool = False) -> Table:
-    width = table.get("attention.key_length") or table["embedding_length"] // table["attention.head_count"]
+def _gguf_head_width(table: Table) -> int:
+    width: int = _size("attention.key_length", table.get("attention.key_length")) or (
+        table["embedding_length"] // table["attention.head_count"]
+    )
+    require(table, "attention.value_length", width)
+    if width > 1 << 16:
+        _refuse("attention.key_length", width, "no head has so many channels")
+    return width
+
+
+def _read_gguf_rotary(table: Table, kinds: Mapping[Any, Any]) -> Table:
+    """
+    Args:
+        kinds: of scaling that llama.cpp knows in this architecture.
+    """
+    width, sharper = _gguf_head_width(table), _number(SHARPER, table.get(SHARPER, 1.0))
     rotated = _size("rope.dimension_count", table.get("rope.dimension_count", width))
-    base = _number("rope.freq_base", table.get("rope.freq_base", 10_000.0))
-    return {"position.base": base, "position.fraction": rotated / width, **_read_gguf_scaling(table, with_factors)}
-
-
-def _read_gguf_scaling(table: Table, with_factors: bool) -> Table:
     factor = table.get("rope.scaling.factor", table.get("rope.scale_linear")) or 1.0
     given = {"rope.scaling.original_context_length": table["context_length"], **table, "rope.scaling.factor": factor}
-    known = {name: name for name in ("none", "linear", "yarn")}
-    kind = choose("rope.scaling.type", table.get("rope.scaling.type", "linear"), known)
-    kind = "none" if kind == "linear" and factor == 1 else kind
-    if with_factors and f"{FACTORS}factor" in table:
-        require({"rope.scaling.type": kind}, "rope.scaling.type", "none")
-        kind = "llama3"
+    default = "llama3" if f"{FACTORS}factor" in table else "none" if factor == 1 else "linear"
+    kind = choose("rope.scaling.type", table.get("rope.scaling.type", default), kinds)
     named = GGUF_SCALINGS[kind].items()
-    ours = {f"position.scaling.{our}": _number(name, given.get(name, default)) for name, (our, default) in named}
-    if (
-        kind == "yarn"
-        and (sharper := _number("rope.scaling.attn_factor", table.get("rope.scaling.attn_factor", 1.0))) != 1
-    ):
+    ours = {f"position.scaling.{our}": _number(name, given.get(name, usual)) for name, (our, usual) in named}
+    if kind == "yarn" and sharper != 1:
         ours["position.scaling.magnitude"] = sharper * (0.1 * math.log(factor) + 1)
-    return {"position.scaling.kind": kind, **ours}
+    base = _number("rope.freq_base", table.get("rope.freq_base", 10_000.0))
+    return {"position.base": base, "position.fraction": rotated / width, "position.scaling.kind": kind, **ours}
 
 
-def _write_gguf_rotary(ours: Table, with_factors: bool = False) -> Table:
-    if not _rotates(ours):
+def _write_gguf_rotary(ours: Table) -> Table:
+    if not _rotates(ours) or "position.fraction" not in ours:
         return {}
     kind = ours["position.scaling.kind"]
-    names = GGUF_SCALINGS.get(kind, {}) if with_factors or kind != "llama3" else {}
-    table = {"rope.freq_base": ours["position.base"]}
-    if "position.fraction" in ours:
-        table["rope.dimension_count"] = round(ours["position.fraction"] * ours["d_head"])
-    if kind in ("linear", "yarn"):
-        table["rope.scaling.type"] = kind
-    if magnitude := ours.get("position.scaling.magnitude"):
-        table["rope.scaling.attn_factor"] = magnitude / (0.1 * math.log(ours["position.scaling.factor"]) + 1)
-    return table | {name: ours[f"position.scaling.{our}"] for name, (our, _) in names.items()}
-
-
-def _read_head_width(table: Table) -> Table:
-    width = _size("attention.key_length", table.get("attention.key_length"))
-    require(table, "attention.value_length", width or table["embedding_length"] // table["attention.head_count"])
-    return {"d_head": width}
-
-
-def _read_gguf_experts(table: Table) -> Table:
-    names = {"expert_count": "n_experts", "expert_used_count": "n_active", "groundup.balance": "balance"}
-    for name in ("expert_shared_count", "expert_group_count"):
-        require(table, name, 0)
-    if not table.get("expert_count"):
-        return {"feedforward.kind": "swiglu", "feedforward.bias": table.get("tensors.feedforward_bias", False)}
-    ours = {f"feedforward.{our}": table[name] for name, our in names.items() if name in table}
-    return {"feedforward.kind": "experts", **ours}
-
-
-def _write_gguf_experts(ours: Table) -> Table:
-    if ours["feedforward.kind"] != "experts":
-        return {"tensors.feedforward_bias": ours.get("feedforward.bias")}
-    return {
-        "expert_count": ours["feedforward.n_experts"],
-        "expert_used_count": ours["feedforward.n_active"],
-        "groundup.balance": float(ours["feedforward.balance"]),
+    table = {
+        "rope.freq_base": ours["position.base"],
+        **({"rope.scaling.type": kind} if kind in ("linear", "yarn") else {}),
     }
+    table["rope.dimension_count"] = round(ours["position.fraction"] * ours["d_head"])
+    if magnitude := ours.get("position.scaling.magnitude"):
+        table[SHARPER] = magnitude / (0.1 * math.log(ours["position.scaling.factor"]) + 1)
+    return table | {name: ours[f"position.scaling.{our}"] for name, (our, _) in GGUF_SCALINGS.get(kind, {}).items()}
+
+
+SHARPER = "rope.scaling.attn_factor"
+KNOWN_SCALINGS = {"none": "none", "linear": "linear", "yarn": "yarn"}
 
 
 def _read_gemma_scales(table: Table) -> Table:
@@ -429,15 +402,15 @@ GROUPS = {
     ),
     "opt_biases": choice("enable_bias", True, OPT_BIASES),
     "bloom_exactness": Setting(_refuse_left_out_biases, lambda ours: {}),
-    "gguf_rotary": Setting(_read_gguf_rotary, _write_gguf_rotary),
-    "gguf_rotary_with_factors": Setting(
-        partial(_read_gguf_rotary, with_factors=True), partial(_write_gguf_rotary, with_factors=True)
+    "gguf_rotary": Setting(partial(_read_gguf_rotary, kinds=KNOWN_SCALINGS), _write_gguf_rotary),
+    "gguf_rotary_or_factors": Setting(
+        partial(_read_gguf_rotary, kinds=KNOWN_SCALINGS | {"llama3": "llama3"}), _write_gguf_rotary
     ),
     "gguf_head_width": Setting(
-        _read_head_width, lambda ours: {f"attention.{each}_length": ours["d_head"] for each in ("key", "value")}
+        lambda table: {"d_head": _gguf_head_width(table)},
+        lambda ours: {f"attention.{each}_length": ours["d_head"] for each in ("key", "value")},
     ),
-    "gguf_heads_fill_width": Setting(_read_head_width, lambda ours: {}),
-    "gguf_experts": Setting(_read_gguf_experts, _write_gguf_experts),
+    "gguf_heads_fill_width": Setting(lambda table: {"d_head": _gguf_head_width(table)}, lambda ours: {}),
     "gguf_gemma_scales": Setting(_read_gemma_scales, lambda ours: {}),
     "gguf_idle_window": Setting(
         lambda table: {"attention.window": _size("attention.sliding_window", table.get("attention.sliding_window"))},

@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 
 KEYS = {"rope.scaling.finetuned", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.freq_base",
         "rope.dimension_count", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
-        "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "attention.key_length", "attention.value_length",
-        "attention.head_count_kv", "attention.sliding_window", "expert_count", "expert_used_count",
-        "expert_shared_count", "expert_group_count", "tensor_data_layout"}  # fmt: skip
-"""Keys that are heeded, or change nothing, besides those that `gguf.toml` names by themselves."""
+        "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "attention.value_length",
+        "attention.head_count_kv", "expert_count", "expert_used_count", "tensor_data_layout"}  # fmt: skip
+"""Keys that are heeded, or change nothing, besides those that `gguf.toml` names."""
 HEADS_KEPT = ("gptneox", "olmo2")
 """Architectures that llama.cpp wants a matrix for the head of, even where it is the embedding."""
 
@@ -54,9 +53,10 @@ def _table(file: GGUF) -> dict[str, Any]:
         raise UnsupportedError(f"{file.path} has general.architecture {kind!r:.60}; known are {', '.join(known)}")
     table = {key.removeprefix(f"{kind}."): value for key, value in file.metadata.items()
              if key.startswith((f"{kind}.", "groundup."))}  # fmt: skip
+    kind = f"{kind}-experts" if table.get("expert_count") and f"{kind}-experts" in known else kind
     heeded = KEYS | known[kind].keys
     if unknown := [key for key in table if key not in heeded and not key.startswith("groundup.")]:
-        raise UnsupportedError(f"{file.path} has {kind}.{unknown[0]}, which is not represented here")
+        raise UnsupportedError(f"{file.path} has {unknown[0]} of {kind}, which is not represented here")
     tensors = file.tensors
     embedding, head = tensors.get("token_embd.weight"), tensors.get("output.weight")
     if embedding is None:
@@ -82,12 +82,8 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         DataError: as of `read_gguf_file`; an architecture, key or value that is not represented here, by name.
     """
-    return _config(read_gguf_file(path))
-
-
-def _config(file: GGUF) -> ModelConfig:
-    with _naming(file.path):
-        return names.read_config(_table(file), "gguf")
+    with _naming(path):
+        return names.read_config(_table(read_gguf_file(path)), "gguf")
 
 
 def count_parameters(path: Path) -> int:
@@ -107,8 +103,9 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
     from groundup.weights.quantize import UNPACK
 
     file = read_gguf_file(path)
-    config, kind = _config(file), str(file.metadata["general.architecture"])
-    with _naming(path), torch.device("meta"):  # before anything is unpacked
+    table = _table(file)
+    with _naming(path), torch.device("meta"):  # shapes, before anything is unpacked
+        config, kind = names.read_config(table, "gguf"), table["model_type"]
         meant = dict(Transformer(config).named_parameters())
         wanted = _their_tensors(kind, config, meant, "output.weight" in file.tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
@@ -202,9 +199,10 @@ def write_gguf(
 
     if kind not in FILE_TYPES:
         raise SettingsError(f"unknown quantization {kind!r}; {nearest(kind, FILE_TYPES)}")
-    architecture = published_kind(config, tuple(architectures("gguf")), "gguf")
+    mapped = published_kind(config, "gguf")
+    architecture, _, _ = mapped.partition("-")
     table = {key if key.startswith("groundup.") else f"{architecture}.{key}": value
-             for key, value in write_config(architecture, config, "gguf").items()
+             for key, value in write_config(mapped, config, "gguf").items()
              if key != "model_type" and not key.startswith("tensors.")}  # fmt: skip
     entries = {
         "general.architecture": architecture,
@@ -216,7 +214,7 @@ def write_gguf(
         **({} if template is None else {"tokenizer.chat_template": template}),
     }
     ours = {name: weight.detach() for name, weight in weights.items() if not name.startswith("multi_token.")}
-    tensors = _their_tensors(architecture, config, ours, architecture in HEADS_KEPT)
+    tensors = _their_tensors(mapped, config, ours, architecture in HEADS_KEPT)
     types = {name: _type_of(name, tuple(tensor.shape), kind.upper()) for name, tensor in tensors.items()}
 
     def packed(name: str) -> npt.NDArray[np.uint8]:

@@ -5,7 +5,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -128,25 +128,8 @@ def write_config(kind: str, config: ModelConfig, naming: Naming = "architectures
     return table
 
 
-PREFERRED = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "olmo2",
-    "gemma2",
-    "mixtral",
-    "gpt2",
-    "gpt_neox",
-    "gptj",
-    "bloom",
-    "opt",
-)
-"""Architectures in the order in which one is looked for that a model of ours can be written as."""
-
-
-def published_kind(config: ModelConfig, among: Sequence[str] = PREFERRED, naming: Naming = "architectures") -> str:
-    """The first of some published architectures that says all of our config.
+def published_kind(config: ModelConfig, naming: Naming = "architectures") -> str:
+    """The first architecture in the file of this naming that says all of our config.
 
     Raises:
         SettingsError: with what the nearest of them cannot say.
@@ -155,7 +138,7 @@ def published_kind(config: ModelConfig, among: Sequence[str] = PREFERRED, naming
     'llama'
     """
     reasons = []
-    for kind in among:
+    for kind in architectures(naming):
         try:
             write_config(kind, config, naming)
         except SettingsError as error:
@@ -163,7 +146,8 @@ def published_kind(config: ModelConfig, among: Sequence[str] = PREFERRED, naming
         else:
             return kind
     nearest = min(reasons, key=lambda reason: reason.count(", there ") or len(reason))
-    raise SettingsError(f"no architecture known here says all of this model ({', '.join(among)}): {nearest}")
+    known = ", ".join(architectures(naming))
+    raise SettingsError(f"no architecture known here says all of this model ({known}): {nearest}")
 
 
 def _rounded(values: Table, naming: Naming) -> dict[str, Any]:
