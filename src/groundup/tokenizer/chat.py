@@ -123,17 +123,17 @@ class Chat:
         ids: list[int] = []
         weight: list[int] = []
         for part, i, at in parts:
-            own = self._encode(part) if i is None else [i]
+            own = self._encode(part, at) if i is None else [i]
             weights = [0] * len(own)
             for start, end in replies:
-                first, last = (self._count(part, own, border - at) for border in (start, end))
+                first, last = (self._count(part, at, own, border - at) for border in (start, end))
                 weights[first:last] = [1] * (last - first)
             ids, weight = ids + own, weight + weights
         return ids, weight
 
     def prompt(self, messages: Messages) -> list[int]:
         """The ids after which the assistant's reply to the messages begins. The errors are those of `text`."""
-        own = (self._encode(part) if i is None else [i] for part, i, _ in self._parts(messages, open_reply=True))
+        own = (self._encode(part, at) if i is None else [i] for part, i, at in self._parts(messages, open_reply=True))
         return list(itertools.chain.from_iterable(own))
 
     def text(self, messages: Messages, open_reply: bool = False) -> str:
@@ -170,14 +170,18 @@ class Chat:
             at += len(clean)
         return parts
 
-    def _encode(self, part: str) -> list[int]:
-        return self.tokenizer.encode(part)
+    def _encode(self, part: str, at: int) -> list[int]:
+        """The ids of a part; only the first has the space that some tokenizers put before a text."""
+        if at == 0 or not self.tokenizer.begins_with_space or self.tokenizer.rules.repeats_space:
+            return self.tokenizer.encode(part)
+        before, ids = (self.tokenizer.encode(text) for text in (MARKS[0], MARKS[0] + part))
+        return ids[len(before) :]
 
-    def _count(self, part: str, ids: Sequence[int], border: int) -> int:
+    def _count(self, part: str, at: int, ids: Sequence[int], border: int) -> int:
         """How many of the ids of a part lie before a border in it, where they are as those of the text before it."""
         if border <= 0 or border >= len(part):
             return 0 if border <= 0 else len(ids)
-        alone = self._encode(part[:border])
+        alone = self._encode(part[:border], at)
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, alone, strict=False)))
 
     def _ends_of_turns(self) -> frozenset[int]:
