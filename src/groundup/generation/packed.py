@@ -7,11 +7,12 @@ bytes, in the order in which they are used. N rows, K input width, J output widt
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from groundup.model.attention import GroupedQueryAttention
@@ -154,11 +155,32 @@ def bfloat16(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_k
 def int8(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
     """A row is a scale times whole numbers from −127 to 127."""
     filled = _filled(weight)
-    scale = (filled.abs().amax(dim=1).clamp(min=1e-30) / 127).bfloat16()
-    codes = (filled / scale[:, None].float()).round().clamp(-127, 127).to(torch.int8)
+    scale = filled.abs().amax(dim=1).clamp(min=1e-30) / 127
+    codes = (filled / scale[:, None]).round().to(torch.int8)
     if not by_kernel:
-        return _plain(codes * scale[:, None].float(), weight, bias)
-    return _by(lambda rows: torch._weight_int8pack_mm(rows, codes, scale), weight, bias)
+        return _plain(codes * scale[:, None], weight, bias)
+    return _by(lambda rows: _multiply_int8(rows, codes, scale), weight, bias)
+
+
+def _multiply_int8(
+    rows: Float[Tensor, "N K"], codes: Int8[Tensor, "J K"], scale: Float[Tensor, "J"]
+) -> Float[Tensor, "N J"]:
+    (n_rows, n_in), n_out, n_threads = rows.shape, len(codes), torch.get_num_threads()
+    product = rows.new_empty(n_rows, n_out)
+    room_bytes = 2 * n_rows * n_in + 64 + -(-4 * n_rows // 64) * 64
+    room, taken = torch.empty(n_threads, room_bytes, dtype=torch.uint8), torch.zeros(2, dtype=torch.long)
+    addresses = (tensor.data_ptr() for tensor in (rows, codes, scale, product, room, taken))
+    run, record = _int8_kernel()
+    run(np.array([(*addresses, n_rows, n_in, n_out, room_bytes)], record), n_threads)
+    return product
+
+
+@functools.cache
+def _int8_kernel() -> tuple[Callable[[Any, int], None], Any]:
+    from groundup.compiled import linear
+    from groundup.compiled.loops import on_threads
+
+    return on_threads(linear.multiply_int8, linear.CALL), linear.CALL
 
 
 def int4(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
