@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from groundup.errors import SettingsError
 from groundup.export.settings import ExportSettings
 from groundup.export.subject import Agreement, Subject, logits_of, refuse
 from groundup.files import write_json, write_text
@@ -42,12 +43,14 @@ def write(subject: Subject, directory: Path, settings: ExportSettings) -> Agreem
     """Write config, weights, tokenizer, chat template, how to sample and card into a directory, and read them back.
 
     Raises:
-        SettingsError: an architecture that no published one has, naming the setting.
+        SettingsError: an architecture that no published one has, naming the setting; numbers too large for `dtype`.
     """
     own = config_table(subject.directory).get("model_type") if subject.directory.is_dir() else None
     kind = str(own) if own in CLASSES else published_kind(subject.config)
     wanted = None if settings.dtype is None else getattr(torch, settings.dtype)
     weights = {name: weight if wanted is None else weight.to(wanted) for name, weight in subject.weights.items()}
+    if large := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise SettingsError(f"{large[0]} has numbers too large for {settings.dtype}: take bfloat16")
     dtype = str(weights["embed.weight"].dtype).removeprefix("torch.")
     config = {**write_config(kind, subject.config), "architectures": [CLASSES[kind]], "torch_dtype": dtype}
     roles = subject.tokenizer.roles
