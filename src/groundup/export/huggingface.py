@@ -103,13 +103,13 @@ def _write_tokenizer(subject: Subject, directory: Path) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     names = {i: text for text, i in tokenizer.special.items()}
     for role, i in (("bos_token", tokenizer.roles.opener), ("eos_token", tokenizer.roles.closer)):
-        config |= {} if i is None else {role: names[i]}
+        config |= {role: names[i]} if i in names else {}
     if subject.chat is not None:
         config |= {**subject.chat.tokens, "chat_template": subject.chat.template}
     write_json(directory / "tokenizer_config.json", config | read_table(source / "tokenizer_config.json"))
     generation = generation_config(subject.sampling) | {
         "bos_token_id": tokenizer.roles.opener,
-        "eos_token_id": sorted(tokenizer.roles.stops),
+        "eos_token_id": sorted(tokenizer.roles.stops) or None,
         "pad_token_id": tokenizer.roles.closer,
     }
     write_json(directory / "generation_config.json", generation | read_table(source / "generation_config.json"))
