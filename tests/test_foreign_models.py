@@ -237,6 +237,8 @@ def test_an_export_is_to_transformers_what_it_was_made_from(
     text = before.apply_chat_template(messages, tokenize=False)
     assert after.apply_chat_template(messages, tokenize=False) == text
     chats = [chat_of(path) for path in (source, out)]
+    safe = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "naïve  no"}]
+    assert chats[0] and chats[0].render(safe)[0] == before.apply_chat_template(safe)["input_ids"]
     assert [chat and chat.text(messages) for chat in chats] == [text, text]
     (config, weights), (same, those) = read_weights(source), read_weights(out)
     assert filled(same) == filled(config) and weights.keys() == those.keys()

@@ -10,6 +10,7 @@ from groundup.artifacts import read_manifest
 from groundup.export.card import read_facts, write_card
 from groundup.export.settings import ExportSettings
 from groundup.export.subject import Subject
+from groundup.pages.render import scientific
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_it_tells_what_the_manifests_of_the_run_say(run: Path) -> None:
     assert f"train {corpus.statistics['train']['documents']:,} documents" in told["Data"]
     assert "`tales/00.txt`" in told["Data"] and "and 30 more" in told["Data"]
     assert f"{model.statistics['tokens']:,} tokens in 40 steps" in told["Training"]
-    assert f"{model.statistics['training_flops']:.3g} floating-point operations" in told["Training"]
+    assert f"{scientific(model.statistics['training_flops'])} floating-point operations" in told["Training"]
     assert model.made["machine"] in told["Training"]
     test = evals.statistics["test"]
     assert test["standard_error"] is None  # of one document there is none

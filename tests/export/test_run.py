@@ -35,10 +35,10 @@ def test_an_export_is_an_artifact_that_names_its_model_and_says_how_far_it_is_fr
     export(run, tmp_path / "out", TO_HUGGING_FACE)
     manifest = verify(tmp_path / "out", "export")
     assert manifest.inputs == {"model": read_manifest(run / "model").digest}
-    assert manifest.statistics["read_back"]["huggingface"]["words"] == "the same logits at 32 positions"
+    assert manifest.statistics["read_back"]["huggingface"]["words"] == "the same logits at 16 positions"
     findings = inspect(tmp_path / "out")
     assert (findings.what, findings.damage) == ("a model exported for other programs", [])
-    assert findings.facts["read_back"] == {"huggingface": "the same logits at 32 positions"}
+    assert findings.facts["read_back"] == {"huggingface": "the same logits at 16 positions"}
     model, tokenizer = load_with_tokenizer(tmp_path / "out", "cpu")
     ids = torch.tensor([tokenizer.encode("Tale 3")])
     assert torch.equal(model(ids), load_with_tokenizer(run, "cpu")[0](ids))
@@ -141,7 +141,13 @@ def test_a_recipe_exports_only_if_it_says_so_and_only_once(finished_home: Path, 
     wanted = ["export.to=huggingface"]
     assert quietly(home, wanted)["export"] == "made"
     assert quietly(home, wanted)["export"] == "up to date"
-    assert inspect(home / "runs" / "tiny").damage == []
+    findings = inspect(home / "runs" / "tiny")
+    assert findings.damage == [] and findings.facts["stages"]["export"].startswith("whole")
+    card = export_of / "huggingface" / "README.md"
+    card.write_text(card.read_text().replace("tiny", "Tiny"))
+    (damage,) = inspect(home / "runs" / "tiny").damage
+    assert damage == "export: the sha256 of huggingface/README.md is not the one that was written"
+    assert quietly(home, wanted, replace=True)["export"] == "made"
     with pytest.raises(SettingsError, match=r"stale: export \(its settings changed\)"):
         quietly(home, [*wanted, "export.licence=mit"])
     assert quietly(home, [*wanted, "export.licence=mit"], replace=True)["export"] == "made"
@@ -172,6 +178,6 @@ def test_a_directory_without_a_tokenizer_is_refused(run: Path, tmp_path: Path) -
 def test_the_command_says_what_it_wrote(run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "groundup", "export", str(run), "--to", "huggingface", "--out", "out"]
     told = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert json.loads(told.stdout)["words"] == "the same logits at 32 positions"
+    assert json.loads(told.stdout)["words"] == "the same logits at 16 positions"
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 2 and "out exists and is left as it is" in again.stderr

@@ -1,5 +1,7 @@
 """Packed models: the same structure and nearly the same scores, for every kind of model."""
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -115,11 +117,11 @@ def test_without_torch_s_private_operations_the_scores_are_nearly_the_same(
 
 def test_an_operation_that_is_missing_or_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     probe = packing.has_kernel.__wrapped__
-    assert probe("int8")
-    monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda rows, codes, scale: rows.new_zeros(len(rows), len(codes)))
-    assert not probe("int8")
-    monkeypatch.delattr(torch, "_weight_int8pack_mm")
-    assert not probe("int8")
+    assert probe("int4")
+    monkeypatch.setattr(torch, "_weight_int4pack_mm_for_cpu", lambda rows, codes, *_: rows.new_zeros(len(rows), 48))
+    assert not probe("int4")
+    monkeypatch.delattr(torch, "_weight_int4pack_mm_for_cpu")
+    assert not probe("int4")
 
 
 def test_quantised_weights_are_as_near_as_their_steps() -> None:
@@ -130,6 +132,33 @@ def test_quantised_weights_are_as_near_as_their_steps() -> None:
             held = PRECISIONS[precision](weight, None, by_kernel)(eye).T  # type: ignore[index]
             bound = step.view(-1, 1) / 2 + weight.abs() / 2**7  # half a step, and scale and answer rounded to 8 bits
             assert ((held - weight).abs() <= bound + 0.02).all()
+
+
+def test_int8_adds_up_as_exactly_as_bfloat16_knows_the_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n_in in (32, 100, 768, 4096, 16384):
+        weight = torch.randn(40, n_in, generator=generator)
+        rows = (torch.randn(9, n_in, generator=generator) * 10.0 ** torch.linspace(-20, 20, 9)[:, None]).bfloat16()
+        rows[1] = 0
+        held = PRECISIONS["int8"](weight, None, False)(torch.eye(n_in, dtype=torch.bfloat16)).T  # rounded to 8 bits
+        exact = rows.double() @ held.double().T
+        error = (PRECISIONS["int8"](weight, None, True)(rows) - exact).abs().amax(dim=1)
+        assert (error <= 2**-7 * exact.abs().amax(dim=1)).all(), n_in
+
+
+def test_the_largest_sums_of_int8_fit() -> None:
+    weight = torch.ones(3, 4096)
+    rows = torch.ones(2, 4096, dtype=torch.bfloat16)
+    assert torch.equal(PRECISIONS["int8"](weight, None, True)(rows), rows @ weight.bfloat16().T)
+
+
+def test_rows_that_are_not_finite_stay_so_alone() -> None:
+    rows = torch.randn(6, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    before = PRECISIONS["int8"](torch.ones(5, 64), None, True)(rows)
+    rows[2, 3], rows[4, 60] = math.nan, math.inf
+    after = PRECISIONS["int8"](torch.ones(5, 64), None, True)(rows)
+    assert after[[2, 4]].isnan().all()
+    assert torch.equal(after[[0, 1, 3, 5]], before[[0, 1, 3, 5]])
 
 
 SHAPES = {

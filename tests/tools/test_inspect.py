@@ -16,8 +16,11 @@ from safetensors.numpy import save_file
 
 from groundup.artifacts import damage, read_manifest, write_manifest
 from groundup.errors import DataError, SettingsError
+from groundup.model.settings import ModelConfig
+from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.tools.inspect import Findings, inspect
+from groundup.weights.gguf import write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +267,18 @@ def test_a_llama2c_file_and_one_that_is_cut(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     assert "pickle" in inspect(path).what
     assert "llama2.c that is not whole" in inspect(path).facts["or"]
+
+
+def test_a_gguf_file_and_one_that_is_cut(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "tiny.gguf"
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, d_model=16, n_layers=1))
+    write_gguf(path, model.config, dict(model.named_parameters()), tokenizer, kind="f16", template="{{ messages }}")
+    found = inspect(path)
+    assert (found.what, found.facts["parameters"]) == ("a model in GGUF, for llama.cpp", model.config.parameters)
+    assert (found.facts["tokenizer"]["vocab_size"], found.facts["chat"]) == (tokenizer.vocab_size, "template")
+    assert found.next[0] == f"groundup import {path}" and not found.damage
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "is no whole GGUF file: blk.0.ffn_down.weight should end at byte" in inspect(path).damage[0]
 
 
 def test_a_pickle_is_named_and_not_opened(tmp_path: Path) -> None:

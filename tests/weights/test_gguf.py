@@ -1,6 +1,7 @@
 """GGUF: what is written, its own library reads alike and llama.cpp runs alike; what is read is not believed."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import groundup
-from groundup.errors import SettingsError
+from groundup.errors import DataError, SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
+from groundup.tensor_files import read_gguf_file, write_gguf_file
+from groundup.tokenizer.declared import Roles
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.configs import filled
-from groundup.weights.gguf import read_weights, write_gguf
+from groundup.weights.gguf import read_tokenizer, read_weights, write_gguf
 from groundup.weights.quantize import PACK, UNPACK, pack
 
 SIZES: dict[str, Any] = {
@@ -128,6 +131,21 @@ def test_llama_cpp_gives_the_same_logits(tmp_path: Path, name: str, tokenizer: T
     assert_close(torch.from_numpy(np.array(there.scores[:22])), ours, atol=5e-3, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_llama_cpp_continues_a_story_with_the_same_ids(tmp_path: Path, kind: Any, shared: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama.cpp is not installed: pip install llama-cpp-python")
+    model, tokenizer = groundup.load(shared / "data/weights/stories260K/stories260K.bin", device="cpu")
+    write_gguf(tmp_path / "model.gguf", model.config, weights_of(model), tokenizer, kind=kind)
+    rounded, _ = groundup.load(tmp_path / "model.gguf", device="cpu")
+    there = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=128, verbose=False, n_threads=1)
+    ids = [1]
+    for _ in range(60):
+        there.eval(ids[-1:])
+        with torch.no_grad():
+            ids.append(int(rounded(torch.tensor([ids]))[0, -1].argmax()))
+        assert there.sample(temp=0.0, top_k=1) == ids[-1]
+
+
 UNWRITABLE: list[tuple[dict[str, Any], str]] = [
     ({"attention": {"window": 5}}, "as llama: model.attention.window is 5, there None"),
     ({"position": {"kind": "alibi"}}, "model.position.kind is 'alibi', there 'rotary'"),
@@ -143,6 +161,59 @@ def test_what_llama_cpp_cannot_run_is_refused_by_name(tmp_path: Path, changes: d
     with pytest.raises(SettingsError, match=named):
         write_gguf(tmp_path / "model.gguf", model.config, weights_of(model), None, kind="f32")
     assert not any(tmp_path.iterdir())
+
+
+# --- the tokenizer inside ---
+
+TEXT = (
+    "It's 12345 o'clock,  naïve  café\t\n\n  日本語 🦊 DON'T we'LL say: low lower lowest; 3.14159 × 2 = 6.28! "
+    "def f(x):\n    return x  # <|endoftext|> is ordinary text here\n" * 3
+)
+SPLITS = ("gpt2", "llama3", "qwen2", "smollm", "o200k", "cl100k")
+
+
+def written(tmp_path: Path, tokenizer: Tokenizer, rows: int) -> Path:
+    model = model_of({"vocab_size": rows})
+    write_gguf(tmp_path / "model.gguf", model.config, weights_of(model), tokenizer, kind="f32")
+    return tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize("split", [*SPLITS, "digits3", "unspaced", r"\w+|\s+"])
+def test_a_tokenizer_comes_back_with_any_split_of_text(tmp_path: Path, split: str) -> None:
+    tokenizer = Tokenizer.learn(TEXT, vocab_size=384, pattern=split).extended([" fox"], special=["<|tool|>"])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        again = read_tokenizer(written(tmp_path, tokenizer, rows=tokenizer.vocab_size + 3))
+    assert again is not None
+    assert (again.digest, again.roles, again.encode(TEXT)) == (
+        tokenizer.digest,
+        tokenizer.roles,
+        tokenizer.encode(TEXT),
+    )
+    assert [f"does not know the split pattern {split!r}" in str(each.message) for each in said] == [True] * (
+        split not in SPLITS
+    )
+
+
+def test_roles_that_gguf_has_no_key_for_come_back(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.learn(TEXT, vocab_size=320)
+    tokenizer = Tokenizer(tokenizer.rules, Roles(opener=None, closer=305, stops=frozenset({305, 306, 307})))
+    again = read_tokenizer(written(tmp_path, tokenizer, rows=320))
+    assert again is not None and again.roles == tokenizer.roles
+
+
+def test_more_ids_than_rows_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(SettingsError, match="has 320 ids, the model rows for 319, and llama.cpp wants one for each"):
+        written(tmp_path, tokenizer, rows=319)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_llama_cpp_cuts_text_into_the_same_ids(tmp_path: Path, split: str) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama.cpp is not installed: pip install llama-cpp-python")
+    tokenizer = Tokenizer.learn(TEXT, vocab_size=384, pattern=split)
+    there = llama_cpp.Llama(str(written(tmp_path, tokenizer, rows=384)), vocab_only=True, verbose=False)
+    assert there.tokenize(TEXT.encode(), add_bos=False, special=False) == tokenizer.encode(TEXT)
+    assert there.tokenize(b"low", add_bos=True)[0] == tokenizer.opener
 
 
 # --- types of numbers ---
@@ -202,6 +273,48 @@ def test_numbers_too_large_for_float16_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"blk\.2\.attn_output\.weight: 1e\+06 is too large for F16; .*bf16"):
         write_gguf(tmp_path / "model.gguf", model.config, weights, None, kind="f16")
     assert not any(tmp_path.iterdir())
+
+
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    model = model_of({})
+    weights = weights_of(model)
+    weights["blocks.1.feedforward.down.weight"][3, 4] = float("nan")
+    write_gguf(tmp_path / "model.gguf", model.config, weights, None, kind="f32")
+    with pytest.raises(DataError, match=r"gguf: blocks\.1\.feedforward\.down\.weight holds numbers that are not"):
+        groundup.load(tmp_path / "model.gguf", device="cpu")
+
+
+def without(entries: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in entries.items() if name not in names}
+
+
+MISFITS: dict[str, tuple[Any, str]] = {
+    "another architecture": (lambda e: e | {"general.architecture": "mamba"}, "general.architecture 'mamba'; known"),
+    "an unknown key": (lambda e: e | {"llama.attention.clamp_kqv": 8.0}, "attention.clamp_kqv of llama, which is not"),
+    "a missing key": (lambda e: without(e, "llama.block_count"), "model.gguf does not say 'block_count'"),
+    "a size of 0": (lambda e: e | {"llama.block_count": 0}, "gguf has block_count = 0; it should be a whole number"),
+    "a text": (lambda e: e | {"llama.embedding_length": "x"}, "has embedding_length = 'x'; it should be"),
+    "another width": (lambda e: e | {"llama.embedding_length": 72}, r"attn_k.weight is \(36, 36\), not \(36, 72\)"),
+    "another layer": (lambda e: e | {"llama.block_count": 4}, r"blk\.3\.attn_k\.weight is missing, not \(36, 36\)"),
+    "a layer too many": (lambda e: e | {"llama.block_count": 2}, r"blk\.2\.attn_k\.weight is \(36, 36\), not left out"),
+    "huge heads": (lambda e: e | {"llama.attention.key_length": 1 << 31, "llama.attention.value_length": 1 << 31},
+                   "no head has so many channels"),
+    "another value width": (lambda e: e | {"llama.attention.value_length": 3}, "only 6 is represented here"),
+    "another scaling": (lambda e: e | {"llama.rope.scaling.type": "longrope"}, "rope.scaling.type = 'longrope'; known"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", MISFITS)
+def test_a_file_that_says_what_is_not_represented_or_not_there_is_refused_by_name(tmp_path: Path, fault: str) -> None:
+    change, named = MISFITS[fault]
+    model, file = model_of({}), tmp_path / "model.gguf"
+    write_gguf(file, model.config, weights_of(model), None, kind="f32")
+    read = read_gguf_file(file)
+    tensors = {name: (each.type, each.shape) for name, each in read.tensors.items()}
+    write_gguf_file(tmp_path / "other.gguf", change(dict(read.metadata)), tensors, lambda name: read.tensors[name].raw)
+    (tmp_path / "other.gguf").replace(file)
+    with pytest.raises(DataError, match=named):
+        groundup.load(file, device="cpu")
 
 
 # --- a model by others ---

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import not_finite
+from groundup.weights.gguf import write_gguf
 from groundup.weights.write import save
 
 GPT2 = {"vocab_size": 90, "n_positions": 20, "n_embd": 24, "n_layer": 3, "n_head": 4}
@@ -266,3 +269,39 @@ def test_float8_knows_nan_too(tmp_path: Path) -> None:
         save_file({"bad": torch.tensor([1, nan], dtype=torch.uint8).view(dtype)}, tmp_path / "bad.safetensors")
         assert list(not_finite(tmp_path / "fine.safetensors")) == []
         assert list(not_finite(tmp_path / "bad.safetensors")) == ["bad"]
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from groundup.weights.load import load_model
+
+def own_bytes():
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) * 1024
+
+load_model(sys.argv[1], device="cpu")
+before = own_bytes()
+model = load_model(sys.argv[2], device="cpu")
+model(torch.tensor([[1, 2, 3]]))
+print(own_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="this system does not say what memory is mapped")
+@pytest.mark.parametrize("kind", ["ours", "gguf"])
+def test_weights_stay_in_the_file_until_they_are_used(tmp_path: Path, kind: str) -> None:
+    """Memory of the process's own grows by far less than the weights take; GGUF's queries and keys are reordered."""
+    for name, d_ff in (("small", 64), ("large", 60_000)):
+        model = Transformer(ModelConfig(vocab_size=320, d_model=64, n_layers=2, n_heads=2, d_ff=d_ff), seed=0)
+        weights = dict(model.named_parameters())
+        if kind == "gguf":
+            write_gguf(tmp_path / name, model.config, weights, None, kind="f32")
+        else:
+            (tmp_path / name).mkdir()
+            save(tmp_path / name, model.config, weights, None)
+    size = sum(weight.numel() * 4 for weight in weights.values())
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large")]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert size > 90e6 and grown < size / 4

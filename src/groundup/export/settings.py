@@ -25,7 +25,7 @@ class ExportSettings(Settings):
     """Bits of a weight in GGUF: q8_0 takes 8.5, q4_0 takes 4.5."""
     shard_bytes: int = Field(default=5_000_000_000, ge=1)
     """Most bytes of one file of a Hugging Face directory, where no tensor is larger; more are written beside it."""
-    licence: str | None = None
+    licence: str | None = Field(default=None, pattern=r"^\S[^\n]*$")
     """Of the model, for its card: a name such as apache-2.0."""
 
     @field_validator("to", mode="before")

@@ -11,12 +11,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from groundup.errors import DamagedError
+from groundup.generation.engine import Engine
 from groundup.model.settings import ModelConfig
 from groundup.tokenizer.chat import Chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import chat_of, required_tokenizer
 from groundup.weights.load import build, read_weights
 
+PROBED = 128
+"""Positions at which logits are compared, if the context has as many."""
 EQUAL = 1e-4
 """Most that logits of equal weights may differ, in float32; a share of the largest logit where that is above 1."""
 
@@ -33,6 +36,8 @@ class Subject:
     """None for a base model."""
     sampling: Mapping[str, Any]
     """The table of its `generation.json`."""
+    probe: Int[Tensor, "1 T"]
+    """The ids that logits are compared on: what the model itself writes."""
     card: str = ""
     """The text of its README.md."""
 
@@ -40,17 +45,17 @@ class Subject:
     def read(cls, directory: Path) -> "Subject":
         config, weights = read_weights(directory)
         model = build(config, weights, str(directory))  # which refuses weights that do not fit, and says what is tied
+        parameters = {name: weight.detach() for name, weight in model.named_parameters()}
+        tokenizer = required_tokenizer(directory)
+        rows, first = model.config.vocab_size or 0, tokenizer.roles.opener or 0
+        first = first if first < rows else 0
+        engine = Engine(model.float().eval(), most_requests=1, never=range(tokenizer.vocab_size, rows))
+        tokens = min(PROBED, config.context_length) - 1
+        (written,) = engine.generate([[first]], max_tokens=tokens, temperature=1.0, seed=0)
+        probe = torch.tensor([[first, *written]])
         file = directory / "generation.json"
         sampling = json.loads(file.read_bytes()) if file.is_file() else {}
-        parameters = {name: weight.detach() for name, weight in model.named_parameters()}
-        return cls(directory, model.config, parameters, required_tokenizer(directory), chat_of(directory), sampling)
-
-    @property
-    def probe(self) -> Int[Tensor, "B T"]:
-        """The ids that logits are compared on: random ones, which reach rows of the vocabulary that no text does."""
-        rows = min(self.config.vocab_size or 0, self.tokenizer.vocab_size)
-        drawn = torch.Generator().manual_seed(0)
-        return torch.randint(rows, (2, min(64, self.config.context_length)), generator=drawn)
+        return cls(directory, model.config, parameters, tokenizer, chat_of(directory), sampling, probe)
 
     def logits(self, weights: Mapping[str, Tensor] | None = None) -> Float[Tensor, "B T V"]:
         """The model's logits for the probe in float32, or with other weights."""

@@ -46,7 +46,7 @@ NOT_LOADED = (ImportError, OSError, RuntimeError, MemoryError)
 class ByteLevel:
     """A vocabulary, its merges, and how text is cut before merging; its methods are those of `Rules`."""
 
-    begins_with_space = False
+    begins_with_space = repeats_space = False
     suffix = ".json"
 
     def __init__(

@@ -31,6 +31,8 @@ SPLITS: dict[str, tuple[str, bool]] = {
 }
 """`tokenizer.ggml.pre` → our split pattern, and whether a pre-token that is a token is taken whole. Of those that mean
 the same, the first is written."""
+NEAREST = {"unspaced": "smaug-bpe"}
+"""Of our patterns that llama.cpp does not know, the most like one that it does, where that is not GPT-2's."""
 NORMALIZERS = {"qwen2": "NFC"}
 """What these split patterns come with, which GGUF does not say."""
 PREFIX = "tokenizer.ggml."
@@ -166,7 +168,7 @@ def _write_byte_level(rules: Rules, rows: int) -> dict[str, Any]:
     kinds = {**dict.fromkeys(rules.special.values(), CONTROL), **dict.fromkeys(rules.added.values(), USER_DEFINED)}
     return {
         f"{PREFIX}model": "gpt2",
-        f"{PREFIX}pre": names[0] if names else "gpt-2",
+        f"{PREFIX}pre": names[0] if names else NEAREST.get(pattern, "gpt-2"),
         **_vocabulary([(rules.spelled(i), kinds.get(i, NORMAL)) for i in range(len(rules.tokens))], rows),
         f"{PREFIX}merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]],
     }

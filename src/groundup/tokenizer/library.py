@@ -45,6 +45,7 @@ class Library:
         encode: Callable[[str], list[int]],
         special: Mapping[str, int],
         added: Mapping[str, int],
+        repeats_space: bool = False,
     ) -> None:
         """
         Args:
@@ -57,6 +58,7 @@ class Library:
         self.suffix, self.tokens, self.special, self.added = suffix, list(tokens), dict(special), dict(added)
         self.pattern = "sentencepiece" if suffix == ".model" else "tokenizers"
         self.begins_with_space = self.tokens[encode("a")[0]].startswith(b" ")
+        self.repeats_space = repeats_space
         self._content, self._pieces, self._encode = content, list(pieces), encode
 
     def cut(self, text: str | bytes, allowed: Collection[str]) -> Iterator[tuple[str, int | None]]:
@@ -287,5 +289,7 @@ def hugging_face_rules(
         ids: list[int] = library.encode(text, add_special_tokens=False).ids
         return ids
 
-    rules = Library(text.encode(), ".json", pieces, [*map(bytes_of, pieces)], encode, special, added)
+    before = [*steps_of(file.get("normalizer"), "normalizers"), *steps_of(file.get("pre_tokenizer"), "pretokenizers")]
+    repeats = any(step.get("prepend_scheme") == "always" or step["type"] == "Prepend" for step in before)
+    rules = Library(text.encode(), ".json", pieces, [*map(bytes_of, pieces)], encode, special, added, repeats)
     return rules, declared.roles(special, *framing(file, special))

@@ -28,6 +28,8 @@ class Rules(Protocol):
     """Whether text is encoded as it is: nothing is recognised in it or changed before."""
     begins_with_space: bool
     """Whether a text's first token has a space of its own before it, which decoding takes away again."""
+    repeats_space: bool
+    """Whether each part behind a special token, too, has one."""
     compiled: bool | None
     """Whether the compiled loops are used: always, never, or, if None, by calls that are long enough."""
     suffix: str

@@ -6,6 +6,7 @@ What they write is what Hugging Face's library (`chat_template_utils.py` of tran
 import functools
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -23,6 +24,8 @@ MOST_ROUNDS = 200_000
 """Of all loops and calls of a template together, for one conversation."""
 MOST_CHARACTERS = 10_000_000
 """Of a conversation, and of any text that its template makes on the way."""
+ROUNDS = "rounds of loops"
+"""The name, which no template can spell, of what counts them."""
 
 
 class _Refused(jinja2.TemplateError):
@@ -65,6 +68,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.filters = {name: _bounded(function) for name, function in self.filters.items()}
         self.filters["tojson"] = _to_json
+        del self.globals["lipsum"]
         self.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
 
     def _parse(self, *arguments: Any) -> nodes.Template:
@@ -76,9 +80,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def call(__self, __context: Any, __function: Any, *arguments: Any, **named: Any) -> Any:  # noqa: N805 (as there)
-        if next(__context.parent["rounds"]) > MOST_ROUNDS:
+        if next(__context.parent[ROUNDS]) > MOST_ROUNDS:
             raise jinja2.TemplateRuntimeError(f"it goes round more than {MOST_ROUNDS:,} times")
-        _refuse_large(*arguments, *named.values())
+        _refuse_large(getattr(__function, "__self__", None), *arguments, *named.values())
         value = super().call(__context, __function, *arguments, **named)
         _refuse_large(value)
         return value
@@ -87,28 +91,44 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         sizes = [len(each) if isinstance(each, str | list | tuple) else each for each in (left, right)]
         _refuse_large(*sizes)
         if operator == "%" and isinstance(left, str):
-            _refuse_large(*map(int, re.findall(r"\d+", left)), *(right if isinstance(right, tuple) else ()))
-        if operator in ("*", "**") and sizes != [left, right]:
+            _refuse_wide(left, *(right if isinstance(right, tuple) else ()))
+        if operator == "*" and sizes != [left, right]:
             _refuse_large(sizes[0] * sizes[1])
         value = super().call_binop(context, operator, left, right)
         _refuse_large(value)
         return value
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        if isinstance(getattr(value, "__self__", None), str):
+            _refuse_wide(value.__self__)
+        return super().wrap_str_format(value)
+
 
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that refuses what would make it write too much."""
+
     @functools.wraps(function)  # which keeps what jinja2 wrote on it
     def call(*arguments: Any, **named: Any) -> Any:
         _refuse_large(*arguments, *named.values())
+        if function.__name__ == "do_format":
+            _refuse_wide(*arguments, *named.values())
         return function(*arguments, **named)
 
     return call
 
 
 def _refuse_large(*values: Any) -> None:
-    for value in values:
-        size = len(value) if isinstance(value, str) else abs(value) if isinstance(value, int) else 0
-        if size > MOST_CHARACTERS:
-            raise jinja2.TemplateRuntimeError(f"it makes texts of more than {MOST_CHARACTERS:,} characters")
+    """Refuse what is too large, or could put texts into each other that are too large together."""
+    sizes = [abs(value) if isinstance(value, int) else len(value) if isinstance(value, str) else 0 for value in values]
+    longest = [max(1, len(value)) for value in values if isinstance(value, str)]
+    if max(sizes, default=0) > MOST_CHARACTERS or math.prod(longest) > 100 * MOST_CHARACTERS:
+        raise jinja2.TemplateRuntimeError(f"it makes texts of more than {MOST_CHARACTERS:,} characters")
+
+
+def _refuse_wide(*values: Any) -> None:
+    """Refuse a pattern that pads numbers to more than a text can have."""
+    _refuse_large(*(int(size) for value in values if isinstance(value, str) for size in re.findall(r"\d+", value)))
+    _refuse_large(*values)
 
 
 def _to_json(
@@ -141,7 +161,7 @@ def write(template: str, variables: Mapping[str, Any]) -> str:
     """
     parts, size = [], 0
     try:
-        for part in compiled(template).generate({**variables, "rounds": itertools.count()}):
+        for part in compiled(template).generate({**variables, ROUNDS: itertools.count()}):
             parts.append(part)
             size += len(part)
             _refuse_large(size)

@@ -110,8 +110,8 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
         wanted = _their_tensors(kind, config, meant, "output.weight" in file.tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     if differing := differences(shapes, {name: stored.shape for name, stored in file.tensors.items()}):
-        listed = "; ".join(f"{name} is {there}, not {ours}" for name, (ours, there) in [*differing.items()][:5])
-        raise DataError(f"{path}: the weights do not fit the config: {listed}")
+        why = [f"{name} is {there or 'missing'}, not {ours or 'left out'}" for name, (ours, there) in differing.items()]
+        raise DataError(f"{path}: the weights do not fit the config: {'; '.join(why[:5])}")
     tensors = {}
     for name, stored in file.tensors.items():
         blocks = torch.from_numpy(stored.raw).view(-1, TYPES[stored.type].size)
