@@ -71,7 +71,7 @@ PUBLIC = {
     "evals.run": ["score_files"],
     "tokenizer.tokenizer": ["Tokenizer"],
     "tokenizer.chat": ["Chat", "load"],
-    "export.run": ["export", "Exported"],
+    "export.run": ["export"],
     "export.settings": ["ExportSettings"],
     "corpus.sources": ["find", "Found", "read"],
     "corpus.document": ["Document"],

@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch.testing import assert_close
 
+from groundup.errors import SettingsError
 from groundup.export.huggingface import CLASSES
 from groundup.export.run import export
 from groundup.export.settings import ExportSettings
@@ -130,13 +131,21 @@ def test_large_models_are_written_in_shards_as_transformers_does(source: Path) -
 
 def test_another_precision_is_written_and_its_error_told(source: Path) -> None:
     out = source.with_name("exported")
-    agreement = export(source, out, ExportSettings(to=("huggingface",), dtype="bfloat16")).read_back["huggingface"]
+    agreement = export(source, out, ExportSettings(to=("huggingface",), dtype="bfloat16"))
     assert 0 < agreement.mean_difference < agreement.largest_difference < 0.5
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert theirs.dtype == torch.bfloat16
     _, weights = read_weights(source)
     _, again = read_weights(out)
     assert all(torch.equal(again[name], weights[name].bfloat16()) for name in weights)
+
+
+def test_numbers_too_large_for_a_precision_are_named(source: Path) -> None:
+    config, weights = read_weights(source)
+    weights["blocks.0.attention.out.weight"][0, 0] = 1e5
+    save(source, config, weights, None)
+    with pytest.raises(SettingsError, match="blocks.0.attention.out.weight has numbers too large for float16: take"):
+        exported(source, dtype="float16")
 
 
 def test_a_base_model_has_no_chat_template(source: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from groundup.errors import SettingsError
-from groundup.export import check
+from groundup.export import check, onnx
 from groundup.export.run import export
 from groundup.export.settings import ExportSettings
 from groundup.model.settings import ModelConfig
@@ -47,8 +47,8 @@ def test_onnxruntime_gives_our_logits_at_other_sizes_than_the_traced(
     name: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     model = write(tmp_path / "source", tokenizer, SHAPES[name])
-    exported = export(tmp_path / "source", tmp_path / "out", ExportSettings(to=("onnx",)))
-    assert exported.read_back["onnx"].largest_difference < 1e-4
+    agreement = export(tmp_path / "source", tmp_path / "out", ExportSettings(to=("onnx",)))
+    assert agreement.largest_difference < 1e-4
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"model.onnx", "tokenizer.json", "README.md", "manifest.json"}
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
@@ -63,6 +63,15 @@ def test_experts_are_refused_by_name(tokenizer: Tokenizer, tmp_path: Path) -> No
     with pytest.raises(SettingsError, match=r"feedforward.kind = experts: .* export huggingface or gguf"):
         export(tmp_path / "source", tmp_path / "out", ExportSettings(to=("onnx",)))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_weights_that_one_file_cannot_hold_are_refused(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "source", tokenizer, {})
+    monkeypatch.setattr(onnx, "LARGEST", 1000)
+    with pytest.raises(SettingsError, match=r"the weights take \d[\d,]+ bytes in float32; a file of ONNX holds 1,000"):
+        export(tmp_path / "source", tmp_path / "out", ExportSettings(to=("onnx",)))
 
 
 def test_missing_libraries_are_named_with_the_command_that_brings_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,13 @@ def test_a_recipe_exports_only_if_it_says_so_and_only_once(finished_home: Path, 
     wanted = ["export.to=huggingface"]
     assert quietly(home, wanted)["export"] == "made"
     assert quietly(home, wanted)["export"] == "up to date"
-    assert inspect(home / "runs" / "tiny").damage == []
+    findings = inspect(home / "runs" / "tiny")
+    assert findings.damage == [] and findings.facts["stages"]["export"].startswith("whole")
+    card = export_of / "huggingface" / "README.md"
+    card.write_text(card.read_text().replace("tiny", "Tiny"))
+    (damage,) = inspect(home / "runs" / "tiny").damage
+    assert damage == "export: the sha256 of huggingface/README.md is not the one that was written"
+    assert quietly(home, wanted, replace=True)["export"] == "made"
     with pytest.raises(SettingsError, match=r"stale: export \(its settings changed\)"):
         quietly(home, [*wanted, "export.licence=mit"])
     assert quietly(home, [*wanted, "export.licence=mit"], replace=True)["export"] == "made"

@@ -283,8 +283,7 @@ def export(
     from groundup.export.run import export as write  # imports torch
 
     with terminal.watch("export") as progress:
-        exported = write(target, out, settings, progress)
-    agreement = exported.read_back[to]
+        agreement = write(target, out, settings, progress)
     table = as_json and {"directory": str(out), "format": to, **vars(agreement), "words": agreement.words}
     then = [terminal.command("inspect", out)]
     terminal.show(f"Wrote {out}, read it back: {agreement.words}.", then=then, instead=table)

@@ -16,11 +16,11 @@ from numba.extending import intrinsic
 from groundup.compiled.loops import INT, LONG, at, greater, in_vectors, pointer, put, take
 
 CALL = np.dtype(
-    [(name, np.int64) for name in ("rows", "codes", "scale", "product", "room", "taken")]
+    [(name, np.int64) for name in ("rows", "codes", "scale", "bias", "product", "room", "taken")]
     + [(name, np.int64) for name in ("n_rows", "n_in", "n_out", "room_bytes")]
 )
-"""One call: addresses of bfloat16, int8, float32, bfloat16, of what threads need, and of two zeros; sizes, `n_in` a
-multiple of 32."""
+"""One call: addresses of bfloat16, int8, float32, float32, bfloat16, of what threads need, and of two zeros; sizes, of
+which `n_in` is a multiple of 32."""
 
 BLOCK = 32
 """Rows of the matrix in a task."""
@@ -90,7 +90,8 @@ def multiply_int8(call):
 def multiply(call):
     """Tasks, until none is left."""
     codes, product = pointer(call.codes, np.int8), pointer(call.product, np.uint16)
-    scale, taken, width = pointer(call.scale, np.float32), pointer(call.taken, np.int64), call.n_in
+    scale, bias = pointer(call.scale, np.float32), pointer(call.bias, np.float32)
+    taken, width = pointer(call.taken, np.int64), call.n_in
     room = call.room + call.room_bytes * take(taken, 1)  # of this thread
     rows, sums = pointer(room, np.int16), pointer(room + 2 * width * call.n_rows, np.int32)
     steps = pointer(room + 2 * width * call.n_rows + 64, np.float32)
@@ -109,7 +110,8 @@ def multiply(call):
                 else:
                     meet(codes, n * width, rows, m * width, width, sums, AT_ONCE)
                 for i in range(together):
-                    put(product, (m + i) * call.n_out + n, np.float32(at(sums, i)) * at(steps, m + i) * at(scale, n))
+                    answer = np.float32(at(sums, i)) * at(steps, m + i) * at(scale, n) + at(bias, n)
+                    put(product, (m + i) * call.n_out + n, answer)
             m += together
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from groundup.errors import SettingsError
 from groundup.export.settings import ExportSettings
 from groundup.export.subject import Agreement, Subject, logits_of, refuse
 from groundup.files import write_json, write_text
@@ -42,12 +43,14 @@ def write(subject: Subject, directory: Path, settings: ExportSettings) -> Agreem
     """Write config, weights, tokenizer, chat template, how to sample and card into a directory, and read them back.
 
     Raises:
-        SettingsError: an architecture that no published one has, naming the setting.
+        SettingsError: an architecture that no published one has, naming the setting; numbers too large for `dtype`.
     """
     own = config_table(subject.directory).get("model_type") if subject.directory.is_dir() else None
     kind = str(own) if own in CLASSES else published_kind(subject.config)
     wanted = None if settings.dtype is None else getattr(torch, settings.dtype)
     weights = {name: weight if wanted is None else weight.to(wanted) for name, weight in subject.weights.items()}
+    if large := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise SettingsError(f"{large[0]} has numbers too large for {settings.dtype}: take bfloat16")
     dtype = str(weights["embed.weight"].dtype).removeprefix("torch.")
     config = {**write_config(kind, subject.config), "architectures": [CLASSES[kind]], "torch_dtype": dtype}
     roles = subject.tokenizer.roles
@@ -100,13 +103,13 @@ def _write_tokenizer(subject: Subject, directory: Path) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     names = {i: text for text, i in tokenizer.special.items()}
     for role, i in (("bos_token", tokenizer.roles.opener), ("eos_token", tokenizer.roles.closer)):
-        config |= {} if i is None else {role: names[i]}
+        config |= {role: names[i]} if i in names else {}
     if subject.chat is not None:
         config |= {**subject.chat.tokens, "chat_template": subject.chat.template}
     write_json(directory / "tokenizer_config.json", config | read_table(source / "tokenizer_config.json"))
     generation = generation_config(subject.sampling) | {
         "bos_token_id": tokenizer.roles.opener,
-        "eos_token_id": sorted(tokenizer.roles.stops),
+        "eos_token_id": sorted(tokenizer.roles.stops) or None,
         "pad_token_id": tokenizer.roles.closer,
     }
     write_json(directory / "generation_config.json", generation | read_table(source / "generation_config.json"))

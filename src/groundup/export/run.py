@@ -1,7 +1,7 @@
 """Export a model: write it in the formats asked for, read each back, compare, and only then give it its name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from groundup.artifacts import Draft, making
@@ -15,17 +15,8 @@ from groundup.files import Progress, no_progress
 from groundup.weights.files import digest_of, model_directory
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What `export` wrote."""
-
-    directory: Path
-    read_back: Mapping[str, Agreement]
-    """Format → how far what was read back is from the model."""
-
-
-def export(source: Path, out: Path, settings: ExportSettings, progress: Progress = no_progress) -> Exported:
-    """Write a model for other programs, in one format.
+def export(source: Path, out: Path, settings: ExportSettings, progress: Progress = no_progress) -> Agreement:
+    """Write a model for other programs, in one format; how far what was read back is from it.
 
     Args:
         source: a model directory, a run, or a Hugging Face directory, with its tokenizer; every byte is checked.
@@ -49,9 +40,9 @@ def export(source: Path, out: Path, settings: ExportSettings, progress: Progress
     ...     source, out = Path(folder, "model"), Path(folder, "out")
     ...     source.mkdir()
     ...     save(source, model.config, dict(model.named_parameters()), Tokenizer.learn("low lower", vocab_size=320))
-    ...     exported = export(source, out, ExportSettings(to=("huggingface",)))
+    ...     agreement = export(source, out, ExportSettings(to=("huggingface",)))
     ...     again, tokenizer = load(out)
-    >>> exported.read_back["huggingface"].words
+    >>> agreement.words
     'the same logits at 128 positions'
     """
     if out.exists():
@@ -60,8 +51,7 @@ def export(source: Path, out: Path, settings: ExportSettings, progress: Progress
         raise SettingsError(f"to = {', '.join(settings.to)}: one format goes into one directory")
     digest, model = digest_of(source), model_directory(source)
     with making(out, "export", settings.table(), {"model": digest}) as draft:
-        read_back = write(model, settings, draft, {settings.to[0]: draft.path}, progress)
-    return Exported(out, read_back)
+        return write(model, settings, draft, {settings.to[0]: draft.path}, progress)[settings.to[0]]
 
 
 def export_run(run: Path, settings: ExportSettings, inputs: Mapping[str, str], progress: Progress) -> None:

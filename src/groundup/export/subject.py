@@ -47,10 +47,9 @@ class Subject:
         model = build(config, weights, str(directory))  # which refuses weights that do not fit, and says what is tied
         parameters = {name: weight.detach() for name, weight in model.named_parameters()}
         tokenizer = required_tokenizer(directory)
-        first = tokenizer.roles.opener or 0
-        engine = Engine(
-            model.float().eval(), most_requests=1, never=range(tokenizer.vocab_size, config.vocab_size or 0)
-        )
+        rows, first = model.config.vocab_size or 0, tokenizer.roles.opener or 0
+        first = first if first < rows else 0
+        engine = Engine(model.float().eval(), most_requests=1, never=range(tokenizer.vocab_size, rows))
         tokens = min(PROBED, config.context_length) - 1
         (written,) = engine.generate([[first]], max_tokens=tokens, temperature=1.0, seed=0)
         probe = torch.tensor([[first, *written]])

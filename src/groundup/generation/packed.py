@@ -26,6 +26,8 @@ Multiply = Callable[[Tensor], Tensor]
 
 GROUP = 32
 """Weights of int4 that share a scale and a zero."""
+LANES = 32
+"""The int8 kernel reads so many channels at once."""
 TOGETHER: dict[type[nn.Module], tuple[str, ...]] = {
     GroupedQueryAttention: ("query", "key", "value"),
     FeedForward: ("gate", "up"),
@@ -112,9 +114,12 @@ class Packed(nn.Module):
         self._sizes = [linear.out_features for linear in linears]
         self._multiply = PRECISIONS[precision](weight, bias, has_kernel(precision))
         self._latest: tuple[Tensor | None, Sequence[Tensor]] = None, ()
-        # For some shapes oneDNN sums one row in another order than several: there a row is given a second one.
-        probe = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
-        self._least_rows = 1 if torch.equal(self._multiply(probe)[:1], self._multiply(probe[:1])) else 2
+        # For some shapes oneDNN adds up one row in another order than several; there a row is given a second one. That
+        # changes one number in some thousands, rounded to bfloat16: so many are compared.
+        n = min(max(2, 2**16 // len(weight)), 64)
+        probe = torch.randn(n, weight.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
+        alone = torch.cat([self._multiply(row) for row in probe.split(1)])
+        self._least_rows = 1 if torch.equal(self._multiply(probe), alone) else 2
 
     def forward(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
         rows = x.reshape(-1, x.shape[-1])
@@ -154,22 +159,24 @@ def bfloat16(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_k
 
 def int8(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
     """A row is a scale times whole numbers from −127 to 127."""
-    filled = _filled(weight)
+    fill = -weight.shape[1] % LANES
+    filled = F.pad(weight.float(), (0, fill))
     scale = filled.abs().amax(dim=1).clamp(min=1e-30) / 127
     codes = (filled / scale[:, None]).round().to(torch.int8)
     if not by_kernel:
-        return _plain(codes * scale[:, None], weight, bias)
-    return _by(lambda rows: _multiply_int8(rows, codes, scale), weight, bias)
+        return bfloat16((codes * scale[:, None])[:, : weight.shape[1]], bias, by_kernel=False)
+    added = torch.zeros(len(weight)) if bias is None else bias.float()
+    return lambda rows: _multiply_int8(F.pad(rows, (0, fill)) if fill else rows, codes, scale, added)
 
 
 def _multiply_int8(
-    rows: Float[Tensor, "N K"], codes: Int8[Tensor, "J K"], scale: Float[Tensor, "J"]
+    rows: Float[Tensor, "N K"], codes: Int8[Tensor, "J K"], scale: Float[Tensor, "J"], bias: Float[Tensor, "J"]
 ) -> Float[Tensor, "N J"]:
     (n_rows, n_in), n_out, n_threads = rows.shape, len(codes), torch.get_num_threads()
     product = rows.new_empty(n_rows, n_out)
     room_bytes = 2 * n_rows * n_in + 64 + -(-4 * n_rows // 64) * 64
     room, taken = torch.empty(n_threads, room_bytes, dtype=torch.uint8), torch.zeros(2, dtype=torch.long)
-    addresses = (tensor.data_ptr() for tensor in (rows, codes, scale, product, room, taken))
+    addresses = (tensor.data_ptr() for tensor in (rows, codes, scale, bias, product, room, taken))
     run, record = _int8_kernel()
     run(np.array([(*addresses, n_rows, n_in, n_out, room_bytes)], record), n_threads)
     return product
@@ -184,37 +191,25 @@ def _int8_kernel() -> tuple[Callable[[Any, int], None], Any]:
 
 
 def int4(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
-    """A group of a row is 16 numbers from its least to its greatest."""
-    groups = _filled(weight).unflatten(1, (-1, GROUP))  # (J, groups, GROUP)
+    """A group of a row is 16 numbers from its least to its greatest. With rows and channels of zeros up to what torch's
+    kernel can read."""
+    (n_out, n_in), fill = weight.shape, -weight.shape[1] % GROUP
+    groups = F.pad(weight.float(), (0, fill, 0, -n_out % 16)).unflatten(1, (-1, GROUP))  # (J, groups, GROUP)
     least = groups.amin(dim=-1, keepdim=True)
     scale = ((groups.amax(dim=-1, keepdim=True) - least) / 15).clamp(min=1e-30).bfloat16()
     middle = (least + 8 * scale).bfloat16()
     codes = ((groups - middle) / scale + 8).round().clamp(0, 15).int()
     if not by_kernel:
-        return _plain(((codes - 8) * scale.float() + middle).flatten(1), weight, bias)
+        return bfloat16(((codes - 8) * scale.float() + middle).flatten(1)[:n_out, :n_in], bias, by_kernel=False)
     held = torch._convert_weight_to_int4pack_for_cpu(codes.flatten(1), 1)
     steps = torch.cat((scale, middle), dim=-1).transpose(0, 1).contiguous()  # (groups, J, 2)
-    return _by(lambda rows: torch._weight_int4pack_mm_for_cpu(rows, held, GROUP, steps), weight, bias)
 
-
-def _filled(weight: Float[Tensor, "J K"]) -> Float[Tensor, "J16 K32"]:
-    """In float32, with rows and channels of zeros up to whole multiples: with others torch's kernels fail, or read what
-    is not theirs."""
-    return F.pad(weight.float(), (0, -weight.shape[1] % GROUP, 0, -len(weight) % 16))
-
-
-def _plain(rounded: Tensor, weight: Float[Tensor, "J K"], bias: Tensor | None) -> Multiply:
-    return bfloat16(rounded[: len(weight), : weight.shape[1]], bias, by_kernel=False)
-
-
-def _by(multiply: Multiply, weight: Float[Tensor, "J K"], bias: Tensor | None) -> Multiply:
-    n_out, fill = len(weight), -weight.shape[1] % GROUP
-
-    def multiply_filled(rows: Float[Tensor, "N K"]) -> Float[Tensor, "N J"]:
-        product = multiply(F.pad(rows, (0, fill)) if fill else rows)[:, :n_out]
+    def multiply(rows: Float[Tensor, "N K"]) -> Float[Tensor, "N J"]:
+        rows = F.pad(rows, (0, fill)) if fill else rows
+        product = torch._weight_int4pack_mm_for_cpu(rows, held, GROUP, steps)[:, :n_out]
         return product if bias is None else product + bias
 
-    return multiply_filled
+    return multiply
 
 
 PRECISIONS: dict[Precision, Callable[[Tensor, Tensor | None, bool], Multiply]] = {

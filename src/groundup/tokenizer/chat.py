@@ -58,6 +58,8 @@ class Chat:
     template: str
     tokens: Mapping[str, str] = field(default_factory=dict)
     """What the template finds under names such as `bos_token`."""
+    added: Mapping[str, int] = field(default_factory=dict)
+    """Tokens that the template writes, though the tokenizer's files do not call them special; by text."""
 
     @classmethod
     def of(cls, layout: Mapping[str, Any], tokenizer: Tokenizer, origin: object = FILE) -> "Chat | None":
@@ -89,9 +91,22 @@ class Chat:
             case _:
                 raise DataError(f"{origin} is damaged: it should name a layout, and with layout template its template")
         compiled(template)
-        chat = cls(tokenizer, template, tokens)
-        roles = dataclasses.replace(tokenizer.roles, stops=tokenizer.roles.stops | chat._ends_of_turns())
-        return dataclasses.replace(chat, tokenizer=Tokenizer(tokenizer.rules, roles))
+        return cls(tokenizer, template, tokens)._with_its_turns()
+
+    def _with_its_turns(self) -> "Chat":
+        """With the tokens that mark turns, as a conversation shows them; the one behind a reply ends an answer."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            text = self.text(turns, open_reply=True)
+            added = {token: i for token, i in self.tokenizer.added.items() if token.strip() and token in text}
+            chat = dataclasses.replace(self, added=added)
+            ids, weight = chat.render(turns)
+        except GroundupError:  # it is none that this template writes
+            return self
+        marks = {*self.tokenizer.special.values(), *added.values()}
+        ends = {i for i, own in zip(ids, weight, strict=True) if own and i in marks}
+        roles = dataclasses.replace(self.tokenizer.roles, stops=self.tokenizer.roles.stops | ends)
+        return dataclasses.replace(chat, tokenizer=Tokenizer(self.tokenizer.rules, roles))
 
     def render(self, messages: Messages, open_reply: bool = False) -> tuple[list[int], list[int]]:
         """The ids of a conversation, and the weight of each in a loss: 1 for the content of the assistant's messages
@@ -108,7 +123,7 @@ class Chat:
             DataError: a template that fails.
         """
         parts = self._parts(messages, open_reply)
-        text = "".join(part for part, _, _ in parts)
+        text = "".join(map("".join, (pieces for pieces, _, _ in parts)))
         replies: list[tuple[int, int]] = []
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
@@ -118,22 +133,24 @@ class Chat:
                         f"the chat template writes message {number + 1} otherwise when its reply is opened or others "
                         "follow: which tokens are the assistant's cannot be told. Train on conversations that end there"
                     )
-                ends = [at + len(part) for part, i, at in parts if i is not None and len(before) <= at < len(after)]
-                replies.append((len(before), ends[-1] if ends else len(after)))
+                ends = [at + len(token) for (token, *_), i, at in parts if i is not None and at < len(after)]
+                is_last = ends and len(before) < ends[-1] and not text[ends[-1] : len(after)].strip()
+                replies.append((len(before), ends[-1] if is_last else len(after)))
         ids: list[int] = []
         weight: list[int] = []
-        for part, i, at in parts:
-            own = self._encode(part, at) if i is None else [i]
+        for pieces, i, at in parts:
+            own = self._encode(pieces, at) if i is None else [i]
             weights = [0] * len(own)
             for start, end in replies:
-                first, last = (self._count(part, at, own, border - at) for border in (start, end))
+                first, last = (self._count("".join(pieces), at, own, border - at) for border in (start, end))
                 weights[first:last] = [1] * (last - first)
             ids, weight = ids + own, weight + weights
         return ids, weight
 
     def prompt(self, messages: Messages) -> list[int]:
         """The ids after which the assistant's reply to the messages begins. The errors are those of `text`."""
-        own = (self._encode(part, at) if i is None else [i] for part, i, at in self._parts(messages, open_reply=True))
+        parts = self._parts(messages, open_reply=True)
+        own = (self._encode(pieces, at) if i is None else [i] for pieces, i, at in parts)
         return list(itertools.chain.from_iterable(own))
 
     def text(self, messages: Messages, open_reply: bool = False) -> str:
@@ -148,15 +165,21 @@ class Chat:
         plain = [{"role": message["role"], "content": message["content"]} for message in messages]
         return write(self.template, {**self.tokens, "messages": plain, "add_generation_prompt": open_reply})
 
-    def _parts(self, messages: Messages, open_reply: bool) -> list[tuple[str, int | None, int]]:
-        """The text, cut around the special tokens that the template wrote: each part, its id if it is one, and where it
-        begins. What looks like a special token in a message is marked before the template runs, and unmarked after."""
+    def _parts(self, messages: Messages, open_reply: bool) -> list[tuple[list[str], int | None, int]]:
+        """The text, cut around the tokens that the template wrote: each part, its id if it is one, and where it begins.
+
+        What looks like such a token in a message is marked within before the template runs; the part that holds it then
+        is in pieces. The assistant may write tokens that are not special, such as those around a thought.
+        """
         text, special = self.text(messages, open_reply), self.tokenizer.special
         if not messages:
             raise SettingsError("the conversation has no messages; it should have at least one, with role and content")
         taken = {*text, *self.template, *"".join(message["content"] for message in messages)}
         mark = next((mark for mark in MARKS if mark not in taken), "")
-        marked = [{**message, "content": _mark(message["content"], special, mark)} for message in messages]
+        marked = []
+        for message in messages:
+            refused = special if message["role"] == "assistant" else {**special, **self.added}
+            marked.append({**message, "content": _mark(message["content"], refused, mark)})
         whole = text if marked == [dict(message) for message in messages] else self.text(marked, open_reply)
         if not mark or whole.replace(mark, "") != text:
             raise SettingsError(
@@ -164,14 +187,16 @@ class Chat:
                 "it otherwise, such as with a space in it"
             )
         parts, at = [], 0
-        for part, i in cut_at(whole, special):
-            clean = part.replace(mark, "")
-            parts.append((clean, i, at))
-            at += len(clean)
+        for part, i in cut_at(whole, {**special, **self.added}):
+            parts.append((part.split(mark), i, at))
+            at += sum(map(len, parts[-1][0]))
         return parts
 
-    def _encode(self, part: str, at: int) -> list[int]:
+    def _encode(self, pieces: Sequence[str], at: int) -> list[int]:
         """The ids of a part; only the first has the space that some tokenizers put before a text."""
+        part = "".join(pieces)
+        if len(pieces) > 1 and any(token in part for token in self.added):  # which the tokenizer would recognise
+            return [i for piece in pieces for i in self._encode([piece], at)]
         if at == 0 or not self.tokenizer.begins_with_space or self.tokenizer.rules.repeats_space:
             return self.tokenizer.encode(part)
         before, ids = (self.tokenizer.encode(text) for text in (MARKS[0], MARKS[0] + part))
@@ -181,18 +206,8 @@ class Chat:
         """How many of the ids of a part lie before a border in it, where they are as those of the text before it."""
         if border <= 0 or border >= len(part):
             return 0 if border <= 0 else len(ids)
-        alone = self._encode(part[:border], at)
+        alone = self._encode([part[:border]], at)
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, alone, strict=False)))
-
-    def _ends_of_turns(self) -> frozenset[int]:
-        """The special token that the template writes behind the assistant's content, if there is one."""
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        try:
-            ids, weight = self.render(messages)
-        except GroundupError:
-            return frozenset()
-        last = [i for i, own in zip(ids, weight, strict=True) if own][-1:]
-        return frozenset(last) & frozenset(self.tokenizer.special.values())
 
 
 def load(directory: Path, tokenizer: Tokenizer) -> Chat | None:

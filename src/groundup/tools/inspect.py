@@ -164,6 +164,8 @@ def _describe_run(findings: Findings, progress: Progress) -> None:
         part = None if command in missing else findings.add_part(run / stage, progress)
         facts["stages"][command] = part.summary if part else "not made yet"
         facts |= {name: part.facts[name] for name in ("parameters", "bits_per_byte") if part and name in part.facts}
+    if is_made(run / "export"):
+        facts["stages"]["export"] = findings.add_part(run / "export", progress).summary
     replace = " --replace" if findings.damage else ""  # a damaged checkpoint needs none: the one before is taken
     for step in _steps(run / "pretrain" / "checkpoints")[-1:]:
         facts["newest_checkpoint"] = f"{step.name}, {findings.add_part(step, progress).summary}"
