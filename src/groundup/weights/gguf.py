@@ -85,11 +85,6 @@ def read_config(path: Path) -> ModelConfig:
         return names.read_config(_table(read_gguf_file(path)), "gguf")
 
 
-def count_parameters(path: Path) -> int:
-    """How many numbers the tensors have."""
-    return sum(math.prod(tensor.shape) for tensor in read_gguf_file(path).tensors.values())
-
-
 def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
     """The tensors under our names; as in the file where that is a plain type, else in float32, if no `dtype` is given.
 
@@ -114,9 +109,12 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
         raise UnsupportedError(f"{path}: rope_freqs.weight does not hold the factors of Llama 3.1's scaling")
     sizes = {name: math.prod(each.shape) for name, each in stored.items()}
     copied = sizes.get("output.weight", 0) if table["tensors.tied"] else 0
-    if sum(sizes.values()) - copied != config.parameters:  # `build` will say what does not fit: unpack nothing
-        empty = {name: torch.empty(each.shape, device="meta") for name, each in stored.items()}
-        return from_published(kind, config, empty, "gguf")
+    if (held := sum(sizes.values()) - copied) != config.parameters:  # before anything is unpacked
+        layers = len({name.split(".")[1] for name in sizes if name.startswith("blk.")})
+        raise DataError(
+            f"{path}: the weights do not fit the config: the tensors hold {held:,} numbers in {layers} layers, "
+            f"a model as the metadata describes it has {config.parameters:,} in {config.n_layers}"
+        )
     tensors = {}
     for name, each in stored.items():
         blocks = torch.from_numpy(each.raw).view(-1, TYPES[each.type].size)

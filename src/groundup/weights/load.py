@@ -125,9 +125,7 @@ def read_weights(source: Path, dtype: torch.dtype | None = None) -> tuple[ModelC
     try:
         if form := file_format(source):
             tensors = form.read_weights(source, dtype)
-            refuse_not_finite(
-                source, (name for name, tensor in tensors.items() if not tensor.is_meta and not _is_finite(tensor))
-            )
+            refuse_not_finite(source, (name for name, tensor in tensors.items() if not _is_finite(tensor)))
             return config, tensors
         table, tensors = config_table(source), _read_tensors(source)
         if table.get("format") == FORMAT:
