@@ -243,12 +243,14 @@ class _Cursor:
             return np.frombuffer(self.view, np.uint8, count * dtype.itemsize, start).view(dtype)
         if kind != STRING:
             raise self.damaged(f"{what} is a list of type {kind}, which there is not, or of lists")
-        start = self.at
-        self.take(8 * count, what)  # the least that so many need
-        self.at = start
-        for _ in range(count):
-            self.take(self.number("Q", what), what)
-        return Strings(self.view[start : self.at], count)
+        start = at = self.take(0, what)
+        length, last = struct.Struct("<Q").unpack_from, len(self.view) - 8
+        for number in range(count):  # there may be hundreds of thousands
+            if at > last:
+                raise self.damaged(f"{what} should have {count:,} texts, but the file ends after {number:,}")
+            at += 8 + length(self.view, at)[0]
+        self.take(at - start, what)
+        return Strings(self.view[start:at], count)
 
 
 def is_gguf(path: Path) -> bool:

@@ -29,7 +29,6 @@ from groundup.weights import llama2c
 from groundup.weights.files import (
     config_of,
     config_table,
-    file_format,
     layout_of,
     not_finite_weights,
     pickles_in,
@@ -394,9 +393,7 @@ def _describe_model_file(findings: Findings, progress: Progress) -> None:
     path, facts, tokenizer = findings.path, findings.facts, None
     with findings.noting_errors("architecture"):
         config = config_of(path)
-        facts |= {"architecture": "known here", **_config_facts(config)}
-        if form := file_format(path):
-            facts["parameters"] = form.count_parameters(path)
+        facts |= {"architecture": "known here", **_config_facts(config), "parameters": config.parameters}
         facts["tokenizer"] = "none"
         with findings.noting_errors("tokenizer"):
             if tokenizer := tokenizer_of(path, config):

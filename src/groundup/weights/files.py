@@ -33,7 +33,6 @@ class FileFormat(Protocol):
     """What a module knows that reads models of one file each."""
 
     def read_config(self, path: Path) -> ModelConfig: ...
-    def count_parameters(self, path: Path) -> int: ...
     def read_weights(self, path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
         """The tensors under our names, in this precision or their own."""
 

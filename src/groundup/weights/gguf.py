@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from groundup.errors import DataError, SettingsError, UnsupportedError
 from groundup.model.settings import Llama3Scaling, ModelConfig, Rotary
-from groundup.settings import differences
 from groundup.tensor_files import GGUF, TYPES, Strings, read_gguf_file, write_gguf_file
 from groundup.tokenizer import gguf as inside
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -86,11 +85,6 @@ def read_config(path: Path) -> ModelConfig:
         return names.read_config(_table(read_gguf_file(path)), "gguf")
 
 
-def count_parameters(path: Path) -> int:
-    """How many numbers the tensors have."""
-    return sum(math.prod(tensor.shape) for tensor in read_gguf_file(path).tensors.values())
-
-
 def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
     """The tensors under our names; as in the file where that is a plain type, else in float32, if no `dtype` is given.
 
@@ -99,42 +93,34 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
     """
     import torch
 
-    from groundup.model.transformer import Transformer
     from groundup.weights.quantize import UNPACK
 
     file = read_gguf_file(path)
     table = _table(file)
-    with _naming(path), torch.device("meta"):  # shapes, before anything is unpacked
+    with _naming(path):
         config, kind = names.read_config(table, "gguf"), table["model_type"]
-        meant = dict(Transformer(config).named_parameters())
-        wanted = _their_tensors(kind, config, meant, "output.weight" in file.tensors)
-    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    if differing := differences(shapes, {name: stored.shape for name, stored in file.tensors.items()}):
-        why = [f"{name} is {there or 'missing'}, not {ours or 'left out'}" for name, (ours, there) in differing.items()]
-        raise DataError(f"{path}: the weights do not fit the config: {'; '.join(why[:5])}")
-    tensors = {}
-    for name, stored in file.tensors.items():
-        blocks = torch.from_numpy(stored.raw).view(-1, TYPES[stored.type].size)
-        tensor = UNPACK[stored.type](blocks).view(stored.shape)
-        tensors[name] = tensor if dtype is None else tensor.to(dtype)
-    factors = tensors.pop("rope_freqs.weight", None)
-    if factors is not None and not factors.allclose(wanted["rope_freqs.weight"], rtol=1e-4):
+        factors = _rope_factors(config)
+    stored = dict(file.tensors)
+    there = stored.pop("rope_freqs.weight", None)
+    same = there is None and factors is None  # as in most
+    if there is not None and factors is not None:
+        same = np.allclose(there.raw.view(np.float32), factors.numpy(), rtol=1e-4)
+    if not same:
         raise UnsupportedError(f"{path}: rope_freqs.weight does not hold the factors of Llama 3.1's scaling")
+    sizes = {name: math.prod(each.shape) for name, each in stored.items()}
+    copied = sizes.get("output.weight", 0) if table["tensors.tied"] else 0
+    if (held := sum(sizes.values()) - copied) != config.parameters:  # before anything is unpacked
+        layers = len({name.split(".")[1] for name in sizes if name.startswith("blk.")})
+        raise DataError(
+            f"{path}: the weights do not fit the config: the tensors hold {held:,} numbers in {layers} layers, "
+            f"a model as the metadata describes it has {config.parameters:,} in {config.n_layers}"
+        )
+    tensors = {}
+    for name, each in stored.items():
+        blocks = torch.from_numpy(each.raw).view(-1, TYPES[each.type].size)
+        tensor = UNPACK[each.type](blocks).view(each.shape)
+        tensors[name] = tensor if dtype is None else tensor.to(dtype)
     return from_published(kind, config, tensors, "gguf")
-
-
-def _their_tensors(
-    kind: str, config: ModelConfig, ours: "Mapping[str, Tensor]", with_head: bool
-) -> "dict[str, Tensor]":
-    """Our tensors as architecture `kind` has them.
-
-    Args:
-        with_head: whether the matrix of a tied head is there too.
-    """
-    head = {"head.weight": ours["embed.weight"]} if with_head else {}
-    tensors = to_published(kind, config, head | dict(ours), "gguf")
-    factors = _rope_factors(config)
-    return tensors if factors is None else tensors | {"rope_freqs.weight": factors}
 
 
 def _rope_factors(config: ModelConfig) -> "Tensor | None":
@@ -214,7 +200,11 @@ def write_gguf(
         **({} if template is None else {"tokenizer.chat_template": template}),
     }
     ours = {name: weight.detach() for name, weight in weights.items() if not name.startswith("multi_token.")}
-    tensors = _their_tensors(mapped, config, ours, architecture in HEADS_KEPT)
+    if architecture in HEADS_KEPT:
+        ours.setdefault("head.weight", ours["embed.weight"])
+    tensors = to_published(mapped, config, ours, "gguf")
+    if (factors := _rope_factors(config)) is not None:
+        tensors["rope_freqs.weight"] = factors
     types = {name: _type_of(name, tuple(tensor.shape), kind.upper()) for name, tensor in tensors.items()}
 
     def packed(name: str) -> npt.NDArray[np.uint8]:

@@ -51,11 +51,6 @@ def read_config(path: Path) -> ModelConfig:
     return ModelConfig(**sizes, norm=RMSNorm(epsilon=1e-5), head=head)
 
 
-def count_parameters(path: Path) -> int:
-    """How many numbers of the file are weights: all but the angles of the rotary position."""
-    return sum(math.prod(shape) for name, shape in _layout(_read_header(path)) if name != "angles")
-
-
 def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
     """The tensors under our names, from the first format of llama2.c's `export.py`; memory-mapped where they can be.
 
