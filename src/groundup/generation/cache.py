@@ -4,14 +4,15 @@ L layers, P pages, G key/value heads, S tokens of a page, K key width, W value w
 its own, from whatever requests.
 """
 
+import contextlib
 import itertools
 import math
+import mmap
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -24,9 +25,11 @@ from groundup.model.equation import weighted_values
 from groundup.model.kernels.blocks import BLOCK, MOST_BLOCKS, spans
 from groundup.model.settings import ModelConfig
 
-ROWS = 4
-"""In float32 the rows of a matmul have the bits that they have in any other if their number is a multiple of this: no
-thread then gets fewer, for which there is another kernel (docs/generation.md)."""
+ROWS = {torch.float32: 4, torch.bfloat16: 2}
+"""By type: if their number is a multiple of this, the rows of a matmul have the bits that they have in any other. In
+float32 no thread then gets fewer, for which there is another kernel; in bfloat16 a single row is added up in another
+order (docs/generation.md)."""
+FEWEST = max(ROWS.values())
 
 
 @dataclass
@@ -87,10 +90,13 @@ class PagedCache:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """On a CPU memory that the system gives as it is written, in large pages of its own if it has them."""
     if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, device=device, dtype=dtype)
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)  # which the system gives as it is written; torch writes
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    with contextlib.suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ class PagedAttend:
     ) -> Alike:
         device = self.cache.keys.device
         end = min(end, max(work.end for _, work in works)) if self.static is None else end
-        queries = torch.arange(-(-count // ROWS) * ROWS, device=device).clamp(max=count - 1)
+        queries = torch.arange(-(-count // FEWEST) * FEWEST, device=device).clamp(max=count - 1)
         starts, firsts = torch.tensor([(start, work.first) for start, work in works], device=device).T
         distance = (firsts[:, None] + queries)[:, None, :, None] - torch.arange(oldest, end, device=device)
         pairs = Pairs.of(distance).over({window})
