@@ -60,12 +60,9 @@ def make_model(directory: Path) -> None:
 
 def groundup_generate(directory: Path, precision: str) -> Generate:
     from groundup import Engine, load
-    from groundup.generation.packed import pack
 
     model, _ = load(directory / "model", device="cpu")
-    if precision != "float32":
-        model = pack(model, precision)
-    engine = Engine(model)
+    engine = Engine(model, precision=None if precision == "float32" else precision)
     return lambda prompts: engine.generate(prompts, max_tokens=NEW, temperature=0.0)
 
 
