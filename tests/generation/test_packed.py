@@ -192,5 +192,5 @@ def test_maps_of_one_input_are_one_product_and_keep_nothing() -> None:
             assert_close(whole.part(each, number), linear(each), atol=0.02, rtol=0)
     assert whole.part(x, 0) is not None and torch.equal(whole.part(y, 1), whole(y)[..., 32:48])  # out of turn
     whole.part(y, 2)
-    assert whole._latest == (None, ())
+    assert whole._latest == [None, ()]
     assert GROUP == 32

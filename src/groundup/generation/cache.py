@@ -4,14 +4,15 @@ L layers, P pages, G key/value heads, S tokens of a page, K key width, W value w
 its own, from whatever requests.
 """
 
+import contextlib
 import itertools
 import math
+import mmap
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -24,9 +25,11 @@ from groundup.model.equation import weighted_values
 from groundup.model.kernels.blocks import BLOCK, MOST_BLOCKS, spans
 from groundup.model.settings import ModelConfig
 
-ROWS = 4
-"""In float32 the rows of a matmul have the bits that they have in any other if their number is a multiple of this: no
-thread then gets fewer, for which there is another kernel (docs/generation.md)."""
+ROWS = {torch.float32: 4, torch.bfloat16: 2}
+"""By type: if their number is a multiple of this, the rows of a matmul have the bits that they have in any other. In
+float32 no thread then gets fewer, for which there is another kernel; in bfloat16 a single row is added up in another
+order (docs/generation.md)."""
+FEWEST = max(ROWS.values())
 
 
 @dataclass
@@ -58,13 +61,13 @@ class PagedCache:
         Args:
             static: keys that are read whatever there are, for the bits of a forward pass over so many positions.
         """
-        slot = torch.tensor(self.slots(works), device=self.keys.device)
+        where = self.pages_of(torch.tensor(self.slots(works), device=self.keys.device))
         if static is None and self.keys.dtype in KERNELS and self.keys.device.type == "cpu":
             each = [work for work in works for _ in work.ids]
             ends = [at + 1 for work in works for at in range(work.first, work.end)]
             table, length = self.gather(each, max(ends)).int(), torch.tensor(ends, dtype=torch.int32)
-            return PagedAttend(self, slot, table=table, length=length)
-        return PagedAttend(self, slot, works, static)
+            return PagedAttend(self, where, table=table, length=length)
+        return PagedAttend(self, where, works, static)
 
     def slots(self, works: Sequence[Work[Any]]) -> list[int]:
         """Where the keys and values of the works' tokens go: page × size + number in the page."""
@@ -72,6 +75,11 @@ class PagedCache:
         return [
             work.request.pages[at // size] * size + at % size for work in works for at in range(work.first, work.end)
         ]
+
+    def pages_of(self, slots: Int[Tensor, "n"]) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+        """The pages of `slots`, and the numbers in them."""
+        size = self.keys.shape[3]
+        return slots // size, slots % size
 
     def gather(self, works: Sequence[Work[Any]], length: int) -> Int[Tensor, "B pages"]:
         """The pages of each work's request as far as `length` tokens, filled up with the one that no one holds."""
@@ -82,10 +90,13 @@ class PagedCache:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """On a CPU memory that the system gives as it is written, in large pages of its own if it has them."""
     if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, device=device, dtype=dtype)
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)  # which the system gives as it is written; torch writes
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    with contextlib.suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 @dataclass(frozen=True)
@@ -108,8 +119,8 @@ class PagedAttend:
     """Writes the keys and values of new tokens into their pages, and lets each read its request up to itself."""
 
     cache: PagedCache
-    slot: Int[Tensor, "n"]
-    """Of each token, as of `slots`."""
+    where: tuple[Int[Tensor, "n"], Int[Tensor, "n"]]
+    """Page of each token, and number in it."""
     works: Sequence[Work[Any]] = ()
     """What the tokens are of, where there is no table."""
     static: int | None = None
@@ -147,9 +158,9 @@ class PagedAttend:
     def _alike(
         self, count: int, end: int, oldest: int, works: list[tuple[int, Work[Any]]], window: int | None
     ) -> Alike:
-        device = self.slot.device
+        device = self.cache.keys.device
         end = min(end, max(work.end for _, work in works)) if self.static is None else end
-        queries = torch.arange(-(-count // ROWS) * ROWS, device=device).clamp(max=count - 1)
+        queries = torch.arange(-(-count // FEWEST) * FEWEST, device=device).clamp(max=count - 1)
         starts, firsts = torch.tensor([(start, work.first) for start, work in works], device=device).T
         distance = (firsts[:, None] + queries)[:, None, :, None] - torch.arange(oldest, end, device=device)
         pairs = Pairs.of(distance).over({window})
@@ -187,15 +198,15 @@ class PagedAttend:
         self, q: Float[Tensor, "N H 1 K"], layer: int, width: int, window: int | None, dropout: None, **options: Any
     ) -> Float[Tensor, "N H 1 W"]:
         assert self.table is not None and self.length is not None
-        keys, values, n = self.cache.keys[layer], self.cache.values[layer], len(self.slot)
+        keys, values, n = self.cache.keys[layer], self.cache.values[layer], len(self.where[0])
         values = values if values.shape[-1] else keys[..., :width]
         read = paged_attention(q[:n, :, 0], keys, values, self.table, self.length, window=window, **options)
         more = len(q) - n  # rows that nobody reads
         return F.pad(read, (0, 0, 0, 0, 0, more))[:, :, None] if more else read[:, :, None]
 
     def _write(self, pages: Float[Tensor, "P G S K"], new: Float[Tensor, "N G 1 K"]) -> None:
-        size = pages.shape[2]
-        pages[self.slot // size, :, self.slot % size] = new[: len(self.slot), :, 0]
+        page, number = self.where
+        pages[page, :, number] = new[: len(self.where[0]), :, 0]
 
     @staticmethod
     def _read(pages: Float[Tensor, "P G S K"], alike: Alike) -> Float[Tensor, "B G keys K"]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from groundup.errors import DivergedError, SettingsError
-from groundup.generation.cache import ROWS, PagedAttend, PagedCache
+from groundup.generation.cache import FEWEST, ROWS, PagedAttend, PagedCache
 from groundup.generation.graphs import Graphs
 from groundup.generation.packed import Precision, pack, refresh
 from groundup.generation.sample import adjusted, draw, is_greedy, probabilities, uniform
@@ -181,7 +181,7 @@ class Engine:
         self.cache = PagedCache.empty(model.config, count, PAGE, weight.device, weight.dtype)
         self.schedule = Schedule[Request](Pages(count, PAGE), most_requests, step_tokens)
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
-        self._multiple = ROWS if weight.dtype == torch.float32 else 1
+        self._multiple = 1 if precision else ROWS.get(weight.dtype, 1)  # packed maps see to it themselves
         self._graphs: Graphs | None = None
         if weight.is_cuda and static is None:
             self._graphs = Graphs(self._step_of_tensors, weight.device, count, PAGE)
@@ -385,7 +385,7 @@ class Engine:
         length: Int[Tensor, "N"],
     ) -> Float[Tensor, "N V"]:
         """The scores after tokens that are each of another request: a forward pass that knows tensors alone."""
-        attend = PagedAttend(self.cache, slot, table=table, length=length)
+        attend = PagedAttend(self.cache, self.cache.pages_of(slot), table=table, length=length)
         return self.model.logits(self.model.hidden(tokens, position, attend).squeeze(1))
 
     def _scored(self, places: list[Place], logits: Float[Tensor, "R V"]) -> dict[Work[Request], list[Scored]]:
@@ -394,7 +394,7 @@ class Engine:
         totals = [math.nan] * len(places)
         if any(work.request.best is not None for work, _, _ in places):
             # of several rows: a single one may be added up in parts, with other bits
-            rows = torch.tensor(_filled_up(ROWS, [*range(len(places))]), device=self._device)
+            rows = torch.tensor(_filled_up(FEWEST, [*range(len(places))]), device=self._device)
             totals = logits[rows].to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=1).tolist()
         found = defaultdict[Work[Request], list[Scored]](list)
         columns = zip(places, self._choose_together(places, allowed), logits, allowed, totals, strict=False)

@@ -113,7 +113,7 @@ class Packed(nn.Module):
         bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears]).bfloat16()
         self._sizes = [linear.out_features for linear in linears]
         self._multiply = PRECISIONS[precision](weight, bias, has_kernel(precision))
-        self._latest: tuple[Tensor | None, Sequence[Tensor]] = None, ()
+        self._latest: list[Any] = [None, ()]  # changed in place: to set an attribute of a module takes microseconds
         # For some shapes oneDNN adds up one row in another order than several; there a row is given a second one. That
         # changes one number in some thousands, rounded to bfloat16: so many are compared.
         n = min(max(2, 2**16 // len(weight)), 64)
@@ -130,10 +130,11 @@ class Packed(nn.Module):
 
     def part(self, x: Float[Tensor, "*rows K"], number: int) -> Float[Tensor, "*rows J"]:
         """What one of the linear maps makes of `x`; all are computed when the first of them is asked."""
+        parts: Sequence[Tensor]
         asked, parts = self._latest
         if asked is not x:
             parts = self(x).split(self._sizes, dim=-1)
-        self._latest = (None, ()) if number == len(parts) - 1 else (x, parts)  # at once, for callers on several threads
+        self._latest[:] = (None, ()) if number == len(parts) - 1 else (x, parts)
         return parts[number]
 
 
