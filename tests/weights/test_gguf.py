@@ -18,6 +18,7 @@ from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tensor_files import read_gguf_file, write_gguf_file
 from groundup.tokenizer.declared import Roles
+from groundup.tokenizer.gguf import read as tokenizer_in
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.configs import filled
 from groundup.weights.gguf import read_tokenizer, read_weights, write_gguf
@@ -200,6 +201,14 @@ def test_roles_that_gguf_has_no_key_for_come_back(tmp_path: Path) -> None:
     tokenizer = Tokenizer(tokenizer.rules, Roles(opener=None, closer=305, stops=frozenset({305, 306, 307})))
     again = read_tokenizer(written(tmp_path, tokenizer, rows=320))
     assert again is not None and again.roles == tokenizer.roles
+
+
+@pytest.mark.parametrize("i", [320, "one", 1.5])
+def test_a_role_of_an_id_that_there_is_not_is_refused(tmp_path: Path, tokenizer: Tokenizer, i: Any) -> None:
+    read = read_gguf_file(written(tmp_path, tokenizer, rows=320))
+    entries = {**read.metadata, "tokenizer.ggml.bos_token_id": i}
+    with pytest.raises(DataError, match=f"x.gguf holds no tokenizer .* a role is given to the id {i!r}, of 320"):
+        tokenizer_in(entries, "x.gguf")
 
 
 def test_more_ids_than_rows_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -71,7 +71,7 @@ def _read_byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list
         rules = _rules_of(json.loads("".join(full)), origin)
         if [rules.spelled(i) for i in range(len(rules.tokens))] != tokens:
             raise ValueError(f"{FULL} has other tokens than {PREFIX}tokens")
-        return Tokenizer(rules, _roles(metadata, rules.special))
+        return Tokenizer(rules, _roles(metadata, rules))
     name = metadata.get(f"{PREFIX}pre", "default")
     if name not in SPLITS:
         raise UnsupportedError(
@@ -89,7 +89,7 @@ def _read_byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list
     ]
     merges, normalizer = list(metadata[f"{PREFIX}merges"]), NORMALIZERS.get(pattern)
     rules = _rules_of(tokenizer_json(vocabulary, merges, added, pattern, normalizer, whole), origin)
-    return Tokenizer(rules, _roles(metadata, rules.special))
+    return Tokenizer(rules, _roles(metadata, rules))
 
 
 def _rules_of(file: dict[str, Any], origin: str) -> Rules:
@@ -107,15 +107,20 @@ def _read_sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: l
         no_double_spaces=bool(metadata.get(f"{PREFIX}remove_extra_whitespaces", False)),
     )
     rules, _ = sentencepiece_rules(model, origin, NOTHING)
-    return Tokenizer(rules, _roles(metadata, rules.special))
+    return Tokenizer(rules, _roles(metadata, rules))
 
 
-def _roles(metadata: Mapping[str, Any], special: Mapping[str, int]) -> Roles:
+def _roles(metadata: Mapping[str, Any], rules: Rules) -> Roles:
     if (given := metadata.get("groundup.roles")) is not None:
         opener, closer, *stops = (None if i < 0 else int(i) for i in given)
-        return Roles(opener, closer, frozenset(i for i in stops if i is not None))
-    opener, closer, turn = (metadata.get(f"{PREFIX}{role}_token_id") for role in ("bos", "eos", "eot"))
-    return Roles.of(special, opener, closer, [i for i in (closer, turn) if i is not None])
+        roles = Roles(opener, closer, frozenset(i for i in stops if i is not None))
+    else:
+        opener, closer, turn = (metadata.get(f"{PREFIX}{role}_token_id") for role in ("bos", "eos", "eot"))
+        roles = Roles.of(rules.special, opener, closer, [i for i in (closer, turn) if i is not None])
+    for i in (roles.opener, roles.closer, *roles.stops):
+        if i is not None and (type(i) is not int or not 0 <= i < len(rules.tokens)):
+            raise ValueError(f"a role is given to the id {i!r:.60}, of {len(rules.tokens):,}")
+    return roles
 
 
 def write(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
