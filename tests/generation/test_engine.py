@@ -41,8 +41,10 @@ def test_cached_decoding_equals_the_full_forward(
     assert_close(in_steps(model, tokens, lengths), model(tokens), atol=1e-4, rtol=0)
 
 
-def test_greedy_ids_are_the_argmax_of_the_full_forward(model: Transformer) -> None:
-    ids = [3, 5]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_greedy_ids_are_the_argmax_of_the_full_forward(model: Transformer, dtype: torch.dtype) -> None:
+    """By the compiled kernel, and in a type that it does not know."""
+    ids, model = [3, 5], model.to(dtype)
     for _ in range(15):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     assert Engine(model).generate([[3, 5]], max_tokens=15, temperature=0.0) == [ids[2:]]

@@ -12,16 +12,15 @@ import numpy as np
 
 from groundup.compiled.loops import at, fetch, greater, in_vectors, pointer, power_of_two, put, take
 
-CALL = np.dtype(
-    [(name, np.int64) for name in ("q", "keys", "values", "table", "length", "slopes", "read", "room", "taken")]
-    + [
-        (name, np.int64)
-        for name in ("queries", "heads", "groups", "key_width", "value_width", "page", "pages", "window")
-    ]
-    + [(name, np.int64) for name in ("key_page", "key_group", "key_step", "value_page", "value_group", "value_step")]
-    + [(name, np.float32) for name in ("scale", "soft_cap")]
+NAMES = (
+    *("table", "length", "slot", "taken", "room"),
+    *("queries", "heads", "groups", "key_width", "value_width", "page", "pages"),
+    *("key_page", "key_group", "key_step", "value_page", "value_group", "value_step"),
+    *("keys", "values", "q", "k", "v", "read", "slopes", "window", "q_row", "k_row", "v_row", "factors"),
 )
-"""One call: addresses; sizes; distances in the cache, in numbers. `window`, `slopes` and `soft_cap` are 0 for none."""
+CALL = np.dtype([(name, np.int64) for name in NAMES])
+"""One call: what all layers of a step have in common, addresses, sizes and distances in the cache, in numbers; then the
+rest. `v`, `window` and `slopes` are 0 for none; `factors` is the address of the scale and of the soft cap, float32."""
 
 TERMS = tuple(np.float32(math.log(2) ** n / math.factorial(n)) for n in range(8))
 """Of the series of 2^x, which is right to 6e-9 within [−1/2, 1/2]."""
@@ -35,6 +34,31 @@ def attend_bfloat16(call):
     attend(numba.carray(call, 1)[0], np.uint16)
 
 
+def write_float32(call):
+    write(numba.carray(call, 1)[0], np.float32)
+
+
+def write_bfloat16(call):
+    write(numba.carray(call, 1)[0], np.uint16)
+
+
+@in_vectors
+def write(call, kind):
+    """Copy the new keys and values into the cache: `slot` is page × tokens of a page + number in the page."""
+    keys, values, slot = pointer(call.keys, kind), pointer(call.values, kind), pointer(call.slot, np.int64)
+    k, v = pointer(call.k, kind), pointer(call.v, kind)
+    for row in range(call.queries):
+        page, number = at(slot, row) // call.page, at(slot, row) % call.page
+        for group in range(call.groups):
+            to = page * call.key_page + group * call.key_group + number * call.key_step
+            for i in range(call.key_width):
+                put(keys, to + i, at(k, row * call.k_row + group * call.key_width + i))
+            if call.v:
+                to = page * call.value_page + group * call.value_group + number * call.value_step
+                for i in range(call.value_width):
+                    put(values, to + i, at(v, row * call.v_row + group * call.value_width + i))
+
+
 @in_vectors
 def attend(call, kind):
     """Tasks, until none is left."""
@@ -46,6 +70,7 @@ def attend(call, kind):
     )
     table, length = pointer(call.table, np.int32), pointer(call.length, np.int32)
     slopes, taken = pointer(call.slopes, np.float32), pointer(call.taken, np.int64)
+    scale, soft_cap = at(pointer(call.factors, np.float32), 0), at(pointer(call.factors, np.float32), 1)
     most = call.pages * call.page
     room = call.room + 4 * (most + call.key_width + call.value_width) * take(taken, 1)  # of this thread
     scores, query = pointer(room, np.float32), pointer(room + 4 * most, np.float32)
@@ -58,15 +83,15 @@ def attend(call, kind):
         row, group = task // call.groups, task % call.groups
         end = np.int64(at(length, row))
         begin = max(end - call.window, 0) if call.window > 0 else 0
-        for head in range(row * call.heads + group * shared, row * call.heads + (group + 1) * shared):
+        for head in range(group * shared, (group + 1) * shared):
             for i in range(call.key_width):
-                put(query, i, at(q, head * call.key_width + i) * call.scale)
+                put(query, i, at(q, row * call.q_row + head * call.key_width + i) * scale)
             score(call, query, scores, keys, values, table, row, group, begin, end)
-            bend(scores, end - begin, call.soft_cap, at(slopes, head % call.heads) if call.slopes else np.float32(0))
+            bend(scores, end - begin, soft_cap, at(slopes, head) if call.slopes else np.float32(0))
             share = np.float32(1) / weigh(scores, end - begin)
             add_up(call, scores, sums, values, table, row, group, begin, end)
             for i in range(call.value_width):
-                put(read, head * call.value_width + i, at(sums, i) * share)
+                put(read, (row * call.heads + head) * call.value_width + i, at(sums, i) * share)
 
 
 @in_vectors

@@ -15,12 +15,10 @@ from numba.extending import intrinsic
 
 from groundup.compiled.loops import INT, LONG, at, greater, in_vectors, pointer, put, take
 
-CALL = np.dtype(
-    [(name, np.int64) for name in ("rows", "codes", "scale", "bias", "product", "room", "taken")]
-    + [(name, np.int64) for name in ("n_rows", "n_in", "n_out", "room_bytes")]
-)
-"""One call: addresses of bfloat16, int8, float32, float32, bfloat16, of what threads need, and of two zeros; sizes, of
-which `n_in` is a multiple of 32."""
+NAMES = ("codes", "scale", "bias", "n_in", "n_out", "rows", "product", "room", "taken", "n_rows", "room_bytes")
+CALL = np.dtype([(name, np.int64) for name in NAMES])
+"""One call: addresses of int8, float32, float32; sizes, of which `n_in` is a multiple of 32; addresses of bfloat16,
+bfloat16, of what threads need, and of two zeros; sizes."""
 
 BLOCK = 32
 """Rows of the matrix in a task."""

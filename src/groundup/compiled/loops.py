@@ -35,25 +35,36 @@ def in_vectors(function: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")(function)
 
 
-def on_threads(function: Callable[..., Any], record: Any) -> Callable[[Any, int], None]:
-    """Compile `function(record)`, which must not raise, to be run by several threads at once: `(array, number)`, where
-    the array holds one record of this numpy type.
+def on_threads(function: Callable[..., Any], record: Any) -> Callable[[int, int], None]:
+    """Compile `function(record)`, which must not raise, to be run by several threads at once: `(address, number)`, with
+    the address of a record of this numpy type.
 
     The threads are those that torch computes with, if its OpenMP is GNU's, as it is on Linux: other threads would wait
     for a core while torch's keep it, in expectation of the next matmul. Elsewhere the calling thread runs alone.
     """
-    signature = types.void(types.CPointer(numba.from_dtype(record)))
-    try:
-        callback = numba.cfunc(signature, cache=True)(function)
-    except RuntimeError:  # as in `compiled`
-        callback = numba.cfunc(signature)(function)
+    callback = as_callback(function, record)
     try:
         parallel = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError):
         alone = callback.ctypes
-        return lambda array, number: alone(array.ctypes.data)
+        return lambda address, number: alone(address)
     parallel.argtypes, parallel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    return lambda array, number: parallel(callback.address, array.ctypes.data, number, 0)
+    code = callback.address
+    return lambda address, number: parallel(code, address, number, 0)
+
+
+def on_this_thread(function: Callable[..., Any], record: Any) -> Callable[[int], None]:
+    """Compile `function(record)`, which must not raise, to be called with the address of a record of this type."""
+    run: Callable[[int], None] = as_callback(function, record).ctypes
+    return run
+
+
+def as_callback(function: Callable[..., Any], record: Any) -> Any:
+    signature = types.void(types.CPointer(numba.from_dtype(record)))
+    try:
+        return numba.cfunc(signature, cache=True)(function)
+    except RuntimeError:  # as in `compiled`
+        return numba.cfunc(signature)(function)
 
 
 @intrinsic

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from groundup.generation.paged_attention import KERNELS, paged_attention
+from groundup.generation.paged_attention import KERNELS, PagedReader, gathered
 from groundup.generation.schedule import Work
-from groundup.model.attention import Pairs
+from groundup.model.attention import Attend, Pairs
 from groundup.model.equation import weighted_values
 from groundup.model.kernels.blocks import BLOCK, MOST_BLOCKS, spans
 from groundup.model.settings import ModelConfig
@@ -54,20 +53,20 @@ class PagedCache:
         """Write zeros over pages, where what a request left there is not finite."""
         self.keys[:, pages], self.values[:, pages] = 0, 0
 
-    def attend(self, works: Sequence[Work[Any]], static: int | None = None) -> "PagedAttend":
+    def attend(self, works: Sequence[Work[Any]], static: int | None = None) -> "Attend":
         """The `attend` of the next forward pass, over the works' tokens one after the other; behind them may be rows
         that nobody reads.
 
         Args:
             static: keys that are read whatever there are, for the bits of a forward pass over so many positions.
         """
-        where = self.pages_of(torch.tensor(self.slots(works), device=self.keys.device))
+        slot = torch.tensor(self.slots(works), device=self.keys.device)
         if static is None and self.keys.dtype in KERNELS and self.keys.device.type == "cpu":
             each = [work for work in works for _ in work.ids]
             ends = [at + 1 for work in works for at in range(work.first, work.end)]
             table, length = self.gather(each, max(ends)).int(), torch.tensor(ends, dtype=torch.int32)
-            return PagedAttend(self, where, table=table, length=length)
-        return PagedAttend(self, where, works, static)
+            return PagedReader(self.keys, self.values, slot, table, length)
+        return PagedAttend(self, self.pages_of(slot), works, static)
 
     def slots(self, works: Sequence[Work[Any]]) -> list[int]:
         """Where the keys and values of the works' tokens go: page × size + number in the page."""
@@ -181,7 +180,9 @@ class PagedAttend:
         if self.cache.values.shape[-1]:
             self._write(self.cache.values[layer], v)
         if self.table is not None and self.length is not None:
-            return self._by_table(q, layer, v.shape[-1], window, **options)
+            keys, values = self.cache.keys[layer], self.cache.values[layer]
+            values = values if values.shape[-1] else keys[..., : v.shape[-1]]
+            return gathered(q[:, :, 0], keys, values, self.table, self.length, window=window, **options)[:, :, None]
         read = q.new_zeros(*q.shape[:3], v.shape[-1])
         for alike in self.groups[window]:
             keys = self._read(self.cache.keys[layer], alike)
@@ -193,16 +194,6 @@ class PagedAttend:
             kept = alike.index[:, : alike.count]
             read[kept] = met[:, :, : alike.count].transpose(1, 2)[:, :, :, None]
         return read
-
-    def _by_table(
-        self, q: Float[Tensor, "N H 1 K"], layer: int, width: int, window: int | None, dropout: None, **options: Any
-    ) -> Float[Tensor, "N H 1 W"]:
-        assert self.table is not None and self.length is not None
-        keys, values, n = self.cache.keys[layer], self.cache.values[layer], len(self.where[0])
-        values = values if values.shape[-1] else keys[..., :width]
-        read = paged_attention(q[:n, :, 0], keys, values, self.table, self.length, window=window, **options)
-        more = len(q) - n  # rows that nobody reads
-        return F.pad(read, (0, 0, 0, 0, 0, more))[:, :, None] if more else read[:, :, None]
 
     def _write(self, pages: Float[Tensor, "P G S K"], new: Float[Tensor, "N G 1 K"]) -> None:
         page, number = self.where

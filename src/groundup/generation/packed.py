@@ -12,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float
+from jaxtyping import Int8 as Int8Tensor
 from torch import Tensor, nn
 
 from groundup.model.attention import GroupedQueryAttention
+from groundup.model.dropout import Dropout
 from groundup.model.feedforward import FeedForward, MixtureOfExperts
 from groundup.model.latent import LatentAttention
 from groundup.model.transformer import Transformer
@@ -74,6 +76,8 @@ def _copy(module: nn.Module, precision: Precision | None) -> nn.Module:
     """Packed, or with None only brought to bfloat16."""
     if precision is not None and type(module) is nn.Linear:
         return Packed([module], precision)
+    if isinstance(module, nn.Identity | Dropout):
+        return Same()
     twin = copy.copy(module)
     twin.__dict__.pop("forward", None)  # of a block that is compiled for training: it belongs to the old one
     for held in ("_parameters", "_buffers"):
@@ -114,19 +118,9 @@ class Packed(nn.Module):
         self._sizes = [linear.out_features for linear in linears]
         self._multiply = PRECISIONS[precision](weight, bias, has_kernel(precision))
         self._latest: list[Any] = [None, ()]  # changed in place: to set an attribute of a module takes microseconds
-        # For some shapes oneDNN adds up one row in another order than several; there a row is given a second one. That
-        # changes one number in some thousands, rounded to bfloat16: so many are compared.
-        n = min(max(2, 2**16 // len(weight)), 64)
-        probe = torch.randn(n, weight.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
-        alone = torch.cat([self._multiply(row) for row in probe.split(1)])
-        self._least_rows = 1 if torch.equal(self._multiply(probe), alone) else 2
 
-    def forward(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
-        rows = x.reshape(-1, x.shape[-1])
-        n = len(rows)
-        if n < self._least_rows:
-            rows = rows.expand(self._least_rows, -1)
-        return self._multiply(rows.contiguous())[:n].view(*x.shape[:-1], -1)
+    def __call__(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
+        return self._multiply(x)  # without the hooks of a module, which take microseconds as well
 
     def part(self, x: Float[Tensor, "*rows K"], number: int) -> Float[Tensor, "*rows J"]:
         """What one of the linear maps makes of `x`; all are computed when the first of them is asked."""
@@ -144,51 +138,87 @@ class Part(nn.Module):
     def __init__(self, whole: Packed, number: int) -> None:
         super().__init__()
         self.whole, self.number = whole, number
+        self._part = whole.part
 
-    def forward(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
-        return self.whole.part(x, self.number)
+    def __call__(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
+        return self._part(x, self.number)
+
+
+class Same(nn.Module):
+    """What changes nothing in evaluation."""
+
+    def __call__(self, x: Tensor, *ignored: Any) -> Tensor:
+        return x
 
 
 def bfloat16(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
     """In the order in which oneDNN reads weights, so that nothing is reordered at each call."""
-    weight = weight.bfloat16()
-    if not by_kernel:
-        return lambda rows: F.linear(rows, weight, bias)
-    held, multiply = torch.ops.mkldnn._reorder_linear_weight(weight, 1), torch.ops.mkldnn._linear_pointwise
-    return lambda rows: multiply(rows, held, bias, "none", [], "")
+    weight, (n_out, n_in) = weight.bfloat16(), weight.shape
+    product: Multiply = lambda rows: F.linear(rows, weight, bias)  # noqa: E731
+    if by_kernel:
+        held = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        kernel, empty = torch.ops.mkldnn._linear_pointwise.default, list[Any]()
+        product = lambda rows: kernel(rows, held, bias, "none", empty, "")  # noqa: E731
+    # For some shapes oneDNN adds up one row in another order than several; there a row is given a second one. That
+    # changes one number in some thousands, rounded to bfloat16: so many are compared.
+    n = min(max(2, 2**16 // n_out), 64)
+    probe = torch.randn(n, n_in, generator=torch.Generator().manual_seed(0)).bfloat16()
+    if torch.equal(product(probe), torch.cat([product(row) for row in probe.split(1)])):
+        return product
+
+    def multiply(x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
+        if x.numel() > n_in:
+            return product(x)
+        return product(x.reshape(1, n_in).expand(2, n_in))[:1].view(*x.shape[:-1], n_out)
+
+    return multiply
 
 
 def int8(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
     """A row is a scale times whole numbers from −127 to 127."""
-    fill = -weight.shape[1] % LANES
+    (n_out, n_in), fill = weight.shape, -weight.shape[1] % LANES
     filled = F.pad(weight.float(), (0, fill))
     scale = filled.abs().amax(dim=1).clamp(min=1e-30) / 127
     codes = (filled / scale[:, None]).round().to(torch.int8)
     if not by_kernel:
-        return bfloat16((codes * scale[:, None])[:, : weight.shape[1]], bias, by_kernel=False)
-    added = torch.zeros(len(weight)) if bias is None else bias.float()
-    return lambda rows: _multiply_int8(F.pad(rows, (0, fill)) if fill else rows, codes, scale, added)
+        return bfloat16((codes * scale[:, None])[:, :n_in], bias, by_kernel=False)
+    return Int8(codes, scale, torch.zeros(n_out) if bias is None else bias.float(), n_in)
 
 
-def _multiply_int8(
-    rows: Float[Tensor, "N K"], codes: Int8[Tensor, "J K"], scale: Float[Tensor, "J"], bias: Float[Tensor, "J"]
-) -> Float[Tensor, "N J"]:
-    (n_rows, n_in), n_out, n_threads = rows.shape, len(codes), torch.get_num_threads()
-    product = rows.new_empty(n_rows, n_out)
-    room_bytes = 2 * n_rows * n_in + 64 + -(-4 * n_rows // 64) * 64
-    room, taken = torch.empty(n_threads, room_bytes, dtype=torch.uint8), torch.zeros(2, dtype=torch.long)
-    addresses = (tensor.data_ptr() for tensor in (rows, codes, scale, bias, product, room, taken))
-    run, record = _int8_kernel()
-    run(np.array([(*addresses, n_rows, n_in, n_out, room_bytes)], record), n_threads)
-    return product
+class Int8:
+    """Multiplies by whole numbers with a scale for each row, in our kernel."""
+
+    def __init__(
+        self, codes: Int8Tensor[Tensor, "J K"], scale: Float[Tensor, "J"], bias: Float[Tensor, "J"], n_in: int
+    ) -> None:
+        self._held = codes, scale, bias  # whose addresses each call has
+        self._run, n_fields = _int8_kernel()
+        (self._n_out, self._width), self._n_in = codes.shape, n_in
+        self._same = [*(tensor.data_ptr() for tensor in self._held), self._width, self._n_out]
+        self._n_fields = n_fields
+        self._call = np.array(self._same + [0] * (n_fields - len(self._same) + 2))
+        """With two zeros behind it for the threads to count with."""
+
+    def __call__(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
+        rows = x.contiguous() if self._n_in == self._width else F.pad(x, (0, self._width - self._n_in))
+        n_rows, n_threads = x.numel() // self._n_in, torch.get_num_threads()
+        product = x.new_empty((*x.shape[:-1], self._n_out))
+        room_bytes = 2 * n_rows * self._width + 64 + -(-4 * n_rows // 64) * 64
+        room, call = torch.empty(n_threads * room_bytes, dtype=torch.uint8), self._call.copy()
+        address = call.ctypes.data
+        counters, first = address + 8 * self._n_fields, len(self._same)
+        call[first:-2] = rows.data_ptr(), product.data_ptr(), room.data_ptr(), counters, n_rows, room_bytes
+        self._run(address, n_threads)
+        return product
 
 
 @functools.cache
-def _int8_kernel() -> tuple[Callable[[Any, int], None], Any]:
+def _int8_kernel() -> tuple[Callable[[int, int], None], int]:
+    """The kernel, and how many numbers its call has."""
     from groundup.compiled import linear
     from groundup.compiled.loops import on_threads
 
-    return on_threads(linear.multiply_int8, linear.CALL), linear.CALL
+    return on_threads(linear.multiply_int8, linear.CALL), len(linear.NAMES)
 
 
 def int4(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:

@@ -1,11 +1,11 @@
 """Paged attention: single queries over keys and values that lie in pages.
 
-N queries, H query heads, G key/value heads, K key width, W value width, P pages of S tokens.
+L layers, N queries, H query heads, G key/value heads, K key width, W value width, P pages of S tokens.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,57 +13,102 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from groundup.model.attention import Pairs
+from groundup.model.dropout import Drop
 from groundup.model.equation import weighted_values
 
 
-def paged_attention(
-    q: Float[Tensor, "N H K"],
-    keys: Float[Tensor, "P G S K"],
-    values: Float[Tensor, "P G S W"],
-    table: Int[Tensor, "N pages"],
-    length: Int[Tensor, "N"],
-    *,
-    scale: float | None = None,
-    window: int | None = None,
-    slopes: Float[Tensor, "H"] | None = None,
-    soft_cap: float | None = None,
-) -> Float[Tensor, "N H W"]:
-    """What each query, the last token of its `length`, reads of its own sequence.
+class PagedReader:
+    """Writes the keys and values of a step's tokens into their pages, and lets each token read its own sequence; on a
+    CPU, in float32 and bfloat16.
 
-    On a CPU, float32 and bfloat16 go through a compiled kernel that reads each key and value once, where it lies, and
-    sums in float32; a query's bits are the same in any company and with any number of threads. The rest is `gathered`.
+    A compiled kernel reads each key and value once, where it lies, and sums in float32. A token's bits are the same in
+    any company and with any number of threads.
 
     Args:
-        values: may be a part of the keys, `keys[..., :W]`, as in latent attention.
-        table: int32, the pages of each sequence in order; behind the last one that is needed, any.
-        length: int32, tokens of each sequence up to the query's own, at least 1.
-        scale, window, slopes, soft_cap: as of `Attend`.
+        values: of width 0 where they are the keys' first channels (latent attention).
+        slot: int64, where each token goes: page × tokens of a page + number in the page.
+        table: int32, the pages of each token's sequence in order; behind the last one that is needed, any.
+        length: int32, tokens of each sequence up to the token itself, at least 1.
 
-    >>> q, cache = torch.randn(1, 2, 8), torch.randn(3, 2, 16, 8)
-    >>> read = paged_attention(q, cache, cache, torch.tensor([[2, 0]]).int(), torch.tensor([20]).int())
-    >>> in_order = torch.cat((cache[2], cache[0, :, :4]), dim=1)  # (H, 20, K)
-    >>> plain = torch.nn.functional.scaled_dot_product_attention(q[:, :, None], in_order[None], in_order[None])
-    >>> torch.allclose(read, plain[:, :, 0], atol=1e-6)
+    >>> cache = torch.zeros(1, 3, 2, 16, 8)
+    >>> k, slot = torch.randn(20, 2, 1, 8), torch.tensor([*range(32, 48), *range(4)])  # pages 2, then 0
+    >>> table, length = torch.tensor([[2, 0]] * 20).int(), torch.arange(1, 21).int()
+    >>> read = PagedReader(cache, cache.clone(), slot, table, length)(k, k, k, layer=0)
+    >>> plain = torch.nn.functional.scaled_dot_product_attention(
+    ...     *[k[None, :, :, 0].transpose(1, 2)] * 3, is_causal=True
+    ... )
+    >>> torch.allclose(read[:, :, 0], plain[0].transpose(0, 1), atol=1e-6)
     True
     """
-    if q.device.type != "cpu" or q.dtype not in KERNELS:
-        return gathered(q, keys, values, table, length, scale=scale, window=window, slopes=slopes, soft_cap=soft_cap)
-    q, table, length = q.contiguous(), table.contiguous(), length.contiguous()
-    strides = (*keys.stride(), *values.stride())
-    assert keys.dtype == values.dtype == q.dtype and strides[3] == strides[7] == 1
-    assert table.dtype == length.dtype == torch.int32 and (slopes is None or slopes.dtype == torch.float32)
-    (n, heads, width), (_, groups, page, value_width), pages = q.shape, values.shape, table.shape[1]
-    n_threads = torch.get_num_threads()
-    read = q.new_empty(n, heads, value_width)
-    room = torch.empty(n_threads, pages * page + width + value_width)
-    taken = torch.zeros(2, dtype=torch.long)
-    given = (q, keys, values, table, length, slopes, read, room, taken)
-    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in given)
-    sizes = (n, heads, groups, width, value_width, page, pages, window or 0)
-    factors = (width**-0.5 if scale is None else scale, soft_cap or 0.0)
-    run, record = _kernel(q.dtype)
-    run(np.array([(*addresses, *sizes, *strides[:3], *strides[4:7], *factors)], record), n_threads)
-    return read
+
+    wants_latents: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        keys: Float[Tensor, "L P G S K"],
+        values: Float[Tensor, "L P G S W"],
+        slot: Int[Tensor, "N"],
+        table: Int[Tensor, "N pages"],
+        length: Int[Tensor, "N"],
+    ) -> None:
+        assert table.dtype == length.dtype == torch.int32 and slot.dtype == torch.int64
+        self._write, self._attend, n_fields = _kernel(keys.dtype)
+        self._has_values = values.shape[-1] > 0
+        values = values if self._has_values else keys
+        self._keys, self._values, self._n = keys, values, len(slot)
+        _, _, groups, page, width = keys.shape
+        self._pages, self._threads = table.shape[1], torch.get_num_threads()
+        self._held = slot, table.contiguous(), length.contiguous()
+        self._same = [
+            *(self._held[1].data_ptr(), self._held[2].data_ptr(), slot.data_ptr(), 0, 0),
+            *(self._n, 0, groups, width, 0, page, self._pages, *keys.stride()[1:4], *values.stride()[1:4]),
+        ]
+        self._fields = n_fields
+        self._room: Tensor | None = None
+
+    def __call__(
+        self,
+        q: Float[Tensor, "N H 1 K"],
+        k: Float[Tensor, "N G 1 K"],
+        v: Float[Tensor, "N G 1 W"],
+        *,
+        layer: int,
+        window: int | None = None,
+        slopes: Float[Tensor, "H"] | None = None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
+        dropout: Drop | None = None,
+    ) -> Float[Tensor, "N H 1 W"]:
+        """Arguments are those of an `Attend`, without dropout; rows behind those of the tokens are zeros."""
+        (rows, heads, _, width), value_width = q.shape, v.shape[-1]
+        q, k, v = (_in_rows(each) for each in (q, k, v))
+        read = q.new_empty(rows, heads, 1, value_width)
+        if rows > self._n:
+            read[self._n :] = 0
+        if self._room is None:  # all layers use it, one after the other
+            self._room = torch.empty(self._threads, self._pages * self._keys.shape[3] + width + value_width)
+        call = np.zeros(self._fields + 3, np.int64)  # behind it two counters for the threads, and the factors
+        address = call.ctypes.data
+        behind = address + 8 * self._fields
+        call[self._fields + 2 :].view(np.float32)[:] = width**-0.5 if scale is None else scale, soft_cap or 0.0
+        call[: len(self._same)] = self._same
+        call[3:5] = behind, self._room.data_ptr()
+        call[6], call[9] = heads, value_width
+        call[len(self._same) : self._fields] = (
+            self._keys.data_ptr() + layer * self._keys.stride(0) * self._keys.element_size(),
+            self._values.data_ptr() + layer * self._values.stride(0) * self._values.element_size(),
+            *(q.data_ptr(), k.data_ptr(), v.data_ptr() if self._has_values else 0, read.data_ptr()),
+            *(0 if slopes is None else slopes.data_ptr(), window or 0),
+            *(q.stride(0), k.stride(0), v.stride(0), behind + 16),
+        )
+        self._write(address)
+        self._attend(address, self._threads)
+        return read
+
+
+def _in_rows(x: Float[Tensor, "N heads 1 width"]) -> Float[Tensor, "N heads 1 width"]:
+    """With the channels of a token's heads side by side, as a linear map leaves them."""
+    return x if x.stride(3) == 1 and (x.shape[1] == 1 or x.stride(1) == x.shape[3]) else x.contiguous()
 
 
 def gathered(
@@ -76,21 +121,29 @@ def gathered(
     window: int | None = None,
     **options: Any,
 ) -> Float[Tensor, "N H W"]:
-    """`paged_attention` by a copy of the pages, each sequence's side by side."""
+    """What each query, the last token of its `length`, reads of its own sequence, by a copy of the pages side by side:
+    the slow twin of `PagedReader`, and what a GPU computes.
+
+    Args:
+        table: the pages of each sequence in order; behind the last one that is needed, any.
+        length: tokens of each sequence up to the query's own, at least 1.
+        window, options: as of `Attend`.
+    """
     k, v = (each[table].transpose(1, 2).flatten(2, 3) for each in (keys, values))  # (N, G, pages S, K)
     distance = length[:, None] - 1 - torch.arange(k.shape[2], dtype=torch.int32, device=q.device)
     pairs = Pairs.of(distance[:, None, None])
     return weighted_values(q[:, :, None], k, v, pairs.mask(window), pairs.distance, **options)[:, :, 0]
 
 
-KERNELS = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
+KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 @functools.cache
-def _kernel(dtype: torch.dtype) -> tuple[Callable[[Any, int], None], Any]:
-    """The compiled kernel and the numpy type of its argument. The first time a machine needs it, it is compiled, which
-    takes some seconds; then loaded, in half a second."""
+def _kernel(dtype: torch.dtype) -> tuple[Callable[[int], None], Callable[[int, int], None], int]:
+    """What writes, what attends, and how many numbers their call has. The first time that a machine needs it, it is
+    compiled, which takes some seconds; then loaded, in half a second."""
     from groundup.compiled import attention
-    from groundup.compiled.loops import on_threads
+    from groundup.compiled.loops import on_this_thread, on_threads
 
-    return on_threads(getattr(attention, KERNELS[dtype]), attention.CALL), attention.CALL
+    write, attend = (getattr(attention, f"{what}_{KERNELS[dtype]}") for what in ("write", "attend"))
+    return on_this_thread(write, attention.CALL), on_threads(attend, attention.CALL), len(attention.NAMES)
