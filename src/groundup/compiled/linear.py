@@ -1,9 +1,8 @@
-"""Linear: rows times a matrix of bfloat16, or of whole numbers from −127 to 127, each row of which has a scale: compiled.
+"""Linear: rows times a matrix of whole numbers from −127 to 127, each row of which has a scale: compiled.
 
-Of bfloat16 all is added up in float32, each row of the answer in one order; beside whole numbers a row of activations
-becomes whole numbers too, as fine as its sums still fit into 32 bits: up to 4,096 channels that is 13 bits or more,
-where bfloat16 has 8. So a row of the answer has the same bits beside any others and with any number of threads. A task
-is a block of the matrix's rows; threads take tasks until none is left.
+A row of activations becomes whole numbers too, as fine as its sums still fit into 32 bits: up to 4,096 channels that is
+13 bits or more, where bfloat16 has 8. These sums are exact, so a row of the answer has the same bits beside any others
+and with any number of threads. A task is a block of the matrix's rows; threads take tasks until none is left.
 """
 
 from typing import Any
@@ -14,11 +13,11 @@ from llvmlite import ir
 from numba.core import cgutils, errors, types
 from numba.extending import intrinsic
 
-from groundup.compiled.loops import FLOAT, INT, LONG, at, greater, in_vectors, pointer, put, take
+from groundup.compiled.loops import INT, LONG, at, greater, in_vectors, pointer, put, take
 
-NAMES = ("weights", "scale", "bias", "n_in", "n_out", "rows", "product", "room", "taken", "n_rows", "room_bytes")
+NAMES = ("codes", "scale", "bias", "n_in", "n_out", "rows", "product", "room", "taken", "n_rows", "room_bytes")
 CALL = np.dtype([(name, np.int64) for name in NAMES])
-"""One call: addresses of bfloat16 or int8, float32, float32; sizes, of which `n_in` is a multiple of 32; addresses of bfloat16,
+"""One call: addresses of int8, float32, float32; sizes, of which `n_in` is a multiple of 32; addresses of bfloat16,
 bfloat16, of what threads need, and of two zeros; sizes."""
 
 BLOCK = 32
@@ -69,83 +68,6 @@ def meet(typing_context: Any, codes: Any, first: Any, rows: Any, second: Any, wi
 
 
 @intrinsic
-def meet_halves(
-    typing_context: Any, weights: Any, first: Any, rows: Any, second: Any, width: Any, sums: Any, count: Any
-) -> Any:
-    """`sums[i]`, float32: the products of bfloat16 from `first` with float32 from `second + i width`, which `spread`
-    has laid out, added up, for `count` rows, a constant. In one order, whatever `count` is."""
-    if not isinstance(count, types.Literal):
-        raise errors.RequireLiteralValue(count)
-    number = count.literal_value
-    floats, ints = (ir.VectorType(kind, LANES // 2) for kind in (FLOAT, INT))
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        weights, first, rows, second, width, sums, _ = arguments
-        zero = ir.Constant(floats, [0.0] * (LANES // 2))
-        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(number)]
-        fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fma.v{LANES // 2}f32"
-        )
-
-        def load(numbers: Any, place: Any, kind: Any) -> Any:
-            held = builder.load(builder.bitcast(builder.gep(numbers, [place], inbounds=True), kind.as_pointer()))
-            held.align = 1
-            return held
-
-        with cgutils.for_range(builder, builder.sdiv(width, LONG(LANES))) as loop:
-            here = builder.mul(loop.index, LONG(LANES))
-            halves = even_and_odd(builder, load(weights, builder.add(first, here), ints))
-            for i, each in enumerate(totals):
-                place = builder.add(builder.add(second, here), builder.mul(width, LONG(i)))
-                for part, (half, total) in enumerate(zip(halves, each, strict=True)):
-                    other = load(rows, builder.add(place, LONG(part * LANES // 2)), floats)
-                    builder.store(builder.call(fma, [half, other, builder.load(total)]), total)
-        for i, (even, odd) in enumerate(totals):
-            total, lanes = builder.fadd(builder.load(even), builder.load(odd)), LANES // 2
-            while lanes > 1:
-                lanes //= 2
-                lower, upper = (
-                    builder.shuffle_vector(
-                        total, total, ir.Constant(ir.VectorType(INT, lanes), [*range(start, start + lanes)])
-                    )
-                    for start in (0, lanes)
-                )
-                total = builder.fadd(lower, upper)
-            builder.store(builder.extract_element(total, INT(0)), builder.gep(sums, [LONG(i)], inbounds=True))
-        return context.get_dummy_value()
-
-    long = types.int64
-    return types.void(weights, long, rows, long, long, sums, count), generate
-
-
-def even_and_odd(builder: Any, pairs: Any) -> list[Any]:
-    """Pairs of bfloat16, each pair in 32 bits, as float32: the first ones, the second ones."""
-    floats = ir.VectorType(FLOAT, LANES // 2)
-    sixteen, upper = (ir.Constant(pairs.type, [number] * (LANES // 2)) for number in (16, -65536))
-    return [builder.bitcast(bits, floats) for bits in (builder.shl(pairs, sixteen), builder.and_(pairs, upper))]
-
-
-@intrinsic
-def spread(typing_context: Any, row: Any, rows: Any, first: Any, width: Any) -> Any:
-    """Write a row of bfloat16 as float32 from `first`: of each 32 numbers the even ones, then the odd ones."""
-    floats, ints = (ir.VectorType(kind, LANES // 2) for kind in (FLOAT, INT))
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        row, rows, first, width = arguments
-        with cgutils.for_range(builder, builder.sdiv(width, LONG(LANES))) as loop:
-            here = builder.mul(loop.index, LONG(LANES))
-            pairs = builder.load(builder.bitcast(builder.gep(row, [here], inbounds=True), ints.as_pointer()))
-            pairs.align = 1
-            for part, half in enumerate(even_and_odd(builder, pairs)):
-                place = builder.add(builder.add(first, here), LONG(part * LANES // 2))
-                to = builder.bitcast(builder.gep(rows, [place], inbounds=True), floats.as_pointer())
-                builder.store(half, to).align = 1
-        return context.get_dummy_value()
-
-    return types.void(row, rows, types.int64, types.int64), generate
-
-
-@intrinsic
 def put_whole(typing_context: Any, numbers: Any, index: Any, number: Any) -> Any:
     """Write a whole float32 as an int16."""
 
@@ -159,22 +81,18 @@ def put_whole(typing_context: Any, numbers: Any, index: Any, number: Any) -> Any
 
 
 def multiply_int8(call):
-    whole(numba.carray(call, 1)[0])
-
-
-def multiply_bfloat16(call):
-    halves(numba.carray(call, 1)[0])
+    multiply(numba.carray(call, 1)[0])
 
 
 @in_vectors
-def whole(call):
-    """Tasks of int8, until none is left."""
-    codes, product = pointer(call.weights, np.int8), pointer(call.product, np.uint16)
+def multiply(call):
+    """Tasks, until none is left."""
+    codes, product = pointer(call.codes, np.int8), pointer(call.product, np.uint16)
     scale, bias = pointer(call.scale, np.float32), pointer(call.bias, np.float32)
     taken, width = pointer(call.taken, np.int64), call.n_in
     room = call.room + call.room_bytes * take(taken, 1)  # of this thread
-    rows, sums = pointer(room, np.int16), pointer(room + 4 * width * call.n_rows, np.int32)
-    steps = pointer(room + 4 * width * call.n_rows + 64, np.float32)
+    rows, sums = pointer(room, np.int16), pointer(room + 2 * width * call.n_rows, np.int32)
+    steps = pointer(room + 2 * width * call.n_rows + 64, np.float32)
     for m in range(call.n_rows):
         put(steps, m, round_row(pointer(call.rows + 2 * m * width, np.uint16), rows, m * width, width))
     while True:
@@ -192,32 +110,6 @@ def whole(call):
                 for i in range(together):
                     answer = np.float32(at(sums, i)) * at(steps, m + i) * at(scale, n) + at(bias, n)
                     put(product, (m + i) * call.n_out + n, answer)
-            m += together
-
-
-@in_vectors
-def halves(call):
-    """Tasks of bfloat16, until none is left."""
-    weights, product = pointer(call.weights, np.uint16), pointer(call.product, np.uint16)
-    bias, taken, width = pointer(call.bias, np.float32), pointer(call.taken, np.int64), call.n_in
-    room = call.room + call.room_bytes * take(taken, 1)  # of this thread
-    rows, sums = pointer(room, np.float32), pointer(room + 4 * width * call.n_rows, np.float32)
-    for m in range(call.n_rows):
-        spread(pointer(call.rows + 2 * m * width, np.uint16), rows, m * width, width)
-    while True:
-        begin = take(taken, 0) * BLOCK
-        if begin >= call.n_out:
-            return
-        m = 0
-        while m < call.n_rows:
-            together = AT_ONCE if m + AT_ONCE <= call.n_rows else 1
-            for n in range(begin, min(begin + BLOCK, call.n_out)):
-                if together == 1:
-                    meet_halves(weights, n * width, rows, m * width, width, sums, 1)
-                else:
-                    meet_halves(weights, n * width, rows, m * width, width, sums, AT_ONCE)
-                for i in range(together):
-                    put(product, (m + i) * call.n_out + n, at(sums, i) + at(bias, n))
             m += together
 
 

@@ -7,13 +7,13 @@ bytes, in the order in which they are used. N rows, K input width, J output widt
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from jaxtyping import Int8 as Int8Tensor
 from torch import Tensor, nn
 
 from groundup.model.attention import GroupedQueryAttention
@@ -152,41 +152,58 @@ class Same(nn.Module):
 
 
 def bfloat16(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
-    """As they are."""
-    if not by_kernel:
-        return partial(F.linear, weight=weight.bfloat16(), bias=bias)
-    filled = F.pad(weight.bfloat16(), (0, -weight.shape[1] % LANES)).contiguous()
-    return Kernel("bfloat16", filled, torch.empty(0), bias, weight.shape[1])
+    """In the order in which oneDNN reads weights, so that nothing is reordered at each call."""
+    weight, (n_out, n_in) = weight.bfloat16(), weight.shape
+    product: Multiply = lambda rows: F.linear(rows, weight, bias)  # noqa: E731
+    if by_kernel:
+        held = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        kernel, empty = torch.ops.mkldnn._linear_pointwise.default, list[Any]()
+        product = lambda rows: kernel(rows, held, bias, "none", empty, "")  # noqa: E731
+    # For some shapes oneDNN adds up one row in another order than several; there a row is given a second one. That
+    # changes one number in some thousands, rounded to bfloat16: so many are compared.
+    n = min(max(2, 2**16 // n_out), 64)
+    probe = torch.randn(n, n_in, generator=torch.Generator().manual_seed(0)).bfloat16()
+    if torch.equal(product(probe), torch.cat([product(row) for row in probe.split(1)])):
+        return product
+
+    def multiply(x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
+        if x.numel() > n_in:
+            return product(x)
+        return product(x.reshape(1, n_in).expand(2, n_in))[:1].view(*x.shape[:-1], n_out)
+
+    return multiply
 
 
 def int8(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
     """A row is a scale times whole numbers from −127 to 127."""
-    n_in = weight.shape[1]
-    filled = F.pad(weight.float(), (0, -n_in % LANES))
+    (n_out, n_in), fill = weight.shape, -weight.shape[1] % LANES
+    filled = F.pad(weight.float(), (0, fill))
     scale = filled.abs().amax(dim=1).clamp(min=1e-30) / 127
     codes = (filled / scale[:, None]).round().to(torch.int8)
     if not by_kernel:
         return bfloat16((codes * scale[:, None])[:, :n_in], bias, by_kernel=False)
-    return Kernel("int8", codes, scale, bias, n_in)
+    return Int8(codes, scale, torch.zeros(n_out) if bias is None else bias.float(), n_in)
 
 
-class Kernel:
-    """Multiplies in our kernel, by weights whose rows are filled up with zeros to a multiple of 32."""
+class Int8:
+    """Multiplies by whole numbers with a scale for each row, in our kernel."""
 
-    def __init__(self, precision: Precision, weights: Tensor, scale: Tensor, bias: Tensor | None, n_in: int) -> None:
-        bias = torch.zeros(len(weights)) if bias is None else bias.float()
-        self._held = weights, scale, bias  # whose addresses each call has
-        self._run, self._n_fields = _kernel(precision)
-        (self._n_out, self._width), self._n_in = weights.shape, n_in
+    def __init__(
+        self, codes: Int8Tensor[Tensor, "J K"], scale: Float[Tensor, "J"], bias: Float[Tensor, "J"], n_in: int
+    ) -> None:
+        self._held = codes, scale, bias  # whose addresses each call has
+        self._run, n_fields = _int8_kernel()
+        (self._n_out, self._width), self._n_in = codes.shape, n_in
         self._same = [*(tensor.data_ptr() for tensor in self._held), self._width, self._n_out]
-        self._call = np.array(self._same + [0] * (self._n_fields - len(self._same) + 2))
+        self._n_fields = n_fields
+        self._call = np.array(self._same + [0] * (n_fields - len(self._same) + 2))
         """With two zeros behind it for the threads to count with."""
 
     def __call__(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
         rows = x.contiguous() if self._n_in == self._width else F.pad(x, (0, self._width - self._n_in))
         n_rows, n_threads = x.numel() // self._n_in, torch.get_num_threads()
         product = x.new_empty((*x.shape[:-1], self._n_out))
-        room_bytes = 4 * n_rows * self._width + 64 + -(-4 * n_rows // 64) * 64
+        room_bytes = 2 * n_rows * self._width + 64 + -(-4 * n_rows // 64) * 64
         room, call = torch.empty(n_threads * room_bytes, dtype=torch.uint8), self._call.copy()
         address = call.ctypes.data
         counters, first = address + 8 * self._n_fields, len(self._same)
@@ -196,12 +213,12 @@ class Kernel:
 
 
 @functools.cache
-def _kernel(precision: Precision) -> tuple[Callable[[int, int], None], int]:
+def _int8_kernel() -> tuple[Callable[[int, int], None], int]:
     """The kernel, and how many numbers its call has."""
     from groundup.compiled import linear
     from groundup.compiled.loops import on_threads
 
-    return on_threads(getattr(linear, f"multiply_{precision}"), linear.CALL), len(linear.NAMES)
+    return on_threads(linear.multiply_int8, linear.CALL), len(linear.NAMES)
 
 
 def int4(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
