@@ -256,7 +256,7 @@ class Engine:
         if not works:
             return []
         places = [place for work in works for place in _places(work)]
-        with evaluating(self.model):
+        with evaluating(self.model), torch.inference_mode():
             logits = self._logits(works, places)
             scored = self._scored(places, logits)
             for work in works:

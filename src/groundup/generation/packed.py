@@ -7,6 +7,7 @@ bytes, in the order in which they are used. N rows, K input width, J output widt
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from groundup.model.transformer import Transformer
 
 Precision = Literal["bfloat16", "int8", "int4"]
 Multiply = Callable[[Tensor], Tensor]
-"""(N, K) bfloat16 → (N, J)."""
+"""(*rows, K) bfloat16 → (*rows, J)."""
 
 GROUP = 32
 """Weights of int4 that share a scale and a zero."""
@@ -154,11 +155,15 @@ class Same(nn.Module):
 def bfloat16(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
     """In the order in which oneDNN reads weights, so that nothing is reordered at each call."""
     weight, (n_out, n_in) = weight.bfloat16(), weight.shape
-    product: Multiply = lambda rows: F.linear(rows, weight, bias)  # noqa: E731
+    product: Multiply = partial(F.linear, weight=weight, bias=bias)
     if by_kernel:
         held = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
         kernel, empty = torch.ops.mkldnn._linear_pointwise.default, list[Any]()
-        product = lambda rows: kernel(rows, held, bias, "none", empty, "")  # noqa: E731
+
+        def product(rows: Tensor) -> Tensor:
+            several: Tensor = kernel(rows, held, bias, "none", empty, "")
+            return several
+
     # For some shapes oneDNN adds up one row in another order than several; there a row is given a second one. That
     # changes one number in some thousands, rounded to bfloat16: so many are compared.
     n = min(max(2, 2**16 // n_out), 64)
@@ -235,9 +240,9 @@ def int4(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kerne
     held = torch._convert_weight_to_int4pack_for_cpu(codes.flatten(1), 1)
     steps = torch.cat((scale, middle), dim=-1).transpose(0, 1).contiguous()  # (groups, J, 2)
 
-    def multiply(rows: Float[Tensor, "N K"]) -> Float[Tensor, "N J"]:
-        rows = F.pad(rows, (0, fill)) if fill else rows
-        product = torch._weight_int4pack_mm_for_cpu(rows, held, GROUP, steps)[:, :n_out]
+    def multiply(x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
+        rows = (F.pad(x, (0, fill)) if fill else x).reshape(-1, n_in + fill)
+        product = torch._weight_int4pack_mm_for_cpu(rows, held, GROUP, steps)[:, :n_out].reshape(*x.shape[:-1], n_out)
         return product if bias is None else product + bias
 
     return multiply

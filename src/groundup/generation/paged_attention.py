@@ -53,17 +53,22 @@ class PagedReader:
     ) -> None:
         assert table.dtype == length.dtype == torch.int32 and slot.dtype == torch.int64
         self._write, self._attend, n_fields = _kernel(keys.dtype)
-        self._has_values = values.shape[-1] > 0
-        values = values if self._has_values else keys
-        self._keys, self._values, self._n = keys, values, len(slot)
+        self._keys, self._values = keys, values if values.shape[-1] else keys
+        self._has_values, self._n, self._threads = values.shape[-1] > 0, len(slot), torch.get_num_threads()
+        self._held = table, length, slot = table.contiguous(), length.contiguous(), slot
         _, _, groups, page, width = keys.shape
-        self._pages, self._threads = table.shape[1], torch.get_num_threads()
-        self._held = slot, table.contiguous(), length.contiguous()
-        self._same = [
-            *(self._held[1].data_ptr(), self._held[2].data_ptr(), slot.data_ptr(), 0, 0),
-            *(self._n, 0, groups, width, 0, page, self._pages, *keys.stride()[1:4], *values.stride()[1:4]),
+        # One call for all layers, one after the other; behind it two counters for the threads, and the factors.
+        self._call = np.zeros(n_fields + 3, np.int64)
+        self._address = self._call.ctypes.data
+        self._factors = self._call[n_fields + 2 :].view(np.float32)
+        same = [
+            *(table.data_ptr(), length.data_ptr(), slot.data_ptr(), self._address + 8 * n_fields, 0),
+            *(self._n, 0, groups, width, 0, page, table.shape[1], *keys.stride()[1:4], *self._values.stride()[1:4]),
         ]
-        self._fields = n_fields
+        self._call[: len(same)] = same
+        self._layers = [each.stride(0) * each.element_size() for each in (keys, self._values)]
+        self._starts = [each.data_ptr() for each in (keys, self._values)]
+        self._rest = slice(len(same), n_fields + 2)
         self._room: Tensor | None = None
 
     def __call__(
@@ -80,30 +85,28 @@ class PagedReader:
         dropout: Drop | None = None,
     ) -> Float[Tensor, "N H 1 W"]:
         """Arguments are those of an `Attend`, without dropout; rows behind those of the tokens are zeros."""
-        (rows, heads, _, width), value_width = q.shape, v.shape[-1]
-        q, k, v = (_in_rows(each) for each in (q, k, v))
-        read = q.new_empty(rows, heads, 1, value_width)
-        if rows > self._n:
+        if self._room is None:
+            self._begin(q.shape[1], v.shape[-1], q.shape[-1])
+        q, k, v = _in_rows(q), _in_rows(k), _in_rows(v)
+        read = q.new_empty(*q.shape[:3], v.shape[-1])
+        if len(q) > self._n:
             read[self._n :] = 0
-        if self._room is None:  # all layers use it, one after the other
-            self._room = torch.empty(self._threads, self._pages * self._keys.shape[3] + width + value_width)
-        call = np.zeros(self._fields + 3, np.int64)  # behind it two counters for the threads, and the factors
-        address = call.ctypes.data
-        behind = address + 8 * self._fields
-        call[self._fields + 2 :].view(np.float32)[:] = width**-0.5 if scale is None else scale, soft_cap or 0.0
-        call[: len(self._same)] = self._same
-        call[3:5] = behind, self._room.data_ptr()
-        call[6], call[9] = heads, value_width
-        call[len(self._same) : self._fields] = (
-            self._keys.data_ptr() + layer * self._keys.stride(0) * self._keys.element_size(),
-            self._values.data_ptr() + layer * self._values.stride(0) * self._values.element_size(),
+        self._factors[:] = q.shape[-1] ** -0.5 if scale is None else scale, soft_cap or 0.0
+        (keys, values), (key_layer, value_layer) = self._starts, self._layers
+        self._call[self._rest] = (
+            *(keys + layer * key_layer, values + layer * value_layer),
             *(q.data_ptr(), k.data_ptr(), v.data_ptr() if self._has_values else 0, read.data_ptr()),
-            *(0 if slopes is None else slopes.data_ptr(), window or 0),
-            *(q.stride(0), k.stride(0), v.stride(0), behind + 16),
+            *(0 if slopes is None else slopes.data_ptr(), window or 0, q.stride(0), k.stride(0), v.stride(0)),
+            *(self._address + 8 * (self._rest.stop), 0, 0),
         )
-        self._write(address)
-        self._attend(address, self._threads)
+        self._write(self._address)
+        self._attend(self._address, self._threads)
         return read
+
+    def _begin(self, heads: int, value_width: int, width: int) -> None:
+        """What is known with the first layer's queries, and the room that each thread needs."""
+        self._room = torch.empty(self._threads, self._held[0].shape[1] * self._keys.shape[3] + width + value_width)
+        self._call[4], self._call[6], self._call[9] = self._room.data_ptr(), heads, value_width
 
 
 def _in_rows(x: Float[Tensor, "N heads 1 width"]) -> Float[Tensor, "N heads 1 width"]:

@@ -76,7 +76,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*rows D"], tap: Tap = no_tap) -> Float[Tensor, "*rows D"]:
-        return self.compute(x, tap, **dict(self.named_children()))
+        return self.compute(x, tap, self.up, self.down, getattr(self, "gate", None))
 
     def compute(self, x: Tensor, tap: Tap, up: Activation, down: Activation, gate: Activation | None = None) -> Tensor:
         """With any linear maps, such as one expert's of a stack."""
