@@ -24,11 +24,10 @@ from groundup.model.equation import weighted_values
 from groundup.model.kernels.blocks import BLOCK, MOST_BLOCKS, spans
 from groundup.model.settings import ModelConfig
 
-ROWS = {torch.float32: 4, torch.bfloat16: 2}
-"""By type: if their number is a multiple of this, the rows of a matmul have the bits that they have in any other. In
-float32 no thread then gets fewer, for which there is another kernel; in bfloat16 a single row is added up in another
-order (docs/generation.md)."""
-FEWEST = max(ROWS.values())
+ROWS = 4
+"""If their number is a multiple of this, the rows of a matmul have the bits that they have in any other: in float32 no
+thread gets fewer, for which there is another kernel; in bfloat16 a row alone is added up in another order, and takes
+longer than four (docs/generation.md)."""
 
 
 @dataclass
@@ -159,7 +158,7 @@ class PagedAttend:
     ) -> Alike:
         device = self.cache.keys.device
         end = min(end, max(work.end for _, work in works)) if self.static is None else end
-        queries = torch.arange(-(-count // FEWEST) * FEWEST, device=device).clamp(max=count - 1)
+        queries = torch.arange(-(-count // ROWS) * ROWS, device=device).clamp(max=count - 1)
         starts, firsts = torch.tensor([(start, work.first) for start, work in works], device=device).T
         distance = (firsts[:, None] + queries)[:, None, :, None] - torch.arange(oldest, end, device=device)
         pairs = Pairs.of(distance).over({window})

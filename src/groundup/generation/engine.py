@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from groundup.errors import DivergedError, SettingsError
-from groundup.generation.cache import FEWEST, ROWS, PagedAttend, PagedCache
+from groundup.generation.cache import ROWS, PagedAttend, PagedCache
 from groundup.generation.graphs import Graphs
 from groundup.generation.packed import Precision, pack, refresh
 from groundup.generation.sample import adjusted, draw, is_greedy, probabilities, uniform
@@ -181,7 +181,7 @@ class Engine:
         self.cache = PagedCache.empty(model.config, count, PAGE, weight.device, weight.dtype)
         self.schedule = Schedule[Request](Pages(count, PAGE), most_requests, step_tokens)
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
-        self._multiple = 1 if precision else ROWS.get(weight.dtype, 1)  # packed maps see to it themselves
+        self._multiple = 1 if precision in ("int8", "int4") else ROWS
         self._graphs: Graphs | None = None
         if weight.is_cuda and static is None:
             self._graphs = Graphs(self._step_of_tensors, weight.device, count, PAGE)
@@ -394,7 +394,7 @@ class Engine:
         totals = [math.nan] * len(places)
         if any(work.request.best is not None for work, _, _ in places):
             # of several rows: a single one may be added up in parts, with other bits
-            rows = torch.tensor(_filled_up(FEWEST, [*range(len(places))]), device=self._device)
+            rows = torch.tensor(_filled_up(ROWS, [*range(len(places))]), device=self._device)
             totals = logits[rows].to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=1).tolist()
         found = defaultdict[Work[Request], list[Scored]](list)
         columns = zip(places, self._choose_together(places, allowed), logits, allowed, totals, strict=False)
