@@ -125,7 +125,7 @@ def test_a_thousand_requests_half_of_them_cancelled_leave_no_page_held(llama: Mo
     assert {request.ending for request in requests} == {"length", "cancelled"}
 
 
-@pytest.mark.parametrize("static", [None, 24])
+@pytest.mark.parametrize("static", [None, 24, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_log_probabilities_are_the_trainers(llama: ModelConfig, dtype: torch.dtype, static: int | None) -> None:
     """With `static`, to the bit; without, to rounding."""
@@ -134,11 +134,12 @@ def test_log_probabilities_are_the_trainers(llama: ModelConfig, dtype: torch.dty
     prompts = [[5, 6, 7], [8], [*range(10, 21)]]
     requests = [engine.submit(ids, Sampling(max_tokens=9, seed=seed), best=0) for seed, ids in enumerate(prompts)]
     finish(engine)
-    ids = torch.zeros(3, 25, dtype=torch.long)
+    length = static or 24
+    ids = torch.zeros(3, length + 1, dtype=torch.long)
     for row, request in enumerate(requests):
         ids[row, : len(request.ids)] = torch.tensor(request.ids)
-    position = torch.arange(24).expand(3, -1)
-    batch = Batch(ids[:, :-1], ids[:, 1:], torch.ones(3, 24), position, torch.zeros_like(position))
+    position = torch.arange(length).expand(3, -1)
+    batch = Batch(ids[:, :-1], ids[:, 1:], torch.ones(3, length), position, torch.zeros_like(position))
     with torch.no_grad():
         trained = token_logprobs(model, batch)
     for row, request in enumerate(requests):
@@ -152,7 +153,7 @@ def test_log_probabilities_are_the_trainers(llama: ModelConfig, dtype: torch.dty
 
 
 def test_a_static_length_that_cannot_be_kept_is_refused(llama: ModelConfig) -> None:
-    with pytest.raises(SettingsError, match="static = 25; it should be the positions of a trainer.s rows, 2 to 24"):
+    with pytest.raises(SettingsError, match="static = 25; it should be the positions of a trainer's rows, 2 to 24"):
         Engine(small(llama), static=25)
 
 
@@ -233,6 +234,39 @@ def test_one_that_fails_does_not_touch_the_others(llama: ModelConfig) -> None:
     assert isinstance(broken.error, RuntimeError) and isinstance(infinite.error, DivergedError)
     assert Engine(model).generate(prompts, max_tokens=8, seed=3) == alone
     assert engine.schedule.pages.held == 0 and engine.cache.keys.isfinite().all()
+
+
+def test_who_fails_leaves_the_pages_that_it_shares(llama: ModelConfig) -> None:
+    class Broken:
+        def allowed(self, n: int) -> Tensor:
+            raise RuntimeError("this grammar is broken")
+
+        def accept(self, id: int) -> None: ...
+
+    model, prompt = small(llama), [*range(20)]
+    (alone,) = Engine(model).generate([prompt], max_tokens=4, temperature=0.0)
+    engine = Engine(model, most_requests=2)
+    good = engine.submit(prompt, Sampling(max_tokens=4, temperature=0.0))
+    engine.step()
+    bad = engine.submit(prompt, constraint=Broken())
+    finish(engine)
+    assert bad.ending == "failed" and good.answer == alone
+    assert engine.generate([prompt], max_tokens=4, temperature=0.0) == [alone], "what is remembered is right, too"
+
+
+def test_guesses_that_a_step_has_no_room_for_are_left_out(llama: ModelConfig) -> None:
+    model, prompts = small(llama), [[5, 6, 7], [8], [*range(9)]]
+    asked = {"max_tokens": 30, "temperature": 0.0}
+    guessing = Engine(model, proposer=Guesses(model), step_tokens=5)
+    assert guessing.generate(prompts, **asked) == Engine(model).generate(prompts, **asked)
+
+
+def test_an_engine_refuses_what_is_of_texts(llama: ModelConfig) -> None:
+    for options in ({"stop": ["a"]}, {"regex": "a"}, {"json_schema": "{}"}):
+        with pytest.raises(SettingsError, match="an engine knows ids"):
+            Engine(small(llama)).generate([[1]], **options)
+    with pytest.raises(SettingsError, match="n = 0"):
+        Engine(small(llama)).generate([[1]], n=0)
 
 
 def test_the_likeliest_of_several_answers_are_given(llama: ModelConfig) -> None:

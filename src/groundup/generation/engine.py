@@ -168,6 +168,9 @@ class Engine:
     ) -> None:
         self.live, self.precision, self.proposer, self.static = model, precision, proposer, static
         self.context = model.config.context_length
+        if static is not None:
+            self._refuse_static(static)
+            self.context = static
         if precision is not None and next(model.parameters()).device.type != "cpu":
             raise SettingsError(f"precision = {precision} packs for a CPU: on a GPU load the model in bfloat16 instead")
         self.model = model if precision is None else pack(model, precision)
@@ -182,9 +185,7 @@ class Engine:
         self.schedule = Schedule[Request](Pages(count, PAGE), most_requests, step_tokens)
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
         self._multiple = 1 if precision in ("int8", "int4") else ROWS
-        self._graphs: Graphs | None = None
-        if weight.is_cuda and static is None:
-            self._graphs = Graphs(self._step_of_tensors, weight.device, count, PAGE)
+        self._graphs = self._new_graphs()
         if static is not None:
             self._refuse_inexact(static)
 
@@ -285,6 +286,12 @@ class Engine:
             DivergedError: scores that are not finite.
         """
         settings, each = Sampling.from_table(sampling, "generate"), max(n, best_of or n)
+        if n < 1:
+            raise SettingsError(f"n = {n}; it should be the number of answers, 1 or more")
+        if settings.stop or settings.regex is not None or settings.json_schema is not None:
+            raise SettingsError(
+                "stop, regex and json_schema are of texts, and an engine knows ids: use groundup.generate"
+            )
         best = 0 if each > n else None
         requests = [
             self.submit(
@@ -309,6 +316,8 @@ class Engine:
             self.model = self.live
         else:
             refresh(self.model, self.live)
+        if model is not None:
+            self._graphs = self._new_graphs()  # which know the addresses of weights
         for request in self.schedule.running:
             self.schedule.forget(request)
         pages = self.schedule.pages
@@ -318,17 +327,26 @@ class Engine:
         )
         self.schedule.waiting.extend([*running, *waiting])
 
+    def _new_graphs(self) -> Graphs | None:
+        """For a GPU, where attention need not be a trainer's."""
+        pages = self.schedule.pages
+        is_on_gpu = self._device.type == "cuda" and self.static is None
+        return Graphs(self._step_of_tensors, self._device, pages.count, pages.size) if is_on_gpu else None
+
+    def _refuse_static(self, static: int) -> None:
+        if not 2 <= static <= self.context:
+            raise SettingsError(
+                f"static = {static}; it should be the positions of a trainer's rows, 2 to {self.context:,}"
+            )
+        if isinstance(self.live.config.attention, Latent):
+            raise SettingsError(f"static = {static}, but latent attention is computed in another way in training")
+
     def _refuse_inexact(self, static: int) -> None:
         """Compare the log-probabilities of some answers with those of a forward pass over `static` positions.
 
         Raises:
             SettingsError: they are not the same bits.
         """
-        if not 2 <= static <= self.context or isinstance(self.model.config.attention, Latent):
-            why = "latent attention is computed in another way there" if 2 <= static <= self.context else ""
-            raise SettingsError(
-                f"static = {static}; {why or f'it should be the positions of a trainer’s rows, 2 to {self.context}'}"
-            )
         lengths = sorted({1, static // 3, static - 1 - min(4, static // 2)} - {0})
         draws = torch.Generator().manual_seed(0)
         prompts = [torch.randint(self.model.config.vocab_size or 0, (n,), generator=draws).tolist() for n in lengths]
@@ -336,7 +354,7 @@ class Engine:
         while not self.is_idle:
             self.step()
         rows = [request.ids + [0] * (static - len(request.ids)) for request in requests]
-        with evaluating(self.model):
+        with evaluating(self.live):
             logits = self.live(torch.tensor(rows, device=self._device))
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         totals = logits.logsumexp(dim=-1)
@@ -429,16 +447,16 @@ class Engine:
         proposed, request.proposed = request.proposed, []
         ending: Ending | None = None
         try:
-            for number, place in enumerate(scored):
+            begun = len(request.answer)
+            for place in scored:
                 if place.token is None:
                     request.echoed.append(_told(request, place, request.ids[place.at + 1]))
                     continue
                 ending = _append(request, place)
-                guess = proposed[number - len(scored) + len(proposed) + 1 :][:1]
-                if ending or guess != request.ids[-1:]:
+                if ending or proposed[place.token - begun :][:1] != request.ids[-1:]:
                     break
         except Exception as error:  # of this request alone: the others go on
-            self.cache.clear(request.pages)
+            self.cache.clear(self.schedule.pages.forget(request.pages))
             request.error = error
             return self.cancel(request, "failed")
         self.schedule.computed(work, min(work.end, len(request.ids) - (ending != "stop")))

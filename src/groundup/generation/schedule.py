@@ -94,9 +94,16 @@ class Pages:
         taken = [self._free.popitem(last=False)[0] for _ in range(n)]
         for page in taken:
             self._holders[page] = 1
+        self.forget(taken)
+        return taken
+
+    def forget(self, pages: Iterable[int]) -> list[int]:
+        """Those of the pages that nobody else holds; what is in them is not known any more."""
+        own = [page for page in pages if self._holders[page] == 1]
+        for page in own:
             if page in self._key:
                 del self._known[self._key.pop(page)], self._number[page]
-        return taken
+        return own
 
     def release(self, pages: Sequence[int]) -> None:
         """Let go of pages, the last first: what is nearer to the beginning is of use to more."""
