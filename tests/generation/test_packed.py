@@ -194,3 +194,23 @@ def test_maps_of_one_input_are_one_product_and_keep_nothing() -> None:
     whole.part(y, 2)
     assert whole._latest == [None, ()]
     assert GROUP == 32
+
+
+def test_float32_is_read_where_it_is_trained(llama):
+    model = Transformer(llama.model_copy(update={"d_ff": 64}), seed=1).eval()
+    tokens, packed = torch.tensor([[5, 6, 7, 8]]), pack(model, "float32")
+    assert_close(packed(tokens), model(tokens), atol=1e-5, rtol=0)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    assert_close(packed(tokens), model(tokens), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(768, 768), (192, 512), (100, 37), (2048, 64)])
+def test_a_row_of_float32_has_the_same_bits_beside_any_others(n_in, n_out):
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(n_in, n_out)
+    packed, rows = Packed([linear], "float32"), torch.randn(70, n_in, generator=generator)
+    whole = packed(rows)
+    assert_close(whole, linear(rows), atol=1e-4, rtol=0)
+    for n in (1, 2, 3, 4, 5, 7, 16, 33):
+        assert torch.equal(packed(rows[:n]), whole[:n]) and torch.equal(packed(rows[-n:]), whole[-n:])

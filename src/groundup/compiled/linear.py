@@ -1,8 +1,9 @@
-"""Linear: rows times a matrix of whole numbers from −127 to 127, each row of which has a scale: compiled.
+"""Linear: rows times a matrix of float32, or of whole numbers from −127 to 127 with a scale for each row, compiled.
 
-A row of activations becomes whole numbers too, as fine as its sums still fit into 32 bits: up to 4,096 channels that is
-13 bits or more, where bfloat16 has 8. These sums are exact, so a row of the answer has the same bits beside any others
-and with any number of threads. A task is a block of the matrix's rows; threads take tasks until none is left.
+Of float32 each number of the answer is added up in one order. Beside whole numbers a row of activations becomes whole
+numbers too, as fine as its sums still fit into 32 bits: up to 4,096 channels that is 13 bits or more, where bfloat16
+has 8; these sums are exact. So a row of the answer has the same bits beside any others and with any number of threads.
+A task is a block of the matrix's rows; threads take tasks until none is left.
 """
 
 from typing import Any
@@ -13,12 +14,12 @@ from llvmlite import ir
 from numba.core import cgutils, errors, types
 from numba.extending import intrinsic
 
-from groundup.compiled.loops import INT, LONG, at, greater, in_vectors, pointer, put, take
+from groundup.compiled.loops import FLOAT, INT, LONG, at, greater, in_vectors, pointer, put, take
 
-NAMES = ("codes", "scale", "bias", "n_in", "n_out", "rows", "product", "room", "taken", "n_rows", "room_bytes")
+NAMES = ("weights", "scale", "bias", "n_in", "n_out", "rows", "product", "room", "taken", "n_rows", "room_bytes")
 CALL = np.dtype([(name, np.int64) for name in NAMES])
-"""One call: addresses of int8, float32, float32; sizes, of which `n_in` is a multiple of 32; addresses of bfloat16,
-bfloat16, of what threads need, and of two zeros; sizes."""
+"""One call: addresses of the matrix, its scales, what is added; sizes, of which `n_in` is a multiple of 32; addresses of
+the rows, of the answer, of what threads need, and of two zeros; sizes."""
 
 BLOCK = 32
 """Rows of the matrix in a task."""
@@ -68,6 +69,52 @@ def meet(typing_context: Any, codes: Any, first: Any, rows: Any, second: Any, wi
 
 
 @intrinsic
+def meet_floats(
+    typing_context: Any, weights: Any, first: Any, rows: Any, second: Any, width: Any, sums: Any, count: Any
+) -> Any:
+    """`sums[i]`: the products of float32 from `first` with those from `second + i width`, added up, for `count` rows, a
+    constant. In one order, whatever `count` is."""
+    if not isinstance(count, types.Literal):
+        raise errors.RequireLiteralValue(count)
+    floats = ir.VectorType(FLOAT, LANES // 2)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        weights, first, rows, second, width, sums, _ = arguments
+        zero = ir.Constant(floats, [0.0] * (LANES // 2))
+        # two sums for each row: the next is begun before the last is done
+        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(count.literal_value)]
+        kind = ir.FunctionType(floats, [floats] * 3)
+        add_product = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES // 2}f32")
+
+        def load(numbers: Any, place: Any) -> Any:
+            held = builder.load(builder.bitcast(builder.gep(numbers, [place], inbounds=True), floats.as_pointer()))
+            held.align = 4
+            return held
+
+        with cgutils.for_range(builder, builder.sdiv(width, LONG(LANES))) as loop:
+            for part in range(2):
+                here = builder.add(builder.mul(loop.index, LONG(LANES)), LONG(part * LANES // 2))
+                weight = load(weights, builder.add(first, here))
+                for i, each in enumerate(totals):
+                    other = load(rows, builder.add(builder.add(second, here), builder.mul(width, LONG(i))))
+                    builder.store(builder.call(add_product, [weight, other, builder.load(each[part])]), each[part])
+        for i, (one, two) in enumerate(totals):
+            total, lanes = builder.fadd(builder.load(one), builder.load(two)), LANES // 2
+            while lanes > 1:
+                lanes //= 2
+                lower, upper = (
+                    builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(INT, lanes), [*chosen]))
+                    for chosen in (range(lanes), range(lanes, 2 * lanes))
+                )
+                total = builder.fadd(lower, upper)
+            builder.store(builder.extract_element(total, INT(0)), builder.gep(sums, [LONG(i)], inbounds=True))
+        return context.get_dummy_value()
+
+    long = types.int64
+    return types.void(weights, long, rows, long, long, sums, count), generate
+
+
+@intrinsic
 def put_whole(typing_context: Any, numbers: Any, index: Any, number: Any) -> Any:
     """Write a whole float32 as an int16."""
 
@@ -81,13 +128,45 @@ def put_whole(typing_context: Any, numbers: Any, index: Any, number: Any) -> Any
 
 
 def multiply_int8(call):
-    multiply(numba.carray(call, 1)[0])
+    multiply_whole(numba.carray(call, 1)[0])
+
+
+def multiply_float32(call):
+    multiply_floats(numba.carray(call, 1)[0])
 
 
 @in_vectors
-def multiply(call):
-    """Tasks, until none is left."""
-    codes, product = pointer(call.codes, np.int8), pointer(call.product, np.uint16)
+def multiply_floats(call):
+    """Tasks of float32, until none is left."""
+    weights, rows, product, bias = (
+        pointer(call.weights, np.float32),
+        pointer(call.rows, np.float32),
+        pointer(call.product, np.float32),
+        pointer(call.bias, np.float32),
+    )
+    taken, width = pointer(call.taken, np.int64), call.n_in
+    sums = pointer(call.room + call.room_bytes * take(taken, 1), np.float32)  # of this thread
+    while True:
+        begin = take(taken, 0) * BLOCK
+        if begin >= call.n_out:
+            return
+        m = 0
+        while m < call.n_rows:
+            together = AT_ONCE if m + AT_ONCE <= call.n_rows else 1
+            for n in range(begin, min(begin + BLOCK, call.n_out)):
+                if together == 1:
+                    meet_floats(weights, n * width, rows, m * width, width, sums, 1)
+                else:
+                    meet_floats(weights, n * width, rows, m * width, width, sums, AT_ONCE)
+                for i in range(together):
+                    put(product, (m + i) * call.n_out + n, at(sums, i) + at(bias, n))
+            m += together
+
+
+@in_vectors
+def multiply_whole(call):
+    """Tasks of int8, until none is left."""
+    codes, product = pointer(call.weights, np.int8), pointer(call.product, np.uint16)
     scale, bias = pointer(call.scale, np.float32), pointer(call.bias, np.float32)
     taken, width = pointer(call.taken, np.int64), call.n_in
     room = call.room + call.room_bytes * take(taken, 1)  # of this thread

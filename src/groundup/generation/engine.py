@@ -119,7 +119,8 @@ class Engine:
 
     Args:
         model: is read as it is at each step, and in `eval()` meanwhile.
-        precision: that its linear maps are packed in for a CPU, as they are now; `update` packs them again.
+        precision: that its linear maps are packed in for a CPU, as they are now; `update` packs them again. If not
+            given they are as they are; on a CPU those of float32 are multiplied by our kernel, where they lie.
         never: ids that are not chosen.
         most_requests: that run together; the others wait.
         step_tokens: most tokens of a step; longer prompts take several.
@@ -171,8 +172,11 @@ class Engine:
         if static is not None:
             self._refuse_static(static)
             self.context = static
-        if precision is not None and next(model.parameters()).device.type != "cpu":
+        weight = next(model.parameters())
+        if precision is not None and weight.device.type != "cpu":
             raise SettingsError(f"precision = {precision} packs for a CPU: on a GPU load the model in bfloat16 instead")
+        if static is None and (weight.device.type, weight.dtype) == ("cpu", torch.float32):
+            self.precision = precision = precision or "float32"
         self.model = model if precision is None else pack(model, precision)
         weight = next(self.model.parameters())
         self._device = weight.device
@@ -184,7 +188,7 @@ class Engine:
         self.cache = PagedCache.empty(model.config, count, PAGE, weight.device, weight.dtype)
         self.schedule = Schedule[Request](Pages(count, PAGE), most_requests, step_tokens)
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
-        self._multiple = 1 if precision in ("int8", "int4") else ROWS
+        self._multiple = ROWS if precision in (None, "bfloat16") else 1  # the other kernels keep a row's bits
         self._graphs = self._new_graphs()
         if static is not None:
             self._refuse_inexact(static)

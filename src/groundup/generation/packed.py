@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from jaxtyping import Int8 as Int8Tensor
 from torch import Tensor, nn
 
 from groundup.model.attention import GroupedQueryAttention
@@ -23,7 +22,7 @@ from groundup.model.feedforward import FeedForward, MixtureOfExperts
 from groundup.model.latent import LatentAttention
 from groundup.model.transformer import Transformer
 
-Precision = Literal["bfloat16", "int8", "int4"]
+Precision = Literal["float32", "bfloat16", "int8", "int4"]
 Multiply = Callable[[Tensor], Tensor]
 """(*rows, K) bfloat16 → (*rows, J)."""
 
@@ -44,11 +43,12 @@ UNPACKED: dict[type[nn.Module], tuple[str, ...]] = {
 
 def pack(model: Transformer, precision: Precision) -> Transformer:
     """A model of the same structure with packed linear maps, in evaluation; all else it shares with `model` where that
-    is bfloat16 already, and has a copy of where not. Stacked experts are left as they are.
+    is of the type that is computed in, and has a copy of where not. Stacked experts are left as they are.
 
     Args:
-        precision: of the linear maps' weights. `bfloat16`: as they are; `int8`: 256 steps for each row; `int4`: 16 for
-            each 32 weights, but for the head, which is int8. Everything is computed in bfloat16.
+        precision: of the linear maps' weights. `float32`: the live ones of a float32 model, where they are trained;
+            everything is computed in float32. `bfloat16`: as they are; `int8`: 256 steps for each row; `int4`: 16 for
+            each 32 weights, but for the head, which is int8. With these everything is computed in bfloat16.
 
     >>> from groundup.model.settings import ModelConfig
     >>> model = Transformer(ModelConfig(vocab_size=320, d_model=32, n_layers=1)).bfloat16().eval()
@@ -56,11 +56,10 @@ def pack(model: Transformer, precision: Precision) -> Transformer:
     >>> torch.allclose(packed(tokens), model(tokens), atol=0.01), packed.embed.weight is model.embed.weight
     (True, True)
     """
-    packed: Transformer = _copy(model, precision)  # type: ignore[assignment]
-    if precision == "int4" and model.head is not None:
-        packed._modules["head"] = Packed(
-            [model.head], "int8"
-        )  # rounded to 16 steps, it alone would cost 7 % perplexity
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    packed: Transformer = _copy(model, precision, dtype)  # type: ignore[assignment]
+    if precision == "int4" and model.head is not None:  # rounded to 16 steps, it alone would cost 7 % perplexity
+        packed._modules["head"] = Packed([model.head], "int8")
     packed.multi_token = nn.ModuleList()
     packed.packed_as = precision  # type: ignore[assignment]
     return packed.eval()
@@ -73,8 +72,8 @@ def refresh(packed: Transformer, model: Transformer) -> None:
     packed.__dict__.update(pack(model, precision).__dict__)
 
 
-def _copy(module: nn.Module, precision: Precision | None) -> nn.Module:
-    """Packed, or with None only brought to bfloat16."""
+def _copy(module: nn.Module, precision: Precision | None, dtype: torch.dtype) -> nn.Module:
+    """Packed, or with None only brought to `dtype`."""
     if precision is not None and type(module) is nn.Linear:
         return Packed([module], precision)
     if isinstance(module, nn.Identity | Dropout):
@@ -82,19 +81,20 @@ def _copy(module: nn.Module, precision: Precision | None) -> nn.Module:
     twin = copy.copy(module)
     twin.__dict__.pop("forward", None)  # of a block that is compiled for training: it belongs to the old one
     for held in ("_parameters", "_buffers"):
-        twin.__dict__[held] = {name: _in_bfloat16(tensor) for name, tensor in module.__dict__[held].items()}
+        twin.__dict__[held] = {name: _in(dtype, tensor) for name, tensor in module.__dict__[held].items()}
     unpacked = _names(module, UNPACKED)
     twin._modules = {
-        name: child if child is None else _copy(child, None if name in unpacked else precision)
+        name: child if child is None else _copy(child, None if name in unpacked else precision, dtype)
         for name, child in module._modules.items()
         if name not in _names(module, TOGETHER)
     }
     together = {name: module._modules[name] for name in _names(module, TOGETHER) if name in module._modules}
-    if len(together) > 1 and precision is not None and all(type(child) is nn.Linear for child in together.values()):
+    can_join = precision not in (None, "float32") and all(type(child) is nn.Linear for child in together.values())
+    if len(together) > 1 and precision is not None and can_join:
         whole = Packed([*together.values()], precision)  # type: ignore[list-item]
         twin._modules |= {name: Part(whole, number) for number, name in enumerate(together)}
     else:
-        twin._modules |= {name: _copy(child, precision) for name, child in together.items() if child is not None}
+        twin._modules |= {name: _copy(child, precision, dtype) for name, child in together.items() if child is not None}
     return twin
 
 
@@ -102,11 +102,11 @@ def _names(module: nn.Module, of: dict[type[nn.Module], tuple[str, ...]]) -> tup
     return next((names for kind, names in of.items() if isinstance(module, kind)), ())
 
 
-def _in_bfloat16(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.bfloat16:
+def _in(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype == dtype:
         return tensor
-    half = tensor.detach().to(torch.bfloat16)
-    return nn.Parameter(half, requires_grad=False) if isinstance(tensor, nn.Parameter) else half
+    brought = tensor.detach().to(dtype)
+    return nn.Parameter(brought, requires_grad=False) if isinstance(tensor, nn.Parameter) else brought
 
 
 class Packed(nn.Module):
@@ -114,8 +114,13 @@ class Packed(nn.Module):
 
     def __init__(self, linears: Sequence[nn.Linear], precision: Precision) -> None:
         super().__init__()
-        weight = torch.cat([linear.weight.detach() for linear in linears])
-        bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears]).bfloat16()
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        weight: Tensor = linears[0].weight.detach()
+        bias: Tensor | None = linears[0].bias
+        if len(linears) > 1:
+            weight = torch.cat([linear.weight.detach() for linear in linears])
+            bias = None if bias is None else torch.cat([linear.bias.detach() for linear in linears])
+        bias = None if bias is None else bias.detach().to(dtype)
         self._sizes = [linear.out_features for linear in linears]
         self._multiply = PRECISIONS[precision](weight, bias, has_kernel(precision))
         self._latest: list[Any] = [None, ()]  # changed in place: to set an attribute of a module takes microseconds
@@ -181,30 +186,40 @@ def bfloat16(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_k
 
 def int8(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
     """A row is a scale times whole numbers from −127 to 127."""
-    (n_out, n_in), fill = weight.shape, -weight.shape[1] % LANES
-    filled = F.pad(weight.float(), (0, fill))
+    n_in = weight.shape[1]
+    filled = F.pad(weight.float(), (0, -n_in % LANES))
     scale = filled.abs().amax(dim=1).clamp(min=1e-30) / 127
     codes = (filled / scale[:, None]).round().to(torch.int8)
     if not by_kernel:
         return bfloat16((codes * scale[:, None])[:, :n_in], bias, by_kernel=False)
-    return Int8(codes, scale, torch.zeros(n_out) if bias is None else bias.float(), n_in)
+    return Kernel("int8", codes, scale, bias, n_in)
 
 
-class Int8:
-    """Multiplies by whole numbers with a scale for each row, in our kernel."""
+def float32(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
+    """As they are, in the memory where they are trained; a copy of those whose width is no multiple of 32."""
+    if not by_kernel:
+        return partial(F.linear, weight=weight.float(), bias=bias)
+    weight, n_in = weight.float(), weight.shape[1]
+    filled = F.pad(weight, (0, -n_in % LANES)) if n_in % LANES else weight.contiguous()
+    return Kernel("float32", filled, torch.empty(0), bias, n_in)
 
-    def __init__(
-        self, codes: Int8Tensor[Tensor, "J K"], scale: Float[Tensor, "J"], bias: Float[Tensor, "J"], n_in: int
-    ) -> None:
-        self._held = codes, scale, bias  # whose addresses each call has
-        self._run, n_fields = _int8_kernel()
-        (self._n_out, self._width), self._n_in = codes.shape, n_in
+
+class Kernel:
+    """Multiplies in our kernel, by a matrix whose rows are filled up with zeros to a multiple of 32."""
+
+    def __init__(self, precision: Precision, weights: Tensor, scale: Tensor, bias: Tensor | None, n_in: int) -> None:
+        bias = torch.zeros(len(weights)) if bias is None else bias.float()
+        self._held = weights, scale, bias  # whose addresses each call has
+        self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        self._run, n_fields = _kernel(precision)
+        (self._n_out, self._width), self._n_in = weights.shape, n_in
         self._same = [*(tensor.data_ptr() for tensor in self._held), self._width, self._n_out]
         self._n_fields = n_fields
         self._call = np.array(self._same + [0] * (n_fields - len(self._same) + 2))
         """With two zeros behind it for the threads to count with."""
 
     def __call__(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
+        x = x.to(self._dtype)
         rows = x.contiguous() if self._n_in == self._width else F.pad(x, (0, self._width - self._n_in))
         n_rows, n_threads = x.numel() // self._n_in, torch.get_num_threads()
         product = x.new_empty((*x.shape[:-1], self._n_out))
@@ -218,12 +233,12 @@ class Int8:
 
 
 @functools.cache
-def _int8_kernel() -> tuple[Callable[[int, int], None], int]:
+def _kernel(precision: Precision) -> tuple[Callable[[int, int], None], int]:
     """The kernel, and how many numbers its call has."""
     from groundup.compiled import linear
     from groundup.compiled.loops import on_threads
 
-    return on_threads(linear.multiply_int8, linear.CALL), len(linear.NAMES)
+    return on_threads(getattr(linear, f"multiply_{precision}"), linear.CALL), len(linear.NAMES)
 
 
 def int4(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kernel: bool) -> Multiply:
@@ -249,6 +264,7 @@ def int4(weight: Float[Tensor, "J K"], bias: Float[Tensor, "J"] | None, by_kerne
 
 
 PRECISIONS: dict[Precision, Callable[[Tensor, Tensor | None, bool], Multiply]] = {
+    "float32": float32,
     "bfloat16": bfloat16,
     "int8": int8,
     "int4": int4,
@@ -261,7 +277,7 @@ def has_kernel(precision: Precision) -> bool:
     one version to the next. Without it the weights are the same, but bfloat16 in memory."""
     make, generator = PRECISIONS[precision], torch.Generator().manual_seed(0)
     weight, rows, bias = (torch.randn(shape, generator=generator) for shape in ((48, 96), (3, 96), (48,)))
-    rows, bias = rows.bfloat16(), bias.bfloat16()
+    rows, bias = (rows, bias) if precision == "float32" else (rows.bfloat16(), bias.bfloat16())
     try:
         product = make(weight, bias, True)(rows)
     except (AttributeError, RuntimeError):

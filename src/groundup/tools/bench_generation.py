@@ -26,7 +26,7 @@ BATCHES = (1, 16)
 ROUNDS = 3
 READ_BYTES = 1 << 28
 """What is read to measure the memory."""
-BYTES: dict[Precision, float] = {"bfloat16": 2, "int8": 1, "int4": 0.625}
+BYTES: dict[Precision, float] = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.625}
 """Of a packed weight, with its share of what a group has in common."""
 
 
