@@ -18,8 +18,8 @@ from groundup.compiled.loops import FLOAT, INT, LONG, at, greater, in_vectors, p
 
 NAMES = ("weights", "scale", "bias", "n_in", "n_out", "rows", "product", "room", "taken", "n_rows", "room_bytes")
 CALL = np.dtype([(name, np.int64) for name in NAMES])
-"""One call: addresses of the matrix, its scales, what is added; sizes, of which `n_in` is a multiple of 32; addresses of
-the rows, of the answer, of what threads need, and of two zeros; sizes."""
+"""One call: addresses of the matrix, its scales, what is added; sizes, of which `n_in` is a multiple of 32; addresses
+of the rows, of the answer, of what threads need, and of two zeros; sizes."""
 
 BLOCK = 32
 """Rows of the matrix in a task."""
