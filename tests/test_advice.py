@@ -279,7 +279,12 @@ def remove(*places: str) -> Callable[[], None]:
     return act
 
 
+def chatml_without_its_tokens() -> None:
+    (without_an_opener(Path("thing")) / "chat.json").write_text('{"layout": "chatml"}')
+
+
 MISTAKES = {
+    "a layout whose tokens are not there": Mistake(["chat", "thing"], ["tokens"], before=chatml_without_its_tokens),
     "a recipe where a model is wanted": Mistake(["generate", "tiny.toml"], ["build"]),
     "a recipe where a tokenizer is wanted": Mistake(["tokens", "show", "tiny.toml", "x"], ["tokenizer"]),
     "a run where a recipe is wanted": Mistake(["build", "runs/tiny"], ["inspect"]),
@@ -389,4 +394,5 @@ TRIED = {
     ("report/facts.py", "build"),
     ("files.py", "inspect"),
     ("shards.py", "pack"),
+    ("tokenizer/chat.py", "tokens"),
 }

@@ -79,9 +79,10 @@ class Chat:
                 return None
             case {"layout": "chatml"}:
                 if missing := {"<|im_start|>", "<|im_end|>"} - tokenizer.special.keys():
+                    wanted = " ".join(f"--special '{text}'" for text in sorted(missing))
                     raise UnsupportedError(
                         f"{origin} asks for the layout chatml, whose {', '.join(sorted(missing))} this tokenizer does "
-                        "not have: add them with `groundup tokens extend --special`"
+                        f"not have: add them with `groundup tokens extend {origin} {wanted} --out NAME`"
                     )
                 template, tokens = CHATML_TEMPLATE, {}
             case {"layout": "template", "template": str(template), **rest}:
