@@ -86,7 +86,8 @@ def stream(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: S
 
 
 def _parts(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-    if hasattr(next(model.parameters()), "device_mesh"):  # they are cut over ranks
+    # Cut over ranks, or wrapped by what cuts it (FSDP makes a class of its own, and may leave weights gathered).
+    if type(model) is not Transformer or hasattr(next(model.parameters()), "device_mesh"):
         text = Text(tokenizer, sampling.stop, follows=bool(prompt))
         stops, never = tokenizer.roles.stops, reserved(tokenizer, model)
         for id in continue_uncached(model, ids_of(tokenizer, model, prompt), sampling, stops, never):
