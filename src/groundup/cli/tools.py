@@ -2,7 +2,6 @@
 verify."""
 
 import contextlib
-import itertools
 import sys
 import warnings
 from dataclasses import asdict
@@ -77,11 +76,10 @@ def generate(
         proposer=proposer(loaded, draft, device),
         most_requests=min(64, samples * len(prompts)),
     )
-    seeds = itertools.count(sampling.seed)
     best = ALTERNATIVES + 1 if probabilities else None
     answers = [
         (prompt, seed, writer.submit(prompt, sampling.model_copy(update={"seed": seed}), best=best))
-        for prompt, seed in zip((each for each in prompts for _ in range(samples)), seeds, strict=False)
+        for seed, prompt in enumerate((each for each in prompts for _ in range(samples)), sampling.seed)
     ]
     for number, (prompt, seed, answer) in enumerate(answers):
         parts = writer.parts(answer)
