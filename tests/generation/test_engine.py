@@ -175,6 +175,24 @@ def test_echo_tells_the_prompts_probabilities_too(llama: ModelConfig) -> None:
     assert [each.best[0][0] for each in request.echoed] == expected[:-1].argmax(dim=-1).tolist()
 
 
+def test_continuations_of_one_context_are_told_alone_and_its_pages_shared(llama: ModelConfig) -> None:
+    model = small(llama)
+    context = [*range(40, 40 + 2 * PAGE + 3)][: model.config.context_length - 4]
+    engine = Engine(model)
+    prompts = [[*context, 7, 8], [*context, 9], [*range(90, 90 + model.config.context_length + 1)]]
+    starts = [len(context), len(context), 1]
+    requests = [
+        engine.submit(ids, Sampling(max_tokens=0), best=1, echo=start)
+        for ids, start in zip(prompts, starts, strict=True)
+    ]
+    finish(engine)
+    for ids, start, request in zip(prompts, starts, requests, strict=True):
+        logprobs = model(torch.tensor([ids[:-1]]))[0].log_softmax(dim=-1)
+        expected = [logprobs[at - 1, ids[at]].item() for at in range(start, len(ids))]
+        assert [each.id for each in request.echoed] == ids[start:]
+        assert_close(torch.tensor([each.logprob for each in request.echoed]), torch.tensor(expected), atol=1e-5, rtol=0)
+
+
 def test_what_is_told_is_before_and_after_the_transforms(llama: ModelConfig) -> None:
     model = small(llama)
     sampling = Sampling(max_tokens=1, temperature=0.5, top_k=3, logit_bias={9: 1.0})

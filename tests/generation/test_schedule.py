@@ -105,7 +105,7 @@ def test_pages_with_the_same_tokens_after_another_beginning_are_not_mixed_up() -
 def test_what_writes_goes_before_prompts_and_the_last_to_come_gives_way() -> None:
     pages = Pages(count=4, size=2)
     schedule = Schedule[Scheduled](pages, most_requests=4, most_tokens=4)
-    old, new = Scheduled([1, 2, 3], shares=False), Scheduled([4, 5, 6, 7], shares=False)
+    old, new = Scheduled([1, 2, 3]), Scheduled([4, 5, 6, 7])
     schedule.add(old)
     schedule.add(new)
     steps = []
@@ -125,3 +125,27 @@ def test_a_request_that_no_cache_could_hold_is_refused() -> None:
     schedule = Schedule[Scheduled](Pages(count=2, size=4), most_requests=1, most_tokens=4)
     with pytest.raises(SettingsError, match="9 tokens does not fit the cache of 2 pages of 4"):
         schedule.add(Scheduled([0] * 9))
+
+
+def test_a_beginning_that_is_being_computed_is_waited_for_and_others_pass() -> None:
+    schedule = Schedule[Scheduled](Pages(count=9, size=2), most_requests=4, most_tokens=8)
+    first, alike, other = Scheduled([1, 2, 3, 4, 5]), Scheduled([1, 2, 3, 4, 6]), Scheduled([7, 8])
+    for request in (first, alike, other):
+        schedule.add(request)
+    works = schedule.plan()
+    assert [(work.request, len(work.ids)) for work in works] == [(first, 5), (other, 2)]
+    assert [*schedule.waiting] == [alike]
+    for work in works:
+        schedule.computed(work, work.end)
+    assert [(work.request, work.ids) for work in schedule.plan() if work.request is alike] == [(alike, [6])]
+
+
+def test_no_more_is_shared_than_is_allowed() -> None:
+    pages = Pages(count=9, size=2)
+    schedule = Schedule[Scheduled](pages, most_requests=4, most_tokens=8)
+    schedule.add(Scheduled([1, 2, 3, 4, 5, 6]))
+    for work in schedule.plan():
+        schedule.computed(work, work.end)
+    told = Scheduled([1, 2, 3, 4, 5, 6], shared=4)  # the scores after the fourth are wanted
+    schedule.add(told)
+    assert [work.ids for work in schedule.plan() if work.request is told] == [[3, 4, 5, 6]]

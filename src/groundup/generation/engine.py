@@ -74,8 +74,8 @@ class Request(Scheduled):
     constraint: Constraint | None = None
     best: int | None = None
     """How many of the likeliest ids are told at each place; None: not even the chosen one's probability."""
-    echo: bool = False
-    """Whether the prompt's tokens, from the second on, are told too."""
+    echo: int = 0
+    """The first of the prompt's tokens that is told, 1 for all that come after another; 0: none."""
     prompt: tuple[int, ...] = ()
     answer: list[int] = field(default_factory=list)
     chosen: list[Chosen] = field(default_factory=list)
@@ -201,7 +201,7 @@ class Engine:
         stops: Collection[int] = (),
         constraint: Constraint | None = None,
         best: int | None = None,
-        echo: bool = False,
+        echo: int = 0,
     ) -> Request:
         """Let a sequence wait to be continued by `step`.
 
@@ -211,7 +211,7 @@ class Engine:
             stops: ids that end the answer.
             constraint: what the answer has to be like.
             best: tell the probability of each token, and this many of the likeliest ids beside it.
-            echo: tell them for the prompt, too.
+            echo: tell them for the prompt's tokens, too, from this one on (1 for all that come after another).
 
         Raises:
             SettingsError: an empty prompt, one longer than the context, or an id that the model has no row for.
@@ -219,15 +219,16 @@ class Engine:
         sampling, rows = Sampling() if sampling is None else sampling, self.model.config.vocab_size or 0
         if not ids:
             raise SettingsError("the prompt is empty, and this model has no token that opens a document; give a prompt")
-        if len(ids) > self.context:
+        read = list(ids) if sampling.max_tokens else list(ids[:-1])  # of the last, nothing but its probability is asked
+        if len(read) > self.context:
             raise SettingsError(
                 f"the prompt has {len(ids)} tokens; this model sees at most {self.context} at once: shorten it"
             )
         if outside := [i for i in {*ids, *sampling.logit_bias} if not 0 <= i < rows]:
             raise SettingsError(f"id {outside[0]} is none of this model's, which are 0 to {rows - 1}")
         request = Request(
-            list(ids),
-            shares=not echo,
+            read,
+            shared=echo or None,
             sampling=sampling,
             stops=frozenset(stops),
             constraint=constraint,
@@ -235,7 +236,7 @@ class Engine:
             echo=echo,
             prompt=tuple(ids),
         )
-        if sampling.max_tokens or echo:
+        if sampling.max_tokens or (echo and read):
             self.schedule.add(request)
         else:
             request.ending = "length"
@@ -454,7 +455,7 @@ class Engine:
             begun = len(request.answer)
             for place in scored:
                 if place.token is None:
-                    request.echoed.append(_told(request, place, request.ids[place.at + 1]))
+                    request.echoed.append(_told(request, place, request.prompt[place.at + 1]))
                     continue
                 ending = _append(request, place)
                 if ending or proposed[place.token - begun :][:1] != request.ids[-1:]:
@@ -463,6 +464,8 @@ class Engine:
             self.cache.clear(self.schedule.pages.forget(request.pages))
             request.error = error
             return self.cancel(request, "failed")
+        if not request.sampling.max_tokens and work.end == len(request.ids):
+            ending = "length"
         self.schedule.computed(work, min(work.end, len(request.ids) - (ending != "stop")))
         if ending:
             return self.cancel(request, ending)
@@ -478,9 +481,9 @@ def _places(work: Work[Request]) -> Iterator[Place]:
     request = work.request
     last = len(request.ids) - 1
     for at in range(work.first, work.end):
-        if at >= last:
+        if at >= last and request.sampling.max_tokens:
             yield work, at, len(request.answer) + at - last
-        elif request.echo and not request.answer and at >= len(request.echoed):
+        elif request.echo and not request.answer and at >= request.echo - 1 + len(request.echoed):
             yield work, at, None
 
 
@@ -490,8 +493,6 @@ def _append(request: Request, place: Scored) -> Ending | None:
     Raises:
         DivergedError: scores that are not finite.
     """
-    if request.sampling.max_tokens == 0:
-        return "length"
     scores, id = place.allowed, place.id
     if id is None:
         scores = _scores(request, place)

@@ -25,8 +25,9 @@ class Scheduled:
     """The first so many of `ids` have their keys and values in the cache."""
     pages: list[int] = field(default_factory=list)
     """Those of its tokens, in order."""
-    shares: bool = True
-    """Whether it takes what others computed of the same beginning; not if it wants scores of its prompt."""
+    shared: int | None = None
+    """The first so many of `ids`, all if None, may be taken from others that begin alike; the last of them may not, as
+    its scores are wanted."""
 
     @property
     def unread(self) -> int:
@@ -198,11 +199,16 @@ class Schedule(Generic[R]):
             if left and request in self.running and self._find_room(request, min(request.unread, left), works):
                 works.append(_work(request, min(request.unread, left)))
                 left -= len(works[-1].ids)
+        passed: list[R] = []
         while left and self.waiting and len(self.running) < self.most_requests:
             request = self.waiting[0]
-            if request.shares:
-                request.pages = self.pages.hold_known(request.ids)
-                request.held = len(request.pages) * self.pages.size
+            shared = request.ids[: request.shared]
+            request.pages = self.pages.hold_known(shared)
+            request.held = len(request.pages) * self.pages.size
+            if self._is_coming(shared, request.held + self.pages.size):
+                self.forget(request)
+                passed.append(self.waiting.popleft())
+                continue
             more = self.pages.take(self._pages_of(request.held + request.unread) - len(request.pages))
             if more is None:
                 self.forget(request)
@@ -211,7 +217,12 @@ class Schedule(Generic[R]):
             self.running.append(self.waiting.popleft())
             works.append(_work(request, min(request.unread, left)))
             left -= len(works[-1].ids)
+        self.waiting.extendleft(reversed(passed))
         return works
+
+    def _is_coming(self, ids: list[int], end: int) -> bool:
+        """Whether a running request is about to compute the page up to `end` of what begins like this."""
+        return len(ids) > end and any(each.held < end and each.ids[:end] == ids[:end] for each in self.running)
 
     def _find_room(self, request: R, tokens: int, works: Iterable[Work[R]]) -> bool:
         """Give a running request the pages for so many more tokens; False if it had to give way itself."""

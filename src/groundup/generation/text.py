@@ -147,7 +147,7 @@ class Writer:
         *,
         stops: Collection[int] | None = None,
         best: int | None = None,
-        echo: bool = False,
+        echo: int = 0,
     ) -> Answer:
         """Let a text wait to be continued by `step`.
 
