@@ -4,8 +4,7 @@
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +18,14 @@ from groundup.tokenizer import gguf as inside
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import names
 from groundup.weights.configs import FACTORS
-from groundup.weights.names import architectures, from_published, published_kind, to_published, write_config
+from groundup.weights.names import (
+    architectures,
+    from_published,
+    published_kind,
+    refusing_contradictions,
+    to_published,
+    write_config,
+)
 from groundup.words import nearest
 
 if TYPE_CHECKING:
@@ -35,16 +41,6 @@ HEADS_KEPT = ("gptneox", "olmo2")
 """Architectures that llama.cpp wants a matrix for the head of, even where it is the embedding."""
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors about settings say which file has them."""
-    with names.refusing_contradictions(path):
-        try:
-            yield
-        except DataError as error:
-            raise type(error)(str(error).replace("config.json", str(path), 1)) from None
-
-
 def _table(file: GGUF) -> dict[str, Any]:
     """The metadata as `gguf.toml` names it, with what the names of the tensors tell."""
     kind, known = file.metadata.get("general.architecture"), architectures("gguf")
@@ -53,7 +49,7 @@ def _table(file: GGUF) -> dict[str, Any]:
     table = {key.removeprefix(f"{kind}."): value for key, value in file.metadata.items()
              if key.startswith((f"{kind}.", "groundup."))}  # fmt: skip
     kind = f"{kind}-experts" if table.get("expert_count") and f"{kind}-experts" in known else kind
-    heeded = KEYS | known[kind].keys
+    heeded = {*KEYS, *known[kind].settings}
     if unknown := [key for key in table if key not in heeded and not key.startswith("groundup.")]:
         raise UnsupportedError(f"{file.path} has {unknown[0]} of {kind}, which is not represented here")
     tensors = file.tensors
@@ -81,8 +77,7 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         DataError: as of `read_gguf_file`; an architecture, key or value that is not represented here, by name.
     """
-    with _naming(path):
-        return names.read_config(_table(read_gguf_file(path)), "gguf")
+    return names.read_config(_table(read_gguf_file(path)), "gguf")
 
 
 def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
@@ -97,7 +92,7 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
 
     file = read_gguf_file(path)
     table = _table(file)
-    with _naming(path):
+    with refusing_contradictions(path):
         config, kind = names.read_config(table, "gguf"), table["model_type"]
         factors = _rope_factors(config)
     stored = dict(file.tensors)
