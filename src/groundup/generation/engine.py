@@ -132,23 +132,17 @@ class Engine:
 
     >>> from groundup.model.settings import ModelConfig
     >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1), seed=1)
-    >>> engine = Engine(model)
-    >>> engine.generate([[5, 6, 7], [8]], max_tokens=4, temperature=0.0)[0][0] == model(torch.tensor([[5, 6, 7]]))[
-    ...     0, -1
-    ... ].argmax().item()
+    >>> engine, best = Engine(model), model(torch.tensor([[5, 6, 7]]))[0, -1].argmax()
+    >>> engine.generate([[5, 6, 7], [8]], max_tokens=4, temperature=0.0)[0][0] == best.item()
     True
-    >>> request = engine.submit([5, 6, 7], Sampling(max_tokens=2))
+    >>> request = engine.submit([5, 6, 7], Sampling(max_tokens=2), best=3)
     >>> while request.ending is None:
     ...     _ = engine.step()
-    >>> len(request.answer), request.ending
-    (2, 'length')
+    >>> len(request.answer), request.ending, isinstance(request.chosen[0], Chosen), len(request.chosen[0].best)
+    (2, 'length', True, 3)
     >>> engine.cancel(engine.submit([8]))
     >>> engine.is_idle
     True
-    >>> told = engine.submit([5, 6, 7], Sampling(max_tokens=1), best=2)
-    >>> _ = engine.step()
-    >>> isinstance(told.chosen[0], Chosen), len(told.chosen[0].best)
-    (True, 2)
     >>> engine.update(model)  # after its weights were changed
     """
 
@@ -333,9 +327,7 @@ class Engine:
         lengths = sorted({1, static // 3, static - 1 - min(4, static // 2)} - {0})
         draws = torch.Generator().manual_seed(0)
         prompts = [torch.randint(self.model.config.vocab_size or 0, (n,), generator=draws).tolist() for n in lengths]
-        requests = [self.submit(prompt, Sampling(max_tokens=min(4, static // 2)), best=0) for prompt in prompts]
-        while not self.is_idle:
-            self.step()
+        requests = write_all(self, lambda each: each, prompts, Sampling(max_tokens=min(4, static // 2)), best=0)
         rows = [request.ids + [0] * (static - len(request.ids)) for request in requests]
         with evaluating(self.live):
             logits = self.live(torch.tensor(rows, device=self._device))

@@ -278,14 +278,10 @@ class Text:
         if found:
             self.is_stopped = True
             return self._waiting[: min(found)]
-        held = max((_overlap(self._waiting, text) for text in self.stop), default=0)
-        ready, self._waiting = self._waiting[: len(self._waiting) - held], self._waiting[len(self._waiting) - held :]
+        begun = (n for text in self.stop for n in range(len(text)) if self._waiting.endswith(text[:n]))
+        ready = self._waiting[: len(self._waiting) - max(begun, default=0)]
+        self._waiting = self._waiting[len(ready) :]
         return ready
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How much of the end of `text` could be the beginning of `stop`."""
-    return max((n for n in range(1, min(len(text), len(stop)) + 1) if text.endswith(stop[:n])), default=0)
 
 
 def ids_of(tokenizer: Tokenizer, model: Transformer, prompt: Prompt) -> list[int]:

@@ -18,14 +18,6 @@ from groundup.tokenizer import gguf as inside
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import names
 from groundup.weights.configs import FACTORS
-from groundup.weights.names import (
-    architectures,
-    from_published,
-    published_kind,
-    refusing_contradictions,
-    to_published,
-    write_config,
-)
 from groundup.words import nearest
 
 if TYPE_CHECKING:
@@ -43,7 +35,7 @@ HEADS_KEPT = ("gptneox", "olmo2")
 
 def _table(file: GGUF) -> dict[str, Any]:
     """The metadata as `gguf.toml` names it, with what the names of the tensors tell."""
-    kind, known = file.metadata.get("general.architecture"), architectures("gguf")
+    kind, known = file.metadata.get("general.architecture"), names.architectures("gguf")
     if not isinstance(kind, str) or kind not in known:
         raise UnsupportedError(f"{file.path} has general.architecture {kind!r:.60}; known are {', '.join(known)}")
     table = {key.removeprefix(f"{kind}."): value for key, value in file.metadata.items()
@@ -92,7 +84,7 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
 
     file = read_gguf_file(path)
     table = _table(file)
-    with refusing_contradictions(path):
+    with names.refusing_contradictions(path):
         config, kind = names.read_config(table, "gguf"), table["model_type"]
         factors = _rope_factors(config)
     stored = dict(file.tensors)
@@ -115,7 +107,7 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
         blocks = torch.from_numpy(each.raw).view(-1, TYPES[each.type].size)
         tensor = UNPACK[each.type](blocks).view(each.shape)
         tensors[name] = tensor if dtype is None else tensor.to(dtype)
-    return from_published(kind, config, tensors, "gguf")
+    return names.from_published(kind, config, tensors, "gguf")
 
 
 def _rope_factors(config: ModelConfig) -> "Tensor | None":
@@ -180,10 +172,10 @@ def write_gguf(
 
     if kind not in FILE_TYPES:
         raise SettingsError(f"unknown quantization {kind!r}; {nearest(kind, FILE_TYPES)}")
-    mapped = published_kind(config, "gguf")
+    mapped = names.published_kind(config, "gguf")
     architecture, _, _ = mapped.partition("-")
     table = {key if key.startswith("groundup.") else f"{architecture}.{key}": value
-             for key, value in write_config(mapped, config, "gguf").items()
+             for key, value in names.write_config(mapped, config, "gguf").items()
              if key != "model_type" and not key.startswith("tensors.")}  # fmt: skip
     entries = {
         "general.architecture": architecture,
@@ -197,7 +189,7 @@ def write_gguf(
     ours = {name: weight.detach() for name, weight in weights.items() if not name.startswith("multi_token.")}
     if architecture in HEADS_KEPT:
         ours.setdefault("head.weight", ours["embed.weight"])
-    tensors = to_published(mapped, config, ours, "gguf")
+    tensors = names.to_published(mapped, config, ours, "gguf")
     if (factors := _rope_factors(config)) is not None:
         tensors["rope_freqs.weight"] = factors
     types = {name: _type_of(name, tuple(tensor.shape), kind.upper()) for name, tensor in tensors.items()}
