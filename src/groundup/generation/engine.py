@@ -327,7 +327,9 @@ class Engine:
         lengths = sorted({1, static // 3, static - 1 - min(4, static // 2)} - {0})
         draws = torch.Generator().manual_seed(0)
         prompts = [torch.randint(self.model.config.vocab_size or 0, (n,), generator=draws).tolist() for n in lengths]
-        requests = write_all(self, lambda each: each, prompts, Sampling(max_tokens=min(4, static // 2)), best=0)
+        requests = [self.submit(prompt, Sampling(max_tokens=min(4, static // 2)), best=0) for prompt in prompts]
+        while not self.is_idle:
+            self.step()
         rows = [request.ids + [0] * (static - len(request.ids)) for request in requests]
         with evaluating(self.live):
             logits = self.live(torch.tensor(rows, device=self._device))
