@@ -86,6 +86,12 @@ class Tokenizer:
         return [(self._tokens[left], self._tokens[right]) for left, right in self.rules.pairs]
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it has the special tokens of a vocabulary learned here, whose models read every text behind its
+        opener."""
+        return "<|reserved_0|>" in self.special
+
+    @property
     def opener(self) -> int:
         """The id that opens a text.
 
