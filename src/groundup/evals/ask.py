@@ -12,6 +12,7 @@ from groundup.generation.engine import Request
 from groundup.generation.packed import Precision
 from groundup.generation.settings import Sampling
 from groundup.generation.text import Answer, Writer
+from groundup.model.draw import key
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.chat import Chat
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -94,7 +95,7 @@ class Examinee:
 
         Args:
             items: all of one kind.
-            n: texts written for each, the next seed for each.
+            n: texts written for each, with seeds of their own that follow from the item and the seed given.
             sampling: how they are written; greedily if not given.
             unconditional: also score the options of choices after nothing.
 
@@ -180,7 +181,7 @@ class Examinee:
             ids = self._prompt(item.ask.prompt)
             room = max(self.context - item.ask.max_tokens, self.context // 2)
             own = {"max_tokens": item.ask.max_tokens, "stop": (*sampling.stop, *item.ask.stop)}
-            seeds = range(sampling.seed, sampling.seed + n)
+            seeds = [key("answer", sampling.seed, item.group or "", item.id, copy) % (1 << 63) for copy in range(n)]
             each = [sampling.model_copy(update={**own, "seed": seed}) for seed in seeds]
             answers.append([writer.submit(ids[-room:], one) for one in each])
             cut.append(len(ids) > room)

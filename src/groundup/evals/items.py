@@ -98,12 +98,14 @@ class Task:
     """What goes before the examples."""
     check: Callable[[Item, Sequence[str]], dict[str, float]] | None = None
     """Values of the metrics, of an item and the answers that the model wrote."""
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Broader parts, and the groups in each."""
     harness: str | None = None
     """The task of lm-evaluation-harness that asks the same."""
 
 
 def grade_choice(
-    ask: Choice, found: Sequence[Likelihood], unconditional: Sequence[Likelihood] | None = None
+    ask: Choice, found: Sequence[Likelihood], unconditional: Sequence[Likelihood] = ()
 ) -> dict[str, float]:
     """What each metric makes of one item.
 
@@ -129,7 +131,7 @@ def grade_choice(
         "predicted": float(_likeliest(logprobs)),
         "right": float(ask.right[0]),
     }
-    if unconditional is not None:
+    if unconditional:
         gained = [p - each.logprob for p, each in zip(logprobs, unconditional, strict=True)]
         values["accuracy_over_prior"] = _is_right(ask, gained)
     return values
