@@ -122,7 +122,7 @@ def examine(
         lines = _answer(task, examinee, items, settings, record, progress)
         result = _result(name, task, lines, every, files, known, contaminated_items(contaminated, name))
         write_json(draft.path / "result.json", asdict(result))
-        write_text(draft.path / "items.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(draft.path / "items.jsonl", "".join(canonical_json(line).decode() + "\n" for line in lines))
         draft.statistics["metrics"] = {metric: each.value for metric, each in result.metrics.items()}
     record.path.unlink(missing_ok=True)
     return result
