@@ -48,7 +48,11 @@ def compare(first: Path, second: Path) -> tuple[list[TaskDifference], list[str]]
         elif before[name].hash != after[name].hash or _manner(before[name]) != _manner(after[name]):
             notes.append(f"{name}: not compared: the two were asked in different ways (prompts, items or settings)")
         else:
-            tested[name] = _difference(before[name], *(read_lines(path / name) for path in (first, second)))
+            difference = _difference(before[name], *(read_lines(path / name) for path in (first, second)))
+            if difference is None:
+                notes.append(f"{name}: not compared: there is no item that both were asked")
+            else:
+                tested[name] = difference
     adjusted = holm({name: each.p for name, each in tested.items()})
     return [_judged(tested[name], adjusted[name]) for name in sorted(tested)], sorted(notes)
 
@@ -58,18 +62,20 @@ def _manner(result: Result) -> dict[str, Any]:
     return {name: value for name, value in result.settings.items() if name not in ("limit", "seed")}
 
 
-def _difference(result: Result, *lines: list[dict[str, Any]]) -> TaskDifference:
-    """Of the first metric, on the items that both were asked and that could be checked."""
-    metric = next(iter(result.metrics))
+def _difference(result: Result, *lines: list[dict[str, Any]]) -> TaskDifference | None:
+    """Of the first metric, on the items that both were asked and that could be checked; None where there are none."""
+    metric = result.metric
     how = metric_called(metric)
     before, after = (
         {(line["group"], line["id"]): line["values"] for line in each if how.of[0] in line["values"]} for each in lines
     )
     common = [key for key in before if key in after]
-    tables = [table_of(how, [values[key] for key in common]) for values in (before, after)]
-    found = paired_difference(*tables, how.aggregate, is_mean=metric not in METRICS)
-    first, second = map(how.aggregate, tables)
-    return TaskDifference(result.task, metric, first, second, len(common), found.value, found.interval, found.p, "")
+    if not common:
+        return None
+    first, second = (table_of(how, [values[key] for key in common]) for values in (before, after))
+    found = paired_difference(first, second, how.aggregate, is_mean=metric not in METRICS)
+    both = how.aggregate(first), how.aggregate(second)
+    return TaskDifference(result.task, metric, *both, len(common), found.value, found.interval, found.p, "")
 
 
 def _judged(difference: TaskDifference, p: float) -> TaskDifference:

@@ -28,6 +28,8 @@ class Result:
     """What a model got in a task."""
 
     task: str
+    metric: str
+    """What the task is known by."""
     hash: str
     """Digest of every item as it is asked, and of how it is scored: only results with the same one are compared."""
     settings: dict[str, Any]
@@ -244,6 +246,7 @@ def _result(
     measured = {metric: measure(metric, of(lambda line: True)) for metric in task.metrics}
     return Result(
         task=name,
+        metric=first,
         hash=known["hash"],
         settings={key: value for key, value in known.items() if key != "hash"},
         items=len(lines),

@@ -22,7 +22,7 @@ def harness_model(examinee: Examinee) -> Any:
     """
     library = _library("lm_eval.api.model")
 
-    class HarnessModel(library.LM):  # type: ignore[misc]
+    class HarnessModel(library.LM):  # type: ignore[misc, name-defined]
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             pairs = [request.args for request in requests]
             asked = [Choice((context,), (continuation,), (0,), delimiter="") for context, continuation in pairs]
