@@ -1,6 +1,6 @@
 """Benchmark files: found under a person's directory, checked, and read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -9,3 +9,5 @@ class Files:
     """Where a person keeps benchmark files."""
 
     directory: Path
+    read: dict[str, str] = field(default_factory=dict)
+    """Name of each file that was read → its form."""

@@ -4,8 +4,9 @@ There are three ways to ask: how likely a text is, which of some options is the 
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -97,12 +98,14 @@ class Task:
     """What goes before the examples."""
     check: Callable[[Item, Sequence[str]], dict[str, float]] | None = None
     """Values of the metrics, of an item and the answers that the model wrote."""
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Broader parts, and the groups in each."""
     harness: str | None = None
     """The task of lm-evaluation-harness that asks the same."""
 
 
 def grade_choice(
-    ask: Choice, found: Sequence[Likelihood], unconditional: Sequence[Likelihood] | None = None
+    ask: Choice, found: Sequence[Likelihood], unconditional: Sequence[Likelihood] = ()
 ) -> dict[str, float]:
     """What each metric makes of one item.
 
@@ -125,15 +128,44 @@ def grade_choice(
         "right_share": sum(shares[number] for number in ask.right) / sum(shares),
         "logprob": logprobs[ask.right[0]],
         "greedy": float(found[ask.right[0]].is_greedy),
+        "predicted": float(_likeliest(logprobs)),
+        "right": float(ask.right[0]),
     }
-    if unconditional is not None:
+    if unconditional:
         gained = [p - each.logprob for p, each in zip(logprobs, unconditional, strict=True)]
         values["accuracy_over_prior"] = _is_right(ask, gained)
     return values
 
 
 def _is_right(ask: Choice, scores: Sequence[float]) -> float:
-    return float(max(range(len(scores)), key=lambda number: scores[number]) in ask.right)
+    return float(_likeliest(scores) in ask.right)
+
+
+def _likeliest(scores: Sequence[float]) -> int:
+    return max(range(len(scores)), key=lambda number: scores[number])
+
+
+def grade_passage(ask: Passage, found: Sequence[Likelihood]) -> dict[str, float]:
+    """The bits that a passage took, and what they are counted by.
+
+    Args:
+        found: of its windows.
+    """
+    bits = -sum(each.logprob for each in found) / math.log(2)
+    return {"bits": bits, "bytes": len(ask.original.encode()), "words": len(re.split(r"\s+", ask.original))}
+
+
+def with_examples(item: Item, task: Task, examples: Sequence[Item]) -> Item:
+    """An item behind its task's description and examples, between which there are empty lines."""
+    described = "" if task.description is None else task.description(item)
+    before = described + "".join(f"{shown(example)}\n\n" for example in examples)
+    match item.ask:
+        case Choice(contexts=contexts):
+            return replace(item, ask=replace(item.ask, contexts=tuple(before + context for context in contexts)))
+        case Writing(prompt=prompt):
+            return replace(item, ask=replace(item.ask, prompt=before + prompt))
+        case Passage():
+            return item
 
 
 def shown(item: Item) -> str:

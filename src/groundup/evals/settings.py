@@ -37,3 +37,22 @@ class FilesRead(Settings):
     """How to read files that are scored, where no recipe says it."""
 
     corpus: CorpusSettings
+
+
+class TaskSettings(Settings):
+    """How a model is asked the items of a task."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """The first items only, of each group as many."""
+    shots: int | None = Field(default=None, ge=0)
+    """Examples before each question; as many as the task has by itself if not given."""
+    chat: bool = False
+    """Put questions as a user's message, in the model's own template."""
+    samples: int = Field(default=1, ge=1)
+    """Answers written to each question."""
+    temperature: float = Field(default=0.0, ge=0)
+    """At which answers are written; 0 always takes the best."""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Of the first answer; the others have the next ones."""
+    stride: int | None = Field(default=None, ge=1)
+    """Tokens that each window of a text adds; the context length if not given."""

@@ -297,7 +297,7 @@ def ids_of(tokenizer: Tokenizer, model: Transformer, prompt: Prompt) -> list[int
 
 def reserved(tokenizer: Tokenizer, model: Transformer) -> list[int]:
     """The special tokens of a vocabulary of ours that pretraining never shows: a model scores them at random."""
-    if "<|reserved_0|>" not in tokenizer.special:
+    if not tokenizer.is_ours:
         return []
     seen = {*tokenizer.roles.stops, tokenizer.roles.opener}
     return [i for i in tokenizer.special.values() if i not in seen and i < (model.config.vocab_size or 0)]

@@ -86,6 +86,17 @@ class Tokenizer:
         return [(self._tokens[left], self._tokens[right]) for left, right in self.rules.pairs]
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it has the special tokens of a vocabulary learned here."""
+        return "<|reserved_0|>" in self.special
+
+    @property
+    def opens_texts(self) -> bool:
+        """Whether its models have read every text behind its opener: those made here, and those of SentencePiece
+        vocabularies and of Llama 3's; not those of GPT-2's kind, whose texts may begin anywhere."""
+        return self.is_ours or self.begins_with_space or "<|begin_of_text|>" in self.special
+
+    @property
     def opener(self) -> int:
         """The id that opens a text.
 
