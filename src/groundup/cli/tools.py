@@ -1,5 +1,5 @@
-"""Commands that take a model, a run or any file: generate, chat, inspect, compare, watch, bench,
-verify."""
+"""Commands that take a model, a run or any file: generate, chat, inspect, compare, judge, watch,
+bench, verify."""
 
 import contextlib
 import sys
@@ -198,6 +198,32 @@ def compare(
         comparing.write_page(finished, comparison, page)
     table = as_json and asdict(comparison)
     terminal.show(comparison.rows, "\n".join(comparison.verdicts), f"With curves and samples: {page}", instead=table)
+
+
+@app.command(epilog=example("judge"))
+def judge(
+    first: Annotated[Path, Argument(metavar="A.JSONL", help="Answers of a model: lines of generate --json.")],
+    second: Annotated[Path, Argument(metavar="B.JSONL", help="Another's, to the same prompts.")],
+    by: Annotated[str, Option(metavar="URL", help="Where the judge answers, such as http://localhost:8000/v1.")],
+    model: Annotated[str, Option(help="Its name there.")],
+    key_file: Annotated[Path | None, Option(help="The file with the key of the address; it is never shown.")] = None,
+    out: Annotated[Path | None, Option(help="Write a line of JSON for each pair, with both verdicts.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let another model say which of two models answers better.
+
+    It is asked about each pair twice, with the answers exchanged: only what both orders say is a win.
+    """
+    from groundup.evals.judge import Judge, judge_pairs, judgement
+    from groundup.tools import judge as judging
+
+    pairs = judging.read_pairs(first, second)
+    with terminal.watch("judge") as progress:
+        judged = judge_pairs(Judge(by, model, judging.read_key(key_file)), pairs, progress=progress)
+    if out:
+        judging.write_pairs(out, judged)
+    result = judgement(judged)
+    terminal.show(judging.rows(result, (str(first), str(second))), instead=as_json and asdict(result))
 
 
 @app.command("watch", epilog=example("watch"))
