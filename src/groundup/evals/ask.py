@@ -149,13 +149,13 @@ class Examinee:
         """The ids of a context and what follows it, encoded together, and the number of the first that follows.
 
         Spaces between the two count as the continuation's, and an empty context is the token that opens a text, as in
-        lm-evaluation-harness. Models that were made here have never seen a text without it: theirs always begin so.
+        lm-evaluation-harness. Models that have never seen a text without that token always get it.
         """
         if self.chat is not None and context:
             before = self.chat.prompt([{"role": "user", "content": context}])
             return [*before, *self.tokenizer.encode(continuation.lstrip(" "))], len(before)
         stripped = context.rstrip()
-        opener = self._opener if self.tokenizer.is_ours or not stripped else []
+        opener = self._opener if self.tokenizer.opens_texts or not stripped else []
         ids = self.tokenizer.encode(context + continuation)
         return [*opener, *ids], len(opener) + (len(self.tokenizer.encode(stripped)) if stripped else 0)
 
@@ -197,7 +197,7 @@ class Examinee:
     def _prompt(self, prompt: str) -> list[int]:
         if self.chat is not None:
             return self.chat.prompt([{"role": "user", "content": prompt}])
-        opener = self._opener if self.tokenizer.is_ours or not prompt else []
+        opener = self._opener if self.tokenizer.opens_texts or not prompt else []
         return [*opener, *self.tokenizer.encode(prompt)]
 
 

@@ -28,6 +28,8 @@ class Result:
     """What a model got in a task."""
 
     task: str
+    metric: str
+    """What the task is known by."""
     hash: str
     """Digest of every item as it is asked, and of how it is scored: only results with the same one are compared."""
     settings: dict[str, Any]
@@ -122,7 +124,7 @@ def examine(
         lines = _answer(task, examinee, items, settings, record, progress)
         result = _result(name, task, lines, every, files, known, contaminated_items(contaminated, name))
         write_json(draft.path / "result.json", asdict(result))
-        write_text(draft.path / "items.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(draft.path / "items.jsonl", "".join(canonical_json(line).decode() + "\n" for line in lines))
         draft.statistics["metrics"] = {metric: each.value for metric, each in result.metrics.items()}
     record.path.unlink(missing_ok=True)
     return result
@@ -244,6 +246,7 @@ def _result(
     measured = {metric: measure(metric, of(lambda line: True)) for metric in task.metrics}
     return Result(
         task=name,
+        metric=first,
         hash=known["hash"],
         settings={key: value for key, value in known.items() if key != "hash"},
         items=len(lines),

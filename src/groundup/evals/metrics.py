@@ -34,8 +34,8 @@ class Measured:
 
 def measure(metric: str, values: Sequence[Mapping[str, float]]) -> Measured | None:
     """A metric of items by their values; None where no item has them, as when every check failed to run."""
-    how = METRICS.get(metric) or _mean(metric)
-    table = np.array([[each[name] for name in how.of] for each in values if how.of[0] in each])
+    how = metric_called(metric)
+    table = table_of(how, values)
     n = len(table)
     if not n:
         return None
@@ -50,13 +50,14 @@ def measure(metric: str, values: Sequence[Mapping[str, float]]) -> Measured | No
     return Measured(value, error, interval, n)
 
 
-def better_is_higher(metric: str) -> bool:
-    """Whether more of a metric is better."""
-    return metric not in METRICS or METRICS[metric].higher_is_better
+def table_of(metric: Metric, values: Sequence[Mapping[str, float]]) -> Values:
+    """(n, values) what a metric is made of, of the items that have it."""
+    return np.array([[each[name] for name in metric.of] for each in values if metric.of[0] in each])
 
 
-def _mean(name: str) -> Metric:
-    return Metric((name,), lambda table: float(table.mean()))
+def metric_called(name: str) -> Metric:
+    """The metric of that name: one of `METRICS`, or the mean of the items' values of that name."""
+    return METRICS.get(name) or Metric((name,), lambda table: float(table.mean()))
 
 
 def _correlation(table: Values) -> float:

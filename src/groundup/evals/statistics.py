@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,18 +101,30 @@ class Difference:
     """Probability of one as large, either way, were the models equally good."""
 
 
-def paired_difference(first: Values, second: Values) -> Difference:
-    """Compare two models on the same n items, in the same order: of outcomes 0 and 1 by McNemar's exact test, of other
-    values by resampling the signs of their differences; the interval by resampling items."""
-    differences = second - first
-    value = float(differences.mean())
-    if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
-        p = mcnemar(int((differences > 0).sum()), int((differences < 0).sum()))
+def paired_difference(
+    first: Values, second: Values, aggregate: Callable[[Values], float], is_mean: bool = True
+) -> Difference:
+    """Compare what `aggregate` makes of two models' (n, values) on the same n items, in the same order.
+
+    p is of McNemar's exact test where the values are a mean of outcomes 0 and 1; else of a permutation test that
+    exchanges the models' values of items at random. The interval is by resampling items, both models' together.
+    """
+    value = aggregate(second) - aggregate(first)
+    width = first.shape[1]
+    both = np.hstack([first, second])
+
+    def difference(drawn: Values) -> float:
+        return aggregate(drawn[:, width:]) - aggregate(drawn[:, :width])
+
+    if is_mean and np.isin(both, (0, 1)).all():
+        gained = (second - first)[:, 0]
+        p = mcnemar(int((gained > 0).sum()), int((gained < 0).sum()))
     else:
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], (RESAMPLES, len(differences)))
-        at_least = np.abs(signs @ differences) / len(differences) >= abs(value) * (1 - 1e-12)
-        p = float(1 + at_least.sum()) / (1 + RESAMPLES)
-    return Difference(value, bootstrap(differences, lambda drawn: float(drawn.mean()))[1], p)
+        random, exchanged = np.random.default_rng(0), np.hstack([second, first])
+        swaps = (random.random((len(both), 1)) < 0.5 for _ in range(RESAMPLES))
+        at_least = sum(abs(difference(np.where(swap, exchanged, both))) >= abs(value) * (1 - 1e-9) for swap in swaps)
+        p = (1 + at_least) / (1 + RESAMPLES)
+    return Difference(value, bootstrap(both, difference)[1], float(p))
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -138,8 +150,3 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         least = max(least, min(1.0, p * (len(p_values) - rank)))
         adjusted[name] = least
     return adjusted
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of one number over trainings or samplings that differ in their seed alone."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

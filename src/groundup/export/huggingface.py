@@ -66,12 +66,12 @@ def write_shards(directory: Path, tensors: Mapping[str, Tensor], shard_bytes: in
     """Write `model.safetensors`; where that would have more bytes, several files and the index of them."""
     shards = list(_shards(tensors, shard_bytes))
     if len(shards) == 1:
-        write_tensors(directory / "model.safetensors", _contiguous(shards[0]))
+        write_tensors(directory / "model.safetensors", shards[0])
         return
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_tensors(directory / file, _contiguous(shard))
+        write_tensors(directory / file, shard)
         where |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
@@ -87,18 +87,11 @@ def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> Iterator[dict[st
     yield shard
 
 
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def _write_tokenizer(subject: Subject, directory: Path) -> None:
     """The tokenizer's file, and what other programs look up beside it; a Hugging Face directory's own say stays."""
     source = subject.directory
     tokenizer = subject.tokenizer if subject.chat is None else subject.chat.tokenizer
-    config: dict[str, Any] = {
-        "model_max_length": subject.config.context_length,
-        "clean_up_tokenization_spaces": False,
-    }
+    config: dict[str, Any] = {"model_max_length": subject.config.context_length, "clean_up_tokenization_spaces": False}
     if tokenizer.rules.suffix == ".json":  # else it is that of the architecture
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     names = {i: text for text, i in tokenizer.special.items()}

@@ -1,6 +1,5 @@
 """What is exported, and how far what is read back is from it. B rows, T positions, V vocabulary."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from groundup.errors import DamagedError
 from groundup.generation.engine import Engine
 from groundup.model.settings import ModelConfig
 from groundup.tokenizer.chat import Chat
+from groundup.tokenizer.declared import read_table
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import chat_of, required_tokenizer
 from groundup.weights.load import build, read_weights
@@ -53,8 +53,7 @@ class Subject:
         tokens = min(PROBED, config.context_length) - 1
         (written,) = engine.generate([[first]], max_tokens=tokens, temperature=1.0, seed=0)
         probe = torch.tensor([[first, *written]])
-        file = directory / "generation.json"
-        sampling = json.loads(file.read_bytes()) if file.is_file() else {}
+        sampling = read_table(directory / "generation.json")
         return cls(directory, model.config, parameters, tokenizer, chat_of(directory), sampling, probe)
 
     def logits(self, weights: Mapping[str, Tensor] | None = None) -> Float[Tensor, "B T V"]:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from groundup.generation.engine import Engine
+from groundup.generation.engine import Engine, write_all
 from groundup.generation.settings import Sampling
 
 
@@ -53,15 +53,13 @@ def beam_search(
     live, ended = [Beam((), 0.0, 0)], list[Beam]()
     for _ in range(max_tokens):
         one = Sampling(max_tokens=1, temperature=0.0)
-        requests = [engine.submit([*prompt, *beam.ids], one, best=2 * n) for beam in live]
-        while any(request.ending is None for request in requests):
-            engine.step()
-        found = list[Beam]()
-        for beam, request in zip(live, requests, strict=True):
-            if request.error is not None:
-                raise request.error
-            for id, logprob in request.chosen[0].best:
-                found.append(Beam((*beam.ids, id), beam.logprob + logprob, beam.length + 1))
+        prompts = [[*prompt, *beam.ids] for beam in live]
+        requests = write_all(engine, lambda request: request, prompts, one, best=2 * n)
+        found = [
+            Beam((*beam.ids, id), beam.logprob + logprob, beam.length + 1)
+            for beam, request in zip(live, requests, strict=True)
+            for id, logprob in request.chosen[0].best
+        ]
         found = sorted(found, key=lambda beam: -beam.logprob)[: 2 * n]
         ended += [Beam(beam.ids[:-1], beam.logprob, beam.length) for beam in found[:n] if beam.ids[-1] in stops]
         ended = sorted(ended, key=lambda beam: -beam.score(length_penalty))[:n]

@@ -175,28 +175,23 @@ class PagedAttend:
         window: int | None = None,
         **options: Any,
     ) -> Float[Tensor, "N H 1 W"]:
-        self._write(self.cache.keys[layer], k)
-        if self.cache.values.shape[-1]:
-            self._write(self.cache.values[layer], v)
+        all_keys, all_values = self.cache.keys[layer], self.cache.values[layer]
+        (page, number), has_values = self.where, all_values.shape[-1] > 0
+        all_keys[page, :, number] = k[: len(page), :, 0]
+        if has_values:
+            all_values[page, :, number] = v[: len(page), :, 0]
         if self.table is not None and self.length is not None:
-            keys, values = self.cache.keys[layer], self.cache.values[layer]
-            values = values if values.shape[-1] else keys[..., : v.shape[-1]]
-            return gathered(q[:, :, 0], keys, values, self.table, self.length, window=window, **options)[:, :, None]
+            values = all_values if has_values else all_keys[..., : v.shape[-1]]
+            return gathered(q[:, :, 0], all_keys, values, self.table, self.length, window=window, **options)[:, :, None]
         read = q.new_zeros(*q.shape[:3], v.shape[-1])
         for alike in self.groups[window]:
-            keys = self._read(self.cache.keys[layer], alike)
-            values = (
-                self._read(self.cache.values[layer], alike) if self.cache.values.shape[-1] else keys[..., : v.shape[-1]]
-            )
+            keys = self._read(all_keys, alike)
+            values = self._read(all_values, alike) if has_values else keys[..., : v.shape[-1]]
             queries = q[alike.index].squeeze(3).transpose(1, 2)  # (B, H, T, K)
             met = weighted_values(queries, keys, values, alike.pairs.mask(window), alike.pairs.distance, **options)
             kept = alike.index[:, : alike.count]
             read[kept] = met[:, :, : alike.count].transpose(1, 2)[:, :, :, None]
         return read
-
-    def _write(self, pages: Float[Tensor, "P G S K"], new: Float[Tensor, "N G 1 K"]) -> None:
-        page, number = self.where
-        pages[page, :, number] = new[: len(self.where[0]), :, 0]
 
     @staticmethod
     def _read(pages: Float[Tensor, "P G S K"], alike: Alike) -> Float[Tensor, "B G keys K"]:

@@ -37,10 +37,10 @@ def constraint_of(sampling: Sampling, tokenizer: Tokenizer, stops: Collection[in
             style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
             grammar = library.LLMatcher.grammar_from_json_schema(sampling.json_schema, overrides=style)
         matcher = library.LLMatcher(_vocabulary(library, tokenizer, frozenset(stops)), grammar)
+        if matcher.is_error():
+            raise ValueError(matcher.get_error())
     except ValueError as error:
         raise SettingsError(f"{asked[0]} = {asked[1]!r} cannot be followed: {error}") from None
-    if matcher.is_error():
-        raise SettingsError(f"{asked[0]} = {asked[1]!r} cannot be followed: {matcher.get_error()}")
     return Grammar(matcher, tokenizer.vocab_size, frozenset(stops))
 
 

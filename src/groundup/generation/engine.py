@@ -7,7 +7,7 @@ that wait (Yu et al. 2022, "Orca", OSDI). What a request is answered does not de
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -93,25 +93,22 @@ class Request(Scheduled):
         return not (any(penalties) or sampling.logit_bias or self.constraint)
 
 
-@dataclass(frozen=True)
-class Scored:
+@dataclass(eq=False)
+class Place:
     """A position whose scores are computed in a step: after it a token is chosen, or the prompt's is told."""
 
+    request: Request
     at: int
     token: int | None
     """Number in the answer of the token that is chosen; None for one of the prompt's."""
-    id: int | None
+    id: int | None = None
     """The one that was chosen; None if it is not chosen yet."""
-    logits: Float[Tensor, "V"]
+    logits: Float[Tensor, "V"] = field(init=False)
     """The model's scores."""
-    allowed: Float[Tensor, "V"]
+    allowed: Float[Tensor, "V"] = field(init=False)
     """Those with −∞ for what is never chosen."""
-    total: float
-    """log Σ exp(logits)."""
-
-
-Place = tuple[Work[Request], int, int | None]
-"""A work, a position, and the number in the answer of the token that is chosen after it; None for a prompt's."""
+    total: float = field(init=False)
+    """log Σ exp(logits), where probabilities are told."""
 
 
 class Engine:
@@ -135,23 +132,17 @@ class Engine:
 
     >>> from groundup.model.settings import ModelConfig
     >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1), seed=1)
-    >>> engine = Engine(model)
-    >>> engine.generate([[5, 6, 7], [8]], max_tokens=4, temperature=0.0)[0][0] == model(torch.tensor([[5, 6, 7]]))[
-    ...     0, -1
-    ... ].argmax().item()
+    >>> engine, best = Engine(model), model(torch.tensor([[5, 6, 7]]))[0, -1].argmax()
+    >>> engine.generate([[5, 6, 7], [8]], max_tokens=4, temperature=0.0)[0][0] == best.item()
     True
-    >>> request = engine.submit([5, 6, 7], Sampling(max_tokens=2))
+    >>> request = engine.submit([5, 6, 7], Sampling(max_tokens=2), best=3)
     >>> while request.ending is None:
     ...     _ = engine.step()
-    >>> len(request.answer), request.ending
-    (2, 'length')
+    >>> len(request.answer), request.ending, isinstance(request.chosen[0], Chosen), len(request.chosen[0].best)
+    (2, 'length', True, 3)
     >>> engine.cancel(engine.submit([8]))
     >>> engine.is_idle
     True
-    >>> told = engine.submit([5, 6, 7], Sampling(max_tokens=1), best=2)
-    >>> _ = engine.step()
-    >>> isinstance(told.chosen[0], Chosen), len(told.chosen[0].best)
-    (True, 2)
     >>> engine.update(model)  # after its weights were changed
     """
 
@@ -261,12 +252,11 @@ class Engine:
         works = self.schedule.plan()
         if not works:
             return []
-        places = [place for work in works for place in _places(work)]
+        places = [_places(work) for work in works]
         with evaluating(self.model), torch.inference_mode():
-            logits = self._logits(works, places)
-            scored = self._scored(places, logits)
-            for work in works:
-                self._advance(work, scored[work])
+            self._score([*itertools.chain.from_iterable(places)], self._logits(works, places))
+            for work, its in zip(works, places, strict=True):
+                self._advance(work, its)
         return [work.request for work in works]
 
     def generate(
@@ -290,28 +280,13 @@ class Engine:
             SettingsError: as of `submit`.
             DivergedError: scores that are not finite.
         """
-        settings, each = Sampling.from_table(sampling, "generate"), max(n, best_of or n)
-        if n < 1:
-            raise SettingsError(f"n = {n}; it should be the number of answers, 1 or more")
+        settings = Sampling.from_table(sampling, "generate")
         if settings.stop or settings.regex is not None or settings.json_schema is not None:
             raise SettingsError(
                 "stop, regex and json_schema are of texts, and an engine knows ids: use groundup.generate"
             )
-        best = 0 if each > n else None
-        requests = [
-            self.submit(
-                ids, settings.model_copy(update={"seed": settings.seed + number * each + copy}), stops=stops, best=best
-            )
-            for number, ids in enumerate(prompts)
-            for copy in range(each)
-        ]
-        while any(request.ending is None for request in requests):
-            self.step()
-        for request in requests:
-            if request.error is not None:
-                raise request.error
-        groups = (requests[at : at + each] for at in range(0, len(requests), each))
-        return [request.answer for group in groups for request in likeliest(group, n, lambda request: request)]
+        requests = write_all(self, lambda request: request, prompts, settings, n, best_of, stops=stops)
+        return [request.answer for request in requests]
 
     def update(self, model: Transformer | None = None) -> None:
         """Forget what was computed with earlier weights, after the model was trained on; or go on with another model of
@@ -323,14 +298,11 @@ class Engine:
             refresh(self.model, self.live)
         if model is not None:
             self._graphs = self._new_graphs()  # which know the addresses of weights
-        for request in self.schedule.running:
-            self.schedule.forget(request)
-        pages = self.schedule.pages
-        running, waiting = self.schedule.running, self.schedule.waiting
-        self.schedule = Schedule[Request](
-            Pages(pages.count, pages.size), self.schedule.most_requests, self.schedule.most_tokens
-        )
-        self.schedule.waiting.extend([*running, *waiting])
+        old, pages = self.schedule, self.schedule.pages
+        for request in old.running:
+            old.forget(request)
+        self.schedule = Schedule[Request](Pages(pages.count, pages.size), old.most_requests, old.most_tokens)
+        self.schedule.waiting.extend([*old.running, *old.waiting])
 
     def _new_graphs(self) -> Graphs | None:
         """For a GPU, where attention need not be a trainer's."""
@@ -383,12 +355,13 @@ class Engine:
         for request, ids in zip(writing, proposer.propose(writing, most), strict=True):
             request.proposed = ids
 
-    def _logits(self, works: list[Work[Request]], places: list[Place]) -> Float[Tensor, "R V"]:
-        """One forward pass over the works' tokens; the scores at the places."""
-        first = dict(zip(works, itertools.accumulate((len(work.ids) for work in works), initial=0), strict=False))
+    def _logits(self, works: list[Work[Request]], places: list[list[Place]]) -> Float[Tensor, "R V"]:
+        """One forward pass over the works' tokens; the scores at the places of each."""
+        firsts = itertools.accumulate((len(work.ids) for work in works), initial=0)
         ids = [id for work in works for id in work.ids]
         positions = [at for work in works for at in range(work.first, work.end)]
-        rows = [first[work] + at - work.first for work, at, _ in places]
+        columns = zip(firsts, works, places, strict=False)
+        rows = [first + place.at - work.first for first, work, its in columns for place in its]
         if self._graphs is not None and len(ids) == len(works):
             tables = [work.request.pages for work in works]
             return self._graphs(ids, positions, self.cache.slots(works), tables)[rows]
@@ -411,53 +384,49 @@ class Engine:
         attend = PagedAttend(self.cache, self.cache.pages_of(slot), table=table, length=length)
         return self.model.logits(self.model.hidden(tokens, position, attend).squeeze(1))
 
-    def _scored(self, places: list[Place], logits: Float[Tensor, "R V"]) -> dict[Work[Request], list[Scored]]:
-        """By work, what was computed at each place."""
+    def _score(self, places: list[Place], logits: Float[Tensor, "R V"]) -> None:
+        """Note at each place what was computed there."""
         allowed = logits if not len(self._never) else logits.index_fill(1, self._never, -math.inf)
         totals = [math.nan] * len(places)
-        if any(work.request.best is not None for work, _, _ in places):
+        if any(place.request.best is not None for place in places):
             # of several rows: a single one may be added up in parts, with other bits
             rows = torch.tensor(_filled_up(ROWS, [*range(len(places))]), device=self._device)
             totals = logits[rows].to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=1).tolist()
-        found = defaultdict[Work[Request], list[Scored]](list)
-        columns = zip(places, self._choose_together(places, allowed), logits, allowed, totals, strict=False)
-        for (work, at, token), id, row, allowed_row, total in columns:
-            found[work].append(Scored(at, token, id, row, allowed_row, total))
-        return found
+        for place, row, allowed_row, total in zip(places, logits, allowed, totals, strict=False):
+            place.logits, place.allowed, place.total = row, allowed_row, total
+        self._choose_together(places, allowed)
 
-    def _choose_together(self, places: list[Place], allowed: Float[Tensor, "R V"]) -> list[int | None]:
-        """The next id after each place, for requests whose distributions follow from the scores alone, at once for all
-        that draw alike; None for the others, and where the scores are not finite."""
-        chosen: list[int | None] = [None] * len(places)
+    def _choose_together(self, places: list[Place], allowed: Float[Tensor, "R V"]) -> None:
+        """Choose the next id for requests whose distributions follow from the scores alone, at once for all that draw
+        alike; not where the scores are not finite."""
         alike = defaultdict[Any, list[int]](list)
-        for number, (work, _, token) in enumerate(places):
-            if token is not None and work.request.is_plain:
-                sampling = work.request.sampling
+        for number, place in enumerate(places):
+            if place.token is not None and place.request.is_plain:
+                sampling = place.request.sampling
                 how = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
                 alike[None if is_greedy(sampling) else how].append(number)
         for how, numbers in alike.items():
             rows = allowed if len(numbers) == len(places) else allowed[torch.tensor(numbers, device=self._device)]
             best, ids = rows.max(dim=1)
             if how is not None:
-                drawn = [(places[number][0].request.sampling, places[number][2] or 0) for number in numbers]
-                uniforms = [uniform(sampling.seed, token) for sampling, token in drawn]
-                ids = draw(probabilities(rows, drawn[0][0]), uniforms)
+                drawn = [places[number] for number in numbers]
+                uniforms = [uniform(place.request.sampling.seed, place.token or 0) for place in drawn]
+                ids = draw(probabilities(rows, drawn[0].request.sampling), uniforms)
             for number, id, is_finite in zip(numbers, ids.tolist(), best.isfinite().tolist(), strict=True):
-                chosen[number] = id if is_finite else None
-        return chosen
+                places[number].id = id if is_finite else None
 
-    def _advance(self, work: Work[Request], scored: list[Scored]) -> None:
+    def _advance(self, work: Work[Request], places: list[Place]) -> None:
         """Give a request the id that was chosen after its tokens; and the next, while what was proposed is chosen."""
         request = work.request
         proposed, request.proposed = request.proposed, []
         ending: Ending | None = None
         try:
             begun = len(request.answer)
-            for place in scored:
+            for place in places:
                 if place.token is None:
-                    request.echoed.append(_told(request, place, request.prompt[place.at + 1]))
+                    request.echoed.append(_told(place, request.prompt[place.at + 1]))
                     continue
-                ending = _append(request, place)
+                ending = _append(place)
                 if ending or proposed[place.token - begun :][:1] != request.ids[-1:]:
                     break
         except Exception as error:  # of this request alone: the others go on
@@ -475,27 +444,28 @@ class Engine:
         return None
 
 
-def _places(work: Work[Request]) -> Iterator[Place]:
+def _places(work: Work[Request]) -> list[Place]:
     """Those whose scores are asked for: the last of a request's ids, what is proposed after it, and a prompt that is
     to be told."""
-    request = work.request
+    request, places = work.request, list[Place]()
     last = len(request.ids) - 1
     for at in range(work.first, work.end):
         if at >= last and request.sampling.max_tokens:
-            yield work, at, len(request.answer) + at - last
+            places.append(Place(request, at, len(request.answer) + at - last))
         elif request.echo and not request.answer and at >= request.echo - 1 + len(request.echoed):
-            yield work, at, None
+            places.append(Place(request, at, None))
+    return places
 
 
-def _append(request: Request, place: Scored) -> Ending | None:
+def _append(place: Place) -> Ending | None:
     """Add the id that is chosen, and say whether that ends the answer.
 
     Raises:
         DivergedError: scores that are not finite.
     """
-    scores, id = place.allowed, place.id
+    request, id = place.request, place.id
     if id is None:
-        scores = _scores(request, place)
+        scores = _scores(place)
         if not scores.max().isfinite():
             if place.logits.isfinite().all():  # nothing is allowed any more
                 return "stop"
@@ -503,7 +473,7 @@ def _append(request: Request, place: Scored) -> Ending | None:
         shares = probabilities(scores[None], request.sampling)
         id = int(draw(shares, [uniform(request.sampling.seed, len(request.answer))]))
     if request.best is not None:
-        request.chosen.append(_told(request, place, id))
+        request.chosen.append(_told(place, id))
     if id in request.stops:
         return "stop"
     request.answer.append(id)
@@ -513,8 +483,9 @@ def _append(request: Request, place: Scored) -> Ending | None:
     return "length" if len(request.answer) == request.sampling.max_tokens else None
 
 
-def _scores(request: Request, place: Scored) -> Float[Tensor, "V"]:
-    """What a request's id is chosen by."""
+def _scores(place: Place) -> Float[Tensor, "V"]:
+    """What an id is chosen by."""
+    request = place.request
     scores = adjusted(place.allowed, request.sampling, request.prompt, request.answer)
     if request.constraint is not None:
         allowed = request.constraint.allowed(len(scores)).to(scores.device)
@@ -522,14 +493,14 @@ def _scores(request: Request, place: Scored) -> Float[Tensor, "V"]:
     return scores
 
 
-def _told(request: Request, place: Scored, id: int) -> Chosen:
+def _told(place: Place, id: int) -> Chosen:
     """How likely an id was. Log-probabilities are computed as a trainer's are (`losses.target_logprobs`)."""
     logits = place.logits.to(torch.promote_types(place.logits.dtype, torch.float32))
     logprobs = logits - place.total
-    best = logprobs.topk(min(request.best or 0, len(logprobs)))
+    best = logprobs.topk(min(place.request.best or 0, len(logprobs)))
     drawn = logprobs[id]
     if place.token is not None:
-        drawn = probabilities(_scores(request, place)[None], request.sampling)[0, id].log()
+        drawn = probabilities(_scores(place)[None], place.request.sampling)[0, id].log()
     likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return Chosen(id, logprobs[id].item(), drawn.item(), likeliest)
 
@@ -539,12 +510,43 @@ def _filled_up(multiple: int, rows: list[int]) -> list[int]:
     return rows + rows[:1] * (-len(rows) % multiple)
 
 
-def likeliest(group: list[T], n: int, request_of: Callable[[T], Request]) -> list[T]:
-    """Of answers to one prompt, whose probabilities were told, the `n` likeliest by the model, best first; all as they
-    are if there are no more."""
-    if len(group) <= n:
-        return group
-    return sorted(group, key=lambda each: -sum(chosen.logprob for chosen in request_of(each).chosen))[:n]
+def write_all(
+    writer: Any,
+    request_of: Callable[[T], Request],
+    prompts: Iterable[Any],
+    sampling: Sampling,
+    n: int = 1,
+    best_of: int | None = None,
+    **options: Any,
+) -> list[T]:
+    """What an engine, or what stands on one, writes after prompts, in their order; each answer has the next seed.
+
+    Args:
+        writer: has `submit`, which takes the `options`, and `step`.
+        best_of: write so many for each prompt, and give the `n` that are likeliest by the model, best first.
+    """
+    if n < 1:
+        raise SettingsError(f"n = {n}; it should be the number of answers, 1 or more")
+    each, seeds = max(n, best_of or n), itertools.count(sampling.seed)
+    options = {"best": 0, **options} if each > n else options
+    answers: list[T] = [
+        writer.submit(prompt, sampling.model_copy(update={"seed": next(seeds)}), **options)
+        for prompt in prompts
+        for _ in range(each)
+    ]
+    while any(request_of(answer).ending is None for answer in answers):
+        writer.step()
+    for request in map(request_of, answers):
+        if request.error is not None:
+            raise request.error
+    if each == n:
+        return answers
+
+    def logprob(answer: T) -> float:
+        return sum(chosen.logprob for chosen in request_of(answer).chosen)
+
+    groups = (answers[at : at + each] for at in range(0, len(answers), each))
+    return [answer for group in groups for answer in sorted(group, key=logprob, reverse=True)[:n]]
 
 
 def not_finite() -> DivergedError:

@@ -4,25 +4,13 @@ Then no kernel waits for Python. N rows, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 Step = Callable[..., Tensor]
 """(tokens, position, slot, table, length) → (N, V)."""
-
-
-@dataclass
-class Inputs:
-    """Where a captured step reads what is new."""
-
-    tokens: Int[Tensor, "N 1"]
-    position: Int[Tensor, "N 1"]
-    slot: Int[Tensor, "N"]
-    table: Int[Tensor, "N pages"]
-    length: Int[Tensor, "N"]
 
 
 class Graphs:
@@ -35,7 +23,7 @@ class Graphs:
 
     def __init__(self, step: Step, device: torch.device, spare: int, page: int) -> None:
         self._step, self._device, self._spare, self._page = step, device, spare, page
-        self._captured: dict[tuple[int, int], tuple[Callable[[], object], Inputs, Tensor]] = {}
+        self._captured: dict[tuple[int, int], tuple[Callable[[], object], list[Tensor], Tensor]] = {}
 
     def __call__(
         self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], tables: Sequence[Sequence[int]]
@@ -52,31 +40,24 @@ class Graphs:
         if (rows, wide) not in self._captured:
             self._captured[rows, wide] = self._capture(rows, wide)
         replay, inputs, scores = self._captured[rows, wide]
-        more = rows - n
-        filled = [[*table, *[self._spare] * (wide - len(table))] for table in tables]
-        inputs.tokens.copy_(torch.tensor([*ids, *[0] * more])[:, None])
-        inputs.position.copy_(torch.tensor([*positions, *[0] * more])[:, None])
-        inputs.slot.copy_(torch.tensor([*slots, *[self._spare * self._page] * more]))
-        inputs.table.copy_(torch.tensor(filled + [[self._spare] * wide] * more))
-        inputs.length.copy_(inputs.position[:, 0] + 1)
+        more, filled = rows - n, [[*table, *[self._spare] * (wide - len(table))] for table in tables]
+        tokens, position = (torch.tensor([*each, *[0] * more])[:, None] for each in (ids, positions))
+        slot = torch.tensor([*slots, *[self._spare * self._page] * more])
+        table = torch.tensor(filled + [[self._spare] * wide] * more)
+        for held, new in zip(inputs, (tokens, position, slot, table, position[:, 0] + 1), strict=True):
+            held.copy_(new)
         replay()
         return scores[:n].clone()
 
-    def _capture(self, rows: int, pages: int) -> tuple[Callable[[], object], Inputs, Tensor]:
+    def _capture(self, rows: int, pages: int) -> tuple[Callable[[], object], list[Tensor], Tensor]:
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self._device)
 
-        inputs = Inputs(
-            zeros(rows, 1),
-            zeros(rows, 1),
-            zeros(rows) + self._spare * self._page,
-            zeros(rows, pages, dtype=torch.int32) + self._spare,
-            zeros(rows, dtype=torch.int32) + 1,
-        )
-        given = tuple(vars(inputs).values())
+        slot, table = zeros(rows) + self._spare * self._page, zeros(rows, pages, dtype=torch.int32) + self._spare
+        given = [zeros(rows, 1), zeros(rows, 1), slot, table, zeros(rows, dtype=torch.int32) + 1]
         if self._device.type != "cuda":  # the slow twin: the same step, run each time
             scores = self._step(*given).clone()
-            return lambda: scores.copy_(self._step(*given)), inputs, scores
+            return lambda: scores.copy_(self._step(*given)), given, scores
         aside = torch.cuda.Stream(self._device)
         aside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(aside):
@@ -86,4 +67,4 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             scores = self._step(*given)
-        return graph.replay, inputs, scores
+        return graph.replay, given, scores

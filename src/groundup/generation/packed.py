@@ -143,11 +143,10 @@ class Part(nn.Module):
 
     def __init__(self, whole: Packed, number: int) -> None:
         super().__init__()
-        self.whole, self.number = whole, number
-        self._part = whole.part
+        self.whole, self._part = whole, partial(whole.part, number=number)
 
     def __call__(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows J"]:
-        return self._part(x, self.number)
+        return self._part(x)
 
 
 class Same(nn.Module):

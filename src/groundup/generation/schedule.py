@@ -64,8 +64,8 @@ class Pages:
     >>> pages.hold_known([5, 6, 9, 9]) == mine[:1]  # the first two tokens are known
     True
     >>> pages.release(mine)
-    >>> pages.free, pages.held
-    (2, 1)
+    >>> pages.held
+    1
     """
 
     def __init__(self, count: int, size: int) -> None:
@@ -79,10 +79,6 @@ class Pages:
         """Page → a number that no other content had or will have."""
         self._key: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._numbers = 0
-
-    @property
-    def free(self) -> int:
-        return len(self._free)
 
     @property
     def held(self) -> int:

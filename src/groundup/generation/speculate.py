@@ -62,14 +62,9 @@ class Draft:
             min(self.most, limit, self.engine.context - len(request.ids))
             for request, limit in zip(requests, most, strict=True)
         ]
-        asked = [number for number, length in enumerate(lengths) if length > 0]
-        guesses: list[list[int]] = [[] for _ in requests]
-        prompts = (requests[number].ids for number in asked)
-        for number, guess in zip(
-            asked, self.engine.generate(prompts, max_tokens=self.most, temperature=0.0), strict=True
-        ):
-            guesses[number] = guess[: lengths[number]]
-        return guesses
+        prompts = (request.ids for request, length in zip(requests, lengths, strict=True) if length > 0)
+        written = iter(self.engine.generate(prompts, max_tokens=self.most, temperature=0.0))
+        return [next(written)[:length] if length > 0 else [] for length in lengths]
 
 
 def draft_for(model: Transformer, draft: Transformer) -> Draft:

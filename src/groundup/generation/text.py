@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 from groundup.errors import SettingsError
 from groundup.generation.constrain import constraint_of
-from groundup.generation.engine import Chosen, Ending, Engine, Request, likeliest
+from groundup.generation.engine import Chosen, Ending, Engine, Request, write_all
 from groundup.generation.settings import Sampling
 from groundup.generation.uncached import continue_uncached
 from groundup.model.transformer import Transformer
@@ -82,10 +82,6 @@ def stream(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: S
     >>> "".join(parts) == generate(model, tokenizer, "low", max_tokens=9, seed=1)
     True
     """
-    return _parts(model, tokenizer, prompt, sampling)
-
-
-def _parts(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
     # Cut over ranks, or wrapped by what cuts it (FSDP makes a class of its own, and may leave weights gathered).
     if type(model) is not Transformer or hasattr(next(model.parameters()), "device_mesh"):
         text = Text(tokenizer, sampling.stop, follows=bool(prompt))
@@ -98,6 +94,9 @@ def _parts(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: S
         return
     writer = Writer(model, tokenizer, most_requests=1)
     yield from writer.parts(writer.submit(prompt, sampling))
+
+
+_parts = stream  # for `generate`, which has an argument of that name
 
 
 @dataclass(eq=False)
@@ -229,20 +228,7 @@ class Writer:
         Raises:
             SettingsError, DivergedError: as of the first answer that fails.
         """
-        each = max(n, best_of or n)
-        told = {"best": 0, **told} if each > n else told
-        answers = [
-            self.submit(prompt, sampling.model_copy(update={"seed": sampling.seed + number * each + copy}), **told)
-            for number, prompt in enumerate(prompts)
-            for copy in range(each)
-        ]
-        while any(answer.ending is None for answer in answers):
-            self.step()
-        for answer in answers:
-            if answer.request.error is not None:
-                raise answer.request.error
-        groups = (answers[at : at + each] for at in range(0, len(answers), each))
-        return [answer for group in groups for answer in likeliest(group, n, lambda answer: answer.request)]
+        return write_all(self, lambda answer: answer.request, prompts, sampling, n, best_of, **told)
 
 
 class Text:
@@ -292,14 +278,10 @@ class Text:
         if found:
             self.is_stopped = True
             return self._waiting[: min(found)]
-        held = max((_overlap(self._waiting, text) for text in self.stop), default=0)
-        ready, self._waiting = self._waiting[: len(self._waiting) - held], self._waiting[len(self._waiting) - held :]
+        begun = (n for text in self.stop for n in range(len(text)) if self._waiting.endswith(text[:n]))
+        ready = self._waiting[: len(self._waiting) - max(begun, default=0)]
+        self._waiting = self._waiting[len(ready) :]
         return ready
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How much of the end of `text` could be the beginning of `stop`."""
-    return max((n for n in range(1, min(len(text), len(stop)) + 1) if text.endswith(stop[:n])), default=0)
 
 
 def ids_of(tokenizer: Tokenizer, model: Transformer, prompt: Prompt) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundup.errors import DataError
+from groundup.errors import DamagedError, DataError
 from groundup.files import write_json
 from groundup.tokenizer.vocabulary import END_OF_TEXT
 
@@ -175,18 +175,18 @@ def read_table(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is none.
 
     Raises:
-        DataError: damaged, or no object.
+        DataError: damaged, or no object; or it cannot be read.
     """
     if not path.is_file():
         return {}
     try:
         table = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
+        raise DamagedError(f"{path} is damaged: {error}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     if not isinstance(table, dict):
-        raise DataError(f"{path} is damaged: it holds a JSON {type(table).__name__}, not an object")
+        raise DamagedError(f"{path} is damaged: it holds a JSON {type(table).__name__}, not an object")
     return table
 
 

@@ -87,9 +87,14 @@ class Tokenizer:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it has the special tokens of a vocabulary learned here, whose models read every text behind its
-        opener."""
+        """Whether it has the special tokens of a vocabulary learned here."""
         return "<|reserved_0|>" in self.special
+
+    @property
+    def opens_texts(self) -> bool:
+        """Whether its models have read every text behind its opener: those made here, and those of SentencePiece
+        vocabularies and of Llama 3's; not those of GPT-2's kind, whose texts may begin anywhere."""
+        return self.is_ours or self.begins_with_space or "<|begin_of_text|>" in self.special
 
     @property
     def opener(self) -> int:

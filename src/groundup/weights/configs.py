@@ -6,7 +6,7 @@ Where a setting is left out, it has the value that the architecture's configurat
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -148,37 +148,36 @@ SCALINGS: dict[str, dict[str, str]] = {
 """By `rope_type`, which is our kind: its settings, by their names and ours."""
 
 
-def _read_rotary(table: Table) -> Table:
-    """From `rope_parameters`, or `rope_theta` and `rope_scaling` in older files, which win where both are, as there."""
-    given = _rope_table(table)
-    theta = _number("rope_theta", given.get("rope_theta") or table.get("rope_theta"))
-    return {**({"position.base": theta} if theta else {}), **_read_scaling(table, given)}
+def rotary(base: str, share: str | None = None) -> Setting:
+    """From `rope_parameters`, or `base` and `rope_scaling` in older files, which win where both are, as there.
 
+    Args:
+        share: the older setting for the share of channels that is rotated, where there is one.
+    """
 
-def _write_rotary(ours: Table) -> Table:
-    return {"rope_theta": ours["position.base"], "rope_scaling": _write_scaling(ours)} if _rotates(ours) else {}
+    def read(table: Table) -> Table:
+        given = _rope_table(table)
+        theta = _number(base, given.get("rope_theta") or table.get(base))
+        ours = {"position.base": theta} if theta else {}
+        if share is not None:
+            channels = table["hidden_size"] // table["num_attention_heads"]
+            rotated = _number(share, given.pop("partial_rotary_factor", table.get(share, 0.25)))
+            ours["position.fraction"] = int(channels * rotated) / channels
+        return {**ours, **_read_scaling(table, given)}
 
+    def write(ours: Table) -> Table:
+        if not _rotates(ours):
+            return {}
+        kind, theta = ours["position.scaling.kind"], ours["position.base"]
+        values = {name: ours[f"position.scaling.{our}"] for name, our in SCALINGS.get(kind, {}).items()}
+        scaling = {"rope_type": kind} | {name: value for name, value in values.items() if value is not None}
+        if share is None:
+            return {base: theta, "rope_scaling": scaling if values else None}
+        also = {"rope_theta": theta, "partial_rotary_factor": ours["position.fraction"]}
+        parameters = (scaling if values else {"rope_type": "default"}) | also
+        return {share: ours["position.fraction"], base: theta, "rope_parameters": parameters}
 
-def _read_neox_rotary(table: Table) -> Table:
-    """GPT-NeoX knows a share of channels that is rotated, and heeds no `rope_theta` beside `rotary_emb_base`."""
-    given = _rope_table(table)
-    share = given.pop("partial_rotary_factor", table.get("rotary_pct", 0.25))
-    theta = given.get("rope_theta", table.get("rotary_emb_base", 10_000.0))
-    channels = table["hidden_size"] // table["num_attention_heads"]
-    return {
-        "position.base": _number("rotary_emb_base", theta),
-        "position.fraction": int(channels * _number("rotary_pct", share)) / channels,
-        **_read_scaling(table, given),
-    }
-
-
-def _write_neox_rotary(ours: Table) -> Table:
-    if not _rotates(ours):
-        return {}
-    base, share = ours["position.base"], ours["position.fraction"]
-    scaling = _write_scaling(ours) or {"rope_type": "default"}
-    parameters = {**scaling, "rope_theta": base, "partial_rotary_factor": share}
-    return {"rotary_pct": share, "rotary_emb_base": base, "rope_parameters": parameters}
+    return Setting(read, write)
 
 
 def _rotates(ours: Table) -> bool:
@@ -216,15 +215,6 @@ def _yarn_magnitude(given: Table) -> float | None:
         return None
     grown = math.log(_number("factor", given["factor"]))
     return (0.1 * above * grown + 1) / (0.1 * below * grown + 1)
-
-
-def _write_scaling(ours: Table) -> Table | None:
-    kind = ours["position.scaling.kind"]
-    names = SCALINGS.get(kind)
-    if names is None:
-        return None
-    values = {name: ours[f"position.scaling.{our}"] for name, our in names.items()}
-    return {"rope_type": kind} | {name: value for name, value in values.items() if value is not None}
 
 
 # --- windows of attention ---
@@ -295,7 +285,7 @@ def _gguf_head_width(table: Table) -> int:
     return width
 
 
-def _read_gguf_rotary(table: Table, kinds: Mapping[Any, Any]) -> Table:
+def _read_gguf_rotary(table: Table, kinds: Sequence[str]) -> Table:
     """
     Args:
         kinds: of scaling that llama.cpp knows in this architecture.
@@ -305,7 +295,7 @@ def _read_gguf_rotary(table: Table, kinds: Mapping[Any, Any]) -> Table:
     factor = table.get("rope.scaling.factor", table.get("rope.scale_linear")) or 1.0
     given = {"rope.scaling.original_context_length": table["context_length"], **table, "rope.scaling.factor": factor}
     default = "llama3" if f"{FACTORS}factor" in table else "none" if factor == 1 else "linear"
-    kind = choose("rope.scaling.type", table.get("rope.scaling.type", default), kinds)
+    kind = choose("rope.scaling.type", table.get("rope.scaling.type", default), {kind: kind for kind in kinds})
     named = GGUF_SCALINGS[kind].items()
     ours = {f"position.scaling.{our}": _number(name, given.get(name, usual)) for name, (our, usual) in named}
     if kind == "yarn" and sharper != 1:
@@ -318,10 +308,8 @@ def _write_gguf_rotary(ours: Table) -> Table:
     if not _rotates(ours) or "position.fraction" not in ours:
         return {}
     kind = ours["position.scaling.kind"]
-    table = {
-        "rope.freq_base": ours["position.base"],
-        **({"rope.scaling.type": kind} if kind in ("linear", "yarn") else {}),
-    }
+    table = {"rope.scaling.type": kind} if kind in ("linear", "yarn") else {}
+    table |= {"rope.freq_base": ours["position.base"]}
     table["rope.dimension_count"] = round(ours["position.fraction"] * ours["d_head"])
     if magnitude := ours.get("position.scaling.magnitude"):
         table[SHARPER] = magnitude / (0.1 * math.log(ours["position.scaling.factor"]) + 1)
@@ -329,7 +317,6 @@ def _write_gguf_rotary(ours: Table) -> Table:
 
 
 SHARPER = "rope.scaling.attn_factor"
-KNOWN_SCALINGS = {"none": "none", "linear": "linear", "yarn": "yarn"}
 
 
 def _read_gemma_scales(table: Table) -> Table:
@@ -337,12 +324,6 @@ def _read_gemma_scales(table: Table) -> Table:
     width = table["embedding_length"] // table["attention.head_count"]
     scale = {"attention.scale": width**-0.5} if table["block_count"] == 46 else {}
     return {"embedding_scale": table["embedding_length"] ** 0.5, **scale}
-
-
-def _write_idle_window(ours: Table) -> Table:
-    """A window that no text of the context is longer than; llama.cpp heeds none in this architecture."""
-    window = ours.get("attention.window")
-    return {"attention.sliding_window": window} if window and window >= ours["context_length"] else {}
 
 
 # --- what `architectures.toml` and `gguf.toml` name ---
@@ -381,6 +362,10 @@ PAIRS: dict[str, Callable[..., Setting]] = {
         write=lambda width, ours: width or ours["d_model"],
         check=_size,
     ),
+    # a window that no text of the context is longer than: llama.cpp heeds none in this architecture
+    "idle_window": partial(
+        setting, write=lambda window, ours: window if window and window >= ours["context_length"] else None, check=_size
+    ),
     "rotated_channels": partial(
         setting, read=_rotated_share, write=lambda share, ours: round(share * ours["d_head"]), check=_size
     ),
@@ -394,28 +379,22 @@ PAIRS: dict[str, Callable[..., Setting]] = {
 }
 """How one setting is read and written."""
 GROUPS = {
-    "rotary": Setting(_read_rotary, _write_rotary),
-    "neox_rotary": Setting(_read_neox_rotary, _write_neox_rotary),
+    "rotary": rotary("rope_theta"),
+    "neox_rotary": rotary("rotary_emb_base", "rotary_pct"),  # which heeds no `rope_theta` beside it
     "windows_in_even_layers": windows(lambda table, layer: layer % 2 == 0),
     "windows_in_later_layers": windows(
         lambda table, layer: bool(layer >= table.get("max_window_layers", 28)), may_be_off=True
     ),
     "opt_biases": choice("enable_bias", True, OPT_BIASES),
     "bloom_exactness": Setting(_refuse_left_out_biases, lambda ours: {}),
-    "gguf_rotary": Setting(partial(_read_gguf_rotary, kinds=KNOWN_SCALINGS), _write_gguf_rotary),
-    "gguf_rotary_or_factors": Setting(
-        partial(_read_gguf_rotary, kinds=KNOWN_SCALINGS | {"llama3": "llama3"}), _write_gguf_rotary
-    ),
+    "gguf_rotary": Setting(partial(_read_gguf_rotary, kinds=("none", "linear", "yarn")), _write_gguf_rotary),
+    "gguf_rotary_or_factors": Setting(partial(_read_gguf_rotary, kinds=tuple(GGUF_SCALINGS)), _write_gguf_rotary),
     "gguf_head_width": Setting(
         lambda table: {"d_head": _gguf_head_width(table)},
         lambda ours: {f"attention.{each}_length": ours["d_head"] for each in ("key", "value")},
     ),
     "gguf_heads_fill_width": Setting(lambda table: {"d_head": _gguf_head_width(table)}, lambda ours: {}),
     "gguf_gemma_scales": Setting(_read_gemma_scales, lambda ours: {}),
-    "gguf_idle_window": Setting(
-        lambda table: {"attention.window": _size("attention.sliding_window", table.get("attention.sliding_window"))},
-        _write_idle_window,
-    ),
     "root_of_width": Setting(lambda table: {"embedding_scale": table["hidden_size"] ** 0.5}, lambda ours: {}),
 }
 """Settings that belong together."""

@@ -4,7 +4,6 @@ No torch: recipes name models, and are read without it.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +15,7 @@ from groundup.model.settings import ModelConfig
 from groundup.tensor_files import is_gguf, not_finite
 from groundup.tokenizer import chat
 from groundup.tokenizer.chat import Chat
+from groundup.tokenizer.declared import read_table
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import gguf, llama2c
 from groundup.weights.names import architectures, read_config, refusing_contradictions
@@ -93,16 +93,9 @@ def config_of(path: Path) -> ModelConfig:
 
 def config_table(directory: Path) -> dict[str, Any]:
     """The table in `config.json`, which is of a format that can be read."""
-    try:
-        table = json.loads((directory / "config.json").read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{directory} holds no model: it has no config.json") from None
-    except OSError as error:
-        raise DataError(f"cannot read {directory / 'config.json'}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{directory / 'config.json'} is damaged: {error}") from None
-    if not isinstance(table, dict):
-        raise DamagedError(f"{directory / 'config.json'} is damaged: it is not a JSON object")
+    if not (directory / "config.json").is_file():
+        raise DataError(f"{directory} holds no model: it has no config.json")
+    table = read_table(directory / "config.json")
     kind = table.get("model_type")
     if table.get("format") != FORMAT and (not isinstance(kind, str) or kind not in architectures()):
         raise DataError(f"{directory} has model_type {kind!r}; known are {FORMAT}, {', '.join(architectures())}")
@@ -118,10 +111,10 @@ def weight_files(directory: Path) -> list[Path]:
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file() or not index.is_file():
         return [single] if single.is_file() else []
-    try:
-        names = {Path(str(name)).name for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{index} is damaged: {error}") from None
+    files = read_table(index).get("weight_map")
+    if not isinstance(files, dict):
+        raise DamagedError(f"{index} is damaged: it has no weight_map")
+    names = {Path(str(name)).name for name in files.values()}
     return [directory / name for name in sorted(names)]
 
 

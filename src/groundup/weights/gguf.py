@@ -4,8 +4,7 @@
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +18,6 @@ from groundup.tokenizer import gguf as inside
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights import names
 from groundup.weights.configs import FACTORS
-from groundup.weights.names import architectures, from_published, published_kind, to_published, write_config
 from groundup.words import nearest
 
 if TYPE_CHECKING:
@@ -35,25 +33,15 @@ HEADS_KEPT = ("gptneox", "olmo2")
 """Architectures that llama.cpp wants a matrix for the head of, even where it is the embedding."""
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors about settings say which file has them."""
-    with names.refusing_contradictions(path):
-        try:
-            yield
-        except DataError as error:
-            raise type(error)(str(error).replace("config.json", str(path), 1)) from None
-
-
 def _table(file: GGUF) -> dict[str, Any]:
     """The metadata as `gguf.toml` names it, with what the names of the tensors tell."""
-    kind, known = file.metadata.get("general.architecture"), architectures("gguf")
+    kind, known = file.metadata.get("general.architecture"), names.architectures("gguf")
     if not isinstance(kind, str) or kind not in known:
         raise UnsupportedError(f"{file.path} has general.architecture {kind!r:.60}; known are {', '.join(known)}")
     table = {key.removeprefix(f"{kind}."): value for key, value in file.metadata.items()
              if key.startswith((f"{kind}.", "groundup."))}  # fmt: skip
     kind = f"{kind}-experts" if table.get("expert_count") and f"{kind}-experts" in known else kind
-    heeded = KEYS | known[kind].keys
+    heeded = {*KEYS, *known[kind].settings}
     if unknown := [key for key in table if key not in heeded and not key.startswith("groundup.")]:
         raise UnsupportedError(f"{file.path} has {unknown[0]} of {kind}, which is not represented here")
     tensors = file.tensors
@@ -81,8 +69,7 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         DataError: as of `read_gguf_file`; an architecture, key or value that is not represented here, by name.
     """
-    with _naming(path):
-        return names.read_config(_table(read_gguf_file(path)), "gguf")
+    return names.read_config(_table(read_gguf_file(path)), "gguf")
 
 
 def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
@@ -97,7 +84,7 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
 
     file = read_gguf_file(path)
     table = _table(file)
-    with _naming(path):
+    with names.refusing_contradictions(path):
         config, kind = names.read_config(table, "gguf"), table["model_type"]
         factors = _rope_factors(config)
     stored = dict(file.tensors)
@@ -120,7 +107,7 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
         blocks = torch.from_numpy(each.raw).view(-1, TYPES[each.type].size)
         tensor = UNPACK[each.type](blocks).view(each.shape)
         tensors[name] = tensor if dtype is None else tensor.to(dtype)
-    return from_published(kind, config, tensors, "gguf")
+    return names.from_published(kind, config, tensors, "gguf")
 
 
 def _rope_factors(config: ModelConfig) -> "Tensor | None":
@@ -185,10 +172,10 @@ def write_gguf(
 
     if kind not in FILE_TYPES:
         raise SettingsError(f"unknown quantization {kind!r}; {nearest(kind, FILE_TYPES)}")
-    mapped = published_kind(config, "gguf")
+    mapped = names.published_kind(config, "gguf")
     architecture, _, _ = mapped.partition("-")
     table = {key if key.startswith("groundup.") else f"{architecture}.{key}": value
-             for key, value in write_config(mapped, config, "gguf").items()
+             for key, value in names.write_config(mapped, config, "gguf").items()
              if key != "model_type" and not key.startswith("tensors.")}  # fmt: skip
     entries = {
         "general.architecture": architecture,
@@ -202,7 +189,7 @@ def write_gguf(
     ours = {name: weight.detach() for name, weight in weights.items() if not name.startswith("multi_token.")}
     if architecture in HEADS_KEPT:
         ours.setdefault("head.weight", ours["embed.weight"])
-    tensors = to_published(mapped, config, ours, "gguf")
+    tensors = names.to_published(mapped, config, ours, "gguf")
     if (factors := _rope_factors(config)) is not None:
         tensors["rope_freqs.weight"] = factors
     types = {name: _type_of(name, tuple(tensor.shape), kind.upper()) for name, tensor in tensors.items()}

@@ -64,10 +64,7 @@ def _join(config: ModelConfig, tensors: Tensors, parts_at: int) -> Tensors:
 
 def _transpose(tensors: Tensors) -> Tensors:
     """The matrices of the blocks transposed, as GPT-2 keeps them."""
-    return {
-        name: tensor.T if name.startswith("blocks.") and tensor.ndim == 2 else tensor
-        for name, tensor in tensors.items()
-    }
+    return {name: each.T if name.startswith("blocks.") and each.ndim == 2 else each for name, each in tensors.items()}
 
 
 def _norms_after(config: ModelConfig, tensors: Tensors) -> Tensors:
@@ -77,12 +74,12 @@ def _norms_after(config: ModelConfig, tensors: Tensors) -> Tensors:
     return {re.sub(r"(attention|feedforward)_norm\.", r"\1_sum_norm.", name): t for name, t in tensors.items()}
 
 
-def _norms_before(config: ModelConfig, tensors: Tensors) -> Tensors:
-    return {name.replace("_sum_norm.", "_norm."): tensor for name, tensor in tensors.items()}
+def _reorder(config: ModelConfig, tensors: Tensors, shape: tuple[int, int]) -> Tensors:
+    """The rotated channels of queries and keys seen as a matrix of `shape`, and transposed.
 
-
-def _reorder(config: ModelConfig, tensors: Tensors, shape: tuple[int, int]) -> dict[str, Tensor]:
-    """The rotated channels of queries and keys seen as a matrix of `shape`, and transposed."""
+    GPT-J, Llama's own files and GGUF's rotate channels 0 and 1 together, 2 and 3, …; here a channel of the first half
+    goes with one of the second. Queries and keys whose channels are reordered alike have the same dot products.
+    """
     import torch
 
     def turned(tensor: Tensor) -> Tensor:
@@ -93,20 +90,6 @@ def _reorder(config: ModelConfig, tensors: Tensors, shape: tuple[int, int]) -> d
         name: turned(tensor) if re.search(r"attention\.(query|key)\.(weight|bias)$", name) else tensor
         for name, tensor in tensors.items()
     }
-
-
-def pairs_to_halves(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
-    """Bring the channels of queries and keys into our order.
-
-    GPT-J, Llama's own files and GGUF's rotate channels 0 and 1 together, 2 and 3, …; here a channel of the first half
-    goes with one of the second. Queries and keys whose channels are reordered alike have the same dot products.
-    """
-    return _reorder(config, tensors, (-1, 2))
-
-
-def halves_to_pairs(config: ModelConfig, tensors: Tensors) -> dict[str, Tensor]:
-    """The inverse of `pairs_to_halves`."""
-    return _reorder(config, tensors, (2, -1))
 
 
 def _stack_experts(config: ModelConfig, tensors: Tensors) -> Tensors:
@@ -146,8 +129,11 @@ LAYOUTS = {
     ),
     "fused": Layout(partial(_split, parts_at=0), partial(_join, parts_at=0)),  # GGUF's of these three
     "fused_by_head": Layout(partial(_split, parts_at=1), partial(_join, parts_at=1)),  # GPT-NeoX's and BLOOM's
-    "opt_norms": Layout(_norms_after, _norms_before),
-    "pairs": Layout(pairs_to_halves, halves_to_pairs),
+    "opt_norms": Layout(
+        _norms_after,
+        lambda config, tensors: {name.replace("_sum_norm.", "_norm."): tensor for name, tensor in tensors.items()},
+    ),
+    "pairs": Layout(partial(_reorder, shape=(-1, 2)), partial(_reorder, shape=(2, -1))),
     "each_expert": Layout(_stack_experts, _take_experts_apart),
     "gains_less_one": Layout(partial(_add_to_gains, added=1), partial(_add_to_gains, added=-1)),
 }

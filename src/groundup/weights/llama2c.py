@@ -10,7 +10,7 @@ import numpy as np
 from groundup.model.settings import LanguageModel, ModelConfig, RMSNorm
 from groundup.tokenizer.gguf import read_llama2c
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights.layouts import pairs_to_halves
+from groundup.weights.layouts import LAYOUTS
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +67,8 @@ def read_weights(path: Path, dtype: "torch.dtype | None" = None) -> "dict[str, T
             tensors |= {name.replace("*", str(layer)): tensor for layer, tensor in enumerate(part.view(shape))}
         elif name != "angles":
             tensors[name] = part.view(shape)
-    ours = pairs_to_halves(read_config(path), tensors)
-    return ours if dtype is None else {name: tensor.to(dtype) for name, tensor in ours.items()}
+    ours = LAYOUTS["pairs"].read(read_config(path), tensors)
+    return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in ours.items()}
 
 
 def read_tokenizer(path: Path) -> Tokenizer | None:

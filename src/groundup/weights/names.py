@@ -5,9 +5,9 @@
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from groundup.errors import DataError, GroundupError, SettingsError
 from groundup.model.settings import ModelConfig
 from groundup.settings import differences, flatten, nested
 from groundup.weights.configs import Setting, Table, filled, require, setting_of
-from groundup.weights.layouts import LAYOUTS, Layout, Tensors
+from groundup.weights.layouts import LAYOUTS, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,15 +26,14 @@ if TYPE_CHECKING:
 class Architecture:
     """How one published architecture maps to ours; the fields are explained in `architectures.toml`."""
 
-    settings: tuple[Setting, ...]
-    keys: frozenset[str]
-    blocks: Mapping[str, Any]
-    only: Mapping[str, Any]
-    aliases: Mapping[str, str]
+    settings: Mapping[str, Setting]
     prefix: str
     names: Mapping[str, str]
-    layout: Layout
-    buffers: tuple[str, ...]
+    layout: str = "ours"
+    blocks: Table = field(default_factory=dict)
+    only: Table = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    buffers: Sequence[str] = ()
 
     def is_buffer(self, name: str) -> bool:
         """Whether a tensor of a model's files is a mask or angles."""
@@ -50,28 +49,20 @@ def architectures(naming: Naming = "architectures") -> dict[str, Architecture]:
     """All that are known, by `model_type` of a config.json, or by `general.architecture` of a GGUF file."""
     tables = tomllib.loads(Path(__file__).with_name(f"{naming}.toml").read_text("utf-8"))
     shared, activations = tables.pop("shared"), tables.pop("activations", {})
-    return {kind: _architecture(_inherit(table, shared), activations) for kind, table in tables.items()}
+    whole = {kind: _inherit(table, shared) for kind, table in tables.items()}
+    for table in whole.values():
+        table["settings"] = {name: setting_of(name, how, activations) for name, how in table["settings"].items()}
+    return {kind: Architecture(**table) for kind, table in whole.items()}
 
 
-def _inherit(table: Table, shared: Table) -> Table:
+def _inherit(table: dict[str, Any], shared: Table) -> dict[str, Any]:
     """The table with what it has of the shared ones; of what both have, its own."""
-    above = _inherit(shared[table["like"]], shared) if "like" in table else {}
-    joined = {name: above[name] | table[name] for name in ("settings", "names") if name in above and name in table}
+    like = table.pop("like", None)
+    above = _inherit(dict(shared[like]), shared) if like else {}
+    joined: dict[str, Any] = {
+        name: above[name] | table[name] for name in ("settings", "names") if name in above and name in table
+    }
     return {**above, **table, **joined}
-
-
-def _architecture(table: Table, activations: Table) -> Architecture:
-    return Architecture(
-        settings=tuple(setting_of(name, how, activations) for name, how in table["settings"].items()),
-        keys=frozenset(table["settings"]),
-        blocks=flatten(table.get("blocks", {})),
-        only=table.get("only", {}),
-        aliases=table.get("aliases", {}),
-        prefix=table["prefix"],
-        names=table["names"],
-        layout=LAYOUTS[table.get("layout", "ours")],
-        buffers=tuple(table.get("buffers", ())),
-    )
 
 
 def read_config(table: Table, naming: Naming = "architectures") -> ModelConfig:
@@ -93,9 +84,9 @@ def read_config(table: Table, naming: Naming = "architectures") -> ModelConfig:
             raise DataError(
                 f"config.json has {alias} = {given[alias]!r} and {name} = {given[name]!r}, which are the same"
             )
-    ours = dict(architecture.blocks)
+    ours = flatten(architecture.blocks)
     try:
-        for each in architecture.settings:
+        for each in architecture.settings.values():
             ours |= each.read(given)
     except KeyError as error:
         raise DataError(f"config.json does not say {error}") from None
@@ -112,7 +103,7 @@ def write_config(kind: str, config: ModelConfig, naming: Naming = "architectures
         SettingsError: naming the settings that this architecture cannot have.
     """
     ours, table = filled(config), {"model_type": kind}
-    for each in architectures(naming)[kind].settings:
+    for each in architectures(naming)[kind].settings.values():
         table |= each.write(ours)
     if naming == "gguf":  # it has no null
         table = {name: value for name, value in table.items() if value is not None}
@@ -157,12 +148,14 @@ def _rounded(values: Table, naming: Naming) -> dict[str, Any]:
 
 @contextmanager
 def refusing_contradictions(origin: object) -> Iterator[None]:
-    """Turn every error about a published description that makes no model into a `DataError`."""
+    """Turn every error about a published description that makes no model into a `DataError` that names `origin`."""
     try:
         yield
     except SettingsError as error:
         _, *why = str(error).split("\n  ")  # the first line says whose settings they are
         raise DataError(f"{origin} describes a model that cannot be: {'; '.join(why) or error}") from None
+    except DataError as error:
+        raise type(error)(str(error).replace("config.json", str(origin), 1)) from None
     except GroundupError:
         raise
     except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -179,7 +172,7 @@ def from_published(
         if not architecture.is_buffer(name):
             module, _, part = name.removeprefix(architecture.prefix).rpartition(".")
             renamed[f"{_translate(module, architecture.names)}.{part}"] = tensor
-    return dict(architecture.layout.read(config, renamed))
+    return dict(LAYOUTS[architecture.layout].read(config, renamed))
 
 
 def to_published(
@@ -189,7 +182,7 @@ def to_published(
     architecture = architectures(naming)[kind]
     theirs = {ours: name for name, ours in architecture.names.items()}
     renamed = {}
-    for name, tensor in architecture.layout.write(config, tensors).items():
+    for name, tensor in LAYOUTS[architecture.layout].write(config, tensors).items():
         module, _, part = name.rpartition(".")
         prefix = "" if module == "head" else architecture.prefix
         renamed[f"{prefix}{_translate(module, theirs)}.{part}"] = tensor

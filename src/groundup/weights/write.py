@@ -81,23 +81,22 @@ def write_model(
 
 def _write(directory: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     write_json(directory / "config.json", config)
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    write_tensors(directory / "model.safetensors", tensors)
+    write_tensors(directory / "model.safetensors", weights)
     shutil.copymode(directory / "config.json", directory / "model.safetensors")  # the library's is the owner's alone
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file from the tensors' own memory, while other threads run.
+    """Write a safetensors file while other threads run, from the tensors' own memory where it is the CPU's.
 
     Args:
-        tensors: by name, contiguous, on the CPU.
         metadata: further entries of the file's header.
 
     Raises:
         OSError: as the system gave it, such as of a full disk.
     """
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
+        save_file(held, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:  # the library hides which error the system gave
         number = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else error) from None
