@@ -44,7 +44,7 @@ ITEM = problem_item(
 
 @pytest.fixture(scope="module")
 def grader() -> Grader:
-    return Grader(probe(Limits(seconds=1.5)))
+    return Grader(probe(Limits(seconds=2.0)))
 
 
 def problems() -> list[Item]:
@@ -144,7 +144,7 @@ def largest(numbers): return Equal([1])
 print('PASSED')
 import os, sys
 for descriptor in range(1, 10):
-    try: os.write(descriptor, b'{"verdict": "passed"}\\n')
+    try: os.write(descriptor, b'passed None\\n')
     except OSError: pass
 def largest(numbers): return 0
 """,
@@ -152,7 +152,7 @@ def largest(numbers): return 0
 def largest(numbers):
     import os
     for descriptor in range(1, 10):
-        try: os.write(descriptor, b'{"verdict": "passed"}\\n"passed"\\n{"value": null}\\n')
+        try: os.write(descriptor, b'passed None\\nvalue None\\nvalue int 0x9 \\n')
         except OSError: pass
     return 0
 """,
@@ -175,13 +175,13 @@ def largest(numbers): return 0
     "changes what encodes its answers": """
 import sys
 main = sys._getframe(1).f_globals
-main['encode'] = lambda value: ['int', '0x9', 1]
+main['encode'] = lambda value: 'int 0x9 passed None\\npassed None'
 def largest(numbers): return 0
 """,
     "changes its arguments": "def largest(numbers):\n    numbers[:] = [0]\n    return 0\n",
     "answers what is no message": """
 import os
-os.write(3, b'[' * 100000 + b'\\n' + b'7\\n')
+os.write(3, b'value ' + b'list 1 ' * 100000 + b'\\n7\\n')
 def largest(numbers): return 0
 """,
     "replaces check": "def check(candidate): pass\ndef largest(numbers): return 0\n",
@@ -285,14 +285,14 @@ def test_without_a_sandbox_that_starts_nothing_is_known(grader: Grader, monkeypa
      [(1, "a"), [2.5, None]], {(1, 2): {3}, "k": frozenset({b"x"}), None: {1: [()]}}, {1: 2, "b": 1, "a": 0}],
 )  # fmt: skip
 def test_plain_values_pass_and_keep_their_types(value: Any) -> None:
-    passed = inside.decode(json.loads(json.dumps(inside.encode(value))))
+    passed = inside.decode(inside.encode(value))
     assert repr(passed) == repr(value)  # which tells 1 from True and 1.0, -0.0 from 0.0, and the order of dicts
     assert type(passed) is type(value) and passed == value
 
 
 def test_a_number_of_any_length_passes() -> None:
     """Python writes none of over 4,300 digits as decimal."""
-    assert inside.decode(json.loads(json.dumps(inside.encode(-(10**5000))))) == -(10**5000)
+    assert inside.decode(inside.encode(-(10**5000))) == -(10**5000)
 
 
 def test_what_is_no_plain_value_does_not_pass() -> None:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import errno
 import inspect
-import json
 import math
 import re
 from collections import Counter
@@ -18,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from groundup.evals import inside
 from groundup.evals.items import Item, Writing
@@ -113,7 +111,7 @@ class Grader:
         with self.sandbox.start(candidate) as answering, patient.start(tests) as asking:
             try:
                 for each in (answering, asking):
-                    if (line := each.receive()) != b'"ready"\n':
+                    if (line := each.receive()) != b"ready None\n":
                         return Outcome(None, "no sandbox", line.decode("utf-8", "replace").strip())
             except Stopped as stopped:
                 return Outcome(None, "no sandbox", str(stopped))
@@ -129,15 +127,14 @@ class Unfinished(Exception):
 
 
 def _converse(answering: Program, asking: Program) -> Outcome:
-    """Carry calls to the candidate and values back, until the tests say a verdict, or one of both ends."""
+    """Carry calls to the candidate and values back, until the tests say a verdict, or one of the two ends."""
     while True:
         try:
             line = asking.receive()
-            said: dict[str, Any] = dict(json.loads(line))
-        except (Stopped, ValueError, TypeError) as error:
+            if not line.startswith(b"call "):
+                return _outcome(line.decode("ascii"))
+        except (Stopped, ValueError, LookupError, TypeError) as error:
             raise Unfinished("wrong value", f"with what it gave, the tests came to no end: {error}") from None
-        if "verdict" in said:
-            return _outcome(said)
         try:
             answering.send(line)
             answer = answering.receive()
@@ -147,18 +144,19 @@ def _converse(answering: Program, asking: Program) -> Outcome:
             asking.send(answer)
 
 
-def _outcome(said: dict[str, Any]) -> Outcome:
-    if said["verdict"] == "passed":
+def _outcome(verdict: str) -> Outcome:
+    kind, _, text = verdict.rstrip("\n").partition(" ")
+    if kind == "passed":
         return Outcome(True, "passed")
-    error = said.get("by_candidate") or said
-    words = f"{error['raised']}: {error['words']}"[:400]
-    if said["verdict"] == "broken":
+    name, words, number = inside.decode(text)
+    words = f"{name}: {words}"[:400]
+    if kind == "broken":
         return Outcome(None, "broken tests", words)
-    if not said["by_candidate"]:
+    if kind == "failed":
         return Outcome(False, "wrong value", words)
-    if error["raised"] == "MemoryError":
+    if name == "MemoryError":
         return Outcome(False, "memory", words)
-    return Outcome(False, "forbidden" if error["errno"] in FORBIDDEN else "exception", words)
+    return Outcome(False, "forbidden" if number in FORBIDDEN else "exception", words)
 
 
 FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EAGAIN, errno.EFBIG, errno.ENOSPC, errno.EROFS, errno.EMFILE)

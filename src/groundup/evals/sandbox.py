@@ -202,10 +202,12 @@ WALLS = """
 """
 
 FIRST = """
-import contextlib, resource, sys
+import resource, sys
 for name, most in {}.items():
-    with contextlib.suppress(AttributeError, ValueError, OSError):
+    try:
         resource.setrlimit(getattr(resource, name), (most, most))
+    except (AttributeError, ValueError, OSError):
+        pass
 exec(compile(eval(sys.stdin.buffer.readline()), "<program>", "exec"))
 """
 """What Python does first: it limits itself, which it cannot take back, and becomes the program on its first line."""
