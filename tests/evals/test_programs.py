@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -276,6 +277,18 @@ def test_without_a_sandbox_that_starts_nothing_is_known(grader: Grader, monkeypa
     assert "/nowhere" in outcome.words
 
 
+def test_a_machine_that_starts_no_process_says_nothing() -> None:
+    bare = Grader(sandbox.Sandbox(Path("/nowhere/python"), Limits()))
+    assert bare.grade(ITEM, returning("max(numbers)")).reason == "no sandbox"
+
+
+def test_without_walls_programs_are_graded_the_same_where_that_was_allowed() -> None:
+    bare = Grader(sandbox.Sandbox(Path(sys.executable), Limits()))
+    assert bare.check(ITEM, ["    return max(numbers)\n", "    return 9\n", "    return bytes(2 << 30)\n"]) == {
+        "pass@1": pytest.approx(1 / 3), "passed": 1 / 3, "wrong value": 1 / 3, "memory": 1 / 3,
+    }  # fmt: skip
+
+
 # Values
 
 
@@ -330,7 +343,9 @@ def test_pass_at_k_of_many_programs_is_exact() -> None:
 
 def test_metrics_leave_out_what_is_not_known() -> None:
     outcomes = [Outcome(True, "passed"), Outcome(False, "memory"), Outcome(None, "broken tests")]
-    assert metrics(outcomes) == {"pass@1": 0.5, "passed": 0.5, "memory": 0.5}
+    assert metrics([*outcomes, outcomes[0]]) == {
+        "pass@1": pytest.approx(2 / 3), "passed": 0.5, "memory": 0.25, "broken tests": 0.25,
+    }  # fmt: skip
     assert metrics(outcomes[2:]) == {}
     assert set(metrics([Outcome(True, "passed")] * 10)) == {"pass@1", "pass@10", "passed"}
 

@@ -108,14 +108,14 @@ class Grader:
         tests = f"{source}\nrun_tests({', '.join(map(ascii, parts))})\n"
         longer = dataclasses.replace(self.sandbox.limits, seconds=2 * self.sandbox.limits.seconds)
         patient = dataclasses.replace(self.sandbox, limits=longer)
-        with self.sandbox.start(candidate) as answering, patient.start(tests) as asking:
-            try:
+        try:
+            with self.sandbox.start(candidate) as answering, patient.start(tests) as asking:
                 for each in (answering, asking):
                     if (line := each.receive()) != b"ready None\n":
                         return Outcome(None, "no sandbox", line.decode("utf-8", "replace").strip())
-            except Stopped as stopped:
-                return Outcome(None, "no sandbox", str(stopped))
-            return _converse(answering, asking)
+                return _converse(answering, asking)
+        except (Stopped, OSError) as error:
+            return Outcome(None, "no sandbox", str(error))
 
 
 class Unfinished(Exception):
@@ -164,13 +164,13 @@ FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EAGAIN, errno.EFBIG, errno.ENOSPC,
 
 
 def metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """pass@k of one problem for k = 1, 10 and 100, as far as there are programs, and the share of each reason; empty
-    where nothing is known. Programs of which nothing is known do not count."""
-    known = [each for each in outcomes if each.passed is not None]
-    n, passed = len(known), sum(bool(each.passed) for each in known)
-    reasons = Counter(each.reason for each in known)
-    chances = {f"pass@{k}": pass_at_k(n, passed, k) for k in (1, 10, 100) if k <= n}
-    return chances | {reason: count / n for reason, count in reasons.items()}
+    """pass@k of one problem for k = 1, 10 and 100, as far as there are programs of which something is known, and the
+    share of each reason among all; empty where nothing is known."""
+    known = [each.passed for each in outcomes if each.passed is not None]
+    if not known:
+        return {}
+    chances = {f"pass@{k}": pass_at_k(len(known), sum(known), k) for k in (1, 10, 100) if k <= len(known)}
+    return chances | {reason: n / len(outcomes) for reason, n in Counter(each.reason for each in outcomes).items()}
 
 
 def _problem(item: Item) -> dict[str, str]:
