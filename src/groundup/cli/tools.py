@@ -1,4 +1,4 @@
-"""Commands that take a model, a run or any file: generate, chat, inspect, compare, watch, bench,
+"""Commands that take a model, a run or any file: generate, chat, inspect, compare, tasks, watch, bench,
 verify."""
 
 import contextlib
@@ -198,6 +198,41 @@ def compare(
         comparing.write_page(finished, comparison, page)
     table = as_json and asdict(comparison)
     terminal.show(comparison.rows, "\n".join(comparison.verdicts), f"With curves and samples: {page}", instead=table)
+
+
+@app.command(epilog=example("tasks"))
+def tasks(
+    names: Annotated[list[str] | None, Argument(metavar="TASK", help="Tasks or suites; all if not given.")] = None,
+    data: Annotated[Path | None, Option(help="The folder that has the benchmark files, anywhere below.")] = None,
+    dump: Annotated[
+        Path | None,
+        Option(help="Write the items of each task as TASK.jsonl into this folder, to look for them in texts."),
+    ] = None,
+    fetch: Annotated[
+        bool, Option("--fetch", help="First get what --data lacks from the Hugging Face hub, where the hub has it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the benchmarks: which file each needs, how it is scored, what chance gets; or write their items."""
+    from groundup.errors import SettingsError
+    from groundup.tools import tasks as listing
+
+    if (dump or fetch) and data is None:
+        raise SettingsError(
+            "--dump and --fetch need --data: the folder that has the benchmark files, or shall have them"
+        )
+    if data is None:
+        listed = listing.list_tasks(names or ())
+        terminal.show(listing.rows(listed), instead=as_json and [asdict(each) for each in listed])
+        return
+    with terminal.watch("tasks") as progress:
+        fetched = listing.fetch_missing(names or (), data) if fetch else []
+        written = listing.dump(names or (), data, dump, progress) if dump else {}
+    facts = {
+        f"{name}.jsonl": f"{n:,} items" if isinstance(n, int) else f"not written: {n}" for name, n in written.items()
+    }
+    got = f"Fetched into {data}: {', '.join(fetched)}" if fetched else ""
+    terminal.show(got, terminal.fact_rows(facts), instead=as_json and {"fetched": fetched, "written": written})
 
 
 @app.command("watch", epilog=example("watch"))
