@@ -1,5 +1,5 @@
-"""Commands that take a model, a run or any file: generate, chat, inspect, compare, tasks, watch, bench,
-verify."""
+"""Commands that take a model, a run or any file: generate, chat, inspect, compare, tasks, judge,
+watch, bench, verify."""
 
 import contextlib
 import sys
@@ -217,10 +217,8 @@ def tasks(
     from groundup.errors import SettingsError
     from groundup.tools import tasks as listing
 
-    if (dump or fetch) and data is None:
-        raise SettingsError(
-            "--dump and --fetch need --data: the folder that has the benchmark files, or shall have them"
-        )
+    if (data is not None) != (dump is not None or fetch):
+        raise SettingsError("--data is the folder of the benchmark files for --dump and --fetch: give it with them")
     if data is None:
         listed = listing.list_tasks(names or ())
         terminal.show(listing.rows(listed), instead=as_json and [asdict(each) for each in listed])
@@ -228,11 +226,35 @@ def tasks(
     with terminal.watch("tasks") as progress:
         fetched = listing.fetch_missing(names or (), data) if fetch else []
         written = listing.dump(names or (), data, dump, progress) if dump else {}
-    facts = {
-        f"{name}.jsonl": f"{n:,} items" if isinstance(n, int) else f"not written: {n}" for name, n in written.items()
-    }
+    rows = [[name, f"{n:,} items" if isinstance(n, int) else f"not written: {n}"] for name, n in written.items()]
     got = f"Fetched into {data}: {', '.join(fetched)}" if fetched else ""
-    terminal.show(got, terminal.fact_rows(facts), instead=as_json and {"fetched": fetched, "written": written})
+    terminal.show(got, rows, instead=as_json and {"fetched": fetched, "written": written})
+
+
+@app.command(epilog=example("judge"))
+def judge(
+    first: Annotated[Path, Argument(metavar="A.JSONL", help="Answers of a model: lines of generate --json.")],
+    second: Annotated[Path, Argument(metavar="B.JSONL", help="Another's, to the same prompts.")],
+    by: Annotated[str, Option(metavar="URL", help="Where the judge answers, such as http://localhost:8000/v1.")],
+    model: Annotated[str, Option(help="Its name there.")],
+    key_file: Annotated[Path | None, Option(help="The file with the key of the address; it is never shown.")] = None,
+    out: Annotated[Path | None, Option(help="Write a line of JSON for each pair, with both verdicts.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let another model say which of two models answers better.
+
+    It is asked about each pair twice, with the answers exchanged: only what both orders say is a win.
+    """
+    from groundup.evals.judge import Judge, judge_pairs, judgement
+    from groundup.tools import judge as judging
+
+    pairs = judging.read_pairs(first, second)
+    with terminal.watch("judge") as progress:
+        judged = judge_pairs(Judge(by, model, judging.read_key(key_file)), pairs, progress=progress)
+    if out:
+        judging.write_pairs(out, judged)
+    result = judgement(judged)
+    terminal.show(judging.rows(result, (str(first), str(second))), instead=as_json and asdict(result))
 
 
 @app.command("watch", epilog=example("watch"))
