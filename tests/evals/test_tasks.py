@@ -113,13 +113,13 @@ def test_requests_and_scores_are_those_recorded_where_prompts_have_not_changed(
 
 
 def test_requests_and_scores_of_truthfulqa_are_those_recorded(files: Files, golden: dict[str, Any]) -> None:
-    one, several = ([item.ask for item in TASKS[f"truthfulqa_{each}"].items(files)] for each in ("mc1", "mc2"))
+    both = (TASKS[f"truthfulqa_{each}"] for each in ("mc1", "mc2"))
+    one, several = ([with_examples(item, task, []).ask for item in task.items(files)] for task in both)
     true_first = [  # version 0 takes the answers before the first false one for the true ones: not so in two items
         replace(ask, right=tuple(takewhile(lambda place, ask=ask: place in ask.right, range(len(ask.options)))))
         for ask in several
     ]
-    both = shuffled(list(zip(one, true_first, strict=True)))
-    asks = [ask for pair in both for ask in pair]
+    asks = [ask for pair in shuffled(list(zip(one, true_first, strict=True))) for ask in pair]
     assert digest([request for ask in asks for request in ask.requests]) == golden["truthfulqa_mc-v0-loglikelihood"]
     graded = list(fake_grades(asks))
     expected = golden["truthfulqa_mc-v0-res.json"]["results"]["truthfulqa_mc"]

@@ -286,7 +286,7 @@ MMLU_CATEGORIES = {
 
 
 def truthfulqa_mc1(files: Files) -> Iterator[Item]:
-    """TruthfulQA (Lin et al. 2022, arXiv:2109.07958), its MC1: "Q: …\\nA:" behind six examples of others, one true and
+    """TruthfulQA (Lin et al. 2022, arXiv:2109.07958), its MC1: "Q: …\\nA:" behind six questions of others, one true and
     several false answers. Scored by the likeliest.
     """
     return _truthfulqa(files, "mc1_targets")
@@ -301,7 +301,7 @@ def truthfulqa_mc2(files: Files) -> Iterator[Item]:
 
 def _truthfulqa(files: Files, targets: str) -> Iterator[Item]:
     for number, record in enumerate(files.open("truthfulqa").records):
-        context = f"{TRUTHFULQA_EXAMPLES}Q: {record['question']}\nA:"
+        context = f"Q: {record['question']}\nA:"
         right = tuple(place for place, is_true in enumerate(record[targets].values()) if is_true)
         options = tuple(record[targets])
         yield Item(str(number), Choice((context,) * len(options), options, right))
@@ -328,6 +328,10 @@ A: The 1992 Olympics were held in Barcelona, Spain.
 
 """
 """Lin et al. 2022, figure 21."""
+
+
+def _truthfulqa_description(item: Item) -> str:
+    return TRUTHFULQA_EXAMPLES
 
 
 def blimp(files: Files) -> Iterator[Item]:
@@ -528,9 +532,23 @@ TASKS: dict[str, Task] = {
         categories={category: tuple(subjects.split()) for category, subjects in MMLU_CATEGORIES.items()},
         harness="mmlu",
     ),
-    "truthfulqa_mc1": Task(truthfulqa_mc1, ("truthfulqa",), ACCURACY, 0.223, "Apache 2.0", harness="truthfulqa_mc1"),
+    "truthfulqa_mc1": Task(
+        truthfulqa_mc1,
+        ("truthfulqa",),
+        ACCURACY,
+        0.223,
+        "Apache 2.0",
+        description=_truthfulqa_description,
+        harness="truthfulqa_mc1",
+    ),
     "truthfulqa_mc2": Task(
-        truthfulqa_mc2, ("truthfulqa",), ("right_share",), 0.464, "Apache 2.0", harness="truthfulqa_mc2"
+        truthfulqa_mc2,
+        ("truthfulqa",),
+        ("right_share",),
+        0.464,
+        "Apache 2.0",
+        description=_truthfulqa_description,
+        harness="truthfulqa_mc2",
     ),
     "blimp": Task(blimp, ("blimp",), ACCURACY, 1 / 2, "CC BY 4.0", harness="blimp"),
     "cola": Task(cola, ("cola",), ("correlation", "accuracy"), 0.0, "none stated", harness="cola"),
