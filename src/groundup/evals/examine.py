@@ -16,7 +16,7 @@ from groundup.artifacts import is_made, making, read_manifest, verify
 from groundup.errors import DataError, SettingsError
 from groundup.evals.ask import Answered, Examinee
 from groundup.evals.benchmarks import Files
-from groundup.evals.items import Choice, Item, Passage, Task, grade_choice, grade_passage, with_examples
+from groundup.evals.items import Choice, Item, Passage, Task, chance_of, grade_choice, grade_passage, with_examples
 from groundup.evals.metrics import Measured, measure
 from groundup.evals.settings import TaskSettings
 from groundup.files import Progress, canonical_json, explaining_write_errors, no_progress, write_json, write_text
@@ -251,7 +251,7 @@ def _result(
         settings={key: value for key, value in known.items() if key != "hash"},
         items=len(lines),
         of=len(every),
-        chance=task.chance,
+        chance=chance_of(task, every),
         metrics={metric: each for metric, each in measured.items() if each},
         groups=_measured(first, groups),
         parts=_measured(first, parts),
