@@ -184,20 +184,28 @@ def inspect(
 
 @app.command(epilog=example("compare"))
 def compare(
-    runs: Annotated[list[Path], Argument(help="Two or more finished runs.")],
+    runs: Annotated[list[Path], Argument(help="Two or more finished runs; or two models that were asked benchmarks.")],
     out: Annotated[Path | None, Option(help="Where the page goes; beside the first run if not given.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print it as JSON; a page is written only with --out.")] = False,
 ) -> None:
-    """Set runs side by side: settings that differ, scores, costs, curves, samples."""
+    """Set runs side by side: settings that differ, scores, costs, curves, samples, and benchmarks item by item."""
     from groundup.report import compare as comparing
+    from groundup.tools.examined import compare_examined, difference_rows
 
+    differences, notes = compare_examined(runs)
+    tasks = {"tasks": [asdict(each) for each in differences], "task_notes": notes}
+    said = (difference_rows(differences), "\n".join(notes))
+    if not all((run / "recipe.toml").is_file() for run in runs):
+        terminal.show(*said, instead=as_json and tasks)
+        return
     finished = comparing.read_all(runs)
     comparison = comparing.compare(finished)
     page = out or (None if as_json else comparing.default_page(finished))
     if page:
         comparing.write_page(finished, comparison, page)
-    table = as_json and asdict(comparison)
-    terminal.show(comparison.rows, "\n".join(comparison.verdicts), f"With curves and samples: {page}", instead=table)
+    table = as_json and asdict(comparison) | tasks
+    verdicts = "\n".join(comparison.verdicts)
+    terminal.show(comparison.rows, verdicts, *said, f"With curves and samples: {page}", instead=table)
 
 
 @app.command(epilog=example("tasks"))
