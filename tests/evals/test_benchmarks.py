@@ -91,9 +91,9 @@ def test_a_missing_file_is_answered_with_what_to_get_from_where(tmp_path: Path) 
     [
         (COLOURS[:18], "has 1 records, and should have 2: get it from https://example.org/colours"),
         (COLOURS + b'{"colour": "green"}\n', "has 3 records, and should have 2"),
-        (COLOURS[:25], "is no jsonl"),
+        (COLOURS[:25], "cannot be read"),
         (COLOURS.replace(b"red", b"tan"), "was altered: its SHA-256 is"),
-        (b"\xff\xfe\n", "is no jsonl"),
+        (b"\xff\xfe\n", "cannot be read"),
         (b"", "has 0 records"),
     ],
 )

@@ -26,8 +26,8 @@ import pyarrow.parquet
 from groundup.errors import DataError, MissingError, SettingsError
 
 UNPACKERS = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
-MALFORMED = (ValueError, LookupError, csv.Error, ElementTree.ParseError)
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
+MALFORMED = (ValueError, LookupError, TypeError, csv.Error, ElementTree.ParseError)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Files:
             try:
                 with zipfile.ZipFile(path) as archive:
                     members = [info.filename for info in archive.infolist() if not info.is_dir()]
-            except UNREADABLE:
+            except DAMAGED:
                 damaged.append(path)
             else:
                 files += (_File(path, name.with_suffix("") / member, member) for member in members)
@@ -174,10 +174,8 @@ def _read(form: Form, files: Sequence[_File]) -> Benchmark:
         try:
             content = file.content()
             parts[file.name.stem] = _records(file, content)
-        except UNREADABLE as error:
+        except (*DAMAGED, *MALFORMED) as error:
             raise DataError(f"{file.path} cannot be read ({error}): {form.advice}") from None
-        except MALFORMED as error:
-            raise DataError(f"{file.path} is no {file.name.suffix[1:]} ({error}): {form.advice}") from None
         digest.update(content)
     found = Benchmark(form.form, path, parts)
     fault = None

@@ -16,7 +16,7 @@ from groundup.artifacts import is_made, making, read_manifest
 from groundup.errors import DataError, SettingsError
 from groundup.evals.ask import Answered, Examinee
 from groundup.evals.benchmarks import Files
-from groundup.evals.items import Choice, Item, Passage, Task, grade_choice, grade_passage, with_examples
+from groundup.evals.items import Choice, Item, Passage, Task, chance_of, grade_choice, grade_passage, with_examples
 from groundup.evals.metrics import Measured, measure
 from groundup.evals.results import Result, read_result
 from groundup.evals.settings import TaskSettings
@@ -205,7 +205,7 @@ def _result(
         settings={key: value for key, value in known.items() if key != "hash"},
         items=len(lines),
         of=len(every),
-        chance=task.chance,
+        chance=chance_of(task, every),
         metrics={metric: each for metric, each in measured.items() if each},
         groups=_measured(first, groups),
         parts=_measured(first, parts),

@@ -506,8 +506,7 @@ NUMBER = ("exact_match", "exact_match_flexible")
 
 TASKS: dict[str, Task] = {
     "wikitext2": Task(
-        wikitext2, ("wikitext2",), ("bits_per_byte", "word_perplexity"), None, "CC BY-SA 3.0", harness="wikitext"
-    ),
+        wikitext2, ("wikitext2",), ("bits_per_byte", "word_perplexity"), None, "CC BY-SA 3.0", harness="wikitext"),
     "lambada": Task(lambada, ("lambada",), ("greedy", "perplexity"), None, "CC BY 4.0", harness="lambada_openai"),
     "hellaswag": Task(hellaswag, ("hellaswag",), FOR_LENGTH, 1 / 4, "MIT", harness="hellaswag"),
     "piqa": Task(piqa, ("piqa", "piqa_labels"), LIKELIEST, 1 / 2, "AFL 3.0", harness="piqa"),
@@ -515,64 +514,30 @@ TASKS: dict[str, Task] = {
     "winograd": Task(winograd, ("winograd",), ACCURACY, 1 / 2, "CC BY 4.0", harness="wsc273"),
     "arc_easy": Task(arc_easy, ("arc_easy",), LIKELIEST, 1 / 4, "CC BY-SA 4.0", harness="arc_easy"),
     "arc_challenge": Task(
-        arc_challenge, ("arc_challenge",), FOR_LENGTH, 1 / 4, "CC BY-SA 4.0", harness="arc_challenge"
-    ),
+        arc_challenge, ("arc_challenge",), FOR_LENGTH, 1 / 4, "CC BY-SA 4.0", harness="arc_challenge"),
     "openbookqa": Task(openbookqa, ("openbookqa",), FOR_LENGTH, 1 / 4, "Apache 2.0", harness="openbookqa"),
     "boolq": Task(boolq, ("boolq",), ACCURACY, 1 / 2, "CC BY-SA 3.0", harness="boolq"),
     "copa": Task(copa, ("copa",), ACCURACY, 1 / 2, "BSD 2-Clause", harness="copa"),
     "mmlu": Task(
-        mmlu,
-        ("mmlu", "mmlu_dev"),
-        ACCURACY,
-        1 / 4,
-        "MIT",
-        shots=5,
-        examples=_mmlu_examples,
-        description=_mmlu_description,
-        categories={category: tuple(subjects.split()) for category, subjects in MMLU_CATEGORIES.items()},
-        harness="mmlu",
-    ),
+        mmlu, ("mmlu", "mmlu_dev"), ACCURACY, 1 / 4, "MIT", 5, _mmlu_examples, _mmlu_description, harness="mmlu",
+        categories={category: tuple(subjects.split()) for category, subjects in MMLU_CATEGORIES.items()}),
     "truthfulqa_mc1": Task(
-        truthfulqa_mc1,
-        ("truthfulqa",),
-        ACCURACY,
-        0.223,
-        "Apache 2.0",
-        description=_truthfulqa_description,
-        harness="truthfulqa_mc1",
-    ),
+        truthfulqa_mc1, ("truthfulqa",), ACCURACY, 0.223, "Apache 2.0", description=_truthfulqa_description,
+        harness="truthfulqa_mc1"),
     "truthfulqa_mc2": Task(
-        truthfulqa_mc2,
-        ("truthfulqa",),
-        ("right_share",),
-        0.464,
-        "Apache 2.0",
-        description=_truthfulqa_description,
-        harness="truthfulqa_mc2",
-    ),
+        truthfulqa_mc2, ("truthfulqa",), ("right_share",), 0.464, "Apache 2.0", description=_truthfulqa_description,
+        harness="truthfulqa_mc2"),
     "blimp": Task(blimp, ("blimp",), ACCURACY, 1 / 2, "CC BY 4.0", harness="blimp"),
     "cola": Task(cola, ("cola",), ("correlation", "accuracy"), 0.0, "none stated", harness="cola"),
     "sst2": Task(sst2, ("sst2",), ACCURACY, 1 / 2, "none stated", harness="sst2"),
     "commonsense_qa": Task(commonsense_qa, ("commonsense_qa",), ACCURACY, 1 / 5, "MIT", harness="commonsense_qa"),
     "social_iqa": Task(social_iqa, ("social_iqa",), ACCURACY, 1 / 3, "CC BY 4.0", harness="social_iqa"),
     "gsm8k": Task(
-        gsm8k,
-        ("gsm8k", "gsm8k_train"),
-        NUMBER,
-        0.0,
-        "MIT",
-        shots=5,
-        examples=_gsm8k_examples,
-        check=_check_number,
-        harness="gsm8k",
-    ),
-    "svamp": Task(
-        svamp, ("svamp", "gsm8k_train"), NUMBER, 0.0, "MIT", shots=5, examples=_gsm8k_examples, check=_check_number
-    ),
+        gsm8k, ("gsm8k", "gsm8k_train"), NUMBER, 0.0, "MIT", 5, _gsm8k_examples, check=_check_number, harness="gsm8k"),
+    "svamp": Task(svamp, ("svamp", "gsm8k_train"), NUMBER, 0.0, "MIT", 5, _gsm8k_examples, check=_check_number),
     "triviaqa": Task(
-        triviaqa, ("triviaqa",), ("exact_match",), 0.0, "Apache 2.0", check=_check_exact, harness="triviaqa"
-    ),
-}
+        triviaqa, ("triviaqa",), ("exact_match",), 0.0, "Apache 2.0", check=_check_exact, harness="triviaqa"),
+}  # fmt: skip
 """By their names."""
 
 SUITES = {"core": ("blimp", "lambada", "hellaswag", "piqa", "arc_easy", "wikitext2")}
