@@ -1,6 +1,5 @@
 """HumanEval: what a program does decides, whatever it says about itself."""
 
-import gzip
 import itertools
 import json
 import math
@@ -8,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -15,13 +15,18 @@ from typing import Any
 
 import pytest
 
+from groundup.errors import ResourceError
 from groundup.evals import inside, sandbox
+from groundup.evals.benchmarks import Files
 from groundup.evals.items import Item
 from groundup.evals.programs import Grader, Outcome, metrics, pass_at_k, problem_item, program_of
+from groundup.evals.results import Result
 from groundup.evals.sandbox import Limits, probe
+from groundup.evals.settings import TaskSettings
+from groundup.evals.tasks import TASKS
+from groundup.files import no_progress
+from groundup.tools.examine import examine
 
-FILE = Path(__file__).parents[2] / "../shared/data/evals/humaneval/HumanEval.jsonl.gz"
-needs_file = pytest.mark.skipif(not FILE.is_file(), reason="needs HumanEval.jsonl.gz under ../shared/data/evals")
 needs_bubblewrap = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap"
 )
@@ -48,8 +53,9 @@ def grader() -> Grader:
     return Grader(probe(Limits(seconds=2.0)))
 
 
-def problems() -> list[Item]:
-    return [problem_item(json.loads(line)) for line in gzip.open(FILE, "rt", encoding="utf-8")]
+@pytest.fixture(scope="module")
+def problems(shared: Path) -> list[Item]:
+    return list(TASKS["humaneval"].items(Files(shared / "data" / "evals")))
 
 
 def item_of(tests: str, solution: str = "    return max(numbers)\n") -> Item:
@@ -68,23 +74,20 @@ def all_outcomes(grader: Grader, items: list[Item], body: str | None = None) -> 
     return grader.grade_all(programs)
 
 
-@needs_file
 @needs_bubblewrap
-def test_known_solutions_pass_and_nothing_fails(grader: Grader) -> None:
+def test_known_solutions_pass_and_nothing_fails(grader: Grader, problems: list[Item]) -> None:
     """Those whose tests use helpers of the prompt among them."""
-    items = [item for item in problems() if int(item.id.split("/")[1]) in (0, 1, 2, 32, 38, 50, 79, 90, 128, 160)]
+    items = [item for item in problems if int(item.id.split("/")[1]) in (0, 1, 2, 32, 38, 50, 79, 90, 128, 160)]
     assert [each.passed for each in all_outcomes(grader, items)] == [True] * 10
     assert [each.passed for each in all_outcomes(grader, items, "    return None\n")] == [False] * 10
 
 
 @pytest.mark.slow
-@needs_file
 @needs_bubblewrap
-def test_all_known_solutions_pass_and_nothing_fails(grader: Grader) -> None:
-    items = problems()
-    assert len(items) == 164
-    assert {each.passed for each in all_outcomes(grader, items)} == {True}
-    assert {each.passed for each in all_outcomes(grader, items, "    return None\n")} == {False}
+def test_all_known_solutions_pass_and_nothing_fails(grader: Grader, problems: list[Item]) -> None:
+    assert len(problems) == 164
+    assert {each.passed for each in all_outcomes(grader, problems)} == {True}
+    assert {each.passed for each in all_outcomes(grader, problems, "    return None\n")} == {False}
 
 
 @needs_bubblewrap
@@ -355,3 +358,38 @@ def test_answers_become_metrics(grader: Grader) -> None:
     assert grader.check(ITEM, ["    return max(numbers)\n", "    return 9\n"]) == {
         "pass@1": 0.5, "passed": 0.5, "wrong value": 0.5,
     }  # fmt: skip
+
+
+# The task
+
+
+def ask(model: Path, shared: Path, out: Path, allow_unsandboxed: bool = False) -> Result:
+    [result] = examine(
+        model, ["humaneval"], shared / "data" / "evals", out, TaskSettings(limit=3, samples=2, temperature=1.0),
+        together=4, device="cpu", precision=None, watch=lambda name: nullcontext(no_progress),
+        allow_unsandboxed=allow_unsandboxed,
+    )  # fmt: skip
+    return result
+
+
+@needs_bubblewrap
+def test_what_a_model_gets_is_told_with_what_isolated_its_programs(
+    finished_home: Path, shared: Path, tmp_path: Path
+) -> None:
+    result = ask(finished_home / "runs" / "tiny", shared, tmp_path)
+    assert list(result.metrics) == ["pass@1"] and result.items == 3 and result.unknown == 0
+    assert result.isolation is not None and "private network" in result.isolation
+    for line in (tmp_path / "humaneval" / "items.jsonl").read_text("utf-8").splitlines():
+        reasons = json.loads(line)["values"]
+        assert sum(share for reason, share in reasons.items() if not reason.startswith("pass@")) == 1
+
+
+def test_without_isolation_a_model_is_not_even_loaded_unless_that_was_allowed(
+    finished_home: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ResourceError, match="--allow-unsandboxed"):
+        ask(tmp_path / "no model", shared, tmp_path)
+    with pytest.warns(UserWarning, match="with all your rights"):
+        result = ask(finished_home / "runs" / "tiny", shared, tmp_path, allow_unsandboxed=True)
+    assert result.isolation == "time limit, resource limits"

@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ def examine(
     with making(target, "task", known, inputs) as draft:
         lines = _answer(task, examinee, items, settings, record, progress)
         result = _result(name, task, lines, every, files, known, contaminated_items(contaminated, name))
+        result = replace(result, isolation=inputs.get("isolation"))
         write_json(draft.path / "result.json", asdict(result))
         write_text(draft.path / "items.jsonl", "".join(canonical_json(line).decode() + "\n" for line in lines))
         draft.statistics["metrics"] = {metric: each.value for metric, each in result.metrics.items()}

@@ -13,12 +13,13 @@ import inspect
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
 from groundup.evals import inside
+from groundup.evals.benchmarks import Files
 from groundup.evals.items import Item, Writing
 from groundup.evals.sandbox import Program, Sandbox, Stopped, probe
 from groundup.machine import available_cores
@@ -40,9 +41,19 @@ class Outcome:
     """Of the error, if there was one."""
 
 
+def humaneval(files: Files) -> Iterator[Item]:
+    """HumanEval (Chen et al. 2021, arXiv:2107.03374): a function's head and what it is to do; the model writes the
+    rest. Scored by running it against the problem's tests, in a sandbox; needs bubblewrap.
+    """
+    yield from map(problem_item, files.open("humaneval").records)
+
+
 def problem_item(row: Mapping[str, str]) -> Item:
     """An item of a record of the benchmark's file."""
-    return Item(row["task_id"], Writing(row["prompt"], (row["canonical_solution"],), STOP, 1024, data=dict(row)))
+    solution = (row["canonical_solution"],)
+    return Item(
+        row["task_id"], Writing(row["prompt"], solution, STOP, stop_in_chat=(), max_tokens=1024, data=dict(row))
+    )
 
 
 def program_of(item: Item, answer: str) -> str:
@@ -185,5 +196,5 @@ def default_grader() -> Grader:
 
 
 def check_answers(item: Item, answers: Sequence[str]) -> dict[str, float]:
-    """`Grader.check`, isolated as far as this machine can."""
+    """`Grader.check`, in the sandbox that this machine has."""
     return default_grader().check(item, answers)
