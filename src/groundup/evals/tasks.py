@@ -216,7 +216,7 @@ def copa(files: Files) -> Iterator[Item]:
     """COPA (Roemmele et al. 2011), validation, as in SuperGLUE: "PREMISE because", or therefore, and two sentences.
     Scored by the likelier. As in the harness there are two spaces between.
 
-    Of the reworked form the comma before the connective is left out, so that the text is the harness's.
+    The reworked form has a comma before the connective: it is left out, which gives the harness's text.
     """
     for number, record in enumerate(files.open("copa").records):
         if "query" in record:
