@@ -94,7 +94,7 @@ class Grader:
 
     def grade_all(self, programs: Sequence[tuple[Item, str]]) -> list[Outcome]:
         """Outcomes of many programs, over all cores."""
-        with ThreadPoolExecutor(available_cores()) as pool:
+        with ThreadPoolExecutor(2 * available_cores()) as pool:  # half of the time a program's walls are waited for
             return list(pool.map(lambda each: self.grade(*each), programs))
 
     def grade(self, item: Item, program: str) -> Outcome:
