@@ -68,10 +68,9 @@ def load(
     >>> import tempfile
     >>> from groundup.weights.write import save
     >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> learned = Tokenizer.learn("low lower", vocab_size=320)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(
-    ...         Path(folder), model.config, dict(model.named_parameters()), Tokenizer.learn("low lower", vocab_size=320)
-    ...     )
+    ...     save(Path(folder), model.config, dict(model.named_parameters()), learned)
     ...     again, tokenizer = load(folder)
     >>> ids = torch.tensor([tokenizer.encode("lower")])
     >>> torch.equal(again(ids), model.eval()(ids))
