@@ -300,6 +300,7 @@ MISTAKES = {
     ),
     "one run to compare": Mistake(["compare", "runs/tiny"], ["compare"]),
     "one tokenizer to compare": Mistake(["tokens", "compare", "runs/tiny", "--text", "tales"], ["tokens"]),
+    "a task that is not there": Mistake(["tasks", "hellswag"], ["tasks"]),
     "no files to score": Mistake(["eval", "runs/tiny/model"], ["eval"]),
     "a report of what is not finished": Mistake(
         ["report", "runs/tiny"], ["build"], before=remove("runs/tiny/evals")
@@ -386,6 +387,7 @@ TRIED = {
     ("pretrain/run.py", "doctor"),
     ("pretrain/settings.py", "new"),
     ("pretrain/start.py", "new"),
+    ("evals/tasks.py", "tasks"),
     ("tools/evaluate.py", "eval"),
     ("pages/templates/recipe.toml", "pretrain"),
     ("tools/tokens.py", "tokenizer"),

@@ -84,13 +84,15 @@ def test_a_process_of_its_own_prints_and_ends_as_the_tests_here_say(
 
 
 @pytest.mark.parametrize(
-    "command", ["new", "inspect", "corpus", "tokenizer", "pack", "compare", "tokens", "tokens compare", "tokens advise"]
+    "command",
+    ["new", "inspect", "corpus", "tokenizer", "pack", "compare", "tasks", "tokens", "tokens compare", "tokens advise"],
 )
 def test_commands_that_need_no_torch_import_none(built: Path, command: str) -> None:
     arguments = {
         "new": ["light", "--from", "tales"],
         "inspect": ["runs/tiny"],
         "compare": ["runs/tiny", "runs/tiny2"],
+        "tasks": [],
         "tokens": ["show", "runs/tiny", "the king"],
         "tokens compare": ["runs/tiny", "other.json", "--text", "tales"],
         "tokens advise": ["tales"],

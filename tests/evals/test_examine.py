@@ -13,8 +13,9 @@ from groundup.evals import examine as examining
 from groundup.evals.ask import Examinee
 from groundup.evals.benchmarks import Files
 from groundup.evals.compare import compare
-from groundup.evals.examine import Result, examine, first_of_each, questions, read_lines, read_result
+from groundup.evals.examine import examine, first_of_each, questions
 from groundup.evals.items import Choice, Item, Task, Writing
+from groundup.evals.results import Result, read_lines, read_result
 from groundup.evals.settings import TaskSettings
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer

@@ -3,17 +3,19 @@
 import importlib
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
 from groundup.cli import terminal
-from groundup.cli.options import AsJson, Device, Overrides, Ranks, RecipeFile, Replace, Run, example
+from groundup.cli.options import AsJson, Device, Overrides, PackedIn, Ranks, RecipeFile, Replace, Run, example
 
 if TYPE_CHECKING:
     from groundup.building import Built
+    from groundup.evals.settings import TaskSettings
     from groundup.pretrain.doctor.verdict import Verdict
 
 app = typer.Typer()
@@ -220,18 +222,45 @@ def evaluate(
         list[str] | None,
         Argument(
             metavar="FILE|KEY=VALUE",
-            help="Files or folders to score, and how they are read (corpus.…); with a recipe, any settings.",
+            help="Files or folders to score, and how they are read (corpus.…); with a recipe, any settings; with "
+            "--tasks, how they are asked: limit, shots, chat, samples, temperature, seed, stride.",
         ),
     ] = None,
     run: Run = None,
     replace: Replace = False,
     device: Device = None,
+    tasks: Annotated[str | None, Option(help="Benchmarks, with commas between; see `groundup tasks`.")] = None,
+    suite: Annotated[str | None, Option(help="Benchmarks that belong together: core.")] = None,
+    data: Annotated[Path, Option(help="The folder with the benchmarks' files.")] = Path("benchmarks"),
+    out: Annotated[Path | None, Option("--out", help="Where results go; beside the model if not given.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Items of each benchmark; all if not given.")] = None,
+    shots: Annotated[int | None, Option(min=0, help="Examples before each question; else as many as usual.")] = None,
+    chat: Annotated[bool, Option("--chat", help="Ask in the model's own chat template.")] = False,
+    together: Annotated[int, Option(min=1, help="Requests that run at once; no result depends on it.")] = 32,
+    precision: PackedIn = None,
+    engine: Annotated[
+        Literal["own", "lm-eval"], Option(help="lm-eval asks tasks of lm-evaluation-harness, by their names there.")
+    ] = "own",
     as_json: AsJson = False,
 ) -> None:
-    """Measure bits per byte on the test documents, or on any file."""
+    """Measure bits per byte on the test documents or any file, or what a model gets in benchmarks.
+
+    Benchmarks that were interrupted go on item by item; those that are done are not run again.
+    """
     from groundup.errors import SettingsError
     from groundup.tools.evaluate import lines, read_score, score
 
+    if tasks or suite:
+        if run or replace or target.suffix == ".toml":
+            raise SettingsError("--tasks and --suite take a model: no recipe, --run or --replace")
+        from groundup.evals.settings import TaskSettings
+
+        given = {"limit": limit, "shots": shots, "chat": chat}
+        settings = TaskSettings.from_table({name: value for name, value in given.items() if value is not None}, "eval")
+        names = [name for each in (tasks, suite) if each for name in each.split(",")]
+        asked = settings.override(rest or ())
+        _examine(target, names, data, out, asked, together, device, precision, engine, as_json)
+        return
     if target.suffix == ".toml":
         if device is not None:
             raise SettingsError(f"--device goes with files to score; with a recipe, set pretrain.device={device}")
@@ -244,6 +273,36 @@ def evaluate(
     else:
         result = read_score(target)
     terminal.show("\n".join(lines(result)), instead=as_json and result)
+
+
+def _examine(
+    target: Path,
+    names: list[str],
+    data: Path,
+    out: Path | None,
+    settings: "TaskSettings",
+    together: int,
+    device: str | None,
+    precision: PackedIn,
+    engine: str,
+    as_json: bool,
+) -> None:
+    """Ask a model the items of benchmarks, and print what it got."""
+    from groundup.tools import examine as examining
+    from groundup.tools import examined
+
+    if engine == "lm-eval":
+        found = examining.examine_by_harness(target, names, settings, together=together, device=device)
+        terminal.show(examined.harness_rows(found), instead=as_json and found)
+        return
+    place = out or examined.results_directory(target)
+    with terminal.keeping("the items"):
+        results = examining.examine(
+            target, names, data, place, settings, together=together, device=device, precision=precision,
+            watch=terminal.watch,
+        )  # fmt: skip
+    then = [f"open {place / 'report.html'} in a browser", terminal.command("compare", target, "ANOTHER_MODEL")]
+    terminal.show(examined.rows(results), then=then, instead=as_json and [asdict(result) for result in results])
 
 
 @app.command(epilog=example("export"))

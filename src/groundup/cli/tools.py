@@ -1,5 +1,5 @@
-"""Commands that take a model, a run or any file: generate, chat, inspect, compare, watch, bench,
-verify."""
+"""Commands that take a model, a run or any file: generate, chat, inspect, compare, tasks, judge,
+watch, bench, verify."""
 
 import contextlib
 import sys
@@ -184,20 +184,85 @@ def inspect(
 
 @app.command(epilog=example("compare"))
 def compare(
-    runs: Annotated[list[Path], Argument(help="Two or more finished runs.")],
+    runs: Annotated[list[Path], Argument(help="Two or more finished runs; or two models that were asked benchmarks.")],
     out: Annotated[Path | None, Option(help="Where the page goes; beside the first run if not given.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print it as JSON; a page is written only with --out.")] = False,
 ) -> None:
-    """Set runs side by side: settings that differ, scores, costs, curves, samples."""
+    """Set runs side by side: settings that differ, scores, costs, curves, samples, and benchmarks item by item."""
     from groundup.report import compare as comparing
+    from groundup.tools.examined import compare_examined, difference_rows
 
+    differences, notes = compare_examined(runs)
+    tasks = {"tasks": [asdict(each) for each in differences], "task_notes": notes}
+    said = (difference_rows(differences), "\n".join(notes))
+    if not all((run / "recipe.toml").is_file() for run in runs):
+        terminal.show(*said, instead=as_json and tasks)
+        return
     finished = comparing.read_all(runs)
     comparison = comparing.compare(finished)
     page = out or (None if as_json else comparing.default_page(finished))
     if page:
         comparing.write_page(finished, comparison, page)
-    table = as_json and asdict(comparison)
-    terminal.show(comparison.rows, "\n".join(comparison.verdicts), f"With curves and samples: {page}", instead=table)
+    table = as_json and asdict(comparison) | tasks
+    verdicts = "\n".join(comparison.verdicts)
+    terminal.show(comparison.rows, verdicts, *said, f"With curves and samples: {page}", instead=table)
+
+
+@app.command(epilog=example("tasks"))
+def tasks(
+    names: Annotated[list[str] | None, Argument(metavar="TASK", help="Tasks or suites; all if not given.")] = None,
+    data: Annotated[Path | None, Option(help="The folder that has the benchmark files, anywhere below.")] = None,
+    dump: Annotated[
+        Path | None,
+        Option(help="Write the items of each task as TASK.jsonl into this folder, to look for them in texts."),
+    ] = None,
+    fetch: Annotated[
+        bool, Option("--fetch", help="First get what --data lacks from the Hugging Face hub, where the hub has it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the benchmarks: which file each needs, how it is scored, what chance gets; or write their items."""
+    from groundup.errors import SettingsError
+    from groundup.tools import tasks as listing
+
+    if (data is not None) != (dump is not None or fetch):
+        raise SettingsError("--data is the folder of the benchmark files for --dump and --fetch: give it with them")
+    if data is None:
+        listed = listing.list_tasks(names or ())
+        terminal.show(listing.rows(listed), instead=as_json and [asdict(each) for each in listed])
+        return
+    with terminal.watch("tasks") as progress:
+        fetched = listing.fetch_missing(names or (), data) if fetch else []
+        written = listing.dump(names or (), data, dump, progress) if dump else {}
+    rows = [[name, f"{n:,} items" if isinstance(n, int) else f"not written: {n}"] for name, n in written.items()]
+    got = f"Fetched into {data}: {', '.join(fetched)}" if fetched else ""
+    terminal.show(got, rows, instead=as_json and {"fetched": fetched, "written": written})
+
+
+@app.command(epilog=example("judge"))
+def judge(
+    first: Annotated[Path, Argument(metavar="A.JSONL", help="Answers of a model: lines of generate --json.")],
+    second: Annotated[Path, Argument(metavar="B.JSONL", help="Another's, to the same prompts.")],
+    by: Annotated[str, Option(metavar="URL", help="Where the judge answers, such as http://localhost:8000/v1.")],
+    model: Annotated[str, Option(help="Its name there.")],
+    key_file: Annotated[Path | None, Option(help="The file with the key of the address; it is never shown.")] = None,
+    out: Annotated[Path | None, Option(help="Write a line of JSON for each pair, with both verdicts.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let another model say which of two models answers better.
+
+    It is asked about each pair twice, with the answers exchanged: only what both orders say is a win.
+    """
+    from groundup.evals.judge import Judge, judge_pairs, judgement
+    from groundup.tools import judge as judging
+
+    pairs = judging.read_pairs(first, second)
+    with terminal.watch("judge") as progress:
+        judged = judge_pairs(Judge(by, model, judging.read_key(key_file)), pairs, progress=progress)
+    if out:
+        judging.write_pairs(out, judged)
+    result = judgement(judged)
+    terminal.show(judging.rows(result, (str(first), str(second))), instead=as_json and asdict(result))
 
 
 @app.command("watch", epilog=example("watch"))

@@ -3,12 +3,13 @@
 An answer does not depend on how many items are asked together, nor on their order.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from groundup.errors import SettingsError
 from groundup.evals.items import Choice, Item, Likelihood, Passage, Writing
-from groundup.generation.engine import Request
+from groundup.generation.engine import Request, not_finite
 from groundup.generation.packed import Precision
 from groundup.generation.settings import Sampling
 from groundup.generation.text import Answer, Writer
@@ -202,5 +203,11 @@ class Examinee:
 
 
 def _likelihood(request: Request) -> Likelihood:
+    """
+    Raises:
+        DivergedError: scores that are not finite.
+    """
     logprob = sum(each.logprob for each in request.echoed)
+    if not math.isfinite(logprob):
+        raise not_finite()
     return Likelihood(logprob, all(each.best[0][0] == each.id for each in request.echoed))

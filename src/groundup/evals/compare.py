@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from groundup.artifacts import is_made
-from groundup.evals.examine import Result, read_lines, read_result
 from groundup.evals.metrics import METRICS, metric_called, table_of
+from groundup.evals.results import Result, read_lines, results_in
 from groundup.evals.statistics import holm, paired_difference
 
 BELIEVED = 0.05
@@ -30,12 +29,6 @@ class TaskDifference:
     """By Holm's correction for all tasks that are compared."""
     says: str
     """better, worse or no difference."""
-
-
-def results_in(directory: Path) -> dict[str, Result]:
-    """The results in a directory that `examine` fills, by task."""
-    found = sorted(path for path in directory.iterdir() if is_made(path)) if directory.is_dir() else []
-    return {path.name: read_result(path) for path in found}
 
 
 def compare(first: Path, second: Path) -> tuple[list[TaskDifference], list[str]]:

@@ -8,47 +8,20 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from groundup.artifacts import is_made, making, read_manifest, verify
+from groundup.artifacts import is_made, making, read_manifest
 from groundup.errors import DataError, SettingsError
 from groundup.evals.ask import Answered, Examinee
 from groundup.evals.benchmarks import Files
-from groundup.evals.items import Choice, Item, Passage, Task, grade_choice, grade_passage, with_examples
+from groundup.evals.items import Choice, Item, Passage, Task, chance_of, grade_choice, grade_passage, with_examples
 from groundup.evals.metrics import Measured, measure
+from groundup.evals.results import Result, read_result
 from groundup.evals.settings import TaskSettings
 from groundup.files import Progress, canonical_json, explaining_write_errors, no_progress, write_json, write_text
 from groundup.generation.settings import Sampling
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a model got in a task."""
-
-    task: str
-    metric: str
-    """What the task is known by."""
-    hash: str
-    """Digest of every item as it is asked, and of how it is scored: only results with the same one are compared."""
-    settings: dict[str, Any]
-    """How it was asked: the fields of `TaskSettings`."""
-    items: int
-    of: int
-    """Items that the task has."""
-    chance: float | None
-    metrics: dict[str, Measured]
-    groups: dict[str, Measured]
-    """The first metric, of each part of the task."""
-    parts: dict[str, Measured]
-    """The first metric of items that training documents hold ("contaminated") and of the rest ("clean"), if known."""
-    cut: int
-    """Items of whose beginning the model saw nothing."""
-    unknown: int
-    """Items whose check could not be run; they count in no metric."""
-    files: dict[str, str]
-    """What was read, and in which form."""
 
 
 def questions(name: str, task: Task, files: Files, shots: int) -> list[Item]:
@@ -128,25 +101,6 @@ def examine(
         draft.statistics["metrics"] = {metric: each.value for metric, each in result.metrics.items()}
     record.path.unlink(missing_ok=True)
     return result
-
-
-def read_result(directory: Path) -> Result:
-    """The result in a directory that `examine` has made.
-
-    Raises:
-        DataError: missing or damaged.
-    """
-    verify(directory, "task")
-    table = json.loads((directory / "result.json").read_bytes())
-    for name in ("metrics", "groups", "parts"):
-        table[name] = {key: Measured(**{**each, "interval": each["interval"] and tuple(each["interval"])})
-                       for key, each in table[name].items()}  # fmt: skip
-    return Result(**table)
-
-
-def read_lines(directory: Path) -> list[dict[str, Any]]:
-    """What the model made of each item, in the task's order."""
-    return [json.loads(line) for line in (directory / "items.jsonl").read_bytes().splitlines()]
 
 
 class _Record:
@@ -251,7 +205,7 @@ def _result(
         settings={key: value for key, value in known.items() if key != "hash"},
         items=len(lines),
         of=len(every),
-        chance=task.chance,
+        chance=chance_of(task, every),
         metrics={metric: each for metric, each in measured.items() if each},
         groups=_measured(first, groups),
         parts=_measured(first, parts),

@@ -88,7 +88,7 @@ class Task:
     metrics: tuple[str, ...]
     """What is measured of each item; the first is what the task is known by."""
     chance: float | None
-    """What guessing gets of the first metric; None where there is no such number."""
+    """What guessing gets of the first metric, of the authors' own files; None where there is no such number."""
     licence: str
     shots: int = 0
     """Examples before each question, unless others are asked for."""
@@ -102,6 +102,13 @@ class Task:
     """Broader parts, and the groups in each."""
     harness: str | None = None
     """The task of lm-evaluation-harness that asks the same."""
+
+
+def chance_of(task: Task, items: Sequence[Item]) -> float | None:
+    """What guessing gets of a task's first metric on these items: reworked forms may have fewer options."""
+    shares = [len(item.ask.right) / len(item.ask.options) for item in items if isinstance(item.ask, Choice)]
+    is_share = task.metrics[0].startswith(("accuracy", "right_share"))
+    return sum(shares) / len(shares) if shares and is_share else task.chance
 
 
 def grade_choice(

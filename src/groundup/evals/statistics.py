@@ -47,7 +47,10 @@ def interval(above: npt.NDArray[np.int64], below: npt.NDArray[np.int64]) -> tupl
 
 def mean_error(values: Values) -> float:
     """The standard error of the mean of independent items: standard deviation / √n; NaN for a single one."""
-    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    if len(values) < 2:
+        return math.nan
+    squares = np.add.accumulate((values - values.mean()) ** 2)  # in turn, to the last digit of lm-evaluation-harness
+    return math.sqrt(float(squares[-1]) / (len(values) - 1)) / math.sqrt(len(values))
 
 
 def share_interval(outcomes: Values) -> tuple[float, float]:

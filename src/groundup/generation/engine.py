@@ -109,6 +109,8 @@ class Place:
     """Those with −∞ for what is never chosen."""
     total: float = field(init=False)
     """log Σ exp(logits), where probabilities are told."""
+    told: Chosen | None = None
+    """How likely the prompt's token was."""
 
 
 class Engine:
@@ -386,12 +388,17 @@ class Engine:
 
     def _score(self, places: list[Place], logits: Float[Tensor, "R V"]) -> None:
         """Note at each place what was computed there."""
-        allowed = logits if not len(self._never) else logits.index_fill(1, self._never, -math.inf)
+        chooses = len(self._never) and any(place.token is not None for place in places)
+        allowed = logits.index_fill(1, self._never, -math.inf) if chooses else logits
         totals = [math.nan] * len(places)
         if any(place.request.best is not None for place in places):
             # of several rows: a single one may be added up in parts, with other bits
             rows = torch.tensor(_filled_up(ROWS, [*range(len(places))]), device=self._device)
-            totals = logits[rows].to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=1).tolist()
+            scores = logits if len(rows) == len(places) else logits[rows]
+            scores = scores.to(torch.promote_types(logits.dtype, torch.float32))
+            sums = scores.logsumexp(dim=1)
+            totals = sums.tolist()
+            _tell_prompts(places, scores, sums)
         for place, row, allowed_row, total in zip(places, logits, allowed, totals, strict=False):
             place.logits, place.allowed, place.total = row, allowed_row, total
         self._choose_together(places, allowed)
@@ -423,11 +430,11 @@ class Engine:
         try:
             begun = len(request.answer)
             for place in places:
-                if place.token is None:
-                    request.echoed.append(_told(place, request.prompt[place.at + 1]))
+                if place.told is not None:
+                    request.echoed.append(place.told)
                     continue
                 ending = _append(place)
-                if ending or proposed[place.token - begun :][:1] != request.ids[-1:]:
+                if ending or proposed[(place.token or 0) - begun :][:1] != request.ids[-1:]:
                     break
         except Exception as error:  # of this request alone: the others go on
             self.cache.clear(self.schedule.pages.forget(request.pages))
@@ -455,6 +462,21 @@ def _places(work: Work[Request]) -> list[Place]:
         elif request.echo and not request.answer and at >= request.echo - 1 + len(request.echoed):
             places.append(Place(request, at, None))
     return places
+
+
+def _tell_prompts(places: list[Place], scores: Float[Tensor, "R V"], totals: Float[Tensor, "R"]) -> None:
+    """Tell how likely the prompts' tokens were, all at once."""
+    told = [(row, place) for row, place in enumerate(places) if place.token is None]
+    if not told:
+        return
+    numbers = torch.tensor([row for row, _ in told], device=scores.device)
+    rows, sums = (scores, totals) if len(told) == len(scores) else (scores[numbers], totals[numbers])
+    ids = [place.request.prompt[place.at + 1] for _, place in told]
+    logprobs = (rows.gather(1, torch.tensor(ids, device=rows.device)[:, None])[:, 0] - sums).tolist()
+    best = rows.topk(min(max(place.request.best or 0 for _, place in told), rows.shape[1]))
+    likeliest = zip(best.indices.tolist(), (best.values - sums[:, None]).tolist(), strict=True)
+    for (_, place), id, logprob, columns in zip(told, ids, logprobs, likeliest, strict=True):
+        place.told = Chosen(id, logprob, logprob, tuple(zip(*columns, strict=True))[: place.request.best])
 
 
 def _append(place: Place) -> Ending | None:
@@ -498,9 +520,7 @@ def _told(place: Place, id: int) -> Chosen:
     logits = place.logits.to(torch.promote_types(place.logits.dtype, torch.float32))
     logprobs = logits - place.total
     best = logprobs.topk(min(place.request.best or 0, len(logprobs)))
-    drawn = logprobs[id]
-    if place.token is not None:
-        drawn = probabilities(_scores(place)[None], place.request.sampling)[0, id].log()
+    drawn = probabilities(_scores(place)[None], place.request.sampling)[0, id].log()
     likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return Chosen(id, logprobs[id].item(), drawn.item(), likeliest)
 
