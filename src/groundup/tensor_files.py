@@ -62,29 +62,28 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
         OSError: missing.
     """
     size = file.stat().st_size
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(size - 8, LONGEST_HEADER):
-            raise _no_safetensors(file, f"it says that its header has {length:,} bytes; the file has {size:,}")
-        header = stream.read(length)
     try:
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+                raise ValueError(f"it says that its header has {length:,} bytes; the file has {size:,}")
+            header = stream.read(length)
         if header.count(b'"data_offsets"') > MOST:
             raise ValueError(f"it has more than {MOST:,} tensors")
         said = json.loads(header, object_pairs_hook=_once)
         if not isinstance(said, dict):
             raise ValueError("its header is no JSON object")
         said.pop("__metadata__", None)
-        places = [_place(name, tensor, size - 8 - length) for name, tensor in said.items()]
+        places = {name: _place(name, tensor, size - 8 - length) for name, tensor in said.items()}
+        end = 0
+        for first, last, name in sorted((first, last, name) for name, (_, _, first, last) in places.items()):
+            if first < end:
+                raise ValueError(f"{name} lies within another tensor")
+            end = last
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _no_safetensors(file, str(error)) from None
-    end = 0
-    for first, last, name in sorted((place[2], place[3], name) for place, name in zip(places, said, strict=True)):
-        if first < end:
-            raise _no_safetensors(file, f"{name} lies within another tensor")
-        end = last
+        raise DamagedError(f"{file} is not a whole safetensors file: {error}") from None
     held = np.memmap(file, np.uint8, "r")[8 + length :] if end else np.zeros(0, np.uint8)
-    return {name: Stored(kind, shape, held[first:last])
-            for name, (kind, shape, first, last) in zip(said, places, strict=True)}  # fmt: skip
+    return {name: Stored(kind, shape, held[first:last]) for name, (kind, shape, first, last) in places.items()}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,10 +102,6 @@ def _place(name: str, tensor: dict[str, Any], room: int) -> tuple[str, tuple[int
     if last - first != wanted or last > room:
         raise ValueError(f"{name}, {kind} of shape {shape}, lies at {first:,} to {last:,} of {room:,} bytes")
     return kind, tuple(shape), first, last
-
-
-def _no_safetensors(file: Path, why: str) -> DamagedError:
-    return DamagedError(f"{file} is not a whole safetensors file: {why}")
 
 
 def not_finite(file: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ import torch
 import groundup
 from groundup.artifacts import verify
 from groundup.errors import DataError, SettingsError
+from groundup.files import write_json
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -18,7 +19,8 @@ from groundup.weights.configs import filled
 from groundup.weights.files import digest_of
 from groundup.weights.gguf import write_gguf
 from groundup.weights.load import read_weights
-from groundup.weights.write import save_published
+from groundup.weights.names import to_published, write_config
+from groundup.weights.write import write_tensors
 
 TEMPLATE = "{% for message in messages %}{{ bos_token + message['content'] + eos_token }}{% endfor %}"
 
@@ -76,7 +78,9 @@ def test_a_hugging_face_directory_becomes_a_model_of_ours(
 ) -> None:
     source = tmp_path / "theirs"
     source.mkdir()
-    save_published(source, "llama", model.config, dict(model.named_parameters()))
+    write_json(source / "config.json", write_config("llama", model.config))
+    weights = to_published("llama", model.config, dict(model.named_parameters()))
+    write_tensors(source / "model.safetensors", weights)
     tokenizer.save(source)
     (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "<|im_end|>"}))
     (source / "generation_config.json").write_text(json.dumps({"temperature": 0.3, "top_p": 0.9, "do_sample": True}))
@@ -127,8 +131,7 @@ class Harmful:
 def test_a_pickle_is_refused_by_its_name_and_not_run(tmp_path: Path, model: Transformer, name: str) -> None:
     done, file = tmp_path / "done", tmp_path / name
     file.parent.mkdir(exist_ok=True)
-    save_published(file.parent, "llama", model.config, dict(model.named_parameters()))
-    (file.parent / "model.safetensors").unlink()
+    write_json(file.parent / "config.json", write_config("llama", model.config))
     file.write_bytes(pickle.dumps(Harmful(done)))
     with pytest.raises(
         DataError, match=rf"{file.name}.* (is|has).*(a pickle|no whole|not a whole)|{file.name}, a pickle"

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import groundup
 from groundup.errors import DataError, SettingsError
+from groundup.files import write_json
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.weights.names import (
@@ -25,7 +26,7 @@ from groundup.weights.names import (
     to_published,
     write_config,
 )
-from groundup.weights.write import save_published
+from groundup.weights.write import write_tensors
 
 FLOAT32 = 1e-4  # the tolerance the project promises
 LENGTH = 23
@@ -207,7 +208,8 @@ def test_what_is_written_as_published_comes_back_and_gives_the_same_logits(
     assert back.keys() == weights.keys()
     for name, weight in weights.items():
         assert torch.equal(back[name], weight), name
-    save_published(tmp_path, kind, config, weights)
+    write_json(tmp_path / "config.json", write_config(kind, config))
+    write_tensors(tmp_path / "model.safetensors", to_published(kind, config, weights))
     again, _ = groundup.load(tmp_path, device="cpu")
     assert write_config(kind, again.config) == write_config(kind, config)
     tokens = torch.randint(0, 90, (2, LENGTH))

@@ -62,12 +62,8 @@ def write(call, kind):
 @in_vectors
 def attend(call, kind):
     """Tasks, until none is left."""
-    q, keys, values, read = (
-        pointer(call.q, kind),
-        pointer(call.keys, kind),
-        pointer(call.values, kind),
-        pointer(call.read, kind),
-    )
+    q, read = pointer(call.q, kind), pointer(call.read, kind)
+    keys, values = pointer(call.keys, kind), pointer(call.values, kind)
     table, length = pointer(call.table, np.int32), pointer(call.length, np.int32)
     slopes, taken = pointer(call.slopes, np.float32), pointer(call.taken, np.int64)
     scale, soft_cap = at(pointer(call.factors, np.float32), 0), at(pointer(call.factors, np.float32), 1)

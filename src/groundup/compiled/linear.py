@@ -29,89 +29,77 @@ LANES = 32
 
 
 @intrinsic
-def meet(typing_context: Any, codes: Any, first: Any, rows: Any, second: Any, width: Any, sums: Any, count: Any) -> Any:
-    """`sums[i]`, int32: the products of int8 from `first` with int16 from `second + i width`, added up, for `count`
-    rows, a constant. Written so that it becomes multiply-add of pairs, where the processor has it."""
+def meet(typing_context: Any, left: Any, first: Any, rows: Any, second: Any, width: Any, sums: Any, count: Any) -> Any:
+    """`sums[i]`: the products of numbers of `left` from `first` with those of `rows` from `second + i width`, added up,
+    for `count` rows, a constant: float32 with float32, or int8 with int16 into int32."""
     if not isinstance(count, types.Literal):
         raise errors.RequireLiteralValue(count)
-    number = count.literal_value
+    long, add_up = types.int64, _add_floats if left.dtype == types.float32 else _add_whole
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        add_up(builder, arguments, count.literal_value)
+        return context.get_dummy_value()
+
+    return types.void(left, long, rows, long, long, sums, count), generate
+
+
+def _load(builder: Any, numbers: Any, place: Any, kind: Any, align: int) -> Any:
+    held = builder.load(builder.bitcast(builder.gep(numbers, [place], inbounds=True), kind.as_pointer()))
+    held.align = align
+    return held
+
+
+def _add_whole(builder: Any, arguments: Any, count: int) -> None:
+    """Written so that it becomes multiply-add of pairs, where the processor has it."""
+    codes, first, rows, second, width, sums, _ = arguments
     narrow, middle, wide = (ir.VectorType(ir.IntType(bits), LANES) for bits in (8, 16, 32))
     pairs = ir.VectorType(INT, LANES // 2)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        codes, first, rows, second, width, sums, _ = arguments
-        totals = [cgutils.alloca_once_value(builder, ir.Constant(pairs, None)) for _ in range(number)]
-
-        def load(numbers: Any, place: Any, kind: Any) -> Any:
-            held = builder.load(builder.bitcast(builder.gep(numbers, [place], inbounds=True), kind.as_pointer()))
-            held.align = 1
-            return held
-
-        with cgutils.for_range(builder, builder.sdiv(width, LONG(LANES))) as loop:
-            here = builder.mul(loop.index, LONG(LANES))
-            code = builder.sext(load(codes, builder.add(first, here), narrow), middle)
-            for i, total in enumerate(totals):
-                place = builder.add(builder.add(second, here), builder.mul(width, LONG(i)))
-                product = builder.mul(builder.sext(code, wide), builder.sext(load(rows, place, middle), wide))
-                even, odd = (
-                    builder.shuffle_vector(product, product, ir.Constant(pairs, [*range(start, LANES, 2)]))
-                    for start in (0, 1)
-                )
-                builder.store(builder.add(builder.load(total), builder.add(even, odd)), total)
-        kind = ir.FunctionType(INT, [pairs])
-        add_up = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.add.v{LANES // 2}i32")
+    totals = [cgutils.alloca_once_value(builder, ir.Constant(pairs, None)) for _ in range(count)]
+    with cgutils.for_range(builder, builder.sdiv(width, LONG(LANES))) as loop:
+        here = builder.mul(loop.index, LONG(LANES))
+        code = builder.sext(_load(builder, codes, builder.add(first, here), narrow, 1), middle)
         for i, total in enumerate(totals):
-            builder.store(builder.call(add_up, [builder.load(total)]), builder.gep(sums, [LONG(i)], inbounds=True))
-        return context.get_dummy_value()
+            place = builder.add(builder.add(second, here), builder.mul(width, LONG(i)))
+            row = _load(builder, rows, place, middle, 1)
+            product = builder.mul(builder.sext(code, wide), builder.sext(row, wide))
+            even, odd = (
+                builder.shuffle_vector(product, product, ir.Constant(pairs, [*range(start, LANES, 2)]))
+                for start in (0, 1)
+            )
+            builder.store(builder.add(builder.load(total), builder.add(even, odd)), total)
+    kind = ir.FunctionType(INT, [pairs])
+    add_up = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.add.v{LANES // 2}i32")
+    for i, total in enumerate(totals):
+        builder.store(builder.call(add_up, [builder.load(total)]), builder.gep(sums, [LONG(i)], inbounds=True))
 
-    long = types.int64
-    return types.void(codes, long, rows, long, long, sums, count), generate
 
-
-@intrinsic
-def meet_floats(
-    typing_context: Any, weights: Any, first: Any, rows: Any, second: Any, width: Any, sums: Any, count: Any
-) -> Any:
-    """`sums[i]`: the products of float32 from `first` with those from `second + i width`, added up, for `count` rows, a
-    constant. In one order, whatever `count` is."""
-    if not isinstance(count, types.Literal):
-        raise errors.RequireLiteralValue(count)
+def _add_floats(builder: Any, arguments: Any, count: int) -> None:
+    """In one order, whatever `count` is."""
+    left, first, rows, second, width, sums, _ = arguments
     floats = ir.VectorType(FLOAT, LANES // 2)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        weights, first, rows, second, width, sums, _ = arguments
-        zero = ir.Constant(floats, [0.0] * (LANES // 2))
-        # two sums for each row: the next is begun before the last is done
-        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(count.literal_value)]
-        kind = ir.FunctionType(floats, [floats] * 3)
-        add_product = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES // 2}f32")
-
-        def load(numbers: Any, place: Any) -> Any:
-            held = builder.load(builder.bitcast(builder.gep(numbers, [place], inbounds=True), floats.as_pointer()))
-            held.align = 4
-            return held
-
-        with cgutils.for_range(builder, builder.sdiv(width, LONG(LANES))) as loop:
-            for part in range(2):
-                here = builder.add(builder.mul(loop.index, LONG(LANES)), LONG(part * LANES // 2))
-                weight = load(weights, builder.add(first, here))
-                for i, each in enumerate(totals):
-                    other = load(rows, builder.add(builder.add(second, here), builder.mul(width, LONG(i))))
-                    builder.store(builder.call(add_product, [weight, other, builder.load(each[part])]), each[part])
-        for i, (one, two) in enumerate(totals):
-            total, lanes = builder.fadd(builder.load(one), builder.load(two)), LANES // 2
-            while lanes > 1:
-                lanes //= 2
-                lower, upper = (
-                    builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(INT, lanes), [*chosen]))
-                    for chosen in (range(lanes), range(lanes, 2 * lanes))
-                )
-                total = builder.fadd(lower, upper)
-            builder.store(builder.extract_element(total, INT(0)), builder.gep(sums, [LONG(i)], inbounds=True))
-        return context.get_dummy_value()
-
-    long = types.int64
-    return types.void(weights, long, rows, long, long, sums, count), generate
+    zero = ir.Constant(floats, [0.0] * (LANES // 2))
+    # two sums for each row: the next is begun before the last is done
+    totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(count)]
+    kind = ir.FunctionType(floats, [floats] * 3)
+    add_product = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES // 2}f32")
+    with cgutils.for_range(builder, builder.sdiv(width, LONG(LANES))) as loop:
+        for part in range(2):
+            here = builder.add(builder.mul(loop.index, LONG(LANES)), LONG(part * LANES // 2))
+            weight = _load(builder, left, builder.add(first, here), floats, 4)
+            for i, each in enumerate(totals):
+                place = builder.add(builder.add(second, here), builder.mul(width, LONG(i)))
+                other = _load(builder, rows, place, floats, 4)
+                builder.store(builder.call(add_product, [weight, other, builder.load(each[part])]), each[part])
+    for i, (one, two) in enumerate(totals):
+        total, lanes = builder.fadd(builder.load(one), builder.load(two)), LANES // 2
+        while lanes > 1:
+            lanes //= 2
+            lower, upper = (
+                builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(INT, lanes), [*chosen]))
+                for chosen in (range(lanes), range(lanes, 2 * lanes))
+            )
+            total = builder.fadd(lower, upper)
+        builder.store(builder.extract_element(total, INT(0)), builder.gep(sums, [LONG(i)], inbounds=True))
 
 
 @intrinsic
@@ -127,53 +115,39 @@ def put_whole(typing_context: Any, numbers: Any, index: Any, number: Any) -> Any
     return types.void(numbers, types.int64, types.float32), generate
 
 
-def multiply_int8(call):
-    multiply_whole(numba.carray(call, 1)[0])
-
-
 def multiply_float32(call):
     multiply_floats(numba.carray(call, 1)[0])
 
 
+def multiply_int8(call):
+    multiply_whole(numba.carray(call, 1)[0])
+
+
 @in_vectors
 def multiply_floats(call):
-    """Tasks of float32, until none is left."""
-    weights, rows, product, bias = (
-        pointer(call.weights, np.float32),
-        pointer(call.rows, np.float32),
-        pointer(call.product, np.float32),
-        pointer(call.bias, np.float32),
-    )
-    taken, width = pointer(call.taken, np.int64), call.n_in
+    weights, rows = pointer(call.weights, np.float32), pointer(call.rows, np.float32)
+    taken, product = pointer(call.taken, np.int64), pointer(call.product, np.float32)
     sums = pointer(call.room + call.room_bytes * take(taken, 1), np.float32)  # of this thread
-    while True:
-        begin = take(taken, 0) * BLOCK
-        if begin >= call.n_out:
-            return
-        m = 0
-        while m < call.n_rows:
-            together = AT_ONCE if m + AT_ONCE <= call.n_rows else 1
-            for n in range(begin, min(begin + BLOCK, call.n_out)):
-                if together == 1:
-                    meet_floats(weights, n * width, rows, m * width, width, sums, 1)
-                else:
-                    meet_floats(weights, n * width, rows, m * width, width, sums, AT_ONCE)
-                for i in range(together):
-                    put(product, (m + i) * call.n_out + n, at(sums, i) + at(bias, n))
-            m += together
+    multiply(call, weights, rows, sums, None, product)
 
 
 @in_vectors
 def multiply_whole(call):
-    """Tasks of int8, until none is left."""
     codes, product = pointer(call.weights, np.int8), pointer(call.product, np.uint16)
-    scale, bias = pointer(call.scale, np.float32), pointer(call.bias, np.float32)
     taken, width = pointer(call.taken, np.int64), call.n_in
     room = call.room + call.room_bytes * take(taken, 1)  # of this thread
     rows, sums = pointer(room, np.int16), pointer(room + 2 * width * call.n_rows, np.int32)
     steps = pointer(room + 2 * width * call.n_rows + 64, np.float32)
     for m in range(call.n_rows):
         put(steps, m, round_row(pointer(call.rows + 2 * m * width, np.uint16), rows, m * width, width))
+    multiply(call, codes, rows, sums, steps, product)
+
+
+@in_vectors
+def multiply(call, weights, rows, sums, steps, product):
+    """Tasks, until none is left; of whole numbers with the steps of their rows, of float32 with None."""
+    scale, bias = pointer(call.scale, np.float32), pointer(call.bias, np.float32)
+    taken, width = pointer(call.taken, np.int64), call.n_in
     while True:
         begin = take(taken, 0) * BLOCK
         if begin >= call.n_out:
@@ -183,12 +157,15 @@ def multiply_whole(call):
             together = AT_ONCE if m + AT_ONCE <= call.n_rows else 1
             for n in range(begin, min(begin + BLOCK, call.n_out)):
                 if together == 1:
-                    meet(codes, n * width, rows, m * width, width, sums, 1)
+                    meet(weights, n * width, rows, m * width, width, sums, 1)
                 else:
-                    meet(codes, n * width, rows, m * width, width, sums, AT_ONCE)
+                    meet(weights, n * width, rows, m * width, width, sums, AT_ONCE)
                 for i in range(together):
-                    answer = np.float32(at(sums, i)) * at(steps, m + i) * at(scale, n) + at(bias, n)
-                    put(product, (m + i) * call.n_out + n, answer)
+                    if steps is None:
+                        put(product, (m + i) * call.n_out + n, at(sums, i) + at(bias, n))
+                    else:
+                        answer = np.float32(at(sums, i)) * at(steps, m + i) * at(scale, n) + at(bias, n)
+                        put(product, (m + i) * call.n_out + n, answer)
             m += together
 
 

@@ -7,8 +7,6 @@ from groundup.export.settings import ExportSettings
 from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.weights.names import published_kind
 
-LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
-
 
 def refuse_impossible(settings: ExportSettings, config: ModelConfig) -> None:
     """
@@ -22,7 +20,7 @@ def refuse_impossible(settings: ExportSettings, config: ModelConfig) -> None:
     if "gguf" in settings.to:
         published_kind(config, "gguf")
     if "onnx" in settings.to:
-        if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+        if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
             raise SettingsError(
                 f"ONNX is written with {', '.join(missing)}, which is not installed: pip install 'groundup[onnx]'"
             )

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from groundup.export.settings import ExportSettings
 from groundup.export.subject import Agreement, Subject, logits_of, refuse
-from groundup.files import write_text
 from groundup.tensor_files import TYPES
 from groundup.weights.gguf import Quantization, read_template, read_tokenizer, write_gguf
 from groundup.weights.load import read_weights
@@ -17,7 +16,7 @@ KINDS: dict[torch.dtype, Quantization] = {torch.float32: "f32", torch.float16: "
 
 
 def write(subject: Subject, directory: Path, settings: ExportSettings) -> Agreement:
-    """Write `model.gguf` and the card into a directory, and read them back.
+    """Write `model.gguf` into a directory, and read it back.
 
     Raises:
         SettingsError: a model that no architecture of llama.cpp is like, naming the setting.
@@ -26,12 +25,9 @@ def write(subject: Subject, directory: Path, settings: ExportSettings) -> Agreem
     wanted = own if settings.dtype is None else getattr(torch, settings.dtype)
     file, template = directory / "model.gguf", None if subject.chat is None else subject.chat.template
     tokenizer = subject.tokenizer if subject.chat is None else subject.chat.tokenizer
-    described = {"general.license": settings.licence} if settings.licence else {}
+    also = {"general.license": settings.licence} if settings.licence else {}
     kind = settings.quantize or KINDS.get(wanted, "f32")
-    write_gguf(
-        file, subject.config, subject.weights, tokenizer, kind=kind, template=template, metadata=described
-    )  # fmt: skip
-    write_text(directory / "README.md", subject.card)
+    write_gguf(file, subject.config, subject.weights, tokenizer, kind=kind, template=template, metadata=also)
     config, again = read_weights(file)
     for name, weight in subject.weights.items():
         if not _is_rounded(weight.float(), again[name].float()):

@@ -11,7 +11,7 @@ from torch import Tensor
 from groundup.errors import SettingsError
 from groundup.export.settings import ExportSettings
 from groundup.export.subject import Agreement, Subject, logits_of, refuse
-from groundup.files import write_json, write_text
+from groundup.files import write_json
 from groundup.tokenizer.chat import load as load_chat
 from groundup.tokenizer.declared import read_table
 from groundup.tokenizer.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ KEPT = ("special_tokens_map.json", "added_tokens.json", "tokenizer.json", "token
 
 
 def write(subject: Subject, directory: Path, settings: ExportSettings) -> Agreement:
-    """Write config, weights, tokenizer, chat template, how to sample and card into a directory, and read them back.
+    """Write config, weights, tokenizer, chat template and how to sample into a directory, and read them back.
 
     Raises:
         SettingsError: an architecture that no published one has, naming the setting; numbers too large for `dtype`.
@@ -58,7 +58,6 @@ def write(subject: Subject, directory: Path, settings: ExportSettings) -> Agreem
     write_json(directory / "config.json", config | ends)
     write_shards(directory, to_published(kind, subject.config, weights), settings.shard_bytes)
     _write_tokenizer(subject, directory)
-    write_text(directory / "README.md", subject.card)
     return _read_back(subject, weights, directory)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from groundup.errors import SettingsError, UnsupportedError
 from groundup.export.settings import ExportSettings
 from groundup.export.subject import Agreement, Subject
-from groundup.files import write_text
 from groundup.model.equation import weighted_values
 from groundup.model.transformer import Transformer
 from groundup.weights.load import build
@@ -21,7 +20,7 @@ LARGEST = 2_000_000_000
 
 
 def write(subject: Subject, directory: Path, settings: ExportSettings) -> Agreement:
-    """Write `model.onnx`, tokenizer and card into a directory, and compare onnxruntime's logits.
+    """Write `model.onnx` and the tokenizer into a directory, and compare onnxruntime's logits.
 
     Raises:
         SettingsError: a model that one file cannot hold.
@@ -36,7 +35,6 @@ def write(subject: Subject, directory: Path, settings: ExportSettings) -> Agreem
     file = directory / "model.onnx"
     _trace(_Logits(model.eval()), file, subject.config.context_length)
     subject.tokenizer.save(directory)
-    write_text(directory / "README.md", subject.card)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     ours = subject.logits()
     for rows, length in ((2, 3), (1, 1), (1, subject.probe.shape[1])):  # of which none was traced

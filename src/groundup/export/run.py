@@ -1,7 +1,7 @@
 """Export a model: write it in the formats asked for, read each back, compare, and only then give it its name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from groundup.artifacts import Draft, making
@@ -11,7 +11,7 @@ from groundup.export.card import read_facts, write_card
 from groundup.export.check import refuse_impossible
 from groundup.export.settings import ExportSettings
 from groundup.export.subject import Agreement, Subject
-from groundup.files import Progress, no_progress
+from groundup.files import Progress, no_progress, write_text
 from groundup.weights.files import digest_of, model_directory
 
 
@@ -66,15 +66,15 @@ def export_run(run: Path, settings: ExportSettings, inputs: Mapping[str, str], p
 def write(
     model: Path, settings: ExportSettings, draft: Draft, folders: Mapping[str, Path], progress: Progress
 ) -> dict[str, Agreement]:
-    """Write a model in each format into its folder, and note in the draft how far what is read back is from it."""
+    """Write a model in each format, with its card, into its folder; note in the draft how far what is read back is."""
     progress(0, len(folders) + 1, f"reading {model}")
     subject, facts = Subject.read(model), read_facts(model)
     refuse_impossible(settings, subject.config)
     read_back = {}
     for number, (form, folder) in enumerate(folders.items(), 1):
         progress(number, len(folders) + 1, f"writing {form}, and reading it back")
-        with_card = replace(subject, card=write_card(subject, facts, form, settings))
-        read_back[form] = FORMATS[form](with_card, folder, settings)
+        read_back[form] = FORMATS[form](subject, folder, settings)
+        write_text(folder / "README.md", write_card(subject, facts, form, settings))
     draft.statistics["read_back"] = {form: {**asdict(each), "words": each.words} for form, each in read_back.items()}
     return read_back
 

@@ -38,8 +38,6 @@ class Subject:
     """The table of its `generation.json`."""
     probe: Int[Tensor, "1 T"]
     """The ids that logits are compared on: what the model itself writes."""
-    card: str = ""
-    """The text of its README.md."""
 
     @classmethod
     def read(cls, directory: Path) -> "Subject":

@@ -83,18 +83,17 @@ def _copy(module: nn.Module, precision: Precision | None, dtype: torch.dtype) ->
     for held in ("_parameters", "_buffers"):
         twin.__dict__[held] = {name: _in(dtype, tensor) for name, tensor in module.__dict__[held].items()}
     unpacked = _names(module, UNPACKED)
-    twin._modules = {
+    together = {name: module._modules[name] for name in _names(module, TOGETHER) if name in module._modules}
+    joined = dict[str, nn.Module | None]()
+    linears = [child for child in together.values() if type(child) is nn.Linear]
+    if precision not in (None, "float32") and len(linears) == len(together) > 1:
+        whole = Packed(linears, precision)
+        joined = {name: Part(whole, number) for number, name in enumerate(together)}
+    twin._modules = joined | {
         name: child if child is None else _copy(child, None if name in unpacked else precision, dtype)
         for name, child in module._modules.items()
-        if name not in _names(module, TOGETHER)
+        if name not in joined
     }
-    together = {name: module._modules[name] for name in _names(module, TOGETHER) if name in module._modules}
-    can_join = precision not in (None, "float32") and all(type(child) is nn.Linear for child in together.values())
-    if len(together) > 1 and precision is not None and can_join:
-        whole = Packed([*together.values()], precision)  # type: ignore[list-item]
-        twin._modules |= {name: Part(whole, number) for number, name in enumerate(together)}
-    else:
-        twin._modules |= {name: _copy(child, precision, dtype) for name, child in together.items() if child is not None}
     return twin
 
 

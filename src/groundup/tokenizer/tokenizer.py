@@ -48,6 +48,8 @@ class Tokenizer:
     >>> tokenizer = Tokenizer.learn(["low lower lowest"], vocab_size=320)
     >>> tokenizer.vocab_size, tokenizer.tokens[257], tokenizer.merges[1], tokenizer.is_plain
     (320, b'low', (b'lo', b'w'), True)
+    >>> tokenizer.is_ours, tokenizer.opens_texts
+    (True, True)
     >>> tokenizer.framed(tokenizer.encode("low")), tokenizer.opener, tokenizer.closer
     ([263, 257], 263, 263)
     >>> tokenizer.decode([257, 68]), tokenizer.decode_bytes([257, 68]), tokenizer.decode_batch([[257], [68]])

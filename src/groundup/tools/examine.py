@@ -17,6 +17,7 @@ from groundup.evals.settings import TaskSettings
 from groundup.evals.tasks import find_tasks
 from groundup.files import Progress
 from groundup.generation.packed import Precision
+from groundup.report.examined import write_page
 from groundup.tools.examined import results_directory
 from groundup.weights.files import chat_of, digest_of
 from groundup.weights.load import load_with_tokenizer
@@ -71,6 +72,7 @@ def examine(
         with watch(name) as progress:
             of_task = inputs | isolation.get(name, {})
             results.append(ask(name, task, examinee, Files(data), settings, out, of_task, contaminated, progress))
+    write_page(out, target.name if target.name != "model" else target.absolute().parent.name)
     return results
 
 

@@ -15,20 +15,7 @@ from groundup.model.settings import LanguageModel, ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.tensor_files import read_safetensors
 from groundup.tokenizer.tokenizer import Tokenizer
-from groundup.weights.files import (
-    FORMAT,
-    config_of,
-    config_table,
-    file_format,
-    model_directory,
-    not_finite_weights,
-    pickles_in,
-    refuse_not_finite,
-    required_tokenizer,
-    tokenizer_of,
-    verify_model,
-    weight_files,
-)
+from groundup.weights import files
 from groundup.weights.names import from_published, refusing_contradictions
 
 
@@ -68,10 +55,9 @@ def load(
     >>> import tempfile
     >>> from groundup.weights.write import save
     >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> learned = Tokenizer.learn("low lower", vocab_size=320)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(
-    ...         Path(folder), model.config, dict(model.named_parameters()), Tokenizer.learn("low lower", vocab_size=320)
-    ...     )
+    ...     save(Path(folder), model.config, dict(model.named_parameters()), learned)
     ...     again, tokenizer = load(folder)
     >>> ids = torch.tensor([tokenizer.encode("lower")])
     >>> torch.equal(again(ids), model.eval()(ids))
@@ -79,7 +65,7 @@ def load(
     """
     model = load_model(path, device=device, dtype=dtype)
     try:
-        return model, tokenizer_of(model_directory(Path(path)), model.config)
+        return model, files.tokenizer_of(files.model_directory(Path(path)), model.config)
     except UnsupportedError as error:
         warnings.warn(f"the model is loaded without its tokenizer: {error}", stacklevel=2)
         return model, None
@@ -92,7 +78,7 @@ def load_with_tokenizer(path: Path, device: str | torch.device | None = None) ->
         DataError: also where there is no tokenizer, or one that is not represented here, by the name of its file.
     """
     model = load_model(path, device=device)  # first, since it checks the digests
-    return model, required_tokenizer(path)
+    return model, files.required_tokenizer(path)
 
 
 def load_model(
@@ -108,9 +94,9 @@ def load_model(
     ...     load_model(folder, device="cpu", dtype="bfloat16").embed.weight.dtype
     torch.bfloat16
     """
-    source, chosen = model_directory(Path(path)), _dtype(dtype)
+    source, chosen = files.model_directory(Path(path)), _dtype(dtype)
     if is_made(source):
-        verify_model(source, digest_up_to=SMALL)
+        files.verify_model(source, digest_up_to=SMALL)
     config, weights = read_weights(source, chosen)
     return build(config, weights, str(source)).to(find_device(device), chosen).eval()
 
@@ -121,14 +107,14 @@ def read_weights(source: Path, dtype: torch.dtype | None = None) -> tuple[ModelC
     Args:
         dtype: of the tensors of a file that holds them otherwise; as they are if not given, packed ones as float32.
     """
-    config = config_of(source)
+    config = files.config_of(source)
     try:
-        if form := file_format(source):
+        if form := files.file_format(source):
             tensors = form.read_weights(source, dtype)
-            refuse_not_finite(source, (name for name, tensor in tensors.items() if not _is_finite(tensor)))
+            files.refuse_not_finite(source, (name for name, tensor in tensors.items() if not _is_finite(tensor)))
             return config, tensors
-        table, tensors = config_table(source), _read_tensors(source)
-        if table.get("format") == FORMAT:
+        table, tensors = files.config_table(source), _read_tensors(source)
+        if table.get("format") == files.FORMAT:
             return config, tensors
         return config, from_published(table["model_type"], config, tensors)
     except (RuntimeError, ValueError, IndexError) as error:
@@ -141,22 +127,22 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    files = weight_files(directory)
-    if not files:
-        if pickles := pickles_in(directory):
+    parts = files.weight_files(directory)
+    if not parts:
+        if pickles := files.pickles_in(directory):
             raise DataError(
                 f"{directory} has its weights in {pickles[0].name}, a pickle, which can run any program when it is "
                 "loaded; ask for model.safetensors"
             )
         raise DataError(f"{directory} has no model.safetensors")
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in parts:
         try:
             read_safetensors(file)  # refuses what the library does not
             tensors |= load_file(file)
         except (SafetensorError, FileNotFoundError, ValueError, OSError) as error:
             raise DataError(f"{file} is not a whole safetensors file: {error}") from None
-    refuse_not_finite(directory, not_finite_weights(directory))
+    files.refuse_not_finite(directory, files.not_finite_weights(directory))
     return tensors
 
 

@@ -55,14 +55,24 @@ def architectures(naming: Naming = "architectures") -> dict[str, Architecture]:
     return {kind: Architecture(**table) for kind, table in whole.items()}
 
 
-def _inherit(table: dict[str, Any], shared: Table) -> dict[str, Any]:
+def _inherit(table: Table, shared: Table) -> dict[str, Any]:
     """The table with what it has of the shared ones; of what both have, its own."""
-    like = table.pop("like", None)
-    above = _inherit(dict(shared[like]), shared) if like else {}
-    joined: dict[str, Any] = {
-        name: above[name] | table[name] for name in ("settings", "names") if name in above and name in table
-    }
-    return {**above, **table, **joined}
+    own = dict(table)
+    above = _inherit(shared[own.pop("like")], shared) if "like" in own else {}
+    pairs = (map(_each, pair) for pair in table.get("names", {}).items())
+    names = {theirs: ours for pair in pairs for theirs, ours in zip(*pair, strict=True)}
+    settings = {**above.get("settings", {}), **table.get("settings", {})}
+    return {**above, **own, "settings": settings, "names": {**above.get("names", {}), **names}}
+
+
+def _each(template: str) -> list[str]:
+    """
+    >>> _each("attn_{q,k}_norm"), _each("wte")
+    (['attn_q_norm', 'attn_k_norm'], ['wte'])
+    """
+    before, _, rest = template.partition("{")
+    among, _, after = rest.partition("}")
+    return [f"{before}{each}{after}" for each in among.split(",")]
 
 
 def read_config(table: Table, naming: Naming = "architectures") -> ModelConfig:

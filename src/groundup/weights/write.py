@@ -1,4 +1,4 @@
-"""Trained models, written: our own directory, or a published architecture's layout."""
+"""Trained models, written: our own directory, and any file of tensors."""
 
 import os
 import re
@@ -18,7 +18,6 @@ from groundup.model.settings import ModelConfig
 from groundup.tokenizer import chat
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.weights.files import FORMAT
-from groundup.weights.names import to_published, write_config
 
 
 def save(directory: Path, config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer | None) -> None:
@@ -32,25 +31,18 @@ def save(directory: Path, config: ModelConfig, weights: Mapping[str, Tensor], to
     >>> import tempfile
     >>> from groundup.model.transformer import Transformer
     >>> model = Transformer(ModelConfig(vocab_size=320, d_model=16, n_layers=1))
+    >>> learned = Tokenizer.learn("low lower", vocab_size=320)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(
-    ...         Path(folder), model.config, dict(model.named_parameters()), Tokenizer.learn("low lower", vocab_size=320)
-    ...     )
+    ...     save(Path(folder), model.config, dict(model.named_parameters()), learned)
     ...     sorted(path.name for path in Path(folder).iterdir())
     ['config.json', 'model.safetensors', 'tokenizer.json']
     """
-    _write(directory, {"format": FORMAT, "model": config.table()}, weights)
+    write_json(directory / "config.json", {"format": FORMAT, "model": config.table()})
+    file = directory / "model.safetensors"
+    write_tensors(file, weights)
+    shutil.copymode(directory / "config.json", file)  # the library's is the owner's alone
     if tokenizer is not None:
         tokenizer.save(directory)
-
-
-def save_published(directory: Path, kind: str, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write `config.json` and `model.safetensors` as the published architecture `kind` has them.
-
-    Raises:
-        SettingsError: naming the settings that this architecture does not have.
-    """
-    _write(directory, write_config(kind, config), to_published(kind, config, weights))
 
 
 def write_model(
@@ -77,12 +69,6 @@ def write_model(
         "parameters": dict(counted.parameters),
         "forward_flops_per_token": dict(counted.forward_flops_per_token),
     }
-
-
-def _write(directory: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    write_json(directory / "config.json", config)
-    write_tensors(directory / "model.safetensors", weights)
-    shutil.copymode(directory / "config.json", directory / "model.safetensors")  # the library's is the owner's alone
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
