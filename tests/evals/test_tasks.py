@@ -5,7 +5,7 @@ import importlib.util
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -14,9 +14,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from harness_tasks import DEFINITIONS, Given, docs, given, our_items, their_tasks
 
 from groundup.errors import SettingsError
-from groundup.evals.benchmarks import Benchmark, Files, forms
+from groundup.evals.benchmarks import Files, forms
 from groundup.evals.items import (
     Choice,
     Item,
@@ -204,149 +205,6 @@ def test_each_category_of_mmlu_has_its_subjects_and_each_subject_one(files: File
     assert [len(each) for each in TASKS["mmlu"].categories.values()] == [19, 13, 12, 13]
 
 
-class Given(Files):
-    """Files of which records are given, each with its form."""
-
-    def __init__(self, **found: tuple[str, list[Any]]) -> None:
-        super().__init__(Path())
-        self.__dict__["found"] = found
-
-    def open(self, name: str) -> Benchmark:
-        form, records = self.__dict__["found"][name]
-        return Benchmark(form, Path(name), {name: records})
-
-
-def docs(task: str, files: Files, n: int | None = 20) -> list[dict[str, Any]]:
-    """The first records of a staged file with the fields that the harness expects, which are those of the hub."""
-    if task == "wikitext2":
-        return [{"page": item.ask.original} for item in TASKS[task].items(files)][:n]
-    if task == "blimp":
-        return files.open("blimp").parts["adjunct_island"][:n]
-    if task == "mmlu":
-        rows = files.open("mmlu").parts["anatomy_test"]
-        return [mmlu_doc(row) for row in rows][:n]
-    if task == "hellaswag":
-        lines = files.open(task).records
-        return [hellaswag_doc(lines[start : start + 6]) for start in range(0, len(lines), 6)][:n]
-    if task == "piqa":
-        labels = files.open("piqa_labels").records
-        pairs = zip(files.open(task).records, labels, strict=True)
-        return [{**record, "label": int(label)} for record, label in pairs][:n]
-    name = "truthfulqa" if task.startswith("truthfulqa") else task
-    return [CONVERT[name](record) for record in files.open(name).records][:n]
-
-
-def mmlu_doc(row: Sequence[str]) -> dict[str, Any]:
-    question, *options, right = row
-    return {"question": question, "subject": "anatomy", "choices": options, "answer": "ABCD".index(right)}
-
-
-def hellaswag_doc(lines: Sequence[str]) -> dict[str, Any]:
-    activity, _, context = lines[0].partition(": ")
-    return {"activity_label": activity, "ctx_a": context, "ctx_b": "", "endings": lines[2:], "label": lines[1]}
-
-
-def labelled(question: str, options: Sequence[str], right: int) -> dict[str, Any]:
-    letters = list("ABCDEFGH"[: len(options)])
-    return {"question": question, "choices": {"text": options, "label": letters}, "answerKey": letters[right]}
-
-
-def arc_doc(record: dict[str, Any]) -> dict[str, Any]:
-    return labelled(record["query"].removeprefix("Question: "), record["choices"], record["gold"])
-
-
-def openbookqa_doc(record: dict[str, Any]) -> dict[str, Any]:
-    doc = labelled(record["query"], record["choices"], record["gold"])
-    return {"question_stem": doc.pop("question"), **doc}
-
-
-def commonsense_doc(record: dict[str, Any]) -> dict[str, Any]:
-    """With a fifth option, which the staged form lacks."""
-    question, listed = record["query"].removeprefix("Question: ").split("\nChoices:\n")
-    options = [line[3:] for line in listed.splitlines()[:4]]
-    return labelled(question, [*options, "none"], record["gold"])
-
-
-def social_doc(record: dict[str, Any]) -> dict[str, Any]:
-    """With a third answer, which the staged form lacks."""
-    context, question, _, first, second, _ = (line.partition(" ")[2] for line in record["query"].splitlines())
-    asked = {"context": context, "question": question, "answerA": first, "answerB": second, "answerC": "none"}
-    return {**asked, "label": str(record["gold"] + 1)}
-
-
-def cloze(record: dict[str, Any]) -> tuple[str, list[str], str]:
-    """The text before a blank, both options, and the rest."""
-    contexts = record["context_options"]
-    same = (first == second for first, second in zip(*contexts, strict=False))
-    begin = contexts[0][: len(list(takewhile(bool, same)))]
-    before = begin[: begin.rfind(" ") + 1]
-    return before, [context[len(before) :] for context in contexts], record["continuation"]
-
-
-def winogrande_doc(record: dict[str, Any]) -> dict[str, Any]:
-    before, (first, second), rest = cloze(record)
-    answer = str(record["gold"] + 1)
-    return {"sentence": f"{before}_ {rest}", "option1": first, "option2": second, "answer": answer}
-
-
-def winograd_doc(record: dict[str, Any]) -> dict[str, Any]:
-    before, options, rest = cloze(record)
-    pronoun = {"pronoun": "it", "pronoun_loc": len(before)}
-    return {"text": f"{before}it {rest}", **pronoun, "options": options, "label": record["gold"]}
-
-
-def boolq_doc(record: dict[str, Any]) -> dict[str, Any]:
-    passage, _, question = record["query"].removeprefix("Passage: ").rpartition("\nQuestion: ")
-    return {"passage": passage, "question": question.removesuffix("?"), "label": int(record["gold"])}
-
-
-def copa_doc(record: dict[str, Any]) -> dict[str, Any]:
-    premise, _, connective = record["query"].rpartition(", ")
-    first, second = (option.capitalize() for option in record["choices"])
-    asked = {"because": "cause", "therefore": "effect"}[connective]
-    return {"premise": f"{premise}.", "choice1": first, "choice2": second, "question": asked, "label": record["gold"]}
-
-
-def truthfulqa_doc(record: dict[str, Any]) -> dict[str, Any]:
-    targets = {
-        name: {"choices": list(record[name]), "labels": list(record[name].values())}
-        for name in ("mc1_targets", "mc2_targets")
-    }
-    return {"question": record["question"], **targets}
-
-
-CONVERT: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "lambada": lambda record: {"text": f"{record['context']} {record['continuation']}"},
-    "winogrande": winogrande_doc,
-    "winograd": winograd_doc,
-    "arc_easy": arc_doc,
-    "arc_challenge": arc_doc,
-    "openbookqa": openbookqa_doc,
-    "boolq": boolq_doc,
-    "copa": copa_doc,
-    "truthfulqa": truthfulqa_doc,
-    "cola": lambda row: {"sentence": row[3], "label": int(row[1])},
-    "sst2": lambda row: {"sentence": row[0], "label": int(row[1])},
-    "commonsense_qa": commonsense_doc,
-    "social_iqa": social_doc,
-    "gsm8k": dict,
-    "triviaqa": lambda record: {
-        "question": record["context"][10:-8],
-        "answer": {"aliases": record["aliases"], "value": record["answer"]},
-    },
-}
-
-
-def given(task: str, records: list[dict[str, Any]]) -> Files:
-    """Files that have these records of the hub's."""
-    if task == "social_iqa":
-        return Given(
-            social_iqa=("original", records), social_iqa_labels=("original", [each["label"] for each in records])
-        )
-    form = {"boolq": "SuperGLUE"}.get(task, "hub")
-    return Given(**{task: (form, records)})
-
-
 READ_ALIKE = ("lambada", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "boolq", "copa", "mmlu",
               "cola", "sst2", "gsm8k", "triviaqa")  # fmt: skip
 
@@ -355,13 +213,13 @@ READ_ALIKE = ("lambada", "hellaswag", "winogrande", "arc_easy", "arc_challenge",
 def test_the_files_of_the_hub_ask_the_same(task: str, files: Files) -> None:
     group = {"mmlu": "anatomy"}.get(task)
     staged = [item.ask for item in TASKS[task].items(files) if item.group == group][:20]
-    assert [item.ask for item in TASKS[task].items(given(task, docs(task, files)))] == staged
+    assert [item.ask for item in TASKS[task].items(given(task, docs(task, files)[group]))] == staged
 
 
 def test_the_authors_own_files_ask_the_same(files: Files) -> None:
     for task in ("arc_easy", "openbookqa"):
         theirs = []
-        for doc in docs(task, files):
+        for doc in docs(task, files)[None]:
             choices = [{"text": text, "label": label} for text, label in zip(*doc["choices"].values(), strict=True)]
             stem = doc.get("question") or doc["question_stem"]
             theirs.append({"question": {"stem": stem, "choices": choices}, "answerKey": doc["answerKey"]})
@@ -369,7 +227,7 @@ def test_the_authors_own_files_ask_the_same(files: Files) -> None:
         assert found == [item.ask for item in TASKS[task].items(files)][:20]
     trivia = [
         {"Question": doc["question"], "Answer": {"Aliases": doc["answer"]["aliases"]}}
-        for doc in docs("triviaqa", files)
+        for doc in docs("triviaqa", files)[None]
     ]
     found = [item.ask for item in TASKS["triviaqa"].items(Given(triviaqa=("original", trivia)))]
     assert found == [item.ask for item in TASKS["triviaqa"].items(files)][:20]
@@ -423,58 +281,30 @@ def test_pages_of_wikitext_are_read_as_people_write_them() -> None:
 
 # Today's harness, where it is installed
 
-DEFINITIONS = {
-    "wikitext2": "wikitext/wikitext.yaml", "lambada": "lambada/lambada_openai.yaml",
-    "hellaswag": "hellaswag/hellaswag.yaml", "piqa": "piqa/piqa.yaml", "winogrande": "winogrande/default.yaml",
-    "winograd": "wsc273/default.yaml", "arc_easy": "arc/arc_easy.yaml", "arc_challenge": "arc/arc_challenge.yaml",
-    "openbookqa": "openbookqa/openbookqa.yaml", "boolq": "super_glue/boolq/default.yaml",
-    "copa": "super_glue/copa/default.yaml", "mmlu": "mmlu/default/mmlu_anatomy.yaml",
-    "truthfulqa_mc1": "truthfulqa/truthfulqa_mc1.yaml", "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
-    "blimp": "blimp/adjunct_island.yaml", "cola": "glue/cola/default.yaml", "sst2": "glue/sst2/default.yaml",
-    "commonsense_qa": "commonsense_qa/default.yaml", "social_iqa": "siqa/siqa.yaml", "gsm8k": "gsm8k/gsm8k.yaml",
-    "triviaqa": "triviaqa/default.yaml",
-}  # fmt: skip
-"""The harness's own definition of each task; of MMLU and BLiMP that of a part."""
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "shots"), [*((task, 0) for task in DEFINITIONS), ("mmlu", 5), ("gsm8k", 5)])
-def test_todays_requests_are_those_of_the_harness(
-    task: str, shots: int, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_todays_requests_are_those_of_the_harness(task: str, shots: int, files: Files, tmp_path: Path) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         pytest.skip("lm_eval, the package of lm-evaluation-harness, is not installed")
-    import datasets
-    import lm_eval.tasks
-
-    records = [dict(doc) for doc in docs(task, files)]
-    parts = {"test": records, "validation": records, "train": records, "dev": records}
-    if task == "mmlu":
-        parts["dev"] = [mmlu_doc(row) for row in files.open("mmlu_dev").parts["anatomy_dev"]]
-    if task == "gsm8k":
-        parts["train"] = [dict(record) for record in files.open("gsm8k_train").records[:20]]
-    local = datasets.DatasetDict({name: datasets.Dataset.from_list(each) for name, each in parts.items()})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: local)
-    definition = tmp_path / "task.yaml"
-    sampler = "fewshot_config: {sampler: first_n}" if shots else ""
-    include = Path(lm_eval.tasks.__file__).parent / DEFINITIONS[task]
-    definition.write_text(f"include: {include}\nnum_fewshot: {shots}\n{sampler}\n")
-    [theirs] = lm_eval.tasks.TaskManager(include_defaults=False).load(str(definition))["tasks"].values()
+    part = {"mmlu": "anatomy", "blimp": "adjunct_island"}.get(task)
+    records = {part: docs(task, files)[part]}
+    [theirs] = their_tasks(task, records, shots, files, tmp_path).values()
     theirs.build_all_requests(limit=20, rank=0, world_size=1)
     assert own_requests(task, records, shots, files) == [instance.args for instance in theirs.instances]
 
 
-def own_requests(task: str, records: list[dict[str, Any]], shots: int, files: Files) -> list[tuple[Any, ...]]:
+def own_requests(
+    task: str, records: dict[str | None, list[dict[str, Any]]], shots: int, files: Files
+) -> list[tuple[Any, ...]]:
     """Our requests for records of the hub's, as the harness writes requests."""
-    as_staged = task in ("winograd", "wikitext2", "blimp", "piqa") or task.startswith("truthfulqa")
-    items = list(TASKS[task].items(files if as_staged else given(task, records)))[:20]
+    [part] = records
+    items = our_items(task, records, files)
     examples = TASKS[task].examples
-    shown_first = list(examples(files)) if shots and examples else []
+    shown_first = [each for each in examples(files) if each.group == part] if shots and examples else []
     requests: list[tuple[Any, ...]] = []
     for item in items:
-        group = "anatomy" if task == "mmlu" else None
-        first = [example for example in shown_first if example.group == group][:shots]
-        match with_examples(item, TASKS[task], first).ask:
+        match with_examples(item, TASKS[task], shown_first[:shots]).ask:
             case Choice(requests=pairs):
                 requests += pairs
             case Writing(prompt=prompt, stop=stop):

@@ -297,11 +297,18 @@ def _examine(
     as_json: bool,
 ) -> None:
     """Ask a model the items of benchmarks, and print what it got."""
+    from groundup.errors import SettingsError
     from groundup.tools import examine as examining
     from groundup.tools import examined
 
     if engine == "lm-eval":
-        found = examining.examine_by_harness(target, names, settings, together=together, device=device)
+        if out or allow_unsandboxed:
+            raise SettingsError(
+                "--out and --allow-unsandboxed do not go with --engine lm-eval, which prints its results"
+            )
+        found = examining.examine_by_harness(
+            target, names, settings, together=together, device=device, precision=precision
+        )
         terminal.show(examined.harness_rows(found), instead=as_json and found)
         return
     place = out or examined.results_directory(target)

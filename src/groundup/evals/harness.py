@@ -35,18 +35,19 @@ def harness_model(examinee: Examinee) -> Any:
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
             texts = dict[int, str]()
-            alike = defaultdict[Sampling, list[tuple[int, Writing]]](list)
+            alike = defaultdict[tuple[Any, ...], list[tuple[int, Writing]]](list)
             for number, request in enumerate(requests):
                 prompt, how = request.args
                 until = how.get("until") or ()
                 stop = (until,) if isinstance(until, str) else tuple(until)
                 heat = how.get("temperature", 1.0) if how.get("do_sample") else 0.0
-                sampling = Sampling(temperature=heat, top_p=how.get("top_p"), top_k=how.get("top_k"))
                 most = how.get("max_gen_toks", MOST_TOKENS)
-                alike[sampling].append((number, Writing(prompt, (), tuple(filter(None, stop)), most)))
-            for sampling, asked in alike.items():
-                answers = _in_order(examinee, [each for _, each in asked], sampling)
-                texts |= {number: each.texts[0] for (number, _), each in zip(asked, answers, strict=True)}
+                asked = Writing(prompt, (), tuple(filter(None, stop)), max_tokens=most)
+                alike[heat, how.get("top_p"), how.get("top_k")].append((number, asked))
+            for (heat, top_p, top_k), pairs in alike.items():
+                sampling = Sampling(temperature=heat, top_p=top_p, top_k=top_k)
+                answers = _in_order(examinee, [asked for _, asked in pairs], sampling)
+                texts |= {number: each.texts[0] for (number, _), each in zip(pairs, answers, strict=True)}
             return [texts[number] for number in range(len(requests))]
 
     return HarnessModel()
@@ -83,10 +84,11 @@ def harness_results(
     rows = []
     for task, values in found["results"].items():
         for name, value in values.items():
-            metric, _, kind = name.partition(",")
-            if isinstance(value, float | int) and "_stderr" not in metric:
+            metric, is_metric, kind = name.partition(",")  # what else is told has no comma
+            if is_metric and isinstance(value, float | int) and "_stderr" not in metric:
                 error = values.get(f"{metric}_stderr,{kind}")
-                rows.append((task, metric, float(value), error if isinstance(error, float) else None))
+                told = metric if kind == "none" else name
+                rows.append((task, told, float(value), error if isinstance(error, float) else None))
     return rows
 
 

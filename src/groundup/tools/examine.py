@@ -77,7 +77,13 @@ def examine(
 
 
 def examine_by_harness(
-    target: Path, tasks: Sequence[str], settings: TaskSettings, *, together: int, device: str | None
+    target: Path,
+    tasks: Sequence[str],
+    settings: TaskSettings,
+    *,
+    together: int,
+    device: str | None,
+    precision: Precision | None,
 ) -> list[tuple[str, str, float, float | None]]:
     """What the model gets in tasks of lm-evaluation-harness: (task, metric, value, standard error) of each.
 
@@ -90,4 +96,5 @@ def examine_by_harness(
     ]:
         raise SettingsError(f"--{others[0]} does not go with --engine lm-eval, whose tasks say how they are asked")
     model, tokenizer = load_with_tokenizer(target, device)
-    return harness_results(Examinee(model, tokenizer, together=together), tasks, settings.limit, settings.shots)
+    examinee = Examinee(model, tokenizer, together=together, precision=precision)
+    return harness_results(examinee, tasks, settings.limit, settings.shots)
