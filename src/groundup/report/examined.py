@@ -56,7 +56,8 @@ def write_page(directory: Path, name: str) -> Path:
 
 
 def _best_and_worst(result: Result, lines: Sequence[dict[str, Any]]) -> list[tuple[str, list[Shown]]]:
-    by = "right_share" if lines and "right_share" in lines[0]["values"] else result.metric
+    options = lines[0]["asked"].get("options", ()) if lines else ()
+    by = "right_share" if len(options) > 1 else "logprob" if options else result.metric
     known = sorted((line for line in lines if by in line["values"]), key=lambda line: -float(line["values"][by]))
     if not known:
         return []
@@ -70,13 +71,14 @@ def _shown(line: dict[str, Any], result: Result) -> Shown:
     if "options" in asked:
         logprobs = [logprob for logprob, _ in line["likelihoods"][: len(asked["options"])]]
         weights = [math.exp(logprob - max(logprobs)) for logprob in logprobs]
+        total = sum(weights) if len(weights) > 1 else math.exp(-logprobs[0])
         options = [
-            (text, weight / sum(weights), number in asked["right"])
+            (text, weight / total, number in asked["right"])
             for number, (text, weight) in enumerate(zip(asked["options"], weights, strict=True))
         ]
     others = [name for name in line["values"] if name not in result.metrics and line["texts"] and "@" not in name]
     return Shown(
-        id=line["id"] if line["group"] is None else f"{line['group']}, {line['id']}",
+        id=line["id"],
         prompt=asked["prompt"][-END_SHOWN:],
         options=options,
         texts=[text[:END_SHOWN] for text in line["texts"]],
