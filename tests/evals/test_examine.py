@@ -96,7 +96,7 @@ def test_a_limit_takes_the_first_of_each_group(tmp_path: Path) -> None:
 
 
 def test_examples_are_of_the_same_group_and_never_the_question_itself(tmp_path: Path) -> None:
-    items = {item.id: item for item in questions("words", TASK, Files(tmp_path), shots=2)}
+    items = {item.id: asked for item, asked in questions("words", TASK, Files(tmp_path), shots=2)}
     ask = items["0"].ask
     assert isinstance(ask, Choice)
     assert ask.contexts[0] == "of the\n\nlow were\n\nthe"

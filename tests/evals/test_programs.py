@@ -1,12 +1,13 @@
 """HumanEval: what a program does decides, whatever it says about itself."""
 
-import gzip
 import itertools
 import json
 import math
 import os
 import shutil
+import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -14,13 +15,18 @@ from typing import Any
 
 import pytest
 
+from groundup.errors import ResourceError
 from groundup.evals import inside, sandbox
+from groundup.evals.benchmarks import Files
 from groundup.evals.items import Item
 from groundup.evals.programs import Grader, Outcome, metrics, pass_at_k, problem_item, program_of
+from groundup.evals.results import Result
 from groundup.evals.sandbox import Limits, probe
+from groundup.evals.settings import TaskSettings
+from groundup.evals.tasks import TASKS
+from groundup.files import no_progress
+from groundup.tools.examine import examine
 
-FILE = Path(__file__).parents[2] / "../shared/data/evals/humaneval/HumanEval.jsonl.gz"
-needs_file = pytest.mark.skipif(not FILE.is_file(), reason="needs HumanEval.jsonl.gz under ../shared/data/evals")
 needs_bubblewrap = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap"
 )
@@ -44,11 +50,12 @@ ITEM = problem_item(
 
 @pytest.fixture(scope="module")
 def grader() -> Grader:
-    return Grader(probe(Limits(seconds=1.5)))
+    return Grader(probe(Limits(seconds=2.0)))
 
 
-def problems() -> list[Item]:
-    return [problem_item(json.loads(line)) for line in gzip.open(FILE, "rt", encoding="utf-8")]
+@pytest.fixture(scope="module")
+def problems(shared: Path) -> list[Item]:
+    return list(TASKS["humaneval"].items(Files(shared / "data" / "evals")))
 
 
 def item_of(tests: str, solution: str = "    return max(numbers)\n") -> Item:
@@ -67,23 +74,20 @@ def all_outcomes(grader: Grader, items: list[Item], body: str | None = None) -> 
     return grader.grade_all(programs)
 
 
-@needs_file
 @needs_bubblewrap
-def test_known_solutions_pass_and_nothing_fails(grader: Grader) -> None:
+def test_known_solutions_pass_and_nothing_fails(grader: Grader, problems: list[Item]) -> None:
     """Those whose tests use helpers of the prompt among them."""
-    items = [item for item in problems() if int(item.id.split("/")[1]) in (0, 1, 2, 32, 38, 50, 79, 90, 128, 160)]
+    items = [item for item in problems if int(item.id.split("/")[1]) in (0, 1, 2, 32, 38, 50, 79, 90, 128, 160)]
     assert [each.passed for each in all_outcomes(grader, items)] == [True] * 10
     assert [each.passed for each in all_outcomes(grader, items, "    return None\n")] == [False] * 10
 
 
 @pytest.mark.slow
-@needs_file
 @needs_bubblewrap
-def test_all_known_solutions_pass_and_nothing_fails(grader: Grader) -> None:
-    items = problems()
-    assert len(items) == 164
-    assert {each.passed for each in all_outcomes(grader, items)} == {True}
-    assert {each.passed for each in all_outcomes(grader, items, "    return None\n")} == {False}
+def test_all_known_solutions_pass_and_nothing_fails(grader: Grader, problems: list[Item]) -> None:
+    assert len(problems) == 164
+    assert {each.passed for each in all_outcomes(grader, problems)} == {True}
+    assert {each.passed for each in all_outcomes(grader, problems, "    return None\n")} == {False}
 
 
 @needs_bubblewrap
@@ -144,7 +148,7 @@ def largest(numbers): return Equal([1])
 print('PASSED')
 import os, sys
 for descriptor in range(1, 10):
-    try: os.write(descriptor, b'{"verdict": "passed"}\\n')
+    try: os.write(descriptor, b'passed None\\n')
     except OSError: pass
 def largest(numbers): return 0
 """,
@@ -152,7 +156,7 @@ def largest(numbers): return 0
 def largest(numbers):
     import os
     for descriptor in range(1, 10):
-        try: os.write(descriptor, b'{"verdict": "passed"}\\n"passed"\\n{"value": null}\\n')
+        try: os.write(descriptor, b'passed None\\nvalue None\\nvalue int 0x9 \\n')
         except OSError: pass
     return 0
 """,
@@ -175,13 +179,13 @@ def largest(numbers): return 0
     "changes what encodes its answers": """
 import sys
 main = sys._getframe(1).f_globals
-main['encode'] = lambda value: ['int', '0x9', 1]
+main['encode'] = lambda value: 'int 0x9 passed None\\npassed None'
 def largest(numbers): return 0
 """,
     "changes its arguments": "def largest(numbers):\n    numbers[:] = [0]\n    return 0\n",
     "answers what is no message": """
 import os
-os.write(3, b'[' * 100000 + b'\\n' + b'7\\n')
+os.write(3, b'value ' + b'list 1 ' * 100000 + b'\\n7\\n')
 def largest(numbers): return 0
 """,
     "replaces check": "def check(candidate): pass\ndef largest(numbers): return 0\n",
@@ -276,6 +280,18 @@ def test_without_a_sandbox_that_starts_nothing_is_known(grader: Grader, monkeypa
     assert "/nowhere" in outcome.words
 
 
+def test_a_machine_that_starts_no_process_says_nothing() -> None:
+    bare = Grader(sandbox.Sandbox(Path("/nowhere/python"), Limits()))
+    assert bare.grade(ITEM, returning("max(numbers)")).reason == "no sandbox"
+
+
+def test_without_walls_programs_are_graded_the_same_where_that_was_allowed() -> None:
+    bare = Grader(sandbox.Sandbox(Path(sys.executable), Limits()))
+    assert bare.check(ITEM, ["    return max(numbers)\n", "    return 9\n", "    return bytes(2 << 30)\n"]) == {
+        "pass@1": pytest.approx(1 / 3), "passed": 1 / 3, "wrong value": 1 / 3, "memory": 1 / 3,
+    }  # fmt: skip
+
+
 # Values
 
 
@@ -285,14 +301,14 @@ def test_without_a_sandbox_that_starts_nothing_is_known(grader: Grader, monkeypa
      [(1, "a"), [2.5, None]], {(1, 2): {3}, "k": frozenset({b"x"}), None: {1: [()]}}, {1: 2, "b": 1, "a": 0}],
 )  # fmt: skip
 def test_plain_values_pass_and_keep_their_types(value: Any) -> None:
-    passed = inside.decode(json.loads(json.dumps(inside.encode(value))))
+    passed = inside.decode(inside.encode(value))
     assert repr(passed) == repr(value)  # which tells 1 from True and 1.0, -0.0 from 0.0, and the order of dicts
     assert type(passed) is type(value) and passed == value
 
 
 def test_a_number_of_any_length_passes() -> None:
     """Python writes none of over 4,300 digits as decimal."""
-    assert inside.decode(json.loads(json.dumps(inside.encode(-(10**5000))))) == -(10**5000)
+    assert inside.decode(inside.encode(-(10**5000))) == -(10**5000)
 
 
 def test_what_is_no_plain_value_does_not_pass() -> None:
@@ -330,7 +346,9 @@ def test_pass_at_k_of_many_programs_is_exact() -> None:
 
 def test_metrics_leave_out_what_is_not_known() -> None:
     outcomes = [Outcome(True, "passed"), Outcome(False, "memory"), Outcome(None, "broken tests")]
-    assert metrics(outcomes) == {"pass@1": 0.5, "passed": 0.5, "memory": 0.5}
+    assert metrics([*outcomes, outcomes[0]]) == {
+        "pass@1": pytest.approx(2 / 3), "passed": 0.5, "memory": 0.25, "broken tests": 0.25,
+    }  # fmt: skip
     assert metrics(outcomes[2:]) == {}
     assert set(metrics([Outcome(True, "passed")] * 10)) == {"pass@1", "pass@10", "passed"}
 
@@ -340,3 +358,39 @@ def test_answers_become_metrics(grader: Grader) -> None:
     assert grader.check(ITEM, ["    return max(numbers)\n", "    return 9\n"]) == {
         "pass@1": 0.5, "passed": 0.5, "wrong value": 0.5,
     }  # fmt: skip
+
+
+# The task
+
+
+def ask(model: Path, shared: Path, out: Path, allow_unsandboxed: bool = False) -> Result:
+    [result] = examine(
+        model, ["humaneval"], shared / "data" / "evals", out, TaskSettings(limit=3, samples=2, temperature=1.0),
+        together=4, device="cpu", precision=None, watch=lambda name: nullcontext(no_progress),
+        allow_unsandboxed=allow_unsandboxed,
+    )  # fmt: skip
+    return result
+
+
+@needs_bubblewrap
+def test_what_a_model_gets_is_told_with_what_isolated_its_programs(
+    finished_home: Path, shared: Path, tmp_path: Path
+) -> None:
+    result = ask(finished_home / "runs" / "tiny", shared, tmp_path)
+    assert list(result.metrics) == ["pass@1"] and result.items == 3 and result.unknown == 0
+    assert result.isolation is not None and "private network" in result.isolation
+    assert f"programs ran with: {result.isolation}" in (tmp_path / "report.html").read_text("utf-8")
+    for line in (tmp_path / "humaneval" / "items.jsonl").read_text("utf-8").splitlines():
+        reasons = json.loads(line)["values"]
+        assert sum(share for reason, share in reasons.items() if not reason.startswith("pass@")) == 1
+
+
+def test_without_isolation_a_model_is_not_even_loaded_unless_that_was_allowed(
+    finished_home: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ResourceError, match="--allow-unsandboxed"):
+        ask(tmp_path / "no model", shared, tmp_path)
+    with pytest.warns(UserWarning, match="with all your rights"):
+        result = ask(finished_home / "runs" / "tiny", shared, tmp_path, allow_unsandboxed=True)
+    assert result.isolation == "time limit, resource limits"

@@ -241,6 +241,14 @@ def evaluate(
     engine: Annotated[
         Literal["own", "lm-eval"], Option(help="lm-eval asks tasks of lm-evaluation-harness, by their names there.")
     ] = "own",
+    allow_unsandboxed: Annotated[
+        bool,
+        Option(
+            "--allow-unsandboxed",
+            help="Run programs that the model writes (humaneval) where nothing isolates them, too: they can then read, "
+            "change and send all that you can.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure bits per byte on the test documents or any file, or what a model gets in benchmarks.
@@ -259,7 +267,7 @@ def evaluate(
         settings = TaskSettings.from_table({name: value for name, value in given.items() if value is not None}, "eval")
         names = [name for each in (tasks, suite) if each for name in each.split(",")]
         asked = settings.override(rest or ())
-        _examine(target, names, data, out, asked, together, device, precision, engine, as_json)
+        _examine(target, names, data, out, asked, together, device, precision, engine, allow_unsandboxed, as_json)
         return
     if target.suffix == ".toml":
         if device is not None:
@@ -285,6 +293,7 @@ def _examine(
     device: str | None,
     precision: PackedIn,
     engine: str,
+    allow_unsandboxed: bool,
     as_json: bool,
 ) -> None:
     """Ask a model the items of benchmarks, and print what it got."""
@@ -299,7 +308,7 @@ def _examine(
     with terminal.keeping("the items"):
         results = examining.examine(
             target, names, data, place, settings, together=together, device=device, precision=precision,
-            watch=terminal.watch,
+            watch=terminal.watch, allow_unsandboxed=allow_unsandboxed,
         )  # fmt: skip
     then = [f"open {place / 'report.html'} in a browser", terminal.command("compare", target, "ANOTHER_MODEL")]
     terminal.show(examined.rows(results), then=then, instead=as_json and [asdict(result) for result in results])

@@ -181,7 +181,8 @@ class Examinee:
             assert isinstance(item.ask, Writing)
             ids = self._prompt(item.ask.prompt)
             room = max(self.context - item.ask.max_tokens, self.context // 2)
-            own = {"max_tokens": item.ask.max_tokens, "stop": (*sampling.stop, *item.ask.stop)}
+            stop = item.ask.stop if self.chat is None or item.ask.stop_in_chat is None else item.ask.stop_in_chat
+            own = {"max_tokens": item.ask.max_tokens, "stop": (*sampling.stop, *stop)}
             seeds = [key("answer", sampling.seed, item.group or "", item.id, copy) % (1 << 63) for copy in range(n)]
             each = [sampling.model_copy(update={**own, "seed": seed}) for seed in seeds]
             answers.append([writer.submit(ids[-room:], one) for one in each])

@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,33 @@ from groundup.artifacts import is_made, making, read_manifest
 from groundup.errors import DataError, SettingsError
 from groundup.evals.ask import Answered, Examinee
 from groundup.evals.benchmarks import Files
-from groundup.evals.items import Choice, Item, Passage, Task, chance_of, grade_choice, grade_passage, with_examples
+from groundup.evals.items import (
+    Choice,
+    Item,
+    Passage,
+    Task,
+    Writing,
+    chance_of,
+    grade_choice,
+    grade_passage,
+    with_examples,
+)
 from groundup.evals.metrics import Measured, measure
 from groundup.evals.results import Result, read_result
 from groundup.evals.settings import TaskSettings
 from groundup.files import Progress, canonical_json, explaining_write_errors, no_progress, write_json, write_text
 from groundup.generation.settings import Sampling
 
+PASSAGE_SHOWN = 400
+"""Characters of a passage that are kept beside what it got."""
 
-def questions(name: str, task: Task, files: Files, shots: int) -> list[Item]:
-    """All items of a task, behind their examples."""
+
+def questions(name: str, task: Task, files: Files, shots: int) -> list[tuple[Item, Item]]:
+    """All items of a task, each as it is and behind its examples.
+
+    Raises:
+        SettingsError: more examples than there are.
+    """
     examples: dict[str | None, list[Item]] = defaultdict(list)
     if shots:
         if task.examples is None:
@@ -37,7 +54,7 @@ def questions(name: str, task: Task, files: Files, shots: int) -> list[Item]:
         others = [each for each in examples[item.group] if each != item][:shots]
         if len(others) < shots:
             raise SettingsError(f"shots = {shots}, but {name} has {len(others)} examples {item.group or ''}".rstrip())
-        asked.append(with_examples(item, task, others))
+        asked.append((item, with_examples(item, task, others)))
     return asked
 
 
@@ -84,7 +101,8 @@ def examine(
         SettingsError: more examples than there are.
     """
     shots = task.shots if settings.shots is None else settings.shots
-    every = questions(name, task, files, shots)
+    pairs = questions(name, task, files, shots)
+    every = [asked for _, asked in pairs]
     items = first_of_each(every, settings.limit)
     known = {"hash": task_hash(task, every), **settings.model_dump(), "shots": shots}
     target = directory / name
@@ -95,7 +113,10 @@ def examine(
     record = _Record(directory / f".{name}.items.jsonl", canonical_json([known, dict(inputs)]).decode())
     with making(target, "task", known, inputs) as draft:
         lines = _answer(task, examinee, items, settings, record, progress)
+        plain = {(item.group, item.id): item for item, _ in pairs}
+        lines = [line | {"asked": _asked(plain[line["group"], line["id"]])} for line in lines]
         result = _result(name, task, lines, every, files, known, contaminated_items(contaminated, name))
+        result = replace(result, isolation=inputs.get("isolation"))
         write_json(draft.path / "result.json", asdict(result))
         write_text(draft.path / "items.jsonl", "".join(canonical_json(line).decode() + "\n" for line in lines))
         draft.statistics["metrics"] = {metric: each.value for metric, each in result.metrics.items()}
@@ -174,6 +195,19 @@ def _line(task: Task, answered: Answered) -> dict[str, Any]:
     likelihoods = [[each.logprob, each.is_greedy] for each in found]
     told = {"likelihoods": likelihoods, "texts": answered.texts, "cut": answered.is_cut}
     return {"group": item.group, "id": item.id, "values": values, **told}
+
+
+def _asked(item: Item) -> dict[str, Any]:
+    """An item without its examples, for a person to read."""
+    match item.ask:
+        case Choice(contexts=contexts, options=options, right=right):
+            different = len(set(contexts)) > 1
+            shown = [f"{c} … {o}" for c, o in zip(contexts, options, strict=True)] if different else options
+            return {"prompt": "" if different else contexts[0], "options": shown, "right": right}
+        case Writing(prompt=prompt, answers=answers):
+            return {"prompt": prompt, "answers": answers}
+        case Passage(text=text):
+            return {"prompt": text[:PASSAGE_SHOWN]}
 
 
 def _result(

@@ -50,6 +50,8 @@ class Writing:
     """Those that are accepted."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer."""
+    stop_in_chat: tuple[str, ...] | None = None
+    """The same where the model answers in its chat template, if other than `stop`."""
     max_tokens: int = 256
     solution: str = ""
     """The answer as an example shows it, where it differs from the first of `answers`."""

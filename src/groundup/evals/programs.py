@@ -10,17 +10,16 @@ import contextlib
 import dataclasses
 import errno
 import inspect
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from groundup.evals import inside
+from groundup.evals.benchmarks import Files
 from groundup.evals.items import Item, Writing
 from groundup.evals.sandbox import Program, Sandbox, Stopped, probe
 from groundup.machine import available_cores
@@ -42,9 +41,19 @@ class Outcome:
     """Of the error, if there was one."""
 
 
+def humaneval(files: Files) -> Iterator[Item]:
+    """HumanEval (Chen et al. 2021, arXiv:2107.03374): a function's head and what it is to do; the model writes the
+    rest. Scored by running it against the problem's tests, in a sandbox; needs bubblewrap.
+    """
+    yield from map(problem_item, files.open("humaneval").records)
+
+
 def problem_item(row: Mapping[str, str]) -> Item:
     """An item of a record of the benchmark's file."""
-    return Item(row["task_id"], Writing(row["prompt"], (row["canonical_solution"],), STOP, 1024, data=dict(row)))
+    solution = (row["canonical_solution"],)
+    return Item(
+        row["task_id"], Writing(row["prompt"], solution, STOP, stop_in_chat=(), max_tokens=1024, data=dict(row))
+    )
 
 
 def program_of(item: Item, answer: str) -> str:
@@ -85,7 +94,7 @@ class Grader:
 
     def grade_all(self, programs: Sequence[tuple[Item, str]]) -> list[Outcome]:
         """Outcomes of many programs, over all cores."""
-        with ThreadPoolExecutor(available_cores()) as pool:
+        with ThreadPoolExecutor(2 * available_cores()) as pool:  # half of the time a program's walls are waited for
             return list(pool.map(lambda each: self.grade(*each), programs))
 
     def grade(self, item: Item, program: str) -> Outcome:
@@ -110,14 +119,14 @@ class Grader:
         tests = f"{source}\nrun_tests({', '.join(map(ascii, parts))})\n"
         longer = dataclasses.replace(self.sandbox.limits, seconds=2 * self.sandbox.limits.seconds)
         patient = dataclasses.replace(self.sandbox, limits=longer)
-        with self.sandbox.start(candidate) as answering, patient.start(tests) as asking:
-            try:
+        try:
+            with self.sandbox.start(candidate) as answering, patient.start(tests) as asking:
                 for each in (answering, asking):
-                    if (line := each.receive()) != b'"ready"\n':
+                    if (line := each.receive()) != b"ready None\n":
                         return Outcome(None, "no sandbox", line.decode("utf-8", "replace").strip())
-            except Stopped as stopped:
-                return Outcome(None, "no sandbox", str(stopped))
-            return _converse(answering, asking)
+                return _converse(answering, asking)
+        except (Stopped, OSError) as error:
+            return Outcome(None, "no sandbox", str(error))
 
 
 class Unfinished(Exception):
@@ -129,15 +138,14 @@ class Unfinished(Exception):
 
 
 def _converse(answering: Program, asking: Program) -> Outcome:
-    """Carry calls to the candidate and values back, until the tests say a verdict, or one of both ends."""
+    """Carry calls to the candidate and values back, until the tests say a verdict, or one of the two ends."""
     while True:
         try:
             line = asking.receive()
-            said: dict[str, Any] = dict(json.loads(line))
-        except (Stopped, ValueError, TypeError) as error:
+            if not line.startswith(b"call "):
+                return _outcome(line.decode("ascii"))
+        except (Stopped, ValueError, LookupError, TypeError) as error:
             raise Unfinished("wrong value", f"with what it gave, the tests came to no end: {error}") from None
-        if "verdict" in said:
-            return _outcome(said)
         try:
             answering.send(line)
             answer = answering.receive()
@@ -147,18 +155,19 @@ def _converse(answering: Program, asking: Program) -> Outcome:
             asking.send(answer)
 
 
-def _outcome(said: dict[str, Any]) -> Outcome:
-    if said["verdict"] == "passed":
+def _outcome(verdict: str) -> Outcome:
+    kind, _, text = verdict.rstrip("\n").partition(" ")
+    if kind == "passed":
         return Outcome(True, "passed")
-    error = said.get("by_candidate") or said
-    words = f"{error['raised']}: {error['words']}"[:400]
-    if said["verdict"] == "broken":
+    name, words, number = inside.decode(text)
+    words = f"{name}: {words}"[:400]
+    if kind == "broken":
         return Outcome(None, "broken tests", words)
-    if not said["by_candidate"]:
+    if kind == "failed":
         return Outcome(False, "wrong value", words)
-    if error["raised"] == "MemoryError":
+    if name == "MemoryError":
         return Outcome(False, "memory", words)
-    return Outcome(False, "forbidden" if error["errno"] in FORBIDDEN else "exception", words)
+    return Outcome(False, "forbidden" if number in FORBIDDEN else "exception", words)
 
 
 FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EAGAIN, errno.EFBIG, errno.ENOSPC, errno.EROFS, errno.EMFILE)
@@ -166,13 +175,13 @@ FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EAGAIN, errno.EFBIG, errno.ENOSPC,
 
 
 def metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """pass@k of one problem for k = 1, 10 and 100, as far as there are programs, and the share of each reason; empty
-    where nothing is known. Programs of which nothing is known do not count."""
-    known = [each for each in outcomes if each.passed is not None]
-    n, passed = len(known), sum(bool(each.passed) for each in known)
-    reasons = Counter(each.reason for each in known)
-    chances = {f"pass@{k}": pass_at_k(n, passed, k) for k in (1, 10, 100) if k <= n}
-    return chances | {reason: count / n for reason, count in reasons.items()}
+    """pass@k of one problem for k = 1, 10 and 100, as far as there are programs of which something is known, and the
+    share of each reason among all; empty where nothing is known."""
+    known = [each.passed for each in outcomes if each.passed is not None]
+    if not known:
+        return {}
+    chances = {f"pass@{k}": pass_at_k(len(known), sum(known), k) for k in (1, 10, 100) if k <= len(known)}
+    return chances | {reason: n / len(outcomes) for reason, n in Counter(each.reason for each in outcomes).items()}
 
 
 def _problem(item: Item) -> dict[str, str]:
@@ -187,5 +196,5 @@ def default_grader() -> Grader:
 
 
 def check_answers(item: Item, answers: Sequence[str]) -> dict[str, float]:
-    """`Grader.check`, isolated as far as this machine can."""
+    """`Grader.check`, in the sandbox that this machine has."""
     return default_grader().check(item, answers)

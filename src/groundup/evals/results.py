@@ -38,6 +38,8 @@ class Result:
     """Items whose check could not be run; they count in no metric."""
     files: dict[str, str]
     """What was read, and in which form."""
+    isolation: str | None = None
+    """What isolated the programs that were run, if any were."""
 
 
 def read_result(directory: Path) -> Result:

@@ -159,6 +159,7 @@ class Sandbox:
         """
         command = [str(self.python), "-s", "-S", "-B", "-X", "utf8", "-c", FIRST.format(self.limits.resources)]
         nobody = NOBODY if self.bubblewrap and os.getuid() == 0 else None
+        environment = {} if self.bubblewrap else {"PYTHONHASHSEED": "0"}  # bubblewrap's own would be seen inside
         with contextlib.ExitStack() as stack:
             rules: list[int] = []
             if self.bubblewrap:
@@ -172,7 +173,7 @@ class Sandbox:
                 command = [self.bubblewrap, *self._walls(), *words, "--", *command]
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, cwd="/",
-                env={}, pass_fds=rules, start_new_session=True, user=nobody, group=nobody,
+                env=environment, pass_fds=rules, start_new_session=True, user=nobody, group=nobody,
                 extra_groups=None if nobody is None else [],
             )  # fmt: skip
             stack.callback(_kill, process, self.bubblewrap is None)
@@ -187,10 +188,10 @@ class Sandbox:
         /dev/shm has a file system of its own. The order of sets is always the same."""
         words = WALLS.format(nobody=NOBODY, tmp=self.limits.tmp_bytes, shm=SHM_BYTES).split()
         prefix = str(self.python.parent.parent)
-        for place in ("/lib", "/lib64", *([prefix] if prefix != "/usr" else [])):
+        for place in ("/lib", "/lib64", "/etc/ld.so.cache", *([prefix] if prefix != "/usr" else [])):
             if os.path.islink(place):
                 words += ["--symlink", os.readlink(place), place]
-            elif os.path.isdir(place):
+            elif os.path.exists(place):
                 words += ["--ro-bind", place, place]
         return [*words, "--remount-ro", "/"]
 
@@ -202,10 +203,12 @@ WALLS = """
 """
 
 FIRST = """
-import contextlib, resource, sys
+import resource, sys
 for name, most in {}.items():
-    with contextlib.suppress(AttributeError, ValueError, OSError):
+    try:
         resource.setrlimit(getattr(resource, name), (most, most))
+    except (AttributeError, ValueError, OSError):
+        pass
 exec(compile(eval(sys.stdin.buffer.readline()), "<program>", "exec"))
 """
 """What Python does first: it limits itself, which it cannot take back, and becomes the program on its first line."""

@@ -13,6 +13,7 @@ from typing import Any
 from groundup.errors import SettingsError
 from groundup.evals.benchmarks import Files
 from groundup.evals.items import Choice, Item, Passage, Task, Writing
+from groundup.evals.programs import check_answers, humaneval
 from groundup.words import nearest
 
 
@@ -537,6 +538,9 @@ TASKS: dict[str, Task] = {
     "svamp": Task(svamp, ("svamp", "gsm8k_train"), NUMBER, 0.0, "MIT", 5, _gsm8k_examples, check=_check_number),
     "triviaqa": Task(
         triviaqa, ("triviaqa",), ("exact_match",), 0.0, "Apache 2.0", check=_check_exact, harness="triviaqa"),
+    "humaneval": Task(
+        humaneval, ("humaneval",), ("pass@1", "pass@10", "pass@100"), 0.0, "MIT", check=check_answers,
+        harness="humaneval"),
 }  # fmt: skip
 """By their names."""
 
