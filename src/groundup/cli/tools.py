@@ -198,7 +198,7 @@ def compare(
     tasks = {"tasks": [asdict(each) for each in differences], "task_notes": notes}
     table = examined.difference_rows(differences) if len(results) < 3 else examined.spread_rows(runs, results)
     said = (table if results else (), "\n".join(notes))
-    if not all((run / "recipe.toml").is_file() for run in runs):
+    if results and not all((run / "recipe.toml").is_file() for run in runs):
         terminal.show(*said, instead=as_json and tasks)
         return
     finished = comparing.read_all(runs)

@@ -43,7 +43,7 @@ def harness_model(examinee: Examinee) -> Any:
                 heat = how.get("temperature", 1.0) if how.get("do_sample") else 0.0
                 sampling = Sampling(temperature=heat, top_p=how.get("top_p"), top_k=how.get("top_k"))
                 most = how.get("max_gen_toks", MOST_TOKENS)
-                alike[sampling].append((number, Writing(prompt, (), tuple(filter(None, stop)), most)))
+                alike[sampling].append((number, Writing(prompt, (), tuple(filter(None, stop)), max_tokens=most)))
             for sampling, asked in alike.items():
                 answers = _in_order(examinee, [each for _, each in asked], sampling)
                 texts |= {number: each.texts[0] for (number, _), each in zip(asked, answers, strict=True)}

@@ -7,7 +7,6 @@ from pathlib import Path
 from groundup.errors import SettingsError
 from groundup.evals.compare import TaskDifference
 from groundup.evals.results import Result, results_in
-from groundup.files import require_path
 from groundup.pages.render import number
 
 
@@ -19,22 +18,16 @@ def results_directory(target: Path) -> Path:
 
 
 def results_of(targets: Sequence[Path]) -> list[dict[str, Result]]:
-    """The results of each model, by task; nothing where runs have none.
+    """The results of each model, by task; nothing where one of several runs has none.
 
     Raises:
-        SettingsError: the same model twice, or one that was asked no benchmarks.
+        SettingsError: a model, of no run, that was asked no benchmarks.
     """
-    for target in targets:
-        require_path(target, "run or model")
     found = [results_in(results_directory(target)) for target in targets]
-    if all((target / "recipe.toml").is_file() for target in targets) and not all(found):
-        return []
-    if len({target.resolve() for target in targets}) < max(2, len(targets)):
-        raise SettingsError(f"there is nothing to compare {targets[0]} with: name two or more different models")
     for target, results in zip(targets, found, strict=True):
-        if not results:
+        if not results and (target.is_file() or (target / "config.json").is_file()):
             raise SettingsError(f"{target} has no results: run `groundup eval {target} --suite core` first")
-    return found
+    return found if all(found) else []
 
 
 def spread_rows(targets: Sequence[Path], found: Sequence[dict[str, Result]]) -> list[list[str]]:
