@@ -120,7 +120,10 @@ def test_windows_of_a_passage_score_each_token_once(
 def test_what_is_written_is_what_generate_writes_and_samples_are_the_items_own(
     model: Transformer, tokenizer: Tokenizer
 ) -> None:
-    items = [Item(str(n), Writing(prompt, (), ("st",), 12)) for n, prompt in enumerate(("the low", "slower", "of"))]
+    items = [
+        Item(str(n), Writing(prompt, (), ("st",), max_tokens=12))
+        for n, prompt in enumerate(("the low", "slower", "of"))
+    ]
     greedy = by_id(list(Examinee(model, tokenizer).answers(items)))
     for item in items:
         assert isinstance(item.ask, Writing)

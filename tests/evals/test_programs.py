@@ -379,6 +379,7 @@ def test_what_a_model_gets_is_told_with_what_isolated_its_programs(
     result = ask(finished_home / "runs" / "tiny", shared, tmp_path)
     assert list(result.metrics) == ["pass@1"] and result.items == 3 and result.unknown == 0
     assert result.isolation is not None and "private network" in result.isolation
+    assert f"programs ran with: {result.isolation}" in (tmp_path / "report.html").read_text("utf-8")
     for line in (tmp_path / "humaneval" / "items.jsonl").read_text("utf-8").splitlines():
         reasons = json.loads(line)["values"]
         assert sum(share for reason, share in reasons.items() if not reason.startswith("pass@")) == 1

@@ -366,6 +366,17 @@ def test_evaluations_are_measured_when_they_are_due_and_after_the_last_step(text
     assert all(0 <= line["next_token_accuracy"] <= 1 for line in lines if "next_token_accuracy" in line)
 
 
+def test_benchmarks_are_asked_when_they_are_due_and_after_the_last_step(text: Path, tmp_path: Path) -> None:
+    data = Path(__file__).parents[2] / "../shared/data/evals"
+    if not data.is_dir():
+        pytest.skip("the benchmarks' files of ../shared are not here")
+    asked = [{"task": "lambada", "data": str(data), "every": 4, "limit": 6}]
+    train(text, tmp_path, settings(steps=6, benchmarks=asked))
+    lines = read_lines(tmp_path / "pretrain" / "metrics.jsonl")
+    measured = {line["step"]: line["lambada_perplexity"] for line in lines if "lambada_perplexity" in line}
+    assert [*measured] == [4, 6] and measured[6] != measured[4] > 1
+
+
 def test_a_clock_that_goes_back_an_hour_changes_no_number(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,13 +189,16 @@ def compare(
     as_json: Annotated[bool, Option("--json", help="Print it as JSON; a page is written only with --out.")] = False,
 ) -> None:
     """Set runs side by side: settings that differ, scores, costs, curves, samples, and benchmarks item by item."""
+    from groundup.evals.compare import compare as compare_tasks
     from groundup.report import compare as comparing
-    from groundup.tools.examined import compare_examined, difference_rows
+    from groundup.tools import examined
 
-    differences, notes = compare_examined(runs)
+    results = examined.results_of(runs)
+    differences, notes = compare_tasks(*map(examined.results_directory, runs)) if len(results) == 2 else ([], [])
     tasks = {"tasks": [asdict(each) for each in differences], "task_notes": notes}
-    said = (difference_rows(differences), "\n".join(notes))
-    if not all((run / "recipe.toml").is_file() for run in runs):
+    table = examined.difference_rows(differences) if len(results) < 3 else examined.spread_rows(runs, results)
+    said = (table if results else (), "\n".join(notes))
+    if results and not all((run / "recipe.toml").is_file() for run in runs):
         terminal.show(*said, instead=as_json and tasks)
         return
     finished = comparing.read_all(runs)
@@ -203,9 +206,8 @@ def compare(
     page = out or (None if as_json else comparing.default_page(finished))
     if page:
         comparing.write_page(finished, comparison, page)
-    table = as_json and asdict(comparison) | tasks
-    verdicts = "\n".join(comparison.verdicts)
-    terminal.show(comparison.rows, verdicts, *said, f"With curves and samples: {page}", instead=table)
+    verdicts, instead = "\n".join(comparison.verdicts), as_json and asdict(comparison) | tasks
+    terminal.show(comparison.rows, verdicts, *said, f"With curves and samples: {page}", instead=instead)
 
 
 @app.command(epilog=example("tasks"))

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from groundup.artifacts import is_made, making, read_manifest
-from groundup.errors import DataError, SettingsError
+from groundup.errors import DamagedError, DataError, SettingsError
 from groundup.evals.ask import Answered, Examinee
 from groundup.evals.benchmarks import Files
+from groundup.evals.heldout import Measurement
 from groundup.evals.items import (
     Choice,
     Item,
@@ -29,7 +30,9 @@ from groundup.evals.items import (
 )
 from groundup.evals.metrics import Measured, measure
 from groundup.evals.results import Result, read_result
-from groundup.evals.settings import TaskSettings
+from groundup.evals.score import HeldOut
+from groundup.evals.settings import Benchmark, TaskSettings
+from groundup.evals.tasks import find_tasks
 from groundup.files import Progress, canonical_json, explaining_write_errors, no_progress, write_json, write_text
 from groundup.generation.settings import Sampling
 
@@ -124,6 +127,29 @@ def examine(
     return result
 
 
+def benchmark(asked: Benchmark) -> Measurement:
+    """What measures a model by some items of a task: its metrics, as TASK_METRIC. The items are read now.
+
+    Raises:
+        SettingsError: no such task.
+        DataError: a file of it that is missing or altered.
+    """
+    [(name, task)] = find_tasks([asked.task]).items()
+    every = [item for _, item in questions(name, task, Files(Path(asked.data)), task.shots)]
+    items = first_of_each(every, asked.limit)
+
+    def measure_now(held_out: HeldOut) -> dict[str, float]:
+        answers = Examinee(held_out.model, held_out.tokenizer).answers(items)
+        values = []
+        for done, answered in enumerate(answers, 1):
+            values.append(_line(task, answered)["values"])
+            held_out.progress(done, len(items), name)
+        measured = {metric: measure(metric, values) for metric in task.metrics}
+        return {f"{name}_{metric}": each.value for metric, each in measured.items() if each}
+
+    return Measurement(measure_now, f"{name}_{task.metrics[0]}")
+
+
 class _Record:
     """Items that were answered before, and those that are now: a line each, on the disk at once.
 
@@ -143,8 +169,10 @@ class _Record:
                 self.path.write_text(self.head + "\n", "utf-8")
             return {}
         self.path.write_bytes(b"\n".join(lines) + b"\n")  # without half a line
-        read = map(json.loads, lines[1:])
-        return {(line["group"], line["id"]): line for line in read}
+        try:
+            return {(line["group"], line["id"]): line for line in map(json.loads, lines[1:])}
+        except (ValueError, KeyError, TypeError):
+            raise DamagedError(f"{self.path} is damaged: remove it, and its items are asked again") from None
 
     def add(self, line: Mapping[str, Any]) -> None:
         with explaining_write_errors(self.path), open(self.path, "ab", buffering=0) as stream:

@@ -33,6 +33,19 @@ class Evaluation(Settings):
     """How much of the documents is read each time."""
 
 
+class Benchmark(Settings):
+    """A benchmark that is repeated while the model is trained."""
+
+    task: str
+    """One that `groundup tasks` lists."""
+    data: str = "benchmarks"
+    """The folder with its files."""
+    every: int = Field(default=1000, ge=1)
+    """Steps between measurements; one more comes after the last step."""
+    limit: int = Field(default=200, ge=1)
+    """Items that are asked, of each part of the task as many."""
+
+
 class FilesRead(Settings):
     """How to read files that are scored, where no recipe says it."""
 

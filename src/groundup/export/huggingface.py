@@ -54,8 +54,7 @@ def write(subject: Subject, directory: Path, settings: ExportSettings) -> Agreem
     dtype = str(weights["embed.weight"].dtype).removeprefix("torch.")
     config = {**write_config(kind, subject.config), "architectures": [CLASSES[kind]], "torch_dtype": dtype}
     roles = subject.tokenizer.roles
-    ends = {"bos_token_id": roles.opener, "eos_token_id": roles.closer}
-    write_json(directory / "config.json", config | ends)
+    write_json(directory / "config.json", config | {"bos_token_id": roles.opener, "eos_token_id": roles.closer})
     write_shards(directory, to_published(kind, subject.config, weights), settings.shard_bytes)
     _write_tokenizer(subject, directory)
     return _read_back(subject, weights, directory)

@@ -151,19 +151,16 @@ class PagedAttend:
                 if first < last:
                     part = Work(work.request, first, work.ids[first - work.first : last - work.first])
                     found[last - first, end, oldest].append((start + first - work.first, part))
-        return [self._alike(count, end, oldest, each, window) for (count, end, oldest), each in found.items()]
-
-    def _alike(
-        self, count: int, end: int, oldest: int, works: list[tuple[int, Work[Any]]], window: int | None
-    ) -> Alike:
-        device = self.cache.keys.device
-        end = min(end, max(work.end for _, work in works)) if self.static is None else end
-        queries = torch.arange(-(-count // ROWS) * ROWS, device=device).clamp(max=count - 1)
-        starts, firsts = torch.tensor([(start, work.first) for start, work in works], device=device).T
-        distance = (firsts[:, None] + queries)[:, None, :, None] - torch.arange(oldest, end, device=device)
-        pairs = Pairs.of(distance).over({window})
-        pages = self.cache.gather([work for _, work in works], end)
-        return Alike(starts[:, None] + queries, count, pages, oldest, end, pairs)
+        device, groups = self.cache.keys.device, list[Alike]()
+        for (count, end, oldest), works in found.items():
+            end = min(end, max(work.end for _, work in works)) if self.static is None else end
+            queries = torch.arange(-(-count // ROWS) * ROWS, device=device).clamp(max=count - 1)
+            starts, firsts = torch.tensor([(start, work.first) for start, work in works], device=device).T
+            distance = (firsts[:, None] + queries)[:, None, :, None] - torch.arange(oldest, end, device=device)
+            pairs = Pairs.of(distance).over({window})
+            pages = self.cache.gather([work for _, work in works], end)
+            groups.append(Alike(starts[:, None] + queries, count, pages, oldest, end, pairs))
+        return groups
 
     def __call__(
         self,

@@ -348,8 +348,7 @@ class Engine:
     # --- one step ---
 
     def _propose(self, proposer: Proposes) -> None:
-        running = self.schedule.running
-        writing = [request for request in running if request.unread == 1 and request.constraint is None]
+        writing = [each for each in self.schedule.running if each.unread == 1 and each.constraint is None]
         most = [
             min(self.context - len(request.ids), request.sampling.max_tokens - len(request.answer) - 1)
             for request in writing

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from groundup.artifacts import making
 from groundup.batch import Batch
-from groundup.evals.heldout import MEASUREMENTS
+from groundup.errors import SettingsError
+from groundup.evals.examine import benchmark
+from groundup.evals.heldout import MEASUREMENTS, Measurement
 from groundup.evals.score import HeldOut
 from groundup.files import Progress, no_progress
 from groundup.generation.settings import Sampling
 from groundup.generation.text import stream
 from groundup.model.settings import ModelConfig
-from groundup.model.transformer import evaluating
+from groundup.model.transformer import Transformer, evaluating
 from groundup.parallel.world import World
 from groundup.pretrain.settings import PretrainSettings
 from groundup.pretrain.setup import batches, draw_model, own_batches, set_up, set_up_ranks, training_flops_per_token
@@ -163,7 +165,15 @@ def _measurements(session: Session[Batch], settings: PretrainSettings, held_out:
                 check(0, 0, "")
         return {"sample": prompt + "".join(parts)}
 
-    chosen = [(asked.every, asked.max_tokens, MEASUREMENTS[asked.task]) for asked in settings.evaluations]
+    if settings.benchmarks and type(held_out.model) is not Transformer:
+        raise SettingsError(
+            "pretrain.benchmarks needs the whole model on each rank, and [parallel] cuts it: leave benchmarks out, and "
+            "evaluate the finished model with `groundup eval`, or share rows alone (parallel.replicate)"
+        )
+    chosen: list[tuple[int, int | None, Measurement]] = [
+        (asked.every, asked.max_tokens, MEASUREMENTS[asked.task]) for asked in settings.evaluations
+    ]
+    chosen += [(asked.every, None, benchmark(asked)) for asked in settings.benchmarks]
     validation = partial(on_held_out, validate, settings.validation_tokens)
     return [
         Periodic(settings.validate_every, "validation_bits_per_byte", validation),

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from groundup.evals.settings import Evaluation
+from groundup.evals.settings import Benchmark, Evaluation
 from groundup.settings import Settings
 from groundup.train.settings import TrainingSettings
 from groundup.words import contradiction
@@ -60,6 +60,8 @@ class PretrainSettings(TrainingSettings):
     """How much of the validation documents is read each time; the whole, if they have fewer."""
     evaluations: tuple[Evaluation, ...] = ()
     """Further measurements on them, such as `[{ task = "next_token_accuracy", every = 500 }]`."""
+    benchmarks: tuple[Benchmark, ...] = ()
+    """Benchmarks that it is asked meanwhile, such as `[{ task = "hellaswag", data = "benchmarks", every = 1000 }]`."""
     sample_every: int = Field(default=200, ge=1)
     """Steps between texts written during the run."""
     sample_prompt: str = "Once upon a time"

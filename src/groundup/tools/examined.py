@@ -1,12 +1,12 @@
-"""What models got in benchmarks: where it is kept, its tables, and two models side by side. Without torch."""
+"""What models got in benchmarks: where it is kept, its tables, and models side by side. Without torch."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from groundup.errors import SettingsError
-from groundup.evals.compare import TaskDifference, compare
+from groundup.evals.compare import TaskDifference
 from groundup.evals.results import Result, results_in
-from groundup.files import require_path
 from groundup.pages.render import number
 
 
@@ -17,24 +17,30 @@ def results_directory(target: Path) -> Path:
     return run / "benchmarks" if is_run else target.absolute().with_name(f"{target.absolute().name}.benchmarks")
 
 
-def compare_examined(targets: Sequence[Path]) -> tuple[list[TaskDifference], list[str]]:
-    """Two models in the tasks that both were asked, and what could not be compared; nothing where runs have no results.
+def results_of(targets: Sequence[Path]) -> list[dict[str, Result]]:
+    """The results of each model, by task; nothing where one of several runs has none.
 
     Raises:
-        SettingsError: not two, the same twice, or a model that was asked no benchmarks.
+        SettingsError: a model, of no run, that was asked no benchmarks.
     """
-    places = []
-    for target in targets:
-        require_path(target, "run or model")
-        places.append(results_directory(target))
-    if all((target / "recipe.toml").is_file() for target in targets) and not all(place.is_dir() for place in places):
-        return [], []
-    if len({target.resolve() for target in targets}) != 2 or len(targets) != 2:
-        raise SettingsError(f"benchmarks are compared of two different models, and {len(targets)} are given")
-    for target, place in zip(targets, places, strict=True):
-        if not results_in(place):
+    found = [results_in(results_directory(target)) for target in targets]
+    for target, results in zip(targets, found, strict=True):
+        if not results and (target.is_file() or (target / "config.json").is_file()):
             raise SettingsError(f"{target} has no results: run `groundup eval {target} --suite core` first")
-    return compare(*places)
+    return found if all(found) else []
+
+
+def spread_rows(targets: Sequence[Path], found: Sequence[dict[str, Result]]) -> list[list[str]]:
+    """A line for each task that all models were asked alike: their values, mean and standard deviation. Of runs that
+    differ in their seed alone, the deviation is what a seed does."""
+    table = [["task", "metric", *(str(target) for target in targets), "mean", "deviation"]]
+    for name, first in found[0].items():
+        every = [results[name] for results in found if name in results and results[name].hash == first.hash]
+        values = [each.metrics[first.metric].value for each in every if first.metric in each.metrics]
+        if len(values) == len(targets):
+            told = [*values, statistics.mean(values), statistics.stdev(values)]
+            table.append([name, first.metric.replace("_", " "), *(f"{value:.4f}" for value in told)])
+    return table
 
 
 def harness_rows(found: Sequence[tuple[str, str, float, float | None]]) -> list[tuple[str, ...]]:
