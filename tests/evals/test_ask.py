@@ -10,6 +10,7 @@ import groundup
 from groundup.errors import SettingsError
 from groundup.evals.ask import Answered, Examinee
 from groundup.evals.items import Choice, Item, Likelihood, Passage, Writing
+from groundup.generation.packed import Precision
 from groundup.generation.settings import Sampling
 from groundup.model.settings import ModelConfig
 from groundup.model.transformer import Transformer
@@ -65,13 +66,16 @@ def test_choices_equal_a_forward_over_each_request(model: Transformer, tokenizer
             assert found.is_greedy == expected.is_greedy
 
 
+@pytest.mark.parametrize("precision", [None, "float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("together", [1, 7, 64])
-def test_neither_order_nor_company_changes_an_answer(model: Transformer, tokenizer: Tokenizer, together: int) -> None:
+def test_neither_order_nor_company_changes_an_answer(
+    model: Transformer, tokenizer: Tokenizer, together: int, precision: Precision | None
+) -> None:
     items = choices()
-    expected = by_id(list(Examinee(model, tokenizer).answers(items)))
+    expected = by_id(list(Examinee(model, tokenizer, precision=precision).answers(items)))
     random.Random(together).shuffle(items)
-    found = by_id(list(Examinee(model, tokenizer, together=together).answers(items)))
-    assert found == expected, "to the bit, in float32"
+    found = by_id(list(Examinee(model, tokenizer, together=together, precision=precision).answers(items)))
+    assert found == expected, "to the bit"
 
 
 def test_of_a_context_that_is_too_long_the_end_is_read_and_counted(model: Transformer, tokenizer: Tokenizer) -> None:
