@@ -98,14 +98,12 @@ def ours(model: Path, task: str, shots: int, items: Sequence[Item], files: Files
         for item in items
     ]
     asked = replace(TASKS[task], items=lambda _: iter(short))
-    inputs = {"model": digest_of(model)}
-    examine(task, asked, examinee(model), files, TaskSettings(shots=shots), out, inputs)
-    found = []
-    for line in read_lines(out / task):
-        logprobs = [logprob for logprob, _ in line["likelihoods"]]
-        passage = [sum(logprobs)] if task == "wikitext2" else logprobs
-        found.append(Found(passage, line["texts"], line["values"]))
-    return found
+    examine(task, asked, examinee(model), files, TaskSettings(shots=shots), out, {"model": digest_of(model)})
+    lines = [(line, [logprob for logprob, _ in line["likelihoods"]]) for line in read_lines(out / task)]
+    return [
+        Found([sum(each)] if task == "wikitext2" else each, line["texts"], line["values"])  # a passage has windows
+        for line, each in lines
+    ]
 
 
 @cache
@@ -118,14 +116,12 @@ def compare(task: str, shots: int, left: Sequence[Found], right: Sequence[Found]
     pairs = list(zip(left, right, strict=True))
     apart = [abs(a - b) for one, other in pairs for a, b in zip(one.logprobs, other.logprobs, strict=True)]
     texts = sum(list(one.texts) != list(other.texts) for one, other in pairs)
-    differ = sum(any(abs(one.scores[name] - other.scores[name]) > TOLERANCE for name in one.scores)
-                 for one, other in pairs)  # fmt: skip
+    otherwise = [max(abs(one.scores[name] - other.scores[name]) for name in one.scores) for one, other in pairs]
     best = [sorted(one.logprobs)[-2:] for one in left if len(set(one.logprobs)) > 1]
     ties = sum(high - low < TOLERANCE for low, high in best)
-    largest = f"{max(apart):.1e}" if apart else "-"
-    name = f"{task}, {shots} examples" if shots else task
-    names = ", ".join(left[0].scores)
-    return f"| {name} | {len(pairs)} | {largest} | {differ} | {ties} | {texts if left[0].texts else '-'} | {names} |"
+    told = [f"{task}, {shots} examples" if shots else task, len(pairs), f"{max(apart):.1e}" if apart else "-"]
+    told += [sum(each > TOLERANCE for each in otherwise), ties, texts if left[0].texts else "-"]
+    return "| " + " | ".join(map(str, [*told, ", ".join(left[0].scores)])) + " |"
 
 
 def main() -> None:
