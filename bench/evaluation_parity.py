@@ -84,7 +84,7 @@ def _of_items(task: str, samples: Sequence[dict[str, Any]]) -> list[Found]:
         of_item, written = sample["doc_id"], "exact_match" + "_flexible" * (sample["filter"] == "flexible-extract")
         for metric, value in sample.items():
             if name := {**ours, "exact_match": written}.get(metric):
-                scores[of_item][name] = value[1] if isinstance(value, Sequence) else float(value)
+                scores[of_item][name] = float(value[1] if isinstance(value, Sequence) else value)
         answers = [answer[0] for answer in sample["resps"]]
         texts = [answer for answer in answers if isinstance(answer, str)]
         logprobs = [] if texts else [answer if isinstance(answer, float) else answer[0] for answer in answers]
