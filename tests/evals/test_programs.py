@@ -226,7 +226,7 @@ def test_hostile_programs_are_failed_samples_within_their_limit(grader: Grader, 
     before = time.monotonic()
     outcome = grader.grade(ITEM, program)
     assert outcome.passed is False, outcome
-    assert time.monotonic() - before < 10  # a bound on a hang
+    assert time.monotonic() - before < 45  # a bound on a hang
     ours = [path for path in Path("/proc").glob("[0-9]*") if _parent(path) == os.getpid()]
     assert not [path for path in ours if b"bwrap" in (path / "cmdline").read_bytes()]
 
