@@ -6,10 +6,12 @@ An answer does not depend on how many items are asked together, nor on their ord
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from groundup.errors import SettingsError
 from groundup.evals.items import Choice, Item, Likelihood, Passage, Writing
-from groundup.generation.engine import Request, not_finite
+from groundup.generation.engine import Engine, Request, not_finite
 from groundup.generation.packed import Precision
 from groundup.generation.settings import Sampling
 from groundup.generation.text import Answer, Writer
@@ -18,8 +20,10 @@ from groundup.model.transformer import Transformer
 from groundup.tokenizer.chat import Chat
 from groundup.tokenizer.tokenizer import Tokenizer
 
-STEP_TOKENS = 512
+STEP_TOKENS = 1024
 """Read in one step: enough for matmuls at their full speed."""
+PAGE = 4
+"""Tokens of a page: few, so that little is read again of a context that several options share."""
 CACHE_TOKENS = 1 << 15
 """Kept for what items have in common, where the context is not longer."""
 
@@ -78,16 +82,20 @@ class Examinee:
         self.tokenizer = tokenizer if chat is None else chat.tokenizer
         self.chat, self.context = chat, model.config.context_length
         self.stride = stride or self.context
-        self._writer = Writer(
-            model,
-            self.tokenizer,
-            precision=precision,
-            most_requests=together,
-            step_tokens=STEP_TOKENS,
-            cache_tokens=max(CACHE_TOKENS, self.context),
-        )
+        sizes = {"most_requests": together, "cache_tokens": max(CACHE_TOKENS, self.context)}
+        self._engine: dict[str, Any] = {"precision": precision, **sizes}
+        self._model = model
         opener = self.tokenizer.roles.opener
         self._opener = [] if opener is None else [opener]
+
+    @cached_property
+    def _reader(self) -> Engine:
+        """Scores what is given."""
+        return Engine(self._model, reads=True, page=PAGE, step_tokens=STEP_TOKENS, **self._engine)
+
+    @cached_property
+    def _writer(self) -> Writer:
+        return Writer(self._model, self.tokenizer, **self._engine)
 
     def answers(
         self, items: Sequence[Item], *, n: int = 1, sampling: Sampling | None = None, unconditional: bool = False
@@ -110,7 +118,7 @@ class Examinee:
 
     def _scored(self, items: Sequence[Item], unconditional: bool) -> Iterator[Answered]:
         """Choices and passages, whose tokens are given."""
-        engine, told = self._writer.engine, Sampling(max_tokens=0)
+        engine, told = self._reader, Sampling(max_tokens=0)
         every = [self._asked(item, unconditional) for item in items]
         jobs = [(ids, start, asked, number) for asked in every for number, (ids, start) in enumerate(asked.spans)]
         running: dict[Request, tuple[_Asked, int]] = {}

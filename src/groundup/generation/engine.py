@@ -125,6 +125,9 @@ class Engine:
         step_tokens: most tokens of a step; longer prompts take several.
         cache_tokens: tokens whose keys and values are kept at most; if not given, as many as `most_requests` can have
             and a quarter of the device's memory holds.
+        page: tokens of a page; of what requests begin with, whole pages are shared.
+        reads: whether it reads prompts more than it writes: float32 is then multiplied by torch on a CPU too, which is
+            faster for many rows, and slower for few.
         proposer: guesses how requests go on; a step then checks the guesses and may give several tokens.
         static: positions of the batches in which a trainer scores the answers: log-probabilities are then the trainer's
             to the bit.
@@ -157,6 +160,8 @@ class Engine:
         most_requests: int = 64,
         step_tokens: int = 256,
         cache_tokens: int | None = None,
+        page: int = PAGE,
+        reads: bool = False,
         proposer: Proposes | None = None,
         static: int | None = None,
     ) -> None:
@@ -168,7 +173,7 @@ class Engine:
         weight = next(model.parameters())
         if precision is not None and weight.device.type != "cpu":
             raise SettingsError(f"precision = {precision} packs for a CPU: on a GPU load the model in bfloat16 instead")
-        if static is None and (weight.device.type, weight.dtype) == ("cpu", torch.float32):
+        if static is None and not reads and (weight.device.type, weight.dtype) == ("cpu", torch.float32):
             self.precision = precision = precision or "float32"
         self.model = model if precision is None else pack(model, precision)
         weight = next(self.model.parameters())
@@ -177,9 +182,9 @@ class Engine:
             heads, *widths = model.config.cached
             token_bytes = model.config.n_layers * heads * sum(widths) * weight.element_size()
             cache_tokens = min(most_requests * self.context, total_memory(weight.device) // 4 // token_bytes)
-        count = -(-max(cache_tokens, self.context) // PAGE)
-        self.cache = PagedCache.empty(model.config, count, PAGE, weight.device, weight.dtype)
-        self.schedule = Schedule[Request](Pages(count, PAGE), most_requests, step_tokens)
+        count = -(-max(cache_tokens, self.context) // page)
+        self.cache = PagedCache.empty(model.config, count, page, weight.device, weight.dtype)
+        self.schedule = Schedule[Request](Pages(count, page), most_requests, step_tokens)
         self._never = torch.tensor(list(never), dtype=torch.long, device=weight.device)
         self._multiple = ROWS if precision in (None, "bfloat16") else 1  # the other kernels keep a row's bits
         self._graphs = self._new_graphs()
