@@ -211,6 +211,7 @@ def test_without_position_the_first_layer_is_blind_to_order() -> None:
 def test_opts_offset_leaves_rows_unused() -> None:
     place = Position(ModelConfig(context_length=8, d_model=4, n_heads=1, position=LearnedPosition(offset=2)))
     assert place.table.weight.shape == (10, 4)
+    torch.nn.init.normal_(place.table.weight)
     x, _ = place(torch.zeros(1, 8, 4), torch.arange(8)[None])
     assert torch.equal(x[0], place.table.weight[2:])
 
