@@ -442,6 +442,8 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, folder: Path) -> None
                 continue  # serves until it is stopped: tests/report/test_watch.py starts it, and stops it
             if name in ("verify", "rehearse"):
                 continue  # tests/tools/ runs them, once for all
+            if given.get("tasks") or given.get("suite"):
+                continue  # benchmarks do not come with the project: tests/tools/test_examine.py asks some
             if name == "new":
                 (folder / f"{given['name']}.toml").unlink(missing_ok=True)
             smaller = RUN[page] if "overrides" in given and command.words[1].endswith(".toml") else []
