@@ -23,6 +23,8 @@ class Listed:
     chance: float | None
     shots: int
     licence: str
+    harness: str | None
+    """The task of lm-evaluation-harness that asks the same."""
     files: dict[str, list[dict[str, object]]]
     """Each file that it needs, and the forms in which it is read, the authors' own first."""
 
@@ -37,6 +39,7 @@ def list_tasks(names: Sequence[str]) -> list[Listed]:
             task.chance,
             task.shots,
             task.licence,
+            task.harness,
             {file: [asdict(form) for form in forms()[file]] for file in task.files},
         )
         for name, task in find_tasks(names or list(TASKS)).items()
