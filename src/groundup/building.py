@@ -479,7 +479,7 @@ def _make_corpus(job: Job, settings: Table, inputs: Mapping[str, str], progress:
         job.say(f"left out: {describe_left_out(found.left_out, found.left_out_names)}")
     with making(job.run / "corpus", "corpus", settings, inputs) as draft:
         try:
-            refine(found, job.recipe.corpus, draft, progress, inputs)
+            refine(found, job.recipe.corpus, draft, job.beside, progress, inputs)
         except DataError as error:
             if not draft.statistics.get("dropped"):
                 raise

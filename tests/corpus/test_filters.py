@@ -1,9 +1,12 @@
 """Filters name their reason, and let words in any script through."""
 
+from pathlib import Path
+
 import pytest
 
-from groundup.corpus.filters import refuse
-from groundup.corpus.settings import Characters, Length
+from groundup.corpus.document import Document, Drop
+from groundup.corpus.filters import judge, looks
+from groundup.corpus.settings import Characters, CorpusSettings, Length
 
 BOTH = (Length(minimum=5, maximum=40), Characters())
 
@@ -21,8 +24,11 @@ BOTH = (Length(minimum=5, maximum=40), Characters())
     ],
 )
 def test_reasons(text: str, reason: str | None) -> None:
-    assert refuse(text, BOTH) == reason
+    _, drop = judge(Document(text, "a.txt"), CorpusSettings(sources=("a.txt",)), looks(BOTH, Path()))
+    assert (drop.reason if drop else None) == reason
 
 
-def test_without_filters_everything_passes() -> None:
-    assert refuse("", ()) is None
+def test_without_filters_all_but_the_empty_passes() -> None:
+    settings = CorpusSettings(sources=("a.txt",))
+    assert judge(Document("1", "a.txt"), settings, [])[1] is None
+    assert judge(Document(" ", "a.txt"), settings, [])[1] == Drop("read.empty", "empty")

@@ -22,7 +22,7 @@ TALE = "Tale number {0} of the long winter by the fire, when the fox went over t
 def refined(tmp_path: Path, **more: object) -> Path:
     settings = CorpusSettings.from_table({"sources": ["in"], **more})
     with making(tmp_path / "corpus", "corpus", settings.table(), {}) as draft:
-        refine(find(settings, tmp_path), settings, draft)
+        refine(find(settings, tmp_path), settings, draft, tmp_path)
     return tmp_path / "corpus"
 
 
@@ -134,12 +134,12 @@ def test_a_source_that_changes_while_it_is_read_stops_the_stage(tmp_path: Path) 
         pytest.raises(DataError, match="source in/a.jsonl changed while it was read.*run the same command again"),
         making(tmp_path / "corpus", "corpus", settings.table(), digests) as draft,
     ):
-        refine(found, settings, draft, meddle, digests)
+        refine(found, settings, draft, tmp_path, meddle, digests)
     with (
         pytest.raises(DataError, match=r"source in/b.txt came or went"),
         making(tmp_path / "corpus", "corpus", settings.table(), digests) as draft,
     ):
-        refine(found, settings, draft, digests={**digests, "in/b.txt": "0" * 64})
+        refine(found, settings, draft, tmp_path, digests={**digests, "in/b.txt": "0" * 64})
     assert not (tmp_path / "corpus").exists()
 
 

@@ -39,7 +39,7 @@ def test_it_says_of_a_small_folder_what_the_corpus_stage_will_say(junk: Path, tm
     seen = survey((str(junk),), Path())
     draft = Draft(tmp_path / "corpus")
     draft.path.mkdir()
-    refine(find(seen.corpus, Path()), seen.corpus, draft)
+    refine(find(seen.corpus, Path()), seen.corpus, draft, Path())
     kept = [draft.statistics[split] for split in ("train", "validation", "test")]
     assert seen.is_whole
     assert seen.documents == sum(split["documents"] for split in kept) == 20
@@ -89,7 +89,7 @@ def test_one_long_text_is_cut_so_that_some_can_be_held_out(tmp_path: Path) -> No
     assert 40 <= seen.documents <= 50
     draft = Draft(tmp_path / "corpus")
     draft.path.mkdir()
-    refine(find(seen.corpus, Path()), seen.corpus, draft)
+    refine(find(seen.corpus, Path()), seen.corpus, draft, Path())
     assert all(draft.statistics[split]["documents"] for split in ("train", "validation", "test"))
 
 

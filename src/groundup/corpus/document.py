@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,52 @@ DOCUMENTS = pa.schema(
         ("text", pa.large_string()),
         ("source", pa.string()),  # file, and line or part within it
         ("metadata", pa.string()),  # the other fields of a .jsonl line, as JSON
+        ("language", pa.string()),  # as the language filter found it: its ISO code; "" where it was not asked
     ]
 )
-DROPPED = DOCUMENTS.append(pa.field("reason", pa.string()))
+DROPPED = pa.schema(
+    [
+        *DOCUMENTS,
+        ("reason", pa.string()),
+        ("rule", pa.string()),
+        ("value", pa.string()),
+        ("threshold", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Why a document is not kept.
+
+    >>> Drop("length.minimum", "shorter than 100 characters", 12, 100).stage
+    'length'
+    """
+
+    rule: str
+    """Its stage, and its name there: `gopher.words`."""
+    reason: str
+    """In words, the same for all documents that this rule drops; details may follow behind a colon."""
+    value: float | str | None = None
+    """What the document has."""
+    threshold: float | str | None = None
+    """What it should have, at least or at most."""
+
+    @property
+    def stage(self) -> str:
+        return self.rule.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Note:
+    """What was changed in a document, or seen in it."""
+
+    rule: str
+    """Its stage, and its name there: `personal.email`."""
+    count: int
+    """How often."""
+    example: str = ""
+    """The first of it, as far as it may be shown."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +81,18 @@ class Document:
     reason: str | None = None
     left_out: tuple[str, ...] = ()
     """Fields of the .jsonl line that cannot be metadata."""
+    language: str = ""
+    """Its ISO code, once the language filter has looked."""
+    notes: tuple[Note, ...] = ()
 
     @property
     def id(self) -> str:
         """sha256 of the text, in hexadecimal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+Look = Callable[[Document], Document | Drop]
+"""A filter with what it needs: the document, changed or not, or why it should go."""
 
 
 class DocumentWriter:
@@ -55,9 +105,11 @@ class DocumentWriter:
         self._rows: list[dict[str, str]] = []
         self._waiting_characters = 0
 
-    def write(self, document: Document, reason: str | None = None) -> None:
-        row = {"id": document.id, "text": document.text, "source": document.source, "metadata": document.metadata}
-        self._rows.append(row if reason is None else {**row, "reason": reason})
+    def write(self, document: Document, drop: Drop | None = None) -> None:
+        row = {name: getattr(document, name) for name in DOCUMENTS.names}
+        if drop is not None:
+            row |= {name: _shown(getattr(drop, name)) for name in ("reason", "rule", "value", "threshold")}
+        self._rows.append(row)
         self._waiting_characters += len(document.text)
         if self._waiting_characters > 4_000_000 or len(self._rows) >= 10_000:
             self._flush()
@@ -70,6 +122,10 @@ class DocumentWriter:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
             self._rows, self._waiting_characters = [], 0
+
+
+def _shown(value: float | str | None) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from groundup.artifacts import Draft
-from groundup.corpus.clean import clean
-from groundup.corpus.document import DROPPED, SPLITS, Document, DocumentWriter, read_batches
-from groundup.corpus.filters import refuse
+from groundup.corpus.document import DROPPED, SPLITS, Document, DocumentWriter, Drop, read_batches
+from groundup.corpus.filters import judge, looks
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import MARKS, Found, find, read
 from groundup.errors import DataError, MissingError, ResourceError
@@ -101,12 +100,14 @@ def refine(
     found: Found,
     settings: CorpusSettings,
     draft: Draft,
+    beside: Path,
     progress: Progress = no_progress,
     digests: Mapping[str, str] | None = None,
 ) -> None:
     """Write `train`, `validation` and `test` documents and the dropped ones, and leave the statistics in `draft`.
 
     Args:
+        beside: the folder of the recipe, in which files that the settings name are looked for first.
         digests: name of each source file → sha256 that its bytes must still have when they have been read.
 
     Raises:
@@ -116,7 +117,7 @@ def refine(
     """
     if digests is not None and (others := digests.keys() ^ {name for name, _ in found.files}):
         raise DataError(f"source {min(others)} came or went meanwhile: {RUN_AGAIN}")
-    seen: set[bytes] = set()
+    filters, copies = looks(settings.filters, beside), Copies()
     tally, marks = Tally(), Marks()
     histogram: Counter[int] = Counter()
     odd_fields: Counter[str] = Counter()
@@ -136,10 +137,11 @@ def refine(
                     read_documents += 1
                     read_bytes += len(raw.text.encode())
                     odd_fields.update(raw.left_out)
-                    document, reason = judge(raw, settings, seen)
-                    if reason:
-                        dropped.write(document, reason)
-                        tally.add(document, reason)
+                    document, drop = judge(raw, settings, filters)
+                    drop = drop or copies.look(document)
+                    if drop:
+                        dropped.write(document, drop)
+                        tally.add(document, drop.reason)
                         continue
                     split = split_of(document.id, settings.validation_share, settings.test_share)
                     writers[split].write(document)
@@ -223,20 +225,18 @@ def describe_marks(marks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
 
 
-def judge(raw: Document, settings: CorpusSettings, seen: set[bytes]) -> tuple[Document, str | None]:
-    """The cleaned document and the reason to drop it, if any."""
-    if raw.reason:
-        return raw, raw.reason
-    document = Document(clean(raw.text, settings), raw.source, raw.metadata)
-    if not document.text:
-        return raw, "empty"
-    if reason := refuse(document.text, settings.filters):
-        return document, reason
-    key = bytes.fromhex(document.id[:32])
-    if key in seen:
-        return document, "exact duplicate"
-    seen.add(key)
-    return document, None
+class Copies:
+    """Texts that were there before."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def look(self, document: Document) -> Drop | None:
+        key = bytes.fromhex(document.id[:32])
+        if key in self._seen:
+            return Drop("exact.copy", "exact duplicate")
+        self._seen.add(key)
+        return None
 
 
 def _count(count: Counter[str], document: Document) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import orjson
 
 from groundup.corpus.document import SPLITS
-from groundup.corpus.refine import FEWEST_MARKS, Marks, Tally, judge, refuse_too_few
+from groundup.corpus.filters import judge, looks
+from groundup.corpus.refine import FEWEST_MARKS, Copies, Marks, Tally, refuse_too_few
 from groundup.corpus.script import script_of
 from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
 from groundup.corpus.sources import (
@@ -200,7 +201,7 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
     random.Random(0).shuffle(order)
     share = SAMPLE_BYTES // min(LEAST_FILES, len(order))
     text_share = _text_share(files, corpus)
-    digests: set[bytes] = set()
+    filters, copies = looks(corpus.filters, Path()), Copies()
     began = time.perf_counter()
     taken, there = 0, 0.0
     for name, path in order:
@@ -216,9 +217,9 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
                 result.separated += 1
                 result.separators += count_separators(document.text)
             result.read += 1
-            document, reason = judge(document, corpus, digests)
-            if reason:
-                result.tally.add(document, reason)
+            document, drop = judge(document, corpus, filters)
+            if drop := drop or copies.look(document):
+                result.tally.add(document, drop.reason)
             else:
                 result.texts.append(document.text)
                 result.marks.count(document.text, name)
