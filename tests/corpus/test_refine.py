@@ -149,7 +149,7 @@ def test_memory_that_runs_out_is_told_of_the_file(tmp_path: Path, monkeypatch: p
     def too_large(*arguments: object) -> str:
         raise MemoryError
 
-    for place in ("sources.read_jsonl", "refine.clean"):
+    for place in ("sources.read_jsonl", "filters.clean"):
         with monkeypatch.context() as patch:
             patch.setattr(f"groundup.corpus.{place}", too_large)
             patch.setitem(READERS, ".jsonl", sources.read_jsonl)
