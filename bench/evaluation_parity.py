@@ -1,12 +1,15 @@
 """Do our benchmark tasks and lm-evaluation-harness agree, item by item?
 
-    python bench/evaluation_parity.py MODEL DATA [--limit 100] [--tasks NAME ...] [--out DIRECTORY]
+    python bench/evaluation_parity.py MODEL DATA [--limit 100] [--tasks NAME ...] [--precision float32] [--out PLACE]
 
 MODEL is a Hugging Face directory, DATA the folder of benchmark files. The harness runs its own task definitions over
-the same records (`harness_tasks.py`) on its `HFLM` of transformers in float32; ours are asked through `examine`. The
-first items, of tasks with parts as many of each (MMLU and BLiMP: 2 of each for 100). Log-likelihoods may differ by
-1e-3; what an item scores, or the text that is written, may not differ. Near-ties are items whose best two options lie
-within 1e-3: there the decision is rounding's. What is done is kept in --out, and not done again.
+the same records (`harness_tasks.py`) on its `HFLM` of transformers; ours are asked through `examine`. The first items,
+of tasks with parts as many of each (MMLU and BLiMP: 2 of each for 100). In float32 log-likelihoods may differ by 1e-3;
+what an item scores, or the text that is written, may not differ. Near-ties are items whose best two options lie within
+1e-3: there the decision is rounding's. In bfloat16 both round, each in its own way, and the scores are what can be
+compared. What is done is kept in --out, and not done again.
+
+Of HumanEval, whose checker the harness fetches from the network, its `HFLM` writes the answers, which our sandbox runs.
 
 It needs lm_eval with its needs for transformers: pip install 'groundup[lm-eval]' transformers accelerate
 """
@@ -19,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness_tasks import DEFINITIONS, docs, our_items, their_tasks
 
@@ -27,6 +30,8 @@ from groundup.evals.ask import Examinee
 from groundup.evals.benchmarks import Files
 from groundup.evals.examine import examine
 from groundup.evals.items import Item, Writing
+from groundup.evals.metrics import measure
+from groundup.evals.programs import STOP
 from groundup.evals.results import read_lines
 from groundup.evals.settings import TaskSettings
 from groundup.evals.tasks import TASKS
@@ -35,11 +40,7 @@ from groundup.weights.load import load_with_tokenizer
 
 TOLERANCE = 1e-3
 MOST_TOKENS = 64
-"""Written of an answer, on both sides: enough to differ in, and quick."""
-DIFFERENT = {
-    "svamp": "the harness has no such task",
-    "humaneval": "the harness fetches its checker from the network, and runs programs without isolation",
-}
+"""Written of an answer in float32, on both sides: enough to differ in, and quick. Programs are written to their end."""
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,55 @@ class Found:
     scores: dict[str, float]
 
 
-def theirs(model: Path, task: str, shots: int, records: dict[str | None, Any], files: Files) -> list[Found]:
+@dataclass(frozen=True)
+class Run:
+    """A task, and how both sides are asked."""
+
+    model: Path
+    precision: Literal["float32", "bfloat16"]
+    task: str
+    shots: int
+    files: Files
+
+    @property
+    def most_tokens(self) -> int | None:
+        return None if self.task == "humaneval" or self.precision == "bfloat16" else MOST_TOKENS
+
+
+def theirs(run: Run, records: dict[str | None, Any]) -> list[Found]:
     from lm_eval.evaluator import evaluate
 
+    task = run.task
+
     with tempfile.TemporaryDirectory() as folder:
-        parts = their_tasks(task, records, shots, files, Path(folder))
+        parts = their_tasks(task, records, run.shots, run.files, Path(folder))
     for each in parts.values():
-        if each.get_config("output_type") == "generate_until":
-            each.set_config("generation_kwargs", {"max_gen_toks": MOST_TOKENS}, update=True)
+        if each.get_config("output_type") == "generate_until" and run.most_tokens:
+            each.set_config("generation_kwargs", {"max_gen_toks": run.most_tokens}, update=True)
     by_name = {str(part): each for part, each in parts.items()}
-    lm = harness_lm(model, task == "wikitext2")
+    lm = harness_lm(run.model, run.precision, task == "wikitext2")
     samples = evaluate(lm, {"tasks": by_name, "groups": {}}, bootstrap_iters=0)["samples"]
     return [item for name in by_name for item in _of_items(task, samples[name])]
 
 
+def their_programs(run: Run, items: Sequence[Item]) -> list[Found]:
+    """What the harness's model writes for our prompts, and what becomes of it in our sandbox."""
+    from lm_eval.api.instance import Instance
+
+    how = {"until": list(STOP), "max_gen_toks": items[0].ask.max_tokens, "do_sample": False}
+    requests = [Instance("generate_until", {}, (item.ask.prompt, dict(how)), n) for n, item in enumerate(items)]
+    texts = harness_lm(run.model, run.precision, False).generate_until(requests)
+    check = TASKS["humaneval"].check
+    return [Found([], [text], check(item, [text])) for item, text in zip(items, texts, strict=True)]
+
+
 @cache
-def harness_lm(model: Path, reads_passages: bool) -> Any:
+def harness_lm(model: Path, precision: str, reads_passages: bool) -> Any:
     """For passages with a softmax in float64: in float32, its sum over the vocabulary is 1e-5 off for every token."""
     from lm_eval.models.huggingface import HFLM
 
-    how = {"batch_size": 1, "softmax_dtype": "float64"} if reads_passages else {"batch_size": 4}
-    return HFLM(pretrained=str(model), dtype="float32", device="cpu", **how)
+    how = {"batch_size": 1, "softmax_dtype": "float64"} if reads_passages else {"batch_size": 8}
+    return HFLM(pretrained=str(model), dtype=precision, device="cpu", **how)
 
 
 def _of_items(task: str, samples: Sequence[dict[str, Any]]) -> list[Found]:
@@ -92,13 +121,13 @@ def _of_items(task: str, samples: Sequence[dict[str, Any]]) -> list[Found]:
     return [found[number] for number in sorted(found)]
 
 
-def ours(model: Path, task: str, shots: int, items: Sequence[Item], files: Files, out: Path) -> list[Found]:
-    short = [
-        replace(item, ask=replace(item.ask, max_tokens=MOST_TOKENS)) if isinstance(item.ask, Writing) else item
-        for item in items
-    ]
-    asked = replace(TASKS[task], items=lambda _: iter(short))
-    examine(task, asked, examinee(model), files, TaskSettings(shots=shots), out, {"model": digest_of(model)})
+def ours(run: Run, items: Sequence[Item], out: Path) -> list[Found]:
+    task, asked = run.task, list(items)
+    if run.most_tokens and isinstance(asked[0].ask, Writing):
+        asked = [replace(item, ask=replace(item.ask, max_tokens=run.most_tokens)) for item in items]
+    given = replace(TASKS[task], items=lambda _: iter(asked))
+    settings, inputs = TaskSettings(shots=run.shots), {"model": digest_of(run.model)}
+    examine(task, given, examinee(run.model, run.precision), run.files, settings, out, inputs)
     lines = [(line, [logprob for logprob, _ in line["likelihoods"]]) for line in read_lines(out / task)]
     return [
         Found([sum(each)] if task == "wikitext2" else each, line["texts"], line["values"])  # a passage has windows
@@ -107,12 +136,13 @@ def ours(model: Path, task: str, shots: int, items: Sequence[Item], files: Files
 
 
 @cache
-def examinee(model: Path) -> Examinee:
-    return Examinee(*load_with_tokenizer(model, "cpu"))
+def examinee(model: Path, precision: Literal["float32", "bfloat16"]) -> Examinee:
+    return Examinee(*load_with_tokenizer(model, "cpu"), precision=None if precision == "float32" else precision)
 
 
-def compare(task: str, shots: int, left: Sequence[Found], right: Sequence[Found]) -> str:
+def compare(run: Run, left: Sequence[Found], right: Sequence[Found]) -> str:
     """A row of the table."""
+    task, shots = run.task, run.shots
     pairs = list(zip(left, right, strict=True))
     apart = [abs(a - b) for one, other in pairs for a, b in zip(one.logprobs, other.logprobs, strict=True)]
     texts = sum(list(one.texts) != list(other.texts) for one, other in pairs)
@@ -121,7 +151,17 @@ def compare(task: str, shots: int, left: Sequence[Found], right: Sequence[Found]
     ties = sum(high - low < TOLERANCE for low, high in best)
     told = [f"{task}, {shots} examples" if shots else task, len(pairs), f"{max(apart):.1e}" if apart else "-"]
     told += [sum(each > TOLERANCE for each in otherwise), ties, texts if left[0].texts else "-"]
-    return "| " + " | ".join(map(str, [*told, ", ".join(left[0].scores)])) + " |"
+    outcomes = left[0].scores.keys() & right[0].scores.keys()  # those of a program have names for each way to fail
+    both = ["pass@1"] if task == "humaneval" else sorted(outcomes)
+    scores = [", ".join(score([each.scores for each in side], name) for name in both) for side in (right, left)]
+    return "| " + " | ".join(map(str, [*told, ", ".join(both), *scores])) + " |"
+
+
+def score(values: Sequence[dict[str, float]], metric: str) -> str:
+    found = measure(metric, values)
+    if found is None or found.interval is None:
+        return "-"
+    return f"{found.value:.4g} ({found.interval[0]:.4g}–{found.interval[1]:.4g})"
 
 
 def main() -> None:
@@ -129,25 +169,30 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--limit", type=int, default=100)
-    parser.add_argument("--tasks", nargs="*", default=list(DEFINITIONS), choices=DEFINITIONS)
+    parser.add_argument("--tasks", nargs="*", default=[*DEFINITIONS], choices=[*DEFINITIONS, "humaneval"])
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, default=Path("parity"))
     arguments = parser.parse_args()
-    files = Files(arguments.data)
-    print("| task | items | largest difference | otherwise | near-ties | other texts | scores |")
-    print("|---|---|---|---|---|---|---|")
+    files, limit = Files(arguments.data), arguments.limit
+    print("| task | items | largest difference | otherwise | near-ties | other texts | scores | ours | harness |")
+    print("|---|---|---|---|---|---|---|---|---|")
     runs = [(task, 5 if task == "gsm8k" else 0) for task in arguments.tasks]
     for task, shots in runs + [("mmlu", 5)] * ("mmlu" in arguments.tasks):
-        records = docs(task, files, arguments.limit)
-        records = {part: each[: -(-arguments.limit // len(records))] for part, each in records.items()}
-        place = arguments.out / f"{arguments.model.name}-{arguments.limit}-{shots}"
+        run = Run(arguments.model, arguments.precision, task, shots, files)
+        place = arguments.out / f"{arguments.model.name}-{arguments.precision}-{limit}-{shots}"
         kept = place / f"{task}-harness.json"
-        right = ours(arguments.model, task, shots, our_items(task, records, files), files, place)
+        if task == "humaneval":
+            items = list(TASKS[task].items(files))[:limit]
+        else:
+            records = docs(task, files, limit)
+            records = {part: each[: -(-limit // len(records))] for part, each in records.items()}
+            items = our_items(task, records, files)
+        right = ours(run, items, place)
         if not kept.is_file():
-            kept.write_text(json.dumps([vars(each) for each in theirs(arguments.model, task, shots, records, files)]))
+            found = their_programs(run, items) if task == "humaneval" else theirs(run, records)
+            kept.write_text(json.dumps([vars(each) for each in found]))
         left = [Found(**each) for each in json.loads(kept.read_text())]
-        print(compare(task, shots, left, right), flush=True)
-    for task, reason in DIFFERENT.items():
-        print(f"| {task} | - | - | - | - | - | {reason} |")
+        print(compare(run, left, right), flush=True)
 
 
 if __name__ == "__main__":
