@@ -11,7 +11,7 @@ from typing import Any
 
 from groundup.artifacts import Draft
 from groundup.corpus.document import DROPPED, SPLITS, Document, DocumentWriter, Drop, read_batches
-from groundup.corpus.filters import judge, looks
+from groundup.corpus.filters import FILTER, digest_files, judge, looks, prepare
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import MARKS, Found, find, read
 from groundup.errors import DataError, MissingError, ResourceError
@@ -115,8 +115,11 @@ def refine(
             What was dropped is written, and counted in `draft`, even so.
         ResourceError: out of memory, naming the file that was read.
     """
-    if digests is not None and (others := digests.keys() ^ {name for name, _ in found.files}):
+    if digests is not None and (
+        others := {name for name in digests if not name.startswith(FILTER)} ^ {name for name, _ in found.files}
+    ):
         raise DataError(f"source {min(others)} came or went meanwhile: {RUN_AGAIN}")
+    settings, classifiers = prepare(settings, beside, draft.path)
     filters, copies = looks(settings.filters, beside), Copies()
     tally, marks = Tally(), Marks()
     histogram: Counter[int] = Counter()
@@ -165,6 +168,7 @@ def refine(
         "left_out": dict(sorted(found.left_out.items())),
         "left_out_names": dict(sorted(found.left_out_names.items())),
         "marks": marks.table(),
+        **({"classifiers": classifiers} if classifiers else {}),
         "metadata_left_out": dict(odd_fields.most_common(20)),
         "documents_by_bytes": {name: histogram[number] for number, name in enumerate(BUCKETS)},
         **{split: dict(counts[split]) for split in SPLITS},
@@ -209,6 +213,11 @@ def in_words(statistics: Mapping[str, Any], corpus: Path) -> Iterator[str]:
     if statistics["metadata_left_out"]:
         counts = ", ".join(f"{count:,} × {name}" for name, count in statistics["metadata_left_out"].items())
         yield f"fields left out of the metadata, as they are no JSON that can be written: {counts}"
+    for each in statistics.get("classifiers", ()):
+        yield (
+            f"{each['file']}, on {each['positive']:,} good and {each['negative']:,} bad examples held out: precision "
+            f"{each['precision']:.1%}, recall {each['recall']:.1%}"
+        )
     for line in describe_marks(statistics["marks"]):
         yield ": ".join(line)
 
@@ -273,7 +282,7 @@ def digest_sources(
         recorded: the digests of a finished corpus: sources that are gone altogether keep theirs.
 
     Returns:
-        Name of each file → sha256 of its bytes, and the sources that are gone.
+        Name of each file, of what filters read also, → sha256 of its bytes; and the sources that are gone.
     """
     digests: dict[str, str] = {}
     gone = []
@@ -288,7 +297,7 @@ def digest_sources(
             digests |= {name: old for name, old in recorded.items() if name == source or name.startswith(within)}
         else:
             digests |= {name: _digest(name, path) for name, path in found.files}
-    return digests, gone
+    return digests | digest_files(settings.filters, beside, recorded), gone
 
 
 def _digest(name: str, path: Path) -> str:
