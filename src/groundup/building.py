@@ -461,6 +461,10 @@ def _made_elsewhere(stage: Stage, settings: Table, inputs: Mapping[str, str] | N
 # The stages
 
 
+PARTS = ".corpus.parts"
+"""The folder of a run in which the parts of a corpus are, while it is made."""
+
+
 def _corpus_sources(job: Job, recorded: Mapping[str, str]) -> dict[str, str]:
     from groundup.corpus.refine import digest_sources
 
@@ -479,7 +483,7 @@ def _make_corpus(job: Job, settings: Table, inputs: Mapping[str, str], progress:
         job.say(f"left out: {describe_left_out(found.left_out, found.left_out_names)}")
     with making(job.run / "corpus", "corpus", settings, inputs) as draft:
         try:
-            refine(found, job.recipe.corpus, draft, job.beside, progress, inputs)
+            refine(found, job.recipe.corpus, draft, job.beside, progress, inputs, job.run / PARTS)
         except DataError as error:
             if not draft.statistics.get("dropped"):
                 raise

@@ -4,65 +4,64 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from groundup.corpus.parts import SECONDS, Batch, Refiner, batches, out_of_memory
+from groundup.corpus.parts import SECONDS, Batch, Refiner, batches, out_of_memory, part_path
 from groundup.corpus.pool import Pool
 from groundup.corpus.sources import Found, records
 from groundup.errors import DataError, MissingError
-from groundup.files import Progress, sha256_of_file
+from groundup.files import Progress, no_progress, sha256_of_file
 from groundup.machine import available_cores
 
 SMALL_BYTES = 4_000_000
 """Sources of fewer bytes are read in this process: others would take longer to begin."""
 RUN_AGAIN = "Nothing was made of it; run the same command again when no other program writes to the sources"
 
-Executor = Callable[[Found, Refiner, Mapping[str, str] | None, Progress], None]
-"""Makes the parts of all files that are not done: (files, what makes a part, their digests, progress)."""
+Executor = Callable[[Found, Refiner, Mapping[str, str], Progress], None]
+"""Makes the parts that are not there: (files, what makes a part, name of each file → its sha256, progress)."""
 
 
 def one_machine(
-    found: Found,
-    refiner: Refiner,
-    digests: Mapping[str, str] | None,
-    progress: Progress,
-    processes: int | None = None,
-    part: tuple[int, int] = (0, 1),
+    found: Found, refiner: Refiner, digests: Mapping[str, str], progress: Progress, processes: int | None = None
 ) -> None:
     """Make parts in processes of this machine.
 
     Args:
+        digests: of the files whose parts are to be made.
         processes: 0 makes them here; as many as there are cores, if not given, and none for small sources.
-        part: (k, n): only every n-th file, from the k-th on.
 
     Raises:
         DataError: a source that cannot be read, or changed meanwhile.
     """
     sizes = [path.stat().st_size if path.exists() else 0 for _, path in found.files]  # reading says which are gone
-    mine = [number for number in range(*part[:1], len(sizes), part[1]) if not done(refiner.folder, number).exists()]
+    asked = [number for number, (name, _) in enumerate(found.files) if name in digests]
+    marks = {number: all_there(refiner.folder, number, digests[found.files[number][0]]) for number in asked}
+    left = [number for number in asked if not marks[number].exists()]
+    total, to_do = (sum(sizes[number] for number in numbers) for numbers in (asked, left))
     if processes is None:
-        processes = 0 if sum(sizes[number] for number in mine) < SMALL_BYTES else available_cores()
-    before = sum(sizes) - sum(sizes[number] for number in mine)
-    kept = dropped = 0
+        processes = 0 if to_do < SMALL_BYTES else available_cores()
+    ended, in_file, kept, dropped = total - to_do, 0, 0, 0
+    progress(ended, total, "")
     with Pool(refiner, processes, SECONDS) as pool:
-        progress(before, sum(sizes), "")
-        for made in pool.map(_read(found, refiner, digests, mine), otherwise=refiner.one_by_one):
+        for made in pool.map(_read(found, refiner, digests, left), otherwise=refiner.one_by_one):
+            size = sizes[made.batch.file]
+            in_file = min(size, in_file + made.bytes)
             kept, dropped = kept + made.kept, dropped + made.dropped
             if made.batch.is_last:
-                before += sizes[made.batch.file]
-                done(refiner.folder, made.batch.file).write_text(str(made.batch.number + 1))
-            progress(before, sum(sizes), f"{made.batch.name}: {kept:,} kept, {dropped:,} dropped so far")
+                marks[made.batch.file].write_text(str(made.batch.number + 1))
+                ended, in_file = ended + size, 0
+            progress(ended + in_file, total, f"{made.batch.name}: {kept:,} kept, {dropped:,} dropped so far")
 
 
-def done(folder: Path, file: int) -> Path:
-    """The mark that all parts of a file are there."""
-    return folder / f"{file:07}.done"
+def all_there(folder: Path, file: int, digest: str) -> Path:
+    """The mark that all parts of a file are there; it holds their number."""
+    return part_path(folder, file, digest, 0).with_suffix(".all")
 
 
-def _read(found: Found, refiner: Refiner, digests: Mapping[str, str] | None, files: list[int]) -> Iterator[Batch]:
+def _read(found: Found, refiner: Refiner, digests: Mapping[str, str], files: list[int]) -> Iterator[Batch]:
     for number in files:
         name, path = found.files[number]
         try:
-            for batch in batches(number, name, records(name, path, refiner.settings)):
-                if batch.is_last and digests is not None:
+            for batch in batches(number, digests[name], name, records(name, path, refiner.settings)):
+                if batch.is_last:
                     _refuse_changed(name, digests[name], digest(name, path))
                 yield batch
         except MemoryError:
@@ -89,7 +88,7 @@ def _refuse_changed(name: str, before: str, now: str) -> None:
         )
 
 
-def on_ray(found: Found, refiner: Refiner, digests: Mapping[str, str] | None, progress: Progress) -> None:
+def on_ray(found: Found, refiner: Refiner, digests: Mapping[str, str], progress: Progress) -> None:
     """Make the parts of each file as a task of Ray Data, on a cluster whose machines see the sources and the run.
 
     Raises:
@@ -99,17 +98,16 @@ def on_ray(found: Found, refiner: Refiner, digests: Mapping[str, str] | None, pr
         import ray.data  # type: ignore[import-not-found]  # an extra
     except ImportError:
         raise MissingError("executor ray needs the package ray: pip install 'groundup[ray]'") from None
-    n_files = len(found.files)
-    make = partial(_whole_file, found=found, refiner=refiner, digests=digests)
-    tasks = ray.data.from_items([{"file": number} for number in range(n_files)], override_num_blocks=n_files)
-    for number, row in enumerate(tasks.map(make).iter_rows(), start=1):
-        progress(number, n_files, row["name"])
+    rows = [{"name": name, "digest": digest} for name, digest in digests.items()]
+    make = partial(_whole_file, found=found, refiner=refiner)
+    tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map(make)
+    for number, row in enumerate(tasks.iter_rows(), start=1):
+        progress(number, len(rows), row["name"])
 
 
-def _whole_file(
-    task: dict[str, int], found: Found, refiner: Refiner, digests: Mapping[str, str] | None
-) -> dict[str, str]:
-    from groundup.files import no_progress
+def _whole_file(row: dict[str, str], found: Found, refiner: Refiner) -> dict[str, str]:
+    one_machine(found, refiner, {row["name"]: row["digest"]}, no_progress, processes=0)
+    return row
 
-    one_machine(found, refiner, digests, no_progress, processes=0, part=(task["file"], len(found.files)))
-    return {"name": found.files[task["file"]][0]}
+
+EXECUTORS: dict[str, Executor] = {"processes": one_machine, "ray": on_ray}

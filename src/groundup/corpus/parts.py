@@ -42,6 +42,8 @@ class Batch:
 
     file: int
     """Its number among the files of the corpus."""
+    digest: str
+    """sha256 of the file."""
     number: int
     """Of the batch in the file."""
     name: str
@@ -51,19 +53,23 @@ class Batch:
     """Of its file."""
 
     def path(self, folder: Path) -> Path:
-        return folder / f"{self.file:07}-{self.number:07}.arrow"
+        return part_path(folder, self.file, self.digest, self.number)
 
 
-def batches(file: int, name: str, read: Iterable[Record]) -> Iterator[Batch]:
+def part_path(folder: Path, file: int, digest: str, number: int) -> Path:
+    return folder / f"{file:07}-{digest[:16]}-{number:07}.arrow"
+
+
+def batches(file: int, digest: str, name: str, read: Iterable[Record]) -> Iterator[Batch]:
     """The records of a file in batches of bounded size; one without records, if there are none."""
     number, waiting, n_bytes = 0, list[Record](), 0
     for record in read:
         if n_bytes >= BATCH_BYTES or len(waiting) >= BATCH_RECORDS:
-            yield Batch(file, number, name, waiting, is_last=False)
+            yield Batch(file, digest, number, name, waiting, is_last=False)
             number, waiting, n_bytes = number + 1, [], 0
         waiting.append(record)
         n_bytes += len(record.payload)
-    yield Batch(file, number, name, waiting, is_last=True)
+    yield Batch(file, digest, number, name, waiting, is_last=True)
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class Made:
 
     batch: Batch
     """Without its records."""
+    bytes: int
+    """Of its records."""
     kept: int
     dropped: int
 
@@ -134,7 +142,8 @@ class Refiner:
 
     def _made(self, batch: Batch) -> Made:
         rules = read_part(batch.path(self.folder)).column("rule")
-        return Made(replace(batch, records=()), rules.null_count, len(rules) - rules.null_count)
+        n_bytes = sum(len(record.payload) for record in batch.records)
+        return Made(replace(batch, records=()), n_bytes, rules.null_count, len(rules) - rules.null_count)
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,7 @@ class Rows:
         self.read_bytes += len(raw.text.encode())
         self.odd_fields.update(raw.left_out)
         row = {name: getattr(document, name) for name in ("id", "text", "source", "metadata", "language")}
-        if drop is None:
+        if drop is None and ("<" in document.text or "[" in document.text):  # as each of them has
             self.marks.update({mark: number for mark in MARKS if (number := document.text.count(mark))})
         told = why(drop) if drop else dict.fromkeys(WHY)
         self.rows.append({**row, **told, "notes": list(map(asdict, document.notes)), **sizes(document.text)})

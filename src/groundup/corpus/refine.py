@@ -115,10 +115,10 @@ def refine(
     """
     if digests is not None and (others := digests.keys() ^ {name for name, _ in found.files}):
         raise DataError(f"source {min(others)} came or went meanwhile: {RUN_AGAIN}")
-    folder = work or draft.path / "parts"
-    begin(folder, settings, digests)
+    digests = digests or {name: digest(name, path) for name, path in found.files}
+    folder = begin(work or draft.path / "parts", settings)
     executor(found, Refiner(settings, beside, folder), digests, progress)
-    parts = read_parts(folder, found, settings)
+    parts = read_parts(folder, found, settings, digests)
     counts, whole = Counts(), look_at_whole(parts, settings)
     try:
         write(parts, whole, settings, draft.path, counts)
@@ -131,10 +131,9 @@ def refine(
     shutil.rmtree(folder)
 
 
-def begin(folder: Path, settings: CorpusSettings, digests: Mapping[str, str] | None) -> None:
-    """Make the folder of parts, without those that were made with other settings or of other files."""
-    head = canonical_json({"settings": settings.table(), "digests": dict(digests or {})})
-    path = folder / "head.json"
+def begin(folder: Path, settings: CorpusSettings) -> Path:
+    """Make the folder of parts, without those that were made with other settings."""
+    head, path = canonical_json(settings.table()), folder / "settings.json"
     with explaining_write_errors(folder):
         if not path.is_file() or path.read_bytes() != head:
             shutil.rmtree(folder, ignore_errors=True)
@@ -142,6 +141,7 @@ def begin(folder: Path, settings: CorpusSettings, digests: Mapping[str, str] | N
             partial = path.with_suffix(".partial")
             partial.write_bytes(head)
             partial.replace(path)
+    return folder
 
 
 def write(parts: Sequence[Part], whole: Whole, settings: CorpusSettings, directory: Path, counts: "Counts") -> None:

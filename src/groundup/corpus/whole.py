@@ -1,8 +1,8 @@
 """What can be decided only when all documents are known: copies, what is held out, and how often each is read."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import pyarrow.compute as pc
 
 from groundup.corpus.clean import clean_whitespace
 from groundup.corpus.document import WHY, Document, Drop, Note, why
-from groundup.corpus.executors import done
+from groundup.corpus.executors import all_there
 from groundup.corpus.mixture import Key, Share, copies, mix
-from groundup.corpus.parts import read_part, sizes
+from groundup.corpus.parts import part_path, read_part, sizes
 from groundup.corpus.settings import CorpusSettings, Exact, Length, path_of
 from groundup.corpus.sources import Found
-from groundup.errors import DataError
 
 
 def split_of(document_id: str, validation_share: float, test_share: float) -> str:
@@ -44,12 +43,17 @@ class Part:
     """Number of the source that the file is of."""
     first: int
     """Number of its first kept document among all."""
-    table: pa.Table
-    """Columns are read when they are looked at."""
 
-    @cached_property
-    def kept(self) -> pa.Table:
-        return self.table.filter(pc.is_null(self.table.column("rule")))
+    @property
+    def table(self) -> pa.Table:
+        """All its documents; columns are read when they are looked at."""
+        return read_part(self.path)
+
+    def kept(self, *names: str) -> list[list[Any]]:
+        """Columns of the documents that are kept."""
+        table = self.table
+        table = table.select([*names, "rule"]).filter(pc.is_null(table.column("rule")))
+        return [table.column(name).to_pylist() for name in names]
 
     @property
     def told(self) -> dict[str, Any]:
@@ -57,20 +61,13 @@ class Part:
         return orjson.loads(self.table.schema.metadata[b"told"])  # type: ignore[no-any-return]
 
 
-def read_parts(folder: Path, found: Found, settings: CorpusSettings) -> list[Part]:
-    """All parts, in the order of the sources.
-
-    Raises:
-        DataError: parts are missing.
-    """
+def read_parts(folder: Path, found: Found, settings: CorpusSettings, digests: Mapping[str, str]) -> list[Part]:
+    """All parts, in the order of the sources."""
     parts, first = list[Part](), 0
     for number, (name, _) in enumerate(found.files):
-        mark = done(folder, number)
-        if not mark.exists():
-            raise DataError(f"{folder}: the parts of {name} are not there yet; make them first")
-        for batch in range(int(mark.read_text())):
-            path = folder / f"{number:07}-{batch:07}.arrow"
-            parts.append(Part(path, name, source_of(name, settings), first, read_part(path)))
+        for batch in range(int(all_there(folder, number, digests[name]).read_text())):
+            path = part_path(folder, number, digests[name], batch)
+            parts.append(Part(path, name, source_of(name, settings), first))
             first += parts[-1].table.column("rule").null_count
     return parts
 
@@ -93,7 +90,8 @@ class Whole:
 
     def settle(self, part: Part, settings: CorpusSettings) -> pa.Table:
         """All documents of a part: cut, with why they go, the split of each that stays, and how often it is there."""
-        table, rows = part.table, np.flatnonzero(pc.is_null(part.table.column("rule")).to_numpy())
+        table = part.table
+        rows = np.flatnonzero(pc.is_null(table.column("rule")).to_numpy())
         columns = {name: table.column(name).to_pylist() for name in (*WHY, "id", "language")}
         splits, often = [""] * len(table), [0] * len(table)
         least = next((each.minimum for each in settings.filters if isinstance(each, Length)), 1)
@@ -149,7 +147,7 @@ def look_at_whole(parts: list[Part], settings: CorpusSettings) -> Whole:
         find_copies(parts, each, whole)
     kept = Counter[Key]()
     for part in parts:
-        columns = zip(*(part.kept.column(name).to_pylist() for name in ("id", "language", "bytes")), strict=True)
+        columns = zip(*part.kept("id", "language", "bytes"), strict=True)
         for number, (id, language, n_bytes) in enumerate(columns, part.first):
             if number not in whole.drops and split_of(id, settings.validation_share, settings.test_share) == "train":
                 kept[part.source, language] += n_bytes
@@ -161,7 +159,7 @@ def find_copies(parts: list[Part], settings: Exact, whole: Whole) -> None:
     """Drop documents whose text is another's, of which the first is kept."""
     seen = set[bytes]()
     for part in parts:
-        for number, id in enumerate(part.kept.column("id").to_pylist(), part.first):
+        for number, id in enumerate(part.kept("id")[0], part.first):
             key = bytes.fromhex(id[:32])
             if key in seen:
                 whole.drops[number] = Drop("exact.copy", "exact duplicate")
