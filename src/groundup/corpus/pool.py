@@ -4,18 +4,18 @@ They are started as a program of their own, so that a script which builds a corp
 """
 
 import contextlib
-import os
-import pickle
 import queue
 import signal
-import struct
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Any, Generic, TypeVar
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,11 +25,20 @@ class KilledError(Exception):
     """The process that did a task ended, or took longer than it may."""
 
 
+@dataclass(frozen=True)
+class Worker:
+    """One of the processes."""
+
+    process: subprocess.Popen[bytes]
+    connection: Any
+    """Through which tasks go and results come."""
+
+
 class Pool(Generic[T, R]):
     """Does a function's tasks in other processes; a context manager that ends them.
 
     Args:
-        function: sent to each process once; with its tasks and results it goes through `pickle`.
+        function: sent to each process once; it, tasks and results should be what `multiprocessing` sends.
         processes: 0 does everything here.
         seconds: that a task may take.
 
@@ -40,8 +49,8 @@ class Pool(Generic[T, R]):
 
     def __init__(self, function: Callable[[T], R], processes: int, seconds: float | None = None) -> None:
         self.function, self.processes, self.seconds = function, processes, seconds
-        self._free: queue.SimpleQueue[subprocess.Popen[bytes] | None] = queue.SimpleQueue()
-        self._running = set[subprocess.Popen[bytes]]()
+        self._free: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
+        self._running = set[Worker]()
         self._ended = False
         for _ in range(processes):
             self._free.put(None)
@@ -51,8 +60,8 @@ class Pool(Generic[T, R]):
 
     def __exit__(self, *error: object) -> None:
         self._ended = True
-        for process in list(self._running):
-            self._end(process)
+        for worker in list(self._running):
+            self._end(worker)
 
     def map(self, tasks: Iterable[T], otherwise: Callable[[T], R] | None = None) -> Iterator[R]:
         """The results in the tasks' order, of which no more than a few are ahead.
@@ -92,78 +101,63 @@ class Pool(Generic[T, R]):
         return otherwise(task)
 
     def _do(self, task: T) -> R:
-        process = self._free.get()
+        worker = self._free.get()
         timer: threading.Timer | None = None
         try:
-            process = process or self._start()
+            worker = worker or self._start()
             if self.seconds is not None:
-                timer = threading.Timer(self.seconds, process.kill)
+                timer = threading.Timer(self.seconds, worker.process.kill)
                 timer.start()
-            assert process.stdin is not None and process.stdout is not None
-            _send(process.stdin, task)
-            error, result = _receive(process.stdout)
+            worker.connection.send(task)
+            error, result = worker.connection.recv()
         except (OSError, EOFError):
-            if process is not None:
-                self._end(process)
-            process = None
+            if worker is not None:
+                self._end(worker)
+            worker = None
             raise KilledError from None
         finally:
             if timer is not None:
                 timer.cancel()
-            self._free.put(process)
+            self._free.put(worker)
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]  # what the function gave
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        process.kill()
-        process.communicate()  # closes the pipes
-        self._running.discard(process)
+    def _end(self, worker: Worker) -> None:
+        worker.process.kill()
+        worker.process.wait()
+        worker.connection.close()
+        self._running.discard(worker)
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _start(self) -> Worker:
         if self._ended:
             raise EOFError
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        process = subprocess.Popen([sys.executable, "-m", __name__], **pipes)  # type: ignore[call-overload]
-        self._running.add(process)
-        _send(process.stdin, sys.path)
-        _send(process.stdin, self.function)
-        return process  # type: ignore[no-any-return]
+        here, there = Pipe()
+        command, nothing = [sys.executable, "-m", __name__, str(there.fileno())], subprocess.DEVNULL
+        worker = Worker(subprocess.Popen(command, pass_fds=[there.fileno()], stdin=nothing, stdout=nothing), here)
+        there.close()
+        self._running.add(worker)
+        here.send(sys.path)
+        here.send(self.function)
+        return worker
 
 
-def _send(stream: IO[bytes], value: Any) -> None:
-    raw = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    stream.write(struct.pack("<Q", len(raw)))
-    stream.write(raw)
-    stream.flush()
-
-
-def _receive(stream: IO[bytes]) -> Any:
-    header = stream.read(8)
-    raw = stream.read(struct.unpack("<Q", header)[0]) if len(header) == 8 else b""
-    if not raw:
-        raise EOFError
-    return pickle.loads(raw)
-
-
-def serve() -> None:
-    """Be one of the processes: do what comes in through standard input, until it ends."""
+def serve(number: int) -> None:
+    """Be one of the processes: do what comes in through this file descriptor, until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process ends the others
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints goes elsewhere
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        sys.path[:] = _receive(sys.stdin.buffer)
-        function = _receive(sys.stdin.buffer)
+    with Connection(number) as connection, contextlib.suppress(EOFError, OSError):
+        sys.path[:] = connection.recv()
+        function = connection.recv()
         while True:
-            task = _receive(sys.stdin.buffer)
+            task = connection.recv()
             error: Exception | None = None
             result = None
             try:
                 result = function(task)
             except Exception as raised:
                 error = raised
-            _send(out, (error, result))
+            connection.send((error, result))
 
 
 if __name__ == "__main__":
-    serve()
+    serve(int(sys.argv[1]))

@@ -65,7 +65,9 @@ class Source(Settings):
 
     path: str
     weight: float | None = Field(default=None, gt=0)
+    """Its share of the training text, in proportion to the weights of the other sources."""
     epochs: float = Field(default=1.0, gt=0)
+    """How often its training documents are read; where there are weights, at most so often."""
 
 
 def path_of(source: str | Source) -> str:
@@ -97,6 +99,7 @@ class CorpusSettings(Settings):
     filters: tuple[Filter, ...] = (Length(), Characters())
     """Applied in this order; the first that refuses a document names the reason."""
     duplicates: tuple[Exact, ...] = (Exact(),)
+    """What is taken for a copy of what was there before."""
     language_temperature: float = Field(default=1.0, ge=1)
     """At 1 languages are read as they are there; at more, those with less text are read more often."""
     validation_share: float = Field(default=0.05, gt=0, le=0.4)
