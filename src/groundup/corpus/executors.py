@@ -46,7 +46,7 @@ def one_machine(
             in_file = min(size, in_file + made.bytes)
             kept, dropped = kept + made.kept, dropped + made.dropped
             if made.batch.is_last:
-                marks[made.batch.file].write_text(str(made.batch.number + 1))
+                marks[made.batch.file].write_text(str(made.batch.number + 1), "utf-8")
                 ended, in_file = ended + size, 0
             progress(ended + in_file, total, f"{made.batch.name}: {kept:,} kept, {dropped:,} dropped so far")
 

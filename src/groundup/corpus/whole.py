@@ -65,7 +65,7 @@ def read_parts(folder: Path, found: Found, settings: CorpusSettings, digests: Ma
     """All parts, in the order of the sources."""
     parts, first = list[Part](), 0
     for number, (name, _) in enumerate(found.files):
-        for batch in range(int(all_there(folder, number, digests[name]).read_text())):
+        for batch in range(int(all_there(folder, number, digests[name]).read_text("utf-8"))):
             path = part_path(folder, number, digests[name], batch)
             parts.append(Part(path, name, source_of(name, settings), first))
             first += parts[-1].table.column("rule").null_count
