@@ -5,6 +5,7 @@ logistic regression, whose loss is that of scikit-learn's.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -136,9 +137,11 @@ class Classifier:
     def save(self, path: Path, **about: Any) -> None:
         """Write as safetensors: no pickle, nothing that runs. `about` its training is kept as JSON."""
         told = {"format": FORMAT, "scale": self.scale, "intercept": self.intercept, **about}
+        partial = path.with_suffix(f".{os.getpid()}")  # other jobs may write the same bytes
         save_file(
-            {"weights": self.weights}, path, {"about": orjson.dumps(told).decode()}
-        )  # one entry: their order varies
+            {"weights": self.weights}, partial, {"about": orjson.dumps(told).decode()}
+        )  # more have no fixed order
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Classifier":

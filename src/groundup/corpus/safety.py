@@ -115,7 +115,7 @@ def words(document: Document, settings: Words, lists: Lists) -> Document | Drop:
         return without_lines(document, {text.count("\n", 0, start) for start, _ in found}, "words.line")
     if len(found) > max(settings.count, settings.share * n_words):
         return Drop(
-            "words.listed", f"listed words: {found[0][1]}", len(found), max(settings.count, settings.share * n_words)
+            "words.listed", f"words of a list: {found[0][1]}", len(found), max(settings.count, settings.share * n_words)
         )
     return document
 
@@ -151,9 +151,9 @@ def urls(document: Document, settings: Urls, domains: Collection[str], words: fr
         labels = host.split(".")
         above = [".".join(labels[first:]) for first in range(len(labels))]
         if listed := next(filter(domains.__contains__, above), None):
-            return Drop("urls.domain", f"domain on a list: {listed}", host)
+            return Drop("urls.domain", f"domain of a list: {listed}", host)
         if found := words.intersection(re.findall(r"[^\W_]+", f"{host} {rest}")):
-            return Drop("urls.word", f"word on a list in the URL: {min(found)}", url)
+            return Drop("urls.word", f"word of a list in the URL: {min(found)}", url)
     return document
 
 

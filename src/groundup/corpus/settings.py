@@ -154,10 +154,30 @@ ESCAPES = ("idna", "punycode", "raw-unicode-escape", "unicode-escape", "utf-7")
 """Encodings of Python's in which a text may also spell half a character."""
 
 
+class Source(Settings):
+    """A file or folder, and how its documents are taken."""
+
+    path: str
+    weight: float | None = Field(default=None, gt=0)
+    """Its share of the training text, in proportion to the weights of the other sources."""
+    epochs: float = Field(default=1.0, gt=0)
+    """How often its training documents are read; where there are weights, at most so often."""
+
+
+def path_of(source: str | Source) -> str:
+    return source if isinstance(source, str) else source.path
+
+
+class Exact(Settings):
+    """Drop documents whose text is another's."""
+
+    kind: Literal["exact"] = "exact"
+
+
 class CorpusSettings(Settings):
     """Where documents come from, how they are cleaned, and which are kept."""
 
-    sources: tuple[str, ...]
+    sources: tuple[str | Source, ...]
     """Files and folders of .txt, .md and .jsonl, also .gz, .zst, .xz; relative to the recipe, else to where you are.
     `groundup:storybook` (tales) and `groundup:shakespeare` (plays) are inside the package."""
     text_field: str = Field(default="text", min_length=1)
@@ -172,6 +192,10 @@ class CorpusSettings(Settings):
     whitespace: Annotated[CleanWhitespace | KeepWhitespace, Field(discriminator="kind")] = CleanWhitespace()
     filters: tuple[Filter, ...] = (Length(), Characters())
     """Applied in this order; the first that refuses a document names the reason."""
+    duplicates: tuple[Exact, ...] = (Exact(),)
+    """What is taken for a copy of what was there before."""
+    language_temperature: float = Field(default=1.0, ge=1)
+    """At 1 languages are read as they are there; at more, those with less text are read more often."""
     validation_share: float = Field(default=0.05, gt=0, le=0.4)
     """Share of documents, chosen by the sha256 of their text, for curves and for choosing settings."""
     test_share: float = Field(default=0.05, gt=0, le=0.4)
