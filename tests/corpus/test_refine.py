@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from groundup.artifacts import making, read_manifest
-from groundup.corpus import sources
 from groundup.corpus.document import Document, Drop, read_texts
 from groundup.corpus.executors import one_machine
+from groundup.corpus.formats import SPLIT, UNDERSTAND, Record
 from groundup.corpus.parts import Refiner
 from groundup.corpus.refine import describe_marks, digest_sources, refine
 from groundup.corpus.settings import CorpusSettings
-from groundup.corpus.sources import READERS, Found, Record, find
+from groundup.corpus.sources import Found, find
 from groundup.corpus.whole import split_of
 from groundup.errors import DataError, ResourceError, SettingsError
 
@@ -158,10 +158,9 @@ def test_memory_that_runs_out_is_told_of_the_file(tmp_path: Path, monkeypatch: p
     def too_large(*arguments: object) -> str:
         raise MemoryError
 
-    for place in ("sources.read_jsonl", "filters.clean"):
+    for table, name in ((SPLIT, ".jsonl"), (UNDERSTAND, "jsonl")):
         with monkeypatch.context() as patch:
-            patch.setattr(f"groundup.corpus.{place}", too_large)
-            patch.setitem(READERS, ".jsonl", sources.read_jsonl)
+            patch.setitem(table, name, too_large)  # type: ignore[arg-type]
             with pytest.raises(ResourceError, match=r"out of memory while reading in/a.jsonl, of which"):
                 refined(tmp_path)
 

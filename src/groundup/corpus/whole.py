@@ -16,8 +16,8 @@ from groundup.corpus.document import WHY, Document, Drop, Note, why
 from groundup.corpus.executors import all_there
 from groundup.corpus.mixture import Key, Share, copies, mix
 from groundup.corpus.parts import part_path, read_part, sizes
-from groundup.corpus.settings import CorpusSettings, Exact, Length, path_of
-from groundup.corpus.sources import Found
+from groundup.corpus.settings import CorpusSettings, Exact, Length
+from groundup.corpus.sources import Found, source_of
 
 
 def split_of(document_id: str, validation_share: float, test_share: float) -> str:
@@ -70,13 +70,6 @@ def read_parts(folder: Path, found: Found, settings: CorpusSettings, digests: Ma
             parts.append(Part(path, name, source_of(name, settings), first))
             first += parts[-1].table.column("rule").null_count
     return parts
-
-
-def source_of(name: str, settings: CorpusSettings) -> int:
-    """The number of the source that a file of this name is of: the longest that its name begins with."""
-    paths = [path_of(source).rstrip("/") for source in settings.sources]
-    fitting = [number for number, path in enumerate(paths) if name == path or name.startswith(f"{path}/")]
-    return max(fitting, key=lambda number: len(paths[number]), default=0)
 
 
 @dataclass
@@ -145,6 +138,7 @@ def look_at_whole(parts: list[Part], settings: CorpusSettings) -> Whole:
     whole = Whole()
     for each in settings.duplicates:
         find_copies(parts, each, whole)
+    keep_to_caps(parts, settings, whole)
     kept = Counter[Key]()
     for part in parts:
         columns = zip(*part.kept("id", "language", "bytes"), strict=True)
@@ -164,3 +158,20 @@ def find_copies(parts: list[Part], settings: Exact, whole: Whole) -> None:
             if key in seen:
                 whole.drops[number] = Drop("exact.copy", "exact duplicate")
             seen.add(key)
+
+
+def keep_to_caps(parts: list[Part], settings: CorpusSettings, whole: Whole) -> None:
+    """Drop what is more than a source's `most_documents` or `most_bytes`."""
+    taken = Counter[tuple[int, str]]()
+    for part in parts:
+        source = settings.sources[part.source]
+        caps = {name: getattr(source, name, None) for name in ("most_documents", "most_bytes")}
+        if not any(caps.values()):
+            continue
+        for number, n_bytes in enumerate(part.kept("bytes")[0], part.first):
+            if number in whole.drops:
+                continue
+            for name, more in (("most_documents", 1), ("most_bytes", n_bytes)):
+                taken[part.source, name] += more
+                if (cap := caps[name]) and taken[part.source, name] > cap and number not in whole.drops:
+                    whole.drops[number] = Drop(f"source.{name}", f"more than {cap:,} of its source", None, cap)
