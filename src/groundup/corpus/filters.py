@@ -10,7 +10,7 @@ import regex
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import Document, Drop, Look
-from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
+from groundup.corpus.settings import Characters, Contamination, CorpusSettings, Filter, Length
 
 _WORDS = regex.compile(r"[\p{L}\p{M}]+")
 _NOT_SPACE = regex.compile(r"\S+")
@@ -31,6 +31,10 @@ def _look(settings: Filter, beside: Path) -> Look:
             return partial(length, settings=settings)
         case Characters():
             return partial(characters, settings=settings)
+        case Contamination():
+            from groundup.corpus.contamination import contamination, read_items  # numba takes a third of a second
+
+            return partial(contamination, settings=settings, items=read_items(settings, beside))
     assert_never(settings)
 
 
