@@ -47,5 +47,6 @@ def test_a_part_that_there_is_not_is_refused(recipe: Path, tmp_path: Path, part:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'groundup[ray]'")
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_ray_leaves_what_one_machine_makes(recipe: Path, tmp_path: Path) -> None:
     assert made(recipe, tmp_path / "ray", "ray") == made(recipe, tmp_path / "one")
