@@ -520,6 +520,7 @@ def make_part(
         SettingsError: a k that is none of 1 to n.
     """
     from groundup.corpus.executors import digest, one_machine
+    from groundup.corpus.filters import prepare
     from groundup.corpus.parts import Refiner
     from groundup.corpus.refine import begin
     from groundup.corpus.sources import find
@@ -530,8 +531,10 @@ def make_part(
     job = _open_job(recipe, overrides, run, say=print, watch=watch)
     settings, found = job.recipe.corpus, find(job.recipe.corpus, job.beside)
     digests = {name: digest(name, path) for name, path in found.files[first - 1 :: step]}
+    folder = begin(job.run / PARTS, settings, job.beside)
+    prepared, _ = prepare(settings, job.beside, folder)
     with watch("corpus") as progress:
-        one_machine(found, Refiner(settings, job.beside, begin(job.run / PARTS, settings)), digests, progress)
+        one_machine(found, Refiner(prepared, job.beside, folder), digests, progress)
     return len(digests)
 
 

@@ -1,11 +1,13 @@
 """A dry run of the corpus stage on some documents of each file: what would be dropped or changed, with examples."""
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from groundup.corpus.document import Document, Drop
+from groundup.corpus.filters import prepare
 from groundup.corpus.parts import Refiner
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import find, records
@@ -76,13 +78,15 @@ def sample_corpus(recipe: str | Path | Recipe, overrides: Iterable[str] = (), n:
 def _judged(
     settings: CorpusSettings, beside: Path, files: list[tuple[str, Path]], n: int
 ) -> Iterator[tuple[Document, Drop | None]]:
-    refiner, left = Refiner(settings, beside, Path()), n
-    for number, (name, path) in enumerate(files):
-        share = -(-left // (len(files) - number))
-        judged = (each for record in records(name, path, settings) for each in refiner.judged(record))
-        for _, document, drop in islice(judged, share):
-            left -= 1
-            yield document, drop
+    left = n
+    with tempfile.TemporaryDirectory() as folder:
+        refiner = Refiner(prepare(settings, beside, Path(folder))[0], beside, Path())
+        for number, (name, path) in enumerate(files):
+            share = -(-left // (len(files) - number))
+            judged = (each for record in records(name, path, settings) for each in refiner.judged(record))
+            for _, document, drop in islice(judged, share):
+                left -= 1
+                yield document, drop
 
 
 def lines(sample: Sample) -> list[str | list[list[str]]]:
