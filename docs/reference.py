@@ -126,7 +126,9 @@ def _table(path: str, owner: type[BaseModel], name: str, depth: int, condition: 
         if text:
             yield f"{_plain(text)}\n"
     if get_origin(field.annotation) in (tuple, list):
-        yield f"A list of tables; if not given: {', '.join(f'`{item.kind}`' for item in field.default) or 'none'}.\n"
+        given = [] if field.is_required() else [f"`{item.kind}`" for item in field.default]
+        needed = "required" if field.is_required() else f"if not given: {', '.join(given) or 'none'}"
+        yield f"A list of {'names or ' * ('str' in str(field.annotation))}tables; {needed}.\n"
     chosen = None
     if len(arms) > 1 and field.default is not None:
         chosen = getattr(field.default, "kind", arms[0].model_fields["kind"].default)

@@ -22,15 +22,10 @@ DOCUMENTS = pa.schema(
         ("language", pa.string()),  # as the language filter found it: its ISO code; "" where it was not asked
     ]
 )
-DROPPED = pa.schema(
-    [
-        *DOCUMENTS,
-        ("reason", pa.string()),
-        ("rule", pa.string()),
-        ("value", pa.string()),
-        ("threshold", pa.string()),
-    ]
-)
+WHY = ("reason", "rule", "value", "threshold")
+DROPPED = pa.schema([*DOCUMENTS, *((name, pa.string()) for name in WHY)])
+ROW_GROUP_BYTES = 4_000_000
+"""Of documents that are written at once."""
 
 
 @dataclass(frozen=True)
@@ -96,22 +91,26 @@ Look = Callable[[Document], Document | Drop]
 
 
 class DocumentWriter:
-    """Appends documents to a parquet file: zstd-compressed, with page checksums, a batch at a time."""
+    """Appends documents to a parquet file: zstd-compressed, with page checksums, some megabytes at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema = DOCUMENTS) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._schema = schema
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
-        self._rows: list[dict[str, str]] = []
-        self._waiting_characters = 0
+        self._writer = pq.ParquetWriter(
+            path, schema, compression="zstd", write_page_checksum=True, use_dictionary=["language"]
+        )
+        self._waiting: list[pa.Table] = []
+        self._waiting_bytes = 0
 
-    def write(self, document: Document, drop: Drop | None = None) -> None:
-        row = {name: getattr(document, name) for name in DOCUMENTS.names}
-        if drop is not None:
-            row |= {name: _shown(getattr(drop, name)) for name in ("reason", "rule", "value", "threshold")}
-        self._rows.append(row)
-        self._waiting_characters += len(document.text)
-        if self._waiting_characters > 4_000_000 or len(self._rows) >= 10_000:
+    def write(self, *documents: Document) -> None:
+        rows = [{name: getattr(document, name) for name in DOCUMENTS.names} for document in documents]
+        self.write_table(pa.Table.from_pylist(rows, self._schema))
+
+    def write_table(self, table: pa.Table) -> None:
+        """Append rows; columns that the file does not have are left out."""
+        self._waiting.append(table.select(self._schema.names).cast(self._schema))
+        self._waiting_bytes += table.nbytes
+        if self._waiting_bytes >= ROW_GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:
@@ -119,9 +118,14 @@ class DocumentWriter:
         self._writer.close()
 
     def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
-            self._rows, self._waiting_characters = [], 0
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks())
+            self._waiting, self._waiting_bytes = [], 0
+
+
+def why(drop: Drop) -> dict[str, str]:
+    """The columns that say why a document was dropped."""
+    return {name: _shown(getattr(drop, name)) for name in WHY}
 
 
 def _shown(value: float | str | None) -> str:
@@ -170,3 +174,8 @@ def read_texts(path: Path) -> Iterator[str]:
     """The texts of a parquet file of documents, in order."""
     for batch in read_batches(path, ["text"]):
         yield from batch.column("text").to_pylist()
+
+
+def read_table(path: Path) -> pa.Table:
+    """All of a small parquet file of documents."""
+    return pa.Table.from_batches(read_batches(path), DOCUMENTS)

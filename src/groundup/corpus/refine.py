@@ -1,37 +1,35 @@
 """The corpus stage: read, clean, filter, deduplicate, hold out; nothing dropped without a reason kept beside it."""
 
 import re
+import shutil
 from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from groundup.artifacts import Draft
-from groundup.corpus.document import DROPPED, SPLITS, Document, DocumentWriter, Drop, read_batches
-from groundup.corpus.filters import judge, looks
-from groundup.corpus.settings import CorpusSettings
-from groundup.corpus.sources import MARKS, Found, find, read
-from groundup.errors import DataError, MissingError, ResourceError
-from groundup.files import Progress, no_progress, sha256_of_file
+from groundup.corpus.card import write_card
+from groundup.corpus.document import DROPPED, SPLITS, DocumentWriter, read_table
+from groundup.corpus.executors import RUN_AGAIN, Executor, digest, one_machine
+from groundup.corpus.filters import FILTER, digest_files, prepare
+from groundup.corpus.parts import NOTE, Refiner, sizes
+from groundup.corpus.settings import CorpusSettings, path_of
+from groundup.corpus.sources import MARKS, Found, find
+from groundup.corpus.whole import Part, Whole, look_at_whole, read_parts
+from groundup.errors import DataError, MissingError
+from groundup.files import Progress, canonical_json, explaining_write_errors, no_progress, write_text
 
 HISTOGRAM_EDGES = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000]
 """Document lengths in bytes at which the report's histogram is cut."""
+EDITS = pa.schema([("id", pa.string()), ("source", pa.string()), *NOTE])
+EXAMPLE_CHARACTERS = 120
 BUCKETS = [*(f"< {edge:,}" for edge in HISTOGRAM_EDGES), f"≥ {HISTOGRAM_EDGES[-1]:,}"]
-
-
-def split_of(document_id: str, validation_share: float, test_share: float) -> str:
-    """Which split a document belongs to: a function of the sha256 of its text alone.
-
-    >>> split_of("00" * 32, 0.05, 0.05), split_of("0f" * 32, 0.05, 0.05), split_of("ff" * 32, 0.05, 0.05)
-    ('validation', 'test', 'train')
-    """
-    share = int(document_id[:16], 16) / 2**64
-    if share < validation_share:
-        return "validation"
-    return "test" if share < validation_share + test_share else "train"
 
 
 @dataclass
@@ -43,16 +41,16 @@ class Tally:
     examples: dict[str, str] = field(default_factory=dict)
     """The first document of each reason that has details."""
 
-    def add(self, document: Document, reason: str) -> None:
+    def add(self, source: str, reason: str) -> None:
         """`not utf-8: invalid start byte at byte 17` is counted as `not utf-8`; `dropped/` keeps the whole reason."""
         short = reason
         if reason.startswith("line of"):
             short = "line too long"
-        elif reason.startswith(("not ", "no field", "field ")):
+        elif reason.startswith(("not ", "no field", "field ", "word", "domain")):
             short = re.split("[:;]", reason)[0]
         self.counts[short] += 1
         if short != reason:
-            self.examples.setdefault(short, f"{document.source}: {reason.removeprefix(f'{short}: ')}")
+            self.examples.setdefault(short, f"{source}: {reason.removeprefix(f'{short}: ')}")
 
     def summary(self, most: int | None = None) -> str:
         """The reasons in words, the most frequent first."""
@@ -74,7 +72,6 @@ ADVICE: dict[tuple[str, ...], str] = {
     ("empty",): "add texts",
 }
 """Beginnings of a reason → what can be done; the first that fits."""
-RUN_AGAIN = "Nothing was made of it; run the same command again when no other program writes to the sources"
 
 
 def refuse_too_few(kept: int, kept_bytes: int, read_documents: int, dropped: Tally) -> None:
@@ -103,72 +100,173 @@ def refine(
     beside: Path,
     progress: Progress = no_progress,
     digests: Mapping[str, str] | None = None,
+    work: Path | None = None,
+    executor: Executor = one_machine,
 ) -> None:
     """Write `train`, `validation` and `test` documents and the dropped ones, and leave the statistics in `draft`.
 
     Args:
         beside: the folder of the recipe, in which files that the settings name are looked for first.
         digests: name of each source file → sha256 that its bytes must still have when they have been read.
+        work: a folder for the parts, which an interrupted stage goes on with; one in `draft`, if not given.
+        executor: what makes the parts.
 
     Raises:
         DataError: when too few documents are left, with the count for each reason; when a source changed meanwhile.
             What was dropped is written, and counted in `draft`, even so.
         ResourceError: out of memory, naming the file that was read.
     """
+    digests = {name: each for name, each in digests.items() if not name.startswith(FILTER)} if digests else digests
     if digests is not None and (others := digests.keys() ^ {name for name, _ in found.files}):
         raise DataError(f"source {min(others)} came or went meanwhile: {RUN_AGAIN}")
-    filters, copies = looks(settings.filters, beside), Copies()
-    tally, marks = Tally(), Marks()
-    histogram: Counter[int] = Counter()
-    odd_fields: Counter[str] = Counter()
-    counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    read_documents = read_bytes = done_bytes = 0
-    sizes = [path.stat().st_size if path.exists() else 0 for _, path in found.files]  # reading says which are gone
-    with ExitStack() as opened:
-        opened.callback(lambda: draft.statistics.update(dropped=dict(tally.counts.most_common())))  # after an error too
-        writers = {
-            split: opened.enter_context(closing(DocumentWriter(draft.path / f"{split}.parquet"))) for split in SPLITS
-        }
-        dropped = opened.enter_context(closing(DocumentWriter(draft.path / "dropped" / "documents.parquet", DROPPED)))
-        for (name, path), size in zip(found.files, sizes, strict=True):
-            progress(done_bytes, sum(sizes), name)
-            try:
-                for raw in read(name, path, settings):
-                    read_documents += 1
-                    read_bytes += len(raw.text.encode())
-                    odd_fields.update(raw.left_out)
-                    document, drop = judge(raw, settings, filters)
-                    drop = drop or copies.look(document)
-                    if drop:
-                        dropped.write(document, drop)
-                        tally.add(document, drop.reason)
-                        continue
-                    split = split_of(document.id, settings.validation_share, settings.test_share)
-                    writers[split].write(document)
-                    _count(counts[split], document)
-                    histogram[bisect(HISTOGRAM_EDGES, len(document.text.encode()))] += 1
-                    marks.count(document.text, name)
-            except MemoryError:
-                raise ResourceError(
-                    f"out of memory while reading {name} ({size / 1e6:,.1f} MB), of which no more than some documents "
-                    "or a line are held at a time: end other programs, or let this one have more memory"
-                ) from None
-            if digests is not None:
-                _refuse_changed(name, digests[name], _digest(name, path))
-            done_bytes += size
-        progress(done_bytes, done_bytes, "")
-    kept, kept_bytes = (sum(count[what] for count in counts.values()) for what in ("documents", "bytes"))
-    refuse_too_few(kept, kept_bytes, read_documents, tally)
+    digests = digests or {name: digest(name, path) for name, path in found.files}
+    folder = begin(work or draft.path / "parts", settings, beside)
+    prepared, classifiers = prepare(settings, beside, folder)
+    executor(found, Refiner(prepared, beside, folder), digests, progress)
+    parts = read_parts(folder, found, settings, digests)
+    counts, whole = Counts(), look_at_whole(parts, settings)
+    try:
+        write(parts, whole, settings, draft.path, counts)
+    finally:
+        draft.statistics["dropped"] = dict(counts.tally.counts.most_common())
+    kept, kept_bytes = (sum(each[what] for each in counts.splits.values()) for what in ("documents", "bytes"))
+    refuse_too_few(kept, kept_bytes, counts.read["documents"], counts.tally)
     _fill_empty_splits(draft.path, counts)
-    draft.statistics |= {
-        "read": {"documents": read_documents, "bytes": read_bytes, "files": len(found.files)},
-        "left_out": dict(sorted(found.left_out.items())),
-        "left_out_names": dict(sorted(found.left_out_names.items())),
-        "marks": marks.table(),
-        "metadata_left_out": dict(odd_fields.most_common(20)),
-        "documents_by_bytes": {name: histogram[number] for number, name in enumerate(BUCKETS)},
-        **{split: dict(counts[split]) for split in SPLITS},
-    }
+    draft.statistics |= counts.statistics(found, whole, settings)
+    if classifiers:
+        draft.statistics["classifiers"] = classifiers
+        for each in classifiers:
+            shutil.copyfile(folder / each["file"], draft.path / each["file"])
+    write_text(draft.path / "card.md", write_card(draft.statistics, settings))
+    shutil.rmtree(folder)
+
+
+def begin(folder: Path, settings: CorpusSettings, beside: Path) -> Path:
+    """Make the folder of parts, without those that were made with other settings, lists or examples."""
+    head = canonical_json([settings.table(), digest_files(settings.filters, beside, {})])
+    path = folder / "settings.json"
+    with explaining_write_errors(folder):
+        if not path.is_file() or path.read_bytes() != head:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(head)
+            partial.replace(path)
+    return folder
+
+
+def write(parts: Sequence[Part], whole: Whole, settings: CorpusSettings, directory: Path, counts: "Counts") -> None:
+    """Write the documents of all parts, each where it belongs; training documents of several epochs one after another.
+
+    Args:
+        counts: is added to.
+    """
+    with ExitStack() as opened:
+        writers = {
+            split: opened.enter_context(closing(DocumentWriter(directory / f"{split}.parquet"))) for split in SPLITS
+        }
+        dropped = opened.enter_context(closing(DocumentWriter(directory / "dropped" / "documents.parquet", DROPPED)))
+        edits = opened.enter_context(closing(DocumentWriter(directory / "dropped" / "edits.parquet", EDITS)))
+        most = 1
+        for part in parts:
+            table = whole.settle(part, settings)
+            counts.add(part, table)
+            gone = pc.is_valid(table.column("rule"))
+            dropped.write_table(table.filter(gone))
+            edits.write_table(edits_of(table))
+            kept = table.filter(pc.invert(gone))
+            for split, writer in writers.items():
+                own = kept.filter(pc.equal(kept.column("split"), split))
+                writer.write_table(own)
+                counts.add_written(split, own)
+            most = max(most, pc.max(kept.column("copies")).as_py() or 1)
+        for epoch in range(1, most):
+            for part in parts:
+                table = whole.settle(part, settings)
+                again = table.filter(pc.greater(table.column("copies"), epoch))
+                writers["train"].write_table(again)
+                counts.add_written("train", again)
+
+
+def edits_of(table: pa.Table) -> pa.Table:
+    """A row for each note of documents."""
+    notes = table.column("notes").combine_chunks()
+    rows = pc.list_parent_indices(notes)
+    columns = [table.column(name).take(rows) for name in ("id", "source")]
+    flat = notes.flatten()
+    return pa.table([*columns, *(flat.field(name) for name in ("rule", "count", "example"))], names=EDITS.names)
+
+
+@dataclass
+class Counts:
+    """What is counted while a corpus is written."""
+
+    read: Counter[str] = field(default_factory=Counter)
+    """Documents and bytes that were read."""
+    splits: dict[str, Counter[str]] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
+    """Split → documents, bytes, characters and words; each document as often as it is there."""
+    tally: "Tally" = field(default_factory=lambda: Tally())
+    rules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Rule → documents that it dropped, its reason, and an example."""
+    edits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Rule → times that it changed something, or remarked on it, and an example."""
+    licences: Counter[str] = field(default_factory=Counter)
+    """Licence that a document's metadata name → documents that are kept."""
+    languages: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Language → documents and bytes that are kept, each once."""
+    sources: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Number of a source → documents that were read and kept, and bytes that are kept, each once."""
+    histogram: Counter[int] = field(default_factory=Counter)
+    odd_fields: Counter[str] = field(default_factory=Counter)
+    marks: "Marks" = field(default_factory=lambda: Marks())
+
+    def add(self, part: Part, table: pa.Table) -> None:
+        """All documents of a part, kept or dropped."""
+        told = part.told
+        self.read.update(documents=len(table), bytes=told["read_bytes"])
+        self.odd_fields.update(told["odd_fields"])
+        for mark, number in told["marks"].items():
+            self.marks.uses[mark][part.file] += number
+        self.licences.update(told["licences"])
+        gone = table.filter(pc.is_valid(table.column("rule")))
+        columns = [gone.column(name).to_pylist() for name in ("rule", "reason", "source")]
+        for number, (rule, reason, source) in enumerate(zip(*columns, strict=True)):
+            self.tally.add(source, reason)
+            if rule not in self.rules:
+                text = gone.column("text")[number].as_py()[:EXAMPLE_CHARACTERS]
+                self.rules[rule] = {"documents": 0, "reason": reason, "example": f"{source}: {text}"}
+            self.rules[rule]["documents"] += 1
+        for row in edits_of(table).to_pylist():
+            example = f"{row['source']}: {row['example'][:EXAMPLE_CHARACTERS]}"
+            self.edits.setdefault(row["rule"], {"times": 0, "example": example})["times"] += row["count"]
+        kept = table.filter(pc.is_null(table.column("rule")))
+        self.sources[part.source].update(
+            read=len(table), documents=len(kept), bytes=pc.sum(kept.column("bytes")).as_py() or 0
+        )
+        for language, n_bytes in zip(*(kept.column(name).to_pylist() for name in ("language", "bytes")), strict=True):
+            self.languages[language].update(documents=1, bytes=n_bytes)
+            self.histogram[bisect(HISTOGRAM_EDGES, n_bytes)] += 1
+
+    def add_written(self, split: str, table: pa.Table) -> None:
+        sums = {name: pc.sum(table.column(name)).as_py() or 0 for name in ("bytes", "characters", "words")}
+        self.splits[split].update(documents=len(table), **sums)
+
+    def statistics(self, found: Found, whole: Whole, settings: CorpusSettings) -> dict[str, Any]:
+        return {
+            "read": {**self.read, "files": len(found.files)},
+            "left_out": dict(sorted(found.left_out.items())),
+            "left_out_names": dict(sorted(found.left_out_names.items())),
+            "marks": self.marks.table(),
+            "metadata_left_out": dict(self.odd_fields.most_common(20)),
+            "documents_by_bytes": {name: self.histogram[number] for number, name in enumerate(BUCKETS)},
+            "rules": dict(sorted(self.rules.items(), key=lambda rule: -rule[1]["documents"])),
+            "edits": dict(sorted(self.edits.items(), key=lambda rule: -rule[1]["times"])),
+            "licences": {name: {"documents": number} for name, number in self.licences.most_common()},
+            "languages": {name: dict(self.languages[name]) for name in sorted(self.languages) if name},
+            "sources": {path_of(settings.sources[number]): dict(each) for number, each in sorted(self.sources.items())},
+            "mixture": [vars(share) for _, share in sorted(whole.shares.items())],
+            **{split: dict(counts) for split, counts in self.splits.items()},
+        }
 
 
 @dataclass
@@ -209,6 +307,11 @@ def in_words(statistics: Mapping[str, Any], corpus: Path) -> Iterator[str]:
     if statistics["metadata_left_out"]:
         counts = ", ".join(f"{count:,} × {name}" for name, count in statistics["metadata_left_out"].items())
         yield f"fields left out of the metadata, as they are no JSON that can be written: {counts}"
+    for each in statistics.get("classifiers", ()):
+        yield (
+            f"{each['file']}, on {each['positive']:,} good and {each['negative']:,} bad examples held out: precision "
+            f"{each['precision']:.1%}, recall {each['recall']:.1%}"
+        )
     for line in describe_marks(statistics["marks"]):
         yield ": ".join(line)
 
@@ -225,43 +328,20 @@ def describe_marks(marks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
 
 
-class Copies:
-    """Texts that were there before."""
-
-    def __init__(self) -> None:
-        self._seen: set[bytes] = set()
-
-    def look(self, document: Document) -> Drop | None:
-        key = bytes.fromhex(document.id[:32])
-        if key in self._seen:
-            return Drop("exact.copy", "exact duplicate")
-        self._seen.add(key)
-        return None
-
-
-def _count(count: Counter[str], document: Document) -> None:
-    count["documents"] += 1
-    count["bytes"] += len(document.text.encode())
-    count["characters"] += len(document.text)
-    count["words"] += len(document.text.split())
-
-
-def _fill_empty_splits(directory: Path, counts: dict[str, Counter[str]]) -> None:
+def _fill_empty_splits(directory: Path, counts: Counts) -> None:
     """A corpus of a few documents may leave a split empty; it is then given the lowest id of the fullest split."""
     for split in SPLITS:
-        if counts[split]["documents"]:
+        if counts.splits[split]["documents"]:
             continue
-        giver = max(SPLITS, key=lambda name: counts[name]["documents"])
-        rows = [row for batch in read_batches(directory / f"{giver}.parquet") for row in batch.to_pylist()]
-        documents = [Document(row["text"], row["source"], row["metadata"]) for row in rows]
-        moved = min(documents, key=lambda document: document.id)
-        documents.remove(moved)
-        counts[giver], counts[split] = Counter(), Counter()
-        for name, members in ((giver, documents), (split, [moved])):
+        giver = max(SPLITS, key=lambda name: counts.splits[name]["documents"])
+        table = read_table(directory / f"{giver}.parquet")
+        lowest = pc.equal(table.column("id"), pc.min(table.column("id")))
+        for name, rows in ((giver, pc.invert(lowest)), (split, lowest)):
+            counts.splits[name] = Counter()
             with closing(DocumentWriter(directory / f"{name}.parquet")) as writer:
-                for document in members:
-                    writer.write(document)
-                    _count(counts[name], document)
+                writer.write_table(table.filter(rows))
+            for text in table.filter(rows).column("text").to_pylist():
+                counts.splits[name].update(documents=1, **sizes(text))
 
 
 def digest_sources(
@@ -273,13 +353,14 @@ def digest_sources(
         recorded: the digests of a finished corpus: sources that are gone altogether keep theirs.
 
     Returns:
-        Name of each file → sha256 of its bytes, and the sources that are gone.
+        Name of each file, of what filters read also, → sha256 of its bytes; and the sources that are gone.
     """
     digests: dict[str, str] = {}
     gone = []
-    for source in settings.sources:
+    for each in settings.sources:
+        source = path_of(each)
         try:
-            found = find(settings.model_copy(update={"sources": (source,)}), beside)
+            found = find(settings.model_copy(update={"sources": (each,)}), beside)
         except MissingError:
             if not recorded:
                 raise
@@ -287,20 +368,5 @@ def digest_sources(
             within = source.rstrip("/") + "/"
             digests |= {name: old for name, old in recorded.items() if name == source or name.startswith(within)}
         else:
-            digests |= {name: _digest(name, path) for name, path in found.files}
-    return digests, gone
-
-
-def _digest(name: str, path: Path) -> str:
-    try:
-        return sha256_of_file(path)
-    except OSError as error:
-        raise DataError(f"cannot read source {name} ({path}): {error.strerror}. {RUN_AGAIN}") from None
-
-
-def _refuse_changed(name: str, before: str, now: str) -> None:
-    if now != before:
-        raise DataError(
-            f"source {name} changed while it was read: its sha256 was {before[:8]}…, and now it is {now[:8]}…. "
-            f"{RUN_AGAIN}"
-        )
+            digests |= {name: digest(name, path) for name, path in found.files}
+    return digests | digest_files(settings.filters, beside, recorded), gone

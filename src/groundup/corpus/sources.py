@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from groundup.corpus.document import Document
-from groundup.corpus.settings import CorpusSettings
+from groundup.corpus.settings import CorpusSettings, path_of
 from groundup.errors import DataError, MissingError
 from groundup.files import OPENERS, locate, reading
 
@@ -83,7 +83,7 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
     (['a.txt'], Counter({'.pdf': 1}))
     """
     found = Found()
-    for source in settings.sources:
+    for source in map(path_of, settings.sources):
         root = _locate(source, beside)
         if root.is_file():
             if reader_of(root) is None:
@@ -502,3 +502,19 @@ READERS: dict[str, Callable[[BinaryIO, str, str, CorpusSettings], Iterator[Docum
     ".md": read_text,
     ".jsonl": read_jsonl,
 }
+
+
+@dataclass(frozen=True)
+class Record:
+    source: str
+    payload: bytes
+    document: Document
+
+
+def records(name: str, path: Path, settings: CorpusSettings) -> Iterator[Record]:
+    for document in read(name, path, settings):
+        yield Record(document.source, document.text.encode(), document)
+
+
+def documents(record: Record, settings: CorpusSettings) -> Iterator[Document]:
+    yield record.document

@@ -16,6 +16,7 @@ from typing import Any
 
 from groundup.artifacts import COMMANDS, Manifest, damage, is_made, lock_note, read_manifest
 from groundup.corpus.document import SPLITS
+from groundup.corpus.settings import path_of
 from groundup.corpus.sources import find, reader_of
 from groundup.errors import DamagedError, DataError, GroundupError, SettingsError
 from groundup.files import PICKLES, Progress, no_progress, require_path
@@ -331,7 +332,9 @@ def _describe_recipe(findings: Findings, progress: Progress) -> None:
     try:
         files = find(recipe.corpus, findings.path.parent).files
         size = sum(file.stat().st_size for _, file in files)
-        findings.facts["sources"] = f"{', '.join(recipe.corpus.sources)}: {plural(len(files), 'file')}, {size:,} bytes"
+        findings.facts["sources"] = (
+            f"{', '.join(map(path_of, recipe.corpus.sources))}: {plural(len(files), 'file')}, {size:,} bytes"
+        )
     except DataError as error:
         findings.facts["sources"] = str(error)
     findings.next = [_command("build", findings.path)]

@@ -13,9 +13,9 @@ from typing import Any
 
 import orjson
 
-from groundup.corpus.document import SPLITS
+from groundup.corpus.document import SPLITS, Drop
 from groundup.corpus.filters import judge, looks
-from groundup.corpus.refine import FEWEST_MARKS, Copies, Marks, Tally, refuse_too_few
+from groundup.corpus.refine import FEWEST_MARKS, Marks, Tally, refuse_too_few
 from groundup.corpus.script import script_of
 from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
 from groundup.corpus.sources import (
@@ -201,7 +201,7 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
     random.Random(0).shuffle(order)
     share = SAMPLE_BYTES // min(LEAST_FILES, len(order))
     text_share = _text_share(files, corpus)
-    filters, copies = looks(corpus.filters, Path()), Copies()
+    filters, seen = looks(corpus.filters, Path()), set[str]()
     began = time.perf_counter()
     taken, there = 0, 0.0
     for name, path in order:
@@ -218,8 +218,11 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
                 result.separators += count_separators(document.text)
             result.read += 1
             document, drop = judge(document, corpus, filters)
-            if drop := drop or copies.look(document):
-                result.tally.add(document, drop.reason)
+            if drop is None and document.id in seen:
+                drop = Drop("exact.copy", "exact duplicate")
+            seen.add(document.id)
+            if drop:
+                result.tally.add(document.source, drop.reason)
             else:
                 result.texts.append(document.text)
                 result.marks.count(document.text, name)
