@@ -6,14 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import assert_never
 
-import regex
+import numpy as np
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import Document, Drop, Look
-from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
-
-_WORDS = regex.compile(r"[\p{L}\p{M}]+")
-_NOT_SPACE = regex.compile(r"\S+")
+from groundup.corpus.settings import C4, Characters, CorpusSettings, Filter, FineWeb, Gopher, GopherRepetition, Length
 
 
 def looks(filters: Sequence[Filter], beside: Path) -> list[Look]:
@@ -31,6 +28,10 @@ def _look(settings: Filter, beside: Path) -> Look:
             return partial(length, settings=settings)
         case Characters():
             return partial(characters, settings=settings)
+        case C4() | Gopher() | GopherRepetition() | FineWeb():
+            from groundup.corpus import quality  # numba, where it is needed
+
+            return quality.look(settings)
     assert_never(settings)
 
 
@@ -60,8 +61,10 @@ def length(document: Document, settings: Length) -> Document | Drop:
 
 def characters(document: Document, settings: Characters) -> Document | Drop:
     text = document.text
-    not_space = sum(map(len, _NOT_SPACE.findall(text)))
-    broken, letters = text.count("\ufffd") / max(1, not_space), sum(map(len, _WORDS.findall(text)))
+    from groundup.corpus.scan import character_classes, count_characters  # numba, where it is needed
+
+    letters, not_space, replaced = count_characters(np.frombuffer(text.encode(), np.uint8), character_classes())
+    broken = replaced / max(1, not_space)
     if broken > settings.replacement:
         why = f"more than {settings.replacement:.1%} replacement characters"
         return Drop("characters.replacement", why, broken, settings.replacement)
