@@ -64,6 +64,8 @@ class Job:
     """Whether the doctor looks at a training before its first step."""
     ranks: int = 1
     """Processes that train together."""
+    executor: str = "processes"
+    """What makes the parts of the corpus, by its name in `corpus.executors.EXECUTORS`."""
 
     @property
     def start(self) -> Path | None:
@@ -128,6 +130,7 @@ def build(
     last: str | None = None,
     until: int | None = None,
     ranks: int = 1,
+    executor: str = "processes",
     watch: Watch = lambda stage: nullcontext(no_progress),
     say: Say = print,
 ) -> Built:
@@ -143,6 +146,7 @@ def build(
         until: the step of training to pause after; a build without it goes on.
         ranks: processes that train together, as `[parallel]` says; they are started here. Where torchrun has started
             this process as one of many, the first makes everything, and the others train with it and return no rows.
+        executor: what makes the parts of the corpus: processes of this machine, or "ray" (docs/corpus.md).
         watch: opens something that draws the progress of the stage of that name.
         say: called with each message.
 
@@ -161,8 +165,9 @@ def build(
     """
     examined = last is None  # a sweep tries on purpose what the doctor would refuse
     job = _open_job(
-        recipe, overrides, run, say=say, watch=watch, only=only, until=until, examined=examined, ranks=ranks
-    )
+        recipe, overrides, run, say=say, watch=watch, only=only, until=until, examined=examined, ranks=ranks,
+        executor=executor,
+    )  # fmt: skip
     among = rank_and_world_size() if (only or last) in (None, "pretrain") else None
     if among is None:
         job.recipe.parallel.sizes(ranks)
@@ -231,7 +236,7 @@ def _open_job(recipe: str | Path | Recipe, overrides: Iterable[str], run: str | 
     if not directory.name:
         directory = directory.resolve()
     with explaining_write_errors(directory):
-        begun = (directory / "lock").exists() or (directory / "corpus" / "manifest.json").exists()
+        begun = any((directory / name).exists() for name in ("lock", PARTS, "corpus/manifest.json"))
         if directory.is_dir() and any(directory.iterdir()) and not begun:
             raise SettingsError(
                 f"{directory} holds other files and is not a run of groundup; choose another with --run"
@@ -475,15 +480,16 @@ def _corpus_sources(job: Job, recorded: Mapping[str, str]) -> dict[str, str]:
 
 
 def _make_corpus(job: Job, settings: Table, inputs: Mapping[str, str], progress: Progress) -> None:
+    from groundup.corpus.executors import EXECUTORS
     from groundup.corpus.refine import in_words, refine
     from groundup.corpus.sources import describe_left_out, find
 
-    found = find(job.recipe.corpus, job.beside)
+    executor, found = EXECUTORS[job.executor], find(job.recipe.corpus, job.beside)
     if found.left_out:
         job.say(f"left out: {describe_left_out(found.left_out, found.left_out_names)}")
     with making(job.run / "corpus", "corpus", settings, inputs) as draft:
         try:
-            refine(found, job.recipe.corpus, draft, job.beside, progress, inputs, job.run / PARTS)
+            refine(found, job.recipe.corpus, draft, job.beside, progress, inputs, job.run / PARTS, executor)
         except DataError as error:
             if not draft.statistics.get("dropped"):
                 raise
@@ -491,6 +497,45 @@ def _make_corpus(job: Job, settings: Table, inputs: Mapping[str, str], progress:
             raise DataError(f"{error}. What was dropped until then, each with its reason, is in {kept}") from None
     for line in in_words(draft.statistics, job.run / "corpus"):
         job.say(line)
+
+
+def make_part(
+    recipe: str | Path | Recipe,
+    overrides: Iterable[str] = (),
+    *,
+    part: tuple[int, int],
+    run: str | Path | None = None,
+    watch: Watch = lambda stage: nullcontext(no_progress),
+) -> int:
+    """Make the parts of every n-th source file of a corpus, from the k-th on, as one of n jobs that share a run
+    directory; `build` then makes the corpus of them.
+
+    Args:
+        part: (k, n), k from 1.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        SettingsError: a k that is none of 1 to n.
+    """
+    from groundup.corpus.executors import digest, one_machine
+    from groundup.corpus.filters import prepare
+    from groundup.corpus.parts import Refiner
+    from groundup.corpus.refine import begin
+    from groundup.corpus.sources import find
+
+    first, step = part
+    if not 1 <= first <= step:
+        raise SettingsError(f"part {first}/{step}: the first number should be one of 1 to {step}")
+    job = _open_job(recipe, overrides, run, say=print, watch=watch)
+    settings, found = job.recipe.corpus, find(job.recipe.corpus, job.beside)
+    digests = {name: digest(name, path) for name, path in found.files[first - 1 :: step]}
+    folder = begin(job.run / PARTS, settings, job.beside)
+    prepared, _ = prepare(settings, job.beside, folder)
+    with watch("corpus") as progress:
+        one_machine(found, Refiner(prepared, job.beside, folder), digests, progress)
+    return len(digests)
 
 
 def _left_by_an_error(directory: Path) -> Path:

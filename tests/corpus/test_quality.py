@@ -21,6 +21,7 @@ TEXTS = st.text(st.sampled_from("aAé1_ .,'’:-\n\u3000!?\"”…語\u0301𝕬"
 INSIDE = r"[\p{L}\p{M}\p{N}_]"
 RUN = rf"{INSIDE}(?:{INSIDE}|[.@&](?={INSIDE})|(?<=[\p{{N}}_])[,:](?=[\p{{N}}_]))*"
 WORD, CONTRACTION, SIGN = regex.compile(RUN), regex.compile(rf"['’](?=\p{{L}}){RUN}"), regex.compile(r"(\S)\1*")
+SHORT = regex.compile(r"(?!['’])[^aeiouyAEIOUY]*(?<=\p{L})")
 
 
 def words_of(text: str) -> list[str]:
@@ -29,10 +30,12 @@ def words_of(text: str) -> list[str]:
     while at < len(text):
         word = (CONTRACTION.match(text, at) if ended == at else None) or WORD.match(text, at)
         match = word or SIGN.match(text, at)
+        end = match.end() if match else at + 1
+        if word and len(word[0]) <= 3 and SHORT.fullmatch(word[0]) and text[end : end + 1] == ".":
+            end += 1  # Mr.
         if match:
-            found.append(match.group())
-        at = match.end() if match else at + 1
-        ended = at if word else ended
+            found.append(text[at:end])
+        at, ended = end, end if word else ended
     return found
 
 

@@ -2,18 +2,26 @@
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from groundup.artifacts import making, read_manifest
 from groundup.corpus import sources
-from groundup.corpus.document import read_texts
+from groundup.corpus.document import Document, Drop, read_texts
+from groundup.corpus.executors import one_machine
+from groundup.corpus.parts import Refiner
 from groundup.corpus.refine import describe_marks, digest_sources, refine
 from groundup.corpus.settings import CorpusSettings
-from groundup.corpus.sources import READERS, find
+from groundup.corpus.sources import READERS, Found, Record, find
 from groundup.corpus.whole import split_of
 from groundup.errors import DataError, ResourceError, SettingsError
 
@@ -205,3 +213,145 @@ def test_a_100_mb_line_is_cut_into_documents_and_kept_whole(tmp_path: Path) -> N
     statistics = read_manifest(corpus).statistics
     assert statistics["dropped"] == {}
     assert sum(statistics[split]["bytes"] for split in ("train", "validation", "test")) == len(text)
+
+
+# --- many processes, and killed ones ---
+
+STAGE = """
+import os, signal, sys
+from functools import partial
+from pathlib import Path
+from groundup.artifacts import making, read_manifest
+from groundup.corpus import parts
+from groundup.corpus.executors import one_machine
+from groundup.corpus.refine import refine
+from groundup.corpus.settings import CorpusSettings
+from groundup.corpus.sources import find
+
+folder, processes, fatal = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+parts.BATCH_BYTES = 20_000
+settings = CorpusSettings(sources=("in",))
+calls = []
+
+def watch(frame, event, argument):
+    name = frame.f_code.co_name
+    if event == "call" and "groundup/corpus" in frame.f_code.co_filename and name == fatal.split(":")[0]:
+        calls.append(name)
+        if len(calls) == int(fatal.split(":")[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.setprofile(watch if fatal != "-" else None)
+with making(folder / "corpus", "corpus", settings.table(), {}) as draft:
+    refine(find(settings, folder), settings, draft, folder, work=folder / "parts",
+           executor=partial(one_machine, processes=processes))
+print(read_manifest(folder / "corpus").digest)
+"""
+
+
+def staged(folder: Path, processes: int = 0, fatal: str = "-", seed: int = 0) -> str:
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+    command = [sys.executable, "-c", STAGE, folder, str(processes), fatal]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == (0 if fatal == "-" else -signal.SIGKILL), done.stderr
+    return done.stdout
+
+
+def some_files(folder: Path) -> None:
+    lines(folder, [TALE.format(number // 2) for number in range(300)])
+    (folder / "in" / "b.jsonl").write_text("".join(json.dumps({"text": TALE.format(n)}) + "\n" for n in range(90, 400)))
+    (folder / "in" / "c.txt").write_bytes("Grüße aus der Stadt".encode("latin-1"))
+
+
+def test_any_number_of_processes_and_any_hash_seed_give_the_same_bytes(tmp_path: Path) -> None:
+    some_files(tmp_path)
+    assert len({staged(tmp_path, processes, seed=seed) for processes, seed in ((0, 0), (1, 1), (2, 2), (7, 3))}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fatal", ["begin:1", "write:1", "write:3", "all_there:5", "look_at_whole:1", "settle:2", "add_written:4", "close:2"]
+)
+def test_killed_at_any_stage_it_goes_on_to_the_same_bytes(tmp_path: Path, fatal: str) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    for each in ("whole", "killed"):
+        some_files(tmp_path / each)
+    staged(tmp_path / "killed", fatal=fatal)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "parts").glob("*.arrow")}
+    assert staged(tmp_path / "killed", processes=2) == staged(tmp_path / "whole")
+    assert not (tmp_path / "killed" / "parts").exists()
+    assert made or fatal in ("begin:1", "write:1")  # it had something to go on with
+
+
+class Fragile(Refiner):
+    """Is killed by a text, as a parser may be that runs out of memory."""
+
+    def judged(self, record: Record) -> Iterator[tuple[Document, Document, Drop | None]]:
+        if b"poison" in record.payload:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from super().judged(record)
+
+
+def test_a_record_that_kills_its_process_is_dropped_alone(tmp_path: Path) -> None:
+    lines(tmp_path, [TALE.format(number) + ("poison" if number == 7 else "") for number in range(20)])
+    settings = CorpusSettings(sources=("in",))
+    found = find(settings, tmp_path)
+
+    def executor(found: Found, refiner: Refiner, *rest: Any) -> None:
+        one_machine(found, Fragile(refiner.settings, refiner.beside, refiner.folder), *rest, processes=1)
+
+    with making(tmp_path / "corpus", "corpus", settings.table(), {}) as draft:
+        refine(found, settings, draft, tmp_path, executor=executor)
+    [dropped] = pq.read_table(tmp_path / "corpus" / "dropped" / "documents.parquet").to_pylist()
+    assert (dropped["source"], dropped["rule"]) == ("in/a.jsonl:8", "read.killed")
+    assert draft.statistics["read"]["documents"] == 20
+
+
+def test_a_file_that_changed_since_it_was_interrupted_is_read_again(tmp_path: Path) -> None:
+    some_files(tmp_path)
+    staged(tmp_path, fatal="look_at_whole:1")
+    lines(tmp_path, [TALE.format(number) for number in range(1000, 1100)])
+    staged(tmp_path)
+    sources = [row["source"] for row in pq.read_table(tmp_path / "corpus" / "train.parquet").to_pylist()]
+    assert sum(source.startswith("in/a.jsonl") for source in sources) <= 100
+
+
+# --- mixtures ---
+
+
+def mixed(tmp_path: Path, **more: Any) -> dict[str, Counter[str]]:
+    """How often the training documents of each file are there."""
+    for name, number in (("a", 100), ("b", 300)):
+        texts = [
+            f"Of {name} it was told in winter {n} that the geese came late to the mill. " * 3 for n in range(number)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = CorpusSettings.from_table({"validation_share": 0.01, "test_share": 0.01, **more})
+    with making(tmp_path / "corpus", "corpus", settings.table(), {}) as draft:
+        refine(find(settings, tmp_path), settings, draft, tmp_path)
+    found: dict[str, Counter[str]] = {"a": Counter(), "b": Counter()}
+    for row in pq.read_table(tmp_path / "corpus" / "train.parquet").to_pylist():
+        found[row["source"][0]][row["id"]] += 1
+    return found
+
+
+def test_epochs_are_how_often_each_training_document_is_there(tmp_path: Path) -> None:
+    found = mixed(tmp_path, sources=[{"path": "a.jsonl", "epochs": 2.5}, "b.jsonl"])
+    assert set(found["a"].values()) == {2, 3}
+    assert found["a"].total() == pytest.approx(2.5 * len(found["a"]), rel=0.15)
+    assert set(found["b"].values()) == {1}
+
+
+def test_weights_are_shares_of_the_text_and_what_is_left_over_is_dropped_with_its_reason(tmp_path: Path) -> None:
+    weighted = [{"path": "a.jsonl", "weight": 1, "epochs": 2}, {"path": "b.jsonl", "weight": 1}]
+    found = mixed(tmp_path, sources=weighted)
+    assert found["a"].total() == pytest.approx(found["b"].total(), rel=0.15)
+    assert set(found["a"].values()) == {2}
+    rules = Counter(pq.read_table(tmp_path / "corpus" / "dropped" / "documents.parquet")["rule"].to_pylist())
+    assert rules["mixture.share"] == pytest.approx(100, abs=25)
+    assert rules.keys() == {"mixture.share"}
+
+
+def test_some_weights_and_some_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="b.jsonl has no weight"):
+        mixed(tmp_path, sources=[{"path": "a.jsonl", "weight": 1}, "b.jsonl"])

@@ -140,6 +140,7 @@ def _build(
     only: str | None = None,
     quiet: bool = False,
     ranks: int = 1,
+    executor: str = "processes",
 ) -> "Built":
     """Build all stages or `only` one, and print a row for each; `quiet` leaves standard output to the caller."""
     from groundup import building
@@ -147,8 +148,8 @@ def _build(
 
     with terminal.keeping("the stages"):
         built = building.build(
-            recipe, overrides or (), run=run, replace=replace, only=only, ranks=ranks, watch=terminal.watch,
-            say=terminal.say(quiet),
+            recipe, overrides or (), run=run, replace=replace, only=only, ranks=ranks, executor=executor,
+            watch=terminal.watch, say=terminal.say(quiet),
         )  # fmt: skip
     if not built.rows:  # one of many ranks, and not the first, which tells of everything
         raise typer.Exit()
@@ -167,7 +168,6 @@ TABLES = {
 }
 """Tables of a recipe and where they are declared, for help that imports no more than it shows."""
 ALONE = {
-    "corpus": "Read, clean, filter and deduplicate the sources; hold documents out.",
     "tokenizer": "Learn the tokenizer on the corpus, or take the one named.",
     "pack": "Encode the corpus into shards of token ids.",
     "pretrain": "Train the model on the shards, or go on training.",
@@ -194,6 +194,44 @@ class _WithSettings(typer.core.TyperCommand):
             if name != "model.vocab_size"
         ]
         return "\n".join([super().get_help(ctx), "", "Settings:" if lines else "", *lines]).rstrip()
+
+
+@app.command(cls=_WithSettings, epilog=example("corpus"))
+def corpus(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    run: Run = None,
+    replace: Replace = False,
+    sample: Annotated[
+        int | None, Option(min=1, help="Look at so many documents only, and show what would become of them.")
+    ] = None,
+    part: Annotated[
+        str | None, Option(metavar="K/N", help="Read only each N-th file, from the K-th on: one of N jobs.")
+    ] = None,
+    executor: Annotated[Literal["processes", "ray"], Option(help="What reads the files.")] = "processes",
+    as_json: AsJson = False,
+) -> None:
+    """Read, clean, filter and deduplicate the sources; hold documents out."""
+    from groundup.artifacts import read_manifest
+    from groundup.building import make_part
+    from groundup.errors import SettingsError
+    from groundup.tools.sample import lines, sample_corpus
+
+    if sample is not None:
+        found = sample_corpus(recipe, overrides or (), sample)
+        terminal.show(*lines(found), then=[terminal.command("corpus", recipe)], instead=as_json and asdict(found))
+    elif part is not None:
+        numbers = part.split("/")
+        if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+            raise SettingsError(f"--part {part} should be two numbers, such as 3/16")
+        n_files = make_part(
+            recipe, overrides or (), part=(int(numbers[0]), int(numbers[1])), run=run, watch=terminal.watch
+        )
+        terminal.show(f"part {part} is made: {n_files:,} files", then=[terminal.command("corpus", recipe)])
+    else:
+        built = _build(recipe, overrides, run, replace, "corpus", executor=executor, quiet=as_json)
+        if as_json:
+            terminal.show(instead=read_manifest(built.run / "corpus").statistics)
 
 
 def _add_stage(name: str) -> None:

@@ -42,8 +42,8 @@ _PAIRS = (
     ("вβā", "Ђ€"),
     ("ВГРСΒΓΞΟ", "{bad}{start}{end}{currency}°µў"),
 )
-"""Two characters in a row: each alternative of `ftfy.badness.BADNESS_RE` has one of these pairs, and a line without them
-ftfy leaves as it is. tests/corpus/test_clean.py compares the two."""
+"""Two characters in a row: each alternative of `ftfy.badness.BADNESS_RE` has one of these pairs, so ftfy leaves a line
+without them as it is; tests/corpus/test_clean.py compares the two."""
 
 
 def clean(text: str, settings: CorpusSettings) -> str:

@@ -1,16 +1,36 @@
 """Filters: each looks at one cleaned document and keeps it, as it is or changed, or says why it should go."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import Document, Drop, Look
-from groundup.corpus.settings import C4, Characters, CorpusSettings, Filter, FineWeb, Gopher, GopherRepetition, Length
+from groundup.corpus.settings import (
+    C4,
+    ByExample,
+    Characters,
+    CorpusSettings,
+    Filter,
+    FineWeb,
+    Gopher,
+    GopherRepetition,
+    Length,
+    Personal,
+    Toxicity,
+    Urls,
+    Words,
+)
+from groundup.errors import MissingError
+from groundup.files import locate, sha256_of_file
+
+FILTER = "filter: "
+"""How the names of their files begin among a corpus' inputs."""
 
 
 def looks(filters: Sequence[Filter], beside: Path) -> list[Look]:
@@ -20,6 +40,49 @@ def looks(filters: Sequence[Filter], beside: Path) -> list[Look]:
         beside: the folder of the recipe, in which files that the settings name are looked for first.
     """
     return [_look(settings, beside) for settings in filters]
+
+
+def prepare(settings: CorpusSettings, beside: Path, directory: Path) -> tuple[CorpusSettings, list[dict[str, Any]]]:
+    """Do once what filters need before `looks`: train the classifiers of which examples are given.
+
+    Returns:
+        The settings with the weights' file in those filters; and of each its file, precision and recall.
+    """
+    if not any(isinstance(asked, ByExample) and asked.file is None for asked in settings.filters):
+        return settings, []
+    from groundup.corpus.classifier import train_all
+
+    return train_all(settings, beside, directory)
+
+
+def files_of(filters: Sequence[Filter]) -> Iterator[str]:
+    """The files and folders that filters read: lists, examples, weights."""
+    for asked in filters:
+        match asked:
+            case Words():
+                yield from (name for name in asked.lists if "." in name)
+            case Urls():
+                yield from (name for name in (*asked.domains, *asked.words) if name.endswith(".txt"))
+            case ByExample():
+                yield from (*asked.good, *asked.bad)
+        if isinstance(asked, ByExample | Toxicity) and asked.file is not None:
+            yield asked.file
+
+
+def digest_files(filters: Sequence[Filter], beside: Path, recorded: Mapping[str, str]) -> dict[str, str]:
+    """What filters read → its sha256; of a folder, that of its files'. What is gone keeps the digest recorded."""
+    digests = {}
+    for name in files_of(filters):
+        key = FILTER + name
+        try:
+            path = locate(name, beside, "a filter's file")
+            files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+            digests[key] = hashlib.sha256("".join(map(sha256_of_file, files)).encode()).hexdigest()
+        except MissingError:
+            if key not in recorded:
+                raise
+            digests[key] = recorded[key]
+    return digests
 
 
 def _look(settings: Filter, beside: Path) -> Look:
@@ -32,6 +95,18 @@ def _look(settings: Filter, beside: Path) -> Look:
             from groundup.corpus import quality  # numba, where it is needed
 
             return quality.look(settings)
+        case Words() | Toxicity() | Urls():
+            from groundup.corpus import safety  # compiled loops: not imported where they do not run
+
+            return safety.look(settings, beside)
+        case ByExample():
+            from groundup.corpus import classifier
+
+            return classifier.look(settings, beside)
+        case Personal():
+            from groundup.corpus.personal import personal
+
+            return partial(personal, settings=settings)
     assert_never(settings)
 
 

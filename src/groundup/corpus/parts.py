@@ -130,7 +130,7 @@ class Refiner:
         with Pool(_Alone(self), 1, SECONDS) as pool:
             for record in batch.records:
                 try:
-                    [found] = pool.map([record])
+                    found = pool.do(record)
                 except KilledError:
                     shown = record.payload[:SHOWN_BYTES].decode("utf-8", "backslashreplace")
                     raw = Document(shown, record.source)

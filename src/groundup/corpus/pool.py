@@ -51,7 +51,7 @@ class Pool(Generic[T, R]):
         self.function, self.processes, self.seconds = function, processes, seconds
         self._free: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
         self._running = set[Worker]()
-        self._ended = False
+        self._ended, self._ending = False, threading.Lock()
         for _ in range(processes):
             self._free.put(None)
 
@@ -93,14 +93,19 @@ class Pool(Generic[T, R]):
     def _twice(self, task: T, otherwise: Callable[[T], R] | None) -> R:
         for _ in range(2):
             try:
-                return self._do(task)
+                return self.do(task)
             except KilledError:
                 continue
         if otherwise is None:
             raise KilledError
         return otherwise(task)
 
-    def _do(self, task: T) -> R:
+    def do(self, task: T) -> R:
+        """The result of one task.
+
+        Raises:
+            KilledError: the process was killed.
+        """
         worker = self._free.get()
         timer: threading.Timer | None = None
         try:
@@ -124,10 +129,13 @@ class Pool(Generic[T, R]):
         return result  # type: ignore[no-any-return]  # what the function gave
 
     def _end(self, worker: Worker) -> None:
+        with self._ending:
+            if worker not in self._running:
+                return
+            self._running.remove(worker)
         worker.process.kill()
         worker.process.wait()
         worker.connection.close()
-        self._running.discard(worker)
 
     def _start(self) -> Worker:
         if self._ended:

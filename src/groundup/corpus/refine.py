@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from groundup.artifacts import Draft
 from groundup.corpus.document import DROPPED, SPLITS, DocumentWriter, read_table
 from groundup.corpus.executors import RUN_AGAIN, Executor, digest, one_machine
+from groundup.corpus.filters import FILTER, digest_files, prepare
 from groundup.corpus.parts import NOTE, Refiner, sizes
 from groundup.corpus.settings import CorpusSettings, path_of
 from groundup.corpus.sources import MARKS, Found, find
@@ -43,7 +44,7 @@ class Tally:
         short = reason
         if reason.startswith("line of"):
             short = "line too long"
-        elif reason.startswith(("not ", "no field", "field ")):
+        elif reason.startswith(("not ", "no field", "field ", "word", "domain")):
             short = re.split("[:;]", reason)[0]
         self.counts[short] += 1
         if short != reason:
@@ -113,11 +114,13 @@ def refine(
             What was dropped is written, and counted in `draft`, even so.
         ResourceError: out of memory, naming the file that was read.
     """
+    digests = {name: each for name, each in digests.items() if not name.startswith(FILTER)} if digests else digests
     if digests is not None and (others := digests.keys() ^ {name for name, _ in found.files}):
         raise DataError(f"source {min(others)} came or went meanwhile: {RUN_AGAIN}")
     digests = digests or {name: digest(name, path) for name, path in found.files}
-    folder = begin(work or draft.path / "parts", settings)
-    executor(found, Refiner(settings, beside, folder), digests, progress)
+    folder = begin(work or draft.path / "parts", settings, beside)
+    prepared, classifiers = prepare(settings, beside, folder)
+    executor(found, Refiner(prepared, beside, folder), digests, progress)
     parts = read_parts(folder, found, settings, digests)
     counts, whole = Counts(), look_at_whole(parts, settings)
     try:
@@ -128,12 +131,17 @@ def refine(
     refuse_too_few(kept, kept_bytes, counts.read["documents"], counts.tally)
     _fill_empty_splits(draft.path, counts)
     draft.statistics |= counts.statistics(found, whole, settings)
+    if classifiers:
+        draft.statistics["classifiers"] = classifiers
+        for each in classifiers:
+            shutil.copyfile(folder / each["file"], draft.path / each["file"])
     shutil.rmtree(folder)
 
 
-def begin(folder: Path, settings: CorpusSettings) -> Path:
-    """Make the folder of parts, without those that were made with other settings."""
-    head, path = canonical_json(settings.table()), folder / "settings.json"
+def begin(folder: Path, settings: CorpusSettings, beside: Path) -> Path:
+    """Make the folder of parts, without those that were made with other settings, lists or examples."""
+    head = canonical_json([settings.table(), digest_files(settings.filters, beside, {})])
+    path = folder / "settings.json"
     with explaining_write_errors(folder):
         if not path.is_file() or path.read_bytes() != head:
             shutil.rmtree(folder, ignore_errors=True)
@@ -287,6 +295,11 @@ def in_words(statistics: Mapping[str, Any], corpus: Path) -> Iterator[str]:
     if statistics["metadata_left_out"]:
         counts = ", ".join(f"{count:,} × {name}" for name, count in statistics["metadata_left_out"].items())
         yield f"fields left out of the metadata, as they are no JSON that can be written: {counts}"
+    for each in statistics.get("classifiers", ()):
+        yield (
+            f"{each['file']}, on {each['positive']:,} good and {each['negative']:,} bad examples held out: precision "
+            f"{each['precision']:.1%}, recall {each['recall']:.1%}"
+        )
     for line in describe_marks(statistics["marks"]):
         yield ": ".join(line)
 
@@ -328,7 +341,7 @@ def digest_sources(
         recorded: the digests of a finished corpus: sources that are gone altogether keep theirs.
 
     Returns:
-        Name of each file → sha256 of its bytes, and the sources that are gone.
+        Name of each file, of what filters read also, → sha256 of its bytes; and the sources that are gone.
     """
     digests: dict[str, str] = {}
     gone = []
@@ -344,4 +357,4 @@ def digest_sources(
             digests |= {name: old for name, old in recorded.items() if name == source or name.startswith(within)}
         else:
             digests |= {name: digest(name, path) for name, path in found.files}
-    return digests, gone
+    return digests | digest_files(settings.filters, beside, recorded), gone

@@ -56,8 +56,9 @@ def character_classes() -> Bytes:
 class Scan:
     """The words and lines of a text.
 
-    A word is a run of letters, marks and digits, also with what may stand between them in numbers and addresses; an
-    apostrophe begins a new one (don|'t); each other sign is a word of its own, so many of the same in a row being one.
+    A word is a run of letters, marks and digits, with what stands between them in numbers and addresses; an apostrophe
+    begins a new one (don|'t); a dot belongs to a short one without vowels (Mr.); each other sign is a word of its own,
+    many of the same in a row being one.
     """
 
     words: Hashes
@@ -144,7 +145,7 @@ def split_words(text, classes, words):
             at += here >> 32
             continue
         hashed, size, flags = _SEED, 0, 0
-        is_contraction = False
+        is_contraction, has_vowel = False, False
         if code in (APOSTROPHE, CURLED) and touching == at and at + (here >> 32) < end:
             is_contraction = classes[character(text, at + (here >> 32)) & 0xFFFFFFFF] & LETTER != 0
         if kind & inside or is_contraction:
@@ -153,6 +154,7 @@ def split_words(text, classes, words):
                     hashed = (hashed ^ np.uint64(text[at + i])) * _PRIME
                 size += 1
                 flags |= HAS_WORD | (HAS_LETTER if kind & LETTER else 0)
+                has_vowel |= here & 0xFFFFFFDF in (0x41, 0x45, 0x49, 0x4F, 0x55, 0x59)
                 at += here >> 32
                 if at >= end:
                     break
@@ -160,11 +162,13 @@ def split_words(text, classes, words):
                 kind = classes[here & 0xFFFFFFFF]
                 if kind & inside:
                     continue
-                if kind & (JOINS | JOINS_DIGITS) == 0 or at + 1 >= end:
-                    break
-                behind = classes[character(text, at + 1) & 0xFFFFFFFF]
-                if behind & inside == 0 or (kind & JOINS_DIGITS and behind & before & DIGIT == 0):
-                    break
+                behind = classes[character(text, at + 1) & 0xFFFFFFFF] & inside if at + 1 < end else 0
+                if behind and (kind & JOINS or (kind & JOINS_DIGITS and behind & before & DIGIT)):
+                    continue
+                if text[at] == 0x2E and before & LETTER and size <= 3 and not has_vowel and not is_contraction:
+                    size += 1
+                    at += 1
+                break
             touching = at
         else:
             while at < end and character(text, at) & 0xFFFFFFFF == code:

@@ -2,11 +2,12 @@
 
 import codecs
 import contextlib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from groundup.settings import Settings
+from groundup.words import contradiction
 
 
 class Length(Settings):
@@ -117,8 +118,101 @@ class FineWeb(Settings):
     """Most line ends per word; in the paper's code alone."""
 
 
+class Words(Settings):
+    """Drop documents, or take out lines, with words or phrases of a list, found at the bounds of words in any script.
+
+    The default is that of C4 (Raffel et al. 2020, section 2.2): one listed word, and the document goes.
+    """
+
+    kind: Literal["words"] = "words"
+    lists: tuple[str, ...] = ("en",)
+    """Lists of the package, by language (LDNOOBW: ar, cs, da, de, en, eo, es, fa, fi, fil, fr, fr-CA-u-sd-caqc, hi, hu,
+    it, ja, kab, ko, nl, no, pl, pt, ru, sv, th, tlh, tr, zh), and files with a word or phrase a line."""
+    by_language: bool = True
+    """Of the package's lists use only that of a document's language, where a language filter before has found it."""
+    action: Literal["document", "line"] = "document"
+    """Drop the document, or take out the lines."""
+    count: int = Field(default=0, ge=0)
+    """Drop documents with more listed words than this…"""
+    share: float = Field(default=0.0, ge=0, le=1)
+    """…if they are also more than this share of all words. Where no spaces stand between words, characters count."""
+
+
+class Toxicity(Settings):
+    """Drop documents, or take out lines, that a classifier takes for offensive or hateful. It knows English only."""
+
+    kind: Literal["toxicity"] = "toxicity"
+    threshold: float = Field(default=0.8, ge=0, le=1)
+    """A line is toxic if its probability is higher."""
+    action: Literal["document", "line"] = "document"
+    """Drop the document, or take out the lines."""
+    share: float = Field(default=0.1, ge=0, le=1)
+    """Drop documents of which toxic lines are more than this share, in characters."""
+    file: str | None = None
+    """A classifier of your own, trained as `bench/train_toxicity.py` does; that of the package, if not set."""
+
+
+class ByExample(Settings):
+    """Drop documents that are more like bad examples than like good ones, by a classifier that is trained on them.
+
+    It is kept in the corpus as `classifier-1.safetensors`, with its precision and recall on examples held out.
+    """
+
+    kind: Literal["classifier"] = "classifier"
+    good: tuple[str, ...] = ()
+    """Files and folders with documents as you want them, read as the sources are."""
+    bad: tuple[str, ...] = ()
+    """The same, as you do not."""
+    file: str | None = None
+    """A classifier that was trained before, instead of examples."""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """Documents whose probability to be good is less are dropped."""
+    examples: int = Field(default=5_000, ge=1)
+    """Most of each side that are read, from each file as many."""
+    strength: float = Field(default=1.0, gt=0)
+    """How much the examples count beside the wish for small weights: C of scikit-learn's LogisticRegression."""
+
+    @model_validator(mode="after")
+    def _examples_or_file(self) -> Self:
+        if (self.file is None) != bool(self.good and self.bad):
+            raise contradiction("a classifier needs either good and bad examples, or a file that was trained", "file")
+        return self
+
+
+class Urls(Settings):
+    """Drop documents by the address that their metadata say they come from."""
+
+    kind: Literal["urls"] = "urls"
+    domains: tuple[str, ...] = ()
+    """Domains, with all below them, and files (.txt) of one a line; a hosts file will do."""
+    words: tuple[str, ...] = ()
+    """Words that may not stand in an address, between any signs, and files (.txt) of one a line."""
+    fields: tuple[str, ...] = ("url", "WARC-Target-URI")
+    """Fields of the metadata with the address."""
+
+
+PersonalKind = Literal["private_key", "api_key", "email", "iban", "card", "ssn", "ip", "phone"]
+PERSONAL_KINDS: tuple[PersonalKind, ...] = ("private_key", "api_key", "email", "iban", "card", "ssn", "ip", "phone")
+
+
+class Personal(Settings):
+    """Take personal data and secrets out of documents, or drop documents that hold them."""
+
+    kind: Literal["personal"] = "personal"
+    redact: tuple[PersonalKind, ...] = PERSONAL_KINDS
+    """What is replaced."""
+    drop: tuple[PersonalKind, ...] = ()
+    """What makes a document go."""
+    placeholder: str = "<{kind}>"
+    """What stands instead, such as <email>."""
+    regions: tuple[str, ...] = ("US",)
+    """Countries whose phone numbers are found without +: US, GB, DE, … Each is tried for every number."""
+    private_addresses: bool = False
+    """Also take out IP addresses that name no machine in the internet, such as 127.0.0.1 and 192.168.1.1."""
+
+
 Filter = Annotated[
-    Length | Characters | C4 | Gopher | GopherRepetition | FineWeb,
+    Length | Characters | C4 | Gopher | GopherRepetition | FineWeb | Words | Toxicity | ByExample | Urls | Personal,
     Field(discriminator="kind"),
 ]
 
