@@ -124,6 +124,94 @@ class HeldOut(Settings):
     """What is done with such a training document."""
 
 
+class C4(Settings):
+    """Drop lines that are no sentences, and pages with too few (Raffel et al. 2020, section 2.2)."""
+
+    kind: Literal["c4"] = "c4"
+    ends: str = ".?!\"'”’"
+    """What a line must end with, one of these characters; with an ellipsis it may not. Empty: any."""
+    line_words: int | None = Field(default=5, ge=1)
+    """Shorter lines are dropped; 3 in the first version of the paper, and in datatrove."""
+    word_length: int | None = Field(default=1000, ge=1)
+    """Lines with a longer word are dropped."""
+    javascript: bool = True
+    """Drop lines that speak of Javascript."""
+    policies: bool = True
+    """Drop lines that speak of terms of use, privacy or cookie policies."""
+    citations: bool = True
+    """Remove [1], [edit] and [citation needed]."""
+    sentences: int | None = Field(default=3, ge=1)
+    """Pages with fewer are dropped; 5 in the first version of the paper, and in datatrove."""
+    lorem_ipsum: bool = True
+    """Drop pages that say lorem ipsum."""
+    curly_brackets: bool = True
+    """Drop pages with a curly bracket, which is code as a rule."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Gopher(Settings):
+    """Drop pages that are no running text (Rae et al. 2021, appendix A1.1)."""
+
+    kind: Literal["gopher"] = "gopher"
+    words: int | None = Field(default=50, ge=1)
+    """Least number of words that are not signs alone."""
+    most_words: int | None = Field(default=100_000, ge=1)
+    word_length: float | None = Field(default=3, gt=0)
+    """Least mean length of such a word in characters."""
+    longest_words: float | None = Field(default=10, gt=0)
+    """Largest mean length of such a word."""
+    symbols: float | None = Field(default=0.1, gt=0)
+    """Most hash signs per word, and most ellipses per word."""
+    bullets: Share | None = 0.9
+    """Largest share of lines that begin with a bullet point."""
+    ellipses: Share | None = 0.3
+    """Largest share of lines that end with an ellipsis."""
+    letters: Share | None = 0.8
+    """Least share of words, signs included, with a letter in them."""
+    least_stop_words: int | None = Field(default=2, ge=1)
+    """So many different ones of `stop_words` must occur."""
+    stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
+    """English ones; another language has others."""
+
+
+class GopherRepetition(Settings):
+    """Drop pages that say the same again and again (Rae et al. 2021, appendix A1.1, table A1)."""
+
+    kind: Literal["gopher-repetition"] = "gopher-repetition"
+    lines: Share | None = 0.3
+    """Largest share of lines that were there before."""
+    paragraphs: Share | None = 0.3
+    """Largest share of paragraphs that were there before."""
+    in_lines: Share | None = 0.2
+    """Largest share of characters in lines that were there before."""
+    in_paragraphs: Share | None = 0.2
+    """Largest share of characters in paragraphs that were there before."""
+    top: tuple[Share | None, Share | None, Share | None] = (0.2, 0.18, 0.16)
+    """Largest share of characters in the most frequent 2-gram, 3-gram and 4-gram."""
+    repeated: tuple[Share | None, Share | None, Share | None, Share | None, Share | None, Share | None] = (
+        *(0.15, 0.14, 0.13),
+        *(0.12, 0.11, 0.10),
+    )
+    """Largest share of characters in 5-grams to 10-grams that were there before."""
+
+
+class FineWeb(Settings):
+    """Drop pages of lists, menus and repeated lines (Penedo et al. 2024, section 3.6)."""
+
+    kind: Literal["fineweb"] = "fineweb"
+    ended: Share | None = 0.12
+    """Least share of lines that end with a sentence's mark."""
+    short: Share | None = 0.67
+    """Largest share of lines of at most `short_line` characters."""
+    short_line: int = Field(default=30, ge=1)
+    copied: Share | None = 0.1
+    """Largest share of characters in lines that were there before; 0.01 in datatrove."""
+    breaks: float | None = Field(default=0.3, gt=0)
+    """Most line ends per word; in the paper's code alone."""
+
+
 class Words(Settings):
     """Drop documents, or take out lines, with words or phrases of a list, found at the bounds of words in any script.
 
@@ -218,7 +306,19 @@ class Personal(Settings):
 
 
 Filter = Annotated[
-    Length | Characters | Words | Toxicity | ByExample | Urls | Personal | Contamination, Field(discriminator="kind")
+    Length
+    | Characters
+    | C4
+    | Gopher
+    | GopherRepetition
+    | FineWeb
+    | Words
+    | Toxicity
+    | ByExample
+    | Urls
+    | Personal
+    | Contamination,
+    Field(discriminator="kind"),
 ]
 
 
