@@ -3,9 +3,9 @@
     python bench/corpus_safety.py [c4.jsonl.xz classics.jsonl.xz …]
 
 Plants made-up data of many shapes in sentences, beside what only looks like it (versions, dates, ISBNs, hashes, DOIs,
-order numbers, sums), each as often. A case is found when a span of its kind covers it; every other span is wrong. Files
-that are named are searched as well, and what is found in them is shown, to be judged by eye; and so are the documents in
-which words of the English list stand.
+order numbers, sums), each as often. A case is found when a span of its kind lies in it; every other span is wrong. The
+files that are named are searched as well, and what is found is shown, to be judged by eye; then all documents of them
+go through the filters, one by one.
 """
 
 import random
@@ -57,12 +57,23 @@ def phone() -> str:
     a, b = last.split("-")
     return rng.choice(
         [
-            f"({area}) {a}-{b}", f"{area}-{a}-{b}", f"{area}.{a}.{b}", f"+1 {area} {a} {b}", f"+1-{area}-{a}-{b}",
-            f"1-{area}-{a}-{b}", f"tel: {area}{a}{b}", f"{area} {a} {b}", f"+44 20 7{filled('###')} {filled('####')}",
-            f"+49 30 {filled('N#######')}", f"+33 1 4{filled('#')} {filled('## ## ##')}", f"+81 3-{filled('3###-####')}",
-            f"+91 98{filled('#########')[:8]}", f"+44 (0)20 7{filled('###')} {filled('####')}", f"+1{area}{a}{b}",
+            f"({area}) {a}-{b}",
+            f"{area}-{a}-{b}",
+            f"{area}.{a}.{b}",
+            f"+1 {area} {a} {b}",
+            f"+1-{area}-{a}-{b}",
+            f"1-{area}-{a}-{b}",
+            f"tel: {area}{a}{b}",
+            f"{area} {a} {b}",
+            f"+44 20 7{filled('###')} {filled('####')}",
+            f"+49 30 {filled('N#######')}",
+            f"+33 1 4{filled('#')} {filled('## ## ##')}",
+            f"+81 3-{filled('3###-####')}",
+            f"+91 98{filled('#########')[:8]}",
+            f"+44 (0)20 7{filled('###')} {filled('####')}",
+            f"+1{area}{a}{b}",
         ]
-    )  # fmt: skip
+    )
 
 
 def ip() -> str:
@@ -92,9 +103,15 @@ def card() -> str:
 
 def iban() -> str:
     country, body = rng.choice(
-        [("DE", some(DIGITS, 18)), ("GB", some(UPPER, 4) + some(DIGITS, 14)), ("FR", some(DIGITS, 23)), ("NO", some(DIGITS, 11)),
-         ("NL", some(UPPER, 4) + some(DIGITS, 10)), ("MT", some(UPPER, 4) + some(DIGITS, 5) + some(UPPER + DIGITS, 18))]
-    )  # fmt: skip
+        [
+            ("DE", some(DIGITS, 18)),
+            ("GB", some(UPPER, 4) + some(DIGITS, 14)),
+            ("FR", some(DIGITS, 23)),
+            ("NO", some(DIGITS, 11)),
+            ("NL", some(UPPER, 4) + some(DIGITS, 10)),
+            ("MT", some(UPPER, 4) + some(DIGITS, 5) + some(UPPER + DIGITS, 18)),
+        ]
+    )
     number = "".join(str(int(sign, 36)) for sign in f"{body}{country}00")
     whole = f"{country}{98 - int(number) % 97:02}{body}"
     return rng.choice([whole, " ".join(whole[i : i + 4] for i in range(0, len(whole), 4))])
@@ -111,15 +128,28 @@ def ssn() -> str:
 def api_key() -> str:
     return rng.choice(
         [
-            "AKIA" + some(UPPER + "234567", 16), "ghp_" + some(BASE62, 36), "github_pat_" + some(BASE62, 22) + "_" + some(BASE62, 59),
-            "glpat-" + some(URL_SAFE, 20), "sk-proj-" + some(URL_SAFE, 48), "sk-" + some(BASE62, 48), "sk_live_" + some(BASE62, 24),
-            "AIza" + some(URL_SAFE, 35), f"xoxb-{some(DIGITS, 12)}-{some(DIGITS, 12)}-{some(BASE62, 24)}", "hf_" + some(BASE62, 34),
-            "npm_" + some(BASE62, 36), f"SG.{some(URL_SAFE, 22)}.{some(URL_SAFE, 43)}", "AC" + some(HEX, 32),
-            f"{some(DIGITS, 10)}:AA{some(URL_SAFE, 33)}", f"eyJ{some(URL_SAFE, 33)}.eyJ{some(URL_SAFE, 80)}.{some(URL_SAFE, 43)}",
-            f"API_KEY = '{some(BASE62, 32)}'", f'"secret": "{some(HEX, 40)}"', f"password={some(BASE62, 20)}",
-            f"aws_secret_access_key = {some(BASE62 + '+/', 40)}", f"export AUTH_TOKEN={some(HEX, 32)}",
+            "AKIA" + some(UPPER + "234567", 16),
+            "ghp_" + some(BASE62, 36),
+            "github_pat_" + some(BASE62, 22) + "_" + some(BASE62, 59),
+            "glpat-" + some(URL_SAFE, 20),
+            "sk-proj-" + some(URL_SAFE, 48),
+            "sk-" + some(BASE62, 48),
+            "sk_live_" + some(BASE62, 24),
+            "AIza" + some(URL_SAFE, 35),
+            f"xoxb-{some(DIGITS, 12)}-{some(DIGITS, 12)}-{some(BASE62, 24)}",
+            "hf_" + some(BASE62, 34),
+            "npm_" + some(BASE62, 36),
+            f"SG.{some(URL_SAFE, 22)}.{some(URL_SAFE, 43)}",
+            "AC" + some(HEX, 32),
+            f"{some(DIGITS, 10)}:AA{some(URL_SAFE, 33)}",
+            f"eyJ{some(URL_SAFE, 33)}.eyJ{some(URL_SAFE, 80)}.{some(URL_SAFE, 43)}",
+            f"API_KEY = '{some(BASE62, 32)}'",
+            f'"secret": "{some(HEX, 40)}"',
+            f"password={some(BASE62, 20)}",
+            f"aws_secret_access_key = {some(BASE62 + '+/', 40)}",
+            f"export AUTH_TOKEN={some(HEX, 32)}",
         ]
-    )  # fmt: skip
+    )
 
 
 def private_key() -> str:
@@ -132,9 +162,15 @@ def private_key() -> str:
 
 
 PLANTED: dict[PersonalKind, Callable[[], str]] = {
-    "email": email, "phone": phone, "ip": ip, "card": card, "iban": iban, "ssn": ssn, "api_key": api_key,
+    "email": email,
+    "phone": phone,
+    "ip": ip,
+    "card": card,
+    "iban": iban,
+    "ssn": ssn,
+    "api_key": api_key,
     "private_key": private_key,
-}  # fmt: skip
+}
 LIKE_IT: dict[str, Callable[[], str]] = {
     "version": lambda: rng.choice(["version ", "v", "Version: ", "release "]) + filled("#.##.#.###"),
     "dotted number": lambda: filled("section N.#.N.#"),
@@ -172,6 +208,52 @@ LIKE_IT: dict[str, Callable[[], str]] = {
     "equation": lambda: filled("###-##=##, ###+###=####"),
     "ratio": lambda: filled("(## / ###) (1#-2#) 0.0##"),
 }
+OTHERS: dict[PersonalKind, Callable[[], str]] = {
+    "email": lambda: rng.choice(
+        ["mailto:" + email(), f"<{email()}>", email() + ";" + email(), email().replace("example", "e-x1")]
+    ),
+    "phone": lambda: filled(
+        rng.choice(
+            [
+                "415/NN#-####",
+                "Tel.(415)NN#-####",
+                "+1.415.NN#.####",
+                "+1 (415) NN#-####",
+                "415\u2011NN#\u2011####",
+                "ph 415 NN#####",
+                "0044 20 7946 ####",
+                "+61 2 9#N# ####",
+                "+55 11 9####-####",
+                "+86 138 #### ####",
+                "415-NN#-#### x12",
+                "415-NN#-####/##",
+            ]
+        )
+    ),
+    "ip": lambda: rng.choice(["http://{}/a", "{}:8080", "[{}]", "from={};", "{}/24", "ip-{}"]).format(ip()),
+    "card": lambda: rng.choice(["card no. {}", "{} exp 09/27", "PAN={}", "{}, CVV 123", "VISA:{}"]).format(card()),
+    "iban": lambda: rng.choice(
+        [iban().lower(), iban().replace(" ", "-"), "IBAN:" + iban(), iban() + ".", iban() + " BIC ABCDEFGH"]
+    ),
+    "ssn": lambda: filled(
+        rng.choice(["ssn=1##-4#-1###", "Social Security number: 2##3#4###", "SSN#:5##-2#-3###", "SS# 4##-1#-5###"])
+    ),
+    "api_key": lambda: rng.choice(
+        [
+            "?api_key={}&a=b",
+            "Authorization: Bearer {}",
+            "x-api-key: {}",
+            "client_secret: {}",
+            'token="{}",',
+            "{}@github.com",
+            "PASSWD {}",
+        ]
+    ).format(rng.choice([some(BASE62, 32), "ghp_" + some(BASE62, 36), some(HEX, 32)])),
+    "private_key": lambda: rng.choice(
+        [private_key().replace("\n", "\\n"), private_key().replace("\n", "\r\n"), private_key().replace("\n", "\n  ")]
+    ),
+}
+"""Shapes that were written down when the filter was done, and changed nothing in it."""
 AROUND = [
     "Please note {} today.",
     "({})",
@@ -181,6 +263,19 @@ AROUND = [
     '"{}" is what it says.',
     "one {}; two",
 ]
+
+
+def recall_of_others() -> None:
+    print("| kind | recall, other shapes |\n|---|---|")
+    for kind, make in OTHERS.items():
+        lost, cases = Counter[str](), [make() for _ in range(CASES)]
+        lost.update(
+            case[:24]
+            for case in cases
+            if kind not in {what for _, _, what in find(f"It says {case} there", Personal())}
+        )
+        print(f"| {kind} | {1 - lost.total() / CASES:.4f} |")
+        print(" ", list(lost)[:6])
 
 
 def planted() -> None:
@@ -212,7 +307,8 @@ def planted() -> None:
                     f"{what} in {name}: {text[start:end]}" if wrong[f"{what} in {name}"] < 1 else f"{what} in {name}"
                 ] += 1
     print(
-        f"{CASES} cases of each kind, {CASES} of each of {len(LIKE_IT)} look-alikes\n\n| kind | precision | recall |\n|---|---|---|"
+        f"{CASES} cases of each kind, {CASES} of each of {len(LIKE_IT)} look-alikes\n\n"
+        "| kind | precision | recall |\n|---|---|---|"
     )
     for kind in PLANTED:
         print(f"| {kind} | {right[kind] / max(1, found[kind]):.4f} | {found[f'recall {kind}'] / CASES:.4f} |")
@@ -247,5 +343,6 @@ def searched(path: str) -> None:
 
 if __name__ == "__main__":
     planted()
+    recall_of_others()
     for each in sys.argv[1:]:
         searched(each)

@@ -23,7 +23,7 @@ def look_at(text: str, settings: Filter, beside: Path = Path(), **told: str) -> 
 @given(st.lists(st.sampled_from(["ass", "as", "class", "ball", "gag", "Gag", " ", "\n ", "-", "é", "."]), max_size=12))
 def test_phrases_are_those_of_a_plain_search(parts: list[str]) -> None:
     text = "".join(parts).casefold()
-    plain = [match.start() for match in re.finditer(r"(?<!\w)(?:ass|ball\s+gag|gag ball)(?!\w)", text)]
+    plain = [match.start() for match in re.finditer(r"(?<!\w)(?:ass|ball\s+gag|gag\s+ball)(?!\w)", text)]
     found = Phrases(["ass", "ball gag", "gag ball"]).find(text)
     assert {start for start, _ in found} >= set(plain)  # of two that overlap, the plain search has one
     assert all(re.fullmatch(r"ass|ball gag|gag ball", phrase) for _, phrase in found) and bool(found) == bool(plain)

@@ -16,7 +16,7 @@ import numpy as np
 import regex
 
 from groundup.corpus.document import Document, Drop, Note
-from groundup.corpus.scans import ACCOUNT, AT, COLONS, DIGITS, DOTS, TOKEN, hints_of
+from groundup.corpus.loops import ACCOUNT, AT, COLONS, DIGITS, DOTS, TOKEN, hints_of
 from groundup.corpus.settings import Personal, PersonalKind
 
 # --- the kinds ---
