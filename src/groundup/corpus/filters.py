@@ -16,6 +16,7 @@ from groundup.corpus.settings import (
     Boilerplate,
     ByExample,
     Characters,
+    Contamination,
     CorpusSettings,
     Filter,
     FineWeb,
@@ -71,6 +72,8 @@ def files_of(filters: Sequence[Filter]) -> Iterator[str]:
                 yield from (*asked.good, *asked.bad)
             case Language():
                 yield from (asked.model,) if asked.model else ()
+            case Contamination() if not asked.waived:
+                yield from asked.items
         if isinstance(asked, ByExample | Toxicity) and asked.file is not None:
             yield asked.file
 
@@ -97,6 +100,10 @@ def _look(settings: Filter, beside: Path) -> Look:
             return partial(length, settings=settings)
         case Characters():
             return partial(characters, settings=settings)
+        case Contamination():
+            from groundup.corpus.contamination import contamination, read_items  # numba takes a third of a second
+
+            return partial(contamination, settings=settings, items=read_items(settings, beside))
         case C4() | Gopher() | GopherRepetition() | FineWeb():
             from groundup.corpus import quality  # numba, where it is needed
 

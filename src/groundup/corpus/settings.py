@@ -30,6 +30,100 @@ class Characters(Settings):
     """Largest share of U+FFFD, the mark that an earlier conversion left where it could not read."""
 
 
+class Contamination(Settings):
+    """Drop documents that hold words of evaluation items, and say which (Brown et al. 2020, appendix C)."""
+
+    kind: Literal["contamination"] = "contamination"
+    items: tuple[str, ...] = ()
+    """Files of lines {id, text}, or folders of them, such as `groundup tasks --dump` writes: TASK.jsonl."""
+    words: int = Field(default=13, ge=2)
+    """In a row, case and punctuation apart, by which an item is known. 8 finds more, and more that is chance."""
+    fewest_words: int = Field(default=8, ge=2)
+    """An item with fewer than `words` is looked for as a whole; with fewer than this, not at all."""
+    share: float = Field(default=0.0, ge=0, le=1)
+    """Documents that hold more than this share of an item's runs of words are dropped; 0 means one of them suffices."""
+    action: Literal["drop", "report"] = "drop"
+    """Whether such documents are dropped or only the items noted, for the list that evaluation reads."""
+    waived: bool = False
+    """Go on where `items` are missing or empty."""
+
+
+class Exact(Settings):
+    """Drop documents whose text is another's, byte for byte; the first is kept."""
+
+    kind: Literal["exact"] = "exact"
+
+
+class Near(Settings):
+    """Drop documents that share most of their runs of words with another; of a cluster the longest is kept.
+
+    The parameters are FineWeb's (Penedo et al. 2024, section 3.4); those of Lee et al. 2022 (appendix A) are 450 bands
+    of 20 rows.
+    """
+
+    kind: Literal["near"] = "near"
+    words: int = Field(default=5, ge=1)
+    """In a run. Case and punctuation do not count."""
+    bands: int = Field(default=14, ge=1)
+    """Documents are taken for duplicates if they agree in all rows of one of these."""
+    rows: int = Field(default=8, ge=1)
+    """Hash functions of a band."""
+    seed: int = Field(default=0, ge=0)
+    """Of the hash functions."""
+
+    @property
+    def threshold(self) -> float:
+        """The similarity about which the chance to be found rises from little to much.
+
+        >>> round(Near().threshold, 3), round(Near(bands=450, rows=20).threshold, 3)
+        (0.719, 0.737)
+        """
+        return float((1 / self.bands) ** (1 / self.rows))
+
+    def chance(self, similarity: float) -> float:
+        """How probably two documents are found that share this part of their runs of words.
+
+        >>> [round(Near().chance(similarity), 3) for similarity in (0.5, 0.7, 0.8, 0.9)]
+        [0.053, 0.565, 0.924, 1.0]
+        """
+        return float(1 - (1 - similarity**self.rows) ** self.bands)
+
+
+class Lines(Settings):
+    """Take out lines, or paragraphs, that an earlier document has, as CCNet does (Wenzek et al. 2020, section 3.1)."""
+
+    kind: Literal["lines"] = "lines"
+    unit: Literal["line", "paragraph"] = "line"
+    """Paragraphs have an empty line between them."""
+    least_bytes: int = Field(default=60, ge=1)
+    """Shorter ones stay: refrains, headings, names in a play."""
+
+
+class Substrings(Settings):
+    """Take out text that was there before, in an earlier document or in the same one, byte for byte (Lee et al. 2022,
+    section 4.1)."""
+
+    kind: Literal["substrings"] = "substrings"
+    words: int = Field(default=50, ge=2)
+    """Shorter passages stay. It is 50 tokens there."""
+
+
+Duplicates = Annotated[Exact | Near | Lines | Substrings, Field(discriminator="kind")]
+
+
+class HeldOut(Settings):
+    """Passages that training documents have in common with those held out for validation and test."""
+
+    kind: Literal["passages"] = "passages"
+    words: int = Field(default=13, ge=2)
+    """Of a passage. Case and punctuation do not count."""
+    share: float = Field(default=0.2, gt=0, le=1)
+    """A training document is a copy if this share of a held-out document's passages is in it, or of its own in held-out
+    documents."""
+    action: Literal["drop", "report"] = "drop"
+    """What is done with such a training document."""
+
+
 class C4(Settings):
     """Drop lines that are no sentences, and pages with too few (Raffel et al. 2020, section 2.2)."""
 
@@ -273,7 +367,8 @@ Filter = Annotated[
     | Toxicity
     | ByExample
     | Urls
-    | Personal,
+    | Personal
+    | Contamination,
     Field(discriminator="kind"),
 ]
 
@@ -320,12 +415,6 @@ def path_of(source: str | Source) -> str:
     return source if isinstance(source, str) else source.path
 
 
-class Exact(Settings):
-    """Drop documents whose text is another's."""
-
-    kind: Literal["exact"] = "exact"
-
-
 class CorpusSettings(Settings):
     """Where documents come from, how they are cleaned, and which are kept."""
 
@@ -338,7 +427,7 @@ class CorpusSettings(Settings):
     """How the files are encoded that begin with no byte-order mark. A file that is not is dropped with its reason."""
     separator: str | None = Field(default=None, min_length=1)
     """What stands between documents in .txt and .md files, such as `<|endoftext|>`. If not set, each file is one."""
-    max_document_bytes: int = Field(default=100_000, ge=1_000)
+    max_document_bytes: int = Field(default=100_000, ge=1_000, le=1 << 28)
     """A longer document is cut, at an empty line where there is one, into documents of at most this many bytes."""
     unicode: Annotated[RepairUnicode | KeepUnicode, Field(discriminator="kind")] = RepairUnicode()
     whitespace: Annotated[CleanWhitespace | KeepWhitespace, Field(discriminator="kind")] = CleanWhitespace()
