@@ -7,16 +7,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
-import regex
+import numpy as np
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import Document, Drop, Look
+from groundup.corpus.safety import is_packaged
 from groundup.corpus.settings import (
+    C4,
+    Boilerplate,
     ByExample,
     Characters,
+    Contamination,
     CorpusSettings,
     Filter,
+    FineWeb,
+    Gopher,
+    GopherRepetition,
+    Language,
     Length,
+    Markup,
+    Perplexity,
     Personal,
     Toxicity,
     Urls,
@@ -27,8 +37,6 @@ from groundup.files import locate, sha256_of_file
 
 FILTER = "filter: "
 """How the names of their files begin among a corpus' inputs."""
-_WORDS = regex.compile(r"[\p{L}\p{M}]+")
-_NOT_SPACE = regex.compile(r"\S+")
 
 
 def looks(filters: Sequence[Filter], beside: Path) -> list[Look]:
@@ -58,11 +66,15 @@ def files_of(filters: Sequence[Filter]) -> Iterator[str]:
     for asked in filters:
         match asked:
             case Words():
-                yield from (name for name in asked.lists if "." in name)
+                yield from (name for name in asked.lists if not is_packaged(name))
             case Urls():
                 yield from (name for name in (*asked.domains, *asked.words) if name.endswith(".txt"))
             case ByExample():
                 yield from (*asked.good, *asked.bad)
+            case Language():
+                yield from (asked.model,) if asked.model else ()
+            case Contamination() if not asked.waived:
+                yield from asked.items
         if isinstance(asked, ByExample | Toxicity) and asked.file is not None:
             yield asked.file
 
@@ -89,6 +101,26 @@ def _look(settings: Filter, beside: Path) -> Look:
             return partial(length, settings=settings)
         case Characters():
             return partial(characters, settings=settings)
+        case Contamination():
+            from groundup.corpus.contamination import contamination, read_items  # numba takes a third of a second
+
+            return partial(contamination, settings=settings, items=read_items(settings, beside))
+        case C4() | Gopher() | GopherRepetition() | FineWeb():
+            from groundup.corpus import quality  # numba, where it is needed
+
+            return partial(quality.RULES[type(settings)], settings=settings)
+        case Language():
+            from groundup.corpus import language
+
+            return language.look(settings, beside)
+        case Perplexity():
+            from groundup.corpus.language import perplexity
+
+            return partial(perplexity, settings=settings)
+        case Boilerplate() | Markup():
+            from groundup.corpus import boilerplate
+
+            return partial(boilerplate.EDITS[type(settings)], settings=settings)
         case Words() | Toxicity() | Urls():
             from groundup.corpus import safety  # compiled loops: not imported where they do not run
 
@@ -130,8 +162,10 @@ def length(document: Document, settings: Length) -> Document | Drop:
 
 def characters(document: Document, settings: Characters) -> Document | Drop:
     text = document.text
-    not_space = sum(map(len, _NOT_SPACE.findall(text)))
-    broken, letters = text.count("\ufffd") / max(1, not_space), sum(map(len, _WORDS.findall(text)))
+    from groundup.corpus.scan import character_classes, count_characters  # numba, where it is needed
+
+    letters, not_space, replaced = count_characters(np.frombuffer(text.encode(), np.uint8), character_classes())
+    broken = replaced / max(1, not_space)
     if broken > settings.replacement:
         why = f"more than {settings.replacement:.1%} replacement characters"
         return Drop("characters.replacement", why, broken, settings.replacement)

@@ -164,6 +164,18 @@ def read_part(path: Path) -> pa.Table:
         return pa.ipc.open_file(file).read_all()
 
 
+def licence_of(metadata: str) -> str:
+    """What a document's metadata call its licence; nothing, if they name none.
+
+    >>> licence_of('{"licence": "CC0", "year": 1812}'), licence_of("{}")
+    ('CC0', '')
+    """
+    if "licen" not in metadata:
+        return ""
+    fields = orjson.loads(metadata)
+    return str(fields.get("licence") or fields.get("license") or "")
+
+
 def sizes(text: str) -> dict[str, int]:
     """How long a text is, by the columns of a part."""
     return {"bytes": len(text.encode()), "characters": len(text), "words": len(text.split())}
@@ -185,6 +197,7 @@ class Rows:
     read_bytes: int = 0
     odd_fields: Counter[str] = field(default_factory=Counter)
     marks: Counter[str] = field(default_factory=Counter)
+    licences: Counter[str] = field(default_factory=Counter)
 
     def add(self, raw: Document, document: Document, drop: Drop | None) -> None:
         self.read_bytes += len(raw.text.encode())
@@ -192,11 +205,13 @@ class Rows:
         row = {name: getattr(document, name) for name in ("id", "text", "source", "metadata", "language")}
         if drop is None and ("<" in document.text or "[" in document.text):  # as each of them has
             self.marks.update({mark: number for mark in MARKS if (number := document.text.count(mark))})
+        if drop is None:
+            self.licences[licence_of(document.metadata)] += 1
         told = why(drop) if drop else dict.fromkeys(WHY)
         self.rows.append({**row, **told, "notes": list(map(asdict, document.notes)), **sizes(document.text)})
 
     def write(self, path: Path) -> None:
-        told = {"read_bytes": self.read_bytes, "odd_fields": self.odd_fields, "marks": self.marks}
+        told = {name: value for name, value in vars(self).items() if name not in ("settings", "rows")}
         table = pa.Table.from_pylist(self.rows, PART.with_metadata({"told": orjson.dumps(told)}))
         partial = path.with_suffix(".partial")
         with explaining_write_errors(path):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from groundup.artifacts import Draft
+from groundup.corpus.card import write_card
 from groundup.corpus.document import DROPPED, SPLITS, DocumentWriter, read_table
 from groundup.corpus.executors import RUN_AGAIN, Executor, digest, one_machine
 from groundup.corpus.filters import FILTER, digest_files, prepare
@@ -22,11 +23,12 @@ from groundup.corpus.settings import CorpusSettings, path_of
 from groundup.corpus.sources import MARKS, Found, find
 from groundup.corpus.whole import Part, Whole, look_at_whole, read_parts
 from groundup.errors import DataError, MissingError
-from groundup.files import Progress, canonical_json, explaining_write_errors, no_progress
+from groundup.files import Progress, canonical_json, explaining_write_errors, no_progress, write_text
 
 HISTOGRAM_EDGES = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000]
 """Document lengths in bytes at which the report's histogram is cut."""
 EDITS = pa.schema([("id", pa.string()), ("source", pa.string()), *NOTE])
+EXAMPLE_CHARACTERS = 120
 BUCKETS = [*(f"< {edge:,}" for edge in HISTOGRAM_EDGES), f"≥ {HISTOGRAM_EDGES[-1]:,}"]
 
 
@@ -135,6 +137,7 @@ def refine(
         draft.statistics["classifiers"] = classifiers
         for each in classifiers:
             shutil.copyfile(folder / each["file"], draft.path / each["file"])
+    write_text(draft.path / "card.md", write_card(draft.statistics, settings))
     shutil.rmtree(folder)
 
 
@@ -203,10 +206,12 @@ class Counts:
     splits: dict[str, Counter[str]] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
     """Split → documents, bytes, characters and words; each document as often as it is there."""
     tally: "Tally" = field(default_factory=lambda: Tally())
-    rules: Counter[str] = field(default_factory=Counter)
-    """Rule → documents that it dropped."""
-    edits: Counter[str] = field(default_factory=Counter)
-    """Rule → times that it changed something, or saw it."""
+    rules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Rule → documents that it dropped, its reason, and an example."""
+    edits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Rule → times that it changed something, or remarked on it, and an example."""
+    licences: Counter[str] = field(default_factory=Counter)
+    """Licence that a document's metadata name → documents that are kept."""
     languages: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Language → documents and bytes that are kept, each once."""
     sources: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -222,12 +227,18 @@ class Counts:
         self.odd_fields.update(told["odd_fields"])
         for mark, number in told["marks"].items():
             self.marks.uses[mark][part.file] += number
-        gone = table.filter(pc.is_valid(table.column("rule"))).select(["reason", "rule", "source"])
-        for row in gone.to_pylist():
-            self.tally.add(row["source"], row["reason"])
-            self.rules[row["rule"]] += 1
-        for row in edits_of(table).select(["rule", "count"]).to_pylist():
-            self.edits[row["rule"]] += row["count"]
+        self.licences.update(told["licences"])
+        gone = table.filter(pc.is_valid(table.column("rule")))
+        columns = [gone.column(name).to_pylist() for name in ("rule", "reason", "source")]
+        for number, (rule, reason, source) in enumerate(zip(*columns, strict=True)):
+            self.tally.add(source, reason)
+            if rule not in self.rules:
+                text = gone.column("text")[number].as_py()[:EXAMPLE_CHARACTERS]
+                self.rules[rule] = {"documents": 0, "reason": reason, "example": f"{source}: {text}"}
+            self.rules[rule]["documents"] += 1
+        for row in edits_of(table).to_pylist():
+            example = f"{row['source']}: {row['example'][:EXAMPLE_CHARACTERS]}"
+            self.edits.setdefault(row["rule"], {"times": 0, "example": example})["times"] += row["count"]
         kept = table.filter(pc.is_null(table.column("rule")))
         self.sources[part.source].update(
             read=len(table), documents=len(kept), bytes=pc.sum(kept.column("bytes")).as_py() or 0
@@ -248,8 +259,9 @@ class Counts:
             "marks": self.marks.table(),
             "metadata_left_out": dict(self.odd_fields.most_common(20)),
             "documents_by_bytes": {name: self.histogram[number] for number, name in enumerate(BUCKETS)},
-            "rules": dict(self.rules.most_common()),
-            "edits": dict(self.edits.most_common()),
+            "rules": dict(sorted(self.rules.items(), key=lambda rule: -rule[1]["documents"])),
+            "edits": dict(sorted(self.edits.items(), key=lambda rule: -rule[1]["times"])),
+            "licences": {name: {"documents": number} for name, number in self.licences.most_common()},
             "languages": {name: dict(self.languages[name]) for name in sorted(self.languages) if name},
             "sources": {path_of(settings.sources[number]): dict(each) for number, each in sorted(self.sources.items())},
             "mixture": [vars(share) for _, share in sorted(whole.shares.items())],

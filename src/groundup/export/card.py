@@ -3,14 +3,12 @@
 Everything is read off the manifests of the run that made it; what they do not say is said to be unknown.
 """
 
-import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from groundup.artifacts import Manifest, is_made, read_manifest
-from groundup.corpus.document import SPLITS, read_batches
+from groundup.corpus.document import SPLITS
 from groundup.export.settings import ExportSettings
 from groundup.export.subject import Subject
 from groundup.pages.render import plain
@@ -24,7 +22,7 @@ class Facts:
     made: Mapping[str, Manifest] = field(default_factory=dict)
     """Stage → its manifest, of the stages that this very model was made from or measured by."""
     licences: Mapping[str, int] = field(default_factory=dict)
-    """Licence → training documents that name it; of documents that name none, empty."""
+    """Licence → documents that name it; of documents that name none, empty."""
 
 
 def read_facts(model: Path) -> Facts:
@@ -41,15 +39,8 @@ def read_facts(model: Path) -> Facts:
     if is_made(model.parent / "evals"):
         score = read_manifest(model.parent / "evals")
         made |= {"evals": score} if score.inputs.get("model") == made["model"].digest else {}
-    return Facts(name, made, _licences(model.parent / "corpus" / "train.parquet") if "corpus" in made else {})
-
-
-def _licences(documents: Path) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for batch in read_batches(documents, ["metadata"]):
-        for line in map(json.loads, batch.column("metadata").to_pylist()):
-            counts[str(line.get("licence") or line.get("license") or "")] += 1
-    return dict(counts.most_common())
+    counts = made["corpus"].statistics.get("licences", {}) if "corpus" in made else {}
+    return Facts(name, made, {licence: count["documents"] for licence, count in counts.items()})
 
 
 def write_card(subject: Subject, facts: Facts, form: str, settings: ExportSettings) -> str:
