@@ -234,7 +234,7 @@ class Counts:
             self.tally.add(source, reason)
             if rule not in self.rules:
                 text = gone.column("text")[number].as_py()[:EXAMPLE_CHARACTERS]
-                self.rules[rule] = {"documents": 0, "reason": reason, "example": f"{source}: {text}"}
+                self.rules[rule] = {"documents": 0, "reason": reason.partition(":")[0], "example": f"{source}: {text}"}
             self.rules[rule]["documents"] += 1
         for row in edits_of(table).to_pylist():
             example = f"{row['source']}: {row['example'][:EXAMPLE_CHARACTERS]}"
