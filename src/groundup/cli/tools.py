@@ -1,4 +1,4 @@
-"""Commands that take a model, a run or any file: generate, chat, inspect, compare, tasks, judge,
+"""Commands that take a model, a run or any file: generate, chat, inspect, trace, compare, tasks, judge,
 watch, bench, verify."""
 
 import contextlib
@@ -182,6 +182,25 @@ def inspect(
     then = [] if findings.damage else findings.next
     terminal.show(f"{findings.path}: {findings.what}", terminal.fact_rows(findings.facts), then=then, instead=table)
     findings.refuse_damage()
+
+
+@app.command(epilog=example("trace"))
+def trace(
+    corpus: Annotated[Path, Argument(help="A corpus, or a run that has one.")],
+    text: Annotated[str, Argument(help="A sentence, such as one that a model wrote; - reads standard input.")],
+    most: Annotated[int, Option(min=1, help="How many documents.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Say which training documents have the longest runs of words of a text, each with the passage.
+
+    Case and punctuation do not count. Every document is read; there is no index to make first.
+    """
+    from groundup.tools import trace as tracing
+
+    with terminal.watch("trace") as progress:
+        traced = tracing.trace(corpus, _read_prompt(text), most, progress)
+    none = "" if traced else "No training document has one of its words."
+    terminal.show(tracing.rows(traced), none, instead=as_json and [asdict(each) for each in traced])
 
 
 @app.command(epilog=example("compare"))

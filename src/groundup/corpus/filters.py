@@ -7,15 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
-import regex
+import numpy as np
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import Document, Drop, Look
 from groundup.corpus.settings import (
+    C4,
     ByExample,
     Characters,
+    Contamination,
     CorpusSettings,
     Filter,
+    FineWeb,
+    Gopher,
+    GopherRepetition,
     Length,
     Personal,
     Toxicity,
@@ -27,8 +32,6 @@ from groundup.files import locate, sha256_of_file
 
 FILTER = "filter: "
 """How the names of their files begin among a corpus' inputs."""
-_WORDS = regex.compile(r"[\p{L}\p{M}]+")
-_NOT_SPACE = regex.compile(r"\S+")
 
 
 def looks(filters: Sequence[Filter], beside: Path) -> list[Look]:
@@ -63,6 +66,8 @@ def files_of(filters: Sequence[Filter]) -> Iterator[str]:
                 yield from (name for name in (*asked.domains, *asked.words) if name.endswith(".txt"))
             case ByExample():
                 yield from (*asked.good, *asked.bad)
+            case Contamination() if not asked.waived:
+                yield from asked.items
         if isinstance(asked, ByExample | Toxicity) and asked.file is not None:
             yield asked.file
 
@@ -89,6 +94,14 @@ def _look(settings: Filter, beside: Path) -> Look:
             return partial(length, settings=settings)
         case Characters():
             return partial(characters, settings=settings)
+        case Contamination():
+            from groundup.corpus.contamination import contamination, read_items  # numba takes a third of a second
+
+            return partial(contamination, settings=settings, items=read_items(settings, beside))
+        case C4() | Gopher() | GopherRepetition() | FineWeb():
+            from groundup.corpus import quality  # numba, where it is needed
+
+            return quality.look(settings)
         case Words() | Toxicity() | Urls():
             from groundup.corpus import safety  # compiled loops: not imported where they do not run
 
@@ -130,8 +143,10 @@ def length(document: Document, settings: Length) -> Document | Drop:
 
 def characters(document: Document, settings: Characters) -> Document | Drop:
     text = document.text
-    not_space = sum(map(len, _NOT_SPACE.findall(text)))
-    broken, letters = text.count("\ufffd") / max(1, not_space), sum(map(len, _WORDS.findall(text)))
+    from groundup.corpus.scan import character_classes, count_characters  # numba, where it is needed
+
+    letters, not_space, replaced = count_characters(np.frombuffer(text.encode(), np.uint8), character_classes())
+    broken = replaced / max(1, not_space)
     if broken > settings.replacement:
         why = f"more than {settings.replacement:.1%} replacement characters"
         return Drop("characters.replacement", why, broken, settings.replacement)

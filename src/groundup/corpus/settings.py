@@ -30,6 +30,188 @@ class Characters(Settings):
     """Largest share of U+FFFD, the mark that an earlier conversion left where it could not read."""
 
 
+class Contamination(Settings):
+    """Drop documents that hold words of evaluation items, and say which (Brown et al. 2020, appendix C)."""
+
+    kind: Literal["contamination"] = "contamination"
+    items: tuple[str, ...] = ()
+    """Files of lines {id, text}, or folders of them, such as `groundup tasks --dump` writes: TASK.jsonl."""
+    words: int = Field(default=13, ge=2)
+    """In a row, case and punctuation apart, by which an item is known. 8 finds more, and more that is chance."""
+    fewest_words: int = Field(default=8, ge=2)
+    """An item with fewer than `words` is looked for as a whole; with fewer than this, not at all."""
+    share: float = Field(default=0.0, ge=0, le=1)
+    """Documents that hold more than this share of an item's runs of words are dropped; 0 means one of them suffices."""
+    action: Literal["drop", "report"] = "drop"
+    """Whether such documents are dropped or only the items noted, for the list that evaluation reads."""
+    waived: bool = False
+    """Go on where `items` are missing or empty."""
+
+
+class Exact(Settings):
+    """Drop documents whose text is another's, byte for byte; the first is kept."""
+
+    kind: Literal["exact"] = "exact"
+
+
+class Near(Settings):
+    """Drop documents that share most of their runs of words with another; of a cluster the longest is kept.
+
+    The parameters are FineWeb's (Penedo et al. 2024, section 3.4); those of Lee et al. 2022 (appendix A) are 450 bands
+    of 20 rows.
+    """
+
+    kind: Literal["near"] = "near"
+    words: int = Field(default=5, ge=1)
+    """In a run. Case and punctuation do not count."""
+    bands: int = Field(default=14, ge=1)
+    """Documents are taken for duplicates if they agree in all rows of one of these."""
+    rows: int = Field(default=8, ge=1)
+    """Hash functions of a band."""
+    seed: int = Field(default=0, ge=0)
+    """Of the hash functions."""
+
+    @property
+    def threshold(self) -> float:
+        """The similarity about which the chance to be found rises from little to much.
+
+        >>> round(Near().threshold, 3), round(Near(bands=450, rows=20).threshold, 3)
+        (0.719, 0.737)
+        """
+        return float((1 / self.bands) ** (1 / self.rows))
+
+    def chance(self, similarity: float) -> float:
+        """How probably two documents are found that share this part of their runs of words.
+
+        >>> [round(Near().chance(similarity), 3) for similarity in (0.5, 0.7, 0.8, 0.9)]
+        [0.053, 0.565, 0.924, 1.0]
+        """
+        return float(1 - (1 - similarity**self.rows) ** self.bands)
+
+
+class Lines(Settings):
+    """Take out lines, or paragraphs, that an earlier document has, as CCNet does (Wenzek et al. 2020, section 3.1)."""
+
+    kind: Literal["lines"] = "lines"
+    unit: Literal["line", "paragraph"] = "line"
+    """Paragraphs have an empty line between them."""
+    least_bytes: int = Field(default=60, ge=1)
+    """Shorter ones stay: refrains, headings, names in a play."""
+
+
+class Substrings(Settings):
+    """Take out text that was there before, in an earlier document or in the same one, byte for byte (Lee et al. 2022,
+    section 4.1)."""
+
+    kind: Literal["substrings"] = "substrings"
+    words: int = Field(default=50, ge=2)
+    """Shorter passages stay. It is 50 tokens there."""
+
+
+Duplicates = Annotated[Exact | Near | Lines | Substrings, Field(discriminator="kind")]
+
+
+class HeldOut(Settings):
+    """Passages that training documents have in common with those held out for validation and test."""
+
+    kind: Literal["passages"] = "passages"
+    words: int = Field(default=13, ge=2)
+    """Of a passage. Case and punctuation do not count."""
+    share: float = Field(default=0.2, gt=0, le=1)
+    """A training document is a copy if this share of a held-out document's passages is in it, or of its own in held-out
+    documents."""
+    action: Literal["drop", "report"] = "drop"
+    """What is done with such a training document."""
+
+
+class C4(Settings):
+    """Drop lines that are no sentences, and pages with too few (Raffel et al. 2020, section 2.2)."""
+
+    kind: Literal["c4"] = "c4"
+    ends: str = ".?!\"'”’"
+    """What a line must end with, one of these characters; with an ellipsis it may not. Empty: any."""
+    line_words: int | None = Field(default=5, ge=1)
+    """Shorter lines are dropped; 3 in the first version of the paper, and in datatrove."""
+    word_length: int | None = Field(default=1000, ge=1)
+    """Lines with a longer word are dropped."""
+    javascript: bool = True
+    """Drop lines that speak of Javascript."""
+    policies: bool = True
+    """Drop lines that speak of terms of use, privacy or cookie policies."""
+    citations: bool = True
+    """Remove [1], [edit] and [citation needed]."""
+    sentences: int | None = Field(default=3, ge=1)
+    """Pages with fewer are dropped; 5 in the first version of the paper, and in datatrove."""
+    lorem_ipsum: bool = True
+    """Drop pages that say lorem ipsum."""
+    curly_brackets: bool = True
+    """Drop pages with a curly bracket, which is code as a rule."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Gopher(Settings):
+    """Drop pages that are no running text (Rae et al. 2021, appendix A1.1)."""
+
+    kind: Literal["gopher"] = "gopher"
+    words: int | None = Field(default=50, ge=1)
+    """Least number of words that are not signs alone."""
+    most_words: int | None = Field(default=100_000, ge=1)
+    word_length: float | None = Field(default=3, gt=0)
+    """Least mean length of such a word in characters."""
+    longest_words: float | None = Field(default=10, gt=0)
+    """Largest mean length of such a word."""
+    symbols: float | None = Field(default=0.1, gt=0)
+    """Most hash signs per word, and most ellipses per word."""
+    bullets: Share | None = 0.9
+    """Largest share of lines that begin with a bullet point."""
+    ellipses: Share | None = 0.3
+    """Largest share of lines that end with an ellipsis."""
+    letters: Share | None = 0.8
+    """Least share of words, signs included, with a letter in them."""
+    least_stop_words: int | None = Field(default=2, ge=1)
+    """So many different ones of `stop_words` must occur."""
+    stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
+    """English ones; another language has others."""
+
+
+class GopherRepetition(Settings):
+    """Drop pages that say the same again and again (Rae et al. 2021, appendix A1.1, table A1)."""
+
+    kind: Literal["gopher-repetition"] = "gopher-repetition"
+    lines: Share | None = 0.3
+    """Largest share of lines that were there before."""
+    paragraphs: Share | None = 0.3
+    """Largest share of paragraphs that were there before."""
+    in_lines: Share | None = 0.2
+    """Largest share of characters in lines that were there before."""
+    in_paragraphs: Share | None = 0.2
+    """Largest share of characters in paragraphs that were there before."""
+    top: tuple[Share | None, Share | None, Share | None] = (0.2, 0.18, 0.16)
+    """Largest share of characters in the most frequent 2-gram, 3-gram and 4-gram."""
+    repeated: tuple[Share | None, Share | None, Share | None, Share | None, Share | None, Share | None] = (
+        *(0.15, 0.14, 0.13),
+        *(0.12, 0.11, 0.10),
+    )
+    """Largest share of characters in 5-grams to 10-grams that were there before."""
+
+
+class FineWeb(Settings):
+    """Drop pages of lists, menus and repeated lines (Penedo et al. 2024, section 3.6)."""
+
+    kind: Literal["fineweb"] = "fineweb"
+    ended: Share | None = 0.12
+    """Least share of lines that end with a sentence's mark."""
+    short: Share | None = 0.67
+    """Largest share of lines of at most `short_line` characters."""
+    short_line: int = Field(default=30, ge=1)
+    copied: Share | None = 0.1
+    """Largest share of characters in lines that were there before; 0.01 in datatrove."""
+    breaks: float | None = Field(default=0.3, gt=0)
+    """Most line ends per word; in the paper's code alone."""
+
+
 class Words(Settings):
     """Drop documents, or take out lines, with words or phrases of a list, found at the bounds of words in any script.
 
@@ -123,7 +305,21 @@ class Personal(Settings):
     """Also take out IP addresses that name no machine in the internet, such as 127.0.0.1 and 192.168.1.1."""
 
 
-Filter = Annotated[Length | Characters | Words | Toxicity | ByExample | Urls | Personal, Field(discriminator="kind")]
+Filter = Annotated[
+    Length
+    | Characters
+    | C4
+    | Gopher
+    | GopherRepetition
+    | FineWeb
+    | Words
+    | Toxicity
+    | ByExample
+    | Urls
+    | Personal
+    | Contamination,
+    Field(discriminator="kind"),
+]
 
 
 class RepairUnicode(Settings):
@@ -168,12 +364,6 @@ def path_of(source: str | Source) -> str:
     return source if isinstance(source, str) else source.path
 
 
-class Exact(Settings):
-    """Drop documents whose text is another's."""
-
-    kind: Literal["exact"] = "exact"
-
-
 class CorpusSettings(Settings):
     """Where documents come from, how they are cleaned, and which are kept."""
 
@@ -186,7 +376,7 @@ class CorpusSettings(Settings):
     """How the files are encoded that begin with no byte-order mark. A file that is not is dropped with its reason."""
     separator: str | None = Field(default=None, min_length=1)
     """What stands between documents in .txt and .md files, such as `<|endoftext|>`. If not set, each file is one."""
-    max_document_bytes: int = Field(default=100_000, ge=1_000)
+    max_document_bytes: int = Field(default=100_000, ge=1_000, le=1 << 28)
     """A longer document is cut, at an empty line where there is one, into documents of at most this many bytes."""
     unicode: Annotated[RepairUnicode | KeepUnicode, Field(discriminator="kind")] = RepairUnicode()
     whitespace: Annotated[CleanWhitespace | KeepWhitespace, Field(discriminator="kind")] = CleanWhitespace()
