@@ -89,6 +89,11 @@ class Standing:
         for name, each in (("document", begins >> BEGIN_BITS), ("begin", _byte(begins)), ("end", _byte(reached))):
             self.cuts[name] = each
 
+    def cut_between(self, first: int, end: int) -> set[int]:
+        """The documents of these numbers from which something is taken out."""
+        here = slice(*np.searchsorted(self.cuts["document"], [first, end]))
+        return set(self.cuts["document"][here].tolist())
+
     def cuts_in(self, number: int) -> list[tuple[int, int]]:
         """The bytes (from, to) that are taken out of a document."""
         here = slice(*np.searchsorted(self.cuts["document"], [number, number + 1]))
