@@ -19,7 +19,7 @@ from pathlib import Path
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import Document, Drop
-from groundup.corpus.quality import look
+from groundup.corpus.quality import RULES
 from groundup.corpus.scan import scan
 from groundup.corpus.settings import C4, CorpusSettings, FineWeb, Gopher, GopherRepetition
 
@@ -67,11 +67,11 @@ def peers() -> dict[str, Callable[[str], tuple[str, str]]]:
 
 
 def ours(name: str) -> Callable[[str], tuple[str, str]]:
-    see = look(ALIKE[name])
+    see = RULES[type(ALIKE[name])]
 
     def decide(text: str) -> tuple[str, str]:
         scan.cache_clear()  # each rule set pays for its own scan
-        looked = see(Document(text, ""))
+        looked = see(Document(text, ""), ALIKE[name])
         return (looked.rule, "") if isinstance(looked, Drop) else ("", looked.text)
 
     return decide

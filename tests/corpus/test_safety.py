@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundup.corpus.document import Document, Drop
-from groundup.corpus.filters import looks
+from groundup.corpus.filters import digest_files, looks
 from groundup.corpus.safety import PACKAGED, Phrases, read_list
 from groundup.corpus.settings import Filter, Toxicity, Urls, Words
 from groundup.errors import MissingError
@@ -23,17 +23,14 @@ def look_at(text: str, settings: Filter, beside: Path = Path(), **told: str) -> 
 @given(st.lists(st.sampled_from(["ass", "as", "class", "ball", "gag", "Gag", " ", "\n ", "-", "é", "."]), max_size=12))
 def test_phrases_are_those_of_a_plain_search(parts: list[str]) -> None:
     text = "".join(parts).casefold()
-    plain = [match.start() for match in re.finditer(r"(?<!\w)(?:ass|ball\s+gag|gag ball)(?!\w)", text)]
-    found, words = Phrases(["ass", "ball gag", "gag ball"]).find(text)
-    assert (
-        len(found) >= len(plain)
-        and {start for start, _ in found} >= set(plain)
-        and words == len(re.findall(r"\w+", text))
-    )
+    plain = [match.start() for match in re.finditer(r"(?<!\w)(?:ass|ball\s+gag|gag\s+ball)(?!\w)", text)]
+    found = Phrases(["ass", "ball gag", "gag ball"]).find(text)
+    assert {start for start, _ in found} >= set(plain)  # of two that overlap, the plain search has one
+    assert all(re.fullmatch(r"ass|ball gag|gag ball", phrase) for _, phrase in found) and bool(found) == bool(plain)
 
 
 def test_words_of_spaced_scripts_have_bounds_and_those_of_unspaced_ones_have_not() -> None:
-    found = Phrases(["хуй", "乳房", "स्तन"]).find("хуйня хуй; 双乳房炎; स्तनपान स्तन")[0]
+    found = Phrases(["хуй", "乳房", "स्तन"]).find("хуйня хуй; 双乳房炎; स्तनपान स्तन")
     assert [phrase for _, phrase in found] == ["хуй", "乳房", "स्तन"]
 
 
@@ -41,8 +38,8 @@ def test_every_packaged_list_finds_its_own_words() -> None:
     lists = sorted(path.stem for path in (PACKAGED / "words").iterdir())
     assert len(lists) == 28
     for name in lists:
-        phrases = read_list(name, Path())
-        found = {phrase for _, phrase in Phrases(phrases).find(" \n".join(phrases))[0]}
+        phrases = read_list(name, Path())[::4]
+        found = {phrase for _, phrase in Phrases(phrases).find(" \n".join(phrases))}
         assert len(found) >= 0.98 * len(set(phrases)), name  # a phrase within a longer one is found as that
 
 
@@ -71,6 +68,17 @@ def test_a_known_language_has_its_own_list() -> None:
     words = Words(lists=("en", "de"))
     assert isinstance(look_at("er ist dick", words, language="de"), Document)  # which is German for fat
     assert isinstance(look_at("er ist dick", words), Drop)
+
+
+def test_a_changed_list_is_another_input(tmp_path: Path) -> None:
+    digests = set()
+    for text in ("bad", "worse"):
+        (tmp_path / "own").write_text(text, "utf-8")
+        [(name, digest)] = digest_files([Words(lists=("en", "own"))], tmp_path, {}).items()
+        digests.add(digest)
+    assert name == "filter: own" and len(digests) == 2
+    (tmp_path / "own").unlink()
+    assert digest_files([Words(lists=("own",))], tmp_path, {name: "0"}) == {name: "0"}
 
 
 def test_a_list_that_is_nowhere_is_named() -> None:

@@ -11,8 +11,10 @@ import numpy as np
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import Document, Drop, Look
+from groundup.corpus.safety import is_packaged
 from groundup.corpus.settings import (
     C4,
+    Boilerplate,
     ByExample,
     Characters,
     Contamination,
@@ -21,7 +23,10 @@ from groundup.corpus.settings import (
     FineWeb,
     Gopher,
     GopherRepetition,
+    Language,
     Length,
+    Markup,
+    Perplexity,
     Personal,
     Toxicity,
     Urls,
@@ -61,11 +66,13 @@ def files_of(filters: Sequence[Filter]) -> Iterator[str]:
     for asked in filters:
         match asked:
             case Words():
-                yield from (name for name in asked.lists if "." in name)
+                yield from (name for name in asked.lists if not is_packaged(name))
             case Urls():
                 yield from (name for name in (*asked.domains, *asked.words) if name.endswith(".txt"))
             case ByExample():
                 yield from (*asked.good, *asked.bad)
+            case Language():
+                yield from (asked.model,) if asked.model else ()
             case Contamination() if not asked.waived:
                 yield from asked.items
         if isinstance(asked, ByExample | Toxicity) and asked.file is not None:
@@ -101,7 +108,19 @@ def _look(settings: Filter, beside: Path) -> Look:
         case C4() | Gopher() | GopherRepetition() | FineWeb():
             from groundup.corpus import quality  # numba, where it is needed
 
-            return quality.look(settings)
+            return partial(quality.RULES[type(settings)], settings=settings)
+        case Language():
+            from groundup.corpus import language
+
+            return language.look(settings, beside)
+        case Perplexity():
+            from groundup.corpus.language import perplexity
+
+            return partial(perplexity, settings=settings)
+        case Boilerplate() | Markup():
+            from groundup.corpus import boilerplate
+
+            return partial(boilerplate.EDITS[type(settings)], settings=settings)
         case Words() | Toxicity() | Urls():
             from groundup.corpus import safety  # compiled loops: not imported where they do not run
 

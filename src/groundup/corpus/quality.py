@@ -4,13 +4,13 @@ All read the same `scan.Scan` of the text. They were made for English web pages,
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from groundup.corpus import scan as scanning
-from groundup.corpus.document import Document, Drop, Look, Note
+from groundup.corpus.document import Document, Drop, Note
 from groundup.corpus.scan import (
     CHARACTERS,
     END,
@@ -27,6 +27,7 @@ from groundup.corpus.scan import (
     scan,
 )
 from groundup.corpus.settings import C4, FineWeb, Gopher, GopherRepetition
+from groundup.settings import Settings
 
 _CITATION = re.compile(r"\[(?:[0-9]*|edit|citation needed)\]")
 _BULLETS = (ord("•"), ord("-"))
@@ -35,18 +36,6 @@ POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "
 
 Rule = tuple[str, str, float, float | None, bool]
 """Its name, the reason in words, what the document has, the threshold (None: switched off), whether it is the most."""
-
-
-def look(settings: C4 | Gopher | GopherRepetition | FineWeb) -> Look:
-    """The rules of a set, as a filter."""
-    match settings:
-        case C4():
-            return partial(c4, settings=settings)
-        case Gopher():
-            return partial(gopher, settings=settings)
-        case GopherRepetition():
-            return partial(gopher_repetition, settings=settings)
-    return partial(fineweb, settings=settings)
 
 
 def gopher(document: Document, settings: Gopher) -> Document | Drop:
@@ -78,20 +67,17 @@ def gopher_repetition(document: Document, settings: GopherRepetition) -> Documen
     """Rae et al. 2021, appendix A1.1, table A1."""
     found, s = scan(document.text), settings
     size = max(1, len(document.text))
-    is_full = found.lines[:, CHARACTERS] > 0
-    hashes, sizes = scanning.paragraphs(found.lines, found.hashes)
-    paragraphs, in_paragraphs = scanning.copies(hashes, sizes)
-    lines, in_lines = scanning.copies(found.hashes[is_full], found.lines[is_full, CHARACTERS])
-    n_lines, n_paragraphs = max(1, int(is_full.sum())), max(1, len(sizes))
+    paragraphs, in_paragraphs = copies(re.split(r"\n{2,}", document.text))
+    lines, in_lines = copies(re.split(r"\n+", document.text))
     often = "more than {:.0%} of characters in "
     taken = scanning.repeated(found.words, 4, 10) / size
     top, again = enumerate(s.top, start=2), enumerate(s.repeated, start=5)
     name = "gopher-repetition."
     return _judged(
         document,
-        (name + "paragraphs", "more than {:.0%} of paragraphs repeated", paragraphs / n_paragraphs, s.paragraphs, True),
+        (name + "paragraphs", "more than {:.0%} of paragraphs repeated", paragraphs, s.paragraphs, True),
         (name + "in-paragraphs", often + "repeated paragraphs", in_paragraphs / size, s.in_paragraphs, True),
-        (name + "lines", "more than {:.0%} of lines repeated", lines / n_lines, s.lines, True),
+        (name + "lines", "more than {:.0%} of lines repeated", lines, s.lines, True),
         (name + "in-lines", often + "repeated lines", in_lines / size, s.in_lines, True),
         *((f"{name}top-{n}", f"{often}the top {n}-gram", float(taken[n]), most, True) for n, most in top),
         *((f"{name}{n}-grams", f"{often}repeated {n}-grams", float(taken[n]), most, True) for n, most in again),
@@ -106,14 +92,14 @@ def fineweb(document: Document, settings: FineWeb) -> Document | Drop:
     n = max(1, len(lines))
     ended = (character_classes()[lines[:, LAST]] & ENDS > 0).sum()
     short = (lines[:, CHARACTERS] <= s.short_line).sum()
-    _, copied = scanning.copies(found.hashes[found.lines[:, WORDS] > 0], lines[:, CHARACTERS])
+    _, copied = copies([line for line in text.split("\n") if line.strip()])
     breaks = text.count("\n")
-    copied /= max(1, len(text) - breaks)
+    copied_share = copied / max(1, len(text) - breaks)
     return _judged(
         document,
         ("fineweb.ended", "less than {:.0%} of lines end a sentence", ended / n, s.ended, False),
         ("fineweb.short", "more than {:.0%} of lines short", short / n, s.short, True),
-        ("fineweb.copied", "more than {:.0%} of characters in repeated lines", copied, s.copied, True),
+        ("fineweb.copied", "more than {:.0%} of characters in repeated lines", copied_share, s.copied, True),
         ("fineweb.breaks", "more than {} line ends per word", breaks / max(1, len(found.words)), s.breaks, True),
     )
 
@@ -175,9 +161,24 @@ def _joined(raw: bytes, lines: scanning.Numbers, numbers: list[int]) -> str:
     return b"".join(parts[1:]).decode().strip()
 
 
+def copies(parts: list[str]) -> tuple[float, int]:
+    """The share of some texts that were there before, and the sum of their characters."""
+    seen: set[str] = set()
+    copied = [part for part in parts if part in seen or seen.add(part)]  # type: ignore[func-returns-value]
+    return len(copied) / max(1, len(parts)), sum(map(len, copied))
+
+
 def _judged(document: Document, *rules: Rule) -> Document | Drop:
     """The first rule that refuses the document; at the threshold it passes."""
     for name, reason, value, threshold, is_most in rules:
         if threshold is not None and (value > threshold if is_most else value < threshold):
             return Drop(name, reason.format(threshold), round(float(value), 6), threshold)
     return document
+
+
+RULES: dict[type[Settings], Callable[..., Document | Drop]] = {
+    C4: c4,
+    Gopher: gopher,
+    GopherRepetition: gopher_repetition,
+    FineWeb: fineweb,
+}

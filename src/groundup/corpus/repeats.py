@@ -83,7 +83,10 @@ def _repeats_of(blocks: Iterable[npt.NDArray[np.void]]) -> Iterator[tuple[Offset
     known = np.empty(0, PAIR)
     for block in blocks:
         pairs = np.concatenate([known, block])
-        pairs = pairs[np.argsort(pairs["key"])]
+        bits = np.uint64(len(pairs).bit_length())  # of a key its highest, and the place: what is sorted fastest
+        packed = np.sort(pairs["key"] >> bits << bits | np.arange(len(pairs), dtype=np.uint64))
+        pairs = pairs[(packed & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)]
+        pairs = pairs[np.argsort(pairs["key"], kind="stable")]  # almost in order
         is_new = np.append(True, pairs["key"][1:] != pairs["key"][:-1])[: len(pairs)]
         starts = np.flatnonzero(is_new)
         least = np.minimum.reduceat(pairs["value"], starts) if len(pairs) else pairs["value"]

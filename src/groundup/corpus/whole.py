@@ -163,7 +163,7 @@ class Whole:
         return table.append_column("split", pa.array(splits)).append_column("copies", pa.array(often, pa.int64()))
 
 
-def cut(row: dict[str, Any], spans: list[tuple[int, int]]) -> dict[str, Any]:
+def cut(row: dict[str, Any], spans: list[list[int]]) -> dict[str, Any]:
     """What changes of a document of which bytes (from, to) are taken out."""
     raw, kept, at = row["text"].encode(), bytearray(), 0
     for begin, end in spans:

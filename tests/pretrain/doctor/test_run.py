@@ -27,7 +27,6 @@ from groundup.pretrain.doctor import run as doctor
 from groundup.pretrain.doctor.run import Subject
 from groundup.pretrain.doctor.verdict import Verdict, error, refuse_errors
 from groundup.recipe import Recipe
-from groundup.shards import Tokens
 from groundup.tokenizer.tokenizer import Tokenizer
 from groundup.train import loader, losses
 from groundup.train.fit import Loss
@@ -153,22 +152,6 @@ def leaving_out(subject: Subject) -> Subject:
     return subject
 
 
-def with_held_out_in_training(subject: Subject, every: int, change: int | None, split: str = "validation") -> Subject:
-    """Every so many documents of a split stand in training too, each `change`-th of their ids another one."""
-    held, train = subject.held_out[split], subject.train
-    ids, offsets = [np.asarray(train.ids[:-1])], list(train.offsets)
-    for number in range(0, held.n_documents, every):
-        copy = np.array(held.ids[held.offsets[number] : held.offsets[number + 1]])
-        if change:
-            copy[change::change] = (copy[change::change] + 1) % 256
-        ids.append(copy)
-        offsets.append(offsets[-1] + len(copy))
-    joined = np.concatenate([*ids, train.ids[-1:]])
-    n_bytes = np.ones(len(offsets) - 1, np.int64)
-    longer = dataclasses.replace(subject, train=Tokens(joined, np.array(offsets), n_bytes))
-    return ordered(longer, lambda i, n: loader._permutation(0, i // n, n)[i % n])
-
-
 FAULTS: dict[str, tuple[str, Callable[[SubjectOf], Subject]]] = {
     "a mask that looks one ahead": ("mask", lambda subject_of: leaking(subject_of(), 1)),
     "a mask that looks seven ahead": ("mask", lambda subject_of: leaking(subject_of(), 7)),
@@ -214,19 +197,6 @@ FAULTS: dict[str, tuple[str, Callable[[SubjectOf], Subject]]] = {
     ),
     "no master copies": ("optimizer state", lambda subject_of: without_masters(subject_of())),
     "a weight that is not stepped": ("optimizer state", lambda subject_of: leaving_out(subject_of())),
-    "validation in training": ("held-out text", lambda subject_of: with_held_out_in_training(subject_of(), 1, None)),
-    "a validation document in training": (
-        "held-out text",
-        lambda subject_of: with_held_out_in_training(subject_of(), 100, None),
-    ),
-    "test in training, with small changes": (
-        "held-out text",
-        lambda subject_of: with_held_out_in_training(subject_of(), 2, 40, "test"),
-    ),
-    "a fifth of validation in training, changed more": (
-        "held-out text",
-        lambda subject_of: with_held_out_in_training(subject_of(), 5, 25),
-    ),
 }
 
 
@@ -242,7 +212,6 @@ PLAIN = {
     "one dead layer",
     "untied weights",
     "one coarse moment",
-    "test in training, with small changes",
 }
 """The others are variants of these."""
 

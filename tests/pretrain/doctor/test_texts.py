@@ -39,3 +39,28 @@ def test_marks_between_texts_are_named_with_the_setting_that_cuts_there() -> Non
     assert line.finding == "2 files (a.txt, …) hold <|endoftext|> 400 times; it is read as ordinary text"
     assert line.advice == "set corpus.separator = '<|endoftext|>', if documents end there"
     assert texts.check_separators({}).level == "ok"
+
+
+def found(copied: int, dropped: int = 0, repetitive: bool = False) -> dict[str, object]:
+    """What the corpus stage says of 100 validation and 50 test documents, of which so many have copies in training."""
+    documents = {"validation": 100, "test": 50}
+    here = {"validation": copied, "test": 0}
+    counts = {"words": 13, "copies": 3 * copied, "dropped": dropped, "repetitive": repetitive}
+    return counts | {"documents": documents, "copied": here}
+
+
+def test_copies_of_held_out_text_that_stayed_in_training_are_named() -> None:
+    assert texts.check_held_out(None).level == "ok", "a corpus that was not asked"
+    assert texts.check_held_out(found(0)).finding == (
+        "0 of 100 validation, 0 of 50 test documents have copies among the training documents"
+    )
+    line = texts.check_held_out(found(4, dropped=12))
+    assert line.level == "ok"
+    assert "4 of 100 validation" in line.finding
+    assert "12 were dropped" in line.finding
+    line = texts.check_held_out(found(4))
+    assert line.level == "warning"
+    assert 'set corpus.held_out.action = "drop"' in line.advice
+    assert (texts.check_held_out(found(8)).level, texts.check_held_out(found(8)).exit_code) == ("error", 3)
+    line = texts.check_held_out(found(90, repetitive=True))
+    assert (line.level, line.advice) == ("warning", "the texts are repetitive: scores will say little")

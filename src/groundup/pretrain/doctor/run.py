@@ -40,8 +40,6 @@ from groundup.words import byte_size, duration
 
 QUICK_FLOPS, QUICK_FLOPS_ON_ACCELERATOR = 2e10, 1e13
 """FLOPs of one forward and backward pass of a check."""
-QUICK_TOKENS, ALL_TOKENS = 20_000_000, 1_000_000_000
-"""How much of the training text is compared with the held-out text."""
 SWEEP = (1e-5, 1.0, 36)
 """Learning rates: from, to, how many."""
 OVERFIT_STEPS = 24
@@ -122,12 +120,8 @@ def prepare(config: ModelConfig, settings: PretrainSettings, run: Path, start: P
     return Subject(config, settings, run, start, tokenizer, train, held_out, rows, assembled)
 
 
-def quick_checks(subject: Subject, tokens: int = QUICK_TOKENS) -> Iterator[Verdict]:
-    """Run the checks that cost little.
-
-    Args:
-        tokens: how much of the training text is compared with the held-out text.
-    """
+def quick_checks(subject: Subject) -> Iterator[Verdict]:
+    """Run the checks that cost little."""
     config, settings = subject.config, subject.settings
     about_settings = (
         checks.check_learning_rate(config, settings),
@@ -138,7 +132,7 @@ def quick_checks(subject: Subject, tokens: int = QUICK_TOKENS) -> Iterator[Verdi
     yield from _in_group("settings", about_settings)
     splits = (subject.train, *subject.held_out.values())
     counts = count_ids((split.ids for split in splits), subject.tokenizer.vocab_size)
-    yield from _in_group("text", _check_texts(subject, counts, tokens))
+    yield from _in_group("text", _check_texts(subject, counts))
     yield from _in_group("model", _check_model(subject, texts.token_frequencies_loss(counts)))
     yield from _in_group("machine", (check_device(subject), check_disk(subject)))
 
@@ -146,7 +140,7 @@ def quick_checks(subject: Subject, tokens: int = QUICK_TOKENS) -> Iterator[Verdi
 def all_checks(subject: Subject, watts: float | None = None, price_per_hour: float | None = None) -> Iterator[Verdict]:
     """Run all checks. Those that train do so on a throw-away copy each, and only if text and model have no error."""
     may_train = True
-    for verdict in quick_checks(subject, ALL_TOKENS):
+    for verdict in quick_checks(subject):
         may_train = may_train and (not verdict.error or verdict.group in ("settings", "machine"))
         yield verdict
     if not may_train:
@@ -161,17 +155,18 @@ def _in_group(group: str, verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
         yield replace(verdict, group=group)
 
 
-def _check_texts(subject: Subject, counts: texts.Counts, tokens: int) -> Iterator[Verdict]:
+def _check_texts(subject: Subject, counts: texts.Counts) -> Iterator[Verdict]:
     run, tokenizer, train = subject.run, subject.tokenizer, subject.train
-    if is_made(run / "corpus"):
-        yield texts.check_separators(read_manifest(run / "corpus").statistics.get("marks", {}))
+    counted = read_manifest(run / "corpus").statistics if is_made(run / "corpus") else {}
+    if counted:
+        yield texts.check_separators(counted.get("marks", {}))
     documents = run / "corpus" / "train.parquet"
     first_texts = list(islice(read_texts(documents), 8)) if documents.is_file() else []
     yield texts.check_round_trip(tokenizer, first_texts)
     taken = is_made(run / "tokenizer") and read_manifest(run / "tokenizer").settings.get("kind") == "existing"
     yield texts.check_vocabulary(counts, tokenizer, may_learn=taken and subject.start is None)
     yield texts.check_shards(run / "shards", train, tokenizer, first_texts)
-    yield texts.check_held_out(train, subject.held_out, tokens)
+    yield texts.check_held_out(counted.get("held_out"))
     yield texts.check_order(subject.rows, train, subject.config.context_length)
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,9 @@ DrawRows = Callable[[int, int], Batch]
 Hashes = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 WINDOW = 16
-"""Tokens of a passage that two documents share. At 16 the shipped corpora share none in 10,000 by chance; at 8, two in
-100 (docs/log.md)."""
-COPIED = 0.2
-"""Share of a document's passages from which on it counts as a copy."""
-BLOCK = 1 << 22
-"""Tokens that are compared at once."""
+"""Tokens at its beginning by which a row is known."""
+MOST_COPIED = 0.05
+"""Share of held-out documents with copies in training, above which scores say nothing."""
 
 
 def check_round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> Verdict:
@@ -93,97 +89,25 @@ def check_shards(shards: Path, train: Tokens, tokenizer: Tokenizer, texts: Itera
 # --- held-out text ---
 
 
-def check_held_out(train: Tokens, held_out: Mapping[str, Tokens], most_tokens: int) -> Verdict:
-    """Whether validation and test documents are in training, word for word or in passages of `WINDOW` tokens.
-
-    Where training documents repeat each other as much, the text is repetitive and nothing leaked.
+def check_held_out(found: Mapping[str, Any] | None) -> Verdict:
+    """Whether passages of validation and test documents are in training, as the corpus counted them.
 
     Args:
-        most_tokens: how much of the training text is read.
+        found: `corpus.duplicates.Shared.statistics`; none, if the corpus has none.
     """
-    read = _first_documents(train, most_tokens)
-    known = set(_document_hashes(read))
-    exact = {name: np.array([h in known for h in _document_hashes(each)], bool) for name, each in held_out.items()}
-    shares = _shares_in(read, held_out)
-    copies = {name: (share >= COPIED) | exact[name] for name, share in shares.items()}
-    n_copies, n_documents = sum(int(each.sum()) for each in copies.values()), sum(map(len, shares.values()))
-    part = "" if read.n_documents == train.n_documents else f" (first {len(read.ids):,} tokens of it)"
-    advice = "remove one of the two copies from the sources: scores would be too good"
-    if any(each.any() for each in exact.values()):
-        finding = f"{_count_by_split(exact)} documents are in training word for word{part}"
-        return error("held-out text", finding, advice, DataError)
-    shared = float(np.mean(np.concatenate([*shares.values(), np.zeros(1)])))
-    finding = f"{_count_by_split(copies)} documents are in training{part}; {shared:.2%} of their passages are"
-    if not n_copies:
-        return ok("held-out text", finding)
-    repetitive = _repetition(read)
-    if repetitive >= 0.5 * n_copies / n_documents:
-        finding += f"; but {repetitive:.0%} of training documents repeat each other too"
+    if found is None:
+        return ok("held-out text", "not compared with training when the corpus was made")
+    documents, copied = sum(found["documents"].values()), sum(found["copied"].values())
+    each = ", ".join(f"{n:,} of {found['documents'][name]:,} {name}" for name, n in found["copied"].items())
+    finding = f"{each} documents have copies among the training documents"
+    if found["dropped"] or not copied:
+        return ok("held-out text", f"{finding}; {found['dropped']:,} were dropped there" if copied else finding)
+    if found["repetitive"]:
+        finding += "; but they repeat each other too"
         return warning("held-out text", finding, "the texts are repetitive: scores will say little")
-    if n_copies / n_documents > 0.05:
-        return error("held-out text", f"{finding}, with small changes", advice, DataError)
-    return warning("held-out text", finding, advice)
-
-
-def _count_by_split(documents: Mapping[str, npt.NDArray[np.bool_]]) -> str:
-    return ", ".join(f"{int(each.sum())} of {len(each)} {name}" for name, each in documents.items())
-
-
-def _first_documents(tokens: Tokens, most_tokens: int) -> Tokens:
-    """The first documents, at least one, with at most so many tokens."""
-    n = max(1, int(np.searchsorted(tokens.offsets, most_tokens, side="right")) - 1)
-    return Tokens(tokens.ids[: tokens.offsets[n] + 1], tokens.offsets[: n + 1], tokens.n_bytes[:n])
-
-
-def _shares_in(train: Tokens, held_out: Mapping[str, Tokens]) -> dict[str, npt.NDArray[np.float64]]:
-    """For each held-out document, the share of its passages that are in training."""
-    passages = {name: _passage_hashes(np.asarray(tokens.ids)) for name, tokens in held_out.items()}
-    wanted = np.unique(np.concatenate([*passages.values(), np.zeros(0, np.uint64)]))
-    is_in_training = np.zeros(len(wanted), bool)
-    for first in range(0, len(train.ids), BLOCK):
-        block = _passage_hashes(np.asarray(train.ids[first : first + BLOCK + WINDOW - 1]))
-        index = np.searchsorted(wanted, block)
-        hit = wanted[np.minimum(index, len(wanted) - 1)] == block if len(wanted) else np.zeros(0, bool)
-        is_in_training[index[hit]] = True
-    return {
-        name: _share_by_document(is_in_training[np.searchsorted(wanted, each)], held_out[name])
-        for name, each in passages.items()
-    }
-
-
-def _passage_hashes(ids: npt.NDArray[Any]) -> Hashes:
-    """A hash for the passage of `WINDOW` ids that begins at each id of a row, made of two hashes of half its length."""
-    hashes = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    hashes ^= hashes >> np.uint64(32)
-    length, factor = 1, 0xD6E8FEB86659FD93
-    while length < WINDOW:
-        n = max(0, hashes.shape[-1] - length)
-        hashes = hashes[..., :n] * np.uint64(factor) + hashes[..., length : length + n]
-        length, factor = 2 * length, factor * factor % (1 << 64)
-    return hashes
-
-
-def _document_hashes(tokens: Tokens) -> list[int]:
-    ids = np.asarray(tokens.ids)
-    return [hash(ids[first:last].tobytes()) for first, last in pairwise(tokens.offsets.tolist())]
-
-
-def _share_by_document(is_in: npt.NDArray[np.bool_], tokens: Tokens) -> npt.NDArray[np.float64]:
-    """For each document, the share of its passages for which `is_in` is true."""
-    summed = np.concatenate([np.zeros(1), np.cumsum(is_in)])
-    first = tokens.offsets[:-1]
-    last = np.clip(tokens.offsets[1:] - WINDOW + 1, first, max(0, len(is_in)))
-    n: npt.NDArray[np.int64] = last - first
-    shares: npt.NDArray[np.float64] = (summed[last] - summed[np.minimum(first, last)]) / np.maximum(1, n)
-    return shares
-
-
-def _repetition(train: Tokens) -> float:
-    """Share of the (first) training documents that are copies of others, by the same measure."""
-    some = _first_documents(train, BLOCK)
-    passages = _passage_hashes(np.asarray(some.ids))
-    distinct, times = np.unique(passages, return_counts=True)
-    return float(np.mean(_share_by_document(times[np.searchsorted(distinct, passages)] > 1, some) >= COPIED))
+    advice = 'set corpus.held_out.action = "drop", or remove one of the two copies: scores would be too good'
+    verdict = error("held-out text", finding, advice, DataError)
+    return verdict if copied > MOST_COPIED * documents else warning("held-out text", finding, advice)
 
 
 # --- the order of rows ---
@@ -248,3 +172,15 @@ def _row_finder(train: Tokens, context_length: int) -> Callable[[Batch], npt.NDA
         return np.where((distinct[where] == wanted) & (times[where] == 1), index[where], -1)
 
     return find
+
+
+def _passage_hashes(ids: npt.NDArray[Any]) -> Hashes:
+    """A hash for the passage of `WINDOW` ids that begins at each id of a row, made of two hashes of half its length."""
+    hashes = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    hashes ^= hashes >> np.uint64(32)
+    length, factor = 1, 0xD6E8FEB86659FD93
+    while length < WINDOW:
+        n = max(0, hashes.shape[-1] - length)
+        hashes = hashes[..., :n] * np.uint64(factor) + hashes[..., length : length + n]
+        length, factor = 2 * length, factor * factor % (1 << 64)
+    return hashes
