@@ -38,8 +38,10 @@ WINDOW = 16
 row that two documents share are noticed."""
 DROPS = (
     None, Drop("exact.copy", "exact duplicate"), Drop("near.copy", "near duplicate"),
+    Drop("source.most", "more than its source may have"),
     Drop("passages.held_out", "holds passages of a held-out document"),
 )  # fmt: skip
+CAPPED = 3
 CLUSTERS = pa.schema(
     [("id", pa.string()), ("cluster", pa.int64()), ("kept", pa.string()), ("similarity", pa.float32())]
 )
@@ -82,6 +84,11 @@ class Standing:
             ends = np.maximum.accumulate(ends)
             is_apart = begins[1:] > ends[:-1]
             self.cuts = np.stack([begins[np.append(True, is_apart)], ends[np.append(is_apart, True)]])
+
+    def cut_between(self, first: int, end: int) -> set[int]:
+        """The documents of these numbers from which something is taken out."""
+        here = slice(*np.searchsorted(self.cuts[0], [first << BEGIN_BITS, end << BEGIN_BITS]))
+        return set((self.cuts[0, here] >> BEGIN_BITS).tolist())
 
     def cuts_in(self, number: int) -> list[list[int]]:
         """The bytes [from, to] that are taken out of a document."""
