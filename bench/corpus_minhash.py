@@ -101,7 +101,7 @@ def decide_all(texts: list[str], memory: int) -> None:
                 found = f"{shared.copies.sum():,} copies of {held_out.sum():,} held-out documents"
             else:
                 decide(files, kind, standing, memory, texts.__getitem__)
-                cut = int((standing.cuts["end"] - standing.cuts["begin"]).sum())
+                cut = int(np.diff(standing.cuts, axis=0).sum())
                 found = f"{(~standing.alive).sum():,} documents dropped, {cut:,} bytes cut"
             ended = time.perf_counter()
         print(

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -29,6 +30,15 @@ def test_a_build_tells_stages_quality_samples_and_what_to_try(run: Run, built: P
     ):
         assert word in done.stdout
     assert done.stderr == ""
+
+
+def test_eval_writes_a_corpus_with_perplexities(run: Run, built: Path) -> None:
+    done = run("eval", "runs/tiny", "--corpus", "runs/tiny/corpus", "--out", "scored", "--json", cwd=built)
+    table = pq.read_table(built / "scored" / "test.parquet")
+    assert json.loads(done.stdout)["documents"] >= len(table) > 0
+    assert all(json.loads(metadata)["perplexity"] > 1 for metadata in table.column("metadata").to_pylist())
+    refused = run("eval", "runs/tiny", "--corpus", "runs/tiny/corpus", cwd=built)
+    assert refused.returncode == 2 and "--corpus takes a model and --out" in refused.stderr
 
 
 def test_eval_on_the_recipe_and_on_any_file(run: Run, built: Path) -> None:

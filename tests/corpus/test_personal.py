@@ -77,7 +77,7 @@ def test_the_scan_leaves_out_only_what_cannot_match(parts: list[str]) -> None:
     text, asked = "".join(parts), Personal()
     with pytest.MonkeyPatch.context() as patch:
         found = find(text, asked)
-        patch.setattr(room, "hints_of", lambda text: 31)
+        patch.setattr(room, "hints_of", lambda text: 63)
         assert find(text, asked) == found
 
 

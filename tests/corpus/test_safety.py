@@ -23,17 +23,14 @@ def look_at(text: str, settings: Filter, beside: Path = Path(), **told: str) -> 
 @given(st.lists(st.sampled_from(["ass", "as", "class", "ball", "gag", "Gag", " ", "\n ", "-", "é", "."]), max_size=12))
 def test_phrases_are_those_of_a_plain_search(parts: list[str]) -> None:
     text = "".join(parts).casefold()
-    plain = [match.start() for match in re.finditer(r"(?<!\w)(?:ass|ball\s+gag|gag ball)(?!\w)", text)]
-    found, words = Phrases(["ass", "ball gag", "gag ball"]).find(text)
-    assert (
-        len(found) >= len(plain)
-        and {start for start, _ in found} >= set(plain)
-        and words == len(re.findall(r"\w+", text))
-    )
+    plain = [match.start() for match in re.finditer(r"(?<!\w)(?:ass|ball\s+gag|gag\s+ball)(?!\w)", text)]
+    found = Phrases(["ass", "ball gag", "gag ball"]).find(text)
+    assert {start for start, _ in found} >= set(plain)  # of two that overlap, the plain search has one
+    assert all(re.fullmatch(r"ass|ball gag|gag ball", phrase) for _, phrase in found) and bool(found) == bool(plain)
 
 
 def test_words_of_spaced_scripts_have_bounds_and_those_of_unspaced_ones_have_not() -> None:
-    found = Phrases(["хуй", "乳房", "स्तन"]).find("хуйня хуй; 双乳房炎; स्तनपान स्तन")[0]
+    found = Phrases(["хуй", "乳房", "स्तन"]).find("хуйня хуй; 双乳房炎; स्तनपान स्तन")
     assert [phrase for _, phrase in found] == ["хуй", "乳房", "स्तन"]
 
 
@@ -42,7 +39,7 @@ def test_every_packaged_list_finds_its_own_words() -> None:
     assert len(lists) == 28
     for name in lists:
         phrases = read_list(name, Path())
-        found = {phrase for _, phrase in Phrases(phrases).find(" \n".join(phrases))[0]}
+        found = {phrase for _, phrase in Phrases(phrases).find(" \n".join(phrases))}
         assert len(found) >= 0.98 * len(set(phrases)), name  # a phrase within a longer one is found as that
 
 

@@ -270,6 +270,9 @@ def evaluate(
     tasks: Annotated[str | None, Option(help="Benchmarks, with commas between; see `groundup tasks`.")] = None,
     suite: Annotated[str | None, Option(help="Benchmarks that belong together: core.")] = None,
     data: Annotated[Path, Option(help="The folder with the benchmarks' files.")] = Path("benchmarks"),
+    corpus: Annotated[
+        Path | None, Option(help="Write a corpus whose documents carry their perplexity to --out.")
+    ] = None,
     out: Annotated[Path | None, Option("--out", help="Where results go; beside the model if not given.")] = None,
     limit: Annotated[int | None, Option(min=1, help="Items of each benchmark; all if not given.")] = None,
     shots: Annotated[int | None, Option(min=0, help="Examples before each question; else as many as usual.")] = None,
@@ -294,8 +297,16 @@ def evaluate(
     Benchmarks that were interrupted go on item by item; those that are done are not run again.
     """
     from groundup.errors import SettingsError
-    from groundup.tools.evaluate import lines, read_score, score
+    from groundup.tools.evaluate import lines, read_score, score, score_documents
 
+    if corpus:
+        if out is None or rest or run or replace or tasks or suite or target.suffix == ".toml":
+            raise SettingsError("--corpus takes a model and --out, a directory to be made; no recipe, files or tasks")
+        with terminal.watch("eval") as progress:
+            counted = score_documents(target, corpus, out, device, progress)
+        facts = {"corpus": str(out), "documents": counted}
+        terminal.show(f"{out} has {counted:,} documents with their perplexity", instead=as_json and facts)
+        return
     if tasks or suite:
         if run or replace or target.suffix == ".toml":
             raise SettingsError("--tasks and --suite take a model: no recipe, --run or --replace")

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import Document, Drop, Look
-from groundup.corpus.scans import BUCKET_BITS, add_gradient, features_of, margins_of
+from groundup.corpus.loops import BUCKET_BITS, add_gradient, features_of, margins_of
 from groundup.corpus.settings import ByExample, CorpusSettings
 from groundup.corpus.sources import find, read
 from groundup.errors import DamagedError, DataError

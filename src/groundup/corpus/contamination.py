@@ -37,11 +37,10 @@ class Items:
         words, found = words_of(text)[0], list[Offsets]()
         for n, (keys, items) in self.keys.items():
             runs, marked = runs_of(words, n), self.marked[n]
-            runs = np.unique(runs[marked[runs >> _shift(marked)]])
-            begins, ends = np.searchsorted(keys, runs), np.searchsorted(keys, runs, "right")
-            found += [
-                items[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True) if end > begin
-            ]
+            runs = runs[marked[runs >> _shift(marked)]]
+            runs = np.unique(runs[keys[np.minimum(np.searchsorted(keys, runs), len(keys) - 1)] == runs])
+            borders = np.searchsorted(keys, runs), np.searchsorted(keys, runs, "right")
+            found += [items[slice(*span)] for span in np.transpose(borders)]
         numbers, counts = np.unique(np.concatenate([np.empty(0, np.int64), *found]), return_counts=True)
         return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 

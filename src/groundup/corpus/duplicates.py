@@ -27,12 +27,10 @@ Mask = npt.NDArray[np.bool_]
 Spans = npt.NDArray[np.void]
 SPAN = np.dtype([("key", "<u8"), ("document", "<u4"), ("begin", "<u4"), ("end", "<u4")])
 """A piece of a text: its hash, the number of the document in its part of the corpus, its bytes from and to."""
-CUT = np.dtype([("document", "<i8"), ("begin", "<i8"), ("end", "<i8")])
-"""Bytes of a document that are taken out; its number is that among all."""
 Texts = Callable[[int], str]
 """The text of a document by its number."""
 BEGIN_BITS = 28
-"""A place in a corpus is one number: that of the document, then as many bits for the byte in it."""
+"""A place in a corpus is one number: that of the document among all, then as many bits for the byte in it."""
 TRAINING = 1 << 62
 """Is added to places in training documents, which so come after those in documents that are held out."""
 WINDOW = 16
@@ -62,8 +60,8 @@ class Standing:
         """(documents,) its own number if a document is kept, else that of the one which is kept in its place."""
         self.why = np.zeros(len(lengths), np.uint8)
         """(documents,) why each is dropped, as number in `DROPS`."""
-        self.cuts: npt.NDArray[np.void] = np.empty(0, CUT)
-        """Apart, and in order."""
+        self.cuts: Offsets = np.empty((2, 0), np.int64)
+        """(2, cuts) the places from and to which text is taken out: apart, and in order."""
 
     @property
     def alive(self) -> Mask:
@@ -71,28 +69,24 @@ class Standing:
         return self.why == 0  # type: ignore[no-any-return]
 
     def drop(self, numbers: Offsets, why: int, instead: Offsets) -> None:
-        """Drop documents, and have those that they were kept for point at what is kept `instead`."""
+        """Drop documents, by number in `DROPS`; what was dropped for one of them then points at what is kept `instead`,
+        which is the document itself if there is nothing."""
         self.why[numbers], self.kept[numbers] = why, instead
         self.kept = self.kept[self.kept]
 
     def cut(self, begins: Offsets, ends: Offsets) -> None:
         """Take out what lies between such places; each two are in one document."""
-        if not len(begins):
-            return
-        of = self.cuts["document"] << BEGIN_BITS
-        begins, ends = np.append(of | self.cuts["begin"], begins), np.append(of | self.cuts["end"], ends)
-        order = np.argsort(begins, kind="stable")
-        begins, reached = begins[order], np.maximum.accumulate(ends[order])
-        is_apart = begins[1:] > reached[:-1]
-        begins, reached = begins[np.append(True, is_apart)], reached[np.append(is_apart, True)]
-        self.cuts = np.empty(len(begins), CUT)
-        for name, each in (("document", begins >> BEGIN_BITS), ("begin", _byte(begins)), ("end", _byte(reached))):
-            self.cuts[name] = each
+        if len(begins):
+            places = np.append(self.cuts, [begins, ends], axis=1)
+            begins, ends = places[:, np.argsort(places[0])]
+            ends = np.maximum.accumulate(ends)
+            is_apart = begins[1:] > ends[:-1]
+            self.cuts = np.stack([begins[np.append(True, is_apart)], ends[np.append(is_apart, True)]])
 
-    def cuts_in(self, number: int) -> list[tuple[int, int]]:
-        """The bytes (from, to) that are taken out of a document."""
-        here = slice(*np.searchsorted(self.cuts["document"], [number, number + 1]))
-        return list(zip(self.cuts["begin"][here].tolist(), self.cuts["end"][here].tolist(), strict=True))
+    def cuts_in(self, number: int) -> list[list[int]]:
+        """The bytes [from, to] that are taken out of a document."""
+        here = slice(*np.searchsorted(self.cuts[0], [number << BEGIN_BITS, number + 1 << BEGIN_BITS]))
+        return _byte(self.cuts[:, here]).T.tolist()  # type: ignore[no-any-return]
 
 
 def _byte(places: Offsets) -> Offsets:
@@ -103,7 +97,8 @@ def fingerprint(texts: Sequence[str], settings: Duplicates | HeldOut) -> Hashes 
     """What is asked for by `decide` or `shared_passages` of the documents of a part; a function of the texts alone."""
     match settings:
         case Exact():
-            return np.frombuffer(b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in texts), "<u8")
+            digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in texts)
+            return np.frombuffer(digests, "<u8").reshape(len(texts), 1)
         case Near():
             return near.fingerprint(texts, settings)
         case Lines():
@@ -176,7 +171,7 @@ def decide(
     """
     match settings:
         case Exact():
-            first, later = _gathered(repeats(_keys(files, standing.alive), memory, folder))
+            first, later = _gathered(repeats(near.keyed(files, standing.alive), memory, folder))
             same = standing.lengths[first] == standing.lengths[later]  # beside 64 bits of sha256
             standing.drop(later[same], 1, first[same])
         case Near():
@@ -196,15 +191,6 @@ def decide(
             standing.cut(later[same], ends[same])
         case _:
             assert_never(settings)
-
-
-def _keys(files: Sequence[Path], alive: Mask) -> Iterator[tuple[Hashes, Offsets]]:
-    first = 0
-    for file in files:
-        keys = np.load(file, mmap_mode="r")
-        numbers = np.flatnonzero(alive[first : first + len(keys)])
-        yield keys[numbers], numbers + first
-        first += len(keys)
 
 
 def _gathered(pairs: Iterable[Sequence[Offsets] | Offsets]) -> Offsets:

@@ -79,16 +79,17 @@ def cluster(files: Sequence[Path], memory: int, alive: npt.NDArray[np.bool_], fo
         alive: (documents,) which are looked at.
         folder: where keys go that memory does not hold.
     """
-
-    def keyed() -> Iterator[tuple[Hashes, Offsets]]:
-        first = 0
-        for file in files:
-            for band in (keys := np.load(file, mmap_mode="r")).T:
-                numbers = np.flatnonzero((band != NO_KEY) & alive[first : first + len(band)])
-                yield band[numbers], numbers + first
-            first += len(keys)
-
     parents = np.arange(len(alive))
-    for these, those in repeats(keyed(), memory, folder):
+    for these, those in repeats(keyed(files, alive), memory, folder):
         unite(parents, these, those)
     return roots(parents)  # type: ignore[no-any-return]
+
+
+def keyed(files: Sequence[Path], alive: npt.NDArray[np.bool_]) -> Iterator[tuple[Hashes, Offsets]]:
+    """The keys of documents in such files, and the numbers of these documents."""
+    first = 0
+    for file in files:
+        for band in (keys := np.load(file, mmap_mode="r")).T:
+            numbers = np.flatnonzero((band != NO_KEY) & alive[first : first + len(band)])
+            yield band[numbers], numbers + first
+        first += len(keys)

@@ -16,7 +16,7 @@ import numpy as np
 import regex
 
 from groundup.corpus.document import Document, Drop, Note
-from groundup.corpus.scans import AT, COLONS, DIGITS, DOTS, TOKEN, hints_of
+from groundup.corpus.loops import ACCOUNT, AT, COLONS, DIGITS, DOTS, TOKEN, hints_of
 from groundup.corpus.settings import Personal, PersonalKind
 
 # --- the kinds ---
@@ -31,14 +31,17 @@ NUMBER = regex.compile(r"(?<![\w+.,/\-#])[+(]{0,2}\d(?:(?:[ .()\-]{0,2}+|[\u00a0
 """Digits and what stands between them in phone and card numbers."""
 AFTER_NUMBER = regex.compile(r"\w|[./,\-]\d")
 IPV4 = regex.compile(r"(?<![\w.\-])\d{1,3}+(?:\.\d{1,3}+){3}+(?![\w\-]|\.\d)")
-IPV6 = regex.compile(r"(?<![\w:.])(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{2,39}+(?:(?:\.\d{1,3}+){3})?+(?![\w:])")
+IPV6 = regex.compile(
+    r"(?<![\w:.])(?=(?:[0-9A-Fa-f]{0,4}:){3})(?=[A-Fa-f:]{0,38}\d)[0-9A-Fa-f:]{2,39}+(?:(?:\.\d{1,3}+){3})?+(?![\w:])"
+)
 IBAN = regex.compile(r"(?<![\w\-])[A-Z]{2}\d{2}(?:[ \u00a0]?[A-Z0-9]){11,30}+")
 SSN = regex.compile(
-    r"(?<![\w.\-])(?!000|666|9)\d{3}([\- ])(?!00)\d{2}\1(?!0000)\d{4}(?![\w\-]|\.\d)|"
-    r"(?i:(?:\bssn|social security)[ a-z#:.]{0,20}+)(?<!\w)(?P<it>(?!000|666|9)\d{3}(?!00)\d{2}(?!0000)\d{4})(?!\w)"
+    r"(?:(?<![\w.\-])(?=\d{3}-)|(?i:(?:\bssn|social security)[ a-z#:.]{0,20}+)(?<!\w))"
+    r"(?P<it>(?!000|666|9)\d{3}([\- ]?)(?!00)\d{2}\2(?!0000)\d{4})(?![\w\-]|\.\d)"
 )
+"""With dashes, or behind what says what it is."""
 PRIVATE_KEY = regex.compile(
-    r"-----BEGIN (?:[A-Z0-9]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:"
+    r"-----BEGIN (?:[A-Z0-9]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:\s{1,4}[A-Z][A-Za-z\-]{1,20}: [^\n]{0,200})*+(?:"
     r"(?:[A-Za-z0-9+/=\s:,.()\\]|-(?!-)){1,20000}+-----END [A-Z0-9 ]{4,40}-----|"
     r"(?:(?:\s|\\[rn]){1,4}+[A-Za-z0-9+/=]{40,76}+)++)"
 )
@@ -50,8 +53,8 @@ TOKEN_OR_SECRET = regex.compile(
     r"(?i:api_?-?key|secret|token|passw(?:or)?d|access_?-?key|credential|auth)(?i:[a-z_\-]{0,20}+)"
     r"""["']?[ \t]{0,4}+(?:=>|:=|=|:)[ \t]{0,4}+["']?(?P<assigned>[A-Za-z0-9_\-+/=]{16,200}+)"""
 )
-LEAST_ENTROPY = 3.3
-"""Bits a character of what is assigned to a secret: words have less, 20 random ones of base64 4, of hex 3.4."""
+LEAST_ENTROPY = 3.0
+"""Bits a character of what is assigned to a secret; 32 random ones of base64 have 4.5, of hex 3.6."""
 CARD = regex.compile("|".join(SECRETS["cards"].values()))
 CARD_GROUPS = regex.compile(r"\d{13,19}|\d{4}([ \-])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{3})?|\d{4}([ \-])\d{6}\2\d{4,5}")
 BEFORE_VERSION = regex.compile(r"(?i)(?:\bv|\bver|version|release|firmware|build|section|chapter|§|\bno)[.:]?\s?$")
@@ -66,10 +69,6 @@ CONTEXT = 30
 PHONE_DIGITS = range(7, 16)  # E.164: at most 15
 LONGEST_RUN = 32
 """Digits that stand together in one or two numbers; more are a table."""
-
-
-def _matches(pattern: "regex.Pattern[str]") -> Callable[[str, Personal], Spans]:
-    return lambda text, settings: (match.span("it" if match["it"] else 0) for match in pattern.finditer(text))
 
 
 def _secrets(text: str, settings: Personal) -> Spans:
@@ -115,6 +114,7 @@ def _runs(text: str) -> Spans:
     """Digits that stand together, and nothing that belongs to a word or a fraction."""
     for match in NUMBER.finditer(text):
         start, end = match.span()
+        start += match[0].startswith("(") and match[0].count("(") > match[0].count(")")
         if 7 <= end - start <= 2 * LONGEST_RUN and not AFTER_NUMBER.match(text, end):
             yield start, end
 
@@ -174,9 +174,9 @@ FINDERS: dict[PersonalKind, tuple[int, Callable[[str, Personal], Spans]]] = {
     "private_key": (TOKEN, lambda text, settings: (match.span() for match in PRIVATE_KEY.finditer(text))),
     "api_key": (TOKEN, _secrets),
     "email": (AT, lambda text, settings: (match.span() for match in EMAIL.finditer(text))),
-    "iban": (DIGITS, _accounts),
+    "iban": (ACCOUNT, _accounts),
     "card": (DIGITS, _cards),
-    "ssn": (DIGITS, lambda text, settings: (match.span("it" if match["it"] else 0) for match in SSN.finditer(text))),
+    "ssn": (DIGITS, lambda text, settings: (match.span("it") for match in SSN.finditer(text))),
     "ip": (DOTS | COLONS, _addresses),
     "phone": (DIGITS, _phones),
 }

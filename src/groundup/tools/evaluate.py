@@ -61,6 +61,19 @@ def score(target: Path, words: Sequence[str], device: str | None, progress: Prog
     return table_of(score_files(model, tokenizer, files, read.override(settings).corpus, progress))
 
 
+def score_documents(target: Path, corpus: Path, out: Path, device: str | None, progress: Progress) -> int:
+    """Write a corpus whose documents carry what the model of `target` makes of them; the number of documents."""
+    from groundup.corpus.document import SPLITS
+    from groundup.evals.corpora import score_corpus
+    from groundup.weights.files import digest_of
+    from groundup.weights.load import load_with_tokenizer
+
+    verify(corpus, "corpus", digest_up_to=0)  # before a model is loaded
+    model, tokenizer = load_with_tokenizer(target, device)
+    manifest = score_corpus(model, tokenizer, digest_of(target), corpus, out, progress=progress)
+    return sum(manifest.statistics[split]["documents"] for split in SPLITS)
+
+
 def lines(score: dict[str, Any]) -> Iterator[str]:
     error = "" if score["standard_error"] is None else f" ± {score['standard_error']:.4f}"
     perplexity = "infinite perplexity" if score["perplexity"] is None else f"perplexity {score['perplexity']:.2f}"

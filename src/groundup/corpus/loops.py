@@ -4,7 +4,7 @@ import numpy as np
 
 from groundup.compiled.loops import compiled
 
-AT, DIGITS, DOTS, COLONS, TOKEN = 1, 2, 4, 8, 16
+AT, DIGITS, DOTS, COLONS, TOKEN, ACCOUNT = 1, 2, 4, 8, 16, 32
 PLAIN, DIGIT, CAPITAL, DOT, COLON = 1, 2, 3, 4, 5
 SIGNS = np.zeros(256, np.uint8)  # of a byte; 0 where a token ends
 SIGNS[list(b"abcdefghijklmnopqrstuvwxyz-_+/=")] = PLAIN
@@ -22,7 +22,7 @@ def hints_of(text):
 
     AT, an @. DIGITS, seven, at most three bytes between two of them. DOTS, three behind digits, at most three bytes
     between. COLONS, two, at most four bytes between. TOKEN, 16 or more letters, digits and -_+/=, of which two are
-    digits, or capital letters inside.
+    digits, or capital letters inside. ACCOUNT, two capital letters and two digits.
     """
     found = digits = dots = mixed = begin = 0
     last_digit = last_dot = last_colon = -10
@@ -36,6 +36,8 @@ def hints_of(text):
             mixed += 1
             if digits >= 7:
                 found |= DIGITS
+            if i >= 3 and SIGNS[text[i - 1]] == DIGIT and SIGNS[text[i - 2]] == SIGNS[text[i - 3]] == CAPITAL:
+                found |= ACCOUNT
         elif sign == CAPITAL:
             mixed += i > begin and text[i - 1] != 45
         else:
