@@ -11,7 +11,7 @@ from typing import Literal
 import regex
 
 from groundup.corpus.document import Document, Drop, Note
-from groundup.corpus.scan import hashes_of, repeated, tally, words_of
+from groundup.corpus.scan import HAS_LETTER, HAS_WORD, hashes_of, repeated, words_of
 from groundup.corpus.settings import C4, FineWeb, Gopher, GopherRepetition
 from groundup.settings import Settings
 
@@ -28,7 +28,10 @@ Rule = tuple[str, str, float, float | Literal["off"], bool]
 def gopher(document: Document, settings: Gopher) -> Document | Drop:
     """Rae et al. 2021, appendix A1.1, quality filtering."""
     text, s, found = document.text, settings, words_of(document.text)
-    real, characters, lettered, stopped = tally(found, hashes_of(s.stop_words))
+    is_real = found[:, 1] & HAS_WORD > 0
+    real, characters = int(is_real.sum()), int((found[is_real, 1] >> 2).sum())
+    lettered = int((found[:, 1] & HAS_LETTER).sum())
+    stopped = len(hashes_of(s.stop_words) & set(found[:, 0].tolist()))
     lines, words = text.splitlines(), max(1, len(found))
     bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines) / max(1, len(lines))
     cut = sum(line.rstrip().endswith(("...", "…")) for line in lines) / max(1, len(lines))

@@ -62,9 +62,9 @@ def words_of(text: str) -> Hashes:
 
 
 @functools.lru_cache(maxsize=16)
-def hashes_of(words: tuple[str, ...]) -> Hashes:
+def hashes_of(words: tuple[str, ...]) -> set[int]:
     """The hashes that these words have there."""
-    return np.array([words_of.__wrapped__(word)[0, 0] for word in words], np.uint64)
+    return {int(words_of.__wrapped__(word)[0, 0]) for word in words}
 
 
 @compiled
@@ -157,40 +157,6 @@ def split_words(text, classes, words):
 
 
 @compiled
-def tally(words, stops):
-    """Words that are no signs, and their characters; words with a letter; how many of the hashes `stops` occur."""
-    real, characters, lettered = 0, 0, 0
-    occurs = np.zeros(len(stops), np.bool_)
-    for row in range(len(words)):
-        rest = np.int64(words[row, 1])
-        if rest & HAS_WORD:
-            real += 1
-            characters += rest >> 2
-        lettered += rest & HAS_LETTER
-        for number in range(len(stops)):
-            occurs[number] |= words[row, 0] == stops[number]
-    return real, characters, lettered, occurs.sum()
-
-
-@compiled
-def find(table, key):
-    """Where a key stands in the table of a power of two of keys, or where it should: there stands 0."""
-    mask = np.int64(len(table) - 1)
-    slot = np.int64(key >> np.uint64(32)) & mask
-    while table[slot] != 0 and table[slot] != key:
-        slot = (slot + 1) & mask
-    return slot
-
-
-@compiled
-def room_for(entries):
-    room = 16
-    while room < 2 * entries:
-        room *= 2
-    return room
-
-
-@compiled
 def repeated(words, top, longest):
     """(longest + 1,) characters that n-grams take, by n: up to `top` words those of the most frequent one, with spaces
     between its words, in all its occurrences; beyond, those of all that were there before, without spaces, each word
@@ -200,18 +166,22 @@ def repeated(words, top, longest):
     for row in range(n_words):
         sums[row + 1] = sums[row] * _STEP + words[row, 0]
         ends[row + 1] = ends[row] + np.int64(words[row, 1] >> np.uint64(2))
-    table = np.empty(room_for(n_words), np.uint64)
-    counts, firsts = np.empty(len(table), np.int32), np.empty(len(table), np.int32)
+    room = 16
+    while room < 2 * n_words:
+        room *= 2
+    table = np.empty(room, np.uint64)
+    counts, firsts = np.empty(room, np.int32), np.empty(room, np.int32)
     taken = np.zeros(longest + 1, np.int64)
     power = _STEP
     for n in range(2, longest + 1):
         power *= _STEP
         table[:] = 0
-        best, first = 0, 0
-        row = 0
+        best, row = 0, 0
         while row + n <= n_words:
             key = mixed(sums[row + n] - sums[row] * power) | np.uint64(1)
-            slot = find(table, key)
+            slot = np.int64(key >> np.uint64(32)) & (room - 1)
+            while table[slot] != 0 and table[slot] != key:
+                slot = (slot + 1) & (room - 1)
             is_new = table[slot] == 0
             if n > top:
                 table[slot] = key
@@ -220,16 +190,14 @@ def repeated(words, top, longest):
                     row += n - 1
             elif is_new:
                 table[slot], counts[slot], firsts[slot] = key, 1, row
-                if best == 0:
-                    best = 1
+                best = max(best, 1)
             else:
                 counts[slot] += 1
-                if counts[slot] >= best:
-                    best = counts[slot]
+                best = max(best, counts[slot])
             row += 1
         if n <= top and best > 0:
             first = n_words
-            for slot in range(len(table)):
+            for slot in range(room):
                 if table[slot] != 0 and counts[slot] == best and firsts[slot] < first:
                     first = firsts[slot]
             taken[n] = (ends[first + n] - ends[first] + n - 1) * best
