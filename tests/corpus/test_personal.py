@@ -50,6 +50,13 @@ def test_found_and_replaced_and_nothing_around_it(kind: PersonalKind, secret: st
     assert not any(part in note.example for part in secret.split() if any(map(str.isalnum, part)))
 
 
+@given(st.permutations(POSITIVE + [(None, text, "{}") for text in NEGATIVE]))
+def test_in_a_long_text_each_is_replaced_where_it_stands(cases: list[tuple[PersonalKind | None, str, str]]) -> None:
+    looked = personal(Document("\n\n".join(where.format(text) for _, text, where in cases), "a"), Personal())
+    wanted = [where.format(f"<{kind}>" if kind else text) for kind, text, where in cases]
+    assert isinstance(looked, Document) and looked.text == "\n\n".join(wanted)
+
+
 @pytest.mark.parametrize("text", NEGATIVE)
 def test_what_only_looks_like_it_stays(text: str) -> None:
     assert find(text, Personal()) == []

@@ -6,7 +6,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundup.compiled.words import hash_spans, runs_of, winnow, words_of
+from groundup.compiled.words import among, hash_spans, runs_of, table_of, winnow, words_of
 
 WORD = regex.compile(
     r"(?V1)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}&&[\p{L}\p{N}]]\p{M}*"
@@ -70,3 +70,14 @@ def test_of_every_window_the_last_of_its_least_hashes_is_taken(values: list[int]
 @pytest.mark.parametrize(("text", "n"), [("", 0), (" .,-\n", 0), ("one", 1), ("漢字", 2), ("snake_case", 2)])
 def test_how_many_words_a_text_has(text: str, n: int) -> None:
     assert len(words_of(text)[0]) == n
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 2000])
+def test_a_hash_is_looked_up_as_in_a_set(n: int) -> None:
+    random = np.random.default_rng(n)
+    high, low = random.integers(1, 50, 4000), random.integers(1, 99, 4000)
+    alike = high.astype(np.uint64) << np.uint64(58) | low.astype(np.uint64)
+    hashes = np.append(random.integers(1, 1 << 64, 4000, np.uint64), alike)
+    known = random.permutation(hashes)[:n]
+    plain = set(known.tolist())
+    assert among(hashes, table_of(known)).tolist() == [each in plain for each in hashes.tolist()]

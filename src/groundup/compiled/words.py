@@ -200,3 +200,33 @@ def longest_common(words, query):
             if lengths[j] > best:
                 best, at = lengths[j], i + 1 - lengths[j]
     return at, best
+
+
+@compiled
+def table_of(hashes):
+    """A table to look hashes up in: each stands in the first free place from that of its highest bits on. 0 is none."""
+    bits = 4
+    while 1 << bits < 2 * len(hashes):
+        bits += 1
+    table = np.zeros(1 << bits, np.uint64)
+    for hashed in hashes:
+        at = np.int64(hashed >> np.uint64(64 - bits))
+        while table[at] != 0 and table[at] != hashed:
+            at = (at + 1) & (len(table) - 1)
+        table[at] = hashed
+    return table
+
+
+@compiled
+def among(hashes, table):
+    """(hashes,) whether each is in such a table."""
+    bits = 0
+    while 1 << bits < len(table):
+        bits += 1
+    found = np.zeros(len(hashes), np.bool_)
+    for i in range(len(hashes)):
+        at = np.int64(hashes[i] >> np.uint64(64 - bits))
+        while table[at] != 0 and table[at] != hashes[i]:
+            at = (at + 1) & (len(table) - 1)
+        found[i] = table[at] != 0
+    return found

@@ -5,18 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
-from groundup.compiled.words import Hashes, Offsets, runs_of, words_of
+from groundup.compiled.words import Hashes, Offsets, among, runs_of, table_of, words_of
 from groundup.corpus.document import Document, Drop, Note
 from groundup.corpus.settings import Contamination
 from groundup.errors import DataError, MissingError
 from groundup.files import locate, reading
 
 RULE = "contamination.item"
-MARKED_PER_KEY = 16
-"""Bytes of the table that says at once of most runs of words that no item has them, for each that one has."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +26,19 @@ class Items:
     """(items,) how many different runs each has; 0 if it has too few words to be looked for."""
     keys: dict[int, tuple[Hashes, Offsets]]
     """Words of a run → the hashes of such runs, sorted, and the item that each is of."""
-    marked: dict[int, npt.NDArray[np.bool_]]
-    """Words of a run → whether some of them begins with these bits."""
+    tables: dict[int, Hashes]
+    """Words of a run → the hashes, to be looked up."""
 
     def overlap(self, text: str) -> dict[int, int]:
         """Number of an item → how many of its runs of words stand in a text."""
         words, found = words_of(text)[0], list[Offsets]()
         for n, (keys, items) in self.keys.items():
-            runs, marked = runs_of(words, n), self.marked[n]
-            runs = runs[marked[runs >> _shift(marked)]]
-            runs = np.unique(runs[keys[np.minimum(np.searchsorted(keys, runs), len(keys) - 1)] == runs])
+            runs = runs_of(words, n)
+            runs = np.unique(runs[among(runs, self.tables[n])])
             borders = np.searchsorted(keys, runs), np.searchsorted(keys, runs, "right")
             found += [items[slice(*span)] for span in np.transpose(borders)]
         numbers, counts = np.unique(np.concatenate([np.empty(0, np.int64), *found]), return_counts=True)
         return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-
-
-def _shift(marked: npt.NDArray[np.bool_]) -> np.uint64:
-    return np.uint64(64 - (len(marked).bit_length() - 1))
 
 
 def read_items(settings: Contamination, beside: Path) -> Items:
@@ -73,15 +65,14 @@ def read_items(settings: Contamination, beside: Path) -> Items:
             f"corpus.filters: no items of contamination in {', '.join(settings.items) or 'no file'}: name files of "
             'lines {"id": "…", "text": "…"}, such as `groundup tasks --dump` writes, or set waived = true'
         )
-    keys, marked = {}, {}
+    keys = {}
     for n, each in sorted(runs.items()):
         hashes = np.concatenate([own for own, _ in each])
         items = np.concatenate([np.full(len(own), item) for own, item in each])
         order = np.argsort(hashes, kind="stable")
         keys[n] = hashes[order], items[order]
-        marked[n] = np.zeros(1 << max(8, (MARKED_PER_KEY * len(hashes)).bit_length()), bool)
-        marked[n][hashes >> _shift(marked[n])] = True
-    return Items(names, np.array(totals, np.int64), keys, marked)
+    tables = {n: table_of(hashes) for n, (hashes, _) in keys.items()}
+    return Items(names, np.array(totals, np.int64), keys, tables)
 
 
 def _lines(settings: Contamination, beside: Path) -> Iterable[tuple[str, str, str]]:

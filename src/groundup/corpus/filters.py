@@ -11,6 +11,7 @@ import numpy as np
 
 from groundup.corpus.clean import clean
 from groundup.corpus.document import Document, Drop, Look
+from groundup.corpus.safety import is_packaged
 from groundup.corpus.settings import (
     C4,
     Boilerplate,
@@ -65,7 +66,7 @@ def files_of(filters: Sequence[Filter]) -> Iterator[str]:
     for asked in filters:
         match asked:
             case Words():
-                yield from (name for name in asked.lists if "." in name)
+                yield from (name for name in asked.lists if not is_packaged(name))
             case Urls():
                 yield from (name for name in (*asked.domains, *asked.words) if name.endswith(".txt"))
             case ByExample():

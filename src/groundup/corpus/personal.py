@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import resources
+from itertools import islice
 
 import numpy as np
 import regex
@@ -58,12 +59,8 @@ LEAST_ENTROPY = 3.0
 CARD = regex.compile("|".join(SECRETS["cards"].values()))
 CARD_GROUPS = regex.compile(r"\d{13,19}|\d{4}([ \-])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{3})?|\d{4}([ \-])\d{6}\2\d{4,5}")
 BEFORE_VERSION = regex.compile(r"(?i)(?:\bv|\bver|version|release|firmware|build|section|chapter|§|\bno)[.:]?\s?$")
-BEFORE_PHONE = regex.compile(
-    r"(?i)(?:phone|\btel|\bcell|mobile|\bfax|\bcall|\btext|whatsapp|\bph|\bsms)\b[^\n\d]{0,15}$"
-)
-BEFORE_OTHER = regex.compile(
-    r"(?i)(?:isbn|issn|\bdoi|\border|invoice|\bref|tracking|serial|\bid|\bno|#|number)\W{0,3}$"
-)
+BEFORE_PHONE = regex.compile(r"(?i)(?:phone|mobile|\b(?:tel|cell|fax|call|text|whatsapp|ph|sms))\b[^\n\d]{0,15}$")
+BEFORE_OTHER = regex.compile(r"(?i)(?:is[bs]n|invoice|tracking|serial|number|#|\b(?:doi|order|ref|id|no))\W{0,3}$")
 CONTEXT = 30
 """Characters before a number that say what it is."""
 PHONE_DIGITS = range(7, 16)  # E.164: at most 15
@@ -180,7 +177,7 @@ FINDERS: dict[PersonalKind, tuple[int, Callable[[str, Personal], Spans]]] = {
     "ip": (DOTS | COLONS, _addresses),
     "phone": (DIGITS, _phones),
 }
-"""Kind → what a text must hold of `_hints`, one of them, and what finds it; first what others could be found in."""
+"""Kind → what a text must hold of `hints_of`, one of them, and what finds it; first what others could be found in."""
 
 
 def find(text: str, settings: Personal) -> list[tuple[int, int, PersonalKind]]:
@@ -193,10 +190,19 @@ def find(text: str, settings: Personal) -> list[tuple[int, int, PersonalKind]]:
     found: list[tuple[int, int, PersonalKind]] = []
     for kind, (needed, finder) in FINDERS.items():
         if hints & needed and (kind in settings.redact or kind in settings.drop):
-            spans = list(finder(text, settings))
+            spans = _apart(finder(text, settings))
             text = _replaced(text, [(start, end, "\0" * (end - start)) for start, end in spans])
             found += [(start, end, kind) for start, end in spans]
     return sorted(found)
+
+
+def _apart(spans: Spans) -> list[tuple[int, int]]:
+    """In order, without those that begin within another."""
+    kept = list[tuple[int, int]]()
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if not kept or start >= kept[-1][1]:
+            kept.append((start, end))
+    return kept
 
 
 def _replaced(text: str, parts: list[tuple[int, int, str]]) -> str:
@@ -213,10 +219,8 @@ def masked(secret: str) -> str:
     >>> masked("Ada.L@example.org"), masked("+44 20 7946 0018")
     ('Xxx.X@xxxxxxx.xxx', '+00 00 0000 0000')
     """
-    shape: str = regex.sub(
-        r"\p{Lu}", "X", regex.sub(r"[\p{L}--\p{Lu}]", "x", regex.sub(r"\p{N}", "0", secret[:40]), flags=regex.V1)
-    )
-    return shape + "…" * (len(secret) > 40)
+    signs = ("X" if sign.isupper() else "x" if sign.isalpha() else "0" if sign.isnumeric() else sign for sign in secret)
+    return "".join(islice(signs, 40)) + "…" * (len(secret) > 40)
 
 
 def personal(document: Document, settings: Personal) -> Document | Drop:

@@ -39,18 +39,26 @@ def look(settings: Words | Toxicity | Urls, beside: Path) -> Look:
             from groundup.corpus.classifier import Classifier  # compiled
 
             own = settings.file and locate(settings.file, beside, "classifier")
-            return partial(
-                toxicity, settings=settings, classifier=Classifier.load(own or PACKAGED / "toxicity.safetensors")
-            )
+            classifier = Classifier.load(own or PACKAGED / "toxicity.safetensors")
+            return partial(toxicity, settings=settings, classifier=classifier)
         case Urls():
             domains, listed = (frozenset(_entries(names, beside)) for names in (settings.domains, settings.words))
             return partial(urls, settings=settings, domains=domains, words=listed)
 
 
+def is_packaged(name: str) -> bool:
+    """Whether a word list of this name is in the package."""
+    return _packaged(name).is_file()
+
+
+def _packaged(name: str) -> Path:
+    return PACKAGED / "words" / f"{name}.txt"
+
+
 def read_list(name: str, beside: Path) -> list[str]:
     """The lines of a file, or of a list of the package by its language, in small letters and without those after #."""
-    packaged = PACKAGED / "words" / f"{name}.txt"
-    with reading(packaged if packaged.is_file() else locate(name, beside, "list")) as stream:
+    path = _packaged(name) if is_packaged(name) else locate(name, beside, "list")
+    with reading(path) as stream:
         lines = stream.read().decode("utf-8-sig", "replace").casefold().splitlines()
     return [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")]
 
@@ -103,7 +111,7 @@ class Lists:
         return Phrases(
             phrase
             for name, phrases in self._lists.items()
-            if not language or name.split("-")[0] == language or not (PACKAGED / "words" / f"{name}.txt").is_file()
+            if not language or name.split("-")[0] == language or not is_packaged(name)
             for phrase in phrases
         )
 

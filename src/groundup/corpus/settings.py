@@ -162,6 +162,7 @@ class Gopher(Settings):
     words: Count | Off = 50
     """Least number of words that are not signs alone."""
     most_words: Count | Off = 100_000
+    """Largest number of such words."""
     word_length: Positive | Off = 3
     """Least mean length of such a word in characters."""
     longest_words: Positive | Off = 10
@@ -210,6 +211,7 @@ class FineWeb(Settings):
     short: Share | Off = 0.67
     """Largest share of lines of at most `short_line` characters."""
     short_line: int = Field(default=30, ge=1)
+    """Characters of a short line at most."""
     copied: Share | Off = 0.1
     """Largest share of characters in lines that were there before; 0.01 in datatrove."""
     breaks: Positive | Off = 0.3
@@ -330,8 +332,11 @@ class Perplexity(Settings):
 
     kind: Literal["perplexity"] = "perplexity"
     field: str = "perplexity"
+    """The field's name."""
     lowest: float | None = None
+    """Documents with less are dropped."""
     highest: float | None = None
+    """Documents with more are dropped."""
     missing: Literal["keep", "drop"] = "keep"
     """What becomes of documents without that field."""
 
@@ -341,9 +346,11 @@ class Boilerplate(Settings):
 
     kind: Literal["boilerplate"] = "boilerplate"
     cookies: bool = True
+    """Notices about cookies, and that one agrees."""
     menus: bool = True
     """Rows such as Home | News, and single entries such as Read more."""
     page_numbers: bool = True
+    """Page 3, [12], or a number with text right before and behind."""
     headers: bool = True
     """Short lines without a full stop that come again and again, at least ten lines apart, whatever their numbers."""
 
@@ -353,7 +360,9 @@ class Markup(Settings):
 
     kind: Literal["markup"] = "markup"
     html: bool = True
+    """Tags, comments, entities."""
     wiki: bool = True
+    """Templates, links, emphasis and headings, where there are templates or links."""
 
 
 Filter = Annotated[
