@@ -355,3 +355,70 @@ def test_weights_are_shares_of_the_text_and_what_is_left_over_is_dropped_with_it
 def test_some_weights_and_some_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="b.jsonl has no weight"):
         mixed(tmp_path, sources=[{"path": "a.jsonl", "weight": 1}, "b.jsonl"])
+
+
+# --- copies, held-out passages, evaluation items ---
+
+
+def asked(tmp_path: Path, texts: list[str], **more: Any) -> tuple[list[str], Counter[str], dict[str, Any]]:
+    """The texts that are kept, the rules that dropped others, and the statistics."""
+    lines(tmp_path, texts)
+    corpus = refined(tmp_path, **more)
+    kept = [text for split in ("train", "validation", "test") for text in read_texts(corpus / f"{split}.parquet")]
+    rules = Counter(pq.read_table(corpus / "dropped" / "documents.parquet")["rule"].to_pylist())
+    return kept, rules, dict(read_manifest(corpus).statistics)
+
+
+def varied(number: int, words: int = 120) -> str:
+    """A text of words that no other number has."""
+    return " ".join(f"{number}x{word}".translate(str.maketrans("0123456789", "abcdefghij")) for word in range(words))
+
+
+def test_near_copies_and_repeated_lines_go_with_what_was_cut_noted(tmp_path: Path) -> None:
+    notice = "This notice stands on every page of the site and says nothing at all."
+    texts = [f"{varied(number)}\n{notice}\nEnd of tale {number}." for number in range(30)]
+    near = texts[4].replace("exga", "changed") + " And more."
+    kept, rules, statistics = asked(tmp_path, [*texts, near], duplicates=[{"kind": "near"}, {"kind": "lines"}])
+    assert rules == {"near.copy": 1}
+    assert near in "\n".join(kept) or near.replace(notice + "\n", "") in kept  # the longer of the two stays
+    assert sum(notice in text for text in kept) == 1
+    assert statistics["edits"]["copies.cut"]["times"] == 29
+    edits = pq.read_table(tmp_path / "corpus" / "dropped" / "edits.parquet").to_pylist()
+    assert {edit["example"].strip() for edit in edits} == {notice}
+    for text in kept:
+        assert text == text.strip()
+        assert "\n\n\n" not in text
+
+
+def test_training_documents_that_hold_held_out_passages_are_dropped_unless_only_told_of(tmp_path: Path) -> None:
+    texts = [varied(number) for number in range(200)]
+    held_out = next(text for text in texts if split_of(hashlib.sha256(text.encode()).hexdigest(), 0.05, 0.05) == "test")
+    leaky = next(
+        text
+        for text in (f"{held_out} and the {number} others" for number in range(100))
+        if split_of(hashlib.sha256(text.encode()).hexdigest(), 0.05, 0.05) == "train"
+    )
+    kept, rules, statistics = asked(tmp_path, [*texts, leaky])
+    assert rules == {"passages.held_out": 1}
+    assert leaky not in kept
+    assert held_out in kept
+    assert statistics["held_out"]["copied"] == {"validation": 0, "test": 1}
+    kept, rules, statistics = asked(tmp_path, [*texts, leaky], held_out={"kind": "passages", "action": "report"})
+    assert not rules
+    assert statistics["held_out"]["copies"] == 1
+
+
+def test_items_that_training_documents_hold_are_listed_for_evaluation(tmp_path: Path) -> None:
+    texts = [varied(number) for number in range(60)]
+    trained = [text for text in texts if split_of(hashlib.sha256(text.encode()).hexdigest(), 0.05, 0.05) == "train"]
+    items = [{"id": "seen", "text": trained[0][:200]}, {"id": "unseen", "text": varied(999)}]
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    filters = [{"kind": "contamination", "items": ["quiz.jsonl"], "action": "report"}]
+    _, rules, _ = asked(tmp_path, texts, filters=filters)
+    assert not rules
+    [line] = map(json.loads, (tmp_path / "corpus" / "contaminated.jsonl").read_text().splitlines())
+    assert (line["task"], line["id"], line["overlap"]) == ("quiz", "seen", 1.0)
+    kept, rules, _ = asked(tmp_path, texts, filters=[{**filters[0], "action": "drop"}])
+    assert rules.total() == 1
+    assert trained[0] not in kept
+    assert (tmp_path / "corpus" / "contaminated.jsonl").read_text() == ""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,21 @@ def test_a_line_goes_with_a_note() -> None:
     looked = look_at("one\nan ass\nthree", Words(action="line"))
     assert isinstance(looked, Document) and looked.text == "one\nthree"
     assert [(note.rule, note.count, note.example) for note in looked.notes] == [("words.line", 1, "an ass")]
+
+
+@pytest.mark.parametrize("part", ["ass\n", "blow your ", "a", "2 girls\n", "乳 "])
+def test_the_time_of_a_list_is_linear(part: str) -> None:
+    [look] = looks([Words(lists=("en", "ja"), action="line")], Path())
+
+    def fastest(n: int) -> float:
+        times = []
+        for _ in range(3):
+            began = time.process_time()
+            look(Document((part * n)[:n], "a"))
+            times.append(time.process_time() - began)
+        return min(times)
+
+    assert fastest(80_000) < 3 * fastest(40_000) + 0.005
 
 
 def test_a_known_language_has_its_own_list() -> None:

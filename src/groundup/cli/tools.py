@@ -15,6 +15,8 @@ from groundup.cli import terminal
 from groundup.cli.options import AsJson, Device, Model, Overrides, PackedIn, RecipeFile, example
 
 app = typer.Typer()
+Port = Annotated[int, Option(help="Where to listen, on this machine only; 0 takes any.", min=0, max=65_535)]
+OpenPage = Annotated[bool, Option("--open", help="Open the page in a browser.")]
 
 
 def _sampling_words(begun: str) -> list[str]:
@@ -289,8 +291,8 @@ def judge(
 @app.command("watch", epilog=example("watch"))
 def watch_runs(
     runs: Annotated[list[Path], Argument(help="Runs, or folders with runs.")],
-    port: Annotated[int, Option(help="Where to listen, on this machine only; 0 takes any.", min=0, max=65_535)] = 8470,
-    open_page: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
+    port: Port = 8470,
+    open_page: OpenPage = False,
 ) -> None:
     """Show the training of runs as a live page: curves, health, samples, events, side by side.
 
@@ -300,6 +302,19 @@ def watch_runs(
 
     with contextlib.suppress(terminal.Interrupted):  # ending is what Ctrl-C is for here
         watch(runs, port, open_page)
+
+
+@app.command(epilog=example("browse"))
+def browse(
+    corpus: Annotated[Path, Argument(help="A run, or the corpus directory of one.")],
+    port: Port = 8471,
+    open_page: OpenPage = False,
+) -> None:
+    """Look into a corpus in a browser: its documents, what was dropped and why, near copies side by side."""
+    from groundup.report import browse
+
+    with contextlib.suppress(terminal.Interrupted):
+        browse.browse(corpus, port, open_page)
 
 
 @app.command(epilog=example("bench"))

@@ -170,6 +170,23 @@ def sources_of(path: Path, numbers: Iterable[int]) -> dict[int, str]:
     return sources
 
 
+def read_row(path: Path, number: int) -> dict[str, str]:
+    """All columns of a document by its number in a parquet file; only its row group is read.
+
+    Raises:
+        DataError: when the file is missing or damaged, or has not so many.
+    """
+    first = 0
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            n_rows = file.metadata.row_group(group).num_rows
+            if first <= number < first + n_rows:
+                row: dict[str, str] = file.read_row_group(group).slice(number - first, 1).to_pylist()[0]
+                return row
+            first += n_rows
+    raise DataError(f"{path} has {first:,} documents, and none of number {number:,}")
+
+
 def read_texts(path: Path) -> Iterator[str]:
     """The texts of a parquet file of documents, in order."""
     for batch in read_batches(path, ["text"]):

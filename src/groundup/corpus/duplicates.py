@@ -83,6 +83,11 @@ class Standing:
             is_apart = begins[1:] > ends[:-1]
             self.cuts = np.stack([begins[np.append(True, is_apart)], ends[np.append(is_apart, True)]])
 
+    def cut_between(self, first: int, end: int) -> set[int]:
+        """The documents of these numbers from which something is taken out."""
+        here = slice(*np.searchsorted(self.cuts[0], [first << BEGIN_BITS, end << BEGIN_BITS]))
+        return set((self.cuts[0, here] >> BEGIN_BITS).tolist())
+
     def cuts_in(self, number: int) -> list[list[int]]:
         """The bytes [from, to] that are taken out of a document."""
         here = slice(*np.searchsorted(self.cuts[0], [number << BEGIN_BITS, number + 1 << BEGIN_BITS]))

@@ -13,10 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 
 from groundup.corpus.document import DROPPED, WHY, Document, Drop, why
+from groundup.corpus.duplicates import fingerprint
 from groundup.corpus.filters import judge, looks
 from groundup.corpus.pool import KilledError, Pool
 from groundup.corpus.settings import CorpusSettings
@@ -58,6 +60,11 @@ class Batch:
 
 def part_path(folder: Path, file: int, digest: str, number: int) -> Path:
     return folder / f"{file:07}-{digest[:16]}-{number:07}.arrow"
+
+
+def fingerprint_path(part: Path, kind: int) -> Path:
+    """The file of fingerprints beside a part, of a kind of copies by its number in the settings."""
+    return part.with_suffix(f".{kind}.npy")
 
 
 def batches(file: int, digest: str, name: str, read: Iterable[Record]) -> Iterator[Batch]:
@@ -211,8 +218,12 @@ class Rows:
     def write(self, path: Path) -> None:
         told = {name: value for name, value in vars(self).items() if name not in ("settings", "rows")}
         table = pa.Table.from_pylist(self.rows, PART.with_metadata({"told": orjson.dumps(told)}))
+        kept = [row["text"] for row in self.rows if row["rule"] is None]
+        kinds = [*self.settings.duplicates, *filter(None, [self.settings.held_out])]
         partial = path.with_suffix(".partial")
         with explaining_write_errors(path):
+            for number, kind in enumerate(kinds):
+                np.save(fingerprint_path(path, number), fingerprint(kept, kind))
             with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
             os.replace(partial, path)

@@ -12,14 +12,18 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from groundup.artifacts import Draft
 from groundup.corpus.card import write_card
-from groundup.corpus.document import DROPPED, SPLITS, DocumentWriter, read_table
+from groundup.corpus.contamination import RULE as CONTAMINATION
+from groundup.corpus.contamination import contaminated, read_items
+from groundup.corpus.document import DROPPED, SPLITS, DocumentWriter, Note, read_table
+from groundup.corpus.duplicates import CLUSTERS, clusters
 from groundup.corpus.executors import RUN_AGAIN, Executor, digest, one_machine
 from groundup.corpus.filters import FILTER, digest_files, prepare
 from groundup.corpus.parts import NOTE, Refiner, sizes
-from groundup.corpus.settings import CorpusSettings, path_of
+from groundup.corpus.settings import Contamination, CorpusSettings, Near, path_of
 from groundup.corpus.sources import MARKS, Found, find
 from groundup.corpus.whole import Part, Whole, look_at_whole, read_parts
 from groundup.errors import DataError, MissingError
@@ -124,7 +128,7 @@ def refine(
     prepared, classifiers = prepare(settings, beside, folder)
     executor(found, Refiner(prepared, beside, folder), digests, progress)
     parts = read_parts(folder, found, settings, digests)
-    counts, whole = Counts(), look_at_whole(parts, settings)
+    counts, whole = Counts(), look_at_whole(parts, settings, folder)
     try:
         write(parts, whole, settings, draft.path, counts)
     finally:
@@ -133,6 +137,8 @@ def refine(
     refuse_too_few(kept, kept_bytes, counts.read["documents"], counts.tally)
     _fill_empty_splits(draft.path, counts)
     draft.statistics |= counts.statistics(found, whole, settings)
+    write_clusters(whole, settings, draft.path / "dropped" / "clusters.parquet")
+    write_contaminated(counts, settings, beside, draft.path / "contaminated.jsonl")
     if classifiers:
         draft.statistics["classifiers"] = classifiers
         for each in classifiers:
@@ -188,6 +194,26 @@ def write(parts: Sequence[Part], whole: Whole, settings: CorpusSettings, directo
                 counts.add_written("train", again)
 
 
+def write_clusters(whole: Whole, settings: CorpusSettings, path: Path) -> None:
+    """Write which documents are near copies of each other, if that was looked for."""
+    for kind in settings.duplicates:
+        if isinstance(kind, Near):
+            with pq.ParquetWriter(path, CLUSTERS, compression="zstd", write_page_checksum=True) as writer:
+                for batch in clusters(whole.standing, whole.kept.id, whole.kept.text, kind.words):
+                    writer.write_batch(batch)
+
+
+def write_contaminated(counts: "Counts", settings: CorpusSettings, beside: Path, path: Path) -> None:
+    """Write which evaluation items training documents hold, and how much of each, if that was looked for."""
+    lines = list[bytes]()
+    asked = [each for each in settings.filters if isinstance(each, Contamination)]
+    for each in asked:
+        found = (Note(CONTAMINATION, number, name) for name, number in counts.contamination.items())
+        lines += [canonical_json(line) for line in contaminated(found, read_items(each, beside))]
+    if asked:
+        write_text(path, "".join(f"{line.decode()}\n" for line in lines))
+
+
 def edits_of(table: pa.Table) -> pa.Table:
     """A row for each note of documents."""
     notes = table.column("notes").combine_chunks()
@@ -217,6 +243,8 @@ class Counts:
     sources: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Number of a source → documents that were read and kept, and bytes that are kept, each once."""
     histogram: Counter[int] = field(default_factory=Counter)
+    contamination: Counter[str] = field(default_factory=Counter)
+    """Evaluation item → the most runs of its words that one training document has."""
     odd_fields: Counter[str] = field(default_factory=Counter)
     marks: "Marks" = field(default_factory=lambda: Marks())
 
@@ -234,12 +262,16 @@ class Counts:
             self.tally.add(source, reason)
             if rule not in self.rules:
                 text = gone.column("text")[number].as_py()[:EXAMPLE_CHARACTERS]
-                self.rules[rule] = {"documents": 0, "reason": reason, "example": f"{source}: {text}"}
+                self.rules[rule] = {"documents": 0, "reason": reason.partition(":")[0], "example": f"{source}: {text}"}
             self.rules[rule]["documents"] += 1
         for row in edits_of(table).to_pylist():
             example = f"{row['source']}: {row['example'][:EXAMPLE_CHARACTERS]}"
             self.edits.setdefault(row["rule"], {"times": 0, "example": example})["times"] += row["count"]
         kept = table.filter(pc.is_null(table.column("rule")))
+        trained = pc.and_(pc.equal(table.column("split"), "train"), pc.is_null(table.column("rule")))
+        for note in edits_of(table.filter(trained)).to_pylist():
+            if note["rule"] == CONTAMINATION:
+                self.contamination[note["example"]] = max(self.contamination[note["example"]], note["count"])
         self.sources[part.source].update(
             read=len(table), documents=len(kept), bytes=pc.sum(kept.column("bytes")).as_py() or 0
         )
@@ -264,7 +296,7 @@ class Counts:
             "licences": {name: {"documents": number} for name, number in self.licences.most_common()},
             "languages": {name: dict(self.languages[name]) for name in sorted(self.languages) if name},
             "sources": {path_of(settings.sources[number]): dict(each) for number, each in sorted(self.sources.items())},
-            "mixture": [vars(share) for _, share in sorted(whole.shares.items())],
+            **whole.statistics(settings),
             **{split: dict(counts) for split, counts in self.splits.items()},
         }
 

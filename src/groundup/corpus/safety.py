@@ -1,6 +1,7 @@
 """Safety: word lists, a classifier of toxic text, block lists of addresses."""
 
 import re
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
@@ -120,7 +121,8 @@ def words(document: Document, settings: Words, lists: Lists) -> Document | Drop:
     text = document.text.casefold()
     found = lists.of(document.language if settings.by_language else "").find(text)
     if settings.action == "line":
-        return without_lines(document, {text.count("\n", 0, start) for start, _ in found}, "words.line")
+        ends = [match.start() for match in re.finditer("\n", text)]
+        return without_lines(document, {bisect(ends, start) for start, _ in found}, "words.line")
     if len(found) > settings.count:
         most = max(settings.count, settings.share * count_words(text))
         if len(found) > most:

@@ -418,6 +418,7 @@ class Source(Settings):
     """A file or folder, and how its documents are taken."""
 
     path: str
+    """The file or folder."""
     weight: float | None = Field(default=None, gt=0)
     """Its share of the training text, in proportion to the weights of the other sources."""
     epochs: float = Field(default=1.0, gt=0)
@@ -446,8 +447,12 @@ class CorpusSettings(Settings):
     whitespace: Annotated[CleanWhitespace | KeepWhitespace, Field(discriminator="kind")] = CleanWhitespace()
     filters: tuple[Filter, ...] = (Length(), Characters())
     """Applied in this order; the first that refuses a document names the reason."""
-    duplicates: tuple[Exact, ...] = (Exact(),)
-    """What is taken for a copy of what was there before."""
+    duplicates: tuple[Duplicates, ...] = (Exact(),)
+    """What is taken for a copy of what was there before, in this order."""
+    held_out: HeldOut | None = HeldOut()
+    """What is done where training documents have passages of held-out ones."""
+    memory_bytes: int = Field(default=500_000_000, ge=1_000_000)
+    """For sorting, where copies are looked for; what does not fit goes to the disk."""
     language_temperature: float = Field(default=1.0, ge=1)
     """At 1 languages are read as they are there; at more, those with less text are read more often."""
     validation_share: float = Field(default=0.05, gt=0, le=0.4)

@@ -1,22 +1,26 @@
 """What can be decided only when all documents are known: copies, what is held out, and how often each is read."""
 
+from bisect import bisect
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from groundup.corpus.clean import clean_whitespace
-from groundup.corpus.document import WHY, Document, Drop, Note, why
+from groundup.corpus.document import SPLITS, WHY, Document, Drop, Note, why
+from groundup.corpus.duplicates import DROPS, Shared, Standing, decide, shared_passages
 from groundup.corpus.executors import all_there
 from groundup.corpus.mixture import Key, Share, copies, mix
-from groundup.corpus.parts import part_path, read_part, sizes
-from groundup.corpus.settings import CorpusSettings, Exact, Length, path_of
+from groundup.corpus.parts import fingerprint_path, part_path, read_part, sizes
+from groundup.corpus.settings import CorpusSettings, Length, path_of
 from groundup.corpus.sources import Found
 
 
@@ -55,6 +59,10 @@ class Part:
         table = table.select([*names, "rule"]).filter(pc.is_null(table.column("rule")))
         return [table.column(name).to_pylist() for name in names]
 
+    def fingerprint(self, kind: int) -> Path:
+        """The file of its documents' fingerprints for a kind of copies, by its number."""
+        return fingerprint_path(self.path, kind)
+
     @property
     def told(self) -> dict[str, Any]:
         """Counts that are of no document."""
@@ -79,14 +87,44 @@ def source_of(name: str, settings: CorpusSettings) -> int:
     return max(fitting, key=lambda number: len(paths[number]), default=0)
 
 
-@dataclass
-class Whole:
-    """What becomes of the documents that their parts keep, by their numbers."""
+class Kept:
+    """Texts and ids of documents that filters kept, by their numbers; parts that were looked at last are held."""
 
-    drops: dict[int, Drop] = field(default_factory=dict)
-    cuts: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    """Bytes (from, to) that are taken out."""
-    shares: dict[Key, Share] = field(default_factory=dict)
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._firsts = [part.first for part in parts]
+        self._columns = lru_cache(4)(lambda part, name: parts[part].kept(name)[0])
+
+    def text(self, number: int) -> str:
+        return self._column("text", number)
+
+    def id(self, number: int) -> str:
+        return self._column("id", number)
+
+    def _column(self, name: str, number: int) -> str:
+        part = bisect(self._firsts, number) - 1
+        value: str = self._columns(part, name)[number - self._firsts[part]]
+        return value
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What becomes of the documents that filters kept, by their numbers."""
+
+    standing: Standing
+    kept: Kept
+    splits: npt.NDArray[np.int64]
+    """(documents,) the number of the split of each."""
+    shared: Shared | None
+    """Passages that training documents share with held-out ones, where they were looked for."""
+    shares: dict[Key, Share]
+
+    def statistics(self, settings: CorpusSettings) -> dict[str, Any]:
+        """For the manifest: how the sources are mixed, and what training and the held-out documents have in common."""
+        told: dict[str, Any] = {"mixture": [vars(share) for _, share in sorted(self.shares.items())]}
+        if self.shared is not None and settings.held_out is not None:
+            held = {name: (self.splits == number) & self.standing.alive for number, name in enumerate(SPLITS) if number}
+            told["held_out"] = self.shared.statistics(settings.held_out, held)
+        return told
 
     def settle(self, part: Part, settings: CorpusSettings) -> pa.Table:
         """All documents of a part: cut, with why they go, the split of each that stays, and how often it is there."""
@@ -94,18 +132,19 @@ class Whole:
         rows = np.flatnonzero(pc.is_null(table.column("rule")).to_numpy())
         columns = {name: table.column(name).to_pylist() for name in (*WHY, "id", "language")}
         splits, often = [""] * len(table), [0] * len(table)
+        cut_here = self.standing.cut_between(part.first, part.first + len(rows))
         least = next((each.minimum for each in settings.filters if isinstance(each, Length)), 1)
         edited = dict[int, dict[str, Any]]()
         for number, row in enumerate(rows.tolist(), part.first):
-            drop = self.drops.get(number)
-            if drop is None and number in self.cuts:
-                edited[row] = cut(table.slice(row, 1).to_pylist()[0], self.cuts[number])
+            drop = DROPS[self.standing.why[number]]
+            if drop is None and number in cut_here:
+                edited[row] = cut(table.slice(row, 1).to_pylist()[0], self.standing.cuts_in(number))
                 columns["id"][row] = edited[row]["id"]
                 if edited[row]["characters"] < least:
                     drop = Drop("copies.rest", f"shorter than {least:,} characters without its copied text")
             if drop is None:
                 id = columns["id"][row]
-                splits[row], often[row] = split_of(id, settings.validation_share, settings.test_share), 1
+                splits[row], often[row] = SPLITS[self.splits[number]], 1
                 if splits[row] == "train":
                     epochs = self.shares[part.source, columns["language"][row]].epochs
                     often[row] = copies(id, epochs)
@@ -124,7 +163,7 @@ class Whole:
         return table.append_column("split", pa.array(splits)).append_column("copies", pa.array(often, pa.int64()))
 
 
-def cut(row: dict[str, Any], spans: list[tuple[int, int]]) -> dict[str, Any]:
+def cut(row: dict[str, Any], spans: list[list[int]]) -> dict[str, Any]:
     """What changes of a document of which bytes (from, to) are taken out."""
     raw, kept, at = row["text"].encode(), bytearray(), 0
     for begin, end in spans:
@@ -140,27 +179,41 @@ def replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), name, pa.array(values, table.schema.field(name).type))
 
 
-def look_at_whole(parts: list[Part], settings: CorpusSettings) -> Whole:
-    """Find the copies among the documents, and mix the rest."""
-    whole = Whole()
-    for each in settings.duplicates:
-        find_copies(parts, each, whole)
-    kept = Counter[Key]()
+def look_at_whole(parts: Sequence[Part], settings: CorpusSettings, folder: Path) -> Whole:
+    """Find the copies among the documents, what training shares with what is held out, and mix the rest.
+
+    Args:
+        folder: where goes what memory does not hold.
+    """
+    lengths = [np.array(part.kept("bytes")[0], np.int64) for part in parts]
+    standing, memory, kept = Standing([*map(len, lengths)], np.concatenate(lengths)), settings.memory_bytes, Kept(parts)
+    for number, kind in enumerate(settings.duplicates):
+        decide([part.fingerprint(number) for part in parts], kind, standing, memory, kept.text, folder)
+    splits = np.concatenate([_splits(part, standing, settings) for part in parts])
+    is_train = splits == SPLITS.index("train")
+    shared = None
+    if settings.held_out is not None:
+        files = [part.fingerprint(len(settings.duplicates)) for part in parts]
+        shared = shared_passages(files, standing, ~is_train, settings.held_out, memory, folder)
+        gone = np.flatnonzero(shared.drops(settings.held_out))
+        standing.drop(gone, len(DROPS) - 1, gone)
+    counts = Counter[Key]()
     for part in parts:
-        columns = zip(*part.kept("id", "language", "bytes"), strict=True)
-        for number, (id, language, n_bytes) in enumerate(columns, part.first):
-            if number not in whole.drops and split_of(id, settings.validation_share, settings.test_share) == "train":
-                kept[part.source, language] += n_bytes
-    whole.shares = mix(kept, settings)
-    return whole
+        columns = zip(*part.kept("language", "bytes"), strict=True)
+        for number, (language, n_bytes) in enumerate(columns, part.first):
+            if standing.why[number] == 0 and is_train[number]:
+                counts[part.source, language] += n_bytes
+    return Whole(standing, kept, splits, shared, mix(counts, settings))
 
 
-def find_copies(parts: list[Part], settings: Exact, whole: Whole) -> None:
-    """Drop documents whose text is another's, of which the first is kept."""
-    seen = set[bytes]()
-    for part in parts:
-        for number, id in enumerate(part.kept("id")[0], part.first):
-            key = bytes.fromhex(id[:32])
-            if key in seen:
-                whole.drops[number] = Drop("exact.copy", "exact duplicate")
-            seen.add(key)
+def _splits(part: Part, standing: Standing, settings: CorpusSettings) -> npt.NDArray[np.int64]:
+    """(documents of a part,) the split of each, by number, as it is when parts of the document are cut out."""
+    [ids] = part.kept("id")
+    cut_here = standing.cut_between(part.first, part.first + len(ids))
+    if cut_here:
+        [texts] = part.kept("text")
+        for number in cut_here:
+            row = {"text": texts[number - part.first], "source": "", "notes": []}
+            ids[number - part.first] = cut(row, standing.cuts_in(number))["id"]
+    found = [SPLITS.index(split_of(id, settings.validation_share, settings.test_share)) for id in ids]
+    return np.array(found, np.int64)
