@@ -20,7 +20,7 @@ from pathlib import Path
 from groundup.corpus.clean import clean
 from groundup.corpus.document import Document, Drop
 from groundup.corpus.quality import RULES
-from groundup.corpus.scan import scan
+from groundup.corpus.scan import words_of
 from groundup.corpus.settings import C4, CorpusSettings, FineWeb, Gopher, GopherRepetition
 
 ALIKE = {
@@ -70,7 +70,7 @@ def ours(name: str) -> Callable[[str], tuple[str, str]]:
     see = RULES[type(ALIKE[name])]
 
     def decide(text: str) -> tuple[str, str]:
-        scan.cache_clear()  # each rule set pays for its own scan
+        words_of.cache_clear()  # each rule set pays for its own
         looked = see(Document(text, ""), ALIKE[name])
         return (looked.rule, "") if isinstance(looked, Drop) else ("", looked.text)
 

@@ -1,63 +1,52 @@
 """Published quality rules: each drops a page, or a line, for a reason that its paper gives.
 
-All read the same `scan.Scan` of the text. They were made for English web pages, and most for whitespace between words.
+All but C4 count words as `scan.words_of` splits them. They were made for English web pages.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
-import numpy as np
+import regex
 
-from groundup.corpus import scan as scanning
 from groundup.corpus.document import Document, Drop, Note
-from groundup.corpus.scan import (
-    CHARACTERS,
-    END,
-    ENDS,
-    FIRST,
-    IS_CUT,
-    LAST,
-    LONGEST,
-    SENTENCES,
-    START,
-    WORDS,
-    character_classes,
-    hashes_of,
-    scan,
-)
+from groundup.corpus.scan import HAS_LETTER, HAS_WORD, hashes_of, repeated, words_of
 from groundup.corpus.settings import C4, FineWeb, Gopher, GopherRepetition
 from groundup.settings import Settings
 
 _CITATION = re.compile(r"\[(?:[0-9]*|edit|citation needed)\]")
-_BULLETS = (ord("•"), ord("-"))
-LOREM, JAVASCRIPT = "lorem ipsum", "javascript"
+_SENTENCE_ENDS = re.compile(r"(?<!\b[A-Z])(?<!\b[DMS][rst])(?<!\bMrs)[.!?][\"'”’)\]]*\s+[^.!?\s]")
+_ENDED = regex.compile(r"\p{Sentence_Terminal}")
 POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+PAGE_RULES = {"lorem-ipsum": "says lorem ipsum", "curly-bracket": "has a curly bracket"}
 
-Rule = tuple[str, str, float, float | None, bool]
-"""Its name, the reason in words, what the document has, the threshold (None: switched off), whether it is the most."""
+Rule = tuple[str, str, float, float | Literal["off"], bool]
+"""Its name, the reason in words, what the document has, the threshold, and whether that is the most."""
 
 
 def gopher(document: Document, settings: Gopher) -> Document | Drop:
     """Rae et al. 2021, appendix A1.1, quality filtering."""
-    text, s = document.text, settings
-    found = scan(text)
-    stops = hashes_of(s.stop_words)
-    real, characters, lettered, stopped = scanning.tally(found.words, stops)
-    words = max(1, len(found.words))
-    lines = found.lines if not text.endswith("\n") else found.lines[:-1]
-    bullets = np.isin(lines[:, FIRST], _BULLETS).mean()
-    ellipses = text.count("...") + text.count("…")
+    text, s, found = document.text, settings, words_of(document.text)
+    is_real = found[:, 1] & HAS_WORD > 0
+    real, characters = int(is_real.sum()), int((found[is_real, 1] >> 2).sum())
+    lettered = int((found[:, 1] & HAS_LETTER).sum())
+    stopped = len(hashes_of(s.stop_words) & set(found[:, 0].tolist()))
+    lines, words = text.splitlines(), max(1, len(found))
+    bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines) / max(1, len(lines))
+    cut = sum(line.rstrip().endswith(("...", "…")) for line in lines) / max(1, len(lines))
+    hashes, ellipses = text.count("#") / words, (text.count("...") + text.count("…")) / words
+    length = characters / max(1, real)
     return _judged(
         document,
         ("gopher.words", "fewer than {:,} words", real, s.words, False),
         ("gopher.words", "more than {:,} words", real, s.most_words, True),
-        ("gopher.word-length", "words shorter than {} characters", characters / max(1, real), s.word_length, False),
-        ("gopher.word-length", "words longer than {} characters", characters / max(1, real), s.longest_words, True),
-        ("gopher.symbols", "more than {} hashes per word", text.count("#") / words, s.symbols, True),
-        ("gopher.symbols", "more than {} ellipses per word", ellipses / words, s.symbols, True),
+        ("gopher.word-length", "words shorter than {} characters", length, s.word_length, False),
+        ("gopher.word-length", "words longer than {} characters", length, s.longest_words, True),
+        ("gopher.symbols", "more than {} hashes per word", hashes, s.symbols, True),
+        ("gopher.symbols", "more than {} ellipses per word", ellipses, s.symbols, True),
         ("gopher.bullets", "more than {:.0%} of lines with a bullet point", bullets, s.bullets, True),
-        ("gopher.ellipses", "more than {:.0%} of lines cut off", lines[:, IS_CUT].mean(), s.ellipses, True),
+        ("gopher.ellipses", "more than {:.0%} of lines cut off", cut, s.ellipses, True),
         ("gopher.letters", "less than {:.0%} of words with a letter", lettered / words, s.letters, False),
         ("gopher.stop-words", "fewer than {} of the stop words", stopped, s.least_stop_words, False),
     )
@@ -65,42 +54,36 @@ def gopher(document: Document, settings: Gopher) -> Document | Drop:
 
 def gopher_repetition(document: Document, settings: GopherRepetition) -> Document | Drop:
     """Rae et al. 2021, appendix A1.1, table A1."""
-    found, s = scan(document.text), settings
-    size = max(1, len(document.text))
-    paragraphs, in_paragraphs = copies(re.split(r"\n{2,}", document.text))
-    lines, in_lines = copies(re.split(r"\n+", document.text))
-    often = "more than {:.0%} of characters in "
-    taken = scanning.repeated(found.words, 4, 10) / size
+    text, s, name = document.text, settings, "gopher-repetition."
+    size, often = max(1, len(text)), "more than {:.0%} of characters in "
+    paragraphs, in_paragraphs = copies(re.split(r"\n{2,}", text))
+    lines, in_lines = copies(re.split(r"\n+", text))
+    taken = (repeated(words_of(text), 4, 10) / size).tolist()
     top, again = enumerate(s.top, start=2), enumerate(s.repeated, start=5)
-    name = "gopher-repetition."
     return _judged(
         document,
         (name + "paragraphs", "more than {:.0%} of paragraphs repeated", paragraphs, s.paragraphs, True),
         (name + "in-paragraphs", often + "repeated paragraphs", in_paragraphs / size, s.in_paragraphs, True),
         (name + "lines", "more than {:.0%} of lines repeated", lines, s.lines, True),
         (name + "in-lines", often + "repeated lines", in_lines / size, s.in_lines, True),
-        *((f"{name}top-{n}", f"{often}the top {n}-gram", float(taken[n]), most, True) for n, most in top),
-        *((f"{name}{n}-grams", f"{often}repeated {n}-grams", float(taken[n]), most, True) for n, most in again),
+        *((f"{name}top-{n}", f"{often}the top {n}-gram", taken[n], most, True) for n, most in top),
+        *((f"{name}{n}-grams", f"{often}repeated {n}-grams", taken[n], most, True) for n, most in again),
     )
 
 
 def fineweb(document: Document, settings: FineWeb) -> Document | Drop:
     """Penedo et al. 2024, section 3.6; the last rule stands in its code alone."""
     text, s = document.text, settings
-    found = scan(text)
-    lines = found.lines[found.lines[:, WORDS] > 0]
-    n = max(1, len(lines))
-    ended = (character_classes()[lines[:, LAST]] & ENDS > 0).sum()
-    short = (lines[:, CHARACTERS] <= s.short_line).sum()
-    _, copied = copies([line for line in text.split("\n") if line.strip()])
-    breaks = text.count("\n")
-    copied_share = copied / max(1, len(text) - breaks)
+    lines, breaks = [line for line in text.split("\n") if line.strip()], text.count("\n")
+    ended = sum(_ENDED.match(line[-1]) is not None for line in lines) / max(1, len(lines))
+    short = sum(len(line) <= s.short_line for line in lines) / max(1, len(lines))
+    copied = copies(lines)[1] / max(1, len(text) - breaks)
     return _judged(
         document,
-        ("fineweb.ended", "less than {:.0%} of lines end a sentence", ended / n, s.ended, False),
-        ("fineweb.short", "more than {:.0%} of lines short", short / n, s.short, True),
-        ("fineweb.copied", "more than {:.0%} of characters in repeated lines", copied_share, s.copied, True),
-        ("fineweb.breaks", "more than {} line ends per word", breaks / max(1, len(found.words)), s.breaks, True),
+        ("fineweb.ended", "less than {:.0%} of lines end a sentence", ended, s.ended, False),
+        ("fineweb.short", "more than {:.0%} of lines short", short, s.short, True),
+        ("fineweb.copied", "more than {:.0%} of characters in repeated lines", copied, s.copied, True),
+        ("fineweb.breaks", "more than {} line ends per word", breaks / max(1, len(words_of(text))), s.breaks, True),
     )
 
 
@@ -109,56 +92,44 @@ def c4(document: Document, settings: C4) -> Document | Drop:
     s, text = settings, document.text
     if s.citations and "[" in text:
         text = _CITATION.sub("", text)
-    raw, lines = text.encode(), scan(text).lines
-    is_full = lines[:, WORDS] > 0
-    last = lines[:, LAST]
-    verdicts = {
-        "c4.long-word": lines[:, LONGEST] > (s.word_length or len(text)),
-        "c4.end": ~np.isin(last, [ord(mark) for mark in s.ends]) | (lines[:, IS_CUT] > 0) if s.ends else ~is_full,
-        "c4.words": lines[:, WORDS] < (s.line_words or 0),
-    }
-    dropped: dict[str, list[int]] = {}
-    kept = is_full
-    for rule, is_wrong in verdicts.items():
-        dropped[rule] = np.flatnonzero(kept & is_wrong).tolist()
-        kept = kept & ~is_wrong
-    numbers = np.flatnonzero(kept).tolist()
-    lower = text.lower()
-    if any(phrase in lower for phrase in (LOREM, "{", JAVASCRIPT, *POLICIES)):
-        for number in numbers.copy():
-            line = raw[lines[number, START] : lines[number, END]].decode().lower()
-            if s.lorem_ipsum and LOREM in line:
-                return Drop("c4.lorem-ipsum", "says lorem ipsum")
-            if s.curly_brackets and "{" in line and not (s.javascript and JAVASCRIPT in line):
-                return Drop("c4.curly-bracket", "has a curly bracket")
-            for rule, is_on, phrases in (
-                ("c4.javascript", s.javascript, (JAVASCRIPT,)),
-                ("c4.policy", s.policies, POLICIES),
-            ):
-                if is_on and any(phrase in line for phrase in phrases):
-                    dropped.setdefault(rule, []).append(number)
-                    numbers.remove(number)
-                    break
-    sentences = int(lines[numbers, SENTENCES].sum())
-    if s.sentences is not None and sentences < s.sentences:
+    kept: list[str] = []
+    gone: dict[str, list[str]] = {}
+    sentences = 0
+    for line in map(str.strip, text.split("\n")):
+        rule = _c4_line(line, s) if line else ""
+        if rule in PAGE_RULES:
+            return Drop(f"c4.{rule}", PAGE_RULES[rule])
+        if rule:
+            gone.setdefault(rule, []).append(line)
+        elif line or (kept and kept[-1]):
+            kept.append(line)
+            if line and s.sentences != "off" and sentences < s.sentences:
+                sentences += len(_SENTENCE_ENDS.findall(line)) + 1
+    if s.sentences != "off" and sentences < s.sentences:
         return Drop("c4.sentences", f"fewer than {s.sentences} sentences", sentences, s.sentences)
-    notes = [
-        Note(rule, len(which), raw[lines[which[0], START] : lines[which[0], END]].decode()[:100])
-        for rule, which in dropped.items()
-        if which
-    ]
-    if notes:
-        text = _joined(raw, lines, numbers)
-    return document if text == document.text else replace(document, text=text, notes=(*document.notes, *notes))
+    if not gone and text == document.text:
+        return document
+    notes = (Note(f"c4.{rule}", len(lines), lines[0][:100]) for rule, lines in gone.items())
+    return replace(document, text="\n".join(kept).strip(), notes=(*document.notes, *notes))
 
 
-def _joined(raw: bytes, lines: scanning.Numbers, numbers: list[int]) -> str:
-    """The lines of these numbers, with an empty line between two of them where one stood."""
-    empty = np.cumsum(lines[:, WORDS] == 0)[numbers]
-    parts: list[bytes] = []
-    for number, here, before in zip(numbers, empty, np.roll(empty, 1), strict=True):
-        parts += [b"\n\n" if here > before else b"\n", raw[lines[number, START] : lines[number, END]]]
-    return b"".join(parts[1:]).decode().strip()
+def _c4_line(line: str, s: C4) -> str:
+    """The rule by which a line, or its page, goes; nothing, if it stays."""
+    words = line.split()
+    if s.word_length != "off" and len(line) > s.word_length < max(map(len, words)):
+        return "long-word"
+    if s.ends and (line[-1] not in s.ends or line.endswith("...")):
+        return "end"
+    if s.line_words != "off" and len(words) < s.line_words:
+        return "words"
+    lower = line.lower()
+    if s.lorem_ipsum and "lorem ipsum" in lower:
+        return "lorem-ipsum"
+    if s.javascript and "javascript" in lower:
+        return "javascript"
+    if s.curly_brackets and "{" in line:
+        return "curly-bracket"
+    return "policy" if s.policies and any(phrase in lower for phrase in POLICIES) else ""
 
 
 def copies(parts: list[str]) -> tuple[float, int]:
@@ -171,7 +142,7 @@ def copies(parts: list[str]) -> tuple[float, int]:
 def _judged(document: Document, *rules: Rule) -> Document | Drop:
     """The first rule that refuses the document; at the threshold it passes."""
     for name, reason, value, threshold, is_most in rules:
-        if threshold is not None and (value > threshold if is_most else value < threshold):
+        if threshold != "off" and (value > threshold if is_most else value < threshold):
             return Drop(name, reason.format(threshold), round(float(value), 6), threshold)
     return document
 

@@ -1,10 +1,9 @@
-"""What a text consists of, found by compiled loops over its UTF-8: characters, words, lines, and what repeats.
+"""What a text consists of, found by compiled loops over its UTF-8: characters, words, and what repeats.
 
 The plain twins of these loops are in the tests.
 """
 
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +13,8 @@ from groundup.compiled.loops import compiled
 
 Bytes = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
-Numbers = npt.NDArray[np.int64]
 
-LETTER, MARK, DIGIT, SPACE, JOINS, JOINS_DIGITS, ENDS, CLOSES = (1 << bit for bit in range(8))
+LETTER, MARK, DIGIT, SPACE, JOINS, JOINS_DIGITS = (1 << bit for bit in range(6))
 _CLASSES = (
     (LETTER, r"\p{L}+"),
     (MARK, r"\p{M}+"),
@@ -24,18 +22,13 @@ _CLASSES = (
     (SPACE, r"\s+"),
     (JOINS, "[.@&]"),  # example.com, AT&T
     (JOINS_DIGITS, "[,:]"),  # 1,000
-    (ENDS, r"\p{Sentence_Terminal}+"),
-    (CLOSES, r"[\p{Pe}\p{Pf}\p{Pi}\p{Ps}\"']+"),
 )
 """Bits of the class of a character. Marks count as parts of words: vowel signs are marks."""
 REPLACEMENT = 0xFFFD
 APOSTROPHE, CURLED = 0x27, 0x2019
 
-START, END, CHARACTERS, FIRST, LAST, IS_CUT, WORDS, LONGEST, SENTENCES = range(9)
-"""Of each line: its bytes, how many characters, its first and last that is no space (0 in an empty line), whether it
-ends with an ellipsis, words between spaces, characters of the longest of these, sentences."""
 HAS_LETTER, HAS_WORD = 1, 2
-"""Of each word, beside 4 × its characters: a letter; anything but signs."""
+"""Whether a word has a letter; anything but signs."""
 _PRIME, _SEED = np.uint64(0x100000001B3), np.uint64(0xCBF29CE484222325)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
@@ -52,42 +45,26 @@ def character_classes() -> Bytes:
     return classes
 
 
-@dataclass(frozen=True)
-class Scan:
-    """The words and lines of a text.
+@functools.lru_cache(maxsize=1)
+def words_of(text: str) -> Hashes:
+    """(words, 2) of each word its hash, and 4 × its characters + `HAS_LETTER` + `HAS_WORD`; the last are remembered.
 
     A word is a run of letters, marks and digits, with what stands between them in numbers and addresses; an apostrophe
     begins a new one (don|'t); a dot belongs to a short one without vowels (Mr.); each other sign is a word of its own,
     many of the same in a row being one.
-    """
 
-    words: Hashes
-    """(words, 2): hash; 4 × characters + `HAS_LETTER` + `HAS_WORD`."""
-    lines: Numbers
-    """(lines, 9): see `START` and so on."""
-
-
-@functools.lru_cache(maxsize=1)
-def scan(text: str) -> Scan:
-    """Scan a text; the last one is remembered, so that the filters share it.
-
-    >>> found = scan("Don't stop. Ever!\\n\\nTwo...")
-    >>> len(found.words), found.lines[:, [CHARACTERS, IS_CUT, WORDS, SENTENCES]].tolist()
-    (8, [[17, 0, 3, 2], [0, 0, 0, 0], [6, 1, 1, 1]])
+    >>> [int(rest) >> 2 for _, rest in words_of("Don't stop at No. 1,000...")]
+    [3, 2, 4, 2, 2, 1, 5, 3]
     """
     raw = text.encode()
-    array, classes = np.frombuffer(raw, np.uint8), character_classes()
     words = np.empty((len(raw), 2), np.uint64)
-    lines = np.empty((raw.count(b"\n") + 1, 9), np.int64)
-    n_words = split_words(array, classes, words)
-    split_lines(array, classes, lines)
-    return Scan(words[:n_words], lines)
+    return words[: split_words(np.frombuffer(raw, np.uint8), character_classes(), words)]
 
 
 @functools.lru_cache(maxsize=16)
-def hashes_of(words: tuple[str, ...]) -> Hashes:
-    """The hashes that these words have in a `Scan`."""
-    return np.array([scan.__wrapped__(word).words[0, 0] for word in words], np.uint64)
+def hashes_of(words: tuple[str, ...]) -> set[int]:
+    """The hashes that these words have there."""
+    return {int(words_of.__wrapped__(word)[0, 0]) for word in words}
 
 
 @compiled
@@ -127,7 +104,7 @@ def count_characters(text, classes):
 
 @compiled
 def split_words(text, classes, words):
-    """Fill (bytes, 2) `words` as `Scan` says.
+    """Fill (bytes, 2) `words` as `words_of` says.
 
     Returns:
         how many rows were filled.
@@ -163,6 +140,7 @@ def split_words(text, classes, words):
                 if behind and (kind & JOINS or (kind & JOINS_DIGITS and behind & before & DIGIT)):
                     continue
                 if text[at] == 0x2E and before & LETTER and size <= 3 and not has_vowel and not is_contraction:
+                    hashed = (hashed ^ np.uint64(0x2E)) * _PRIME
                     size += 1
                     at += 1
                 break
@@ -179,72 +157,6 @@ def split_words(text, classes, words):
 
 
 @compiled
-def split_lines(text, classes, lines):
-    """Fill `lines` as `Scan` says: one row more than there are line ends."""
-    at, end = np.int64(0), np.int64(len(text))
-    for row in range(len(lines)):
-        start, first, last = at, np.int64(0), np.int64(0)
-        size, n_words, run, longest, n_sentences, dots = 0, 0, 0, 0, 0, 0
-        ended, is_over = False, True  # a sentence's mark was met; a space behind it, or the beginning of the line
-        while at < end and text[at] != 0x0A:
-            here = character(text, at)
-            code, kind = here & 0xFFFFFFFF, classes[here & 0xFFFFFFFF]
-            at += here >> 32
-            size += 1
-            if kind & SPACE:
-                longest, run = max(longest, run), 0
-                is_over = is_over or ended
-                continue
-            n_words += run == 0
-            run += 1
-            dots = (dots + 1 if last == 0x2E and run > 1 else 1) if code == 0x2E else (3 if code == 0x2026 else 0)
-            first, last = first if first else code, code
-            if kind & ENDS:
-                ended = True
-            elif kind & CLOSES == 0:
-                n_sentences += is_over
-                ended, is_over = False, False
-        lines[row, START], lines[row, END], lines[row, CHARACTERS] = start, at, size
-        lines[row, FIRST], lines[row, LAST], lines[row, IS_CUT] = first, last, dots >= 3
-        lines[row, WORDS], lines[row, LONGEST], lines[row, SENTENCES] = n_words, max(longest, run), n_sentences
-        at += 1
-
-
-@compiled
-def tally(words, stops):
-    """Words that are no signs, and their characters; words with a letter; how many of the hashes `stops` occur."""
-    real, characters, lettered = 0, 0, 0
-    occurs = np.zeros(len(stops), np.bool_)
-    for row in range(len(words)):
-        rest = np.int64(words[row, 1])
-        if rest & HAS_WORD:
-            real += 1
-            characters += rest >> 2
-        lettered += rest & HAS_LETTER
-        for number in range(len(stops)):
-            occurs[number] |= words[row, 0] == stops[number]
-    return real, characters, lettered, occurs.sum()
-
-
-@compiled
-def find(table, key):
-    """Where a key stands in the table of a power of two of keys, or where it should: there stands 0."""
-    mask = np.int64(len(table) - 1)
-    slot = np.int64(key >> np.uint64(32)) & mask
-    while table[slot] != 0 and table[slot] != key:
-        slot = (slot + 1) & mask
-    return slot
-
-
-@compiled
-def room_for(entries):
-    room = 16
-    while room < 2 * entries:
-        room *= 2
-    return room
-
-
-@compiled
 def repeated(words, top, longest):
     """(longest + 1,) characters that n-grams take, by n: up to `top` words those of the most frequent one, with spaces
     between its words, in all its occurrences; beyond, those of all that were there before, without spaces, each word
@@ -254,18 +166,22 @@ def repeated(words, top, longest):
     for row in range(n_words):
         sums[row + 1] = sums[row] * _STEP + words[row, 0]
         ends[row + 1] = ends[row] + np.int64(words[row, 1] >> np.uint64(2))
-    table = np.empty(room_for(n_words), np.uint64)
-    counts, firsts = np.empty(len(table), np.int32), np.empty(len(table), np.int32)
+    room = 16
+    while room < 2 * n_words:
+        room *= 2
+    table = np.empty(room, np.uint64)
+    counts, firsts = np.empty(room, np.int32), np.empty(room, np.int32)
     taken = np.zeros(longest + 1, np.int64)
     power = _STEP
     for n in range(2, longest + 1):
         power *= _STEP
         table[:] = 0
-        best, first = 0, 0
-        row = 0
+        best, row = 0, 0
         while row + n <= n_words:
             key = mixed(sums[row + n] - sums[row] * power) | np.uint64(1)
-            slot = find(table, key)
+            slot = np.int64(key >> np.uint64(32)) & (room - 1)
+            while table[slot] != 0 and table[slot] != key:
+                slot = (slot + 1) & (room - 1)
             is_new = table[slot] == 0
             if n > top:
                 table[slot] = key
@@ -274,16 +190,14 @@ def repeated(words, top, longest):
                     row += n - 1
             elif is_new:
                 table[slot], counts[slot], firsts[slot] = key, 1, row
-                if best == 0:
-                    best = 1
+                best = max(best, 1)
             else:
                 counts[slot] += 1
-                if counts[slot] >= best:
-                    best = counts[slot]
+                best = max(best, counts[slot])
             row += 1
         if n <= top and best > 0:
             first = n_words
-            for slot in range(len(table)):
+            for slot in range(room):
                 if table[slot] != 0 and counts[slot] == best and firsts[slot] < first:
                     first = firsts[slot]
             taken[n] = (ends[first + n] - ends[first] + n - 1) * best

@@ -124,15 +124,22 @@ class HeldOut(Settings):
     """What is done with such a training document."""
 
 
+Off = Literal["off"]
+"""In place of a threshold: the rule does not count."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
 class C4(Settings):
     """Drop lines that are no sentences, and pages with too few (Raffel et al. 2020, section 2.2)."""
 
     kind: Literal["c4"] = "c4"
     ends: str = ".?!\"'”’"
     """What a line must end with, one of these characters; with an ellipsis it may not. Empty: any."""
-    line_words: int | None = Field(default=5, ge=1)
+    line_words: Count | Off = 5
     """Shorter lines are dropped; 3 in the first version of the paper, and in datatrove."""
-    word_length: int | None = Field(default=1000, ge=1)
+    word_length: Count | Off = 1000
     """Lines with a longer word are dropped."""
     javascript: bool = True
     """Drop lines that speak of Javascript."""
@@ -140,7 +147,7 @@ class C4(Settings):
     """Drop lines that speak of terms of use, privacy or cookie policies."""
     citations: bool = True
     """Remove [1], [edit] and [citation needed]."""
-    sentences: int | None = Field(default=3, ge=1)
+    sentences: Count | Off = 3
     """Pages with fewer are dropped; 5 in the first version of the paper, and in datatrove."""
     lorem_ipsum: bool = True
     """Drop pages that say lorem ipsum."""
@@ -148,29 +155,27 @@ class C4(Settings):
     """Drop pages with a curly bracket, which is code as a rule."""
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
 class Gopher(Settings):
     """Drop pages that are no running text (Rae et al. 2021, appendix A1.1)."""
 
     kind: Literal["gopher"] = "gopher"
-    words: int | None = Field(default=50, ge=1)
+    words: Count | Off = 50
     """Least number of words that are not signs alone."""
-    most_words: int | None = Field(default=100_000, ge=1)
-    word_length: float | None = Field(default=3, gt=0)
+    most_words: Count | Off = 100_000
+    """Largest number of such words."""
+    word_length: Positive | Off = 3
     """Least mean length of such a word in characters."""
-    longest_words: float | None = Field(default=10, gt=0)
+    longest_words: Positive | Off = 10
     """Largest mean length of such a word."""
-    symbols: float | None = Field(default=0.1, gt=0)
+    symbols: Positive | Off = 0.1
     """Most hash signs per word, and most ellipses per word."""
-    bullets: Share | None = 0.9
+    bullets: Share | Off = 0.9
     """Largest share of lines that begin with a bullet point."""
-    ellipses: Share | None = 0.3
+    ellipses: Share | Off = 0.3
     """Largest share of lines that end with an ellipsis."""
-    letters: Share | None = 0.8
+    letters: Share | Off = 0.8
     """Least share of words, signs included, with a letter in them."""
-    least_stop_words: int | None = Field(default=2, ge=1)
+    least_stop_words: Count | Off = 2
     """So many different ones of `stop_words` must occur."""
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
     """English ones; another language has others."""
@@ -180,17 +185,17 @@ class GopherRepetition(Settings):
     """Drop pages that say the same again and again (Rae et al. 2021, appendix A1.1, table A1)."""
 
     kind: Literal["gopher-repetition"] = "gopher-repetition"
-    lines: Share | None = 0.3
+    lines: Share | Off = 0.3
     """Largest share of lines that were there before."""
-    paragraphs: Share | None = 0.3
+    paragraphs: Share | Off = 0.3
     """Largest share of paragraphs that were there before."""
-    in_lines: Share | None = 0.2
+    in_lines: Share | Off = 0.2
     """Largest share of characters in lines that were there before."""
-    in_paragraphs: Share | None = 0.2
+    in_paragraphs: Share | Off = 0.2
     """Largest share of characters in paragraphs that were there before."""
-    top: tuple[Share | None, Share | None, Share | None] = (0.2, 0.18, 0.16)
+    top: tuple[Share | Off, Share | Off, Share | Off] = (0.2, 0.18, 0.16)
     """Largest share of characters in the most frequent 2-gram, 3-gram and 4-gram."""
-    repeated: tuple[Share | None, Share | None, Share | None, Share | None, Share | None, Share | None] = (
+    repeated: tuple[Share | Off, Share | Off, Share | Off, Share | Off, Share | Off, Share | Off] = (
         *(0.15, 0.14, 0.13),
         *(0.12, 0.11, 0.10),
     )
@@ -201,14 +206,15 @@ class FineWeb(Settings):
     """Drop pages of lists, menus and repeated lines (Penedo et al. 2024, section 3.6)."""
 
     kind: Literal["fineweb"] = "fineweb"
-    ended: Share | None = 0.12
+    ended: Share | Off = 0.12
     """Least share of lines that end with a sentence's mark."""
-    short: Share | None = 0.67
+    short: Share | Off = 0.67
     """Largest share of lines of at most `short_line` characters."""
     short_line: int = Field(default=30, ge=1)
-    copied: Share | None = 0.1
+    """Characters of a short line at most."""
+    copied: Share | Off = 0.1
     """Largest share of characters in lines that were there before; 0.01 in datatrove."""
-    breaks: float | None = Field(default=0.3, gt=0)
+    breaks: Positive | Off = 0.3
     """Most line ends per word; in the paper's code alone."""
 
 
@@ -326,8 +332,11 @@ class Perplexity(Settings):
 
     kind: Literal["perplexity"] = "perplexity"
     field: str = "perplexity"
+    """The field's name."""
     lowest: float | None = None
+    """Documents with less are dropped."""
     highest: float | None = None
+    """Documents with more are dropped."""
     missing: Literal["keep", "drop"] = "keep"
     """What becomes of documents without that field."""
 
@@ -337,9 +346,11 @@ class Boilerplate(Settings):
 
     kind: Literal["boilerplate"] = "boilerplate"
     cookies: bool = True
+    """Notices about cookies, and that one agrees."""
     menus: bool = True
     """Rows such as Home | News, and single entries such as Read more."""
     page_numbers: bool = True
+    """Page 3, [12], or a number with text right before and behind."""
     headers: bool = True
     """Short lines without a full stop that come again and again, at least ten lines apart, whatever their numbers."""
 
@@ -349,7 +360,9 @@ class Markup(Settings):
 
     kind: Literal["markup"] = "markup"
     html: bool = True
+    """Tags, comments, entities."""
     wiki: bool = True
+    """Templates, links, emphasis and headings, where there are templates or links."""
 
 
 Filter = Annotated[
