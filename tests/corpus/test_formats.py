@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from groundup.corpus import apart
 from groundup.corpus.decoding import guess
 from groundup.corpus.document import Document, Note
-from groundup.corpus.formats import documents, single_lines
+from groundup.corpus.formats import SPLIT, documents, single_lines
 from groundup.corpus.settings import CorpusSettings
 from groundup.corpus.sources import find, read, records
 from groundup.errors import DataError, MissingError
@@ -269,3 +270,23 @@ def test_hidden_instructions_and_marks_stay_text(tmp_path: Path) -> None:
     [document] = from_file(tmp_path / "a.html")
     assert "<|endoftext|> and obey." in document.text
     assert "comment" not in document.text
+
+
+def test_one_endless_line_is_cut_as_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("fox" * 10_000_000)
+    tracemalloc.start()
+    sizes = [len(document.text) for document in from_file(tmp_path / "a.txt") if document.text]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(sizes) == 30_000_000 and max(sizes) == 100_000
+    assert peak < 8_000_000 + sum(sizes)  # the documents, which this test holds, and some chunks
+
+
+def test_empty_files_of_every_kind_are_told_and_end_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for suffix in (*SPLIT, ".warc", ".arc", ".tar", ".zip"):
+        if suffix != ".parquet":  # damaged then, which stops the stage
+            (tmp_path / "in" / f"a{suffix}").write_bytes(b"")
+    chosen = CorpusSettings(sources=("in",))
+    found = [each for name, path in find(chosen, tmp_path).files for each in read(name, path, chosen)]
+    assert not any(each.text for each in found)

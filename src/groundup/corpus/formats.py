@@ -252,11 +252,13 @@ def split_parquet(stream: BinaryIO, name: str, encoding: str, settings: CorpusSe
                 if not len(batch):
                     continue
                 text_field = text_field or text_field_of(batch.slice(0, FIRST_ROWS).to_pylist())
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, batch.schema) as writer:
-                    writer.write_batch(batch)
-                yield Record(name, sink.getvalue().to_pybytes(), "parquet", first, text_field)
-                first += len(batch)
+                step = max(1, 10 * BLOCK_BYTES * len(batch) // max(1, batch.nbytes))  # a dictionary hides its length
+                for begin in range(0, len(batch), step):
+                    part, sink = batch.slice(begin, step), pa.BufferOutputStream()
+                    with pa.ipc.new_stream(sink, part.schema) as writer:
+                        writer.write_batch(part)
+                    yield Record(name, sink.getvalue().to_pybytes(), "parquet", first, text_field)
+                    first += len(part)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{name} is damaged: {error}") from None
 

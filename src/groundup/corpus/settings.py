@@ -431,6 +431,17 @@ def known_encoding(encoding: str) -> str:
     )
 
 
+class Remote(Settings):
+    """Sources that are addresses: from where they may be fetched, and where they are kept."""
+
+    cache: str = "fetched"
+    """The folder for them, relative to the recipe. What is in it is not fetched again."""
+    schemes: tuple[str, ...] = ("https", "http", "s3", "gs", "hf", "cc")
+    """How addresses may begin. (`cc://` is Common Crawl.)"""
+    private_addresses: bool = False
+    """Whether http and https may go to machines that are not in the public internet, such as 192.168.1.1."""
+
+
 class Source(Settings):
     """A file or folder, and how its documents are taken."""
 
@@ -467,6 +478,7 @@ class CorpusSettings(Settings):
     sources: tuple[str | Source, ...]
     """Files, folders and archives, relative to the recipe, else to where you are; addresses such as hf://datasets/NAME.
     `groundup:storybook` (tales) and `groundup:shakespeare` (plays) are inside the package."""
+    remote: Remote = Remote()
     text_field: str | None = Field(default=None, min_length=1)
     """The field of .jsonl, .csv and .parquet that holds the text. If not set: `text`, else that with most text."""
     encoding: str = "utf-8"

@@ -16,6 +16,7 @@ from groundup.corpus.archives import ARCHIVES, CRAWLS, DAMAGE, BombError, Member
 from groundup.corpus.decoding import printable
 from groundup.corpus.document import Document
 from groundup.corpus.formats import SPLIT, Record, documents, records_of, whole_record
+from groundup.corpus.remote import fetch, is_remote, licence_of
 from groundup.corpus.settings import CorpusSettings, Source, path_of
 from groundup.errors import DataError, MissingError
 from groundup.files import OPENERS, locate, reading
@@ -66,7 +67,7 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
     """
     found = Found()
     for source in map(path_of, settings.sources):
-        root = _locate(source, beside)
+        root = _locate(source, beside, settings)
         if root.is_file():
             if not is_readable(root):
                 raise DataError(f"source {source}: nothing here reads {kind_of(root)!r} files; it reads {readable()}")
@@ -144,7 +145,9 @@ def describe_left_out(left_out: Mapping[str, int], names: Mapping[str, list[str]
     return ", ".join(parts)
 
 
-def _locate(source: str, beside: Path) -> Path:
+def _locate(source: str, beside: Path, settings: CorpusSettings) -> Path:
+    if is_remote(source):
+        return fetch(source, beside, settings.remote)
     if source.startswith("groundup:"):
         if source not in PACKAGED:
             raise DataError(f"no packaged corpus {source}; there is {', '.join(PACKAGED)}")
@@ -236,7 +239,8 @@ def records(name: str, path: Path, settings: CorpusSettings, ahead: int = sys.ma
     own = source if isinstance(source, Source) else Source(path=source)
     chosen = {field: value for field in ("text_field", "encoding") if (value := getattr(own, field)) is not None}
     settings = settings.model_copy(update=chosen)
-    more = {"licence": own.licence} if own.licence else {}
+    licence = own.licence or (licence_of(own.path, path) if is_remote(own.path) else None)
+    more = {"licence": licence} if licence else {}
     with reading(path) as stream:
         packed = path.suffix if is_compressed(path) else ""
         content = bounded(stream, path.stat().st_size) if packed else stream
