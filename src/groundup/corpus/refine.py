@@ -50,7 +50,7 @@ class Tally:
         short = reason
         if reason.startswith("line of"):
             short = "line too long"
-        elif reason.startswith(("not ", "no field", "field ", "word", "domain")):
+        elif reason.startswith(("not ", "incomplete", "refused", "no field", "field ", "word", "domain")):
             short = re.split("[:;]", reason)[0]
         self.counts[short] += 1
         if short != reason:
@@ -68,6 +68,8 @@ ADVICE: dict[tuple[str, ...], str] = {
     ("not utf-8",): "convert them to UTF-8 (iconv -f cp1252 -t utf-8, if they are cp1252), or set corpus.encoding",
     ("not JSON", "a JSON"): "each line of a .jsonl should be a whole JSON object",
     ("not text",): "unpack what is compressed, or set corpus.encoding to how they are encoded, if all are",
+    ("incomplete", "refused"): "get these files again, whole",
+    ("not read", "not a "): "convert them to a kind of file that is read",
     ("not ",): "corpus.encoding should be how they are encoded",
     ("no field",): "set corpus.text_field to one of these fields",
     ("field ",): "set corpus.text_field to the field that holds the text",
