@@ -1,5 +1,6 @@
 """Bytes on disk: atomic writes, readers of plain, compressed and TOML files, digests, and errors that name the path."""
 
+import bz2
 import contextlib
 import difflib
 import errno
@@ -158,17 +159,21 @@ def reading(path: Path) -> Iterator[BinaryIO]:
                 "unpack it elsewhere (zstd -d --long=31), and name the unpacked file"
             ) from None
         raise DataError(f"{path} is damaged or cut short: {error}") from None
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise DataError(f"{path} is damaged or cut short: {error}") from None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        damaged = f"{path} is damaged or cut short: {error}"  # as bz2 says it
+        raise DataError(f"cannot read {path}: {error.strerror}" if error.strerror else damaged) from None
 
 
+DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstd.ZstdError)
+"""What is raised where a compressed stream is damaged or cut short; bz2 raises OSError."""
 ANY_WINDOW = {int(zstd.DecompressionParameter.window_log_max): 31}
 """Frames as `zstd --long=31` writes them are read, too. Memory is taken as it fills."""
 OPENERS: dict[str, Callable[[BinaryIO], contextlib.AbstractContextManager[Any]]] = {
-    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw, mode="rb"),
     ".xz": lzma.LZMAFile,
+    ".bz2": bz2.BZ2File,
     ".zst": lambda raw: zstd.ZstdFile(raw, options=ANY_WINDOW),
 }
 """Suffix in lower case → what decompresses it."""

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from groundup.artifacts import making, read_manifest
-from groundup.corpus import sources
 from groundup.corpus.document import Document, Drop, read_texts
 from groundup.corpus.executors import one_machine
+from groundup.corpus.formats import SPLIT, UNDERSTAND, Record
 from groundup.corpus.parts import Refiner
 from groundup.corpus.refine import describe_marks, digest_sources, refine
 from groundup.corpus.settings import CorpusSettings
-from groundup.corpus.sources import READERS, Found, Record, find
+from groundup.corpus.sources import Found, find
 from groundup.corpus.whole import split_of
 from groundup.errors import DataError, ResourceError, SettingsError
 
@@ -158,10 +158,9 @@ def test_memory_that_runs_out_is_told_of_the_file(tmp_path: Path, monkeypatch: p
     def too_large(*arguments: object) -> str:
         raise MemoryError
 
-    for place in ("sources.read_jsonl", "filters.clean"):
+    for table, name in ((SPLIT, ".jsonl"), (UNDERSTAND, "jsonl")):
         with monkeypatch.context() as patch:
-            patch.setattr(f"groundup.corpus.{place}", too_large)
-            patch.setitem(READERS, ".jsonl", sources.read_jsonl)
+            patch.setitem(table, name, too_large)  # type: ignore[arg-type]
             with pytest.raises(ResourceError, match=r"out of memory while reading in/a.jsonl, of which"):
                 refined(tmp_path)
 
@@ -422,3 +421,19 @@ def test_items_that_training_documents_hold_are_listed_for_evaluation(tmp_path: 
     assert rules.total() == 1
     assert trained[0] not in kept
     assert (tmp_path / "corpus" / "contaminated.jsonl").read_text() == ""
+
+
+def test_a_source_gives_no_more_than_its_cap_and_its_first_documents(tmp_path: Path) -> None:
+    lines(tmp_path, [TALE.format(number) for number in range(40)])
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.jsonl").write_text(json.dumps({"text": TALE.format(100)}))
+    size = len(TALE.format(10).encode())
+    for caps, kept in (({"most_documents": 12}, 12), ({"most_bytes": 12 * size}, 12), ({"most_documents": 50}, 40)):
+        settings = CorpusSettings.from_table({"sources": [{"path": "in", **caps}, "more"]})
+        with making(tmp_path / "corpus", "corpus", settings.table(), {}) as draft:
+            refine(find(settings, tmp_path), settings, draft, tmp_path)
+        statistics = read_manifest(tmp_path / "corpus").statistics
+        assert sum(statistics[split]["documents"] for split in ("train", "validation", "test")) == kept + 1
+        assert statistics["dropped"] == ({"more than its source may have": 40 - kept} if kept < 40 else {})
+        gone = pq.read_table(tmp_path / "corpus" / "dropped" / "documents.parquet").column("source").to_pylist()
+        assert gone == [f"in/a.jsonl:{number}" for number in range(kept + 1, 41)]

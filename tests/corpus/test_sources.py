@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
-from groundup.corpus import sources
+from groundup.corpus import decoding, formats, sources
 from groundup.corpus.document import Document
 from groundup.corpus.settings import CorpusSettings
 from groundup.errors import DataError, SettingsError
@@ -87,11 +87,11 @@ def test_a_run_among_the_sources_is_not_read(tmp_path: Path) -> None:
 
 def test_missing_empty_and_unreadable_sources_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "x.zip").write_bytes(b"PK")
+    (tmp_path / "x.rar").write_bytes(b"Rar")
     for name, answer in {
         "missing": "source missing is missing: looked at",
-        "empty": r"has no readable file; it reads \.txt, \.md, \.jsonl, also with \.gz",
-        "x.zip": "nothing here reads '.zip' files",
+        "empty": r"has no readable file; it reads \.txt, \.md, \.jsonl, .*\.zip, .*also with \.gz",
+        "x.rar": "nothing here reads '.rar' files",
         "groundup:nothing": "no packaged corpus groundup:nothing; there is groundup:storybook",
     }.items():
         with pytest.raises(DataError, match=answer):
@@ -133,7 +133,7 @@ def test_a_bad_line_is_rejected_alone(tmp_path: Path, line: bytes, reason: str) 
 
 
 def test_a_line_longer_than_the_limit_is_passed_over_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 1000)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 5000}) + '\n{"text": "after"}\n')
     long, after = documents(tmp_path, "a.jsonl")
     assert long.reason == "line of 5,013 bytes; at most 1,000 are read"
@@ -260,7 +260,7 @@ def test_txt_and_jsonl_follow_the_same_rules_of_encoding(tmp_path: Path, name: s
 
 
 def test_a_bad_byte_drops_the_whole_file_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 1000)
     for place in (0, 999, 1000, 5003, 9999):
         raw = bytearray("über den Berg ".encode() * 800)[:10_000]
         raw[place] = 0xFF
@@ -292,7 +292,7 @@ def test_streamed_documents_are_those_of_the_whole_text(text: str, encoding: str
         start = cut
     expected.append(whole[start:].decode())
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK_BYTES", chunk)
+        patch.setattr(decoding, "CHUNK_BYTES", chunk)
         (Path(place) / "a.txt").write_bytes(raw)
         assert [d.text for d in documents(Path(place), "a.txt", encoding=encoding, max_document_bytes=1000)] == expected
 
@@ -318,7 +318,7 @@ def test_separators_are_no_part_of_documents(texts: list[str], separator: str, c
     written = separator.join(texts)
     expected = [part for part in written.split(separator) if part.strip()] or [""]
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK_BYTES", chunk)
+        patch.setattr(decoding, "CHUNK_BYTES", chunk)
         (Path(place) / "a.txt").write_text(written, newline="")
         read = documents(Path(place), "a.txt", separator=separator)
     assert [document.text for document in read] == expected

@@ -30,7 +30,7 @@ def junk(tmp_path: Path) -> Path:
     (folder / "latin.txt").write_bytes("Größe ".encode("latin-1") * 50)
     (folder / "table.txt").write_text("1 2 3 4 5 6 7 8 9 | " * 20)
     (folder / "picture.png").write_bytes(b"\x89PNG\r\n")
-    (folder / "archive.zip").write_bytes(b"PK\x03\x04")
+    (folder / "archive.rar").write_bytes(b"Rar!")
     (folder / "README").write_text(TALE)
     return folder
 
@@ -45,7 +45,7 @@ def test_it_says_of_a_small_folder_what_the_corpus_stage_will_say(junk: Path, tm
     assert seen.documents == sum(split["documents"] for split in kept) == 20
     assert seen.bytes == sum(split["bytes"] for split in kept)
     assert dict(seen.dropped) == draft.statistics["dropped"]
-    assert dict(seen.left_out) == draft.statistics["left_out"] == {".png": 1, ".zip": 1, "(no suffix)": 1}
+    assert dict(seen.left_out) == draft.statistics["left_out"] == {".png": 1, ".rar": 1, "(no suffix)": 1}
     assert seen.read == draft.statistics["read"]["documents"]
     assert dict(seen.files) == {".txt": 24, ".md": 1}
 

@@ -38,8 +38,10 @@ WINDOW = 16
 row that two documents share are noticed."""
 DROPS = (
     None, Drop("exact.copy", "exact duplicate"), Drop("near.copy", "near duplicate"),
+    Drop("source.most", "more than its source may have"),
     Drop("passages.held_out", "holds passages of a held-out document"),
 )  # fmt: skip
+CAPPED = 3
 CLUSTERS = pa.schema(
     [("id", pa.string()), ("cluster", pa.int64()), ("kept", pa.string()), ("similarity", pa.float32())]
 )

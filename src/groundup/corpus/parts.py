@@ -17,12 +17,14 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from groundup.corpus.decoding import SHOWN_BYTES
 from groundup.corpus.document import DROPPED, WHY, Document, Drop, why
 from groundup.corpus.duplicates import fingerprint
 from groundup.corpus.filters import judge, looks
+from groundup.corpus.formats import Record, documents, single_lines
 from groundup.corpus.pool import KilledError, Pool
 from groundup.corpus.settings import CorpusSettings
-from groundup.corpus.sources import MARKS, SHOWN_BYTES, Record, documents
+from groundup.corpus.sources import MARKS
 from groundup.errors import ResourceError
 from groundup.files import explaining_write_errors
 
@@ -135,12 +137,12 @@ class Refiner:
         """The part of a batch on which processes were killed: without the records on which they are killed alone."""
         rows = Rows(self.settings)
         with Pool(_Alone(self), 1, SECONDS) as pool:
-            for record in batch.records:
+            for record in (line for each in batch.records for line in single_lines(each)):
                 try:
                     found = pool.do(record)
                 except KilledError:
                     shown = record.payload[:SHOWN_BYTES].decode("utf-8", "backslashreplace")
-                    raw = Document(shown, record.source)
+                    raw = Document(shown, record.place)
                     found = [(raw, raw, Drop("read.killed", "killed the process that read it, or took too long"))]
                 for judged in found:
                     rows.add(*judged)

@@ -414,15 +414,47 @@ ESCAPES = ("idna", "punycode", "raw-unicode-escape", "unicode-escape", "utf-7")
 """Encodings of Python's in which a text may also spell half a character."""
 
 
+def known_encoding(encoding: str) -> str:
+    """
+    Raises:
+        ValueError: it is none that Python knows, or spells characters by others.
+    """
+    with contextlib.suppress(LookupError, UnicodeError):
+        if encoding == "detect":
+            return encoding
+        "".encode(encoding)
+        if codecs.lookup(encoding).name not in ESCAPES:
+            return encoding
+    raise ValueError(
+        f"{encoding!r} is not an encoding that Python knows, or one that spells characters by other characters; it "
+        "should be how a text file is encoded, such as utf-8 or latin-1, or detect"
+    )
+
+
 class Source(Settings):
     """A file or folder, and how its documents are taken."""
 
     path: str
-    """The file or folder."""
+    """Relative to the recipe, else to where you are; or an address."""
     weight: float | None = Field(default=None, gt=0)
     """Its share of the training text, in proportion to the weights of the other sources."""
     epochs: float = Field(default=1.0, gt=0)
     """How often its training documents are read; where there are weights, at most so often."""
+    most_documents: int | None = Field(default=None, ge=1)
+    """So many of those that the filters keep are taken, in their order; all, if not set."""
+    most_bytes: int | None = Field(default=None, ge=1)
+    """The same, in bytes of text."""
+    licence: str | None = None
+    """Under which its texts are; kept in the metadata of documents that name none."""
+    text_field: str | None = Field(default=None, min_length=1)
+    """As `corpus.text_field`, for this source."""
+    encoding: str | None = None
+    """As `corpus.encoding`, for this source."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str | None) -> str | None:
+        return None if encoding is None else known_encoding(encoding)
 
 
 def path_of(source: str | Source) -> str:
@@ -433,12 +465,15 @@ class CorpusSettings(Settings):
     """Where documents come from, how they are cleaned, and which are kept."""
 
     sources: tuple[str | Source, ...]
-    """Files and folders of .txt, .md and .jsonl, also .gz, .zst, .xz; relative to the recipe, else to where you are.
+    """Files, folders and archives, relative to the recipe, else to where you are; addresses such as hf://datasets/NAME.
     `groundup:storybook` (tales) and `groundup:shakespeare` (plays) are inside the package."""
-    text_field: str = Field(default="text", min_length=1)
-    """The field of a .jsonl line that holds the text."""
+    text_field: str | None = Field(default=None, min_length=1)
+    """The field of .jsonl, .csv and .parquet that holds the text. If not set: `text`, else that with most text."""
     encoding: str = "utf-8"
-    """How the files are encoded that begin with no byte-order mark. A file that is not is dropped with its reason."""
+    """How the files are encoded that do not say it themselves: one that is not is dropped with its reason; `detect`:
+    a guess is made where it is not UTF-8."""
+    html: Literal["fast", "quality"] = "fast"
+    """What finds the text of web pages: resiliparse, or trafilatura, which is slower and finds less beside the text."""
     separator: str | None = Field(default=None, min_length=1)
     """What stands between documents in .txt and .md files, such as `<|endoftext|>`. If not set, each file is one."""
     max_document_bytes: int = Field(default=100_000, ge=1_000, le=1 << 28)
@@ -470,11 +505,4 @@ class CorpusSettings(Settings):
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, encoding: str) -> str:
-        with contextlib.suppress(LookupError, UnicodeError):
-            "".encode(encoding)
-            if codecs.lookup(encoding).name not in ESCAPES:
-                return encoding
-        raise ValueError(
-            f"{encoding!r} is not an encoding that Python knows, or one that spells characters by other characters; it "
-            "should be how a text file is encoded, such as utf-8 or latin-1"
-        )
+        return known_encoding(encoding)

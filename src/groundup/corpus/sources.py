@@ -1,54 +1,36 @@
-"""Sources: files and folders → documents. What cannot be read comes out too, with the reason."""
+"""Sources: files, folders and archives → records → documents. What cannot be read comes out too, with the reason."""
 
-import codecs
 import errno
-import json
 import os
 import re
 import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import resources
-from itertools import groupby
-from pathlib import Path
-from typing import Any, BinaryIO
+from pathlib import Path, PurePath, PurePosixPath
+from typing import BinaryIO
 
-import orjson
-
+from groundup.corpus.archives import ARCHIVES, CRAWLS, DAMAGE, BombError, Member, bounded, why
+from groundup.corpus.decoding import printable
 from groundup.corpus.document import Document
-from groundup.corpus.settings import CorpusSettings, path_of
+from groundup.corpus.formats import SPLIT, Record, documents, records_of, whole_record
+from groundup.corpus.settings import CorpusSettings, Source, path_of
 from groundup.errors import DataError, MissingError
 from groundup.files import OPENERS, locate, reading
 
 PACKAGED = {"groundup:storybook": "storybook.jsonl.gz", "groundup:shakespeare": "shakespeare.txt.gz"}
-MAX_LINE_BYTES = 256_000_000
-"""A longer .jsonl line is dropped unread: parsing it would take several times this much memory."""
-NO_CONTROL = bytes(byte for byte in range(256) if byte >= 0x20 or chr(byte).isspace() or byte in (0x08, 0x1A, 0x1B))
-MOST_CONTROL = 0.1
-"""A file is no text if more of its first bytes than this share are control characters."""
-CHUNK_BYTES = 1 << 20
-"""Read and decoded at once."""
-SHOWN_BYTES = 100_000
-"""Bytes of a file that cannot be decoded that are kept around the error, to be looked at."""
 NAMES_KEPT = 5
 """Names that are kept of the files left out for one reason."""
+MOST_ARCHIVES = 2
+"""In one another; a .tar.gz counts once."""
 HIDDEN = "hidden, its name begins with a dot"
 MARKS = (
     "<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "<EOS>", "[EOS]", "</s>", "<|startoftext|>",
     "<|begin_of_text|>",
 )  # fmt: skip
 """What tools put between texts in one file: those of GPT-2, Llama 3, Gemma, SentencePiece, gpt-2-simple."""
-COMPRESSED = {b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
-"""First bytes of compressed files; none begins a text."""
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, with which it begins
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
 @dataclass
@@ -76,17 +58,17 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for name in ("a.txt", "b.pdf"):
+    ...     for name in ("a.txt", "b.png"):
     ...         _ = Path(folder, name).write_text("Once upon a time.", "utf-8")
     ...     found = find(CorpusSettings(sources=(folder,)), Path())
     >>> [path.name for _, path in found.files], found.left_out
-    (['a.txt'], Counter({'.pdf': 1}))
+    (['a.txt'], Counter({'.png': 1}))
     """
     found = Found()
     for source in map(path_of, settings.sources):
         root = _locate(source, beside)
         if root.is_file():
-            if reader_of(root) is None:
+            if not is_readable(root):
                 raise DataError(f"source {source}: nothing here reads {kind_of(root)!r} files; it reads {readable()}")
             found.files.append((source, root))
             continue
@@ -94,13 +76,13 @@ def find(settings: CorpusSettings, beside: Path) -> Found:
             raise DataError(f"source {source} ({root}) is a pipe, socket or device; it should be a file or a folder")
         before = len(found.files)
         left_out: Counter[str] = Counter()
-        for parts, path, why in sorted(_walk(root), key=lambda entry: entry[0]):
-            name = _printable("/".join([source.rstrip("/"), *parts]))
-            if why is None:
+        for parts, path, reason in sorted(_walk(root), key=lambda entry: entry[0]):
+            name = printable("/".join([source.rstrip("/"), *parts]))
+            if reason is None:
                 found.files.append((name, path))
                 continue
-            left_out[why] += 1
-            names = found.left_out_names.setdefault(why, [])
+            left_out[reason] += 1
+            names = found.left_out_names.setdefault(reason, [])
             if len(names) < NAMES_KEPT:
                 names.append(name)
         if len(found.files) == before:
@@ -148,7 +130,7 @@ def _why_not_read(path: Path, mode: int) -> str | None:
     """The reason to leave out what is no folder, if there is one."""
     if not stat.S_ISREG(mode):
         return "pipe, socket or device"
-    if reader_of(path) is None:
+    if not is_readable(path):
         return kind_of(path)
     return None if os.access(path, os.R_OK) else "not readable (Permission denied)"
 
@@ -156,9 +138,9 @@ def _why_not_read(path: Path, mode: int) -> str | None:
 def describe_left_out(left_out: Mapping[str, int], names: Mapping[str, list[str]]) -> str:
     """What was left out in words, with some names: `3 × .png (texts/a.png, texts/b.png, …)`."""
     parts = []
-    for why, number in sorted(left_out.items()):
-        some = names.get(why, [])[:2]
-        parts.append(f"{number:,} × {why} ({', '.join([*some, '…'] if number > len(some) else some)})")
+    for reason, number in sorted(left_out.items()):
+        some = names.get(reason, [])[:2]
+        parts.append(f"{number:,} × {reason} ({', '.join([*some, '…'] if number > len(some) else some)})")
     return ", ".join(parts)
 
 
@@ -170,34 +152,36 @@ def _locate(source: str, beside: Path) -> Path:
     return locate(source, beside, "source")
 
 
-def is_compressed(path: Path) -> bool:
+def is_compressed(path: PurePath) -> bool:
     return path.suffix.lower() in OPENERS
 
 
-def kind_of(path: Path) -> str:
-    """The suffix that chooses the reader, in small letters: that of `a.TXT.gz` is .txt.
+def kind_of(path: PurePath) -> str:
+    """The suffix that says how a file is read, in small letters: that of `a.TXT.gz` is .txt.
 
-    >>> kind_of(Path("a.TXT.Gz")), kind_of(Path("a.gz")), kind_of(Path("README"))
-    ('.txt', '.gz', '(no suffix)')
+    >>> kind_of(Path("a.TXT.Gz")), kind_of(Path("a.gz")), kind_of(Path("README")), kind_of(Path("a.tgz"))
+    ('.txt', '.gz', '(no suffix)', '.tgz')
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if len(suffixes) > 1 and is_compressed(path):
         suffixes.pop()
-    return _printable(suffixes[-1]) if suffixes else "(no suffix)"
-
-
-def _printable(name: str) -> str:
-    """File names may hold bytes that are not UTF-8; Arrow and JSON may not."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return printable(suffixes[-1]) if suffixes else "(no suffix)"
 
 
 def readable() -> str:
     """The suffixes that are read, for messages."""
-    return f"{', '.join(READERS)}, also with {', '.join(OPENERS)}"
+    return f"{', '.join((*SPLIT, *ARCHIVES, *CRAWLS))}, also with {', '.join(OPENERS)}"
 
 
-def reader_of(path: Path) -> "Callable[[BinaryIO, str, str, CorpusSettings], Iterator[Document]] | None":
-    return READERS.get(kind_of(path))
+def is_readable(path: PurePath) -> bool:
+    return kind_of(path) in (SPLIT | ARCHIVES | CRAWLS)
+
+
+def source_of(name: str, settings: CorpusSettings) -> int:
+    """The number of the source that a file of this name is of: the longest that its name begins with."""
+    paths = [path_of(source).rstrip("/") for source in settings.sources]
+    fitting = [number for number, path in enumerate(paths) if name == path or name.startswith(f"{path}/")]
+    return max(fitting, key=lambda number: len(paths[number]), default=0)
 
 
 _ENDS = r"""(?:\A|\n|[.!?…。！？]["'”’)\]]*|[^\w\s`"'<>.,;:()\[\]{}“‘])[ \t]*"""
@@ -219,302 +203,102 @@ def count_separators(text: str) -> Counter[str]:
     return +found
 
 
-def read(
-    name: str,
-    path: Path,
-    settings: CorpusSettings,
-    ahead: int = sys.maxsize,
-) -> Iterator[Document]:
-    """The documents of one file, none longer than `max_document_bytes`.
+def read(name: str, path: Path, settings: CorpusSettings, ahead: int = sys.maxsize) -> Iterator[Document]:
+    """The documents of one file, none longer than `max_document_bytes`: `records`, each understood at once.
 
-    A file that does not decode is one document with its reason. So that no part of it comes out before the bad byte is
-    met, it is decoded twice; nothing of it is held but the part that is being read.
-
-    Args:
-        name: what the documents' `source` begins with.
-        path: one of those that `find` gives.
-        settings: of these `encoding`, `separator`, `text_field` and `max_document_bytes` count.
-        ahead: how many decoded bytes are looked at first: fewer, where only a sample will be taken.
-
-    Raises:
-        DataError: when the file cannot be opened, or its compression is damaged or cut short.
+    Args: and Raises: as `records`, whose `name`, `path`, `settings` and `ahead` they are.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder, "a.jsonl")
     ...     _ = file.write_text('{"text": "Once.", "year": 1812}\\n[]\\n')
-    ...     documents = list(read("a.jsonl", file, CorpusSettings(sources=(folder,))))
-    >>> [(document.text, document.source, document.metadata) for document in documents[:1]]
-    [('Once.', 'a.jsonl:1', '{"year":1812}')]
-    >>> documents[1].reason
-    'a JSON list, not an object'
+    ...     found = list(read("a.jsonl", file, CorpusSettings(sources=(folder,))))
+    >>> [(each.text, each.source, each.metadata) for each in found[:1]], found[1].reason
+    ([('Once.', 'a.jsonl:1', '{"year":1812}')], 'a JSON list, not an object')
     """
-    reader = reader_of(path)
-    assert reader is not None, "find() leaves out files without a reader"
+    for record in records(name, path, settings, ahead):
+        yield from documents(record, settings)
+
+
+def records(name: str, path: Path, settings: CorpusSettings, ahead: int = sys.maxsize) -> Iterator[Record]:
+    """What one file holds, not yet understood: `documents` does that, in any process.
+
+    Args:
+        name: what the documents' `source` begins with, and by which their own source is found among the settings.
+        path: one of those that `find` gives.
+        ahead: how many decoded bytes are looked at first: fewer, where only a sample will be taken.
+
+    Raises:
+        DataError: when the file cannot be opened, or its compression is damaged or cut short. (Of an archive what is
+            damaged is a record with the reason.)
+    """
+    source = settings.sources[source_of(name, settings)]
+    own = source if isinstance(source, Source) else Source(path=source)
+    chosen = {field: value for field in ("text_field", "encoding") if (value := getattr(own, field)) is not None}
+    settings = settings.model_copy(update=chosen)
+    more = {"licence": own.licence} if own.licence else {}
     with reading(path) as stream:
-        head = _peek(stream)
-        encoding, why = _look(head, path, settings.encoding)
-        if why is not None:
-            yield Document(_escaped(head, encoding), name, reason=why)
-            return
+        packed = path.suffix if is_compressed(path) else ""
+        content = bounded(stream, path.stat().st_size) if packed else stream
         try:
-            if reader is not read_jsonl or encoding != "utf-8":  # else broken lines are dropped alone
-                for chunk in _as_utf8(stream, encoding):
-                    ahead -= len(chunk)
-                    if ahead < 0:
-                        break
-                stream.seek(0)
-            yield from reader(stream, name, encoding, settings)
-        except _UndecodableError as error:
-            stream.seek(max(0, error.position - SHOWN_BYTES // 2) & ~3)
-            shown = _escaped(stream.read(SHOWN_BYTES), encoding)
-            yield Document(shown, name, reason=f"not {encoding}: {error.reason} at byte {error.position:,}")
+            for record in _records(content, name, kind_of(path), packed, settings, ahead):
+                yield replace(record, metadata={**more, **record.metadata}) if more else record
+        except BombError as error:
+            yield Record(name, b"", reason=why(error))
 
 
-def _peek(stream: BinaryIO) -> bytes:
-    """The first bytes of a file, which are then read again."""
-    return stream.peek(4096)  # type: ignore[attr-defined, no-any-return]  # buffered, whichever opener it is
-
-
-def _look(head: bytes, path: Path, encoding: str) -> tuple[str, str | None]:
-    """The encoding by the first bytes of a file, else the given one; and why they are no text, if so."""
-    for begin, kind in COMPRESSED.items():
-        if head.startswith(begin):
-            again = f"is {path.suffix} within which lies {kind}" if is_compressed(path) else f"begins as {kind} does"
-            return encoding, f"not text: the file {again} ({begin[:2].hex(' ')}); unpack it, or name it by what it is"
-    for mark, marked in BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            return marked, None
-    encoding = codecs.lookup(encoding).name
-    control = head.translate(None, delete=NO_CONTROL)
-    if len(control) > MOST_CONTROL * len(head) and not encoding.startswith(("utf-16", "utf-32")):
-        common = Counter(control).most_common(1)[0][0]
-        return encoding, (
-            f"not text: {len(control):,} of the first {len(head):,} bytes are control characters, most of them "
-            f"{common:#04x}, as in UTF-16 without a byte-order mark and in files that are no text"
-        )
-    return encoding, None
-
-
-def _escaped(raw: bytes, encoding: str) -> str:
-    """Bytes that are not the text they should be, in a form that can be written and looked at."""
-    if encoding.startswith(("utf-16", "utf-32")):
-        return raw.decode("latin-1")
-    return _printable(raw.decode(encoding, "backslashreplace"))
-
-
-class _UndecodableError(Exception):
-    """A byte that the encoding does not allow; `position` counts from the beginning of the file."""
-
-    def __init__(self, reason: str, position: int) -> None:
-        super().__init__(reason)
-        self.reason, self.position = reason, position
-
-
-def _as_utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
-    """The text of a file without the byte-order mark at its beginning."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    position, begun, ended = 0, False, False
-    while not ended:
-        raw = stream.read(CHUNK_BYTES)
-        before, ended = len(decoder.getstate()[0]), not raw
-        try:
-            text = decoder.decode(raw, ended)
-        except UnicodeDecodeError as error:
-            raise _UndecodableError(error.reason, position - before + error.start) from None
-        except UnicodeError as error:  # utf-16 without its mark
-            raise _UndecodableError(f"{error}; utf-16-le and utf-16-be need none", 0) from None
-        yield (text if begun else text.removeprefix("\ufeff")).encode()
-        begun = begun or bool(text)
-        position += len(raw)
-
-
-def read_text(stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings) -> Iterator[Document]:
-    """A whole file as one document, or as those between the separators; space alone between two of them is none."""
-    separator = settings.separator
-    read_any = False
-    chunks = _as_utf8(stream, encoding)
-    pieces = _split(chunks, separator.encode()) if separator else ((1, chunk) for chunk in chunks)
-    for number, group in groupby(pieces, key=lambda piece: piece[0]):
-        source = f"{name}#{number}" if separator else name
-        for document in _cut((piece for _, piece in group), source, settings.max_document_bytes):
-            if not separator or document.text.strip():
-                read_any = True
-                yield document
-    if not read_any:
-        yield Document("", name)
-
-
-def _split(chunks: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
-    """The bytes between separators, numbered, in pieces as they are read.
-
-    >>> list(_split([b"one-", b"-two--three"], b"--"))
-    [(1, b'one'), (1, b''), (2, b'two'), (3, b'thre'), (3, b'e')]
+def _records(
+    stream: BinaryIO, name: str, kind: str, packed: str, settings: CorpusSettings, ahead: int, depth: int = 0
+) -> Iterator[Record]:
+    """Args:
+    packed: the suffix of the compression; "" if there is none.
+    depth: of the archives in which it lies.
     """
-    number, waiting = 1, b""
-    for chunk in chunks:
-        *ended, waiting = (waiting + chunk).split(separator)
-        for piece in ended:
-            yield number, piece
-            number += 1
-        border = max(0, len(waiting) - len(separator) + 1)  # a separator may begin behind it, and end in the next chunk
-        if border:
-            yield number, waiting[:border]
-        waiting = waiting[border:]
-    yield number, waiting
-
-
-def read_jsonl(stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings) -> Iterator[Document]:
-    """A JSON object a line; its `text_field` is the document, the other fields its metadata."""
-    for number, (line, size) in enumerate(json_lines(stream, encoding), start=1):
-        source = f"{name}:{number}"
-        if size > MAX_LINE_BYTES:
-            yield Document("", source, reason=f"line of {size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
-        elif line.strip():
-            document = _from_json(line, source, settings.text_field)
-            if document.reason:
-                yield document
-            else:
-                yield from _cut([document.text.encode()], source, settings.max_document_bytes, document)
-
-
-def json_lines(stream: BinaryIO, encoding: str) -> Iterator[tuple[bytes, int]]:
-    """Lines as UTF-8, and their bytes with the line end; one of more than `MAX_LINE_BYTES` comes out empty."""
-    chunks = _as_utf8(stream, encoding)
-    if encoding == "utf-8":  # not decoded here: a line that is something else is dropped alone
-        if _peek(stream).startswith(codecs.BOM_UTF8):
-            stream.read(len(codecs.BOM_UTF8))
-        chunks = iter(lambda: stream.read(CHUNK_BYTES), b"")
-    waiting: list[bytes] = []
-    size = 0
-    for chunk in chunks:
-        *ended, rest = chunk.split(b"\n")
-        for part in ended:
-            size += len(part) + 1
-            yield (b"" if size > MAX_LINE_BYTES else b"".join([*waiting, part])), size
-            waiting, size = [], 0
-        size += len(rest)
-        waiting = [*waiting, rest] if size <= MAX_LINE_BYTES else []
-    if size:
-        yield b"".join(waiting), size
-
-
-def first_lines(path: Path, encoding: str) -> Iterator[bytes]:
-    """The lines of a .jsonl file, as `read` finds them; none of one whose first bytes are no text."""
-    with reading(path) as stream:
-        marked, why = _look(_peek(stream), path, encoding)
+    if kind in CRAWLS:
+        for member in CRAWLS[kind](stream):
+            yield from _answers(member, name, settings)
+    elif kind in ARCHIVES:
         try:
-            yield from (line for line, _ in json_lines(stream, marked) if why is None)
-        except _UndecodableError:
-            return
+            for member in ARCHIVES[kind](stream):
+                yield from _in_member(member, f"{name}!{member.name}", settings, ahead, depth + 1)
+        except DAMAGE as error:
+            yield Record(name, b"", reason=why(error))
+    else:
+        yield from records_of(stream, name, kind, packed, settings, ahead)
 
 
-def _from_json(line: bytes, source: str, text_field: str) -> Document:
-    """The document of a line, which may leave out fields; or one with the reason why there is none."""
-    broken: dict[str, str] = {}
+def _in_member(member: Member, name: str, settings: CorpusSettings, ahead: int, depth: int) -> Iterator[Record]:
+    path = PurePosixPath(member.name)
+    kind, reason = kind_of(path), member.reason
+    if reason is None and not is_readable(path):
+        reason = f"not read: {kind}"
+    elif reason is None and kind in ARCHIVES and depth >= MOST_ARCHIVES:
+        reason = f"refused: an archive in more than {MOST_ARCHIVES - 1} other"
+    if reason is not None or member.content is None:
+        yield Record(name, b"", reason=reason)
+        return
+    content = member.content
     try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        row, broken = _writable(_read_leniently(line))
-        if not row or text_field in broken:
-            return Document(_escaped(line, "utf-8"), source, reason=_why_broken(line, text_field, broken, str(error)))
-    if not isinstance(row, dict):
-        return Document(line.decode().strip(), source, reason=f"a JSON {type(row).__name__}, not an object")
-    text = row.pop(text_field, None)
-    if not isinstance(text, str):
-        was = f"no field {text_field!r}" if text is None else f"field {text_field!r} is not a string"
-        fields = _printable(", ".join([*row, *broken]))
-        shown = _escaped(line, "utf-8").strip()
-        return Document(shown, source, reason=f"{was}; fields: {fields or 'none'} (set corpus.text_field)")
-    try:
-        metadata = orjson.dumps(row)
-    except orjson.JSONEncodeError:  # nested deeper than is written
-        row, broken = _writable(row)
-        metadata = orjson.dumps(row)
-    return Document(text, source, metadata.decode(), left_out=tuple(map(_printable, broken)))
+        if packed := path.suffix if is_compressed(path) else "":
+            size = content.seek(0, os.SEEK_END)
+            content.seek(0)
+            with OPENERS[packed.lower()](content) as stream:
+                yield from _records(bounded(stream, size), name, kind, packed, settings, ahead, depth)
+        else:
+            yield from _records(content, name, kind, "", settings, ahead, depth)
+    except (*DAMAGE, DataError) as error:
+        yield Record(name, b"", reason=why(error))
 
 
-def _read_leniently(line: bytes) -> dict[str, Any]:
-    """The fields of an object in which some values are no JSON: NaN, halves of characters, bytes that are not UTF-8."""
-    try:
-        row = json.loads(line.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
-
-
-def _writable(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields that can be written as JSON, and the names of the others with their errors.
-
-    >>> _writable({"text": "a", "score": float("nan"), "tags": [1, 2]})
-    ({'text': 'a', 'tags': [1, 2]}, {'score': 'Out of range float values are not JSON compliant'})
-    """
-    writable, broken = {}, {}
-    for name, value in row.items():
-        try:
-            json.dumps(value, allow_nan=False)  # orjson writes NaN as null
-            orjson.dumps({name: value})
-            writable[name] = value
-        except (ValueError, TypeError, RecursionError) as error:
-            broken[name] = str(error)
-    return writable, broken
-
-
-def _why_broken(line: bytes, text_field: str, broken: Mapping[str, str], error: str) -> str:
-    try:
-        line.decode()
-    except UnicodeDecodeError as wrong:
-        return f"not utf-8: {wrong.reason} at byte {wrong.start:,} of the line"
-    if text_field in broken:
-        return f"not JSON in field {text_field!r}: {broken[text_field]}"
-    return f"not JSON: {error}; the line begins {line.decode().strip()[:20]!r}"
-
-
-def _cut(pieces: Iterable[bytes], source: str, limit: int, like: Document | None = None) -> Iterator[Document]:
-    """Documents of at most `limit` UTF-8 bytes, cut after an empty line, else a line, a space, a character."""
-    like = like or Document("", source)
-    waiting, part = bytearray(), 0
-    for piece in pieces:
-        waiting += piece
-        start = 0
-        while len(waiting) - start > limit:
-            end = _boundary(waiting, start, start + limit)
-            part += 1
-            yield Document(waiting[start:end].decode(), f"{source}#{part}", like.metadata, left_out=like.left_out)
-            start = end
-        del waiting[:start]
-    name = f"{source}#{part + 1}" if part else source
-    yield Document(waiting.decode(), name, like.metadata, left_out=like.left_out)
-
-
-def _boundary(raw: bytearray, start: int, end: int) -> int:
-    for mark in (b"\n\n", b"\r\n\r\n", b"\n", b" "):
-        found = raw.rfind(mark, start + (end - start) // 2, end)
-        if found >= 0:
-            return found + len(mark)
-    while raw[end] & 0xC0 == 0x80:  # inside a UTF-8 character
-        end -= 1
-    return end
-
-
-READERS: dict[str, Callable[[BinaryIO, str, str, CorpusSettings], Iterator[Document]]] = {
-    ".txt": read_text,
-    ".md": read_text,
-    ".jsonl": read_jsonl,
-}
-
-
-@dataclass(frozen=True)
-class Record:
-    source: str
-    payload: bytes
-    document: Document
-
-
-def records(name: str, path: Path, settings: CorpusSettings) -> Iterator[Record]:
-    for document in read(name, path, settings):
-        yield Record(document.source, document.text.encode(), document)
-
-
-def documents(record: Record, settings: CorpusSettings) -> Iterator[Document]:
-    yield record.document
+def _answers(member: Member, name: str, settings: CorpusSettings) -> Iterator[Record]:
+    """The record of a crawl, if it is one of those that hold a page; others tell of pages, and are no documents."""
+    name, about = f"{name}@{member.name}", member.headers
+    said = {"url": "warc-target-uri", "date": "warc-date", "record": "warc-record-id"}
+    metadata = {field: about[header].strip("<>") for field, header in said.items() if header in about}
+    if member.reason is not None or member.content is None:
+        yield Record(name, b"", reason=member.reason, metadata=metadata)
+    elif about.get("warc-type") in ("response", "resource", "conversion"):
+        declared, raw = about.get("content-type", ""), member.content.read()
+        is_http = "/http" in declared or raw.startswith(b"HTTP/")
+        record = whole_record(name, raw, "http" if is_http else "web", settings)
+        yield replace(record, declared=declared, metadata=metadata)

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 
 from groundup.corpus.clean import clean_whitespace
 from groundup.corpus.document import SPLITS, WHY, Document, Drop, Note, why
-from groundup.corpus.duplicates import DROPS, Shared, Standing, decide, shared_passages
+from groundup.corpus.duplicates import CAPPED, DROPS, Shared, Standing, decide, shared_passages
 from groundup.corpus.executors import all_there
 from groundup.corpus.mixture import Key, Share, copies, mix
 from groundup.corpus.parts import fingerprint_path, part_path, read_part, sizes
-from groundup.corpus.settings import CorpusSettings, Length, path_of
-from groundup.corpus.sources import Found
+from groundup.corpus.settings import CorpusSettings, Length, Source
+from groundup.corpus.sources import Found, source_of
 
 
 def split_of(document_id: str, validation_share: float, test_share: float) -> str:
@@ -78,13 +78,6 @@ def read_parts(folder: Path, found: Found, settings: CorpusSettings, digests: Ma
             parts.append(Part(path, name, source_of(name, settings), first))
             first += parts[-1].table.column("rule").null_count
     return parts
-
-
-def source_of(name: str, settings: CorpusSettings) -> int:
-    """The number of the source that a file of this name is of: the longest that its name begins with."""
-    paths = [path_of(source).rstrip("/") for source in settings.sources]
-    fitting = [number for number, path in enumerate(paths) if name == path or name.startswith(f"{path}/")]
-    return max(fitting, key=lambda number: len(paths[number]), default=0)
 
 
 class Kept:
@@ -189,6 +182,8 @@ def look_at_whole(parts: Sequence[Part], settings: CorpusSettings, folder: Path)
     standing, memory, kept = Standing([*map(len, lengths)], np.concatenate(lengths)), settings.memory_bytes, Kept(parts)
     for number, kind in enumerate(settings.duplicates):
         decide([part.fingerprint(number) for part in parts], kind, standing, memory, kept.text, folder)
+    beyond = _beyond_caps(parts, standing, settings)
+    standing.drop(beyond, CAPPED, beyond)
     splits = np.concatenate([_splits(part, standing, settings) for part in parts])
     is_train = splits == SPLITS.index("train")
     shared = None
@@ -204,6 +199,19 @@ def look_at_whole(parts: Sequence[Part], settings: CorpusSettings, folder: Path)
             if standing.why[number] == 0 and is_train[number]:
                 counts[part.source, language] += n_bytes
     return Whole(standing, kept, splits, shared, mix(counts, settings))
+
+
+def _beyond_caps(parts: Sequence[Part], standing: Standing, settings: CorpusSettings) -> npt.NDArray[np.int64]:
+    """The documents that are more than the `most_documents` or `most_bytes` of their source."""
+    ends = [*(part.first for part in parts[1:]), len(standing.why)]
+    sources = np.repeat([part.source for part in parts], np.subtract(ends, [part.first for part in parts]))
+    beyond = [np.empty(0, np.int64)]
+    for number, source in enumerate(settings.sources):
+        if isinstance(source, Source):
+            own = np.flatnonzero((sources == number) & standing.alive)
+            is_over = np.arange(len(own)) >= (source.most_documents or np.inf)
+            beyond.append(own[is_over | (np.cumsum(standing.lengths[own]) > (source.most_bytes or np.inf))])
+    return np.concatenate(beyond)
 
 
 def _splits(part: Part, standing: Standing, settings: CorpusSettings) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ from typing import Any
 from groundup.artifacts import COMMANDS, Manifest, damage, is_made, lock_note, read_manifest
 from groundup.corpus.document import SPLITS
 from groundup.corpus.settings import path_of
-from groundup.corpus.sources import find, reader_of
+from groundup.corpus.sources import find, is_readable
 from groundup.errors import DamagedError, DataError, GroundupError, SettingsError
 from groundup.files import PICKLES, Progress, no_progress, require_path
 from groundup.model.settings import ModelConfig
@@ -138,7 +138,7 @@ def _unknown(path: Path) -> str:
     what = f"a folder of {plural(len(files), 'file')}"
     if path.is_file():
         what = f"a file of {plural(path.stat().st_size, 'byte')}"
-    if any(map(reader_of, files)):
+    if any(map(is_readable, files)):
         what += "; to learn from its text, name it in a recipe: [corpus] sources = [...]"
     return what
 

@@ -15,20 +15,11 @@ import orjson
 
 from groundup.corpus.document import SPLITS, Drop
 from groundup.corpus.filters import judge, looks
+from groundup.corpus.formats import text_field_of
 from groundup.corpus.refine import FEWEST_MARKS, Marks, Tally, refuse_too_few
 from groundup.corpus.script import script_of
 from groundup.corpus.settings import Characters, CorpusSettings, Filter, Length
-from groundup.corpus.sources import (
-    Found,
-    count_separators,
-    find,
-    first_lines,
-    is_compressed,
-    kind_of,
-    read,
-    read_text,
-    reader_of,
-)
+from groundup.corpus.sources import Found, count_separators, find, is_compressed, kind_of, read, records
 from groundup.plan.vocabulary import Curve, measure
 from groundup.tokenizer.settings import Learned
 
@@ -213,7 +204,7 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
         for document in read(name, path, corpus, ahead=SAMPLE_BYTES):
             texts.append(document.text)
             size += len(document.text.encode())
-            if reader_of(path) is read_text:
+            if kind_of(path) in (".txt", ".md"):
                 result.separated += 1
                 result.separators += count_separators(document.text)
             result.read += 1
@@ -238,27 +229,24 @@ def _read_sample(files: Found, corpus: CorpusSettings) -> Survey:
     return result
 
 
-def _text_field(files: Found, corpus: CorpusSettings) -> str:
-    """The field of the first lines of .jsonl files that holds most text; the usual one where it is there."""
-    lengths: Counter[str] = Counter()
-    for row, _ in _first_rows(files, corpus):
-        if isinstance(row.get(corpus.text_field), str):
-            return corpus.text_field
-        lengths.update({name: len(value) for name, value in row.items() if isinstance(value, str)})
-    return lengths.most_common(1)[0][0] if lengths else corpus.text_field
+def _text_field(files: Found, corpus: CorpusSettings) -> str | None:
+    """The field of the first lines of .jsonl files that holds most text, where it is not the usual one."""
+    found = text_field_of(row for row, _ in _first_rows(files, corpus))
+    return corpus.text_field if found == "text" else found
 
 
 def _text_share(files: Found, corpus: CorpusSettings) -> float:
     """The share of the bytes of a .jsonl that are text: there are other fields, and characters written as `\\u3042`."""
     rows = list(_first_rows(files, corpus))
-    text = sum(len(str(row.get(corpus.text_field, "")).encode("utf-8", "replace")) for row, _ in rows)
+    text = sum(len(str(row.get(corpus.text_field or "text", "")).encode("utf-8", "replace")) for row, _ in rows)
     return text / sum(size for _, size in rows) if rows else 1.0
 
 
 def _first_rows(files: Found, corpus: CorpusSettings, rows: int = 20) -> Iterator[tuple[dict[str, Any], int]]:
     """The first objects of some .jsonl files, each with the bytes of its line."""
-    for path in [path for _, path in files.files if kind_of(path) == ".jsonl"][:LEAST_FILES]:
-        for line in islice(first_lines(path, corpus.encoding), rows):
+    for name, path in [file for file in files.files if kind_of(file[1]) == ".jsonl"][:LEAST_FILES]:
+        read = (record for record in records(name, path, corpus, ahead=SAMPLE_BYTES) if record.reason is None)
+        for line in islice((line for record in read for line in record.payload.split(b"\n")), rows):
             try:
                 row = orjson.loads(line)
             except orjson.JSONDecodeError:
