@@ -11,12 +11,12 @@ from typing import Literal
 import regex
 
 from groundup.corpus.document import Document, Drop, Note
-from groundup.corpus.scan import HAS_LETTER, HAS_WORD, hashes_of, repeated, words_of
+from groundup.corpus.scan import hashes_of, repeated, tally, words_of
 from groundup.corpus.settings import C4, FineWeb, Gopher, GopherRepetition
 from groundup.settings import Settings
 
 _CITATION = re.compile(r"\[(?:[0-9]*|edit|citation needed)\]")
-_SENTENCE_ENDS = re.compile(r"(?<!\b[A-Z])(?<!\b[DMS][rst])(?<!\bMrs)[.!?][\"'”’)\]]*\s+[^.!?\s]")
+_SENTENCE_ENDS = re.compile(r"[.!?](?<!\b[A-Z].)(?<!\b[DMS][rst].)(?<!\bMrs.)[\"'”’)\]]*\s+[^.!?\s]")
 _ENDED = regex.compile(r"\p{Sentence_Terminal}")
 POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 PAGE_RULES = {"lorem-ipsum": "says lorem ipsum", "curly-bracket": "has a curly bracket"}
@@ -28,10 +28,7 @@ Rule = tuple[str, str, float, float | Literal["off"], bool]
 def gopher(document: Document, settings: Gopher) -> Document | Drop:
     """Rae et al. 2021, appendix A1.1, quality filtering."""
     text, s, found = document.text, settings, words_of(document.text)
-    is_real = found[:, 1] & HAS_WORD > 0
-    real, characters = int(is_real.sum()), int((found[is_real, 1] >> 2).sum())
-    lettered = int((found[:, 1] & HAS_LETTER).sum())
-    stopped = len(hashes_of(s.stop_words) & set(found[:, 0].tolist()))
+    real, characters, lettered, stopped = tally(found, hashes_of(s.stop_words))
     lines, words = text.splitlines(), max(1, len(found))
     bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines) / max(1, len(lines))
     cut = sum(line.rstrip().endswith(("...", "…")) for line in lines) / max(1, len(lines))
@@ -56,8 +53,8 @@ def gopher_repetition(document: Document, settings: GopherRepetition) -> Documen
     """Rae et al. 2021, appendix A1.1, table A1."""
     text, s, name = document.text, settings, "gopher-repetition."
     size, often = max(1, len(text)), "more than {:.0%} of characters in "
-    paragraphs, in_paragraphs = copies(re.split(r"\n{2,}", text))
-    lines, in_lines = copies(re.split(r"\n+", text))
+    paragraphs, in_paragraphs = copies([part.strip("\n") for part in text.split("\n\n") if part.strip("\n")])
+    lines, in_lines = copies([line for line in text.split("\n") if line])
     taken = (repeated(words_of(text), 4, 10) / size).tolist()
     top, again = enumerate(s.top, start=2), enumerate(s.repeated, start=5)
     return _judged(
@@ -92,11 +89,13 @@ def c4(document: Document, settings: C4) -> Document | Drop:
     s, text = settings, document.text
     if s.citations and "[" in text:
         text = _CITATION.sub("", text)
+    lower = text.lower()
+    is_plain = not any(phrase in lower for phrase in ("lorem ipsum", "javascript", "{", *POLICIES))
     kept: list[str] = []
     gone: dict[str, list[str]] = {}
     sentences = 0
     for line in map(str.strip, text.split("\n")):
-        rule = _c4_line(line, s) if line else ""
+        rule = _c4_line(line, s, is_plain) if line else ""
         if rule in PAGE_RULES:
             return Drop(f"c4.{rule}", PAGE_RULES[rule])
         if rule:
@@ -113,8 +112,8 @@ def c4(document: Document, settings: C4) -> Document | Drop:
     return replace(document, text="\n".join(kept).strip(), notes=(*document.notes, *notes))
 
 
-def _c4_line(line: str, s: C4) -> str:
-    """The rule by which a line, or its page, goes; nothing, if it stays."""
+def _c4_line(line: str, s: C4, is_plain: bool) -> str:
+    """The rule by which a line, or its page, goes; nothing, if it stays. `is_plain`: no phrase need be looked for."""
     words = line.split()
     if s.word_length != "off" and len(line) > s.word_length < max(map(len, words)):
         return "long-word"
@@ -122,14 +121,14 @@ def _c4_line(line: str, s: C4) -> str:
         return "end"
     if s.line_words != "off" and len(words) < s.line_words:
         return "words"
-    lower = line.lower()
+    lower = "" if is_plain else line.lower()
     if s.lorem_ipsum and "lorem ipsum" in lower:
         return "lorem-ipsum"
     if s.javascript and "javascript" in lower:
         return "javascript"
-    if s.curly_brackets and "{" in line:
+    if s.curly_brackets and "{" in lower:
         return "curly-bracket"
-    return "policy" if s.policies and any(phrase in lower for phrase in POLICIES) else ""
+    return "policy" if lower and s.policies and any(phrase in lower for phrase in POLICIES) else ""
 
 
 def copies(parts: list[str]) -> tuple[float, int]:

@@ -62,9 +62,9 @@ def words_of(text: str) -> Hashes:
 
 
 @functools.lru_cache(maxsize=16)
-def hashes_of(words: tuple[str, ...]) -> set[int]:
+def hashes_of(words: tuple[str, ...]) -> Hashes:
     """The hashes that these words have there."""
-    return {int(words_of.__wrapped__(word)[0, 0]) for word in words}
+    return np.array([words_of.__wrapped__(word)[0, 0] for word in words], np.uint64)
 
 
 @compiled
@@ -154,6 +154,22 @@ def split_words(text, classes, words):
         words[found, 1] = np.uint64(size * 4 + flags)
         found += 1
     return found
+
+
+@compiled
+def tally(words, stops):
+    """Words that are no signs, and their characters; words with a letter; how many of the hashes `stops` occur."""
+    real, characters, lettered = 0, 0, 0
+    occurs = np.zeros(len(stops), np.bool_)
+    for row in range(len(words)):
+        rest = np.int64(words[row, 1])
+        if rest & HAS_WORD:
+            real += 1
+            characters += rest >> 2
+        lettered += rest & HAS_LETTER
+        for number in range(len(stops)):
+            occurs[number] |= words[row, 0] == stops[number]
+    return real, characters, lettered, occurs.sum()
 
 
 @compiled
