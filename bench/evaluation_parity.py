@@ -146,13 +146,13 @@ def compare(run: Run, left: Sequence[Found], right: Sequence[Found]) -> str:
     pairs = list(zip(left, right, strict=True))
     apart = [abs(a - b) for one, other in pairs for a, b in zip(one.logprobs, other.logprobs, strict=True)]
     texts = sum(list(one.texts) != list(other.texts) for one, other in pairs)
-    otherwise = [max(abs(one.scores[name] - other.scores[name]) for name in one.scores) for one, other in pairs]
+    outcomes = left[0].scores.keys() & right[0].scores.keys()  # those of a program have names for each way to fail
+    both = ["pass@1"] if task == "humaneval" else sorted(outcomes)
+    otherwise = [max(abs(one.scores[name] - other.scores[name]) for name in both) for one, other in pairs]
     best = [sorted(one.logprobs)[-2:] for one in left if len(set(one.logprobs)) > 1]
     ties = sum(high - low < TOLERANCE for low, high in best)
     told = [f"{task}, {shots} examples" if shots else task, len(pairs), f"{max(apart):.1e}" if apart else "-"]
     told += [sum(each > TOLERANCE for each in otherwise), ties, texts if left[0].texts else "-"]
-    outcomes = left[0].scores.keys() & right[0].scores.keys()  # those of a program have names for each way to fail
-    both = ["pass@1"] if task == "humaneval" else sorted(outcomes)
     scores = [", ".join(score([each.scores for each in side], name) for name in both) for side in (right, left)]
     return "| " + " | ".join(map(str, [*told, ", ".join(both), *scores])) + " |"
 
@@ -170,14 +170,17 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--tasks", nargs="*", default=[*DEFINITIONS], choices=[*DEFINITIONS, "humaneval"])
+    parser.add_argument("--shots", type=int, help="if not given, 0; with gsm8k 5, with mmlu both")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, default=Path("parity"))
     arguments = parser.parse_args()
     files, limit = Files(arguments.data), arguments.limit
     print("| task | items | largest difference | otherwise | near-ties | other texts | scores | ours | harness |")
     print("|---|---|---|---|---|---|---|---|---|")
-    runs = [(task, 5 if task == "gsm8k" else 0) for task in arguments.tasks]
-    for task, shots in runs + [("mmlu", 5)] * ("mmlu" in arguments.tasks):
+    usual = {"gsm8k": (5,), "mmlu": (0, 5)}
+    asked = None if arguments.shots is None else (arguments.shots,)
+    runs = [(task, shots) for task in arguments.tasks for shots in asked or usual.get(task, (0,))]
+    for task, shots in runs:
         run = Run(arguments.model, arguments.precision, task, shots, files)
         place = arguments.out / f"{arguments.model.name}-{arguments.precision}-{limit}-{shots}"
         kept = place / f"{task}-harness.json"
