@@ -342,7 +342,7 @@ def test_damaged_shards_are_made_again_as_the_message_says(home: Path) -> None:
 
 def test_the_field_that_an_error_names_can_be_set_where_files_are_scored(home: Path) -> None:
     jsonl_with_a_body()
-    failed = run(["eval", "runs/tiny", "letters.jsonl"])
+    failed = run(["eval", "runs/tiny", "letters.jsonl", "corpus.text_field=words"])
     assert "fields: body (set corpus.text_field)" in str(failed.exception)
     follow(["eval", "runs/tiny", "letters.jsonl", "corpus.text_field=body"])
     follow(["eval", "runs/tiny/model", "letters.jsonl", "corpus.text_field=body"])

@@ -175,11 +175,18 @@ def test_a_page_that_takes_too_long_is_dropped_and_the_next_is_read(monkeypatch:
     assert apart.understand("html", scripts, **asked).text == ""
 
 
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     apart.need.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"to read pdf, pypdf is needed: pip install 'groundup\[pdf\]'"):
         apart.understand("pdf", b"")
+    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    assert (from_file(tmp_path / "a.pdf")[0].reason or "").startswith("not read: to read pdf, pypdf is needed")
+    (tmp_path / "a.html").write_text(PAGE)
+    with pytest.raises(MissingError, match=r"groundup\[html\]"):  # which the settings ask for
+        from_file(tmp_path / "a.html", html="quality")
     apart.need.cache_clear()
 
 

@@ -8,9 +8,11 @@ import csv
 import io
 import json
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, BinaryIO
 
@@ -21,8 +23,9 @@ import pyarrow.parquet as pq
 from groundup.corpus import apart, decoding
 from groundup.corpus.decoding import DETECT, SHOWN_BYTES, UndecodableError, as_utf8, escaped, printable
 from groundup.corpus.document import Document, Note
+from groundup.corpus.extract import Extracted
 from groundup.corpus.settings import CorpusSettings
-from groundup.errors import DataError
+from groundup.errors import DataError, MissingError
 
 MAX_LINE_BYTES = 256_000_000
 """A longer .jsonl line is dropped unread: parsing it would take several times this much memory."""
@@ -222,18 +225,14 @@ def split_json(stream: BinaryIO, name: str, encoding: str, settings: CorpusSetti
         yield Record(name, first[:SHOWN_BYTES], reason=reason)
 
 
-def split_csv(stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings) -> Iterator[Record]:
-    """Rows, the first of which names the columns; quoted as RFC 4180 says, with a comma or a semicolon between two."""
+def split_rows(
+    stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings, kind: str = "csv"
+) -> Iterator[Record]:
+    """Rows, the first of which names the columns: of .csv quoted as RFC 4180 says, with a comma or a semicolon between
+    two; of .tsv with tabs, and quotes mean nothing (IANA text/tab-separated-values)."""
     lines = json_lines(stream, encoding)
     header = next(lines, (b"", 0))[0]
-    yield from _blocks(lines, name, "csv", settings, header)
-
-
-def split_tsv(stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings) -> Iterator[Record]:
-    """Rows with tabs between fields, in which quotes mean nothing (IANA text/tab-separated-values)."""
-    lines = json_lines(stream, encoding)
-    header = next(lines, (b"", 0))[0]
-    yield from _blocks(lines, name, "tsv", settings, header)
+    yield from _blocks(lines, name, kind, settings, header)
 
 
 def split_parquet(stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings) -> Iterator[Record]:
@@ -283,15 +282,20 @@ def split_wiki(stream: BinaryIO, name: str, encoding: str, settings: CorpusSetti
         yield Record(f"{name}#{number + 1}", waiting[:SHOWN_BYTES], reason=reason)
 
 
-def _whole(kind: str) -> Callable[[BinaryIO, str, str, CorpusSettings], Iterator[Record]]:
-    def split(stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings) -> Iterator[Record]:
-        yield whole_record(name, stream.read(MOST_PAGE_BYTES + 1), kind, settings)
-
-    return split
+def split_nothing(stream: BinaryIO, name: str, encoding: str, settings: CorpusSettings, kind: str) -> Iterator[Record]:
+    """A file that is understood as a whole."""
+    yield whole_record(name, stream.read(MOST_PAGE_BYTES + 1), kind, settings)
 
 
 def whole_record(name: str, raw: bytes, kind: str, settings: CorpusSettings) -> Record:
-    """A page or file that is understood as a whole."""
+    """A page or file that is understood as a whole.
+
+    Raises:
+        MissingError: settings ask for a package that is not installed. (Without one that only some files need, these
+            are dropped with that reason.)
+    """
+    if kind in ("html", "http") and settings.html == "quality":
+        apart.need("quality")
     if len(raw) > MOST_PAGE_BYTES:
         return Record(name, raw[:SHOWN_BYTES], reason=f"refused: {kind} of more than {MOST_PAGE_BYTES:,} bytes")
     return Record(name, raw, kind, encoding=settings.encoding)
@@ -302,9 +306,6 @@ def whole_record(name: str, raw: bytes, kind: str, settings: CorpusSettings) -> 
 
 def documents(record: Record, settings: CorpusSettings) -> Iterator[Document]:
     """The documents of a record, none longer than `max_document_bytes`; one that cannot be read says why.
-
-    Raises:
-        MissingError: it needs a package that is not installed.
 
     >>> record = Record("a.jsonl", b'{"text": "Once.", "year": 1812}', "jsonl")
     >>> [(each.text, each.source, each.metadata) for each in documents(record, CorpusSettings(sources=("a.jsonl",)))]
@@ -387,7 +388,10 @@ def _page(record: Record, settings: CorpusSettings) -> Iterator[Document]:
     asked: dict[str, Any] = {}
     if record.kind == "html":
         asked = {"mode": settings.html, "declared": charset_of(record.declared or ""), "encoding": record.encoding}
-    found = apart.understand(record.kind, record.payload, **asked)
+    try:
+        found = apart.understand(record.kind, record.payload, **asked)
+    except MissingError as error:
+        found = Extracted(reason=f"not read: {error}")
     if found.reason is not None:
         shown = found.text or escaped(record.payload[:SHOWN_BYTES])
         yield Document(shown, record.source, reason=found.reason)
@@ -474,8 +478,6 @@ def _unchunked(raw: bytes) -> tuple[bytes, bool] | None:
 
 def unpacked(encoding: str, raw: bytes) -> tuple[bytes, str | None]:
     """A body without its content encoding."""
-    import zlib
-
     if encoding not in ("gzip", "x-gzip", "deflate"):
         why = f"not read: content encoding {encoding}" if encoding in ("br", "zstd") and not _is_text(raw) else None
         return raw, why
@@ -628,14 +630,16 @@ def _boundary(raw: bytearray, start: int, end: int) -> int:
 Split = Callable[[BinaryIO, str, str, CorpusSettings], Iterator[Record]]
 TEXTS: dict[str, Split] = {
     ".txt": split_text, ".md": split_text, ".jsonl": split_jsonl, ".ndjson": split_jsonl, ".json": split_json,
-    ".csv": split_csv, ".tsv": split_tsv,
+    ".csv": split_rows, ".tsv": partial(split_rows, kind="tsv"),
 }  # fmt: skip
 """Suffix → what cuts a file that is all text."""
 ALONE = (".jsonl", ".ndjson")
 """Of these a line in UTF-8 can be broken alone."""
 SPLIT: dict[str, Split] = TEXTS | {
-    ".parquet": split_parquet, ".html": _whole("html"), ".htm": _whole("html"), ".xhtml": _whole("html"),
-    ".pdf": _whole("pdf"), ".epub": _whole("epub"), ".docx": _whole("docx"), ".xml": split_wiki,
+    ".parquet": split_parquet, ".xml": split_wiki, ".html": partial(split_nothing, kind="html"),
+    ".htm": partial(split_nothing, kind="html"), ".xhtml": partial(split_nothing, kind="html"),
+    ".pdf": partial(split_nothing, kind="pdf"), ".epub": partial(split_nothing, kind="epub"),
+    ".docx": partial(split_nothing, kind="docx"),
 }  # fmt: skip
 PAGES = {"text/html": "html", "application/xhtml+xml": "html", "text/plain": "text", "application/pdf": "pdf"}
 """Content type of an answer in a crawl → what understands it."""

@@ -14,7 +14,7 @@ from groundup.recipe import Recipe
 from groundup.words import plural
 
 HOW_FILES_ARE_READ = tuple(
-    f"corpus.{name}" for name in ("text_field", "encoding", "separator", "unicode", "whitespace")
+    f"corpus.{name}" for name in ("text_field", "encoding", "html", "separator", "unicode", "whitespace")
 )
 
 
