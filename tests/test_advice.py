@@ -388,6 +388,7 @@ TRIED = {
     ("pretrain/settings.py", "new"),
     ("pretrain/start.py", "new"),
     ("evals/tasks.py", "tasks"),
+    ("corpus/contamination.py", "tasks"),  # of its files: tests/tools/test_tasks.py
     ("cli/stages.py", "tasks"),
     ("tools/examined.py", "eval"),
     ("pretrain/run.py", "eval"),

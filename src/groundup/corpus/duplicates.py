@@ -36,6 +36,8 @@ TRAINING = 1 << 62
 WINDOW = 16
 """Passages in a row of which at least one is looked at, where documents are held out: any WINDOW + words - 1 words in a
 row that two documents share are noticed."""
+MOST_COPIES = 0.2
+"""Share of the training documents that may go because held-out documents have passages of them."""
 DROPS = (
     None, Drop("exact.copy", "exact duplicate"), Drop("near.copy", "near duplicate"),
     Drop("source.most", "more than its source may have"),
@@ -284,8 +286,9 @@ class Shared:
     copied: Mask
     """(documents,) held-out documents of whose passages one training document holds at least `HeldOut.share`."""
     is_repetitive: bool
-    """Whether held-out documents repeat each other half as often as they are repeated in training. Then the texts are
-    alike, nothing leaked, and hardly any would be left without the copies."""
+    """Whether held-out documents repeat each other half as often as they are repeated in training, or more than
+    `MOST_COPIES` of the training documents are copies. Then the texts are alike, nothing leaked, and hardly any would
+    be left without the copies."""
 
     def drops(self, settings: HeldOut) -> Mask:
         """(documents,) the training documents that go, by the last of `DROPS`."""
@@ -347,5 +350,7 @@ def shared_passages(
     share, copied = np.where(held_out, 0.0, own), np.zeros(len(totals), bool)
     np.maximum.at(share, later[starts], of)
     copied[held[starts][of >= settings.share]] = True
-    repeated = (held_out & (own >= settings.share)).sum()
-    return Shared(share, share >= settings.share, copied, bool(copied.any() and repeated >= 0.5 * copied.sum()))
+    repeated, copies = (held_out & (own >= settings.share)).sum(), share >= settings.share
+    is_repetitive = copied.any() and repeated >= 0.5 * copied.sum()
+    is_repetitive |= copies.sum() > MOST_COPIES * (alive & ~held_out).sum()
+    return Shared(share, copies, copied, bool(is_repetitive))
