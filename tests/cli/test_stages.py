@@ -67,15 +67,15 @@ def test_from_texts_to_a_conversation_in_three_commands(run: Run, built: Path) -
 def test_new_says_what_it_leaves_out_and_as_json_the_same(run: Run, built: Path) -> None:
     folder = built / "mixed"
     shutil.copytree(built / "tales", folder)
-    for name, content in {"a.png": b"\x89PNG", "b.zip": b"PK", "c.txt": b"", "d.md": b"\xc3\x28" * 60}.items():
+    for name, content in {"a.png": b"\x89PNG", "b.rar": b"Rar", "c.txt": b"", "d.md": b"\xc3\x28" * 60}.items():
         (folder / name).write_bytes(content)
     shutil.copy(folder / "00.txt", folder / "copy.txt")
     plain = run("new", "mixed", "--from", "mixed", cwd=built).stdout
-    left_out = "1 × .png (mixed/a.png), 1 × .zip (mixed/b.zip): read are .txt, .md, .jsonl"
+    left_out = "1 × .png (mixed/a.png), 1 × .rar (mixed/b.rar): read are .txt, .md, .jsonl"
     for word in (left_out, "1 × empty", "1 × exact duplicate", "1 × not utf-8 (mixed/d.md: invalid continuation byte"):
         assert word in plain
     told = json.loads(run("new", "mixed2", "--from", "mixed", "--json", cwd=built).stdout)
-    assert told["left_out"] == {".png": 1, ".zip": 1}
+    assert told["left_out"] == {".png": 1, ".rar": 1}
     assert told["documents"] == 40
     assert (built / told["recipe"]).is_file()
 

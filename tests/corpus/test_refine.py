@@ -1,13 +1,13 @@
 """The corpus: held out by hash, no duplicates, nothing dropped without its reason."""
 
 import hashlib
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from groundup.artifacts import making, read_manifest
-from groundup.corpus.document import Document, Drop, read_texts
+from groundup.corpus.document import read_texts
 from groundup.corpus.executors import one_machine
-from groundup.corpus.formats import SPLIT, UNDERSTAND, Record
+from groundup.corpus.formats import SPLIT, UNDERSTAND
 from groundup.corpus.parts import Refiner
 from groundup.corpus.refine import describe_marks, digest_sources, refine
 from groundup.corpus.settings import CorpusSettings
@@ -282,22 +282,15 @@ def test_killed_at_any_stage_it_goes_on_to_the_same_bytes(tmp_path: Path, fatal:
     assert made or fatal in ("begin:1", "write:1")  # it had something to go on with
 
 
-class Fragile(Refiner):
-    """Is killed by a text, as a parser may be that runs out of memory."""
-
-    def judged(self, record: Record) -> Iterator[tuple[Document, Document, Drop | None]]:
-        if b"poison" in record.payload:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield from super().judged(record)
-
-
-def test_a_record_that_kills_its_process_is_dropped_alone(tmp_path: Path) -> None:
+def test_a_record_that_kills_its_process_is_dropped_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    fragile = importlib.import_module("killing").Fragile
     lines(tmp_path, [TALE.format(number) + ("poison" if number == 7 else "") for number in range(20)])
     settings = CorpusSettings(sources=("in",))
     found = find(settings, tmp_path)
 
     def executor(found: Found, refiner: Refiner, *rest: Any) -> None:
-        one_machine(found, Fragile(refiner.settings, refiner.beside, refiner.folder), *rest, processes=1)
+        one_machine(found, fragile(refiner.settings, refiner.beside, refiner.folder), *rest, processes=1)
 
     with making(tmp_path / "corpus", "corpus", settings.table(), {}) as draft:
         refine(found, settings, draft, tmp_path, executor=executor)

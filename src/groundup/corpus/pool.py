@@ -147,6 +147,7 @@ class Pool(Generic[T, R]):
         self._running.add(worker)
         here.send(sys.path)
         here.send(self.function)
+        here.recv()  # it has begun: only now its time counts
         return worker
 
 
@@ -156,6 +157,7 @@ def serve(number: int) -> None:
     with Connection(number) as connection, contextlib.suppress(EOFError, OSError):
         sys.path[:] = connection.recv()
         function = connection.recv()
+        connection.send("ready")
         while True:
             task = connection.recv()
             error: Exception | None = None

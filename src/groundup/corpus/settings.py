@@ -437,7 +437,7 @@ class Remote(Settings):
     cache: str = "fetched"
     """The folder for them, relative to the recipe. What is in it is not fetched again."""
     schemes: tuple[str, ...] = ("https", "http", "s3", "gs", "hf", "cc")
-    """How addresses may begin. (`cc://` is Common Crawl.)"""
+    """How addresses may begin; `cc://` is Common Crawl."""
     private_addresses: bool = False
     """Whether http and https may go to machines that are not in the public internet, such as 192.168.1.1."""
 
