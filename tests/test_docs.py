@@ -504,7 +504,7 @@ def test_the_files_that_a_page_lists_are_those_of_a_run(page: str, beginning: st
     listed = set(FILE.findall(block_with(page, beginning).text))
     directory = built / "runs" / "mine" / beginning.replace("runs/NAME/", "")
     there = {file.name for file in directory.rglob("*") if file.is_file()}
-    of_some_runs = {"diverged.json", "health.jsonl"}
+    of_some_runs = {"clusters.parquet", "contaminated.jsonl", "diverged.json", "health.jsonl"}
     assert listed - of_some_runs <= there
     if beginning != "runs/NAME/":  # which leaves out what is inside, and says so
         assert {name for name in there if FILE.fullmatch(name)} <= listed
