@@ -63,8 +63,10 @@ def resident(process: int) -> int:
 
 
 def children(process: int) -> list[int]:
+    """Those that any of its threads started."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
     try:
-        return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        return [int(child) for each in lists for child in each.read_text().split()]
     except OSError:
         return []
 
